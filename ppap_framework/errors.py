@@ -1,0 +1,45 @@
+"""Errors that a user is meant to read: one line that names the culprit, and a hint what to type instead.
+
+Everything else that is raised is a defect of this project or of a plugin and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PpapError(Exception):
+    """A failure with a message for people.
+
+    Args:
+        message: What was passed and why it is wrong, in one line.
+        hint: What to do or type instead; may be empty.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(PpapError):
+    """An option, an argument or a configuration value that cannot be used."""
+
+    exit_code = 2
+
+
+class PluginError(PpapError):
+    """A plugin that is missing, broken, incompatible, or one of two that claim the same name."""
+
+    exit_code = 3
+
+
+class AssetError(PpapError):
+    """Weights, expert bundles or other files that are missing, damaged or not what they say."""
+
+    exit_code = 4

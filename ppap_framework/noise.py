@@ -1,0 +1,174 @@
+r"""Noise schedules and noise levels.
+
+The forward process is variance preserving (Ho et al. 2020, arXiv 2006.11239, eq. 4):
+
+    x_t = alpha_t x_0 + sigma_t eps,   alpha_t^2 = abar_t,   sigma_t^2 = 1 - abar_t,   eps ~ N(0, I)
+
+with abar_t the running product of 1 - beta_s. A schedule is the array of abar over T base timesteps t = 0 .. T-1;
+t = 0 is the least noisy. A level of noise, independent of any schedule, is its log-SNR,
+
+    lambda = log(alpha^2 / sigma^2) = log(abar / (1 - abar))          (Kingma et al. 2021, arXiv 2107.00630)
+
+which falls as noise grows. Everything that must outlive a schedule (experts, noise-aware guides) speaks of levels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from ppap_framework.errors import UsageError
+
+__all__ = ["NoiseLevel", "NoiseSchedule", "ScheduleName", "cosine_schedule", "linear_schedule", "noise_schedule"]
+
+ScheduleName = Literal["linear", "cosine"]
+
+
+@attrs.frozen(eq=False)
+class NoiseLevel:
+    """The noise level of each image of a batch.
+
+    Attributes:
+        log_snr: (B,), float64; log(alpha^2 / sigma^2), larger is cleaner.
+    """
+
+    log_snr: Tensor
+
+    @property
+    def alpha(self) -> Tensor:
+        """(B,), float64: the factor of the clean image in the variance-preserving form."""
+        return torch.sigmoid(self.log_snr).sqrt()
+
+    @property
+    def sigma(self) -> Tensor:
+        """(B,), float64: the standard deviation of the noise in the variance-preserving form."""
+        return torch.sigmoid(-self.log_snr).sqrt()
+
+    def __len__(self) -> int:
+        return self.log_snr.shape[0]
+
+
+@attrs.frozen(eq=False)
+class NoiseSchedule:
+    """A variance-preserving noise schedule over T base timesteps.
+
+    Attributes:
+        name: How the schedule is called in files and messages.
+        betas: (T,), float64, each in (0, 1].
+
+    Raises:
+        UsageError: Where `betas` is not such an array.
+    """
+
+    name: str
+    betas: Tensor
+    alphas_cumprod: Tensor = attrs.field(init=False)
+    """(T,), float64: abar_t, strictly falling."""
+
+    @alphas_cumprod.default
+    def _alphas_cumprod(self) -> Tensor:
+        return torch.cumprod(1.0 - self.betas, dim=0)
+
+    def __attrs_post_init__(self) -> None:
+        b = self.betas
+        if b.ndim != 1 or b.shape[0] == 0 or b.dtype != torch.float64:
+            raise UsageError(
+                f"a noise schedule needs a one-dimensional float64 array of betas, not {tuple(b.shape)} of {b.dtype}"
+            )
+        if not bool(((b > 0) & (b <= 1)).all()):
+            raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1]")
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of base timesteps."""
+        return self.betas.shape[0]
+
+    @property
+    def log_snr(self) -> Tensor:
+        """(T,), float64: log(abar_t / (1 - abar_t))."""
+        return torch.logit(self.alphas_cumprod)
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        """The noise level at base timesteps.
+
+        Args:
+            t: (B,), int64, in [0, T).
+        """
+        return NoiseLevel(self.log_snr[t.cpu()])
+
+    def nearest_timestep(self, level: NoiseLevel) -> Tensor:
+        """The base timestep whose level lies nearest, for a network that was trained on this schedule's timesteps.
+
+        Args:
+            level: B levels, of this or any other schedule.
+
+        Returns:
+            (B,), int64, in [0, T).
+        """
+        rising = -self.log_snr  # (T,), searchsorted wants it ascending
+        wanted = -level.log_snr.to(rising)  # (B,)
+        right = torch.searchsorted(rising, wanted).clamp(1, self.num_timesteps - 1)  # (B,)
+        if self.num_timesteps == 1:
+            return torch.zeros_like(right)
+        left = right - 1
+        return torch.where(wanted - rising[left] <= rising[right] - wanted, left, right)
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Draw x_t given x_0: alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4).
+
+        Args:
+            x0: (B, C, H, W), clean images in [-1, 1].
+            t: (B,), int64, in [0, T).
+            noise: (B, C, H, W), eps.
+        """
+        abar = self.alphas_cumprod[t.cpu()]  # (B,)
+        alpha = abar.sqrt().to(x0)[:, None, None, None]
+        sigma = (1.0 - abar).sqrt().to(x0)[:, None, None, None]
+        return alpha * x0 + sigma * noise
+
+
+def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
+    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T for any other length."""
+    _check_length(num_timesteps)
+    scale = 1000.0 / num_timesteps
+    if scale * 0.02 > 1.0:
+        raise UsageError(
+            f"the linear schedule needs at least 20 base timesteps, not {num_timesteps}: its last beta would pass 1",
+            hint="use a longer base length, or the cosine schedule",
+        )
+    betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
+    return NoiseSchedule("linear", betas)
+
+
+def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
+    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas capped at 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
+    _check_length(num_timesteps)
+
+    def abar(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [
+        min(1.0 - abar((i + 1) / num_timesteps) / abar(i / num_timesteps), 0.999) for i in range(num_timesteps)
+    ]
+    return NoiseSchedule("cosine", torch.tensor(betas, dtype=torch.float64))
+
+
+def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
+    """The schedule of that name; `squaredcos_cap_v2` is GLIDE's name for the cosine one.
+
+    Raises:
+        UsageError: For any other name, or a length that is not positive.
+    """
+    makers = {"linear": linear_schedule, "cosine": cosine_schedule, "squaredcos_cap_v2": cosine_schedule}
+    if name not in makers:
+        raise UsageError(f"no noise schedule is called {name!r}", hint=f"choose one of {', '.join(makers)}")
+    return makers[name](num_timesteps)
+
+
+def _check_length(num_timesteps: int) -> None:
+    if num_timesteps < 1:
+        raise UsageError(f"a noise schedule needs at least one timestep, not {num_timesteps}")
