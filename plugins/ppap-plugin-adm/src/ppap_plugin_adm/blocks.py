@@ -1,0 +1,235 @@
+"""Building blocks of the ADM U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, section 3).
+
+Feature maps are (B, C, H, W) in either memory format; every operation keeps the one it is given, and attention works on
+tokens (B, L, C), which in channels-last are a view of the feature map. Norms are computed in float32 at least, whatever
+the dtype of the convolutions. Parameter names are those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TypeVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ppap_plugin_adm.config import NORM_GROUPS
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features of a timestep, cosines first (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        timesteps: (B,), integer or fractional.
+        dim: Number of features; an odd one gets a zero column.
+
+    Returns:
+        (B, dim) in float32: cos(t w_i), sin(t w_i) with w_i = max_period^(-i / (dim // 2)).
+    """
+    half = dim // 2
+    index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) / half * index)  # (B, half)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-5)
+
+
+def zeroed(module: M) -> M:
+    """The module with all parameters zero: a residual branch that starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def normalise(norm: nn.GroupNorm, h: Tensor) -> Tensor:
+    """Apply a float32 norm to h of any float dtype, returning h's dtype."""
+    return norm(h.to(norm.weight.dtype)).to(h.dtype)
+
+
+def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Scale-shift conditioning, h (1 + scale) + shift: (B, C, H, W) with (B, C, 1, 1)."""
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+def resample_and_convolve(h: Tensor, resample: nn.Module, conv: nn.Module) -> Tensor:
+    """Resampling comes before the convolution, so that a level's filters see that level's pixels."""
+    return conv(resample(h))
+
+
+def pointwise(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
+    """A kernel-1 `Conv1d` applied to tokens (B, L, C) instead of (B, C, L), without transposing them."""
+    return F.linear(tokens, conv.weight.squeeze(-1), conv.bias)
+
+
+def split_heads(packed: Tensor, heads: int, parts: int, *, parts_first: bool) -> list[Tensor]:
+    """Take packed projections (B, L, parts * heads * c) apart into `parts` tensors (B, heads, L, c).
+
+    The channel axis is [part][head][c] when `parts_first`, else [head][part][c]. Both have the same size, so a
+    checkpoint read in the wrong order loads without complaint.
+    """
+    if parts_first:
+        return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in packed.chunk(parts, dim=-1)]
+    return [part.transpose(1, 2) for part in packed.unflatten(-1, (heads, -1)).chunk(parts, dim=-1)]
+
+
+def merge_heads(attended: Tensor) -> Tensor:
+    """(B, heads, L, c) to (B, L, heads * c)."""
+    return attended.transpose(1, 2).flatten(2)
+
+
+class ConditionedBlock(nn.Module, ABC):
+    """A layer of the torso that sees what the network is conditioned on."""
+
+    @abstractmethod
+    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+        """Transform h (B, C, H, W) given the time embedding (B, E) and context tokens (B, S, D)."""
+
+
+@final
+class Downsample(nn.Module):
+    """Halve height and width, by a strided 3x3 convolution or a 2x2 mean."""
+
+    def __init__(self, channels: int, *, use_conv: bool) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.op(h)
+
+
+@final
+class Upsample(nn.Module):
+    """Double height and width by nearest neighbour, then perhaps a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, use_conv: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+
+
+@final
+class ResBlock(ConditionedBlock):
+    """Two normalised 3x3 convolutions around the time embedding, plus a skip.
+
+    Args:
+        channels: Input channels.
+        out_channels: Output channels; if they differ, a 1x1 convolution carries the skip.
+        embedding_width: Width of the time embedding.
+        dropout: Probability, between the second norm and the second convolution.
+        scale_shift: Let the embedding modulate the second norm, instead of being added before it.
+        resample: A module without parameters that changes the resolution of both paths.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding_width: int,
+        *,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.in_layers = nn.Sequential(
+            group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.resample = nn.Identity() if resample is None else resample
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(embedding_width, (2 if scale_shift else 1) * out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            group_norm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
+
+    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, channels, H, W) to (B, out_channels, H', W'); the context is ignored."""
+        skip = self.skip_connection(self.resample(h))
+        norm, activation, conv = self.in_layers
+        h = resample_and_convolve(activation(normalise(norm, h)), self.resample, conv)
+        condition = self.emb_layers(embedding).to(h.dtype)[:, :, None, None]
+        norm, activation, dropout, conv = self.out_layers
+        if self.scale_shift:
+            scale, shift = condition.chunk(2, dim=1)
+            h = modulate(normalise(norm, h), scale, shift)
+        else:
+            h = normalise(norm, h + condition)
+        return skip + conv(dropout(activation(h)))
+
+
+@final
+class AttentionBlock(ConditionedBlock):
+    """Residual self-attention over the pixels, and over context tokens where there are any.
+
+    Args:
+        channels: Input and output channels.
+        heads: Number of heads, a divisor of `channels`.
+        new_order: Pack the projection as [q, k, v][head] instead of [head][q, k, v].
+        context_channels: Width of the context tokens; None for pure self-attention.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, *, new_order: bool = False, context_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.encoder_kv = (
+            None if context_channels is None else nn.Conv1d(context_channels, 2 * channels, 1)
+        )
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) to the same; context keys and values come before those of the pixels."""
+        tokens = normalise(self.norm, h).permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, C)
+        q, k, v = split_heads(
+            pointwise(self.qkv, tokens), self.heads, 3, parts_first=self.new_order
+        )  # (B, heads, L, c)
+        if self.encoder_kv is not None and context is not None:
+            packed = pointwise(self.encoder_kv, context.to(h.dtype))
+            context_k, context_v = split_heads(packed, self.heads, 2, parts_first=self.new_order)
+            k, v = torch.cat([context_k, k], dim=2), torch.cat([context_v, v], dim=2)
+        attended = pointwise(self.proj_out, merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return h + attended.unflatten(1, h.shape[-2:]).permute(0, 3, 1, 2)
+
+
+@final
+class TorsoSequential(nn.Sequential):
+    """A sequence whose conditioned layers are handed the embedding and the context as well.
+
+    Args:
+        layers: In order; an empty resampling slot is a layer without parameters.
+        recompute: Trade time for memory: in training, recompute conditioned layers in the backward pass.
+    """
+
+    def __init__(self, *layers: nn.Module, recompute: bool = False) -> None:
+        super().__init__(*layers)
+        self.recompute = recompute
+
+    def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+        for layer in self:
+            if not isinstance(layer, ConditionedBlock):
+                h = layer(h)
+            elif self.recompute and self.training and torch.is_grad_enabled():
+                h = checkpoint(layer, h, embedding, context, use_reentrant=False)
+            else:
+                h = layer(h, embedding, context)
+        return h
