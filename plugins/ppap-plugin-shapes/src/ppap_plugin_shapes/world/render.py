@@ -1,12 +1,11 @@
 """Pictures of scenes with their ground truth.
 
-Radiance is computed in linear light: albedo times (ambient x openness + lamp x cosine x visibility), plus
-a Blinn-Phong highlight on the solids. Openness loses the form factor of a sphere in place of each
-neighbour, which grounds the solids. The lamp is a disc: each of the rays of a pixel sees another point of
-it, so averaging them smooths edges and shadows at once.
+Radiance is computed in linear light: albedo times (ambient x openness + lamp x cosine x
+visibility), plus a Blinn-Phong highlight on the solids. Openness loses the form factor of a sphere
+in place of each neighbour, which grounds the solids. The lamp is a disc: each of the rays of a
+pixel sees another point of it, so averaging them smooths edges and shadows at once.
 
-A scene is always computed alone and in the same blocks of rays, by elementwise arithmetic, so its bytes
-do not depend on the batch.
+A scene is always computed alone, so its bytes do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -52,7 +52,9 @@ class Scenes:
     captions: tuple[str, ...]
 
 
-def render(seed: int, indices: Sequence[int] | range | NDArray[np.integer], size: int = 32) -> Scenes:
+def render(
+    seed: int, indices: Sequence[int] | range | NDArray[np.integer[Any]], size: int = 32
+) -> Scenes:
     """Render the scenes ``indices`` of the world ``seed``.
 
     Args:
@@ -91,8 +93,9 @@ def render(seed: int, indices: Sequence[int] | range | NDArray[np.integer], size
 def ground_truth(scene: Scene, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Depth and segmentation (size, size) of the points behind the pixel centres."""
     depth, surface = trace(scene, scene.camera.directions(*pixel_centres(size)))
-    names = np.array([WALL, FLOOR, *(FIRST_SOLID + solid.shape for solid in scene.solids)], np.uint8)
-    return depth.astype(np.float32).reshape(size, size), names[surface].reshape(size, size)
+    names = [WALL, FLOOR, *(FIRST_SOLID + solid.shape for solid in scene.solids)]
+    segmentation = np.array(names, np.uint8)[surface]
+    return depth.astype(np.float32).reshape(size, size), segmentation.reshape(size, size)
 
 
 def picture(scene: Scene, size: int) -> NDArray[np.uint8]:
@@ -105,11 +108,11 @@ def picture(scene: Scene, size: int) -> NDArray[np.uint8]:
     for start in range(0, size * size, pixels):
         block = slice(start, start + pixels)
         rays = scene.camera.directions(
-            (across[block, None] + sub_across).ravel().astype(np.float32),
-            (up[block, None] + sub_up).ravel().astype(np.float32),
+            (sub_across[:, None] + across[block]).ravel().astype(np.float32),
+            (sub_up[:, None] + up[block]).ravel().astype(np.float32),
         )
         radiance = np.minimum(_shade(scene, rays), 1)
-        linear[:, block] = radiance.reshape(3, -1, samples).mean(axis=2)
+        linear[:, block] = radiance.reshape(3, samples, -1).mean(axis=1)
     return np.rint(255 * _encode(linear)).astype(np.uint8).T.reshape(size, size, 3)
 
 
@@ -134,18 +137,18 @@ def _shade(scene: Scene, rays: Floats) -> Floats:
 
 def _highlight(normals: Floats, lamp: Floats, rays: Floats) -> Floats:
     """Blinn-Phong, (n,): the cosine between normal and halfway vector to the 32nd power."""
-    cosine = np.maximum(dot(normals, normalise(normalise(lamp) - normalise(rays))), 0)
+    power: Floats = np.maximum(dot(normals, normalise(normalise(lamp) - normalise(rays))), 0)
     for _ in range(5):
-        cosine = cosine * cosine
-    return GLOSS * cosine
+        power = power * power
+    return power * GLOSS
 
 
 def _surface(scene: Scene, surface: NDArray[np.uint8], points: Floats) -> tuple[Floats, Floats]:
     """Unit normals and linear albedo, each (3, n)."""
     solids = scene.solids
-    flat = np.array([scene.wall_normal, (0.0, 1.0, 0.0), *[(0.0, 0.0, 0.0)] * len(solids)], np.float32)
+    flat = [scene.wall_normal, (0.0, 1.0, 0.0), *[(0.0, 0.0, 0.0)] * len(solids)]
     paints = [scene.wall, scene.floor, *(PAINTS[COLOURS[solid.colour]] for solid in solids)]
-    normals = flat.T.take(surface, axis=1)
+    normals = np.array(flat, np.float32).T.take(surface, axis=1)
     for index, solid in enumerate(solids, start=FIRST_SOLID):
         here = np.flatnonzero(surface == index)
         normals[:, here] = solid.normal(points.take(here, axis=1))
@@ -160,8 +163,10 @@ def _lamp(scene: Scene, rays: int) -> Floats:
     angle = steps * math.pi * (3 - math.sqrt(5))
     x, _, z = scene.light
     sideways = np.array([-z, 0.0, x]) / math.hypot(x, z)
-    disc = radius * (np.cos(angle) * sideways[:, None] + np.sin(angle) * np.array([[0.0], [1.0], [0.0]]))
-    return np.tile((np.array(scene.light)[:, None] + disc).astype(np.float32), rays // samples)
+    upwards = np.array([0.0, 1.0, 0.0])
+    disc = np.outer(sideways, radius * np.cos(angle)) + np.outer(upwards, radius * np.sin(angle))
+    points = (np.array(scene.light)[:, None] + disc).astype(np.float32)
+    return np.repeat(points, rays // samples, axis=1)
 
 
 def _form_factor(solid: Solid, points: Floats, normals: Floats) -> Floats:

@@ -1,8 +1,8 @@
 """From (seed, index) to a scene.
 
-Only uniform doubles are drawn, never numpy's derived distributions, whose streams may change between
-numpy releases. The class comes first and is kept while everything else is redrawn until the hero is
-well in view, so rejection cannot favour a class.
+Only uniform doubles are drawn, never numpy's derived distributions, whose streams may change
+between numpy releases. The class comes first and is kept while everything else is redrawn until the
+hero is well in view, so rejection cannot favour a class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Surfaces = NDArray[np.uint8]
 PROBE = 32
 """Side of the picture on which visibility is measured, whatever size is rendered later."""
 COVERAGE = (0.09, 0.335)
-"""Accepted share of the hero; a little inside the promised 8 to 35 % for the sake of other sizes."""
+"""Accepted share of the hero: a little inside 8 to 35 %, for the sake of other sizes."""
 
 REACH = 7.0
 """From the hero's foot to the lamp."""
@@ -123,7 +123,7 @@ def _hero_in_view(scene: Scene) -> bool:
 
 
 def _add_others(dice: Dice, scene: Scene, count: int) -> Scene:
-    """Stand up to ``count`` solids behind or beside the hero, fewer where few attempts find room."""
+    """Stand up to ``count`` solids behind or beside the hero, fewer where there is little room."""
     rays = scene.camera.directions(*_PROBE)
     depth, surface = trace(scene, rays)
     for _ in range(10 * count):

@@ -1,7 +1,8 @@
 """What a scene is, and where a ray through it ends.
 
-The camera looks along f with right r and up u; the ray through picture coordinates (h, v) in [-1, 1] is
-e + t (f + tan(fov / 2) (h r + v u)). As f has length one and r, u stand on it, t is the depth.
+The camera at e looks along f with right r and up u; the ray through picture coordinates (h, v) in
+[-1, 1] is e + t (f + tan(fov / 2) (h r + v u)). As f has length one and r, u stand on it, t is the
+depth.
 """
 
 from __future__ import annotations
@@ -82,18 +83,18 @@ def trace(scene: Scene, directions: Floats) -> tuple[Floats, NDArray[np.uint8]]:
     Returns depth (n,) and surface (n,): WALL, FLOOR, or FIRST_SOLID + k for ``solids[k]``.
     """
     origin = scene.camera.origin(directions.dtype)
-    layers = [_wall(scene, directions), _floor(scene, directions)]
+    depth = _wall(scene, directions)
+    surface = np.full(depth.shape, WALL, np.uint8)
+    layers = [_floor(scene, directions)]
     layers += [solid.intersect(origin, directions) for solid in scene.solids]
-    depth, surface = layers[0], np.zeros(directions.shape[1], np.uint8)
-    for index, layer in enumerate(layers[1:], start=1):
-        nearer = layer < depth
-        depth = np.where(nearer, layer, depth)
-        surface[nearer] = index
+    for index, layer in enumerate(layers, start=FLOOR):
+        surface = np.maximum(surface, (layer < depth) * np.uint8(index))
+        depth = np.minimum(depth, layer)
     return depth, surface
 
 
 def pixel_centres(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Picture coordinates (across, up) of pixel centres, each (size * size,), row by row from the top."""
+    """Picture coordinates (across, up) of pixel centres, (size * size,) each, rows from the top."""
     centres = (2 * np.arange(size) + 1) / size - 1
     return np.tile(centres, size), np.repeat(-centres, size)
 

@@ -1,8 +1,8 @@
 """Closed-form ray intersection with the four solids.
 
-Each solid is an affine image of a canonical one inside the cube [-1, 1]^3, and each canonical solid is
-convex, so a ray o + t d is inside it for one interval of t: an intersection of the intervals of slabs
-and quadrics. Affine maps keep t, so t found in local coordinates is t in the world.
+Each solid is an affine image of a canonical one inside the cube [-1, 1]^3, and each canonical solid
+is convex, so a ray o + t d is inside it for one interval of t: an intersection of the intervals of
+slabs and quadrics. Affine maps keep t, so t found in local coordinates is t in the world.
 
 Vectors are arrays (3, n) of x right, y up, z away from the camera.
 """
@@ -53,7 +53,7 @@ class Solid:
         return self.radius * (math.sqrt(2) if SHAPES[self.shape] == "cube" else 1.0)
 
     def intersect(self, origin: Floats, direction: Floats) -> Floats:
-        """Smallest t > 0 at which rays from outside enter the solid; inf where they miss. Shape (n,)."""
+        """Smallest t > 0, (n,), at which rays from outside enter the solid; inf where they miss."""
         offset = origin - _column(self.centre, origin.dtype)
         close = np.flatnonzero(self._comes_close(offset, direction))
         if offset.shape[1] > 1:
@@ -78,11 +78,11 @@ class Solid:
         return (self.radius, self.height / 2, self.radius)
 
     def _comes_close(self, offset: Floats, direction: Floats) -> NDArray[np.bool_]:
-        """Whether rays meet the bounding sphere, slightly enlarged."""
-        square = 1.01 * (self.footprint**2 + self.height**2 / 4)
+        """Whether rays meet the bounding sphere, slightly enlarged, or start within it."""
+        outside = dot(offset, offset) - 1.01 * (self.footprint**2 + self.height**2 / 4)
         along = dot(offset, direction)
-        beyond: NDArray[np.bool_] = (dot(offset, offset) - square) * dot(direction, direction) < along**2
-        return beyond & (along < 0)
+        meets: NDArray[np.bool_] = outside * dot(direction, direction) < along * along
+        return (outside < 0) | (meets & (along < 0))
 
     def _to_local(self, vectors: Floats) -> Floats:
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
@@ -93,7 +93,8 @@ class Solid:
 
 def dot(a: Floats, b: Floats) -> Floats:
     """Inner products of (3, n) vectors. Written out: no BLAS, hence the same bits everywhere."""
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    products: Floats = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    return products
 
 
 def stack(x: Floats, y: Floats, z: Floats) -> Floats:
