@@ -137,10 +137,11 @@ def _shade(scene: Scene, rays: Floats) -> Floats:
 
 def _highlight(normals: Floats, lamp: Floats, rays: Floats) -> Floats:
     """Blinn-Phong, (n,): the cosine between normal and halfway vector to the 32nd power."""
-    power: Floats = np.maximum(dot(normals, normalise(normalise(lamp) - normalise(rays))), 0)
+    highlight: Floats = np.maximum(dot(normals, normalise(normalise(lamp) - normalise(rays))), 0)
     for _ in range(5):
-        power = power * power
-    return power * GLOSS
+        highlight *= highlight
+    highlight *= GLOSS
+    return highlight
 
 
 def _surface(scene: Scene, surface: NDArray[np.uint8], points: Floats) -> tuple[Floats, Floats]:

@@ -124,7 +124,7 @@ def _cube(o: Floats, d: Floats) -> Interval:
 
 def _cylinder(o: Floats, d: Floats) -> Interval:
     a, b, c = (u[0] * v[0] + u[2] * v[2] for u, v in ((d, d), (o, d), (o, o)))
-    near, far, _ = _roots(a, b, c - 1)
+    near, far, _ = _roots(np.maximum(a, 1e-30), b, c - 1)  # a vertical ray has a = 0
     low, high = _slab(o[1], d[1])
     return np.maximum(near, low), np.minimum(far, high)
 
@@ -152,8 +152,9 @@ def _slab(o: Floats, d: Floats) -> Interval:
 def _roots(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Ordered roots of a t^2 + 2 b t + c, nan where there are none, and where a < 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        root = np.sqrt(b * b - a * c)
-        t0, t1 = (-b - root) / a, (-b + root) / a
+        # No difference of like numbers, so that both roots stay good where a is small.
+        q = -b - np.copysign(np.sqrt(b * b - a * c), b)
+        t0, t1 = q / a, c / q
     return np.minimum(t0, t1), np.maximum(t0, t1), a < 0
 
 
