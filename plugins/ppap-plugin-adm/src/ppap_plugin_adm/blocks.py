@@ -1,8 +1,9 @@
 """Building blocks of the ADM U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, section 3).
 
-Feature maps are (B, C, H, W) in either memory format; every operation keeps the one it is given, and attention works on
-tokens (B, L, C), which in channels-last are a view of the feature map. Norms are computed in float32 at least, whatever
-the dtype of the convolutions. Parameter names are those of the released checkpoints.
+Feature maps are (B, C, H, W) in either memory format; every operation keeps the one it is given,
+and attention works on tokens (B, L, C), which in channels-last are a view of the feature map. Norms are
+computed in float32 at least, whatever the dtype of the convolutions. Parameter names are those of
+the released checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ppap_plugin_adm.config import NORM_GROUPS
 M = TypeVar("M", bound=nn.Module)
 
 
-def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal features of a timestep, cosines first (Vaswani et al. 2017, section 3.5).
 
     Args:
@@ -29,11 +30,12 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
         dim: Number of features; an odd one gets a zero column.
 
     Returns:
-        (B, dim) in float32: cos(t w_i), sin(t w_i) with w_i = max_period^(-i / (dim // 2)).
+        (B, dim) in float32: cos(t w_i), sin(t w_i) with w_i = 10000^(-i / (dim // 2)).
     """
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) / half * index)  # (B, half)
+    frequencies = torch.exp(-math.log(10_000) * index / half)
+    angles = timesteps.float()[:, None] * frequencies  # (B, half)
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
 
@@ -48,9 +50,10 @@ def zeroed(module: M) -> M:
     return module
 
 
-def normalise(norm: nn.GroupNorm, h: Tensor) -> Tensor:
-    """Apply a float32 norm to h of any float dtype, returning h's dtype."""
-    return norm(h.to(norm.weight.dtype)).to(h.dtype)
+def normalise(norm: nn.Module, h: Tensor) -> Tensor:
+    """Apply a norm in float32 (or wider, if h is), returning h's dtype."""
+    normalised: Tensor = norm(h.to(torch.promote_types(h.dtype, torch.float32)))
+    return normalised.to(h.dtype)
 
 
 def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -59,24 +62,28 @@ def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def resample_and_convolve(h: Tensor, resample: nn.Module, conv: nn.Module) -> Tensor:
-    """Resampling comes before the convolution, so that a level's filters see that level's pixels."""
-    return conv(resample(h))
+    """Resampling comes first, so that a level's filters see that level's pixels."""
+    convolved: Tensor = conv(resample(h))
+    return convolved
 
 
 def pointwise(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
-    """A kernel-1 `Conv1d` applied to tokens (B, L, C) instead of (B, C, L), without transposing them."""
+    """Apply a kernel-1 `Conv1d` to tokens (B, L, C) instead of (B, C, L), without a transpose."""
     return F.linear(tokens, conv.weight.squeeze(-1), conv.bias)
 
 
 def split_heads(packed: Tensor, heads: int, parts: int, *, parts_first: bool) -> list[Tensor]:
-    """Take packed projections (B, L, parts * heads * c) apart into `parts` tensors (B, heads, L, c).
+    """Take packed projections (B, L, parts * heads * c) apart, into `parts` of (B, heads, L, c).
 
-    The channel axis is [part][head][c] when `parts_first`, else [head][part][c]. Both have the same size, so a
-    checkpoint read in the wrong order loads without complaint.
+    The channel axis is [part][head][c] when `parts_first`, else [head][part][c]. Both have the same
+    size, so a checkpoint read in the wrong order loads without complaint.
     """
+    batch, length, _ = packed.shape
     if parts_first:
-        return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in packed.chunk(parts, dim=-1)]
-    return [part.transpose(1, 2) for part in packed.unflatten(-1, (heads, -1)).chunk(parts, dim=-1)]
+        unpacked = packed.view(batch, length, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    else:
+        unpacked = packed.view(batch, length, heads, parts, -1).permute(3, 0, 2, 1, 4)
+    return list(unpacked.unbind())
 
 
 def merge_heads(attended: Tensor) -> Tensor:
@@ -98,10 +105,13 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, use_conv: bool) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else nn.AvgPool2d(2)
+        self.op: nn.Module = nn.AvgPool2d(2)
+        if use_conv:
+            self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.op(h)
+        halved: Tensor = self.op(h)
+        return halved
 
 
 @final
@@ -113,7 +123,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+        doubled: Tensor = self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+        return doubled
 
 
 @final
@@ -160,7 +171,7 @@ class ResBlock(ConditionedBlock):
 
     def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, channels, H, W) to (B, out_channels, H', W'); the context is ignored."""
-        skip = self.skip_connection(self.resample(h))
+        skip: Tensor = self.skip_connection(self.resample(h))
         norm, activation, conv = self.in_layers
         h = resample_and_convolve(activation(normalise(norm, h)), self.resample, conv)
         condition = self.emb_layers(embedding).to(h.dtype)[:, :, None, None]
@@ -170,7 +181,8 @@ class ResBlock(ConditionedBlock):
             h = modulate(normalise(norm, h), scale, shift)
         else:
             h = normalise(norm, h + condition)
-        return skip + conv(dropout(activation(h)))
+        residual: Tensor = conv(dropout(activation(h)))
+        return skip + residual
 
 
 @final
@@ -185,7 +197,12 @@ class AttentionBlock(ConditionedBlock):
     """
 
     def __init__(
-        self, channels: int, heads: int, *, new_order: bool = False, context_channels: int | None = None
+        self,
+        channels: int,
+        heads: int,
+        *,
+        new_order: bool = False,
+        context_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -208,23 +225,25 @@ class AttentionBlock(ConditionedBlock):
             context_k, context_v = split_heads(packed, self.heads, 2, parts_first=self.new_order)
             k, v = torch.cat([context_k, k], dim=2), torch.cat([context_v, v], dim=2)
         attended = pointwise(self.proj_out, merge_heads(F.scaled_dot_product_attention(q, k, v)))
-        return h + attended.unflatten(1, h.shape[-2:]).permute(0, 3, 1, 2)
+        batch, channels, height, width = h.shape
+        return h + attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @final
-class TorsoSequential(nn.Sequential):
-    """A sequence whose conditioned layers are handed the embedding and the context as well.
+class TorsoBlock(nn.ModuleList):
+    """Layers in sequence, of which the conditioned ones are handed the embedding and the context.
 
     Args:
-        layers: In order; an empty resampling slot is a layer without parameters.
-        recompute: Trade time for memory: in training, recompute conditioned layers in the backward pass.
+        layers: In order; a resampling without parameters counts too, as parameter names count it.
+        recompute: In training, recompute conditioned layers in the backward pass to save memory.
     """
 
     def __init__(self, *layers: nn.Module, recompute: bool = False) -> None:
-        super().__init__(*layers)
+        super().__init__(layers)
         self.recompute = recompute
 
     def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+        """Transform h (B, C, H, W) given the time embedding (B, E) and context tokens (B, S, D)."""
         for layer in self:
             if not isinstance(layer, ConditionedBlock):
                 h = layer(h)

@@ -1,4 +1,7 @@
-"""The ADM noise-aware classifier (Dhariwal & Nichol 2021, arXiv 2105.05233, section 4): the encoder half with a head."""
+"""The ADM noise-aware classifier: the encoder half of the U-Net, with a head.
+
+Dhariwal & Nichol 2021, arXiv 2105.05233, section 4.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,26 @@ from torch import Tensor, nn
 
 from ppap_plugin_adm.blocks import group_norm, merge_heads, pointwise, split_heads, zeroed
 from ppap_plugin_adm.config import EncoderConfig
-from ppap_plugin_adm.trunk import Trunk
+from ppap_plugin_adm.trunk import Trunk, dtype_of
 
 SPATIAL_WIDTH = 2048
 
 
 @final
 class AttentionPool(nn.Module):
-    """Attention whose only query is the spatial mean (Radford et al. 2021, arXiv 2103.00020, section 2.4).
+    """Attention whose only query is the spatial mean (Radford et al. 2021, arXiv 2103.00020).
 
     Args:
         size: Height and width of the feature map; fixes the number of positions.
         channels: Its channels.
-        head_channels: Channels a head.
+        heads: Number of heads, a divisor of `channels`.
         out_channels: Channels of the result.
     """
 
-    def __init__(self, size: int, channels: int, head_channels: int, out_channels: int) -> None:
+    def __init__(self, size: int, channels: int, heads: int, out_channels: int) -> None:
         super().__init__()
-        self.heads = channels // head_channels
-        self.positional_embedding = nn.Parameter(
-            torch.randn(channels, size**2 + 1) / channels**0.5
-        )
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(channels, size**2 + 1) / channels**0.5)
         self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
         self.c_proj = nn.Conv1d(channels, out_channels, 1)
 
@@ -47,7 +48,7 @@ class AttentionPool(nn.Module):
 
 def spatial_head(width: int, out_channels: int, *, normalised: bool) -> nn.Sequential:
     """An MLP over channel means; `normalised` is "spatial_v2"."""
-    middle = [group_norm(SPATIAL_WIDTH), nn.SiLU()] if normalised else [nn.ReLU()]
+    middle: list[nn.Module] = [group_norm(SPATIAL_WIDTH), nn.SiLU()] if normalised else [nn.ReLU()]
     return nn.Sequential(
         nn.Linear(width, SPATIAL_WIDTH), *middle, nn.Linear(SPATIAL_WIDTH, out_channels)
     )
@@ -69,7 +70,7 @@ class EncoderUNetModel(Trunk):
             )
         elif config.pool == "attention":
             size = config.image_size // 2 ** (len(config.widths) - 1)
-            pool = AttentionPool(size, channels, config.num_head_channels, config.out_channels)
+            pool = AttentionPool(size, channels, config.heads(channels), config.out_channels)
             self.out = nn.Sequential(group_norm(channels), nn.SiLU(), pool)
         else:
             self.out = nn.Sequential(
@@ -84,14 +85,15 @@ class EncoderUNetModel(Trunk):
         """Classify noisy images.
 
         Args:
-            x: (B, in_channels, H, W), nominally in [-1, 1] plus noise; attention pooling fixes H = W = image_size.
+            x: Noisy images (B, in_channels, H, W), nominally in [-1, 1] plus noise; attention
+                pooling fixes H = W = image_size.
             timesteps: (B,), original (not respaced) indices, integer or fractional.
 
         Returns:
-            (B, out_channels) in the head's dtype, float32 even if the torso computes in half precision.
+            (B, out_channels) in the head's dtype: float32, whatever the torso computes in.
         """
         h, features = self.encode(x, self.embed(timesteps))
-        dtype = self.out[0].weight.dtype
+        dtype = dtype_of(self.out)
         if self.pools_every_block:
             h = torch.cat([f.to(dtype).mean(dim=(2, 3)) for f in [*features, h]], dim=-1)
         output: Tensor = self.out(h.to(dtype))

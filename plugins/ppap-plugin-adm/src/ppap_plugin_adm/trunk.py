@@ -1,23 +1,29 @@
-"""The torso that the ADM denoiser and the ADM classifier share: time embedding, encoder and middle block."""
+"""What the ADM denoiser and the ADM classifier share: time embedding, encoder and middle block."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import UsageError
 from ppap_plugin_adm.blocks import (
     AttentionBlock,
     Downsample,
     ResBlock,
-    TorsoSequential,
+    TorsoBlock,
     timestep_embedding,
 )
 from ppap_plugin_adm.config import TrunkConfig
 
 TORSO = ("input_blocks", "middle_block", "output_blocks")
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Dtype of a module's first parameter."""
+    return next(module.parameters()).dtype
 
 
 def res_block(
@@ -47,9 +53,9 @@ def attention_block(
 def encoder_blocks(
     config: TrunkConfig, in_channels: int, context_channels: int | None
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The encoder, and the output channels of each of its blocks: the widths of the decoder's skips."""
+    """The encoder, and the width of each of its outputs: the skips of a decoder, finest first."""
     channels = config.widths[0]
-    blocks = nn.ModuleList([TorsoSequential(nn.Conv2d(in_channels, channels, 3, padding=1))])
+    blocks = nn.ModuleList([TorsoBlock(nn.Conv2d(in_channels, channels, 3, padding=1))])
     skips = [channels]
     for level, width in enumerate(config.widths):
         for _ in range(config.num_res_blocks):
@@ -57,7 +63,7 @@ def encoder_blocks(
             channels = width
             if 2**level in config.attention_resolutions:
                 layers.append(attention_block(config, channels, context_channels))
-            blocks.append(TorsoSequential(*layers, recompute=config.use_checkpoint))
+            blocks.append(TorsoBlock(*layers, recompute=config.use_checkpoint))
             skips.append(channels)
         if level < len(config.widths) - 1:
             halve: nn.Module = Downsample(
@@ -65,7 +71,7 @@ def encoder_blocks(
             )
             if config.resblock_updown:
                 halve = res_block(config, channels, channels, halve)
-            blocks.append(TorsoSequential(halve, recompute=config.use_checkpoint))
+            blocks.append(TorsoBlock(halve, recompute=config.use_checkpoint))
             skips.append(channels)
     return blocks, skips
 
@@ -97,7 +103,7 @@ class Trunk(nn.Module, ABC):
         self.label_emb = None if num_classes is None else nn.Embedding(num_classes, width)
         self.input_blocks, self.skip_widths = encoder_blocks(config, in_channels, context_channels)
         channels = self.skip_widths[-1]
-        self.middle_block = TorsoSequential(
+        self.middle_block = TorsoBlock(
             res_block(config, channels, channels),
             attention_block(config, channels, context_channels),
             res_block(config, channels, channels),
@@ -105,15 +111,13 @@ class Trunk(nn.Module, ABC):
         )
 
     @abstractmethod
-    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """Evaluate the network on noisy images x (B, C, H, W) at `timesteps` (B,)."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Evaluate the network on noisy images (B, C, H, W) at timesteps (B,)."""
 
     @property
     def torso_dtype(self) -> torch.dtype:
         """Dtype in which the torso computes: that of its convolutions."""
-        dtype = self.input_blocks[0][0].weight.dtype
-        assert isinstance(dtype, torch.dtype)
-        return dtype
+        return dtype_of(self.input_blocks)
 
     def cast_torso(self, dtype: torch.dtype) -> None:
         """Cast the torso's convolutions; linear layers, norms and the head keep their dtype.
@@ -127,20 +131,26 @@ class Trunk(nn.Module, ABC):
                         module.to(dtype)
 
     def embed(self, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Embedding (B, E) of timesteps (B,), plus that of the labels y (B,) of a class-conditional network.
+        """Embedding (B, E) of timesteps (B,), plus that of labels y (B,) if there are classes.
 
         Raises:
-            PpapError: if labels are given to a network without classes, or missing from one with classes.
+            UsageError: if labels are given to a network without classes, missing from one with
+                classes, or not one for each timestep.
         """
         if (y is None) != (self.label_emb is None):
-            raise PpapError(
+            raise UsageError(
                 "class labels were given to a network without classes"
                 if self.label_emb is None
                 else "a class-conditional network got no class labels",
                 hint="pass y, of shape (B,), if and only if the network has num_classes",
             )
+        if y is not None and y.shape != timesteps.shape:
+            raise UsageError(
+                f"class labels have shape {tuple(y.shape)}, timesteps {tuple(timesteps.shape)}",
+                hint="pass one label an image",
+            )
         features = timestep_embedding(timesteps, self.config.model_channels)
-        embedding: Tensor = self.time_embed(features.to(self.time_embed[0].weight.dtype))
+        embedding: Tensor = self.time_embed(features.to(dtype_of(self.time_embed)))
         if self.label_emb is not None:
             embedding = embedding + self.label_emb(y)
         return embedding
@@ -148,7 +158,7 @@ class Trunk(nn.Module, ABC):
     def encode(
         self, x: Tensor, embedding: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The middle block's output and those of all encoder blocks, finest first, in the torso's dtype."""
+        """The middle block's output and those of all encoder blocks, in the torso's dtype."""
         h = x.to(self.torso_dtype)
         skips = []
         for block in self.input_blocks:

@@ -1,4 +1,4 @@
-"""The ADM denoiser (Dhariwal & Nichol 2021, arXiv 2105.05233): a U-Net with attention at several resolutions."""
+"""The ADM denoiser: a U-Net with attention (Dhariwal & Nichol 2021, arXiv 2105.05233)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_plugin_adm.blocks import TorsoSequential, Upsample, group_norm, zeroed
+from ppap_plugin_adm.blocks import TorsoBlock, Upsample, group_norm, zeroed
 from ppap_plugin_adm.config import TrunkConfig, UNetConfig
-from ppap_plugin_adm.trunk import Trunk, attention_block, res_block
+from ppap_plugin_adm.trunk import Trunk, attention_block, dtype_of, res_block
 
 
 def decoder_blocks(
     config: TrunkConfig, skips: list[int], context_channels: int | None
 ) -> nn.ModuleList:
-    """The decoder: one block for each skip, of the given widths, taken from the last to the first."""
+    """The decoder: one block for each of the skips, whose widths are given finest first."""
     remaining = list(skips)
     channels = remaining[-1]
     blocks = nn.ModuleList()
@@ -33,7 +33,7 @@ def decoder_blocks(
                 if config.resblock_updown:
                     double = res_block(config, channels, channels, double)
                 layers.append(double)
-            blocks.append(TorsoSequential(*layers, recompute=config.use_checkpoint))
+            blocks.append(TorsoBlock(*layers, recompute=config.use_checkpoint))
     return blocks
 
 
@@ -57,7 +57,9 @@ class UNet(Trunk):
         self.output_blocks = decoder_blocks(config, self.skip_widths, context_channels)
         width = config.widths[0]
         self.out = nn.Sequential(
-            group_norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
+            group_norm(width),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1)),
         )
 
     def denoise(self, x: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
@@ -69,12 +71,12 @@ class UNet(Trunk):
             context: Tokens (B, S, D) for attention, if the network was built for them.
 
         Returns:
-            (B, out_channels, H, W) in the head's dtype, float32 even if the torso computes in half precision.
+            (B, out_channels, H, W) in the head's dtype: float32, whatever the torso computes in.
         """
         h, skips = self.encode(x, embedding, context)
         for block in self.output_blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, context)
-        output: Tensor = self.out(h.to(self.out[0].weight.dtype))
+        output: Tensor = self.out(h.to(dtype_of(self.out)))
         return output
 
 
@@ -94,7 +96,7 @@ class UNetModel(UNet):
             y: Class labels (B,), if and only if the network has classes.
 
         Raises:
-            PpapError: if y is missing or superfluous.
+            UsageError: if y is missing or superfluous.
         """
         return self.denoise(x, self.embed(timesteps, y))
 
