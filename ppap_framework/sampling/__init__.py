@@ -1,4 +1,4 @@
-"""Reverse diffusion: which timesteps to visit, one step, the whole walk, and the bound that trains the variance."""
+"""Reverse diffusion: which timesteps to visit, a step, the walk, and the variational bound."""
 
 from ppap_framework.sampling.process import Process
 from ppap_framework.sampling.vlb import hybrid_loss, variational_bound_term

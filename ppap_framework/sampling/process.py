@@ -1,14 +1,16 @@
 r"""A diffusion process on a subset of a schedule's timesteps, and its reverse step.
 
-Of the base timesteps a subset tau_0 < ... < tau_{S-1} is kept. With abar_i that of tau_i, and 1 before tau_0,
+Of the base timesteps a subset tau_0 < ... < tau_{S-1} is kept. With abar_i that of tau_i, and 1
+before tau_0,
 
-    beta_i    = 1 - abar_i / abar_{i-1}                                   (Nichol and Dhariwal 2021, section 4)
-    beta~_i   = beta_i (1 - abar_{i-1}) / (1 - abar_i)                    (Ho et al. 2020, eq. 7)
-    mu~_i     = sqrt(abar_{i-1}) beta_i / (1 - abar_i) x_0
-                + sqrt(1 - beta_i) (1 - abar_{i-1}) / (1 - abar_i) x_i    (the same)
+    beta_i  = 1 - abar_i / abar_{i-1}                               (Nichol and Dhariwal, section 4)
+    beta~_i = beta_i (1 - abar_{i-1}) / (1 - abar_i)                (Ho et al., eq. 7)
+    mu~_i   = sqrt(abar_{i-1}) beta_i / (1 - abar_i) x_0
+              + sqrt(1 - beta_i) (1 - abar_{i-1}) / (1 - abar_i) x_i
 
-are the process's own betas, and the variance and mean of q(x_{i-1} | x_i, x_0). Constants are float64 and become the
-images' type only when used. An `index` counts the kept timesteps, 0 being the least noisy; a `t` is a base timestep.
+are the process's own betas, and the variance and mean of q(x_{i-1} | x_i, x_0). Constants are
+float64 and become the images' type only when used. An `index` counts the kept timesteps, 0 being
+the least noisy; a `t` is a base timestep.
 
 Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
 """
@@ -56,7 +58,7 @@ class Process:
     posterior_variance: Tensor = attrs.field(init=False)
     """(S,), float64: beta~_i; 0 at index 0."""
     posterior_log_variance_clipped: Tensor = attrs.field(init=False)
-    """(S,), float64: log beta~_i, at index 0 that of index 1; of a process with one step, log beta_0."""
+    """(S,), float64: log beta~_i, at index 0 that of index 1, or log beta_0 if S is 1."""
     posterior_mean_coef_x0: Tensor = attrs.field(init=False)
     """(S,), float64: the factor of x_0 in mu~_i."""
     posterior_mean_coef_xt: Tensor = attrs.field(init=False)
@@ -69,7 +71,9 @@ class Process:
         rising = all(a < b for a, b in zip(value, value[1:], strict=False))
         if not value or not rising or value[0] < 0 or value[-1] >= self.schedule.num_timesteps:
             raise UsageError(
-                f"the kept timesteps must be rising numbers from 0 to {self.schedule.num_timesteps - 1}, not {value[:8]}"
+                f"the kept timesteps must be rising numbers from 0 to {
+                    self.schedule.num_timesteps - 1
+                }, not {value[:8]}"
             )
 
     @betas.default
@@ -111,8 +115,9 @@ class Process:
 
     @property
     def _first_variance(self) -> Tensor:
-        # The posterior of the last step is a point, whose logarithm nobody can use. Its neighbour's variance stands in;
-        # where there is no neighbour, the step's own beta, which bounds it from above.
+        # The posterior of the last step is a point, whose logarithm nobody can use. Its neighbour's
+        # variance stands in; where there is no neighbour, the step's own beta, which bounds it from
+        # above.
         return self.posterior_variance[1:2] if len(self) > 1 else self.betas
 
     def __len__(self) -> int:
@@ -136,19 +141,24 @@ class Process:
         )
 
     def posterior_log_variance(self, index: int | Tensor, like: Tensor) -> Tensor:
-        """log beta~, clipped at index 0, in the type of `like`: one number, or (B, 1, 1, 1) where `index` is (B,)."""
+        """log beta~, clipped at index 0, in the type of `like`.
+
+        A number, or (B, 1, 1, 1) where `index` is (B,).
+        """
         return _at(self.posterior_log_variance_clipped, index, like)
 
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The variance of p(x_{i-1} | x_i) and its logarithm, which at index 0 need not match: there the fixed posterior
-        variance is 0, and its logarithm clipped.
+        """The variance of p(x_{i-1} | x_i), and its logarithm.
+
+        The two need not match at index 0, where `fixed_small` is 0 and has its logarithm clipped.
 
         Args:
             index: In [0, S), of all images or, (B,) int64, of each.
-            learned: (B, C, H, W), the network's v for `learned_range`, of which (v + 1) / 2 interpolates between
-                log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15), not clamped; ignored by the fixed kinds.
+            learned: (B, C, H, W), the network's v for `learned_range`, of which (v + 1) / 2
+                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15), not
+                clamped; ignored by the fixed kinds.
             like: (B, C, H, W), whose type and device the result takes.
 
         Returns:
@@ -175,7 +185,7 @@ class Process:
 
 
 def _at(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
-    """The constants of B indices as (B, 1, 1, 1), or that of one as a number on the CPU, which costs no transfer."""
+    # A number stays on the CPU: it enters kernels as an argument, and costs no transfer.
     if isinstance(index, int):
         return constants[index].to(like.dtype)
     return constants.to(like)[index.to(like.device)][:, None, None, None]

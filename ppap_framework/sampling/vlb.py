@@ -2,9 +2,10 @@ r"""Terms of the variational bound, by which a network learns the variance of it
 
     L_i = KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i))  for i > 0,      L_0 = -log p(x_0 | x_1)
 
-(Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 4 to 7), where p(x_0 | x_1) is the Gaussian's mass in the 1/127.5 wide bin
-of an 8-bit pixel (Ho et al. 2020, arXiv 2006.11239, eq. 13). The hybrid objective (eq. 16 of the former) adds a small
-multiple of their sum to the plain regression on eps, and lets it move the variance only.
+(Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 4 to 7), where p(x_0 | x_1) is the Gaussian's mass
+in the 1/127.5 wide bin of an 8-bit pixel (Ho et al. 2020, arXiv 2006.11239, eq. 13). The hybrid
+objective (eq. 16 of the former) adds a small multiple of their sum to the plain regression on eps,
+and lets it move the variance only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def hybrid_loss(
     prediction: Prediction,
     vlb_weight: float = 1e-3,
 ) -> Tensor:
-    """L_simple + vlb_weight L_vlb (Nichol and Dhariwal 2021, eq. 16), for a network with learned variance.
+    """L_simple + vlb_weight L_vlb (Nichol and Dhariwal 2021, eq. 16), of learned variance.
 
     Args:
         process: The one to train for, usually of all T timesteps.
@@ -42,7 +43,8 @@ def hybrid_loss(
         vlb_weight: lambda of the whole bound, which S L_i estimates.
 
     Returns:
-        (B,): the mean squared error of eps over pixels, plus the weighted bound in bits per dimension.
+        (B,): the mean squared error of eps over pixels, plus the weighted bound in bits per
+        dimension.
     """
     simple = (prediction.eps - noise).square().flatten(1).mean(1)
     bound = variational_bound_term(process, x0, prediction.x_t, index, prediction)
@@ -52,7 +54,7 @@ def hybrid_loss(
 def variational_bound_term(
     process: Process, x0: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction
 ) -> Tensor:
-    """L_i of each image in bits per dimension; the predicted mean is detached, so that only the variance learns.
+    """L_i of each image in bits per dimension; only the variance learns, the mean is detached.
 
     Args:
         process: Whose betas give the variance its meaning.
@@ -85,7 +87,9 @@ def gaussian_kl(
 
 
 def discretised_gaussian_nll(pixels: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of the mass that N(mean, variance) has in each 8-bit pixel's bin, in nats; the outermost bins are unbounded.
+    """-log of the mass of N(mean, variance) in each 8-bit pixel's bin, in nats.
+
+    The outermost bins are unbounded.
 
     Args:
         pixels: (B, C, H, W), in [-1, 1].
