@@ -17,7 +17,7 @@ Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import pairwise
 
 import attrs
 import torch
@@ -64,20 +64,10 @@ class Process:
     posterior_mean_coef_xt: Tensor = attrs.field(init=False)
     """(S,), float64: the factor of x_i in mu~_i."""
 
-    @timesteps.validator
-    def _check_timesteps(
-        self, attribute: attrs.Attribute[tuple[int, ...]], value: tuple[int, ...]
-    ) -> None:
-        rising = all(a < b for a, b in zip(value, value[1:], strict=False))
-        if not value or not rising or value[0] < 0 or value[-1] >= self.schedule.num_timesteps:
-            raise UsageError(
-                f"the kept timesteps must be rising numbers from 0 to {
-                    self.schedule.num_timesteps - 1
-                }, not {value[:8]}"
-            )
-
     @betas.default
     def _betas(self) -> Tensor:
+        # Checked here and not by a validator, which would run after this.
+        _check_timesteps(self.timesteps, self.schedule.num_timesteps)
         kept = self.schedule.alphas_cumprod[list(self.timesteps)]
         return 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
 
@@ -181,6 +171,14 @@ class Process:
             variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
         return like.new_tensor(_at(variances, index, like)), like.new_tensor(
             _at(log_variances, index, like)
+        )
+
+
+def _check_timesteps(timesteps: tuple[int, ...], length: int) -> None:
+    rising = all(a < b for a, b in pairwise(timesteps))
+    if not timesteps or not rising or timesteps[0] < 0 or timesteps[-1] >= length:
+        raise UsageError(
+            f"kept timesteps must be rising numbers from 0 to {length - 1}, not {timesteps[:8]}"
         )
 
 
