@@ -1,0 +1,224 @@
+"""The command line: `ppap --help` imports click and nothing heavier.
+
+A command lives in a module of its own, imported when it is typed, as the click command `command`;
+it returns None or its exit code. Results go to stdout; errors, logs and progress to stderr.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from ppap_framework.errors import PpapError
+
+__all__ = ["COMMANDS", "State", "colour", "main", "ppap"]
+
+COMMANDS = {
+    "run": ("ppap_framework.cli.run", "Draw images, steered by guides."),
+    "plugins": ("ppap_framework.cli.plugins", "Show what is installed."),
+    "doctor": ("ppap_framework.cli.doctor", "Check the installation and every plugin."),
+}
+"""The module and the summary of each command: all that `ppap --help` needs."""
+
+_BUG = 1
+_INTERRUPTED = 130
+
+
+class State:
+    """What the global options say; `click.Context.obj` of every command.
+
+    Attributes:
+        verbosity: 0 shows warnings and progress; each `-v` adds one and each `-q` takes one.
+        debug: Whether errors show their traceback.
+    """
+
+    def __init__(self) -> None:
+        self.verbosity = 0
+        self.debug = False
+
+
+def _add_verbosity(ctx: click.Context, option: click.Parameter, count: int) -> None:
+    state = ctx.ensure_object(State)
+    if count:
+        state.verbosity += count if option.name == "verbose" else -count
+        _set_log_level(state.verbosity)
+
+
+def _set_log_level(verbosity: int) -> None:
+    import logging
+
+    levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+    logging.basicConfig(format="%(message)s")  # to stderr
+    logging.getLogger("ppap_framework").setLevel(levels[max(-1, min(verbosity, 2))])
+
+
+def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    state = ctx.ensure_object(State)
+    state.debug = state.debug or value
+
+
+def _global_options(hidden: bool) -> list[click.Option]:
+    common: dict[str, Any] = {"expose_value": False, "hidden": hidden}
+    return [
+        click.Option(
+            ["-v", "--verbose"], count=True, callback=_add_verbosity, help="Log more.", **common
+        ),
+        click.Option(
+            ["-q", "--quiet"], count=True, callback=_add_verbosity, help="Log less.", **common
+        ),
+        click.Option(
+            ["--debug"], is_flag=True, callback=_set_debug, help="Show tracebacks.", **common
+        ),
+    ]
+
+
+_EVERYWHERE = _global_options(hidden=True)
+"""The same options, understood behind the command too."""
+
+
+def _accept_global_options(command: click.Command) -> None:
+    taken = {name for parameter in command.params for name in parameter.opts}
+    command.params += [option for option in _EVERYWHERE if not taken.intersection(option.opts)]
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _accept_global_options(child)
+
+
+class _Commands(click.Group):
+    """A group over `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        _accept_global_options(command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            advice = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if not value or ctx.resilient_parsing:
+        return
+    click.echo(f"ppap {version()}")
+    ctx.exit()
+
+
+def version() -> str:
+    """The version of the installed distribution."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ppap-framework")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.group(
+    "ppap",
+    cls=_Commands,
+    params=[
+        *_global_options(hidden=False),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_print_version,
+            help="Show the version and exit.",
+        ),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+def ppap() -> None:
+    """Steer a diffusion model by any off-the-shelf vision network.
+
+    Diffusion models, guides, losses and adapters are plugins; `ppap plugins list` shows them.
+    """
+
+
+def colour() -> bool | None:
+    """What NO_COLOR and FORCE_COLOR say about colours; None leaves it to the stream."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process with its exit code.
+
+    Args:
+        arguments: What was typed after `ppap`; None for `sys.argv`.
+    """
+    state = State()
+    try:
+        result = ppap.main(
+            None if arguments is None else list(arguments),
+            prog_name="ppap",
+            standalone_mode=False,
+            obj=state,
+            color=colour(),
+        )
+    except Exception as error:
+        if state.debug:
+            import traceback
+
+            traceback.print_exception(error)
+        sys.exit(_explain(error, state.debug))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    """Say what went wrong on stderr, in a line and a hint; the exit code for it."""
+    code, hint = _BUG, ""
+    match error:
+        case PpapError():
+            code, message, hint = error.exit_code, error.message, error.hint
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "ppap"
+            code, message, hint = error.exit_code, error.format_message(), f"{path} --help"
+        case click.ClickException():
+            code, message = error.exit_code, error.format_message()
+        case click.Abort():
+            click.echo("ppap: interrupted", err=True)
+            return _INTERRUPTED
+        case ImportError() if not (error.name or "").startswith("ppap_framework"):
+            message = f"the installation is not complete: {error}"
+            hint = "`ppap doctor` looks into it"
+        case _:
+            message = f"this is a bug in ppap: {type(error).__name__}: {error}"
+            hint = "please report it" + ("" if debug else "; --debug shows the traceback")
+    _say(message, hint)
+    return code
+
+
+def _say(message: str, hint: str) -> None:
+    prefix = click.style("ppap: error:", fg="red", bold=True)
+    click.echo(f"{prefix} {' '.join(message.split())}", err=True, color=colour())
+    if hint:
+        click.echo(f"hint: {' '.join(hint.split())}", err=True, color=colour())

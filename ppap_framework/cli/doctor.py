@@ -1,0 +1,179 @@
+"""`ppap doctor`: is this installation sound? It imports neither torch nor any component itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from ppap_framework.cli import version
+from ppap_framework.cli.output import print_fields, print_json, print_table
+from ppap_framework.cli.plugins import describe_plugin, print_idle
+from ppap_framework.registry import PluginRecord, Registry, discover
+
+_PROBE = """
+import json, torch
+if torch.cuda.is_available():
+    device = f"cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name(0)})"
+elif torch.backends.mps.is_available():
+    device = "mps"
+else:
+    device = "cpu"
+print(json.dumps([torch.__version__, torch.get_num_threads(), device]))
+"""
+_PROBE_SECONDS = 120
+
+_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "FORCE_COLOR",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "MKL_NUM_THREADS",
+    "NO_COLOR",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "TORCH_HOME",
+    "XDG_CACHE_HOME",
+)
+"""Besides `PPAP_*`; none of them holds a secret."""
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> int:
+    """Check the installation and every plugin.
+
+    Exits with 3 where a plugin failed or two are in conflict, with 1 where torch cannot be used,
+    and otherwise with 0.
+    """
+    found = discover(strict=False)
+    report = _examine(found)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, found)
+    if any(record.failed for record in found.records) or report["conflicts"]:
+        return 3
+    return 1 if "error" in report["torch"] else 0
+
+
+def _examine(found: Registry) -> dict[str, Any]:
+    return {
+        "ppap": version(),
+        "python": {
+            "version": platform.python_version(),
+            "executable": sys.executable,
+            "platform": platform.platform(),
+        },
+        "torch": _probe_torch(),
+        "plugins": [describe_plugin(record) for record in found.records],
+        "conflicts": [attrs.asdict(conflict) for conflict in found.conflicts()],
+        "unknown_plugin_names": [
+            {"variable": variable, "name": name} for variable, name in found.unknown_names
+        ],
+        "caches": [{"path": str(path), "bytes": _size(path)} for path in _caches()],
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in _VARIABLES or name.startswith("PPAP_")
+        },
+    }
+
+
+def _probe_torch() -> dict[str, Any]:
+    """torch's version, threads and device, or what is wrong, asked in a process that may crash."""
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            check=False,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # a torch.py in this folder is not torch
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": str(error)}
+    if probe.returncode != 0:
+        said = probe.stderr.strip().rpartition("\n")[2] or "nothing was said"
+        return {"error": f"importing torch ended with exit code {probe.returncode}: {said}"}
+    try:
+        torch_version, threads, device = json.loads(probe.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
+    return {"version": torch_version, "threads": threads, "device": device}
+
+
+def _caches() -> list[Path]:
+    """Where weights are kept: ours, and those of the libraries that plugins download with."""
+    home = Path.home()
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hub = os.environ.get("HF_HUB_CACHE") or Path(
+        os.environ.get("HF_HOME") or shared / "huggingface", "hub"
+    )
+    torch_home = os.environ.get("TORCH_HOME") or shared / "torch"
+    return [_own_cache(), Path(hub), Path(torch_home)]
+
+
+def _own_cache() -> Path:
+    # As checkpoints.cache_dir, which cannot be imported without torch.
+    if chosen := os.environ.get("PPAP_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("ppap"))
+
+
+def _supplies(record: PluginRecord) -> str:
+    described = describe_plugin(record)
+    return ", ".join(
+        described["components"] + [f"checkpoint {name}" for name in described["checkpoints"]]
+    )
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files under a folder that can be read; links are not followed."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            try:
+                status = os.lstat(os.path.join(parent, name))
+            except OSError:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                total += status.st_size
+    return total
+
+
+def _print(report: dict[str, Any], found: Registry) -> None:
+    click.secho(f"ppap {report['ppap']}", bold=True)
+    print_fields("Python", report["python"])
+    print_fields("torch", report["torch"])
+    caches = {cache["path"]: f"{cache['bytes'] / 1e6:,.1f} MB" for cache in report["caches"]}
+    print_fields("caches", caches)
+    print_fields("environment", report["environment"])
+    loaded = [record for record in found.records if record.status == "ok"]
+    if loaded:
+        print_table(
+            ["loaded", "version", "supplies"],
+            [(r.name, r.version or "?", _supplies(r)) for r in loaded],
+        )
+    print_idle(found.records)
+    for record in found.records:
+        if record.error is not None:
+            click.secho(f"{record.name}, {record.status}:", bold=True)
+            click.echo(record.traceback)
+    for conflict in found.conflicts():
+        outcome = f"{conflict.taken} is taken" if conflict.taken else "asking for it is an error"
+        click.echo(f"conflict: {conflict.subject} of {', '.join(conflict.claims)}; {outcome}")
+    for variable, name in found.unknown_names:
+        click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

@@ -1,0 +1,60 @@
+"""What commands print: tables for people, JSON for machines. A table is what imports rich."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPED_WIDTH = 160
+
+
+def console() -> Console:
+    """Stdout for rich, which honours NO_COLOR and FORCE_COLOR; no text is taken for markup."""
+    from rich.console import Console
+
+    # A pipe has no width of its own, and 80 columns would break lines that somebody wants to grep.
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(
+        width=_PIPED_WIDTH if piped else None, markup=False, emoji=False, highlight=False
+    )
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None
+) -> None:
+    """Print rows under their columns' names."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_fields(title: str, fields: Mapping[str, Any]) -> None:
+    """Print a title and what there is under it, a line each; what is empty is left out."""
+    from rich.table import Table
+
+    if not fields:
+        return
+    grid = Table.grid(padding=(0, 2))
+    for name, value in fields.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if text and value is not None:
+            grid.add_row(f"  {name}", text)
+    out = console()
+    out.print(title, style="bold")
+    out.print(grid)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

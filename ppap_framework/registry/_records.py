@@ -1,0 +1,142 @@
+"""What discovery leaves behind: one record for each plugin, whatever became of it."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import Literal
+
+import attrs
+
+from ppap_framework.plugin import (
+    AdapterSpec,
+    Asset,
+    BackendSpec,
+    ComponentKind,
+    ComponentSpec,
+    GuiderSpec,
+    TaskLossSpec,
+)
+
+Status = Literal["ok", "disabled", "missing-dependency", "incompatible", "broken"]
+
+SPEC_TYPES: dict[ComponentKind, type[ComponentSpec]] = {
+    "backend": BackendSpec,
+    "guider": GuiderSpec,
+    "loss": TaskLossSpec,
+    "adapter": AdapterSpec,
+}
+
+_DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+"""Modules whose distribution is called otherwise."""
+
+
+@attrs.frozen(kw_only=True)
+class PluginRecord:
+    """One entry point of the group `ppap`, and what became of it.
+
+    Attributes:
+        distribution: Who brings it, in normal form (PEP 503).
+        version: Of the distribution; None where its metadata does not say.
+        entry_point: Its name.
+        module: What it names: "package.module" or "package.module:object".
+        status: Only plugins that are "ok" supply anything.
+        reason: One line on why it is not ok.
+        hint: What to type about it; may be empty.
+        error: What was raised, where something was.
+        specs: The components that it supplies.
+        assets: The cards and default targets that it supplies.
+    """
+
+    distribution: str
+    version: str | None
+    entry_point: str
+    module: str
+    status: Status = "ok"
+    reason: str = ""
+    hint: str = ""
+    error: BaseException | None = attrs.field(default=None, eq=False, repr=False)
+    specs: tuple[ComponentSpec, ...] = ()
+    assets: tuple[Asset, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name that no other plugin has: "distribution:entry-point"."""
+        return f"{self.distribution}:{self.entry_point}"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it should have worked and did not."""
+        return self.status not in ("ok", "disabled")
+
+    @property
+    def traceback(self) -> str:
+        """Of `error`, as Python prints it; empty where there is none."""
+        return "".join(traceback.format_exception(self.error)) if self.error is not None else ""
+
+
+@attrs.frozen
+class Conflict:
+    """Several plugins that claim what only one can have.
+
+    Attributes:
+        subject: What they claim, such as "guider 'depth'".
+        claims: Who claims it, in order.
+        taken: The claim that is used all the same; None where asking for the name is an error.
+    """
+
+    subject: str
+    claims: tuple[str, ...]
+    taken: str | None = None
+
+
+def normal(distribution: str) -> str:
+    """The normal form of a distribution's name (PEP 503): lower case, hyphens."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def split(name: str) -> tuple[str | None, str]:
+    """The distribution, if any, and the name in "distribution:name"."""
+    distribution, _, bare = name.rpartition(":")
+    return (normal(distribution) if distribution else None), bare
+
+
+def kind_of(spec: ComponentSpec) -> ComponentKind:
+    """The kind of component that a record describes."""
+    return next(kind for kind, spec_type in SPEC_TYPES.items() if isinstance(spec, spec_type))
+
+
+def one_line(error: BaseException) -> str:
+    """The type and the message of an exception, whatever its author did to them."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def missing_module(error: BaseException, importing: str) -> str | None:
+    """The module of another distribution for want of which an import failed, or None.
+
+    Args:
+        error: What the import raised.
+        importing: What was imported, "package.module" or "package.module:object".
+    """
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    top = error.name.partition(".")[0]
+    own = importing.partition(":")[0].partition(".")[0].strip()
+    return None if top in (own, "ppap_framework") else error.name
+
+
+def install_hint(module: str) -> str:
+    """The command that brings a missing module."""
+    top, _, rest = module.partition(".")
+    # A package is imported before its submodule is found missing: it is there, in another release.
+    return f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"

@@ -1,0 +1,153 @@
+"""From a record to the component: here a plugin's code is imported, and named where it fails."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.plugin import BackendSpec, ComponentKind, ComponentSpec, GuiderSpec
+from ppap_framework.registry._records import install_hint, kind_of, missing_module, one_line
+
+
+def load(reference: str, what: str) -> Any:
+    """Import "package.module:attribute".
+
+    Args:
+        reference: What to import.
+        what: Whose it is, for messages.
+
+    Raises:
+        PluginError: Where that fails, whatever is raised.
+    """
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: no plugin may end the host
+        if missing := missing_module(error, reference):
+            raise PluginError(
+                f"{what} needs the module {missing}, which is not installed",
+                hint=install_hint(missing),
+            ) from error
+        raise PluginError(
+            f"{what} cannot be imported from {reference}: {one_line(error)}",
+            hint="--debug shows the traceback",
+        ) from error
+
+
+def options_class(spec: ComponentSpec, what: str) -> type[attrs.AttrsInstance] | None:
+    """The attrs class of a component's options; None where it has none.
+
+    Raises:
+        PluginError: Where it cannot be imported or is no attrs class.
+    """
+    if spec.options is None:
+        return None
+    cls = load(spec.options, what)
+    if not (isinstance(cls, type) and attrs.has(cls)):
+        raise PluginError(f"{what} names {spec.options} as its options, which is no attrs class")
+    return cls
+
+
+def build_options(spec: ComponentSpec, given: Mapping[str, Any], what: str) -> Any:
+    """An instance of a component's options class; None where it has none.
+
+    Raises:
+        UsageError: With everything that is wrong with `given` in one message.
+        PluginError: As `options_class`.
+    """
+    cls = options_class(spec, what)
+    fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
+    known = {field.alias or field.name: field for field in fields}
+    problems = [_unknown(name, known) for name in given if name not in known]
+    for name, field in known.items():
+        if name in given:
+            problems += _complaint(field, given[name])
+        elif field.default is attrs.NOTHING:
+            problems.append(f"option {name!r} is required")
+    if not problems and cls is not None:
+        try:
+            return cls(**given)
+        except PpapError:
+            raise
+        except (TypeError, ValueError) as error:
+            problems.append(_text(error))
+    if problems:
+        hint = f"its options are {', '.join(known)}" if known else "it has no options"
+        raise UsageError(f"{what}: {'; '.join(problems)}", hint=hint)
+    return None
+
+
+def _unknown(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _complaint(field: attrs.Attribute[Any], value: Any) -> list[str]:
+    """What a field's own converter and validator say about a value, without the other fields."""
+    alone = attrs.make_class(
+        "Alone",
+        {field.name: attrs.field(validator=field.validator, converter=field.converter)},
+    )
+    try:
+        alone(value)
+    except (TypeError, ValueError, PpapError) as error:
+        return [f"option {field.alias or field.name!r}: {_text(error)}"]
+    except Exception:  # it looks at other fields: the whole class will tell
+        pass
+    return []
+
+
+def _text(error: Exception) -> str:
+    """The message alone: attrs' validators carry the field, the type and the value behind it."""
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def make(
+    spec: ComponentSpec,
+    options: Mapping[str, Any],
+    checkpoint: Any,
+    what: str,
+) -> Any:
+    """Call a component's factory and check what it makes.
+
+    Raises:
+        PluginError: Where the factory cannot be imported, fails, or makes something else.
+        UsageError: For options that it does not take.
+        AssetError: Where it needs a checkpoint and gets none.
+        PpapError: What the factory itself says.
+    """
+    from ppap_framework import components  # torch: only now
+
+    made_of: dict[ComponentKind, type] = {
+        "backend": components.DiffusionBackend,
+        "guider": components.GuidanceModel,
+        "loss": components.TaskLoss,
+        "adapter": components.ExpertAdapter,
+    }
+    built = build_options(spec, options, what)
+    takes_checkpoint = isinstance(spec, BackendSpec | GuiderSpec)
+    needs_checkpoint = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes_checkpoint
+    if needs_checkpoint and checkpoint is None:
+        raise AssetError(
+            f"{what} needs a checkpoint", hint="`ppap plugins info` shows its checkpoints"
+        )
+    factory = load(spec.factory, what)
+    try:
+        made = factory(built, checkpoint) if takes_checkpoint else factory(built)
+    except PpapError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{what} failed: {one_line(error)}", hint="--debug shows the traceback"
+        ) from error
+    wanted = made_of[kind_of(spec)]
+    if not isinstance(made, wanted):
+        raise PluginError(f"{what} made a {type(made).__name__}, which is no {wanted.__name__}")
+    return made
