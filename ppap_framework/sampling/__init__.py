@@ -1,6 +1,26 @@
 """Reverse diffusion: which timesteps to visit, a step, the walk, and the variational bound."""
 
 from ppap_framework.sampling.process import Process
+from ppap_framework.sampling.random import NoiseSource
+from ppap_framework.sampling.respacing import space_timesteps, timesteps_for
+from ppap_framework.sampling.steps import Step, ddim_inversion_step, ddim_step, ddpm_step
 from ppap_framework.sampling.vlb import hybrid_loss, variational_bound_term
+from ppap_framework.sampling.walk import Guidance, State, inversion, sample, trajectory
 
-__all__ = ["Process", "hybrid_loss", "variational_bound_term"]
+__all__ = [
+    "Guidance",
+    "NoiseSource",
+    "Process",
+    "State",
+    "Step",
+    "ddim_inversion_step",
+    "ddim_step",
+    "ddpm_step",
+    "hybrid_loss",
+    "inversion",
+    "sample",
+    "space_timesteps",
+    "timesteps_for",
+    "trajectory",
+    "variational_bound_term",
+]

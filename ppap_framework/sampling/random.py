@@ -1,0 +1,48 @@
+"""Noise that depends on the seed and the image alone, never on the batch or the device."""
+
+from __future__ import annotations
+
+import hashlib
+
+import attrs
+import torch
+from torch import Generator, Tensor
+
+__all__ = ["NoiseSource"]
+
+
+@attrs.frozen(eq=False)
+class NoiseSource:
+    """One stream of noise for each image: the initial noise first, then a draw for each step.
+
+    Streams are drawn on the CPU, so that every device sees the same numbers. A step draws even
+    where it has no use for noise; what follows is then the same for every sampler.
+
+    Attributes:
+        seed: Of the whole job.
+        start: The number of the batch's first image; image i has its stream from (seed, i).
+    """
+
+    seed: int
+    start: int = 0
+    _streams: dict[int, Generator] = attrs.field(factory=dict, init=False)
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Draw standard normal noise for images `start` to `start` + B - 1.
+
+        Args:
+            shape: (B, C, H, W).
+
+        Returns:
+            (B, C, H, W), float32, on the CPU.
+        """
+        batch, *image = shape
+        return torch.stack(
+            [torch.randn(image, generator=self._stream(self.start + row)) for row in range(batch)]
+        )
+
+    def _stream(self, image: int) -> Generator:
+        if image not in self._streams:
+            digest = hashlib.blake2b(f"{self.seed}/{image}".encode(), digest_size=8).digest()
+            self._streams[image] = Generator().manual_seed(int.from_bytes(digest, "big"))
+        return self._streams[image]

@@ -1,0 +1,109 @@
+"""Which of a schedule's T base timesteps a shorter process keeps.
+
+Two published ways: an even stride from 0 (`ddimN`; Song et al. 2021, arXiv 2010.02502, appendix D),
+and equal sections of the schedule, each thinned to a count of its own, its ends kept
+(Nichol and Dhariwal 2021, arXiv 2102.09672, section 4).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from ppap_framework.errors import UsageError
+
+__all__ = ["space_timesteps", "timesteps_for"]
+
+_FAST27 = "10,10,3,2,2"
+
+
+def space_timesteps(num_timesteps: int, respacing: str) -> list[int]:
+    """The kept timesteps, rising.
+
+    Args:
+        num_timesteps: T.
+        respacing: "" for all; "25" or "10,10,5" for so many in each of as many sections; "ddim25"
+            for 25 at the smallest even stride that gives as many; "fast27" for GLIDE's upsampler.
+
+    Raises:
+        UsageError: For anything else, or where T timesteps cannot be spaced so.
+    """
+    if not respacing:
+        return list(range(num_timesteps))
+    if respacing == "fast27":
+        kept = space_timesteps(num_timesteps, _FAST27)
+        return sorted({*kept[:-1], num_timesteps - 3})
+    if respacing.startswith("ddim"):
+        count = _counts(respacing.removeprefix("ddim"), respacing)[0]
+        stride = _even_stride(num_timesteps, count)
+        if stride is None:
+            raise UsageError(
+                f"no even stride over {num_timesteps} timesteps gives {count}",
+                hint=f"type {count} instead of {respacing}, or another number",
+            )
+        return list(range(0, num_timesteps, stride))
+    return _sections(num_timesteps, _counts(respacing, respacing))
+
+
+def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
+    """So many timesteps, rising: at the even stride where there is one, else in one section.
+
+    A single step begins at the noisiest timestep, since there is nothing but noise to begin with.
+
+    Args:
+        num_timesteps: T.
+        steps: In [1, T].
+
+    Raises:
+        UsageError: For any other number of steps.
+    """
+    if not 1 <= steps <= num_timesteps:
+        raise UsageError(
+            f"cannot sample in {steps} steps", hint=f"use a number from 1 to {num_timesteps}"
+        )
+    if steps == 1:
+        return [num_timesteps - 1]
+    stride = _even_stride(num_timesteps, steps)
+    if stride is not None:
+        return list(range(0, num_timesteps, stride))
+    return _sections(num_timesteps, [steps])
+
+
+def _counts(text: str, respacing: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    # ASCII digits only: `int` would also take signs, underscores and other scripts' digits.
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(
+            f"respacing {respacing!r} is not understood",
+            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
+        )
+    return [int(part) for part in parts]
+
+
+def _even_stride(num_timesteps: int, count: int) -> int | None:
+    """The smallest stride below T that visits `count` of range(T), starting at 0."""
+    if count < 1:
+        return None
+    stride = -(-num_timesteps // count)
+    return stride if stride < num_timesteps and -(-num_timesteps // stride) == count else None
+
+
+def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
+    if not any(counts):
+        raise UsageError("a respacing must keep at least one timestep")
+    size, longer = divmod(num_timesteps, len(counts))
+    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
+    kept: list[int] = []
+    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
+        if count > stop - start:
+            raise UsageError(
+                f"cannot keep {count} timesteps of a section that has {stop - start}",
+                hint=f"the {num_timesteps} timesteps are cut into {len(counts)} sections",
+            )
+        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
+        # The stride is summed up, not multiplied, and halves go to the even neighbour: so do the
+        # published spacings, which trained networks have seen.
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+    return kept
