@@ -1,0 +1,36 @@
+"""Checkpoints: finding, verifying and loading weights, never running code that comes with them.
+
+A checkpoint is a file of tensors and the *architecture*: a JSON object from which a component's
+factory builds the network. Files that this project writes are safetensors and carry it themselves,
+under the metadata key `ppap.architecture`; for others it stands on the card.
+
+    checkpoint = open_checkpoint("weights.safetensors")     # or a Card; reads the header alone
+    network = build(**checkpoint.architecture)
+    load_into(network, checkpoint)
+
+Whatever is wrong with a file is an `AssetError` of one line.
+"""
+
+from __future__ import annotations
+
+from ppap_framework.checkpoints._checkpoint import (
+    Checkpoint,
+    load_into,
+    open_checkpoint,
+    save_checkpoint,
+)
+from ppap_framework.checkpoints._digest import file_sha256
+from ppap_framework.checkpoints._fetch import cache_dir, fetch, package_file
+from ppap_framework.checkpoints._safetensors import write_safetensors
+
+__all__ = [
+    "Checkpoint",
+    "cache_dir",
+    "fetch",
+    "file_sha256",
+    "load_into",
+    "open_checkpoint",
+    "package_file",
+    "save_checkpoint",
+    "write_safetensors",
+]

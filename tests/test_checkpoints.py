@@ -1,0 +1,473 @@
+"""Checkpoints: what is sound comes back unchanged, what is not is refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import (
+    file_sha256,
+    load_into,
+    open_checkpoint,
+    save_checkpoint,
+    write_safetensors,
+)
+from ppap_framework.errors import AssetError
+
+ARCHITECTURE = {"model": "tiny", "widths": [3, 4]}
+quick = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def network(width: int = 4) -> nn.Sequential:
+    torch.manual_seed(width)
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width))
+
+
+def refusal(path: Path, module: nn.Module | None = None) -> str:
+    """The message with which a file is refused, which must be one line with a hint."""
+    with pytest.raises(AssetError) as caught:
+        load_into(module or network(), open_checkpoint(path))
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name])
+        for name in left
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    save_checkpoint(path, network().state_dict(), ARCHITECTURE, {"seed": 1})
+    return path
+
+
+class TestRoundTrip:
+    def test_safetensors(self, saved: Path) -> None:
+        checkpoint = open_checkpoint(saved)
+        assert checkpoint.architecture == ARCHITECTURE
+        assert json.loads(checkpoint.metadata["ppap.notes"]) == {"seed": 1}
+        assert checkpoint.name == "weights.safetensors"
+        assert equal(checkpoint.state_dict(), network().state_dict())
+
+    @pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "anything"])
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("wrapping", [None, "state_dict", "model"])
+    def test_torch_files(
+        self, tmp_path: Path, suffix: str, zipped: bool, wrapping: str | None
+    ) -> None:
+        path = tmp_path / f"weights.{suffix}"
+        state = network().state_dict()
+        content = state if wrapping is None else {wrapping: state, "epoch": 3}
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.architecture == {}
+        assert equal(checkpoint.state_dict(), state)
+
+    @quick
+    @given(
+        st.dictionaries(
+            st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda s: s != "__metadata__"),
+            st.tuples(
+                st.sampled_from(
+                    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
+                ),
+                st.lists(st.integers(0, 4), max_size=3),
+            ),
+            max_size=5,
+        ),
+        st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(max_size=5), max_size=3),
+    )
+    def test_the_library_reads_what_is_written(
+        self, tmp_path: Path, kinds: dict[str, Any], metadata: dict[str, str]
+    ) -> None:
+        path = tmp_path / "any.safetensors"
+        tensors = {
+            name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in kinds.items()
+        }
+        write_safetensors(path, tensors, metadata)
+        assert equal(load_file(path), tensors)
+        assert equal(open_checkpoint(path).state_dict(), tensors)
+        assert open_checkpoint(path).metadata == metadata
+
+    def test_files_of_the_library_are_read(self, tmp_path: Path) -> None:
+        state = network().state_dict()
+        save_file(state, tmp_path / "theirs.safetensors", {"format": "pt"})
+        checkpoint = open_checkpoint(tmp_path / "theirs.safetensors")
+        assert checkpoint.metadata == {"format": "pt"}
+        assert equal(checkpoint.state_dict(), state)
+
+    def test_equal_content_gives_equal_bytes(self, saved: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.safetensors"
+        state = dict(reversed(network().state_dict().items()))
+        save_checkpoint(other, state, dict(reversed(ARCHITECTURE.items())), {"seed": 1})
+        assert other.read_bytes() == saved.read_bytes()
+
+    def test_shared_and_strided_tensors(self, tmp_path: Path) -> None:
+        base = torch.arange(12.0).reshape(3, 4)
+        tensors = {"a": base, "b": base, "c": base.T, "d": base[1:2, ::2]}
+        write_safetensors(tmp_path / "x.safetensors", tensors, {})
+        assert equal(load_file(tmp_path / "x.safetensors"), tensors)
+
+
+class TestLoadInto:
+    def test_every_value_arrives(self, saved: Path) -> None:
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        load_into(module, open_checkpoint(saved))
+        assert equal(module.state_dict(), network().state_dict())
+
+    def test_half_precision_is_cast(self, tmp_path: Path) -> None:
+        state = network().state_dict()
+        halves = {n: t.half() if t.is_floating_point() else t for n, t in state.items()}
+        save_checkpoint(tmp_path / "half.safetensors", halves, {})
+        module = network()
+        load_into(module, open_checkpoint(tmp_path / "half.safetensors"))
+        expected = {n: t.to(state[n].dtype) for n, t in halves.items()}
+        assert equal(module.state_dict(), expected)
+
+    def test_meta_network_and_frozen_parameters(self, saved: Path) -> None:
+        with torch.device("meta"):
+            module = network().requires_grad_(False)
+        load_into(module, open_checkpoint(saved))
+        assert equal(module.state_dict(), network().state_dict())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+    @pytest.mark.parametrize("name", ["mapped.safetensors", "mapped.pt"])
+    def test_tensors_stay_in_the_file(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
+        if path.suffix == ".pt":
+            torch.save(network().state_dict(), path)
+        else:
+            save_checkpoint(path, network().state_dict(), {})
+        module = network()
+        load_into(module, open_checkpoint(path))
+        ranges = [
+            tuple(int(bound, 16) for bound in line.split()[0].split("-"))
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.endswith(str(path))
+        ]
+        for tensor in module.state_dict().values():
+            assert any(low <= tensor.data_ptr() < high for low, high in ranges)
+
+    def test_changes_stay_out_of_the_file(self, saved: Path) -> None:
+        before = saved.read_bytes()
+        module = network()
+        load_into(module, open_checkpoint(saved))
+        with torch.no_grad():
+            next(module.parameters()).add_(1)
+        assert saved.read_bytes() == before
+
+    def test_another_architecture_says_what_differs(self, saved: Path) -> None:
+        message = refusal(saved, network(5))
+        assert "6 of another shape" in message
+        assert "'0.weight' (4, 3, 3, 3) instead of (5, 3, 3, 3)" in message
+        message = refusal(saved, nn.Linear(2, 2))
+        assert "the 2 keys of Linear" in message
+        assert "2 missing ('weight', 'bias')" in message
+        assert "7 unexpected" in message
+
+    def test_nothing_is_loaded_where_something_differs(self, tmp_path: Path) -> None:
+        state = network().state_dict()
+        del state["1.bias"]
+        save_checkpoint(tmp_path / "partial.safetensors", state, {})
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+        assert "1 missing ('1.bias')" in refusal(tmp_path / "partial.safetensors", module)
+        assert equal(module.state_dict(), before)
+
+    def test_integers_do_not_pass_for_weights(self, tmp_path: Path) -> None:
+        state = {n: t.to(torch.int32) for n, t in network().state_dict().items()}
+        save_checkpoint(tmp_path / "ints.safetensors", state, {})
+        assert "of int32 instead of" in refusal(tmp_path / "ints.safetensors")
+
+
+class TestBadPaths:
+    def test_missing(self, saved: Path) -> None:
+        message = refusal(saved.with_name("wieghts.safetensors"))
+        assert "no file" in message
+        assert "weights.safetensors" in message.partition("(")[2]
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        assert "no folder" in refusal(tmp_path / "no" / "weights.pt")
+
+    def test_folder(self, saved: Path) -> None:
+        message = refusal(saved.parent)
+        assert "is a folder" in message
+        assert saved.name in message
+
+    @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+    def test_empty(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).touch()
+        assert "is empty" in refusal(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (b"<!doctype html><html>", "web page"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+            (b"hello, world, this is text", "neither"),
+        ],
+    )
+    def test_other_files(self, tmp_path: Path, content: bytes, expected: str) -> None:
+        (tmp_path / "x.pt").write_bytes(content)
+        assert expected in refusal(tmp_path / "x.pt")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_unreadable(self, saved: Path) -> None:
+        saved.chmod(0)
+        assert "cannot read" in refusal(saved)
+
+    def test_newlines_in_names_do_not_break_the_line(self, tmp_path: Path) -> None:
+        refusal(tmp_path / "a\nb.pt")
+        save_checkpoint(tmp_path / "x.safetensors", {"a\nb": torch.zeros(1)}, {})
+        refusal(tmp_path / "x.safetensors")
+
+
+def container(header: object, data: bytes = b"", *, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def entry(begin: object, end: object, shape: object = (2,), dtype: object = "F32") -> object:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+LIES = {
+    "header beyond the file": container({}, length=10**6),
+    "absurd header": container({}, length=2**63),
+    "no json": container(b"{nonsense}"),
+    "no object": container(b"[1]"),
+    "not utf-8": container(b'{"\xff": 1}'),
+    "deep json": container(b'{"a":' * 100_000),
+    "huge number": container(b'{"a": 1' + b"0" * 10_000 + b"}"),
+    "metadata not strings": container({"__metadata__": {"a": 1}}),
+    "metadata not an object": container({"__metadata__": "a"}),
+    "entry not an object": container({"a": 3}),
+    "entry without dtype": container({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)),
+    "unknown dtype": container({"a": entry(0, 8, dtype="F31")}, bytes(8)),
+    "dtype not a string": container({"a": entry(0, 8, dtype=["F32"])}, bytes(8)),
+    "dtype of another width": container({"a": entry(0, 8, dtype="F64")}, bytes(8)),
+    "shape of another size": container({"a": entry(0, 8, shape=[3])}, bytes(8)),
+    "negative shape": container({"a": entry(0, 8, shape=[-1, -2])}, bytes(8)),
+    "overflowing shape": container({"a": entry(0, 8, shape=[2**62, 8])}, bytes(8)),
+    "fractional shape": container({"a": entry(0, 8, shape=[2.0])}, bytes(8)),
+    "boolean shape": container({"a": entry(0, 4, shape=[True])}, bytes(4)),
+    "many dimensions": container({"a": entry(0, 8, shape=[2] + [1] * 100)}, bytes(8)),
+    "end before begin": container({"a": entry(8, 0)}, bytes(8)),
+    "negative offset": container({"a": entry(-8, 0)}, bytes(8)),
+    "out of range": container({"a": entry(0, 8)}, bytes(4)),
+    "overlap": container({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12)),
+    "same bytes twice": container({"a": entry(0, 8), "b": entry(0, 8)}, bytes(8)),
+    "gap": container({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20)),
+    "gap at the start": container({"a": entry(4, 12)}, bytes(12)),
+    "bytes left over": container({"a": entry(0, 8)}, bytes(12)),
+    "duplicate": container(
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        bytes(8),
+    ),
+}
+
+
+class TestLyingHeaders:
+    @pytest.mark.parametrize("lie", LIES)
+    def test_is_refused_when_opened(self, tmp_path: Path, lie: str) -> None:
+        path = tmp_path / "liar.safetensors"
+        path.write_bytes(LIES[lie])
+        with pytest.raises(AssetError) as caught:
+            open_checkpoint(path)
+        assert "not a sound safetensors file" in caught.value.message
+        assert "\n" not in str(caught.value)
+
+    def test_architecture_must_be_an_object(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        write_safetensors(path, network().state_dict(), {"ppap.architecture": "[1]"})
+        assert "architecture" in refusal(path)
+
+    def test_unaligned_header_is_read_or_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(container({"abc": entry(0, 8)}, bytes(8)))
+        try:
+            state = open_checkpoint(path).state_dict()
+        except AssetError:
+            return
+        assert equal(state, {"abc": torch.zeros(2)})
+
+    @quick
+    @given(st.data())
+    def test_a_changed_header_is_noticed_or_harmless(
+        self, saved: Path, data: st.DataObject
+    ) -> None:
+        """Outside of __metadata__, no changed byte of the header may change what is loaded."""
+        write_safetensors(saved, network().state_dict(), {})
+        whole = saved.read_bytes()
+        header = 8 + int.from_bytes(whole[:8], "little")
+        index = data.draw(st.integers(0, header - 1))
+        byte = data.draw(st.integers(0, 255))
+        path = saved.with_name("changed.safetensors")
+        path.write_bytes(whole[:index] + bytes([byte]) + whole[index + 1 :])
+        module = network()
+        with contextlib.suppress(AssetError):
+            load_into(module, open_checkpoint(path))
+        assert equal(module.state_dict(), network().state_dict())
+
+    @quick
+    @given(st.data())
+    def test_truncation_is_noticed(self, saved: Path, data: st.DataObject) -> None:
+        whole = saved.read_bytes()
+        path = saved.with_name("short.safetensors")
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        refusal(path)
+
+
+class Wicked:
+    """Pickles to a call of os.system."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+class TestPickles:
+    @pytest.mark.parametrize("name", ["evil.pt", "evil.pth", "evil.bin", "evil"])
+    @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
+    def test_code_is_refused_and_never_run(self, tmp_path: Path, form: str, name: str) -> None:
+        marker, path = tmp_path / "ran", tmp_path / name
+        content = {**network().state_dict(), "payload": Wicked(marker)}
+        if form == "bare":
+            path.write_bytes(pickle.dumps(content))
+        else:
+            torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+        assert ("more than tensors" if form == "bare" else "system") in refusal(path)
+        assert not marker.exists()
+        torch.load(path, weights_only=False) if form != "bare" else pickle.loads(path.read_bytes())
+        assert marker.exists()  # the payload does work where somebody runs it
+
+    def test_no_environment_variable_turns_the_refusal_off(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        marker, path = tmp_path / "ran", tmp_path / "evil.pt"
+        torch.save({"payload": Wicked(marker)}, path)
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        assert "system" in refusal(path)
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_false_name(self, tmp_path: Path, zipped: bool) -> None:
+        path = tmp_path / "false.safetensors"
+        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
+        assert "false name" in refusal(path)
+
+    def test_objects_are_named(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pt")
+        assert "argparse.Namespace" in refusal(tmp_path / "x.pt")
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @quick
+    @given(st.data())
+    def test_truncation_is_noticed(self, tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
+        path = tmp_path / "short.pt"
+        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        refusal(path)
+
+    def test_bomb(self, tmp_path: Path) -> None:
+        path, bomb = tmp_path / "honest.pt", tmp_path / "bomb.pt"
+        torch.save({"0.weight": torch.zeros(1000, 1000)}, path)
+        with (
+            zipfile.ZipFile(path) as source,
+            zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
+        ):
+            for member in source.namelist():
+                target.writestr(member, source.read(member))
+        assert bomb.stat().st_size < 100_000
+        message = refusal(bomb)
+        assert "compressed" in message
+        assert "400" in message
+
+    def test_members_that_overlap(self, tmp_path: Path) -> None:
+        path = tmp_path / "overlap.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data/0", bytes(100_000))
+            archive.filelist *= 50
+        assert "5000000 bytes in" in refusal(path)
+
+    @pytest.mark.parametrize(
+        "content", [torch.zeros(3), [torch.zeros(3)], {}, {"a": 1}, {"state_dict": {"a": [1]}}]
+    )
+    def test_no_state_dict(self, tmp_path: Path, content: object) -> None:
+        torch.save(content, tmp_path / "x.pt")
+        assert "holds no state dict" in refusal(tmp_path / "x.pt")
+
+    def test_sparse_tensors(self, tmp_path: Path) -> None:
+        torch.save({"a": torch.zeros(2, 2).to_sparse()}, tmp_path / "x.pt")
+        assert "holds no state dict" in refusal(tmp_path / "x.pt")
+
+    def test_expanded_tensor_of_another_size_is_never_copied(self, tmp_path: Path) -> None:
+        state = {**network().state_dict(), "0.bias": torch.zeros(1).half().expand(2**40)}
+        torch.save(state, tmp_path / "x.pt")
+        assert "(1099511627776,) instead of (4,)" in refusal(tmp_path / "x.pt")
+
+
+class TestSaving:
+    def test_a_failure_leaves_the_old_file(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = saved.read_bytes()
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(AssetError, match="No space left"):
+            save_checkpoint(saved, network(8).state_dict(), {})
+        assert saved.read_bytes() == before
+        assert list(saved.parent.iterdir()) == [saved]
+
+    def test_unwritable_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(AssetError, match="cannot write"):
+            save_checkpoint(tmp_path / "no" / "x.safetensors", {}, {})
+
+
+class TestDigest:
+    def test_known_values(self, tmp_path: Path) -> None:
+        path = tmp_path / "x"
+        path.write_bytes(b"abc")  # FIPS 180-4, example B.1
+        expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        assert file_sha256(path) == expected
+
+    def test_a_changed_file_is_read_again(self, saved: Path) -> None:
+        checkpoint = open_checkpoint(saved)
+        before = checkpoint.sha256
+        with saved.open("ab") as file:
+            file.write(b" ")
+        assert checkpoint.sha256 != before
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(AssetError, match="cannot read"):
+            file_sha256(tmp_path / "x")
