@@ -105,6 +105,13 @@ class Prediction:
         """The same x_t and variance with another eps, from which x0 now follows."""
         return attrs.evolve(self, eps=eps, x0=None)
 
+    def detach(self) -> Prediction:
+        """The same without a graph."""
+        eps, x0, variance = (
+            None if part is None else part.detach() for part in (self._eps, self._x0, self.variance)
+        )
+        return attrs.evolve(self, x_t=self.x_t.detach(), eps=eps, x0=x0, variance=variance)
+
 
 class Stage(abc.ABC):
     """One diffusion process of a backend: a denoiser, its schedule, and the shape of what it draws."""
