@@ -3,7 +3,8 @@
 Radiance is computed in linear light: albedo times (ambient x openness + lamp x cosine x
 visibility), plus a Blinn-Phong highlight on the solids. Openness loses the form factor of a sphere
 in place of each neighbour, which grounds the solids. The lamp is a disc: each of the rays of a
-pixel sees another point of it, so averaging them smooths edges and shadows at once.
+pixel sees another point of it, so averaging them smooths edges and shadows at once. Its light falls
+with the distance, not with the square, which keeps the far wall friendly.
 
 A scene is always computed alone, so its bytes do not depend on the batch.
 """
@@ -129,7 +130,7 @@ def _shade(scene: Scene, rays: Floats) -> Floats:
         elsewhere = surface != index  # convex: a solid shades itself only where its key light is 0
         openness *= 1 - _form_factor(solid, points, normals) * elsewhere
         key *= (solid.intersect(points, lamp) >= 1) | ~elsewhere
-    radiance = albedo * (AMBIENT * openness + key)
+    radiance: Floats = albedo * (AMBIENT * openness + key)
     shiny = np.flatnonzero((surface >= FIRST_SOLID) & (key > 0))
     radiance[:, shiny] += _highlight(*(v.take(shiny, axis=1) for v in (normals, lamp, rays)))
     return radiance
@@ -137,10 +138,10 @@ def _shade(scene: Scene, rays: Floats) -> Floats:
 
 def _highlight(normals: Floats, lamp: Floats, rays: Floats) -> Floats:
     """Blinn-Phong, (n,): the cosine between normal and halfway vector to the 32nd power."""
-    highlight: Floats = np.maximum(dot(normals, normalise(normalise(lamp) - normalise(rays))), 0)
+    power = np.maximum(dot(normals, normalise(normalise(lamp) - normalise(rays))), 0)
     for _ in range(5):
-        highlight *= highlight
-    highlight *= GLOSS
+        power = power * power
+    highlight: Floats = GLOSS * power
     return highlight
 
 
