@@ -1,0 +1,328 @@
+"""Targets: words, files and arrays, decoded; hostile and damaged files refused in one line."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ppap_framework.components import TargetInput
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.targets import MAX_PIXELS, decode_target
+
+# Three pixels by two, every one of another colour.
+PIXELS = np.array(
+    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[9, 9, 9], [99, 99, 99], [250, 250, 250]]], np.uint8
+)
+
+
+def picture(given: object) -> Image.Image:
+    decoded = decode_target(given)
+    assert decoded.text is None and decoded.array is None
+    assert decoded.image is not None
+    return decoded.image
+
+
+@pytest.mark.parametrize("given", ["red cube", "7", " red cube ", "tv/monitor", "a.b", "3.5"])
+def test_words_stay_words(given: str) -> None:
+    decoded = decode_target(given)
+    assert decoded.text == given.strip()
+    assert decoded.image is None and decoded.array is None
+
+
+@pytest.mark.parametrize("given", [7, np.int64(7), np.uint8(7)])
+def test_numbers_are_words(given: int) -> None:
+    assert decode_target(given).text == "7"
+
+
+def test_decoded_targets_pass() -> None:
+    given = TargetInput(text="x")
+    assert decode_target(given) is given
+
+
+@pytest.mark.parametrize("given", ["", "  ", True, None, object(), 2.5, {"a": 1}])
+def test_what_is_no_target(given: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        decode_target(given)
+    assert caught.value.hint
+
+
+def test_a_name_without_suffix_is_a_path_only_inside_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(PIXELS).save("cube", "PNG")
+    assert decode_target("cube").text == "cube"
+    assert np.array_equal(np.asarray(picture("./cube")), PIXELS)
+    assert np.array_equal(np.asarray(picture(str(tmp_path / "cube"))), PIXELS)
+    assert np.array_equal(np.asarray(picture(Path("cube"))), PIXELS)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm", "webp"])
+def test_lossless_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(PIXELS).save(path, lossless=True)
+    decoded = decode_target(str(path))
+    assert decoded.image is not None and decoded.source == str(path)
+    assert decoded.image.mode == "RGB"
+    assert np.array_equal(np.asarray(decoded.image), PIXELS)
+
+
+def test_package_files() -> None:
+    with pytest.raises(AssetError, match="no file"):
+        decode_target("package://ppap_framework/nothing.png")
+
+
+# Where a file says in EXIF how the camera was held, and what undoes it.
+UPRIGHT = {
+    1: PIXELS,
+    2: PIXELS[:, ::-1],
+    3: PIXELS[::-1, ::-1],
+    4: PIXELS[::-1],
+    5: PIXELS.swapaxes(0, 1),
+    6: PIXELS[::-1].swapaxes(0, 1),
+    7: PIXELS[::-1, ::-1].swapaxes(0, 1),
+    8: PIXELS[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(np.asarray(picture(tmp_path / "x.png")), UPRIGHT[orientation])
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_a_nonsense_orientation_changes_nothing(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(np.asarray(picture(tmp_path / "x.png")), PIXELS)
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    rgba = np.dstack([PIXELS, np.array([[0, 128, 255]] * 2, np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    share = rgba[..., 3:] / 255.0
+    expected = PIXELS * share + 255.0 * (1.0 - share)
+    got = np.asarray(picture(tmp_path / "x.png"), dtype=float)
+    assert np.abs(got - expected).max() <= 1.0
+    assert np.array_equal(got, np.asarray(picture(rgba)))
+
+
+def test_a_transparent_grey_is_white() -> None:
+    grey = Image.fromarray(np.array([[10, 20]], np.uint8))
+    grey.putalpha(Image.fromarray(np.array([[0, 255]], np.uint8)))
+    assert np.asarray(picture(grey)).tolist() == [[[255] * 3, [20] * 3]]
+
+
+def test_a_transparent_colour_key_is_white(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", transparency=(255, 0, 0))
+    got = np.asarray(picture(tmp_path / "x.png"))
+    assert got[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(got.reshape(-1, 3)[1:], PIXELS.reshape(-1, 3)[1:])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_are_kept(tmp_path: Path, suffix: str) -> None:
+    depth = np.array([[0, 1, 300], [40_000, 65_534, 65_535]], np.uint16)
+    Image.fromarray(depth).save(tmp_path / f"x.{suffix}")
+    image = picture(tmp_path / f"x.{suffix}")
+    assert image.mode == "I;16"
+    assert np.array_equal(np.asarray(image), depth)
+
+
+def test_big_endian_sixteen_bits_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "x.pgm").write_bytes(b"P5 2 1 65535\n" + struct.pack(">HH", 258, 65_535))
+    assert np.asarray(picture(tmp_path / "x.pgm")).tolist() == [[258, 65_535]]
+
+
+def test_thirty_two_bits_fit_or_are_refused() -> None:
+    fits = np.array([[0, 65_535]], np.int32)
+    assert np.array_equal(np.asarray(picture(Image.fromarray(fits))), fits)
+    for beyond in (65_536, -1):
+        with pytest.raises(UsageError, match="16 bits"):
+            decode_target(Image.fromarray(np.array([[beyond]], np.int32)))
+
+
+def test_floating_pictures_are_arrays(tmp_path: Path) -> None:
+    values = np.array([[0.25, -3.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    decoded = decode_target(tmp_path / "x.tiff")
+    assert decoded.array is not None
+    assert np.array_equal(decoded.array.numpy(), values)
+
+
+def test_grey_is_three_equal_channels() -> None:
+    grey = np.array([[0, 7, 255]], np.uint8)
+    assert np.array_equal(np.asarray(picture(Image.fromarray(grey))), np.stack([grey] * 3, -1))
+    assert np.asarray(picture(Image.new("1", (1, 1), 1))).tolist() == [[[255] * 3]]
+
+
+def test_indexed_pictures_keep_their_indices(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.array([[0, 1], [5, 2]], np.uint8))
+    mask.putpalette([0, 0, 0, 255, 0, 0] * 100)
+    mask.save(tmp_path / "mask.png")
+    image = picture(tmp_path / "mask.png")
+    assert image.mode == "P"
+    assert np.asarray(image).tolist() == [[0, 1], [5, 2]]
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
+def test_of_an_animation_the_first_frame(tmp_path: Path, suffix: str) -> None:
+    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    options = {"lossless": True} if suffix == "webp" else {}
+    first.save(tmp_path / f"x.{suffix}", save_all=True, append_images=[second], **options)
+    image = picture(tmp_path / f"x.{suffix}").convert("RGB")
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_the_given_image_is_left_alone() -> None:
+    given = Image.fromarray(np.array([[0, 1]], np.uint8))
+    given.putpalette([1, 2, 3] * 2)
+    picture(given).putpixel((0, 0), 1)
+    assert given.getpixel((0, 0)) == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "npy"])
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.95])
+def test_truncated_files(tmp_path: Path, suffix: str, keep: float) -> None:
+    path = tmp_path / f"x.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    if suffix == "npy":
+        np.save(path, noise)
+    else:
+        Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with pytest.raises(AssetError, match="x." + suffix):
+        decode_target(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "tiff"])
+def test_damage_is_an_error_of_ours_or_nothing(tmp_path: Path, suffix: str) -> None:
+    """Whatever bytes change, either the file still decodes or the error is for people."""
+    rng = np.random.default_rng(1)
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+    path = tmp_path / f"x.{suffix}"
+    for _ in range(150):
+        damaged = bytearray(buffer.getvalue())
+        for at in rng.integers(0, len(damaged), 3):
+            damaged[at] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            decode_target(path)
+        except PpapError as error:
+            assert "x." + suffix in error.message
+
+
+@pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", b"<svg/>", b"hello"])
+def test_other_formats(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(AssetError, match="known format"):
+        decode_target(tmp_path / "x.png")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="is not there"):
+        decode_target(str(tmp_path / "x.png"))
+    (tmp_path / "y.png").mkdir()
+    with pytest.raises(AssetError, match="is a folder"):
+        decode_target(str(tmp_path / "y.png"))
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("side", [7_072, 10_000, 60_000])
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, side: int) -> None:
+    assert side * side > MAX_PIXELS
+    (tmp_path / "x.png").write_bytes(png(side, side, bytes(1000)))
+    with pytest.raises(AssetError, match=f"more than {MAX_PIXELS} pixels"):
+        decode_target(tmp_path / "x.png")
+
+
+def test_an_array_file_that_lies_about_its_size(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 4), np.float32))
+    content = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(
+        content.replace(b"(4, 4)", b"(9999999, 99999)")[: len(content)]
+    )
+    with pytest.raises(AssetError):
+        decode_target(tmp_path / "x.npy")
+
+
+def test_an_array_file_that_wants_code(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (marker,))  # type: ignore[return-value]  # any callable does
+
+    np.save(tmp_path / "x.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    with pytest.raises(AssetError):
+        decode_target(tmp_path / "x.npy")
+    (tmp_path / "y.npy").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(AssetError):
+        decode_target(tmp_path / "y.npy")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (np.array([[1.5, 2.0]]), torch.float32),
+        (np.array([1, 2], np.uint8), torch.int64),
+        (torch.tensor([1.5], dtype=torch.float16), torch.float32),
+        (torch.tensor([3], dtype=torch.int32), torch.int64),
+        ([1, 2, 3], torch.int64),
+        (np.ones((3, 4, 4)), torch.float32),
+    ],
+)
+def test_numbers_become_tensors(given: object, dtype: torch.dtype) -> None:
+    array = decode_target(given).array
+    assert array is not None and array.dtype == dtype
+    assert np.array_equal(array.numpy(), np.asarray(given))
+
+
+def test_array_files(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float64).reshape(2, 3)
+    np.save(tmp_path / "x.npy", values)
+    array = decode_target(str(tmp_path / "x.npy")).array
+    assert array is not None
+    assert np.array_equal(array.numpy(), values)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (np.array([1.0, np.nan]), "1 numbers that are not finite"),
+        (torch.tensor([torch.inf]), "not finite"),
+        (np.array(["a"]), "not numbers"),
+        (np.array([1j]), "not numbers"),
+        (torch.tensor([1j]), "complex"),
+        (np.zeros((0, 3)), "holds 0 numbers"),
+        ([], "holds 0 numbers"),
+        ([[1], [1, 2]], "no array"),
+    ],
+)
+def test_arrays_that_cannot_be_targets(given: object, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        decode_target(given)
