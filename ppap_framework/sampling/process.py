@@ -17,6 +17,7 @@ Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import attrs
@@ -28,6 +29,10 @@ from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
 __all__ = ["Process"]
+
+
+def _tuple(timesteps: Iterable[int]) -> tuple[int, ...]:
+    return tuple(timesteps)
 
 
 @attrs.frozen(eq=False)
@@ -44,7 +49,7 @@ class Process:
     """
 
     schedule: NoiseSchedule
-    timesteps: tuple[int, ...] = attrs.field(converter=tuple)
+    timesteps: tuple[int, ...] = attrs.field(converter=_tuple)
     variance: VarianceKind = "fixed_small"
 
     betas: Tensor = attrs.field(init=False)

@@ -1,0 +1,144 @@
+r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of log p(target | x_t).
+
+Two ways to it, of which a guided step takes one:
+
+    noisy: g = -sum_k s_k dE_k(x_t)/dx_t
+        each guide looks at the noisy image and is differentiated alone (Dhariwal and Nichol 2021,
+        arXiv 2105.05233; for guides with experts Go et al. 2023, arXiv 2212.05973)
+    clean: g = -(dx0/dx_t)^T sum_k s_k dE_k(x0)/dx0
+        each guide looks at the predicted clean image x0 = x0(x_t), not clipped, and one backward
+        pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
+        et al. 2023, arXiv 2302.07121)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from ppap_framework.components import Prediction
+from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.guidance.guide import Guide
+from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
+from ppap_framework.noise import NoiseLevel
+
+__all__ = ["EnergyGuidance", "Through"]
+
+Through = Literal["noisy", "clean"]
+
+
+def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
+    return tuple(guides)
+
+
+@attrs.frozen(eq=False)
+class EnergyGuidance:
+    """Several guides at once, as `ppap_framework.sampling.trajectory` wants its guidance.
+
+    Gradients that are not finite are left out, image by image, and counted: an image goes without
+    that guide for that step, and no other image notices.
+
+    Attributes:
+        guides: Any number.
+        through: Where the guides look.
+        normalise: Whether each guide's gradient of each image is brought to a root mean square of 1
+            before the scales, so that a scale says how far eps moves in units of its own standard
+            deviation times sigma. Through "clean", the denoiser then turns the sum of the guides'
+            gradients and does not change its length. A gradient of 0 stays 0.
+
+    Raises:
+        UsageError: Where `through` is neither of the two.
+    """
+
+    guides: tuple[Guide, ...] = attrs.field(converter=_tuple)
+    through: Through = "noisy"
+    normalise: bool = False
+    _tally: Tally = attrs.field(factory=Tally)
+
+    def __attrs_post_init__(self) -> None:
+        if self.through not in ("noisy", "clean"):
+            raise UsageError(
+                f"guides cannot look through {self.through!r}", hint="use noisy or clean"
+            )
+
+    @property
+    def statistics(self) -> GuidanceStatistics:
+        """What was done so far, `rows` of this guidance included."""
+        return self._tally.read([guide.name for guide in self.guides])
+
+    def rows(self, start: int, stop: int) -> EnergyGuidance:
+        """The guidance of images `start` to `stop` - 1 of a batch, with the same tally."""
+        return attrs.evolve(self, guides=[guide.rows(start, stop) for guide in self.guides])
+
+    @torch.no_grad()
+    def __call__(
+        self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
+    ) -> tuple[Prediction, Tensor | None]:
+        """Denoise x_t and find g; see `ppap_framework.sampling.Guidance`."""
+        acting = [k for k, guide in enumerate(self.guides) if guide.acts(time)]
+        if not acting:
+            self._tally.denoiser(len(x_t))
+            return denoise(x_t), None
+        if self.through == "clean":
+            return self._through_denoiser(x_t, time, acting, denoise)
+        self._tally.denoiser(len(x_t))
+        return denoise(x_t), self._pull(x_t, level, time, acting)
+
+    def _through_denoiser(
+        self,
+        x_t: Tensor,
+        time: float,
+        acting: Sequence[int],
+        denoise: Callable[[Tensor], Prediction],
+    ) -> tuple[Prediction, Tensor]:
+        self._tally.denoiser(len(x_t), differentiated=True)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
+            prediction = denoise(x)
+            x0 = prediction.x0
+        if not x0.requires_grad:
+            raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
+        # The guides are differentiated one by one down to x0, where they can be checked and
+        # measured singly at no cost; the denoiser then once for their sum.
+        clean = NoiseLevel(torch.full((len(x_t),), torch.inf, dtype=torch.float64))
+        pull = self._pull(x0.detach(), clean, time, acting)
+        (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
+        norms = _norms(gradient)
+        finite = torch.isfinite(norms)
+        pulled = _norms(pull)
+        self._tally.denoiser_lost((~finite & (pulled > 0)).sum())
+        if self.normalise:
+            gradient = _rescaled(gradient, norms, pulled)
+        return prediction.detach(), torch.where(finite, gradient, 0.0)
+
+    def _pull(
+        self, images: Tensor, level: NoiseLevel, time: float, acting: Sequence[int]
+    ) -> Tensor:
+        """-sum_k s_k dE_k/d images, (B, C, H, W), each gradient normalised where asked for."""
+        total = torch.zeros_like(images)
+        for k in acting:
+            guide = self.guides[k]
+            gradient = guide.gradient(images, level)
+            norms = _norms(gradient)
+            # A norm is finite only where all the elements are. Times the scale, so must it be.
+            finite = torch.isfinite(norms * guide.scale)
+            self._tally.guide(k, time, norms, finite)
+            if self.normalise:
+                gradient = _rescaled(gradient, norms, images[0].numel() ** 0.5)
+            total = total - guide.scale * torch.where(finite, gradient, 0.0)
+        return total
+
+
+def _norms(gradient: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, 1, 1, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
+    return norms
+
+
+def _rescaled(gradient: Tensor, norms: Tensor, wanted: Tensor | float) -> Tensor:
+    """The gradients, of these norms, with the wanted ones; a gradient of 0 stays 0."""
+    return gradient / torch.where(norms > 0, norms, 1.0) * wanted

@@ -1,0 +1,89 @@
+"""A guide: a network, what it is to see, and how hard it pulls."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import torch
+from torch import Tensor
+
+from ppap_framework.components import GuidanceModel, Target, TaskLoss
+from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.noise import NoiseLevel
+
+__all__ = ["Guide"]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Guide:
+    """One energy E(x) of a batch, lower where the guide sees its target.
+
+    Attributes:
+        name: How the guide is called in messages and files.
+        model: In evaluation mode. Its parameters get no gradients; where they do not ask for any,
+            a step takes less memory.
+        loss: The distance between what the model sees and the target.
+        target: What it should see.
+        scale: s in g = -s dE/dx; 0 switches the guide off.
+        interval: (lo, hi), where the guide acts: lo <= t / T < hi, of 0 <= lo < hi <= 1.
+
+    Raises:
+        UsageError: For a scale that is not finite or an interval that is none.
+    """
+
+    name: str
+    model: GuidanceModel
+    loss: TaskLoss
+    target: Target
+    scale: float = 1.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __attrs_post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise UsageError(f"the scale of guide {self.name!r} must be finite, not {self.scale}")
+        low, high = self.interval
+        if not 0.0 <= low < high <= 1.0:
+            raise UsageError(
+                f"guide {self.name!r} cannot act from {low} to {high}",
+                hint="an interval is t / T from low to high, both between 0 and 1, such as 0.2-0.9",
+            )
+
+    def at(self, level: NoiseLevel) -> GuidanceModel:
+        """The model that looks at images of this level, which the whole batch shares."""
+        return self.model
+
+    def acts(self, time: float) -> bool:
+        """Whether the guide has a say at t / T = `time`."""
+        low, high = self.interval
+        return self.scale != 0.0 and low <= time < high
+
+    def rows(self, start: int, stop: int) -> Guide:
+        """The guide of images `start` to `stop` - 1 of a batch."""
+        return attrs.evolve(self, target=self.target.rows(start, stop))
+
+    def gradient(self, images: Tensor, level: NoiseLevel) -> Tensor:
+        """dE/dx, unscaled.
+
+        Args:
+            images: (B, 3, H, W), in the variance-preserving form.
+            level: Their B noise levels.
+
+        Returns:
+            (B, 3, H, W); that of an image depends on this image alone, finite or not.
+
+        Raises:
+            PluginError: Where the model or loss gives no (B,) energies that images have a part in.
+        """
+        with torch.enable_grad():
+            x = images.detach().requires_grad_()
+            prediction = self.at(level)(x, level)
+            energy = self.loss.energy(prediction, self.target.value.to(x.device))
+            if energy.shape != x.shape[:1] or not energy.requires_grad:
+                raise PluginError(
+                    f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}"
+                    f"{'' if energy.requires_grad else ' and no gradient'}",
+                    hint=f"it must be ({len(x)},), one for each image, and differentiable in them",
+                )
+            (gradient,) = torch.autograd.grad(energy.sum(), x)
+        return gradient
