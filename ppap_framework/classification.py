@@ -1,0 +1,220 @@
+"""What every classifying guide needs around its network: classes by name, drawings of the top k.
+
+It is here, and part of the author API, because a plugin imports no other plugin: a classifier of
+clean images and one of noisy images come from different distributions, and a target that one
+understands the other must too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ppap_framework.components import Target, TargetInput
+from ppap_framework.errors import UsageError
+
+__all__ = ["class_target", "describe_top_class", "draw_top_classes", "find_class"]
+
+_SHOWN = 8  # candidates in a message
+
+_WIDTH, _HEIGHT, _MARGIN = 288, 144, 8  # of a drawing, in pixels
+_PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (28, 28, 32), (225, 227, 232), (52, 101, 164)
+
+
+def find_class(text: str, names: Sequence[str]) -> int:
+    """The class that a text means: a name, a number, one of several names, or an unambiguous part.
+
+    Names are compared without regard to case, and to hyphens and underscores for spaces. One that
+    consists of several, separated by commas as those of ImageNet are ("tench, Tinca tinca"),
+    answers to each. A part of whole words goes before any other part, so that "hen" is no
+    "hen-of-the-woods" where a hen is.
+
+    Args:
+        text: As typed.
+        names: Of all classes, in order.
+
+    Returns:
+        In [0, K).
+
+    Raises:
+        UsageError: Where the text means no class or several; the hint lists what is close.
+    """
+    wanted = _plain(text)
+    if not wanted:
+        raise UsageError("the class to aim at is empty", hint=_examples(names))
+    plain = [_plain(name) for name in names]
+    if wanted not in plain and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
+        return _numbered(int(wanted), names)
+    words = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
+    for found in (
+        [index for index, name in enumerate(plain) if name == wanted],
+        [index for index, name in enumerate(plain) if wanted in name.split(", ")],
+        [index for index, name in enumerate(plain) if words.search(name)],
+        [index for index, name in enumerate(plain) if wanted in name],
+    ):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise _ambiguous(text, found, names)
+    raise _unknown(text, wanted, names, plain)
+
+
+def class_target(given: TargetInput, names: Sequence[str]) -> Target:
+    """The class to aim at, or one for each image of a batch.
+
+    Args:
+        given: Text, as `find_class` takes it; or an array of class numbers, () or (B,).
+        names: Of all classes, in order.
+
+    Returns:
+        With `value` (1,) or (B,), int64.
+
+    Raises:
+        UsageError: Where it is neither, or no such class exists.
+    """
+    if given.text is not None:
+        index = find_class(given.text, names)
+        return Target(value=torch.tensor([index]), label=_first_name(names[index]))
+    if given.array is None or given.array.ndim > 1 or given.array.numel() == 0:
+        what = "a picture" if given.array is None else f"an array of {tuple(given.array.shape)}"
+        raise UsageError(
+            f"a classifier cannot aim at {what}{f' ({given.source})' if given.source else ''}",
+            hint=_examples(names),
+        )
+    numbers = given.array.reshape(-1)
+    value = numbers.to(torch.int64)
+    if bool((value != numbers).any()) or bool(((value < 0) | (value >= len(names))).any()):
+        raise UsageError(
+            f"target classes must be whole numbers from 0 to {len(names) - 1}",
+            hint=_examples(names),
+        )
+    distinct = list(set(value.tolist()))
+    label = _first_name(names[distinct[0]]) if len(distinct) == 1 else f"{len(distinct)} classes"
+    return Target(value=value, label=label)
+
+
+def describe_top_class(logits: Tensor, names: Sequence[str]) -> list[str]:
+    """The likeliest class of each image by its first name, and its probability: "red cube 0.97".
+
+    Args:
+        logits: (B, K).
+        names: Of the K classes.
+    """
+    probability, index = logits.detach().float().softmax(-1).max(-1)
+    pairs = zip(index.tolist(), probability.tolist(), strict=True)
+    return [f"{_first_name(names[i])} {p:.2f}" for i, p in pairs]
+
+
+def draw_top_classes(logits: Tensor, images: Tensor, names: Sequence[str], k: int = 5) -> Tensor:
+    """Each image beside bars of its k likeliest classes, with names and probabilities.
+
+    Args:
+        logits: (B, K).
+        images: (B, 3, H, W) in [-1, 1].
+        names: Of the K classes.
+        k: How many bars; all classes where there are fewer.
+
+    Returns:
+        (B, 3, 144, 288), float32 in [-1, 1], on the CPU.
+    """
+    probabilities = logits.detach().float().softmax(-1).cpu()
+    top = probabilities.topk(min(k, len(names)), dim=-1)
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    drawings = [
+        _draw(
+            Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()),
+            [
+                (_first_name(names[i]), p)
+                for i, p in zip(index.tolist(), values.tolist(), strict=True)
+            ],
+        )
+        for picture, index, values in zip(pixels, top.indices, top.values, strict=True)
+    ]
+    stacked = torch.from_numpy(np.stack(drawings))  # (B, h, w, 3), uint8
+    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _draw(picture: Image.Image, bars: list[tuple[str, float]]) -> NDArray[np.uint8]:
+    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    side = _HEIGHT - 2 * _MARGIN
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    # Small pictures keep their pixels, large ones are averaged.
+    filter_ = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    corner = (_MARGIN + (side - size[0]) // 2, _MARGIN + (side - size[1]) // 2)
+    canvas.paste(picture.resize(size, filter_), corner)
+
+    left, right = 2 * _MARGIN + side, _WIDTH - _MARGIN
+    pitch = side / len(bars)
+    font = ImageFont.load_default(min(12, max(6, pitch * 0.5)))
+    for row, (name, probability) in enumerate(bars):
+        top = _MARGIN + row * pitch
+        figure = f"{probability:.2f}"
+        room = right - left - font.getlength(f"  {figure}")
+        pen.text((left, top), _cut(name, room, font), _INK, font)
+        pen.text((right, top), figure, _INK, font, anchor="ra")
+        y0, y1 = top + pitch * 0.62, top + pitch * 0.82
+        pen.rectangle((left, y0, right, y1), fill=_FAINT)
+        if (end := left + probability * (right - left)) >= left + 1:
+            pen.rectangle((left, y0, end, y1), fill=_BAR)
+    return np.asarray(canvas)
+
+
+def _cut(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "…") > room:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"(?<=\w)[_-]+(?=\w)", " ", name).casefold().split())
+
+
+def _first_name(name: str) -> str:
+    return name.split(",")[0]
+
+
+def _numbered(number: int, names: Sequence[str]) -> int:
+    if not 0 <= number < len(names):
+        raise UsageError(
+            f"there is no class {number}: they are numbered from 0 to {len(names) - 1}",
+            hint=_examples(names),
+        )
+    return number
+
+
+def _ambiguous(text: str, found: Sequence[int], names: Sequence[str]) -> UsageError:
+    listed = ", ".join(f"{names[index]!r} ({index})" for index in found[:_SHOWN])
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return UsageError(
+        f"class {text!r} is ambiguous: {len(found)} of {len(names)} classes match",
+        hint=f"type the name or the number of one of {listed}{more}",
+    )
+
+
+def _unknown(text: str, wanted: str, names: Sequence[str], plain: Sequence[str]) -> UsageError:
+    whole: dict[str, int] = {}  # each of a class's names, and each word, to the class
+    for index, name in enumerate(plain):
+        for part in (name, *name.split(", "), *name.split()):
+            whole.setdefault(part, index)
+    close = difflib.get_close_matches(wanted, whole, n=3, cutoff=0.6)
+    listed = ", ".join(dict.fromkeys(repr(names[whole[match]]) for match in close))
+    return UsageError(
+        f"there is no class {text[:60]!r} among {len(names)}",
+        hint=f"did you mean {listed}?" if close else _examples(names),
+    )
+
+
+def _examples(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return f"type a class by name or number: {shown}{', ...' if len(names) > 3 else ''}"
