@@ -47,8 +47,9 @@ class Prediction:
 
     Attributes:
         x_t: (B, C, H, W), the noisy image.
-        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image.
-        sigma: (B, 1, 1, 1), the standard deviation of the noise there.
+        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image; best float64,
+            since x0 divides by it.
+        sigma: (B, 1, 1, 1), likewise, the standard deviation of the noise there.
         variance: (B, C, H, W) or None: the network's learned-range output v, nominally in [-1, 1], still to be decoded
             by the respaced process, on whose betas its meaning depends.
     """
@@ -79,7 +80,8 @@ class Prediction:
         cls, v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
     ) -> Prediction:
         """From v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D), (B, C, H, W)."""
-        return cls(x_t, alpha, sigma, None, alpha * x_t - sigma * v, variance)
+        x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
+        return cls(x_t, alpha, sigma, None, x0, variance)
 
     @property
     def eps(self) -> Tensor:
@@ -87,7 +89,7 @@ class Prediction:
         if self._eps is not None:
             return self._eps
         assert self._x0 is not None
-        return (self.x_t - self.alpha * self._x0) / self.sigma
+        return (self.x_t - self.alpha.to(self.x_t) * self._x0) / self.sigma.to(self.x_t)
 
     @property
     def x0(self) -> Tensor:
@@ -95,7 +97,8 @@ class Prediction:
         if self._x0 is not None:
             return self._x0
         assert self._eps is not None
-        return (self.x_t - self.sigma * self._eps) / self.alpha
+        x_t, ratio = self.x_t, self.sigma / self.alpha
+        return (1.0 / self.alpha).to(x_t) * x_t - ratio.to(x_t) * self._eps
 
     def with_x0(self, x0: Tensor) -> Prediction:
         """The same x_t and variance with another x0, from which eps now follows."""

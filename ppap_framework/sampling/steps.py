@@ -127,4 +127,4 @@ def ddim_inversion_step(
 def _guided(prediction: Prediction, gradient: Tensor | None) -> Prediction:
     if gradient is None:
         return prediction
-    return prediction.with_eps(prediction.eps - prediction.sigma * gradient)
+    return prediction.with_eps(prediction.eps - prediction.sigma.to(gradient) * gradient)
