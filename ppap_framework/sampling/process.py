@@ -174,9 +174,7 @@ class Process:
             log_variances = variances.log()
         else:
             variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
-        return like.new_tensor(_at(variances, index, like)), like.new_tensor(
-            _at(log_variances, index, like)
-        )
+        return _at(variances, index, like), _at(log_variances, index, like)
 
 
 def _check_timesteps(timesteps: tuple[int, ...], length: int) -> None:

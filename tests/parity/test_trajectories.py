@@ -43,7 +43,7 @@ class Clock:
 
     def __call__(self, t: Tensor, seen: list[Tensor]) -> Tensor:
         """(B,) base timesteps to (B, 1, 1, 1) float32."""
-        shown = t * (1000.0 / self.schedule.num_timesteps) if self.rescale else t
+        shown = t.float() * (1000.0 / self.schedule.num_timesteps) if self.rescale else t
         seen.append(shown)
         return shown.float()[:, None, None, None]
 
