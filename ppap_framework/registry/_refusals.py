@@ -58,7 +58,7 @@ def missing_component(
     if any(record.failed for record in records):
         advice.append("`ppap doctor` shows the plugins that failed")
     who = f"{distribution} supplies no {kind}" if distribution else f"no installed {kind} is"
-    return PluginError(f"{who} called {bare!r}", hint="; ".join(advice))
+    return PluginError(f"{who} called {bare!r}", hint="; ".join(advice).replace("?;", "?"))
 
 
 def contested(subject: str, flag: str, name: str, providers: Sequence[PluginRecord]) -> PluginError:

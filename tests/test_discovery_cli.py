@@ -1,0 +1,332 @@
+"""The command line in scratch environments where plugins are broken, and torch is not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugin
+
+TWO_CLAIMS = [plugin("one", GOOD), plugin("two", GOOD)]
+SAME_ENTRY_POINT = [
+    plugin(name, GOOD.replace("mirror", name).replace("likeness", f"{name}-loss"),
+           entry_points={"depth": f"acme_{name}.plugin"})
+    for name in ("one", "two")
+]  # fmt: skip
+HOOK = f"{HEADER}\n@hookimpl\ndef ppap_guiders(): "
+
+CASES: dict[str, tuple[list[Project], str, int]] = {
+    "import error": ([plugin("bad", "raise ImportError('lib')")], "ImportError: lib", 3),
+    "exit at import": ([plugin("bad", "raise SystemExit(0)")], "SystemExit: 0", 3),
+    "missing dependency": (
+        [plugin("bad", "import flux_capacitor")],
+        "pip install flux_capacitor",
+        3,
+    ),
+    "older major": ([plugin("bad", "PPAP_API = (0, 9)")], "incompatible", 3),
+    "later minor": ([plugin("bad", "PPAP_API = (1, 1)")], "incompatible", 3),
+    "no version": ([plugin("bad", "")], "incompatible", 3),
+    "version no tuple": ([plugin("bad", "PPAP_API = [1, 0]")], "incompatible", 3),
+    "hook raises": ([plugin("bad", f"{HOOK} 1 / 0")], "ZeroDivisionError", 3),
+    "hook returns None": ([plugin("bad", f"{HOOK} pass")], "not None", 3),
+    "hook returns a generator": ([plugin("bad", f"{HOOK} yield")], "not generator", 3),
+    "hook returns other records": ([plugin("bad", f"{HOOK} return [1]")], "one item is int", 3),
+    "unknown hook": (
+        [plugin("bad", f"{GOOD}\n@hookimpl\ndef ppap_samplers(): return []")],
+        "ppap_samplers",
+        3,
+    ),
+    "damaged list of entry points": (
+        [attrs.evolve(plugin("bad", GOOD), replaced={"entry_points.txt": b"[ppap]\nbad"})],
+        "entry_points.txt cannot be read",
+        3,
+    ),
+    "two claims on a name": (TWO_CLAIMS, "guider 'mirror'", 3),
+    "two entry points of one name": (SAME_ENTRY_POINT, "acme-two:depth", 0),
+}
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    environment = Environment.create(tmp_path / "environment")
+    install_torch(environment, "")
+    return environment
+
+
+def install_torch(environment: Environment, start: str) -> None:
+    """A torch that starts like this, and otherwise says just enough for the doctor."""
+    package = environment.site / "torch"
+    package.mkdir(exist_ok=True)
+    (package / "__init__.py").write_text(
+        start
+        + """
+class cuda:
+    is_available = staticmethod(lambda: False)
+class backends:
+    mps = cuda
+get_num_threads = lambda: 2
+__version__ = "2.99"
+"""
+    )
+
+
+def together(
+    environment: Environment, *commands: list[str]
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run several commands side by side."""
+    started = [environment.start(*command) for command in commands]
+    outcomes = [process.communicate(timeout=60) for process in started]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *outcome)
+        for process, outcome in zip(started, outcomes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_doctor_names_what_is_broken(environment: Environment, case: str) -> None:
+    projects, said, exit_code = CASES[case]
+    for project in [*projects, pond()]:
+        project.install(environment.site)
+    doctor, listing = together(environment, ["doctor", "--json"], ["plugins", "list", "--json"])
+    assert doctor.returncode == exit_code, doctor.stderr
+    assert said in doctor.stdout
+    report = json.loads(doctor.stdout)
+    statuses = {found["plugin"]: found["status"] for found in report["plugins"]}
+    assert statuses.pop("acme-mirror:mirror") == "ok"
+    assert len(statuses) == len(projects)
+    assert bool(report["conflicts"]) == (projects is TWO_CLAIMS)
+    assert (set(statuses.values()) == {"ok"}) == (len(projects) == 2)
+    for found in report["plugins"]:
+        assert found["status"] == "ok" or "Traceback" in found["traceback"]
+    assert listing.returncode == 0, listing.stderr
+    listed = json.loads(listing.stdout)
+    assert "pond" in [component["name"] for component in listed["components"]]
+    assert listed["plugins"] == report["plugins"]
+
+
+def pond() -> Project:
+    """The good plugin, with names that no other one has."""
+    good = good_plugin()
+    renamed = {
+        path: source.replace('"mirror"', '"pond"').replace('"likeness"', '"ripple"')
+        for path, source in good.files.items()
+    }
+    return attrs.evolve(good, files=renamed)
+
+
+def test_every_command_works_with_everything_broken_at_once(
+    environment: Environment, tmp_path: Path
+) -> None:
+    """Installed by pip itself: what the other tests unpack are true wheels."""
+    pytest.importorskip("pip", reason="environments made by other installers have no pip")
+    broken = [
+        attrs.evolve(
+            project,
+            name=f"bad-{number}",
+            entry_points={"bad": f"bad_{number}"},
+            files={f"bad_{number}.py": project.files["acme_bad/plugin.py"]},
+        )
+        for number, ([project, *_], _, _) in enumerate(CASES.values())
+        if "acme_bad/plugin.py" in project.files and not project.replaced
+    ]
+    projects = [*broken, *TWO_CLAIMS, pond()]
+    wheels = [project.build(tmp_path) for project in projects]
+    options = ["--no-index", "--no-deps", "--quiet", "--target", str(environment.site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True)
+    doctor, listing, info, help_ = together(
+        environment, ["doctor"], ["plugins", "list"], ["plugins", "info", "pond"], ["--help"]
+    )
+    assert doctor.returncode == 3
+    for project in projects:
+        assert project.name in doctor.stdout
+    assert doctor.stdout.count("Traceback") >= len(broken)
+    assert "conflict: guider 'mirror' of acme-one:one, acme-two:two" in doctor.stdout
+    for done in (listing, info, help_):
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "acme-mirror:mirror" in listing.stdout
+    assert "missing-dependency" in listing.stdout
+    assert "tint: str, 'grey'" in info.stdout
+
+
+def test_a_sound_environment_is_sound(environment: Environment) -> None:
+    good_plugin().install(environment.site)
+    cache = environment.folder / "cache"
+    cache.mkdir()
+    (cache / "weights").write_bytes(bytes(2_500_000))
+    (cache / "link").symlink_to("weights")
+    done = environment.ppap("doctor", "--json", PPAP_CACHE_DIR=str(cache), HF_TOKEN="secret")
+    assert done.returncode == 0, done.stderr
+    assert "secret" not in done.stdout
+    report = json.loads(done.stdout)
+    assert report["torch"] == {"version": "2.99", "threads": 2, "device": "cpu"}
+    assert report["python"]["executable"] == str(environment.python)
+    assert report["caches"][0] == {"path": str(cache), "bytes": 2_500_000}
+    assert report["environment"] == {"PPAP_CACHE_DIR": str(cache)}
+    assert report["conflicts"] == []
+    (plugin_report,) = report["plugins"]
+    assert plugin_report["components"] == ["guider mirror", "loss likeness"]
+
+
+def test_names_in_the_environment_that_mean_nothing_are_reported(environment: Environment) -> None:
+    good_plugin().install(environment.site)
+    done = environment.ppap("doctor", PPAP_DISABLE_PLUGINS="mirorr")
+    assert done.returncode == 0
+    assert "PPAP_DISABLE_PLUGINS names 'mirorr'" in done.stdout
+    assert "PPAP_DISABLE_PLUGINS" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("raise ImportError('libcudart.so.99: no such file')", "libcudart.so.99"),
+        ("import os; os.abort()", "exit code -6"),
+        ("raise SystemExit(0)", "ended early"),
+        (None, "No module named 'torch'"),
+    ],
+)
+def test_the_doctor_outlives_torch(environment: Environment, start: str | None, said: str) -> None:
+    if start is None:
+        (environment.site / "torch" / "__init__.py").unlink()
+        (environment.site / "torch").rmdir()
+    else:
+        install_torch(environment, start)
+    good_plugin().install(environment.site)
+    as_json, as_text = together(environment, ["doctor", "--json"], ["doctor"])
+    assert (as_json.returncode, as_text.returncode) == (1, 1)
+    assert said in json.loads(as_json.stdout)["torch"]["error"]
+    assert said in as_text.stdout
+
+
+def test_a_torch_py_in_the_current_folder_is_not_torch(environment: Environment) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 has no safe path")
+    (environment.folder / "torch.py").write_text("raise ImportError('homework')")
+    assert environment.ppap("doctor").returncode == 0
+
+
+def test_the_doctor_reports_what_strict_mode_raises(environment: Environment) -> None:
+    plugin("bad", "1 / 0").install(environment.site)
+    doctor = environment.ppap("doctor", "--json", PPAP_STRICT_PLUGINS="1")
+    assert doctor.returncode == 3
+    assert json.loads(doctor.stdout)["plugins"][0]["status"] == "broken"
+    listing = environment.ppap("plugins", "list", PPAP_STRICT_PLUGINS="1")
+    assert listing.returncode == 3
+    assert not listing.stdout
+    assert listing.stderr.startswith("ppap: error: plugin acme-bad:bad is broken: ")
+    debug = environment.ppap("--debug", "plugins", "list", PPAP_STRICT_PLUGINS="1")
+    assert "acme_bad/plugin.py" in debug.stderr
+    assert "ZeroDivisionError" in debug.stderr
+
+
+def test_the_repair_that_the_doctor_leads_to(environment: Environment) -> None:
+    for project in (plugin("bad", "1 / 0"), good_plugin()):
+        project.install(environment.site)
+    assert environment.ppap("doctor").returncode == 3
+    assert environment.ppap("doctor", PPAP_DISABLE_PLUGINS="acme-bad").returncode == 0
+
+
+def test_a_plugin_that_prints_does_not_spoil_json(environment: Environment) -> None:
+    plugin("chatty", f"print('hello')\n{GOOD}").install(environment.site)
+    done = environment.ppap("plugins", "list", "--json")
+    assert json.loads(done.stdout)["plugins"][0]["status"] == "ok"
+    assert done.stderr == "hello\n"
+
+
+def test_nothing_installed(environment: Environment) -> None:
+    listing, info = together(environment, ["plugins", "list"], ["plugins", "info", "depth"])
+    assert listing.returncode == 0
+    assert "pip install ppap-framework[demo]" in listing.stdout
+    assert info.returncode == 3
+    assert info.stderr.splitlines() == [
+        "ppap: error: no component and no plugin is called 'depth'",
+        "hint: pip install ppap-plugin-midas",
+    ]
+
+
+@pytest.fixture
+def info(environment: Environment) -> Callable[[str], dict[str, Any]]:
+    """What `plugins info NAME --json` says."""
+
+    def ask(name: str) -> dict[str, Any]:
+        done = environment.ppap("plugins", "info", name, "--json")
+        assert done.returncode == 0, done.stderr
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    return ask
+
+
+def test_info_by_every_name(
+    environment: Environment, info: Callable[[str], dict[str, Any]]
+) -> None:
+    for project in TWO_CLAIMS:
+        project.install(environment.site)
+    plugins = [found["plugin"] for found in info("mirror")["components"]]
+    assert plugins == ["acme-one:one", "acme-two:two"]
+    (one,) = info("acme-two:mirror")["components"]
+    assert (one["plugin"], one["task"], one["default_loss"]) == (
+        "acme-two:two",
+        "reflection",
+        "likeness",
+    )
+    assert [found["plugin"] for found in info("Acme_Two")["plugins"]] == ["acme-two:two"]
+    assert [found["plugin"] for found in info("two")["plugins"]] == ["acme-two:two"]
+
+
+def test_info_on_checkpoints_and_options(
+    environment: Environment, info: Callable[[str], dict[str, Any]]
+) -> None:
+    assets = (
+        HEADER
+        + """
+@hookimpl
+def ppap_assets():
+    return [Card(name="clear", component="mirror", kind="guider", summary="Flat glass.", size=7,
+                 uri="package://acme_glass/w.safetensors", licence="CC0-1.0", image_size=8,
+                 sha256=None, default=True, architecture={"depth": 1}),
+            DefaultTarget(guider="mirror", checkpoint="clear", text="me")]
+"""
+    )
+    for project in (plugin("glass", assets), good_plugin()):
+        project.install(environment.site)
+    (mirror,) = info("mirror")["components"]
+    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'"}]
+    (card,) = mirror["checkpoints"]
+    assert (card["name"], card["plugin"], card["default_target"]) == (
+        "clear",
+        "acme-glass:glass",
+        "me",
+    )
+    for line in ("Flat glass.", "package://acme_glass/w.safetensors"):
+        assert line in environment.ppap("plugins", "info", "mirror").stdout
+
+
+def test_info_on_a_component_whose_options_cannot_be_imported(
+    environment: Environment, info: Callable[[str], dict[str, Any]]
+) -> None:
+    lost = plugin("mirror", GOOD)  # without its acme_mirror.parts
+    lost.install(environment.site)
+    (mirror,) = info("mirror")["components"]
+    assert "acme_mirror.parts" in mirror["options"]
+    assert environment.ppap("plugins", "info", "mirror").returncode == 0
+
+
+def test_square_brackets_are_not_markup(environment: Environment) -> None:
+    plugin("bad", "raise OSError('[Errno 5] [bold]x[/] :smile:')").install(environment.site)
+    assert "[Errno 5] [bold]x[/] :smile:" in environment.ppap("plugins", "list").stdout
+
+
+def test_colours_as_the_environment_wants(environment: Environment) -> None:
+    commands = {
+        "plain": environment.ppap("plugins", "info", "nothing"),
+        "forced": environment.ppap("plugins", "info", "nothing", FORCE_COLOR="1"),
+        "both": environment.ppap("plugins", "info", "nothing", FORCE_COLOR="1", NO_COLOR="1"),
+    }
+    coloured = {name for name, done in commands.items() if "\x1b[31m" in done.stderr}
+    assert coloured == {"forced"}

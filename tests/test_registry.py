@@ -1,0 +1,477 @@
+"""Questions to a registry, and what it answers to those that have no answer."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.plugin import (
+    AdapterSpec,
+    Asset,
+    BackendSpec,
+    Card,
+    ComponentKind,
+    ComponentSpec,
+    DefaultTarget,
+    GuiderSpec,
+    TaskLossSpec,
+)
+from ppap_framework.registry import FIRST_PARTY, Conflict, PluginRecord, Registry, Status
+
+
+def guider(name: str, **changes: Any) -> GuiderSpec:
+    fields = {"task": "depth", "default_loss": "likeness", "factory": "acme_parts:make"}
+    return GuiderSpec(name=name, summary="", **(fields | changes))
+
+
+def loss(name: str) -> TaskLossSpec:
+    return TaskLossSpec(name=name, summary="", factory="acme_parts:make", task="depth")
+
+
+def backend(name: str) -> BackendSpec:
+    return BackendSpec(name=name, summary="", factory="acme_parts:make")
+
+
+def card(name: str, component: str = "depth", default: bool = False) -> Card:
+    return Card(
+        name=name,
+        component=component,
+        kind="guider",
+        summary="",
+        uri="https://example.org/w",
+        sha256=None,
+        size=None,
+        licence="CC0-1.0",
+        image_size=8,
+        default=default,
+    )
+
+
+def target(text: str, checkpoint: str = "small") -> DefaultTarget:
+    return DefaultTarget(guider="depth", checkpoint=checkpoint, text=text)
+
+
+def record(
+    distribution: str,
+    *offered: ComponentSpec | Asset,
+    status: Status = "ok",
+    entry_point: str = "main",
+    **changes: Any,
+) -> PluginRecord:
+    return PluginRecord(
+        distribution=distribution,
+        version="1.0",
+        entry_point=entry_point,
+        module="m",
+        status=status,
+        specs=tuple(item for item in offered if isinstance(item, ComponentSpec)),
+        assets=tuple(item for item in offered if not isinstance(item, ComponentSpec)),
+        **changes,
+    )
+
+
+def refused(registry: Registry, kind: ComponentKind, name: str) -> PluginError:
+    with pytest.raises(PluginError) as raised:
+        registry.spec(kind, name)
+    assert "\n" not in str(raised.value)
+    return raised.value
+
+
+# Names
+
+
+def test_a_component_by_its_name_and_its_qualified_name() -> None:
+    depth = guider("depth")
+    registry = Registry((record("acme", depth), record("beta", loss("depth"), backend("x"))))
+    assert registry.spec("guider", "depth") is depth
+    assert registry.spec("guider", "acme:depth") is depth
+    assert registry.spec("guider", "Acme:depth") is depth
+    assert isinstance(registry.spec("loss", "depth"), TaskLossSpec)
+    assert registry.provider(depth).distribution == "acme"
+    assert registry.specs("guider") == [depth]
+    assert registry.specs("adapter") == []
+    with pytest.raises(LookupError):
+        registry.provider(guider("depth"))
+
+
+def test_two_claims_are_an_error_only_when_the_name_is_asked_for() -> None:
+    one, two, other = guider("depth"), guider("depth"), guider("other")
+    registry = Registry((record("acme", one, other), record("ppap-plugin-midas", two)))
+    assert registry.spec("guider", "other") is other
+    error = refused(registry, "guider", "depth")
+    assert error.exit_code == 3
+    assert error.message == (
+        "guider 'depth' is claimed by 2 plugins: acme:main, ppap-plugin-midas:main"
+    )
+    assert error.hint == "type --guider acme:depth or --guider ppap-plugin-midas:depth"
+    assert registry.spec("guider", "acme:depth") is one
+    assert registry.spec("guider", "ppap-plugin-midas:depth") is two
+    assert registry.conflicts() == [
+        Conflict("guider 'depth'", ("acme:main", "ppap-plugin-midas:main"))
+    ]
+
+
+def test_two_claims_of_one_distribution_can_only_be_settled_by_disabling() -> None:
+    plugins = [record("acme", guider("depth"), entry_point=name) for name in ("a", "b")]
+    error = refused(Registry(tuple(plugins)), "guider", "depth")
+    assert error.hint == "keep one: PPAP_DISABLE_PLUGINS=acme:b"
+    refused(Registry(tuple(plugins)), "guider", "acme:depth")
+
+
+@pytest.mark.parametrize("typed", ["dpeth", "Depth", "de_pth", "depht"])
+def test_an_unknown_name_gets_the_nearest_and_what_is_installed(typed: str) -> None:
+    registry = Registry((record("acme", guider("depth"), guider("zebra"), backend("dpeth")),))
+    error = refused(registry, "guider", typed)
+    assert error.message == f"no installed guider is called {typed!r}"
+    assert error.hint == "did you mean 'depth'? installed: depth, zebra"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "supplier"),
+    [
+        ("backend", "adm", "ppap-plugin-adm"),
+        ("backend", "glide", "ppap-plugin-glide"),
+        ("guider", "classifier", "ppap-plugin-classifier"),
+        ("guider", "depth", "ppap-plugin-midas"),
+        ("guider", "segmentation", "ppap-plugin-segmentation"),
+        ("guider", "adm-classifier", "ppap-plugin-adm"),
+        ("guider", "clip", "ppap-plugin-glide"),
+        ("adapter", "lora", "ppap-plugin-lora"),
+        ("adapter", "bias", "ppap-plugin-bias"),
+        ("loss", "cross-entropy", "ppap-plugin-classifier"),
+    ],
+)
+def test_a_first_party_name_gets_its_distribution(
+    kind: ComponentKind, name: str, supplier: str
+) -> None:
+    assert FIRST_PARTY[kind][name] == supplier
+    error = refused(Registry(()), kind, name)
+    assert error.hint == f"pip install {supplier}; no {kind} is installed"
+
+
+def test_a_misspelt_first_party_name_gets_it_too() -> None:
+    hint = refused(Registry((record("acme", guider("zebra")),)), "guider", "segmentaton").hint
+    assert hint.startswith("did you mean 'segmentation'? pip install ppap-plugin-segmentation; ")
+
+
+@pytest.mark.parametrize("status", ["broken", "incompatible", "missing-dependency", "disabled"])
+@pytest.mark.parametrize("name", ["depth", "ppap-plugin-midas:depth"])
+def test_a_name_whose_plugin_is_not_loaded_gets_the_reason(name: str, status: Status) -> None:
+    midas = record(
+        "ppap-plugin-midas", status=status, reason="it needs the module timm", hint="pip install t"
+    )
+    error = refused(Registry((midas,)), "guider", name)
+    assert f"ppap-plugin-midas, which is {status}: it needs the module timm" in error.message
+    assert error.hint == "pip install t"
+
+
+def test_failures_elsewhere_are_mentioned() -> None:
+    registry = Registry((record("acme", status="broken", reason="r"),))
+    assert "`ppap doctor`" in refused(registry, "guider", "mine").hint
+    disabled = Registry((record("acme", status="disabled", reason="r"),))
+    assert "doctor" not in refused(disabled, "guider", "mine").hint
+
+
+def test_a_distribution_that_does_not_supply_the_name() -> None:
+    registry = Registry((record("acme", guider("depth")),))
+    error = refused(registry, "guider", "acme:dept")
+    assert error.message == "acme supplies no guider called 'dept'"
+    assert error.hint == "did you mean 'depth'? installed: depth"
+    assert "beta supplies no" in refused(registry, "guider", "beta:depth").message
+
+
+@given(name=st.text(max_size=30), kind=st.sampled_from(["backend", "guider", "loss", "adapter"]))
+def test_any_unknown_name_is_an_error_with_a_hint(name: str, kind: ComponentKind) -> None:
+    assume("mirror" not in name)
+    assert refused(Registry((record("acme", guider("mirror")),)), kind, name).hint
+
+
+def test_the_default_loss_is_rather_the_guiders_own() -> None:
+    depth, own, others = guider("depth"), loss("likeness"), loss("likeness")
+    assert (
+        Registry((record("acme", others), record("midas", depth, own))).default_loss(depth) is own
+    )
+    assert Registry((record("acme", others), record("midas", depth))).default_loss(depth) is others
+    with pytest.raises(PluginError, match="claimed by 2"):
+        Registry((record("a", own), record("b", others), record("midas", depth))).default_loss(
+            depth
+        )
+
+
+# Cards and default targets
+
+
+def test_the_own_distributions_cards_come_first() -> None:
+    foreign, own = card("foreign", default=True), card("own", default=True)
+    plain = card("plain")
+    registry = Registry((record("acme", foreign), record("midas", plain, guider("depth"), own)))
+    assert registry.cards("depth", "guider") == [plain, own, foreign]
+    assert registry.default_card("depth", "guider") is own
+    assert registry.cards("depth", "backend") == []
+    assert not registry.conflicts()
+
+
+def test_another_distributions_default_stands_in() -> None:
+    foreign = card("foreign", default=True)
+    registry = Registry((record("acme", foreign), record("midas", card("own"), guider("depth"))))
+    assert registry.default_card("depth", "guider") is foreign
+    assert registry.default_card("midas:depth", "guider") is foreign
+
+
+def test_two_foreign_defaults_are_a_conflict_that_the_first_wins() -> None:
+    one, two = card("one", default=True), card("two", default=True)
+    registry = Registry((record("acme", one), record("beta", two), record("m", guider("depth"))))
+    assert registry.default_card("depth", "guider") is one
+    assert registry.conflicts() == [
+        Conflict(
+            "default checkpoint of guider 'depth'", ("acme:main", "beta:main"), taken="acme:main"
+        )
+    ]
+
+
+def test_a_qualified_component_makes_another_distribution_the_own_one() -> None:
+    one, two = card("one", default=True), card("two", default=True)
+    registry = Registry((record("acme", guider("depth"), one), record("b", guider("depth"), two)))
+    assert registry.default_card("acme:depth", "guider") is one
+    assert registry.default_card("b:depth", "guider") is two
+
+
+def test_cards_by_name() -> None:
+    small, large = card("small"), card("large")
+    registry = Registry((record("midas", small, large, guider("depth")),))
+    assert registry.card("depth", "guider", "large") is large
+    assert registry.card("depth", "guider", "midas:large") is large
+    with pytest.raises(AssetError) as raised:
+        registry.card("depth", "guider", "lagre")
+    assert raised.value.message == "guider 'depth' has no checkpoint 'lagre'"
+    assert raised.value.hint.startswith("did you mean 'large'?")
+    assert "small, large" in raised.value.hint
+    with pytest.raises(AssetError) as raised:
+        registry.default_card("depth", "guider")
+    assert raised.value.message == "guider 'depth' has no default checkpoint"
+    assert "small, large" in raised.value.hint
+    with pytest.raises(AssetError) as raised:
+        registry.default_card("adm", "backend")
+    assert "pip install ppap-plugin-shapes" in raised.value.hint
+
+
+def test_two_cards_of_one_name() -> None:
+    one, two = card("small"), card("small")
+    registry = Registry((record("acme", one), record("beta", two)))
+    with pytest.raises(PluginError) as raised:
+        registry.card("depth", "guider", "small")
+    assert raised.value.hint == (
+        "type --guider-checkpoint acme:small or --guider-checkpoint beta:small"
+    )
+    assert registry.card("depth", "guider", "beta:small") is two
+    (conflict,) = registry.conflicts()
+    assert conflict.subject == "checkpoint 'small' of guider 'depth'"
+
+
+def test_default_targets_follow_the_same_rule() -> None:
+    foreign, own, other = target("foreign"), target("own"), target("other", checkpoint="large")
+    midas = record("midas", guider("depth"), own, other)
+    registry = Registry((record("acme", foreign), midas))
+    assert registry.default_target("depth", "small") is own
+    assert registry.default_target("midas:depth", "midas:large") is other
+    assert registry.default_target("depth", "huge") is None
+    assert not registry.conflicts()
+    tied = Registry((record("acme", foreign), record("beta", own)))
+    assert tied.default_target("depth", "small") is foreign
+    assert [conflict.taken for conflict in tied.conflicts()] == ["acme:main"]
+
+
+# Options
+
+
+@attrs.frozen
+class Options:
+    rank: int = attrs.field(default=8, validator=[attrs.validators.instance_of(int),
+                                                  attrs.validators.gt(0)])  # fmt: skip
+    scale: float = attrs.field(default=1.0, converter=float)
+    name: str = attrs.field(kw_only=True)
+    top: int = attrs.field(default=1)
+    _hidden: int = 0
+    derived: int = attrs.field(init=False, default=3)
+
+    @top.validator
+    def _below_rank(self, attribute: object, value: int) -> None:
+        if value > self.rank:
+            raise ValueError(f"top must not exceed rank {self.rank}, not {value}")
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The module in which factories and options are looked for."""
+    module = types.ModuleType("acme_parts")
+    module.Options = Options  # type: ignore[attr-defined]  # made here
+    monkeypatch.setitem(sys.modules, "acme_parts", module)
+    return module
+
+
+def one(spec: ComponentSpec) -> Registry:
+    return Registry((record("acme", spec),))
+
+
+WITH_OPTIONS = guider("depth", options="acme_parts:Options")
+
+
+@pytest.mark.usefixtures("parts")
+def test_options_from_a_mapping() -> None:
+    given = {"rank": 4, "scale": "2.5", "name": "n", "hidden": 2}
+    built = one(WITH_OPTIONS).options(WITH_OPTIONS, given)
+    assert built == Options(4, 2.5, hidden=2, name="n")
+    assert one(WITH_OPTIONS).options_class(WITH_OPTIONS) is Options
+
+
+@pytest.mark.usefixtures("parts")
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    given = {"rnak": 4, "derived": 1, "scale": "wide", "rank": -1}
+    with pytest.raises(UsageError) as raised:
+        one(WITH_OPTIONS).options(WITH_OPTIONS, given)
+    message = raised.value.message
+    assert message.startswith("guider 'depth' of acme: ")
+    assert "unknown option 'rnak' (did you mean 'rank'?)" in message
+    assert "unknown option 'derived'" in message
+    assert "option 'scale': could not convert string to float: 'wide'" in message
+    assert "option 'rank': 'rank' must be > 0: -1" in message
+    assert "option 'name' is required" in message
+    assert raised.value.hint == "its options are rank, scale, name, top, hidden"
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rank": "4"}, "'rank' must be <class 'int'>"),
+        ({"top": 9}, "top must not exceed rank 8, not 9"),
+    ],
+)
+def test_validators_of_one_and_of_several_fields(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        one(WITH_OPTIONS).options(WITH_OPTIONS, {"name": "n", **given})
+
+
+def test_a_component_without_options() -> None:
+    plain = guider("depth")
+    assert one(plain).options(plain, {}) is None
+    with pytest.raises(UsageError, match="unknown option 'rank'") as raised:
+        one(plain).options(plain, {"rank": 1})
+    assert raised.value.hint == "it has no options"
+
+
+@pytest.mark.parametrize("reference", ["acme_parts:WITH", "acme_parts:int"])
+def test_options_that_are_no_attrs_class(parts: types.ModuleType, reference: str) -> None:
+    parts.WITH, parts.int = object(), int  # type: ignore[attr-defined]  # made here
+    spec = guider("depth", options=reference)
+    with pytest.raises(PluginError, match="no attrs class"):
+        one(spec).options(spec, {})
+
+
+# Making components
+
+
+class Loss:
+    """Stands for something that is no task loss."""
+
+
+def made_by(parts: types.ModuleType, factory: Callable[..., object]) -> None:
+    parts.make = factory  # type: ignore[attr-defined]  # made here
+
+
+def test_factories_get_what_their_kind_is_promised(parts: types.ModuleType) -> None:
+    from ppap_framework.components import ExpertAdapter, GuidanceModel
+
+    calls = []
+
+    def factory_of(base: type) -> Callable[..., object]:
+        concrete = type("Concrete", (base,), dict.fromkeys(base.__abstractmethods__))
+
+        def factory(*arguments: object) -> object:
+            calls.append(arguments)
+            return concrete()
+
+        return factory
+
+    made_by(parts, factory_of(GuidanceModel))
+    spec = attrs.evolve(WITH_OPTIONS, needs_checkpoint=False)
+    registry = one(spec)
+    assert isinstance(registry.make(spec, {"name": "n"}), GuidanceModel)
+    checkpoint: Any = object()
+    registry.make(spec, {"name": "n"}, checkpoint)
+    made_by(parts, factory_of(ExpertAdapter))
+    adapter = AdapterSpec(name="lora", summary="", factory="acme_parts:make")
+    assert isinstance(one(adapter).make(adapter, {}), ExpertAdapter)
+    assert calls == [(Options(name="n"), None), (Options(name="n"), checkpoint), (None,)]
+
+
+@pytest.mark.parametrize("error", [ImportError("libx.so"), SystemExit(1), ValueError("v")])
+def test_a_factory_that_cannot_be_imported_names_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    class Finder:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "acme_absent":
+                raise error
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    spec = attrs.evolve(loss("likeness"), factory="acme_absent:make")
+    with pytest.raises(PluginError) as raised:
+        one(spec).make(spec, {})
+    assert raised.value.message.startswith("loss 'likeness' of acme cannot be imported from acme_")
+    assert raised.value.__cause__ is error
+
+
+def test_a_factory_that_needs_another_library(parts: types.ModuleType) -> None:
+    parts.__getattr__ = lambda _: __import__("flux_capacitor")  # type: ignore[method-assign]  # made here
+    likeness = loss("likeness")
+    with pytest.raises(PluginError) as raised:
+        one(likeness).make(likeness, {})
+    assert "needs the module flux_capacitor, which is not installed" in raised.value.message
+    assert raised.value.hint == "pip install flux_capacitor"
+
+
+def test_a_factory_that_fails(parts: types.ModuleType) -> None:
+    likeness = loss("likeness")
+
+    def fails(options: object) -> None:
+        raise ValueError("one\ntwo")
+
+    made_by(parts, fails)
+    with pytest.raises(PluginError, match=r"^loss 'likeness' of acme failed: ValueError: one two"):
+        one(likeness).make(likeness, {})
+
+
+def test_what_a_factory_says_to_people_passes(parts: types.ModuleType) -> None:
+    likeness, said = loss("likeness"), PpapError("no such architecture")
+
+    def refuses(options: object) -> None:
+        raise said
+
+    made_by(parts, refuses)
+    with pytest.raises(PpapError) as raised:
+        one(likeness).make(likeness, {})
+    assert raised.value is said
+
+
+def test_a_factory_that_makes_something_else(parts: types.ModuleType) -> None:
+    likeness = loss("likeness")
+    made_by(parts, lambda options: Loss())
+    with pytest.raises(PluginError, match="made a Loss, which is no TaskLoss"):
+        one(likeness).make(likeness, {})
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("spec", [backend("adm"), guider("depth")])
+def test_what_needs_a_checkpoint_says_so(spec: BackendSpec) -> None:
+    missing: Any = None
+    with pytest.raises(AssetError, match="of acme needs a checkpoint"):
+        one(spec).make(spec, {}, missing)
