@@ -1,7 +1,8 @@
-"""Finds the parity cases: `@pytest.mark.parity(kind, official_class=prefixes)` runs a test once a case.
+"""Finds the parity cases: `@pytest.mark.parity(kind)` runs a test once for each case of that kind.
 
-A case is a JSON record with tensors beside it, both described in README.md. Cases are chosen by what
-their records say, wherever they lie under `PPAP_PARITY_DIR` (by default, beside this file).
+A case is a JSON record with tensors beside it, both described in README.md. Cases are chosen by
+what their records say, wherever they lie under `PPAP_PARITY_DIR` (by default, beside this file).
+The marker's `official_class` narrows them to classes with one of the given prefixes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Building blocks of the ADM U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, section 3).
 
 Feature maps are (B, C, H, W) in either memory format; every operation keeps the one it is given,
-and attention works on tokens (B, L, C), which in channels-last are a view of the feature map. Norms are
-computed in float32 at least, whatever the dtype of the convolutions. Parameter names are those of
-the released checkpoints.
+and attention works on tokens (B, L, C), which in channels-last are a view of the feature map.
+Norms are computed in float32 at least, whatever the dtype of the convolutions. Parameter names are
+those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """The norm used throughout: 32 groups, affine."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-5)
 
 
@@ -110,6 +111,7 @@ class Downsample(nn.Module):
             self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H / 2, W / 2)."""
         halved: Tensor = self.op(h)
         return halved
 
@@ -123,6 +125,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
 
     def forward(self, h: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2 H, 2 W)."""
         doubled: Tensor = self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
         return doubled
 

@@ -1,8 +1,8 @@
 """Constructor arguments of the ADM networks, under the names that the released checkpoints use.
 
 `attention_resolutions` are downsampling factors, not pixel sizes: 4 means "where the feature map is
-a quarter of the image". `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16` and
-`image_size` record how a checkpoint was released: nothing is cast, and only attention pooling
+a quarter of the image". `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16`
+and `image_size` record how a checkpoint was released: nothing is cast, and only attention pooling
 depends on the image size.
 """
 

@@ -29,6 +29,7 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def res_block(
     config: TrunkConfig, channels: int, out_channels: int, resample: nn.Module | None = None
 ) -> ResBlock:
+    """A residual block of this architecture, which changes the resolution if given a `resample`."""
     return ResBlock(
         channels,
         out_channels,
@@ -42,6 +43,7 @@ def res_block(
 def attention_block(
     config: TrunkConfig, channels: int, context_channels: int | None, *, decoder: bool = False
 ) -> AttentionBlock:
+    """An attention block of this architecture."""
     return AttentionBlock(
         channels,
         config.heads(channels, decoder=decoder),
