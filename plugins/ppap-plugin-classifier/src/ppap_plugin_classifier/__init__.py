@@ -1,0 +1,1 @@
+"""Guidance by any timm classifier, and the cross-entropy loss."""

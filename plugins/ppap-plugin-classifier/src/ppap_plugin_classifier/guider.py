@@ -1,0 +1,96 @@
+"""Any timm classifier as a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint
+from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
+from ppap_framework.components import GuidanceModel, Target, TargetInput
+from ppap_framework.errors import UsageError
+from ppap_framework.noise import NoiseLevel
+from ppap_plugin_classifier.options import ClassifierOptions
+from ppap_plugin_classifier.timm_models import InputConfig, from_checkpoint, from_hub
+
+__all__ = ["ClassifierGuide", "make_classifier"]
+
+
+def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -> ClassifierGuide:
+    """The factory of the guider `classifier`.
+
+    Raises:
+        UsageError: Where nothing says which model it is, or timm does not know it.
+        AssetError: Where the checkpoint does not fit, or the hub's weights cannot be had.
+    """
+    if checkpoint is not None:
+        return ClassifierGuide(*from_checkpoint(checkpoint, options.model))
+    if options.model is None:
+        raise UsageError(
+            "guider 'classifier' needs a model or a checkpoint",
+            hint="type --guider-model resnet50 for timm's weights, or --guider-checkpoint PATH",
+        )
+    return ClassifierGuide(*from_hub(options.model))
+
+
+@final
+class ClassifierGuide(GuidanceModel):
+    """A frozen classifier, with the resize and normalisation it was trained with, and class names.
+
+    Images are resized to the network's native size, antialiased, as timm's own transforms do, but
+    whole: timm's centre crop would hide the border from guidance. At the native size they pass as
+    they are.
+
+    Args:
+        network: From images (B, 3, size, size) to logits (B, K).
+        class_names: K of them, in order.
+        config: How the network wants its images.
+    """
+
+    def __init__(self, network: nn.Module, class_names: Sequence[str], config: InputConfig) -> None:
+        super().__init__()
+        self._network = network
+        self.class_names = tuple(class_names)
+        self._config = config
+        # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
+        mean = torch.tensor(config.mean, dtype=torch.float64)[:, None, None]
+        std = torch.tensor(config.std, dtype=torch.float64)[:, None, None]
+        self._scale: Tensor
+        self._shift: Tensor
+        self.register_buffer("_scale", (0.5 / std).float(), persistent=False)
+        self.register_buffer("_shift", ((0.5 - mean) / std).float(), persistent=False)
+        self.eval().requires_grad_(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The timm model as timm makes it."""
+        return self._network
+
+    @property
+    def native_size(self) -> int:
+        """The side in pixels of the images that the network was trained on."""
+        return self._config.size
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
+        size = (self.native_size, self.native_size)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode=self._config.interpolation, antialias=True)
+        logits: Tensor = self._network(torch.addcmul(self._shift, images, self._scale))
+        return logits
+
+    def target(self, given: TargetInput) -> Target:
+        """A class by index, name or unambiguous part of a name; or an array of B indices."""
+        return class_target(given, self.class_names)
+
+    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """Each image beside its five likeliest classes: (B, 3, 144, 288)."""
+        return draw_top_classes(prediction, images, self.class_names)
+
+    def describe(self, prediction: Tensor) -> list[str]:
+        """The likeliest class of each image, such as "red cube 0.97"."""
+        return describe_top_class(prediction, self.class_names)

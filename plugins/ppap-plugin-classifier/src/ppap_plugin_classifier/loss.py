@@ -1,0 +1,50 @@
+"""The task loss of classification."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppap_framework.components import TaskLoss
+from ppap_plugin_classifier.options import CrossEntropyOptions
+
+__all__ = ["CrossEntropy"]
+
+
+@final
+class CrossEntropy(TaskLoss):
+    """Cross-entropy with a class, and KL divergence between two predictions.
+
+    Predictions are logits (B, K), targets are classes (B,) or (1,), int64.
+    """
+
+    def __init__(self, options: CrossEntropyOptions | None = None) -> None:
+        self.temperature = (options or CrossEntropyOptions()).temperature
+
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """-log p(target): (B,), in nats."""
+        classes = target.expand(len(prediction))
+        return F.cross_entropy(prediction.float(), classes, reduction="none")
+
+    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """KL(softmax(teacher / temperature) || softmax(student)), the sum over classes: (B,), nats.
+
+        The temperature is the teacher's alone, as in the released PPAP code, which takes the mean
+        over classes instead of the sum.
+        """
+        log_q = student.float().log_softmax(-1)
+        log_p = (teacher.float() / self.temperature).log_softmax(-1)
+        return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+
+    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The target's probability, its rank (1 is the likeliest), and 1 where that is 1."""
+        classes = target.expand(len(prediction))[:, None]
+        own = prediction.gather(-1, classes)  # (B, 1)
+        rank = 1 + (prediction > own).sum(-1)
+        return {
+            "accuracy": (rank == 1).float(),
+            "probability": prediction.float().softmax(-1).gather(-1, classes).squeeze(-1),
+            "rank": rank.float(),
+        }

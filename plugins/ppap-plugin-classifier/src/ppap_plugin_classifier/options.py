@@ -1,0 +1,40 @@
+"""The options of this distribution's components; importing them imports neither torch nor timm."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+
+def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"must be a positive number, not {value}")
+
+
+@attrs.frozen(kw_only=True)
+class ClassifierOptions:
+    """Options of the guider `classifier`.
+
+    Attributes:
+        model: A timm model, such as "resnet50" or "deit_small_patch16_224.fb_in1k". With a
+            checkpoint it says what the checkpoint is of, where that does not say so itself; without
+            one its pretrained weights come from the hub.
+    """
+
+    model: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
+    )
+
+
+@attrs.frozen(kw_only=True)
+class CrossEntropyOptions:
+    """Options of the task loss `cross-entropy`.
+
+    Attributes:
+        temperature: Divides the teacher's logits in knowledge transfer. Below 1 it sharpens the
+            teacher; the released PPAP experts were trained with 0.25. Then a student that repeats
+            its teacher is not at the minimum, which at 1 it is.
+    """
+
+    temperature: float = attrs.field(default=1.0, converter=float, validator=_positive)

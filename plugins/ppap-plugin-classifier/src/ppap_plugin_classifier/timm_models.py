@@ -1,0 +1,228 @@
+"""From a name or a checkpoint to a timm model, with its input configuration and class names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import timm
+from attrs.validators import and_, deep_iterable, gt, instance_of, max_len, min_len, optional
+from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+from torch import nn
+
+from ppap_framework.checkpoints import Checkpoint, load_into
+from ppap_framework.errors import AssetError, UsageError
+
+__all__ = ["InputConfig", "from_checkpoint", "from_hub"]
+
+_Loaded = tuple[nn.Module, Sequence[str], "InputConfig"]
+
+_number = instance_of((int, float))
+_three: Any = (min_len(3), max_len(3))  # one for each channel
+
+
+@attrs.frozen(kw_only=True)
+class InputConfig:
+    """How a network wants its images.
+
+    Attributes:
+        size: Side in pixels.
+        mean: Of each channel, for images in [0, 1].
+        std: Likewise.
+        interpolation: Of the resize.
+    """
+
+    size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: Literal["bilinear", "bicubic"]
+
+
+@attrs.frozen(kw_only=True)
+class _Architecture:
+    """What a checkpoint says of itself; all but the model may be left to timm."""
+
+    model: str = attrs.field(validator=instance_of(str))
+    model_args: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
+    class_names: Sequence[str] | None = attrs.field(
+        default=None, validator=optional(deep_iterable(instance_of(str), instance_of(list)))
+    )
+    input_size: int | None = attrs.field(
+        default=None, validator=optional(and_(instance_of(int), gt(0)))
+    )
+    mean: Sequence[float] | None = attrs.field(
+        default=None, validator=optional(and_(*_three, deep_iterable(_number)))
+    )
+    std: Sequence[float] | None = attrs.field(
+        default=None, validator=optional(and_(*_three, deep_iterable(and_(_number, gt(0)))))
+    )
+
+    @model_args.validator
+    def _only_the_networks_own(self, _: object, value: Mapping[str, Any]) -> None:
+        # A file may say how a network is built, not where else timm should look for weights.
+        if foreign := {"checkpoint_path", "cache_dir"} & set(value) | {
+            name for name in value if name.startswith("pretrained")
+        }:
+            raise ValueError(f"model_args may not hold {', '.join(sorted(foreign))}")
+
+
+def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
+    """Build what a checkpoint says, or the named model, and load it.
+
+    Raises:
+        UsageError: Where `model` is unknown, contradicts the checkpoint, or is missing.
+        AssetError: Where the checkpoint's architecture cannot be built or its weights do not fit.
+    """
+    if not checkpoint.architecture:
+        if model is None:
+            raise UsageError(
+                f"{checkpoint.name!r} does not say of which model it is",
+                hint="name the timm model with --guider-model",
+            )
+        _check_known(model, hub=False)
+        stated = _Architecture(model=model)
+    else:
+        stated = _stated(checkpoint)
+        if model is not None and _bare(model) != _bare(stated.model):
+            raise UsageError(
+                f"{checkpoint.name!r} is a {stated.model}, not a {model}",
+                hint="leave --guider-model out",
+            )
+    arguments = dict(stated.model_args)
+    if stated.class_names is not None:
+        arguments["num_classes"] = len(stated.class_names)
+    elif (number := _num_classes(stated.model, checkpoint)) is not None:
+        arguments.setdefault("num_classes", number)
+    try:
+        network = timm.create_model(stated.model, pretrained=False, **arguments)
+    except Exception as error:  # whatever a timm model says to arguments that it does not know
+        reason = " ".join(str(error).split())
+        raise AssetError(
+            f"{checkpoint.name!r} cannot be built as timm model {stated.model!r}: {reason}",
+            hint="its architecture is stated wrongly, or this timm is of another version",
+        ) from error
+    load_into(network, checkpoint)
+    config = _input_config(network)
+    config = attrs.evolve(
+        config,
+        size=stated.input_size or config.size,
+        mean=stated.mean or config.mean,
+        std=stated.std or config.std,
+    )
+    return network, stated.class_names or _class_names(network), config
+
+
+def from_hub(model: str) -> _Loaded:
+    """A timm model with its pretrained weights, downloaded by timm where they are not yet here.
+
+    Raises:
+        UsageError: Where timm does not know it, has no weights for it, or it has no classes.
+        AssetError: Where its weights cannot be had; names the address.
+    """
+    _check_known(model, hub=True)
+    try:
+        network = timm.create_model(model, pretrained=True)
+    except Exception as error:  # the network, the disk, and several libraries' own errors
+        reason = " ".join(str(error).split())[:200]
+        raise AssetError(
+            f"timm's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
+            hint=f"download {_address(model)} elsewhere, then add --guider-checkpoint FILE",
+        ) from error
+    return network, _class_names(network), _input_config(network)
+
+
+def _stated(checkpoint: Checkpoint) -> _Architecture:
+    try:
+        stated = _Architecture(**checkpoint.architecture)
+        if not timm.is_model(stated.model) or ":" in stated.model:
+            raise ValueError(f"timm {timm.__version__} has no model {stated.model!r}")
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error.args[0]).replace("_Architecture.__init__()", "it").split())
+        raise AssetError(
+            f"{checkpoint.name!r} is no checkpoint of a timm classifier: {reason}",
+            hint="its architecture states model, model_args, class_names, input_size, mean and std",
+        ) from error
+    return stated
+
+
+def _check_known(model: str, *, hub: bool) -> None:
+    """Refuse names that timm does not know; names with a colon are the hub's, and known there."""
+    if ":" in model:
+        return
+    bare = _bare(model)
+    if not timm.is_model(bare):
+        close = difflib.get_close_matches(bare, timm.list_models(), n=3)
+        raise UsageError(
+            f"timm {timm.__version__} has no model {model!r}",
+            hint=f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all",
+        )
+    tagged = [name for name in timm.list_pretrained(f"{bare}.*") if _bare(name) == bare]
+    if model != bare and model not in tagged:
+        raise UsageError(
+            f"timm has no weights {model!r}", hint=f"it has {', '.join(tagged) or 'none'}"
+        )
+    if hub and not tagged:
+        raise UsageError(
+            f"timm has no pretrained weights for {model!r}",
+            hint="name another model, or add --guider-checkpoint PATH",
+        )
+    config = timm.get_pretrained_cfg(model)
+    if hub and config is not None and config.num_classes == 0:
+        raise _no_classes(model)
+
+
+def _bare(model: str) -> str:
+    """The name without the tag of its weights."""
+    return model.partition(".")[0]
+
+
+def _address(model: str) -> str:
+    if ":" in model:
+        return f"https://huggingface.co/{model.partition(':')[2]}"
+    config = timm.get_pretrained_cfg(model)
+    if config is not None and config.hf_hub_id:
+        file = config.hf_hub_filename or "model.safetensors"
+        return f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{file}"
+    return str(config.url) if config is not None else model
+
+
+def _num_classes(model: str, checkpoint: Checkpoint) -> int | None:
+    """How many classes the head in a checkpoint has, where timm says what the head is called."""
+    config = timm.get_pretrained_cfg(_bare(model))
+    head = config.classifier if config is not None else None
+    name = head[0] if isinstance(head, tuple | list) else head
+    weight = checkpoint.state_dict().get(f"{name}.weight")
+    return None if weight is None else len(weight)
+
+
+def _input_config(network: nn.Module) -> InputConfig:
+    resolved: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]  # timm has no type here
+    return InputConfig(
+        size=resolved["input_size"][-1],
+        mean=resolved["mean"],
+        std=resolved["std"],
+        interpolation="bilinear" if resolved["interpolation"] == "bilinear" else "bicubic",
+    )
+
+
+def _no_classes(model: str) -> UsageError:
+    return UsageError(
+        f"timm model {model!r} has no classes, it gives features only",
+        hint="name one with a classifier, such as resnet50",
+    )
+
+
+def _class_names(network: Any) -> list[str]:
+    """What timm calls a model's classes; numbers where it does not know."""
+    if not network.num_classes:
+        raise _no_classes(network.pretrained_cfg["architecture"])
+    labels = network.pretrained_cfg.get("label_names") or ()
+    if len(labels) == network.num_classes:
+        descriptions = network.pretrained_cfg.get("label_descriptions") or {}
+        return [descriptions.get(label, label) for label in labels]
+    if (subset := infer_imagenet_subset(network)) is not None:
+        return list(ImageNetInfo(subset).label_descriptions())
+    return [f"class {index}" for index in range(network.num_classes)]
