@@ -102,8 +102,6 @@ def test_the_doctor_names_what_is_broken(environment: Environment, case: str) ->
     assert len(statuses) == len(projects)
     assert bool(report["conflicts"]) == (projects is TWO_CLAIMS)
     assert (set(statuses.values()) == {"ok"}) == (len(projects) == 2)
-    for found in report["plugins"]:
-        assert found["status"] == "ok" or "Traceback" in found["traceback"]
     assert listing.returncode == 0, listing.stderr
     listed = json.loads(listing.stdout)
     assert "pond" in [component["name"] for component in listed["components"]]
@@ -145,7 +143,8 @@ def test_every_command_works_with_everything_broken_at_once(
     assert doctor.returncode == 3
     for project in projects:
         assert project.name in doctor.stdout
-    assert doctor.stdout.count("Traceback") >= len(broken)
+    for raised in ("ImportError: lib", "SystemExit: 0", "ZeroDivisionError"):
+        assert f"\n{raised}" in doctor.stdout
     assert "conflict: guider 'mirror' of acme-one:one, acme-two:two" in doctor.stdout
     for done in (listing, info, help_):
         assert (done.returncode, done.stderr) == (0, "")

@@ -25,14 +25,14 @@ def console() -> Console:
     )
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None
-) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under their columns' names."""
     from rich import box
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # an ellipsis would hide what one came for
     for row in rows:
         table.add_row(*row)
     console().print(table)
@@ -44,7 +44,8 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
 
     if not fields:
         return
-    grid = Table.grid(padding=(0, 2))
+    grid = Table.grid("", "", padding=(0, 2))
+    grid.columns[1].overflow = "fold"
     for name, value in fields.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         if text and value is not None:

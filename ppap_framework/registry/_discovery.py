@@ -9,6 +9,7 @@ two entry points of one name is dropped without a word. Distributions are asked 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
 import sys
@@ -35,6 +36,7 @@ from ppap_framework.plugin import (
 )
 from ppap_framework.registry._records import (
     PluginRecord,
+    Status,
     install_hint,
     kind_of,
     missing_module,
@@ -55,16 +57,13 @@ _RETURNS: dict[str, tuple[type, ...]] = {
 }
 
 
-class _Incompatible(Exception):
-    """A plugin was written for another version of the interface, or does not say for which."""
+class _Refusal(Exception):
+    """A plugin that raised nothing and still cannot be used; the message says why."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, *, status: Status = "broken", hint: str = "") -> None:
         super().__init__(message)
+        self.status = status
         self.hint = hint
-
-
-class _Rubbish(Exception):
-    """A plugin's hooks are not what their declarations ask for."""
 
 
 @functools.cache
@@ -178,19 +177,17 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, often JSON
             plugin = entry_point.load()
-            doing = "PPAP_API"
+            doing = "reading PPAP_API"
             check_api(plugin, record.distribution)
-            doing = "its hooks"
+            doing = "registering its hooks"
             for caller in _hooks(plugin, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
             _check_unique(offered)
     except KeyboardInterrupt:
         raise
-    except _Incompatible as error:
-        return attrs.evolve(
-            record, status="incompatible", reason=str(error), hint=error.hint, error=error
-        )
+    except _Refusal as refusal:
+        return attrs.evolve(record, status=refusal.status, reason=str(refusal), hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
         if module := missing_module(error, entry_point.value):
             return attrs.evolve(
@@ -200,8 +197,8 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
                 hint=install_hint(module),
                 error=error,
             )
-        reason = str(error) if isinstance(error, _Rubbish) else one_line(error)
-        return attrs.evolve(record, status="broken", reason=f"{doing}: {reason}", error=error)
+        reason = f"{doing}: {one_line(error)}"
+        return attrs.evolve(record, status="broken", reason=reason, error=error)
     return attrs.evolve(
         record,
         specs=tuple(item for item in offered if isinstance(item, ComponentSpec)),
@@ -216,29 +213,23 @@ def check_api(plugin: object, distribution: str) -> None:
         Exception: Where `plugin.PPAP_API` says anything else, or nothing.
     """
     stated = getattr(plugin, "PPAP_API", None)
-    if stated is None:
-        raise _Incompatible(
-            f"it does not state PPAP_API, the version of the interface (here {PPAP_API})",
-            f"its author adds `PPAP_API = {PPAP_API}` to the plugin module",
-        )
     if (
         type(stated) is not tuple
         or len(stated) != 2
         or any(type(number) is not int or number < 0 for number in stated)
     ):
-        raise _Incompatible(
-            f"its PPAP_API is {stated!r:.60}, not a tuple of two whole numbers",
-            f"its author writes `PPAP_API = {PPAP_API}` in the plugin module",
+        wrong = f"its PPAP_API must be a tuple of two whole numbers, not {stated!r:.60}"
+        raise _Refusal(
+            "it states no PPAP_API" if stated is None else wrong,
+            status="incompatible",
+            hint=f"its author writes `PPAP_API = {PPAP_API}` in the plugin module",
         )
-    if stated[0] < PPAP_API[0]:
-        raise _Incompatible(
-            f"it was written for interface {stated}, and this is {PPAP_API}",
-            f"pip install --upgrade {distribution}",
-        )
-    if stated > PPAP_API:
-        raise _Incompatible(
-            f"it was written for interface {stated}, and this is {PPAP_API}",
-            "pip install --upgrade ppap-framework",
+    if stated[0] != PPAP_API[0] or stated > PPAP_API:
+        outdated = distribution if stated < PPAP_API else "ppap-framework"
+        raise _Refusal(
+            f"its PPAP_API is {stated}, and this ppap-framework has {PPAP_API}",
+            status="incompatible",
+            hint=f"pip install --upgrade {outdated}",
         )
 
 
@@ -250,30 +241,38 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
-    manager.check_pending()
     callers = manager.get_hookcallers(plugin) or []
     asked = {caller.name for caller in callers}
+    for caller in callers:
+        optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
+        if not caller.has_spec() and not optional:
+            near = difflib.get_close_matches(caller.name, _RETURNS, n=1)
+            advice = f" (did you mean {near[0]}?)" if near else ""
+            raise _Refusal(f"{caller.name} is none of the hooks{advice}")
     for hook in _RETURNS:
         if hook not in asked and callable(getattr(plugin, hook, None)):
-            raise _Rubbish(f"{hook} is not decorated with @hookimpl")
-    if not callers:
-        raise _Rubbish(f"it implements none of {', '.join(_RETURNS)}")
-    return callers
+            raise _Refusal(f"{hook} is not decorated with @hookimpl")
+    known = [caller for caller in callers if caller.has_spec()]
+    if not known:
+        raise _Refusal(f"it implements none of {', '.join(_RETURNS)}")
+    return known
 
 
 def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
     """What one hook returns, checked to be records of the right type."""
     wanted = _RETURNS[caller.name]
-    rule = f"it must return a list of {' and '.join(wants.__name__ for wants in wanted)}"
+    rule = (
+        f"{caller.name}() must return a list of {' and '.join(wants.__name__ for wants in wanted)}"
+    )
     answers = caller()
     if len(answers) != len(caller.get_hookimpls()):  # pluggy leaves None out
-        raise _Rubbish(f"{rule}, not None")
+        raise _Refusal(f"{rule}, not None")
     for answer in answers:
         if not isinstance(answer, list | tuple):
-            raise _Rubbish(f"{rule}, not {type(answer).__name__}")
+            raise _Refusal(f"{rule}, not {type(answer).__name__}")
         for item in answer:
             if not isinstance(item, wanted):
-                raise _Rubbish(f"{rule}, and one item is {type(item).__name__}")
+                raise _Refusal(f"{rule}, and one item is {type(item).__name__}")
     return [item for answer in answers for item in answer]
 
 
@@ -287,5 +286,5 @@ def _check_unique(offered: list[ComponentSpec | Asset]) -> None:
         else:
             label = f"default target of guider {item.guider!r} with {item.checkpoint!r}"
         if label in seen:
-            raise _Rubbish(f"it offers {label} twice")
+            raise _Refusal(f"it offers {label} twice")
         seen.add(label)

@@ -27,6 +27,9 @@ SPEC_TYPES: dict[ComponentKind, type[ComponentSpec]] = {
     "adapter": AdapterSpec,
 }
 
+_MACHINERY = ("ppap_framework.registry", "importlib", "_frozen_importlib", "pluggy")
+"""What lies between discovery and a plugin."""
+
 _DISTRIBUTION_OF = {
     "PIL": "pillow",
     "cv2": "opencv-python",
@@ -49,7 +52,7 @@ class PluginRecord:
         status: Only plugins that are "ok" supply anything.
         reason: One line on why it is not ok.
         hint: What to type about it; may be empty.
-        error: What was raised, where something was.
+        error: What it raised, if it did.
         specs: The components that it supplies.
         assets: The cards and default targets that it supplies.
     """
@@ -77,8 +80,13 @@ class PluginRecord:
 
     @property
     def traceback(self) -> str:
-        """Of `error`, as Python prints it; empty where there is none."""
-        return "".join(traceback.format_exception(self.error)) if self.error is not None else ""
+        """Of `error`, from the first frame that is the plugin's; empty where there is none."""
+        if self.error is None:
+            return ""
+        frames = self.error.__traceback__
+        while frames and frames.tb_frame.f_globals.get("__name__", "").startswith(_MACHINERY):
+            frames = frames.tb_next
+        return "".join(traceback.format_exception(type(self.error), self.error, frames))
 
 
 @attrs.frozen

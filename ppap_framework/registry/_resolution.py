@@ -123,14 +123,6 @@ def make(
         AssetError: Where it needs a checkpoint and gets none.
         PpapError: What the factory itself says.
     """
-    from ppap_framework import components  # torch: only now
-
-    made_of: dict[ComponentKind, type] = {
-        "backend": components.DiffusionBackend,
-        "guider": components.GuidanceModel,
-        "loss": components.TaskLoss,
-        "adapter": components.ExpertAdapter,
-    }
     built = build_options(spec, options, what)
     takes_checkpoint = isinstance(spec, BackendSpec | GuiderSpec)
     needs_checkpoint = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes_checkpoint
@@ -147,7 +139,19 @@ def make(
         raise PluginError(
             f"{what} failed: {one_line(error)}", hint="--debug shows the traceback"
         ) from error
-    wanted = made_of[kind_of(spec)]
+    wanted = _component_type(kind_of(spec))
     if not isinstance(made, wanted):
         raise PluginError(f"{what} made a {type(made).__name__}, which is no {wanted.__name__}")
     return made
+
+
+def _component_type(kind: ComponentKind) -> type:
+    from ppap_framework import components  # torch: only now
+
+    types: dict[ComponentKind, type] = {
+        "backend": components.DiffusionBackend,
+        "guider": components.GuidanceModel,
+        "loss": components.TaskLoss,
+        "adapter": components.ExpertAdapter,
+    }
+    return types[kind]
