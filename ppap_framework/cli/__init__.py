@@ -20,7 +20,7 @@ from ppap_framework.errors import PpapError
 __all__ = ["COMMANDS", "State", "colour", "main", "ppap"]
 
 COMMANDS = {
-    "run": ("ppap_framework.cli.run", "Draw images, steered by guides."),
+    "run": ("ppap_framework.cli.run", "Draw images from a diffusion model, steered by guides."),
     "plugins": ("ppap_framework.cli.plugins", "Show what is installed."),
     "doctor": ("ppap_framework.cli.doctor", "Check the installation and every plugin."),
 }

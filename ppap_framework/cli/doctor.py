@@ -90,7 +90,7 @@ def _examine(found: Registry) -> dict[str, Any]:
 
 
 def _probe_torch() -> dict[str, Any]:
-    """torch's version, threads and device, or what is wrong, asked in a process that may crash."""
+    """The version, threads and device of torch, or what is wrong; in a process that may crash."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE],
@@ -146,7 +146,7 @@ def _size(folder: Path) -> int:
     for parent, _, files in os.walk(folder):
         for name in files:
             try:
-                status = os.lstat(os.path.join(parent, name))
+                status = Path(parent, name).lstat()
             except OSError:
                 continue
             if stat.S_ISREG(status.st_mode):

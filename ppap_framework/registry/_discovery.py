@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -57,7 +58,7 @@ _RETURNS: dict[str, tuple[type, ...]] = {
 }
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     """A plugin that raised nothing and still cannot be used; the message says why."""
 
     def __init__(self, message: str, *, status: Status = "broken", hint: str = "") -> None:
@@ -106,8 +107,10 @@ def discover(
 
 
 def _entry_points(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint | None]]:
-    """Every entry point of the group, with a record to fill; a broken record alone where an
-    `entry_points.txt` cannot be read."""
+    """Every entry point of the group, with a record to fill.
+
+    Where an `entry_points.txt` cannot be read, a broken record alone.
+    """
     seen = set()
     for distribution in distributions() if path is None else distributions(path=path):
         if not _has_plugins(distribution):
@@ -156,7 +159,7 @@ def _identity(distribution: Distribution) -> tuple[str, str | None]:
         name = version = None
     if not name:
         # No public attribute tells where a distribution without a name lies.
-        folder = os.path.basename(str(getattr(distribution, "_path", "") or "unnamed"))
+        folder = Path(str(getattr(distribution, "_path", None) or "unnamed")).name
         name = folder.removesuffix(".dist-info").removesuffix(".egg-info").partition("-")[0]
     return normal(str(name)), version
 
@@ -186,7 +189,7 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
             _check_unique(offered)
     except KeyboardInterrupt:
         raise
-    except _Refusal as refusal:
+    except _RefusedError as refusal:
         return attrs.evolve(record, status=refusal.status, reason=str(refusal), hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
         if module := missing_module(error, entry_point.value):
@@ -219,14 +222,14 @@ def check_api(plugin: object, distribution: str) -> None:
         or any(type(number) is not int or number < 0 for number in stated)
     ):
         wrong = f"its PPAP_API must be a tuple of two whole numbers, not {stated!r:.60}"
-        raise _Refusal(
+        raise _RefusedError(
             "it states no PPAP_API" if stated is None else wrong,
             status="incompatible",
             hint=f"its author writes `PPAP_API = {PPAP_API}` in the plugin module",
         )
     if stated[0] != PPAP_API[0] or stated > PPAP_API:
         outdated = distribution if stated < PPAP_API else "ppap-framework"
-        raise _Refusal(
+        raise _RefusedError(
             f"its PPAP_API is {stated}, and this ppap-framework has {PPAP_API}",
             status="incompatible",
             hint=f"pip install --upgrade {outdated}",
@@ -248,13 +251,13 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
         if not caller.has_spec() and not optional:
             near = difflib.get_close_matches(caller.name, _RETURNS, n=1)
             advice = f" (did you mean {near[0]}?)" if near else ""
-            raise _Refusal(f"{caller.name} is none of the hooks{advice}")
+            raise _RefusedError(f"{caller.name} is none of the hooks{advice}")
     for hook in _RETURNS:
         if hook not in asked and callable(getattr(plugin, hook, None)):
-            raise _Refusal(f"{hook} is not decorated with @hookimpl")
+            raise _RefusedError(f"{hook} is not decorated with @hookimpl")
     known = [caller for caller in callers if caller.has_spec()]
     if not known:
-        raise _Refusal(f"it implements none of {', '.join(_RETURNS)}")
+        raise _RefusedError(f"it implements none of {', '.join(_RETURNS)}")
     return known
 
 
@@ -266,13 +269,13 @@ def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
     )
     answers = caller()
     if len(answers) != len(caller.get_hookimpls()):  # pluggy leaves None out
-        raise _Refusal(f"{rule}, not None")
+        raise _RefusedError(f"{rule}, not None")
     for answer in answers:
         if not isinstance(answer, list | tuple):
-            raise _Refusal(f"{rule}, not {type(answer).__name__}")
+            raise _RefusedError(f"{rule}, not {type(answer).__name__}")
         for item in answer:
             if not isinstance(item, wanted):
-                raise _Refusal(f"{rule}, and one item is {type(item).__name__}")
+                raise _RefusedError(f"{rule}, and one item is {type(item).__name__}")
     return [item for answer in answers for item in answer]
 
 
@@ -286,5 +289,5 @@ def _check_unique(offered: list[ComponentSpec | Asset]) -> None:
         else:
             label = f"default target of guider {item.guider!r} with {item.checkpoint!r}"
         if label in seen:
-            raise _Refusal(f"it offers {label} twice")
+            raise _RefusedError(f"it offers {label} twice")
         seen.add(label)

@@ -13,6 +13,14 @@ from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.plugin import BackendSpec, ComponentKind, ComponentSpec, GuiderSpec
 from ppap_framework.registry._records import install_hint, kind_of, missing_module, one_line
 
+_MAKES: dict[ComponentKind, str] = {
+    "backend": "DiffusionBackend",
+    "guider": "GuidanceModel",
+    "loss": "TaskLoss",
+    "adapter": "ExpertAdapter",
+}
+"""What a factory of each kind makes: a class of `ppap_framework.components`."""
+
 
 def load(reference: str, what: str) -> Any:
     """Import "package.module:attribute".
@@ -139,19 +147,8 @@ def make(
         raise PluginError(
             f"{what} failed: {one_line(error)}", hint="--debug shows the traceback"
         ) from error
-    wanted = _component_type(kind_of(spec))
-    if not isinstance(made, wanted):
-        raise PluginError(f"{what} made a {type(made).__name__}, which is no {wanted.__name__}")
+    components = importlib.import_module("ppap_framework.components")  # torch: only now
+    wanted = _MAKES[kind_of(spec)]
+    if not isinstance(made, getattr(components, wanted)):
+        raise PluginError(f"{what} made a {type(made).__name__}, which is no {wanted}")
     return made
-
-
-def _component_type(kind: ComponentKind) -> type:
-    from ppap_framework import components  # torch: only now
-
-    types: dict[ComponentKind, type] = {
-        "backend": components.DiffusionBackend,
-        "guider": components.GuidanceModel,
-        "loss": components.TaskLoss,
-        "adapter": components.ExpertAdapter,
-    }
-    return types[kind]
