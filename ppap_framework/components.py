@@ -4,7 +4,8 @@ Conventions, the same everywhere:
 
 - Images are float tensors (B, 3, H, W) in [-1, 1].
 - Timesteps are those of the stage's base schedule, int64, 0 being the least noisy.
-- An abstract class leaves everything abstract that a plugin decides; what is implemented here is final.
+- An abstract class leaves everything abstract that a plugin decides; what is implemented here is
+final.
 """
 
 from __future__ import annotations
@@ -34,24 +35,26 @@ __all__ = [
 ]
 
 VarianceKind = Literal["learned_range", "fixed_large", "fixed_small"]
-"""How the variance of p(x_{t-1} | x_t) is chosen: Nichol and Dhariwal 2021 (arXiv 2102.09672), eq. 15, for the first;
-beta_t and the posterior variance (Ho et al. 2020, section 3.2) for the others."""
+"""How the variance of p(x_{t-1} | x_t) is chosen: Nichol and Dhariwal 2021 (arXiv 2102.09672), eq.
+15, for the first; beta_t and the posterior variance (Ho et al. 2020, section 3.2) for the
+others."""
 
 
 @final
 @attrs.frozen(eq=False)
 class Prediction:
-    r"""What a denoiser says about x_t = alpha x_0 + sigma eps: one of eps and x0 is stored, the other follows from it.
+    r"""What a denoiser says about x_t = alpha x_0 + sigma eps: one of eps and x0 is stored, the
+    other follows from it.
 
     Make it with `from_eps`, `from_x0` or `from_v`.
 
     Attributes:
         x_t: (B, C, H, W), the noisy image.
-        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image; best float64,
-            since x0 divides by it.
+        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image; best
+            float64, since x0 divides by it.
         sigma: (B, 1, 1, 1), likewise, the standard deviation of the noise there.
-        variance: (B, C, H, W) or None: the network's learned-range output v, nominally in [-1, 1], still to be decoded
-            by the respaced process, on whose betas its meaning depends.
+        variance: (B, C, H, W) or None: the network's learned-range output v, nominally in [-1, 1],
+            still to be decoded by the respaced process, on whose betas its meaning depends.
     """
 
     x_t: Tensor
@@ -79,7 +82,9 @@ class Prediction:
     def from_v(
         cls, v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
     ) -> Prediction:
-        """From v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D), (B, C, H, W)."""
+        """From v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D), (B,
+        C, H, W).
+        """
         x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
         return cls(x_t, alpha, sigma, None, x0, variance)
 
@@ -117,7 +122,9 @@ class Prediction:
 
 
 class Stage(abc.ABC):
-    """One diffusion process of a backend: a denoiser, its schedule, and the shape of what it draws."""
+    """One diffusion process of a backend: a denoiser, its schedule, and the shape of what it
+    draws.
+    """
 
     @property
     @abc.abstractmethod
@@ -142,7 +149,9 @@ class Stage(abc.ABC):
     @property
     @abc.abstractmethod
     def network(self) -> nn.Module:
-        """The denoising network, for moving between devices, counting and hashing; never for calling."""
+        """The denoising network, for moving between devices, counting and hashing; never for
+        calling.
+        """
 
     @abc.abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
@@ -168,7 +177,8 @@ class DiffusionBackend(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
-        """Make the condition that `Stage.denoise` wants for `batch` images; no prompts is the unconditional one.
+        """Make the condition that `Stage.denoise` wants for `batch` images; no prompts is the
+        unconditional one.
 
         Args:
             prompts: `batch` texts, or None.
@@ -185,7 +195,8 @@ class TargetInput:
 
     Attributes:
         text: Words, a name or a number, as typed.
-        image: A picture, upright, RGB with 8 bits or single-channel with 16 (mode "I;16"), indexed pictures as they are.
+        image: A picture, upright, RGB with 8 bits or single-channel with 16 (mode "I;16"), indexed
+            pictures as they are.
         array: Anything numeric that is no picture: (H, W), (C, H, W) or a vector.
         source: Where it came from, for messages.
     """
@@ -217,7 +228,9 @@ class Target:
 
     def rows(self, start: int, stop: int) -> Target:
         """The target of images `start` to `stop` - 1 of a batch."""
-        return self if self.value.shape[0] == 1 else attrs.evolve(self, value=self.value[start:stop])
+        return (
+            self if self.value.shape[0] == 1 else attrs.evolve(self, value=self.value[start:stop])
+        )
 
     def to(self, device: torch.device | str) -> Target:
         """The same target with its value on `device`."""
@@ -225,10 +238,11 @@ class Target:
 
 
 class GuidanceModel(nn.Module, abc.ABC):
-    """An off-the-shelf network that looks at images, with what it needs around it: resizing, normalisation, names.
+    """An off-the-shelf network that looks at images, with what it needs around it: resizing,
+    normalisation, names.
 
-    It knows nothing of experts, guidance scale or sign. It must be differentiable in the images and treat each image of
-    a batch by itself in evaluation mode.
+    It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
+    and treat each image of a batch by itself in evaluation mode.
     """
 
     @property
@@ -239,19 +253,23 @@ class GuidanceModel(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def native_size(self) -> int | None:
-        """The side in pixels to which images are resized before the network sees them; None: as they come."""
+        """The side in pixels to which images are resized before the network sees them; None: as
+        they come.
+        """
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """Look at images.
 
         Args:
-            images: (B, 3, H, W), nominally in [-1, 1], of any size; noisy ones in the variance-preserving form.
+            images: (B, 3, H, W), nominally in [-1, 1], of any size; noisy ones in the
+                variance-preserving form.
             level: B noise levels, for guides that are noise-aware; others ignore it.
 
         Returns:
-            The prediction, as the guide's task losses expect it: for classification logits (B, K), for depth (B, h, w), larger
-            is farther or nearer as the loss says, for segmentation logits (B, K, h, w).
+            The prediction, as the guide's task losses expect it: for classification logits (B, K),
+            for depth (B, h, w), larger is farther or nearer as the loss says, for segmentation
+            logits (B, K, h, w).
         """
 
     @abc.abstractmethod
@@ -273,7 +291,9 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def describe(self, prediction: Any) -> list[str]:
-        """A few words on each of the B predictions, such as "red cube 0.97"; empty where there is nothing short to say."""
+        """A few words on each of the B predictions, such as "red cube 0.97"; empty where there is
+        nothing short to say.
+        """
 
 
 class TaskLoss(abc.ABC):
@@ -293,7 +313,9 @@ class TaskLoss(abc.ABC):
 
     @abc.abstractmethod
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """How far each student's answer is from its teacher's: (B,). Resizes where they saw other resolutions."""
+        """How far each student's answer is from its teacher's: (B,). Resizes where they saw other
+        resolutions.
+        """
 
     @abc.abstractmethod
     def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
@@ -301,11 +323,14 @@ class TaskLoss(abc.ABC):
 
 
 class ExpertAdapter(abc.ABC):
-    """A few trainable parameters for each of N experts, attached to a frozen network that they leave as it was."""
+    """A few trainable parameters for each of N experts, attached to a frozen network that they
+    leave as it was.
+    """
 
     @abc.abstractmethod
     def attach(self, network: nn.Module, experts: int) -> None:
-        """Find what to adapt in `network` and make the parameters of `experts` experts, each equal to no change.
+        """Find what to adapt in `network` and make the parameters of `experts` experts, each equal
+        to no change.
 
         Raises:
             UsageError: Where nothing in the network can be adapted.
@@ -313,11 +338,15 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def activate(self, index: int | None) -> None:
-        """Merge one expert into the network's weights; None restores the untouched network bit for bit, by copying."""
+        """Merge one expert into the network's weights; None restores the untouched network bit for
+        bit, by copying.
+        """
 
     @abc.abstractmethod
     def training(self, index: int) -> AbstractContextManager[None]:
-        """A context in which one expert lives unmerged and gradients reach its parameters; only its own buffers move."""
+        """A context in which one expert lives unmerged and gradients reach its parameters; only
+        its own buffers move.
+        """
 
     @abc.abstractmethod
     def parameters(self, index: int) -> Iterator[nn.Parameter]:
@@ -325,7 +354,9 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def state_dict(self) -> Mapping[str, Tensor]:
-        """Everything that all experts hold, under names made of those that the network had before `attach`."""
+        """Everything that all experts hold, under names made of those that the network had before
+        `attach`.
+        """
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

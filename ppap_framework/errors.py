@@ -1,4 +1,5 @@
-"""Errors that a user is meant to read: one line that names the culprit, and a hint what to type instead.
+"""Errors that a user is meant to read: one line that names the culprit, and a hint what to type
+instead.
 
 Everything else that is raised is a defect of this project or of a plugin and keeps its traceback.
 """

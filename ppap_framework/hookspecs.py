@@ -1,4 +1,6 @@
-"""The hooks that a plugin module may implement. Each is called once, at discovery, and returns records only."""
+"""The hooks that a plugin module may implement. Each is called once, at discovery, and returns
+records only.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ import pluggy
 
 from ppap_framework.plugin import AdapterSpec, Asset, BackendSpec, GuiderSpec, TaskLossSpec
 
-__all__ = ["ppap_assets", "ppap_backends", "ppap_expert_adapters", "ppap_guiders", "ppap_task_losses"]
+__all__ = [
+    "ppap_assets",
+    "ppap_backends",
+    "ppap_expert_adapters",
+    "ppap_guiders",
+    "ppap_task_losses",
+]
 
 hookspec = pluggy.HookspecMarker("ppap")
 

@@ -4,12 +4,15 @@ The forward process is variance preserving (Ho et al. 2020, arXiv 2006.11239, eq
 
     x_t = alpha_t x_0 + sigma_t eps,   alpha_t^2 = abar_t,   sigma_t^2 = 1 - abar_t,   eps ~ N(0, I)
 
-with abar_t the running product of 1 - beta_s. A schedule is the array of abar over T base timesteps t = 0 .. T-1;
-t = 0 is the least noisy. A level of noise, independent of any schedule, is its log-SNR,
+with abar_t the running product of 1 - beta_s. A schedule is the array of abar over T base
+timesteps t = 0 .. T-1; t = 0 is the least noisy. A level of noise, independent of any schedule, is
+its log-SNR,
 
-    lambda = log(alpha^2 / sigma^2) = log(abar / (1 - abar))          (Kingma et al. 2021, arXiv 2107.00630)
+    lambda = log(alpha^2 / sigma^2) = log(abar / (1 - abar))
 
-which falls as noise grows. Everything that must outlive a schedule (experts, noise-aware guides) speaks of levels.
+
+which falls as noise grows (Kingma et al. 2021, arXiv 2107.00630). Everything that must outlive a
+schedule, such as experts and noise-aware guides, speaks of levels.
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from torch import Tensor
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["NoiseLevel", "NoiseSchedule", "ScheduleName", "cosine_schedule", "linear_schedule", "noise_schedule"]
+__all__ = [
+    "NoiseLevel",
+    "NoiseSchedule",
+    "ScheduleName",
+    "cosine_schedule",
+    "linear_schedule",
+    "noise_schedule",
+]
 
 ScheduleName = Literal["linear", "cosine"]
 
@@ -77,7 +87,8 @@ class NoiseSchedule:
         b = self.betas
         if b.ndim != 1 or b.shape[0] == 0 or b.dtype != torch.float64:
             raise UsageError(
-                f"a noise schedule needs a one-dimensional float64 array of betas, not {tuple(b.shape)} of {b.dtype}"
+                f"a noise schedule needs a one-dimensional float64 array of betas, not "
+                f"{tuple(b.shape)} of {b.dtype}"
             )
         if not bool(((b > 0) & (b <= 1)).all()):
             raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1]")
@@ -92,6 +103,23 @@ class NoiseSchedule:
         """(T,), float64: log(abar_t / (1 - abar_t))."""
         return torch.logit(self.alphas_cumprod)
 
+    def truncated(self, num_timesteps: int) -> NoiseSchedule:
+        """The schedule of the first timesteps alone, for a model that never saw the noisiest ones.
+
+        Raises:
+            UsageError: Where it has not that many.
+        """
+        if not 1 <= num_timesteps <= self.num_timesteps:
+            raise UsageError(
+                f"cannot take {num_timesteps} timesteps of the {self.num_timesteps} that schedule "
+                f"{self.name!r} has"
+            )
+        return (
+            self
+            if num_timesteps == self.num_timesteps
+            else NoiseSchedule(self.name, self.betas[:num_timesteps])
+        )
+
     def level(self, t: Tensor) -> NoiseLevel:
         """The noise level at base timesteps.
 
@@ -101,7 +129,8 @@ class NoiseSchedule:
         return NoiseLevel(self.log_snr[t.cpu()])
 
     def nearest_timestep(self, level: NoiseLevel) -> Tensor:
-        """The base timestep whose level lies nearest, for a network that was trained on this schedule's timesteps.
+        """The base timestep whose level lies nearest, for a network that was trained on this
+        schedule's timesteps.
 
         Args:
             level: B levels, of this or any other schedule.
@@ -132,12 +161,15 @@ class NoiseSchedule:
 
 
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
-    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T for any other length."""
+    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T for any
+    other length.
+    """
     _check_length(num_timesteps)
     scale = 1000.0 / num_timesteps
     if scale * 0.02 > 1.0:
         raise UsageError(
-            f"the linear schedule needs at least 20 base timesteps, not {num_timesteps}: its last beta would pass 1",
+            f"the linear schedule needs at least 20 base timesteps, not {num_timesteps}: its last "
+            f"beta would pass 1",
             hint="use a longer base length, or the cosine schedule",
         )
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
@@ -145,14 +177,17 @@ def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 
 def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
-    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas capped at 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
+    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas capped at 0.999 (Nichol and Dhariwal
+    2021, eq. 17).
+    """
     _check_length(num_timesteps)
 
     def abar(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [
-        min(1.0 - abar((i + 1) / num_timesteps) / abar(i / num_timesteps), 0.999) for i in range(num_timesteps)
+        min(1.0 - abar((i + 1) / num_timesteps) / abar(i / num_timesteps), 0.999)
+        for i in range(num_timesteps)
     ]
     return NoiseSchedule("cosine", torch.tensor(betas, dtype=torch.float64))
 
@@ -163,9 +198,15 @@ def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
     Raises:
         UsageError: For any other name, or a length that is not positive.
     """
-    makers = {"linear": linear_schedule, "cosine": cosine_schedule, "squaredcos_cap_v2": cosine_schedule}
+    makers = {
+        "linear": linear_schedule,
+        "cosine": cosine_schedule,
+        "squaredcos_cap_v2": cosine_schedule,
+    }
     if name not in makers:
-        raise UsageError(f"no noise schedule is called {name!r}", hint=f"choose one of {', '.join(makers)}")
+        raise UsageError(
+            f"no noise schedule is called {name!r}", hint=f"choose one of {', '.join(makers)}"
+        )
     return makers[name](num_timesteps)
 
 

@@ -1,7 +1,7 @@
 """What a plugin module needs, and nothing that is heavy: importing this imports no torch.
 
-A plugin is a module that an entry point of the group `ppap` names. It states the version of this interface it was
-written for and implements some of the hooks of `ppap_framework.hookspecs`:
+A plugin is a module that an entry point of the group `ppap` names. It states the version of this
+interface it was written for and implements some of the hooks of `ppap_framework.hookspecs`:
 
     from ppap_framework.plugin import GuiderSpec, hookimpl
 
@@ -9,9 +9,11 @@ written for and implements some of the hooks of `ppap_framework.hookspecs`:
 
     @hookimpl
     def ppap_guiders():
-        return [GuiderSpec(name="mine", summary="...", factory="my_package.guider:MyGuider", task="classification")]
+        return [GuiderSpec(name="mine", summary="...", factory="my_package.guider:MyGuider",
+        task="classification")]
 
-A record names its factory as "module:attribute"; it is imported only when somebody asks for that component.
+A record names its factory as "module:attribute"; it is imported only when somebody asks for that
+component.
 """
 
 from __future__ import annotations
@@ -50,12 +52,16 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 def _check_name(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"{attribute.name} must be lower-case words joined by hyphens, not {value!r}")
+        raise ValueError(
+            f"{attribute.name} must be lower-case words joined by hyphens, not {value!r}"
+        )
 
 
 def _check_factory(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if not isinstance(value, str) or not _FACTORY.fullmatch(value):
-        raise ValueError(f'{attribute.name} must be a string "package.module:attribute", not {value!r}')
+        raise ValueError(
+            f'{attribute.name} must be a string "package.module:attribute", not {value!r}'
+        )
 
 
 _text = attrs.validators.instance_of(str)
@@ -70,14 +76,17 @@ class ComponentSpec:
         name: How it is asked for, as in `--guider NAME`; lower-case words joined by hyphens.
         summary: One line for `ppap plugins list`.
         factory: "package.module:attribute", a callable that makes the component from its options.
-        options: "package.module:attribute" of an attrs class whose fields are the options, or None for no options.
+        options: "package.module:attribute" of an attrs class whose fields are the options, or None
+            for no options.
         licence: SPDX identifier of the component's own code.
     """
 
     name: str = attrs.field(validator=_check_name)
     summary: str = attrs.field(validator=_text)
     factory: str = attrs.field(validator=_check_factory)
-    options: str | None = attrs.field(default=None, validator=attrs.validators.optional(_check_factory))
+    options: str | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_check_factory)
+    )
     licence: str = attrs.field(default="Apache-2.0", validator=_text)
 
 
@@ -93,14 +102,14 @@ class BackendSpec(ComponentSpec):
 class GuiderSpec(ComponentSpec):
     """A network that can guide: its factory gives a `components.GuidanceModel`.
 
-    The factory is called as `factory(options, checkpoint)`; the checkpoint is None where the guider can do without
-    (`needs_checkpoint` False).
+    The factory is called as `factory(options, checkpoint)`; the checkpoint is None where the
+    guider can do without (`needs_checkpoint` False).
 
     Attributes:
         task: What it answers, such as "classification", "depth", "segmentation".
         default_loss: The name of the task loss used unless another is asked for.
-        noise_aware: Whether it was trained on noised images and wants to be told the level. Such a guider needs
-            no experts, and `ppap adapt` declines it.
+        noise_aware: Whether it was trained on noised images and wants to be told the level. Such a
+            guider needs no experts, and `ppap adapt` declines it.
         needs_checkpoint: Whether it can only be made from a checkpoint.
     """
 
@@ -112,7 +121,8 @@ class GuiderSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class TaskLossSpec(ComponentSpec):
-    """A distance between a prediction and a target: its factory gives a `components.TaskLoss` from `factory(options)`.
+    """A distance between a prediction and a target: its factory gives a `components.TaskLoss` from
+    `factory(options)`.
 
     Attributes:
         task: The task whose predictions it compares.
@@ -123,12 +133,15 @@ class TaskLossSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class AdapterSpec(ComponentSpec):
-    """A way to fine-tune few parameters: its factory gives a `components.ExpertAdapter` from `factory(options)`."""
+    """A way to fine-tune few parameters: its factory gives a `components.ExpertAdapter` from
+    `factory(options)`.
+    """
 
 
 @attrs.frozen(kw_only=True)
 class Card:
-    """A checkpoint as a record of data: where it is, how to know it is the right one, and what it may be used for.
+    """A checkpoint as a record of data: where it is, how to know it is the right one, and what it
+    may be used for.
 
     Attributes:
         name: How it is asked for, as in `--checkpoint NAME`.
@@ -140,18 +153,25 @@ class Card:
         size: Of the file, in bytes; None where unknown.
         licence: Of the weights.
         image_size: Height and width in pixels of the images that it draws or reads.
-        architecture: What the component's factory needs to build the network, where the file does not say it itself.
-        default: Whether it is taken when nothing else is asked for. A card of the component's own distribution goes
-            before one of another.
+        architecture: What the component's factory needs to build the network, where the file does
+            not say it itself.
+        default: Whether it is taken when nothing else is asked for. A card of the component's own
+            distribution goes before one of another.
     """
 
     name: str = attrs.field(validator=_check_name)
     component: str = attrs.field(validator=_check_name)
-    kind: Literal["backend", "guider"] = attrs.field(validator=attrs.validators.in_(("backend", "guider")))
+    kind: Literal["backend", "guider"] = attrs.field(
+        validator=attrs.validators.in_(("backend", "guider"))
+    )
     summary: str = attrs.field(validator=_text)
     uri: str = attrs.field(validator=attrs.validators.matches_re(r"(https|hf|package)://.+"))
-    sha256: str | None = attrs.field(validator=attrs.validators.optional(attrs.validators.matches_re(r"[0-9a-f]{64}")))
-    size: int | None = attrs.field(validator=attrs.validators.optional(attrs.validators.instance_of(int)))
+    sha256: str | None = attrs.field(
+        validator=attrs.validators.optional(attrs.validators.matches_re(r"[0-9a-f]{64}"))
+    )
+    size: int | None = attrs.field(
+        validator=attrs.validators.optional(attrs.validators.instance_of(int))
+    )
     licence: str = attrs.field(validator=_text)
     image_size: int = attrs.field(validator=attrs.validators.instance_of(int))
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
@@ -165,7 +185,8 @@ class DefaultTarget:
     Attributes:
         guider: The guider's name.
         checkpoint: The name of the guider's checkpoint that can be aimed there.
-        text: What the user would have typed after `--target`; `package://package/path` for a file in a package.
+        text: What the user would have typed after `--target`; `package://package/path` for a file
+            in a package.
     """
 
     guider: str = attrs.field(validator=_check_name)

@@ -8,6 +8,7 @@ import time
 import attrs
 import numpy as np
 import pytest
+
 from ppap_plugin_shapes.world import (
     CLASS_NAMES,
     COLOURS,

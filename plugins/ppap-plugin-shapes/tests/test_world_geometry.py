@@ -7,6 +7,7 @@ import math
 import attrs
 import numpy as np
 import pytest
+
 from ppap_plugin_shapes.world import SHAPES
 from ppap_plugin_shapes.world.render import ground_truth
 from ppap_plugin_shapes.world.sampling import sample_scene

@@ -1,0 +1,48 @@
+# Every target sets itself up: Python 3.10+ and pip are all that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(sort $(wildcard plugins/*))
+EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+SHELL := bash
+
+.PHONY: help demo test slow parity lint types contracts results clean
+
+help:
+	@echo "make demo     install everything into $(VENV), draw pictures that a classifier steered, into runs/demo/"
+	@echo "make test     lint, types, import contracts and tests"
+	@echo "make parity   only the comparison with the published networks, schedules and samplers"
+	@echo "make slow     what takes longer than a few minutes"
+	@echo "make results  measure again what docs/results.md says (hours)"
+
+# One stamp for all: made anew when any distribution's metadata changes.
+$(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(EDITABLE)
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/ppap run --backend adm --guider adm-classifier --target "red cube" --compare --seed 0 --num 8 --out runs/demo --overwrite
+
+test: lint types contracts
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+parity: $(VENV)/.installed
+	$(BIN)/python -m pytest -q tests/parity
+
+slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m slow
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

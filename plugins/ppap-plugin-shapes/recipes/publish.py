@@ -1,0 +1,72 @@
+"""Put trained weights into the package: a safetensors file and the card that goes with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from ppap_framework.checkpoints import file_sha256, save_checkpoint
+from ppap_framework.plugin import Card
+
+WEIGHTS = Path(__file__).parent.parent / "src" / "ppap_plugin_shapes" / "weights"
+
+
+def publish(
+    name: str,
+    component: str,
+    kind: str,
+    summary: str,
+    state: Mapping[str, Tensor],
+    architecture: Mapping[str, Any],
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    default: bool,
+) -> Path:
+    """Write `weights/NAME.safetensors` in half precision and `weights/NAME.json`.
+
+    Args:
+        name: Of the card.
+        component: The backend or guider that it is for.
+        kind: "backend" or "guider".
+        summary: One line.
+        state: The averaged weights, under the network's own names.
+        architecture: What the component's factory builds the network from.
+        training: Recipe, steps, seconds, data seed and so on.
+        metrics: What was measured of the network.
+        default: Whether the component takes it when nothing else is asked for.
+    """
+    halves = {
+        key: value.half() if value.is_floating_point() else value for key, value in state.items()
+    }
+    too_large = [
+        key
+        for key, value in halves.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if too_large:
+        raise ValueError(f"not finite in half precision: {too_large}")
+    path = WEIGHTS / f"{name}.safetensors"
+    save_checkpoint(path, halves, architecture, {"name": name, "training": training})
+    card = Card(
+        name=name,
+        component=component,
+        kind=kind,
+        summary=summary,
+        uri=f"package://ppap_plugin_shapes/weights/{name}.safetensors",
+        sha256=file_sha256(path),
+        size=path.stat().st_size,
+        licence="Apache-2.0",
+        image_size=32,
+        default=default,
+    )
+    record = {"card": attrs.asdict(card), "training": dict(training), "metrics": dict(metrics)}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(path.with_suffix(".json"))
+    return path

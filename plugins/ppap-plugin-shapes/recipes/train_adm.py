@@ -1,0 +1,100 @@
+"""The embedded diffusion model: an unconditional ADM at 32 x 32 with learned variance.
+
+eps prediction and the hybrid loss (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16) on the
+cosine schedule without its last timesteps: there x0-hat is (x_t - sigma eps) / alpha with alpha
+near zero, so that a small network's error in eps saturates the colours.
+
+    python train_adm.py --state ~/ppap-train
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+from training import Plan, rendered, to_images, train
+
+from ppap_framework.components import Prediction
+from ppap_framework.noise import noise_schedule
+from ppap_framework.sampling import Process, hybrid_loss
+from ppap_plugin_adm import build
+
+DATA_SEED, DATA_COUNT = 1, 30_000
+OFFICIAL_CLASS = "guided_diffusion.unet.UNetModel"
+CONFIG = {
+    "image_size": 32,
+    "in_channels": 3,
+    "model_channels": 32,
+    "out_channels": 6,
+    "num_res_blocks": 1,
+    "attention_resolutions": [4],
+    "dropout": 0.0,
+    "channel_mult": [1, 2, 4],
+    "conv_resample": False,
+    "num_head_channels": 32,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+}
+PROCESS = {
+    "schedule": "cosine",
+    "timesteps": 1000,
+    "last_timestep": 969,
+    "predicts": "eps",
+    "variance": "learned_range",
+    "rescale_timesteps": False,
+}
+
+
+@click.command()
+@click.option(
+    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
+)
+@click.option("--steps", default=20_000, show_default=True)
+@click.option(
+    "--decay",
+    default=0,
+    show_default=True,
+    help="Last steps over which the learning rate falls to zero.",
+)
+@click.option("--batch", default=32, show_default=True)
+@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
+def main(state: Path, steps: int, decay: int, batch: int, compiled: bool) -> None:
+    images, _ = rendered(state, DATA_SEED, DATA_COUNT)
+    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"]).truncated(
+        PROCESS["last_timestep"] + 1
+    )
+    process = Process(schedule, range(schedule.num_timesteps), PROCESS["variance"])
+    torch.manual_seed(0)
+    network = build(OFFICIAL_CLASS, CONFIG).to(memory_format=torch.channels_last)
+    forward = torch.compile(network) if compiled else network
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.randint(len(images), (batch,), generator=generator)
+        x0 = to_images(images[chosen])
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+        # One timestep from each of `batch` equal ranges: the same expectation as independent
+        # draws, less variance.
+        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        t = (u * schedule.num_timesteps).long()
+        noise = torch.randn(x0.shape, generator=generator).contiguous(
+            memory_format=torch.channels_last
+        )
+        x_t = schedule.add_noise(x0, t, noise)
+        eps, variance = forward(x_t, t).chunk(2, dim=1)
+        abar = schedule.alphas_cumprod[t].float()[:, None, None, None]
+        prediction = Prediction.from_eps(eps, x_t, abar.sqrt(), (1 - abar).sqrt(), variance)
+        value = hybrid_loss(process, x0, t, noise, prediction).mean()
+        return value, {"mse": (eps.detach() - noise).square().mean().item()}
+
+    plan = Plan(
+        steps=steps, decay=decay, batch=batch, learning_rate=6e-4, seed=11, warmup=500, ema=0.999
+    )
+    _, seconds = train(network, plan, state / "adm", loss)
+    click.echo(f"{steps} steps in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

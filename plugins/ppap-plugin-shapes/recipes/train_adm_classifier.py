@@ -1,0 +1,119 @@
+"""The classic baseline: ADM's encoder trained with labels on noised renders (Dhariwal and Nichol
+2021, section 4).
+
+It sees every timestep of the schedule that the embedded diffusion model has.
+
+    python train_adm_classifier.py --state ~/ppap-train
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import click
+import torch
+import torch.nn.functional as F
+from publish import publish
+from torch import Tensor
+from train_adm import PROCESS
+from training import Plan, rendered, to_images, train
+
+from ppap_framework.noise import noise_schedule
+from ppap_plugin_adm import build
+from ppap_plugin_shapes.world import CLASS_NAMES
+
+DATA_SEED, DATA_COUNT = 4, 20_000
+TEST_SEED, TEST_COUNT = 900, 10_000
+OFFICIAL_CLASS = "guided_diffusion.unet.EncoderUNetModel"
+CONFIG = {
+    "image_size": 32,
+    "in_channels": 3,
+    "model_channels": 32,
+    "out_channels": len(CLASS_NAMES),
+    "num_res_blocks": 1,
+    "attention_resolutions": [4],
+    "channel_mult": [1, 2, 4],
+    "conv_resample": False,
+    "num_head_channels": 32,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "pool": "attention",
+}
+PLAN = Plan(
+    steps=6000, decay=4000, batch=64, learning_rate=1e-3, seed=41, weight_decay=0.05, ema=0.995
+)
+
+
+@click.command()
+@click.option(
+    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
+)
+@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
+def main(state: Path, compiled: bool) -> None:
+    images, labels = rendered(state, DATA_SEED, DATA_COUNT)
+    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"]).truncated(
+        PROCESS["last_timestep"] + 1
+    )
+    torch.manual_seed(PLAN.seed)
+    network = build(OFFICIAL_CLASS, CONFIG).to(memory_format=torch.channels_last)
+    forward = torch.compile(network) if compiled else network
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.randint(len(images), (PLAN.batch,), generator=generator)
+        x0, y = to_images(images[chosen]), labels[chosen]
+        mirrored = torch.rand(len(x0), generator=generator) < 0.5
+        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+        u = (torch.arange(PLAN.batch) + torch.rand(PLAN.batch, generator=generator)) / PLAN.batch
+        t = (u * schedule.num_timesteps).long()
+        noise = torch.randn(x0.shape, generator=generator).contiguous(
+            memory_format=torch.channels_last
+        )
+        logits = forward(schedule.add_noise(x0, t, noise), t)
+        accuracy = (logits.argmax(1) == y).float().mean().item()
+        return F.cross_entropy(logits, y), {"accuracy": accuracy}
+
+    average, seconds = train(network, PLAN, state / "adm-classifier", loss)
+    network.load_state_dict({key: value.half() for key, value in average.items()})
+    network.eval()
+    test_images, test_labels = rendered(state, TEST_SEED, TEST_COUNT)
+    metrics: dict[str, object] = {"fresh_renders": 2000}
+    with torch.no_grad():
+        for t in range(0, schedule.num_timesteps, 100):
+            noise = torch.randn(2000, 3, 32, 32, generator=torch.Generator().manual_seed(t))
+            right = 0
+            for block in torch.arange(2000).split(250):
+                level = torch.full((len(block),), t)
+                x_t = schedule.add_noise(to_images(test_images[block]), level, noise[block])
+                right += int((network(x_t, level).argmax(1) == test_labels[block]).sum())
+            metrics[f"accuracy_at_t_{t}"] = right / 2000
+    architecture = {
+        "official_class": OFFICIAL_CLASS,
+        "config": CONFIG,
+        "class_names": CLASS_NAMES,
+        "process": {key: PROCESS[key] for key in ("schedule", "timesteps", "last_timestep")},
+    }
+    training = {
+        "recipe": "train_adm_classifier.py",
+        **attrs.asdict(PLAN),
+        "seconds": round(seconds),
+        "data_seed": DATA_SEED,
+        "data_count": DATA_COUNT,
+        "test_seed": TEST_SEED,
+    }
+    path = publish(
+        "shapes-adm-classifier",
+        "adm-classifier",
+        "guider",
+        "ADM's encoder, trained with labels on noised renders",
+        average,
+        architecture,
+        training,
+        metrics,
+        default=True,
+    )
+    click.echo(f"{path}: {metrics}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""What the recipes share: a seeded training loop that can be killed at any moment, and rendered
+pictures kept on disk.
+
+The examples of step s are a pure function of (seed, s), so that a resumed training goes on as if
+never interrupted. The learning rate rises over `warmup` steps, stays, and falls linearly to zero
+over the last `decay` ones.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppap_plugin_shapes.world import render
+
+RENDER_BLOCK = 500
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """How long and how to train."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int
+    warmup: int = 200
+    decay: int = 0
+    weight_decay: float = 0.0
+    ema: float = 0.999
+    save_every: int = 250
+
+    def rate(self, step: int) -> float:
+        """The factor of the learning rate at a step."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        fall = min(1.0, (self.steps - step) / self.decay) if self.decay else 1.0
+        return rise * fall
+
+    def ema_decay(self, step: int) -> float:
+        """Short memory at first, so that the average forgets the initial weights."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+def _render_block(seed: int, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    scenes = render(seed, range(start, start + RENDER_BLOCK), size)
+    return scenes.images, scenes.labels
+
+
+def rendered(
+    folder: Path, seed: int, count: int, size: int = 32, workers: int = 2
+) -> tuple[Tensor, Tensor]:
+    """The first `count` scenes of a seed: images (N, 3, size, size) uint8 and labels (N,),
+    rendered once and kept.
+    """
+    path = folder / f"renders-{seed}-{count}-{size}.npz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        starts = range(0, count, RENDER_BLOCK)
+        with ProcessPoolExecutor(workers) as pool:
+            blocks = list(
+                pool.map(_render_block, [seed] * len(starts), starts, [size] * len(starts))
+            )
+        images = np.concatenate([images for images, _ in blocks])[:count].transpose(0, 3, 1, 2)
+        labels = np.concatenate([labels for _, labels in blocks])[:count]
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, images=images, labels=labels)
+        partial.replace(path)
+    with np.load(path) as file:
+        return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]).long()
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1], channels last."""
+    return (pixels.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of everything random at one step."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def train(
+    network: nn.Module,
+    plan: Plan,
+    folder: Path,
+    loss: Callable[[torch.Generator], tuple[Tensor, dict[str, float]]],
+) -> tuple[dict[str, Tensor], float]:
+    """Train, going on from `folder` if there is a state in it.
+
+    Args:
+        network: Its parameters and buffers are trained in place.
+        plan: The steps counted from the very beginning.
+        folder: Keeps `state.pt` and `log.jsonl`.
+        loss: The loss of one batch and figures for the log, from the step's generator.
+
+    Returns:
+        The averaged state dict, and the seconds spent on all steps together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=plan.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=plan.weight_decay,
+    )
+    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    state_file = folder / "state.pt"
+    step, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, step, seconds = state["average"], state["step"], state["seconds"]
+
+    def save() -> None:
+        partial = state_file.with_suffix(".partial")
+        torch.save(
+            {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "step": step,
+                "seconds": seconds,
+            },
+            partial,
+        )
+        partial.replace(state_file)
+
+    stopping = False
+
+    def stop(signum: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    network.train()
+    while step < plan.steps and not stopping:
+        started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * plan.rate(step)
+        value, figures = loss(step_generator(plan.seed, step))
+        optimizer.zero_grad()
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        decay = plan.ema_decay(step)
+        with torch.no_grad():
+            for name, current in network.state_dict().items():
+                if current.is_floating_point():
+                    average[name].lerp_(current, 1.0 - decay)
+                else:
+                    average[name].copy_(current)
+        step += 1
+        seconds += time.perf_counter() - started
+        if step % 50 == 0:
+            line = {
+                "step": step,
+                "seconds": round(seconds, 1),
+                "loss": value.item(),
+                "norm": norm.item(),
+                **figures,
+            }
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+        if step % plan.save_every == 0:
+            save()
+    save()
+    if stopping:
+        raise SystemExit(130)
+    return average, seconds

@@ -1,0 +1,28 @@
+"""What this distribution supplies: checkpoints and default targets for components of others.
+
+Each file `weights/NAME.json` is the card of `weights/NAME.safetensors`, with a record beside it of
+how the weights were made.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+from ppap_framework.plugin import Asset, Card, DefaultTarget, hookimpl
+
+PPAP_API = (1, 0)
+
+
+@hookimpl
+def ppap_assets() -> list[Asset]:
+    """The cards of all weights here, and what the classifiers aim at by default."""
+    files = resources.files("ppap_plugin_shapes").joinpath("weights").iterdir()
+    texts = {file.name: file.read_text() for file in files if file.name.endswith(".json")}
+    cards = [Card(**json.loads(texts[name])["card"]) for name in sorted(texts)]
+    targets = [
+        DefaultTarget(guider=card.component, checkpoint=card.name, text="red cube")
+        for card in cards
+        if card.kind == "guider"
+    ]
+    return [*cards, *targets]
