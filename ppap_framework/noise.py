@@ -10,7 +10,6 @@ its log-SNR,
 
     lambda = log(alpha^2 / sigma^2) = log(abar / (1 - abar))
 
-
 which falls as noise grows (Kingma et al. 2021, arXiv 2107.00630). Everything that must outlive a
 schedule, such as experts and noise-aware guides, speaks of levels.
 """
