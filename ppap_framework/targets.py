@@ -20,7 +20,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ppap_framework.checkpoints import package_file
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
@@ -47,7 +46,6 @@ _PICTURES = {
     ".ppm",
 }
 _ARRAY = ".npy"
-_PACKAGE = "package://"
 _LARGEST_16_BIT = 65_535
 _KINDS = "give words, an index, a picture or an array"
 
@@ -56,9 +54,9 @@ def decode_target(given: object) -> TargetInput:
     """Decode a target.
 
     Args:
-        given: Words or a number; a path or `package://package/path`, where a string is a path if it
-            ends like a picture or array file (`.npy`) or names a file inside a folder; a PIL image;
-            or an array or tensor, of which (H, W, 3) and (H, W, 4) of uint8 are pictures.
+        given: Words or a number; a path, where a string is one if it ends like a picture or array
+            file (`.npy`) or names a file inside a folder; a PIL image; or an array or tensor, of
+            which (H, W, 3) and (H, W, 4) of uint8 are pictures.
 
     Raises:
         UsageError: Where it is nothing of the kind, or not finite.
@@ -89,8 +87,6 @@ def decode_target(given: object) -> TargetInput:
 def _from_text(text: str) -> TargetInput:
     if not text:
         raise UsageError("the target is empty", hint=_KINDS)
-    if text.startswith(_PACKAGE):
-        return _from_file(package_file(text))
     path = Path(text).expanduser()
     if path.suffix.lower() in {*_PICTURES, _ARRAY} or (_names_folder(text) and path.is_file()):
         return _from_file(path)

@@ -75,11 +75,6 @@ def test_lossless_files(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(np.asarray(decoded.image), PIXELS)
 
 
-def test_package_files() -> None:
-    with pytest.raises(AssetError, match="no file"):
-        decode_target("package://ppap_framework/nothing.png")
-
-
 # Where a file says in EXIF how the camera was held, and what undoes it.
 UPRIGHT = {
     1: PIXELS,

@@ -1,0 +1,55 @@
+"""The framework from Python: `backend`, `guide`, `sample`, and what `ppap run` needs of them."""
+
+from __future__ import annotations
+
+from ppap_framework.api._backend import FoundBackend, LoadedBackend, backend, find_backend
+from ppap_framework.api._folder import RunFolder, check_folder, check_writable, fresh_folder
+from ppap_framework.api._guide import (
+    DEFAULT_SCALE,
+    FoundGuide,
+    LoadedGuide,
+    Loss,
+    find_guide,
+    guide,
+)
+from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
+from ppap_framework.api._origin import Origin
+from ppap_framework.api._plan import Cost, Plan, SamplerName, Settings, check_backend, plan
+from ppap_framework.api._problems import Problems
+from ppap_framework.api._result import Drawn, Result, Seen, Stats
+from ppap_framework.api._sample import Batch, Progress, draw, sample
+
+__all__ = [
+    "DEFAULT_SCALE",
+    "Batch",
+    "Cost",
+    "Drawn",
+    "FoundBackend",
+    "FoundGuide",
+    "FunctionLoss",
+    "LoadedBackend",
+    "LoadedGuide",
+    "Loss",
+    "ModuleGuide",
+    "Origin",
+    "Plan",
+    "Problems",
+    "Progress",
+    "Result",
+    "RunFolder",
+    "SamplerName",
+    "Seen",
+    "Settings",
+    "Stats",
+    "backend",
+    "check_backend",
+    "check_folder",
+    "check_writable",
+    "draw",
+    "find_backend",
+    "find_guide",
+    "fresh_folder",
+    "guide",
+    "plan",
+    "sample",
+]

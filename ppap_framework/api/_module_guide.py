@@ -1,0 +1,153 @@
+"""Any network as a guide, and any function as its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
+from ppap_framework.errors import UsageError
+from ppap_framework.noise import NoiseLevel
+
+__all__ = ["FunctionLoss", "ModuleGuide"]
+
+
+@final
+class ModuleGuide(GuidanceModel):
+    """Any network that looks at images, without names for what it sees.
+
+    Args:
+        network: From (B, 3, h, w) to a tensor of B predictions, differentiable.
+        mean: Of the three channels in [0, 1], which the network wants subtracted; with `std`. With
+            neither it gets images in [-1, 1].
+        std: By which it then wants them divided.
+        size: The side in pixels to which images are resized first, bilinearly, with antialiasing;
+            None leaves them as they are.
+
+    Raises:
+        UsageError: For one of `mean` and `std` without the other, not three numbers, or a size or
+            deviation that is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if (mean is None) != (std is None):
+            raise UsageError("mean and std go together", hint="give both or neither")
+        if mean is None or std is None:  # to the same range as it comes in
+            mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
+        if size is not None and size < 1:
+            raise UsageError(f"images cannot be resized to {size} pixels")
+        self._network = network
+        self._size = size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as it was given."""
+        return self._network
+
+    @property
+    def native_size(self) -> int | None:
+        """The size that was asked for."""
+        return self._size
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
+        """What the network says; the level is ignored."""
+        x = images
+        if self._size is not None:
+            x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
+        return self._network(((x + 1.0) / 2.0 - self.mean) / self.std)
+
+    def target(self, given: TargetInput) -> Target:
+        """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; an array, whose first dimension is 1
+        or the number of images.
+
+        Raises:
+            UsageError: For words, since nothing here has a name.
+        """
+        if given.array is not None:
+            value = given.array.reshape(1) if given.array.ndim == 0 else given.array
+            return Target(value=value, label=given.source)
+        if given.image is not None:
+            picture = _pixels(given.image)
+            return Target(value=picture[None], label=given.source, picture=picture)
+        text = given.text or ""
+        if not (text.isascii() and text.isdigit()):
+            raise UsageError(
+                f"a bare network has no name for {text!r}",
+                hint="give an index, a picture, or the value that its loss compares with",
+            )
+        return Target(value=torch.tensor([int(text)]), label=text)
+
+    def render(self, prediction: Any, images: Tensor) -> Tensor:
+        """A map as grey, from its least to its largest value; the images where there is no map."""
+        if not isinstance(prediction, Tensor):
+            return images
+        if prediction.ndim == 4 and prediction.shape[1] == 1:
+            prediction = prediction[:, 0]
+        if prediction.ndim != 3:
+            return images
+        low, high = prediction.amin((1, 2), keepdim=True), prediction.amax((1, 2), keepdim=True)
+        grey: Tensor = (prediction - low) / (high - low).clamp_min(torch.finfo(high.dtype).tiny)
+        return (2.0 * grey - 1.0)[:, None].expand(-1, 3, -1, -1)
+
+    def describe(self, prediction: Any) -> list[str]:
+        """Which of several numbers is the largest; nothing where there are no such numbers."""
+        if isinstance(prediction, Tensor) and prediction.ndim == 2 and prediction.shape[1] > 1:
+            return [f"most: {index}" for index in prediction.argmax(1).tolist()]
+        return []
+
+
+@final
+class FunctionLoss(TaskLoss):
+    """A bare function as loss: it can guide, and says nothing of how experts learn."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        self._function = function
+
+    def energy(self, prediction: Any, target: Tensor) -> Tensor:
+        """What the function says, (B,)."""
+        return self._function(prediction, target)
+
+    def transfer(self, student: Any, teacher: Any) -> Tensor:
+        """Nothing.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(
+            "a bare function does not say how a student learns from a teacher",
+            hint="give a TaskLoss, or the name of one",
+        )
+
+    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(3, H, W) in [-1, 1]."""
+    if image.mode == "I;16":
+        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65_535.0)
+        return (2.0 * grey - 1.0).expand(3, -1, -1)
+    levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return levels.float() / 127.5 - 1.0

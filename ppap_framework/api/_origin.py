@@ -1,0 +1,90 @@
+"""Where a component came from, for the record of a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from ppap_framework.checkpoints import Checkpoint, open_checkpoint
+from ppap_framework.errors import AssetError
+from ppap_framework.plugin import Card
+from ppap_framework.registry import Registry
+
+__all__ = ["Origin", "find_checkpoint"]
+
+_CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """Where a component came from.
+
+    Attributes:
+        component: Its name, or the class of an object that the user brought.
+        distribution: That supplies it; None for the user's own.
+        version: Of the distribution.
+        checkpoint: The name of its checkpoint; None where it has none.
+        path: The checkpoint's file.
+        sha256: Of that file.
+        options: With which it was made.
+        load_seconds: How long that took.
+    """
+
+    component: str
+    distribution: str | None = None
+    version: str | None = None
+    checkpoint: str | None = None
+    path: Path | None = None
+    sha256: str | None = None
+    options: dict[str, Any] = attrs.field(factory=dict)
+    load_seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        record = attrs.asdict(self)
+        return record | {
+            "path": str(self.path) if self.path else None,
+            "options": {name: _plain(value) for name, value in self.options.items()},
+            "load_seconds": round(self.load_seconds, 3),
+        }
+
+
+def find_checkpoint(
+    registry: Registry,
+    component: str,
+    kind: Literal["backend", "guider"],
+    wanted: str | Path | None,
+    *,
+    offline: bool = False,
+) -> Checkpoint:
+    """The checkpoint that is asked for, its header verified and no tensor read.
+
+    Args:
+        registry: Whose cards count.
+        component: The name of the backend or guider.
+        kind: Which of the two it is.
+        wanted: The name of a card or the path of a file; None for the default card.
+        offline: Whether to raise instead of downloading.
+
+    Raises:
+        AssetError: Where there is no such thing, or it is damaged.
+        PluginError: Where several plugins claim the name.
+    """
+    if wanted is None:
+        return open_checkpoint(registry.default_card(component, kind), offline=offline)
+    if isinstance(wanted, str) and _CARD_NAME.fullmatch(wanted):
+        try:
+            source: Card | Path | str = registry.card(component, kind, wanted)
+        except AssetError:
+            if not Path(wanted).is_file():
+                raise
+            source = wanted
+        return open_checkpoint(source, offline=offline)
+    return open_checkpoint(wanted)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,288 @@
+"""What a run will do and what it will cost, settled before the first image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, final, get_args
+
+import attrs
+import torch
+from torch import nn
+
+from ppap_framework.api._backend import LoadedBackend, backend
+from ppap_framework.api._guide import LoadedGuide
+from ppap_framework.api._origin import Origin
+from ppap_framework.api._problems import Problems
+from ppap_framework.components import DiffusionBackend, Stage
+from ppap_framework.errors import UsageError
+from ppap_framework.guidance import Guide, Through
+from ppap_framework.sampling import Process, Step, ddim_step, ddpm_step, timesteps_for
+
+__all__ = ["Cost", "Plan", "SamplerName", "Settings", "check_backend", "plan"]
+
+SamplerName = Literal["ddim", "ddpm"]
+
+_FILE_NAME = re.compile(r"\w[\w.-]*")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Settings:
+    """How to sample.
+
+    Attributes:
+        num: How many images.
+        steps: From noise to image, from 1 to the base length of the schedule.
+        seed: Noise of image i comes from (seed, i) alone.
+        sampler: "ddim", guided through the score, or "ddpm", guided by a mean shift.
+        eta: Of DDIM, in [0, 1]: 0 is deterministic.
+        through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
+        normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
+        batch: How many images at once; changes an image by rounding errors only.
+        device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
+        compare: Whether the same noise is also drawn without guides.
+    """
+
+    num: int = 4
+    steps: int = 25
+    seed: int = 0
+    sampler: SamplerName = "ddim"
+    eta: float = 0.0
+    through: Through = "noisy"
+    normalize: bool = False
+    batch: int = 8
+    device: str = "auto"
+    compare: bool = False
+
+    def check(self) -> None:
+        """Raise everything that is wrong whatever the backend and guides.
+
+        Raises:
+            UsageError: Where there is anything.
+        """
+        problems = Problems()
+        for name in ("num", "steps", "batch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                problems.errors.append(
+                    UsageError(f"{name} must be a whole number from 1, not {value}")
+                )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            problems.errors.append(UsageError(f"seed must be a whole number, not {self.seed}"))
+        for name, choices in (("sampler", get_args(SamplerName)), ("through", get_args(Through))):
+            if getattr(self, name) not in choices:
+                problems.errors.append(
+                    UsageError(
+                        f"{name} cannot be {getattr(self, name)!r}",
+                        hint=f"choose one of {', '.join(choices)}",
+                    )
+                )
+        if not 0.0 <= self.eta <= 1.0:
+            problems.errors.append(UsageError(f"eta must lie between 0 and 1, not be {self.eta}"))
+        elif self.eta and self.sampler == "ddpm":
+            problems.errors.append(
+                UsageError(f"eta is {self.eta}, and sampler 'ddpm' has none", hint="use ddim")
+            )
+        with problems.collected():
+            find_device(self.device)
+        problems.check()
+
+
+@attrs.frozen(kw_only=True)
+class Cost:
+    """What a run takes: how many images each network sees and is differentiated for.
+
+    Attributes:
+        denoiser_parameters: Of the backend's networks.
+        denoiser_forwards: Steps counted singly.
+        denoiser_backwards: Likewise.
+        guide_parameters: Of each guide's network, by the guide's name.
+        guide_forwards: Of each guide, and as many backwards; the last look is left out.
+    """
+
+    denoiser_parameters: int
+    denoiser_forwards: int
+    denoiser_backwards: int
+    guide_parameters: dict[str, int]
+    guide_forwards: dict[str, int]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Plan:
+    """A run about which everything is settled.
+
+    Attributes:
+        backend: That draws.
+        guides: That steer.
+        settings: How.
+        process: The backend's reverse process over the kept timesteps.
+        device: Where.
+    """
+
+    backend: LoadedBackend
+    guides: tuple[LoadedGuide, ...]
+    settings: Settings
+    process: Process
+    device: torch.device
+
+    @property
+    def stage(self) -> Stage:
+        """The backend's one stage."""
+        return self.backend.stages[0]
+
+    @property
+    def step(self) -> Step:
+        """The sampler."""
+        if self.settings.sampler == "ddpm":
+            return ddpm_step
+        return partial(ddim_step, eta=self.settings.eta)
+
+    @property
+    def cost(self) -> Cost:
+        """What it will take."""
+        num, steps = self.settings.num, len(self.process)
+        total = self.process.schedule.num_timesteps
+        times = [timestep / total for timestep in self.process.timesteps]
+        acting = {g.guide.name: [t for t in times if g.guide.acts(t)] for g in self.guides}
+        either = {t for acted in acting.values() for t in acted}
+        return Cost(
+            denoiser_parameters=sum(_count(stage.network) for stage in self.backend.stages),
+            denoiser_forwards=num * steps * (2 if self.settings.compare else 1),
+            denoiser_backwards=num * len(either) if self.settings.through == "clean" else 0,
+            guide_parameters={g.guide.name: _count(g.guide.model.network) for g in self.guides},
+            guide_forwards={name: num * len(acted) for name, acted in acting.items()},
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The resolved configuration, as JSON."""
+        return {
+            "backend": self.backend.origin.record(),
+            "guides": [
+                {
+                    "name": loaded.guide.name,
+                    "target": loaded.guide.target.label,
+                    "target_given": loaded.target_source,
+                    "target_is_default": loaded.target_is_default,
+                    "scale": loaded.guide.scale,
+                    "interval": list(loaded.guide.interval),
+                    "loss": loaded.loss_name,
+                    **loaded.origin.record(),
+                }
+                for loaded in self.guides
+            ],
+            **attrs.asdict(self.settings),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "image_shape": list(self.stage.image_shape),
+            "schedule": self.process.schedule.name,
+            "timesteps": list(self.process.timesteps),
+        }
+
+
+def plan(
+    source: DiffusionBackend | str, guides: Sequence[LoadedGuide | Guide], settings: Settings
+) -> Plan:
+    """Settle everything about a run.
+
+    Args:
+        source: A backend, or what `backend` makes one of.
+        guides: Any number, of different names.
+        settings: How to sample.
+
+    Raises:
+        UsageError: For everything that is wrong with the settings and for this backend and guides.
+    """
+    settings.check()
+    loaded = backend(source)
+    check_backend(loaded, settings)
+    aimed = tuple(g if isinstance(g, LoadedGuide) else _bare(g) for g in guides)
+    problems = Problems()
+    if settings.compare and not aimed:
+        problems.errors.append(
+            UsageError("there is nothing to compare without a guide", hint="give a guide")
+        )
+    names = [g.guide.name for g in aimed]
+    for name in names:
+        if not _FILE_NAME.fullmatch(name):
+            problems.errors.append(
+                UsageError(
+                    f"a guide cannot be called {name!r}",
+                    hint="its name goes into file names: letters, digits, hyphens and dots",
+                )
+            )
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.errors.append(
+            UsageError(f"there are {names.count(name)} guides called {name!r}", hint="rename one")
+        )
+    for g in aimed:
+        if (rows := g.guide.target.value.shape[0]) not in (1, settings.num):
+            problems.errors.append(
+                UsageError(
+                    f"guide {g.guide.name!r} has {rows} targets for {settings.num} images",
+                    hint=f"give one target, or num={rows}",
+                )
+            )
+    problems.check()
+    stage = loaded.stages[0]
+    return Plan(
+        backend=loaded,
+        guides=aimed,
+        settings=settings,
+        process=Process(
+            stage.schedule,
+            timesteps_for(stage.schedule.num_timesteps, settings.steps),
+            stage.variance,
+        ),
+        device=find_device(settings.device),
+    )
+
+
+def check_backend(loaded: LoadedBackend, settings: Settings) -> None:
+    """Accept a backend that can be sampled from with these settings.
+
+    Raises:
+        UsageError: Where it has more than one stage, or fewer timesteps than there shall be steps.
+    """
+    first, *others = loaded.stages
+    if others:
+        names = ", ".join(stage.name for stage in loaded.stages)
+        raise UsageError(
+            f"backend {loaded.origin.component!r} has the stages {names}",
+            hint="this version samples from backends of one stage",
+        )
+    timesteps_for(first.schedule.num_timesteps, settings.steps)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UsageError: Where there is none.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used: {reason}", hint="use cpu") from error
+    return device
+
+
+def _bare(guide: Guide) -> LoadedGuide:
+    return LoadedGuide(
+        guide=guide,
+        origin=Origin(component=type(guide.model).__qualname__),
+        loss_name=type(guide.loss).__name__,
+        target_source=guide.target.label,
+    )
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

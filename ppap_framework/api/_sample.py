@@ -1,0 +1,275 @@
+"""Drawing images: batch by batch, guided, and looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.api._guide import LoadedGuide
+from ppap_framework.api._plan import Plan, SamplerName, Settings, plan
+from ppap_framework.api._result import Drawn, Result, Seen, Stats
+from ppap_framework.components import DiffusionBackend
+from ppap_framework.errors import PluginError, PpapError
+from ppap_framework.guidance import EnergyGuidance, Guide, Through
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.sampling import NoiseSource, trajectory
+
+__all__ = ["Batch", "Progress", "draw", "sample"]
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        steps: Steps that are done, each counted once for every image.
+        of: Steps in all.
+    """
+
+    steps: int
+    of: int
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Batch:
+    """Images that have just been finished.
+
+    Attributes:
+        start: The number of the first.
+        guided: The images.
+        unguided: Those of the same noise without guides, where they were asked for.
+    """
+
+    start: int
+    guided: Drawn
+    unguided: Drawn | None
+
+
+def sample(
+    backend: DiffusionBackend | str,
+    guides: Sequence[LoadedGuide | Guide] = (),
+    *,
+    num: int = 4,
+    steps: int = 25,
+    seed: int = 0,
+    sampler: SamplerName = "ddim",
+    eta: float = 0.0,
+    through: Through = "noisy",
+    normalize: bool = False,
+    batch: int = 8,
+    device: str = "auto",
+    compare: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Draw images.
+
+    Networks are moved to the device and stay there; otherwise they are left as they were found.
+    Ctrl-C ends the run early: the result holds the batches that were finished.
+
+    Args:
+        backend: What `ppap_framework.backend` gives or takes.
+        guides: What `ppap_framework.guide` gives, of different names; none for no guidance.
+        num: How many images.
+        steps: From noise to image, from 1 to the base length of the schedule.
+        seed: Noise of image i comes from (seed, i) alone.
+        sampler: "ddim", guided through the score, or "ddpm", guided by a mean shift.
+        eta: Of DDIM, in [0, 1]: 0 is deterministic.
+        through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
+        normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
+        batch: How many images at once; changes an image by rounding errors only.
+        device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
+        compare: Whether to draw the same noise without guides, too.
+        progress: Called after every step.
+
+    Raises:
+        UsageError: For everything that is wrong with the arguments, at once.
+        PpapError: As `ppap_framework.backend`, and where an image comes out not finite.
+    """
+    settings = Settings(
+        num=num,
+        steps=steps,
+        seed=seed,
+        sampler=sampler,
+        eta=eta,
+        through=through,
+        normalize=normalize,
+        batch=batch,
+        device=device,
+        compare=compare,
+    )
+    return draw(plan(backend, guides, settings), progress=progress)
+
+
+def draw(
+    run: Plan,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    finished: Callable[[Batch], None] | None = None,
+) -> Result:
+    """Do what is planned.
+
+    Args:
+        run: The plan.
+        progress: Called after every step.
+        finished: Called with every batch that is finished.
+
+    Raises:
+        PpapError: Where an image comes out not finite.
+    """
+    settings, device = run.settings, run.device
+    guidance = EnergyGuidance(
+        [loaded.guide for loaded in run.guides], settings.through, settings.normalize
+    )
+    networks: list[nn.Module] = [stage.network for stage in run.backend.stages]
+    networks += [loaded.guide.model for loaded in run.guides]
+    steps = _Steps(progress, run)
+    batches: list[Batch] = []
+    interrupted = False
+    seconds = 0.0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    try:
+        with _frozen(networks, device):
+            for first in range(0, settings.num, settings.batch):
+                rows = slice(first, min(first + settings.batch, settings.num))
+                guided = _draw_batch(run, rows, guidance if run.guides else None, steps)
+                unguided = _draw_batch(run, rows, None, steps) if settings.compare else None
+                batches.append(Batch(start=first, guided=guided, unguided=unguided))
+                seconds = time.perf_counter() - start
+                if finished:
+                    finished(batches[-1])
+    except KeyboardInterrupt:
+        interrupted = True
+    return Result(
+        plan=run,
+        guided=Drawn.joined([batch.guided for batch in batches] or [_nothing(run)]),
+        unguided=Drawn.joined([b.unguided for b in batches if b.unguided] or [_nothing(run)])
+        if settings.compare
+        else None,
+        stats=Stats(
+            guidance=guidance.statistics, seconds=seconds, peak_memory=_peak_memory(device)
+        ),
+        interrupted=interrupted,
+    )
+
+
+class _Steps:
+    """Counts steps for whoever watches."""
+
+    def __init__(self, watch: Callable[[Progress], None] | None, run: Plan) -> None:
+        self._watch = watch
+        self._done = 0
+        self._of = run.cost.denoiser_forwards
+
+    def take(self, images: int) -> None:
+        self._done += images
+        if self._watch:
+            self._watch(Progress(steps=self._done, of=self._of))
+
+
+def _draw_batch(run: Plan, rows: slice, guidance: EnergyGuidance | None, steps: _Steps) -> Drawn:
+    """Images `rows.start` to `rows.stop` - 1, on the CPU."""
+    count = rows.stop - rows.start
+    noise = NoiseSource(run.settings.seed, rows.start)
+    x = noise((count, *run.stage.image_shape)).to(run.device)
+    walk = trajectory(
+        run.stage,
+        run.process,
+        x,
+        noise,
+        condition=run.backend.encode(None, count),
+        step=run.step,
+        guidance=guidance.rows(rows.start, rows.stop) if guidance else None,
+    )
+    for state in walk:
+        x = state.x
+        steps.take(count)
+    broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise PpapError(
+            f"image {rows.start + broken[0]} came out not finite",
+            hint="lower the scale, or use more steps" if guidance else "the backend is broken",
+        )
+    images = x.clamp(-1.0, 1.0)
+    seen = {
+        loaded.guide.name: _look(loaded.guide.rows(rows.start, rows.stop), images)
+        for loaded in run.guides
+    }
+    return Drawn(images=images.cpu(), seen=seen)
+
+
+@torch.no_grad()
+def _look(guide: Guide, images: Tensor) -> Seen:
+    """What a guide sees in finished images."""
+    clean = NoiseLevel(torch.full((len(images),), torch.inf, dtype=torch.float64))
+    prediction = guide.model(images, clean)
+    target = guide.target.value.to(images.device)
+    words = tuple(guide.model.describe(prediction)) or ("",) * len(images)
+    pictures = guide.model.render(prediction, images)
+    figures = {"energy": guide.loss.energy(prediction, target)}
+    figures |= guide.loss.metrics(prediction, target)
+    wrong = [name for name, figure in figures.items() if figure.shape != (len(images),)]
+    if len(words) != len(images) or pictures.shape[:2] != (len(images), 3) or wrong:
+        raise PluginError(
+            f"guide {guide.name!r} saw {len(images)} images, and gave {len(words)} descriptions, "
+            f"pictures of shape {tuple(pictures.shape)} and {wrong or 'all'} figures misshapen"
+        )
+    return Seen(
+        pictures=pictures.float().clamp(-1.0, 1.0).cpu(),
+        words=words,
+        figures={name: figure.float().cpu() for name, figure in figures.items()},
+    )
+
+
+def _nothing(run: Plan) -> Drawn:
+    return Drawn(
+        images=torch.empty(0, *run.stage.image_shape),
+        seen={
+            loaded.guide.name: Seen(pictures=torch.empty(0, 3, 1, 1), words=(), figures={})
+            for loaded in run.guides
+        },
+    )
+
+
+@contextlib.contextmanager
+def _frozen(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Networks on the device, in evaluation mode, with parameters that ask for no gradient.
+
+    Modes and parameters are at the end as they were found.
+    """
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    kernels: Any = contextlib.nullcontext()
+    if device.type == "cuda":  # the same kernels every time, for the same bytes
+        kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    try:
+        for network in networks:
+            network.to(device).eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with kernels:
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows has no such thing
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,213 @@
+"""Options from flags, else from variables PPAP_COMMAND_OPTION, else from a file, else by default.
+
+The file is the nearest one, from the current folder upwards, of `ppap.toml` and a `pyproject.toml`
+with a table `[tool.ppap]`. It has a table for each command, and in it options by their names:
+
+    [run]
+    backend = "adm"
+    guider = ["depth=2", "classifier=4:0.2-0.9"]
+    steps = 50
+
+An option that may be given several times takes a list there, and in the environment values with
+";" between them. Paths are taken from the current folder, as on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from ppap_framework.cli.output import print_json, print_table
+from ppap_framework.errors import UsageError
+
+__all__ = ["Command", "Option", "Text", "command", "find_config", "problems_of"]
+
+_FILES = ("ppap.toml", "pyproject.toml")
+_PROBLEMS = "ppap_framework.problems"
+_CONFIGURED = ("run",)
+"""The commands whose options come from files and the environment too."""
+
+
+class Text(click.types.StringParamType):
+    """Any text; several of them in one variable of the environment have ";" between them."""
+
+    envvar_list_splitter = ";"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if isinstance(value, bool | list | dict):
+            self.fail(f"{value!r} is no text", param, ctx)
+        return str(value)
+
+
+class Option(click.Option):
+    """An option whose wrong value is noted, to be reported with all others, and is then None."""
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.BadParameter as error:
+            source = self._source(ctx)
+            message = (
+                f"{self.opts[0]} is required"
+                if isinstance(error, click.MissingParameter)
+                else f"{self.opts[0]}{f' in {source}' if source else ''}: {error.message}"
+            )
+            hint = f"{ctx.command_path} --help"
+            problems_of(ctx).append(UsageError(message.rstrip("."), hint=hint))
+            return None
+
+    def _source(self, ctx: click.Context) -> str:
+        match ctx.get_parameter_source(self.name or ""):
+            case ParameterSource.ENVIRONMENT:
+                return f"{ctx.auto_envvar_prefix}_{(self.name or '').upper()}"
+            case ParameterSource.DEFAULT_MAP:
+                return "the configuration file"
+            case _:
+                return ""
+
+
+def problems_of(ctx: click.Context) -> list[UsageError]:
+    """What is wrong with the values of options."""
+    problems: list[UsageError] = ctx.meta.setdefault(_PROBLEMS, [])
+    return problems
+
+
+class Command(click.Command):
+    """A command whose options come from the environment and a file, too."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        prefix = f"PPAP_{(self.name or '').upper()}"
+        extra["auto_envvar_prefix"] = prefix
+        if not {"-h", "--help"}.intersection(args):  # help is there when a file is broken
+            names = {p.name: p for p in self.params if isinstance(p, Option) and p.name}
+            _check_environment(prefix, names)
+            extra["default_map"] = _from_file(self.name or "", names)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The nearest configuration file, from a folder upwards, and its tables by command.
+
+    Raises:
+        UsageError: Where it is not valid, or configures what there is not.
+    """
+    for place in (folder, *folder.parents):
+        for name in _FILES:
+            tables = _read(place / name)
+            if tables is not None:
+                return place / name, tables
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The tables of a file; None where it is not there, or is some other project's."""
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    own = path.name == _FILES[0]
+    if not own and b"tool.ppap" not in content:
+        return None
+    try:
+        tables = tomllib.loads(content.decode())
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
+    if not own:
+        tables = tables.get("tool", {}).get("ppap")
+        if tables is None:
+            return None
+    for name, table in tables.items():
+        if name not in _CONFIGURED:
+            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED)
+        if not isinstance(table, dict):
+            raise UsageError(f"{name!r} in {str(path)!r} is no table", hint=f"write [{name}]")
+    return dict(tables)
+
+
+def _from_file(command: str, options: Mapping[str, click.Option]) -> dict[str, Any]:
+    """What the file says of one command, in the form that click wants its defaults."""
+    found = find_config(Path.cwd())
+    if found is None:
+        return {}
+    path, tables = found
+    values: dict[str, Any] = {}
+    for key, value in tables.get(command, {}).items():
+        name = key.replace("-", "_")
+        if name not in options:
+            known = [option.replace("_", "-") for option in options]
+            raise _unknown(str(path), f"{key!r} in [{command}]", key.replace("_", "-"), known)
+        several = options[name].multiple
+        values[name] = [value] if several and not isinstance(value, list) else value
+    return values
+
+
+def _check_environment(prefix: str, options: Iterable[str]) -> None:
+    known = {f"{prefix}_{name.upper()}" for name in options}
+    for variable in sorted(os.environ):
+        if variable.startswith(f"{prefix}_") and variable not in known:
+            raise _unknown("the environment", variable, variable, known)
+
+
+def _unknown(where: str, what: str, name: str, known: Iterable[str]) -> UsageError:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(known))}"
+    return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
+
+
+@click.command("config", short_help="Show the values of options, and where they come from.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> int:
+    """Show the value of every option, and where it comes from.
+
+    A flag goes before a variable PPAP_COMMAND_OPTION, that before ppap.toml or [tool.ppap] in
+    pyproject.toml, and that before the default.
+    """
+    from ppap_framework.cli.run import command as run
+
+    found = find_config(Path.cwd())
+    inner = run.make_context("run", [], parent=ctx.parent)
+    sources = {
+        ParameterSource.ENVIRONMENT: "environment",
+        ParameterSource.DEFAULT_MAP: str(found[0]) if found else "file",
+    }
+    rows = []
+    for option in run.params:
+        if isinstance(option, Option) and option.name:
+            origin = inner.get_parameter_source(option.name)
+            source = sources.get(origin or ParameterSource.DEFAULT, "default")
+            rows.append((option.name.replace("_", "-"), inner.params[option.name], source))
+    if as_json:
+        run_table = {name: {"value": value, "from": source} for name, value, source in rows}
+        print_json({"file": str(found[0]) if found else None, "run": run_table})
+    else:
+        click.echo(f"file: {found[0] if found else 'none'}")
+        print_table(
+            ("option of run", "value", "from"),
+            [(name, _shown(value), source) for name, value, source in rows],
+        )
+    wrong = [p for p in problems_of(inner) if "is required" not in p.message]
+    if wrong:
+        raise UsageError("; ".join(p.message for p in wrong), hint=wrong[0].hint)
+    return 0
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,310 @@
+"""`ppap run`: draw images, steered by guides."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppap_framework.cli import State
+from ppap_framework.cli.config import Command, Option, Text, problems_of
+from ppap_framework.cli.output import print_fields, print_json
+from ppap_framework.errors import UsageError
+
+if TYPE_CHECKING:
+    from ppap_framework import api
+    from ppap_framework.cli.guide_options import GuideRequest
+
+__all__ = ["command"]
+
+_RUNS = Path("runs")
+_INTERRUPTED = 130
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    if not settings.get("is_flag"):
+        settings.setdefault("type", Text())
+        settings.setdefault("show_default", settings.get("default") is not None)
+    return click.option(*names, cls=Option, **settings)
+
+
+def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
+    return _option(name, multiple=True, help=f"{text} With several guides: GUIDE=...")
+
+
+@click.command("run", cls=Command)
+@_option("--backend", required=True, metavar="NAME", help="The diffusion model.")
+@_option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@_option(
+    "--guider",
+    multiple=True,
+    metavar="NAME[=SCALE][:LO-HI]",
+    help="What steers it, how hard, and from which to which noise level (t/T, 1 is noise); "
+    "repeat it for several guides. Left out, or `none`: nothing steers.",
+)
+@_per_guide("--target", "What the guide is to see: a name, an index, or the path of a picture.")
+@_per_guide("--guider-model", "The guide's network, where it knows several.")
+@_per_guide("--guider-checkpoint", "The guide's weights, by name or path.")
+@_option(
+    "--guider-option",
+    multiple=True,
+    metavar="[GUIDE.]KEY=VALUE",
+    help="The guide's own options; `ppap plugins info NAME` lists them.",
+)
+@_per_guide("--loss", "What the guide descends, if not its own loss.")
+@_option("--scale", type=float, default=4.0, help="How hard guides pull that have no =SCALE.")
+@_option("--steps", type=int, default=25, help="Steps from noise to image.")
+@_option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
+@_option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
+@_option(
+    "--through",
+    type=click.Choice(["noisy", "clean"]),
+    default="noisy",
+    help="Where guides look: at the noisy image or, through the denoiser, at its prediction.",
+)
+@_option("--normalize", is_flag=True, help="Bring each guide's gradient to unit size first.")
+@_option("--num", type=int, default=4, help="How many images.")
+@_option("--batch", type=int, default=8, help="How many at once.")
+@_option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
+@_option("--compare", is_flag=True, help="Draw the same noise without guides, too.")
+@_option("--out", metavar="FOLDER", help="Where to write; a new folder in runs/ if left out.")
+@_option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
+@_option("--device", default="auto", help="Such as cpu or cuda.")
+@_option("--threads", type=int, help="Threads on the CPU; as torch likes if left out.")
+@_option("--dry-run", is_flag=True, help="Show what would be done and what it costs; draw nothing.")
+@_option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> int:
+    r"""Draw images from a diffusion model, steered by guides.
+
+    Writes 000.png and so on, what the guides see in them, a labelled grid.png, and run.json; prints
+    the path of the grid.
+
+    \b
+    ppap run --backend adm --guider classifier --target "red cube" --num 8
+    ppap run --backend adm --guider depth=2 --guider classifier=4:0.2-0.9 \
+        --target depth=ref.png --target classifier=cube
+    """
+    state = ctx.ensure_object(State)
+    run = _prepare(given, problems_of(ctx))
+    if not state.verbosity < 0:
+        for loaded in run.guides:
+            if loaded.target_is_default:
+                _note(
+                    f"{loaded.guide.name} aims at {loaded.guide.target.label!r}, "
+                    "its default; --target picks another"
+                )
+    if given["dry_run"]:
+        _show_plan(run, given["as_json"])
+        return 0
+    return _draw(run, given, state)
+
+
+def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
+    """Everything that can be wrong is found before weights are read, and reported at once."""
+    import attrs
+
+    from ppap_framework import api
+    from ppap_framework.cli.guide_options import parse_guides
+
+    problems = api.Problems()
+    problems.errors += wrong
+    values = {
+        "target": given["target"],
+        "model": given["guider_model"],
+        "checkpoint": given["guider_checkpoint"],
+        "loss": given["loss"],
+    }
+    requests = parse_guides(given["guider"], values, given["guider_option"], problems)
+    fields = attrs.fields_dict(api.Settings)
+    settings = api.Settings(**{k: v for k, v in given.items() if k in fields and v is not None})
+    with problems.collected():
+        settings.check()
+    with problems.collected():
+        _set_threads(given["threads"])
+    with problems.collected():
+        _check_out(given["out"], given["overwrite"])
+    offline = given["dry_run"]
+    backends, guides = [], []
+    if given["backend"] is not None:
+        with problems.collected():
+            backends.append(
+                api.find_backend(given["backend"], checkpoint=given["checkpoint"], offline=offline)
+            )
+    for request in requests:
+        with problems.collected():
+            guides.append(_find(request, given["scale"], offline))
+    problems.check()
+
+    loaded, aimed = [], []
+    for backend in backends:
+        with problems.collected():
+            loaded.append(backend.load())
+            api.check_backend(loaded[0], settings)
+    for guide in guides:
+        with problems.collected():
+            aimed.append(guide.load())
+    problems.check()
+    return api.plan(loaded[0], aimed, settings)
+
+
+def _find(request: GuideRequest, scale: float | None, offline: bool) -> api.FoundGuide:
+    from ppap_framework import api
+    from ppap_framework.cli.guide_options import typed_option
+
+    options = {
+        key: typed_option(request.guider, key, text) for key, text in request.options.items()
+    }
+    own = request.scale if request.scale is not None else scale
+    return api.find_guide(
+        request.guider,
+        target=request.target,
+        scale=api.DEFAULT_SCALE if own is None else own,
+        interval=request.interval or (0.0, 1.0),
+        loss=request.loss,
+        model=request.model,
+        checkpoint=request.checkpoint,
+        options=options,
+        offline=offline,
+    )
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads must be a whole number from 1, not {threads}")
+        torch.set_num_threads(threads)
+
+
+def _check_out(out: str | None, overwrite: bool) -> None:
+    from ppap_framework import api
+
+    if out is None:
+        if overwrite:
+            raise UsageError("--overwrite goes with --out", hint="name the folder with --out")
+        api.check_writable(_RUNS)
+    elif not out.strip():
+        raise UsageError("--out is empty", hint="name a folder, or leave it out")
+    else:
+        api.check_folder(Path(out).expanduser(), overwrite=overwrite)
+
+
+def _draw(run: api.Plan, given: dict[str, Any], state: State) -> int:
+    from ppap_framework import api
+
+    out = given["out"]
+    path = Path(out).expanduser() if out else api.fresh_folder(_RUNS, run)
+    folder = api.RunFolder.create(
+        run, path, overwrite=given["overwrite"], command=["ppap", *sys.argv[1:]]
+    )
+    try:
+        with _progress(state) as watch:
+            result = api.draw(run, progress=watch, finished=folder.add)
+        grid = folder.finish(result)
+    except BaseException as error:
+        folder.fail(error)
+        raise
+    for guide in result.stats.guidance.guides:
+        if guide.skipped:
+            _note(f"{guide.name}: {guide.skipped} gradients were not finite and left out")
+    if lost := result.stats.guidance.denoiser_skipped:
+        _note(f"{lost} gradients through the denoiser were not finite and left out")
+    if given["as_json"]:
+        print_json({"folder": str(path), **folder.record})
+    elif grid:
+        click.echo(grid)
+    if result.interrupted:
+        _note(f"interrupted; {len(result.images)} of {run.settings.num} images are in {path}")
+        return _INTERRUPTED
+    return 0
+
+
+@contextmanager
+def _progress(state: State) -> Iterator[Callable[[api.Progress], None] | None]:
+    """A bar on stderr where that is a terminal."""
+    if state.verbosity < 0 or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("drawing"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("drawing", total=None)
+        yield lambda progress: bar.update(task, completed=progress.steps, total=progress.of)
+
+
+def _show_plan(run: api.Plan, as_json: bool) -> None:
+    import attrs
+
+    cost, settings = run.cost, run.settings
+    if as_json:
+        print_json({"config": run.record(), "cost": attrs.asdict(cost)})
+        return
+    print_fields(
+        "backend",
+        {**_source(run.backend.origin), "parameters": _count(cost.denoiser_parameters)},
+    )
+    for loaded in run.guides:
+        guide = loaded.guide
+        low, high = guide.interval
+        print_fields(
+            f"guide {guide.name}",
+            {
+                **_source(loaded.origin),
+                "parameters": _count(cost.guide_parameters[guide.name]),
+                "target": guide.target.label,
+                "loss": loaded.loss_name,
+                "scale": f"{guide.scale:g}{' of unit gradients' if settings.normalize else ''}",
+                "acts": f"from t/T {low:g} to {high:g}, through the {settings.through} image",
+            },
+        )
+    _, height, width = run.stage.image_shape
+    schedule = run.process.schedule
+    eta = f", eta {settings.eta:g}" if settings.eta else ""
+    print_fields(
+        "images",
+        {
+            "number": f"{settings.num} of {height}x{width}, {settings.batch} at once",
+            "seed": settings.seed,
+            "sampler": f"{settings.sampler}{eta}",
+            "steps": f"{len(run.process)} of {schedule.num_timesteps}, schedule {schedule.name}",
+            "device": run.device,
+        },
+    )
+    print_fields(
+        "cost in images, steps counted singly",
+        {
+            "denoiser forwards": cost.denoiser_forwards,
+            "denoiser backwards": cost.denoiser_backwards,
+            **{f"{name} forwards": count for name, count in cost.guide_forwards.items()},
+            **{f"{name} backwards": count for name, count in cost.guide_forwards.items()},
+        },
+    )
+
+
+def _source(origin: api.Origin) -> dict[str, Any]:
+    return {
+        "name": origin.component,
+        "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
+        "checkpoint": origin.checkpoint,
+    }
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def _note(text: str) -> None:
+    click.echo(f"ppap: {text}", err=True)

@@ -1,0 +1,1 @@
+"""A plugin whose every answer is known in closed form."""

@@ -1,0 +1,228 @@
+"""A diffusion model of one Gaussian, and guides that see colours and brightness.
+
+With x_0 ~ N(mean, s^2 I), the posterior mean of x_0 given x_t = alpha x_0 + sigma eps is
+
+    mean + alpha s^2 / (alpha^2 s^2 + sigma^2) (x_t - alpha mean).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint, load_into
+from ppap_framework.components import (
+    DiffusionBackend,
+    GuidanceModel,
+    Prediction,
+    Stage,
+    Target,
+    TargetInput,
+    TaskLoss,
+    VarianceKind,
+)
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
+from ppap_plugin_toy.options import ColourOptions
+
+COLOURS = ("dark red", "light red", "green", "blue")
+
+
+class Gaussian(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(3, size, size))
+        self.spread = nn.Parameter(torch.tensor(0.25))
+
+
+class ToyStage(Stage):
+    def __init__(self, network: Gaussian, timesteps: int) -> None:
+        self._network = network
+        self._schedule = cosine_schedule(timesteps)
+        # So that tests can interrupt a run that takes a while, or see one that goes wrong.
+        self._delay = float(os.environ.get("TOY_DELAY", "0"))
+        self._broken = "TOY_BROKEN" in os.environ
+
+    @property
+    def name(self) -> str:
+        return "base"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        _, height, width = self._network.mean.shape
+        return 3, height, width
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self._schedule
+
+    @property
+    def variance(self) -> VarianceKind:
+        return "fixed_small"
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
+        time.sleep(self._delay)
+        abar = self._schedule.alphas_cumprod[t.cpu()].to(x_t)[:, None, None, None]
+        alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
+        mean, s2 = self._network.mean, self._network.spread**2
+        x0 = mean + alpha * s2 / (alpha**2 * s2 + sigma**2) * (x_t - alpha * mean)
+        if self._broken:
+            x0 = x0 * torch.nan
+        return Prediction.from_x0(x0, x_t, alpha, sigma)
+
+
+class ToyBackend(DiffusionBackend):
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (self._stage,)
+
+    def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
+        return None
+
+
+def make_backend(options: None, checkpoint: Checkpoint) -> ToyBackend:
+    try:
+        size, timesteps = checkpoint.architecture["size"], checkpoint.architecture["timesteps"]
+    except KeyError as error:
+        raise AssetError(f"{checkpoint.name!r} does not state its {error}", hint="") from error
+    network = Gaussian(size)
+    load_into(network, checkpoint)
+    return ToyBackend(ToyStage(network, timesteps))
+
+
+class Colour(GuidanceModel):
+    """Logits (B, 4), linear in the mean of each channel."""
+
+    def __init__(self, options: ColourOptions) -> None:
+        super().__init__()
+        self._network = nn.Linear(3, 4, bias=False)
+        self._sharpness = options.sharpness * (-1.0 if options.upside_down else 1.0)
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    @property
+    def native_size(self) -> int | None:
+        return None
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        logits: Tensor = self._sharpness * self._network(images.mean((2, 3)))
+        return logits
+
+    def target(self, given: TargetInput) -> Target:
+        if given.array is not None:
+            return Target(value=given.array, label="several colours")
+        found = [i for i, name in enumerate(COLOURS) if (given.text or "?") in name]
+        if len(found) != 1:
+            fault = "is ambiguous" if found else "is no colour"
+            raise UsageError(f"{given.text!r} {fault}", hint=f"type one of {', '.join(COLOURS)}")
+        return Target(value=torch.tensor(found), label=COLOURS[found[0]])
+
+    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
+        return images.flip(3)
+
+    def describe(self, prediction: Tensor) -> list[str]:
+        probabilities, index = prediction.softmax(1).max(1)
+        pairs = zip(index.tolist(), probabilities.tolist(), strict=True)
+        return [f"{COLOURS[i]} {p:.2f}" for i, p in pairs]
+
+
+def make_colour(options: ColourOptions, checkpoint: Checkpoint) -> Colour:
+    made = Colour(options)
+    load_into(made.network, checkpoint)
+    return made
+
+
+class Grey(GuidanceModel):
+    """Brightness (B, H, W), of which nothing short can be said."""
+
+    def __init__(self, options: None, checkpoint: Checkpoint | None) -> None:
+        super().__init__()
+        self._network = nn.Identity()
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    @property
+    def native_size(self) -> int | None:
+        return None
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        return images.mean(1)
+
+    def target(self, given: TargetInput) -> Target:
+        if given.image is None:
+            raise UsageError(f"{given.source!r} is no picture", hint="give the path of one")
+        levels = torch.tensor(list(given.image.convert("L").tobytes())) / 127.5 - 1.0
+        value = levels.reshape(1, given.image.height, given.image.width)
+        return Target(value=value, label=given.source, picture=value.expand(3, -1, -1))
+
+    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
+        return prediction[:, None].expand(-1, 3, -1, -1)
+
+    def describe(self, prediction: Tensor) -> list[str]:
+        return []
+
+
+def make_grey(options: None, checkpoint: Checkpoint | None) -> Grey:
+    return Grey(options, checkpoint)
+
+
+class CrossEntropy(TaskLoss):
+    def __init__(self, options: None) -> None:
+        self.options = options
+
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        classes = target.expand(len(prediction))
+        return nn.functional.cross_entropy(prediction, classes, reduction="none")
+
+    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square().mean(1)
+
+    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {
+            "hit": (prediction.argmax(1) == target).float(),
+            "broken": prediction[:, 0] * torch.nan,
+        }
+
+
+class Margin(TaskLoss):
+    def __init__(self, options: None) -> None:
+        self.options = options
+
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return -prediction.gather(1, target.expand(len(prediction))[:, None])[:, 0]
+
+    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square().mean(1)
+
+    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class Square(TaskLoss):
+    def __init__(self, options: None) -> None:
+        self.options = options
+
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().mean((1, 2))
+
+    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (student - teacher).square().mean((1, 2))
+
+    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,96 @@
+"""The toy plugin, with weights, installed into a folder of the tests' own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from distributions import REPOSITORY, Project
+
+from ppap_framework.checkpoints import save_checkpoint
+from ppap_framework.registry import registry
+
+SIZE, TIMESTEPS = 8, 100
+MEANS = (0.3, -0.2, 0.1)  # of the three channels
+SPREAD = 0.25
+_SOURCES = Path(__file__).parent / "toy" / "ppap_plugin_toy"
+
+
+def install(site: Path) -> Path:
+    """Install it into `site`, which is made."""
+    site.mkdir(parents=True)
+    files = {f"{_SOURCES.name}/{path.name}": path.read_text() for path in _SOURCES.glob("*.py")}
+    Project(
+        name="ppap-plugin-toy",
+        version="0.7",
+        entry_points={"toy": f"{_SOURCES.name}.plugin"},
+        files=files,
+    ).install(site)
+    write_backend(site / _SOURCES.name / "toy-8.safetensors")
+    weight = torch.tensor(
+        [[1.0, -0.5, -0.5], [1.0, 0.0, 0.0], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
+    )
+    save_checkpoint(site / _SOURCES.name / "colour-3.safetensors", {"weight": weight}, {})
+    return site
+
+
+def write_backend(path: Path, size: int = SIZE, stated: int = SIZE) -> Path:
+    """A checkpoint of the toy backend; its file lies about its size where the two differ."""
+    mean = torch.tensor(MEANS)[:, None, None].expand(3, size, size)
+    state = {"mean": mean, "spread": torch.tensor(SPREAD)}
+    save_checkpoint(path, state, {"size": stated, "timesteps": TIMESTEPS})
+    return path
+
+
+def start(site: Path, folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start `ppap` in a folder, with the toy plugin and nothing else that is installed."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppap_framework", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={
+            **kept,
+            "HOME": str(folder),
+            "PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PPAP_PLUGINS": "ppap-plugin-toy",
+            "OMP_NUM_THREADS": "1",
+            **variables,
+        },
+    )
+
+
+def ppap(
+    site: Path, folder: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `ppap` to its end."""
+    process = start(site, folder, *arguments, **variables)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def plugged(site: Path) -> Iterator[Path]:
+    """The plugin that is installed in `site`, and no other, in this process."""
+    before = os.environ.get("PPAP_PLUGINS")
+    os.environ["PPAP_PLUGINS"] = "ppap-plugin-toy"
+    sys.path.insert(0, str(site))
+    registry.cache_clear()
+    try:
+        yield site
+    finally:
+        sys.path.remove(str(site))
+        os.environ.pop("PPAP_PLUGINS")
+        if before is not None:
+            os.environ["PPAP_PLUGINS"] = before
+        registry.cache_clear()
+        for module in [name for name in sys.modules if name.startswith("ppap_plugin_toy")]:
+            del sys.modules[module]
