@@ -1,0 +1,127 @@
+"""What a checkpoint states of itself, and the network that it describes.
+
+{"official_class": "guided_diffusion.unet.UNetModel",
+ "config": {...},                                      the constructor's arguments
+ "process": {"schedule": "linear", "timesteps": 1000,  the process that it was trained on
+             "predicts": "eps", "variance": "learned_range", "rescale_timesteps": false},
+ "class_names": ["tench", ...]}                        where it has classes; may be left out
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import attrs
+import torch
+from attrs.validators import deep_iterable, in_, instance_of, optional
+
+from ppap_framework.checkpoints import Checkpoint, load_into
+from ppap_framework.components import VarianceKind
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.noise import NoiseSchedule, noise_schedule
+from ppap_plugin_adm._build import build
+from ppap_plugin_adm.trunk import Trunk
+
+__all__ = ["Architecture", "Predicts", "Process", "class_names", "load_network"]
+
+Predicts = Literal["eps", "x0", "v"]
+
+
+@attrs.frozen(kw_only=True)
+class Process:
+    """The diffusion process that a network was trained on.
+
+    Attributes:
+        schedule: Name of its noise schedule.
+        timesteps: T, the number of base timesteps.
+        predicts: What the network's first three output channels are.
+        variance: How the variance of an ancestral step is chosen; "learned_range" takes three more
+            output channels.
+        rescale_timesteps: Whether the network is told t 1000 / T instead of t.
+    """
+
+    schedule: str = attrs.field(validator=instance_of(str))
+    timesteps: int = attrs.field(validator=instance_of(int))
+    predicts: Predicts = attrs.field(default="eps", validator=in_(get_args(Predicts)))
+    variance: VarianceKind = attrs.field(
+        default="learned_range", validator=in_(get_args(VarianceKind))
+    )
+    rescale_timesteps: bool = attrs.field(default=False, validator=instance_of(bool))
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The schedule itself.
+
+        Raises:
+            UsageError: Where there is none of that name and length.
+        """
+        return noise_schedule(self.schedule, self.timesteps)
+
+    def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
+        """What the network is told at base timesteps (B,)."""
+        return t * (1000.0 / self.timesteps) if self.rescale_timesteps else t
+
+
+def _process(value: Any) -> Process:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'process' must be an object, not {value!r}")
+    return Process(**value)
+
+
+@attrs.frozen(kw_only=True)
+class Architecture:
+    """A network and the process that it was trained on, as the module's docstring shows."""
+
+    official_class: str = attrs.field(validator=instance_of(str))
+    config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
+    process: Process = attrs.field(converter=_process)
+    class_names: Sequence[str] | None = attrs.field(
+        default=None, validator=optional(deep_iterable(instance_of(str), instance_of(list)))
+    )
+
+
+def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architecture]:
+    """Build the network that a checkpoint states, and load it: frozen and in evaluation mode.
+
+    Args:
+        checkpoint: Of any origin.
+        expected: The published class that the caller can use.
+
+    Raises:
+        AssetError: Where the architecture is not stated or cannot be built, is of another class, or
+            the weights do not fit it.
+    """
+    try:
+        architecture = Architecture(**checkpoint.architecture)
+        architecture.process.noise_schedule()
+        if architecture.official_class != expected:
+            raise UsageError(f"it is a {architecture.official_class}, and {expected} is wanted")
+        with torch.device("meta"):  # where building takes no time; the weights replace it all
+            network = build(architecture.official_class, architecture.config)
+    except (TypeError, ValueError, UsageError) as error:
+        reason = error.message if isinstance(error, UsageError) else str(error.args[0])
+        hint = error.hint if isinstance(error, UsageError) else ""
+        raise AssetError(
+            f"{checkpoint.name!r} states no architecture for this component: "
+            + " ".join(reason.split()).replace("__init__()", ""),
+            hint=hint or "it must state official_class, config and process",
+        ) from error
+    load_into(network, checkpoint)
+    network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    return network, architecture
+
+
+def class_names(architecture: Architecture, count: int, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The names of a network's `count` classes, made of numbers where none are stated.
+
+    Raises:
+        AssetError: Where another number of names is stated.
+    """
+    if architecture.class_names is None:
+        return tuple(f"class {index}" for index in range(count))
+    if len(architecture.class_names) != count:
+        raise AssetError(
+            f"{checkpoint.name!r} has {count} classes and names {len(architecture.class_names)}",
+            hint="its architecture is stated wrongly",
+        )
+    return tuple(architecture.class_names)

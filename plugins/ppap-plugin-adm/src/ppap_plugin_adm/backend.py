@@ -1,0 +1,158 @@
+"""ADM as a backend: one stage, whatever its network predicts and however it is told the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint
+from ppap_framework.classification import find_class
+from ppap_framework.components import DiffusionBackend, Prediction, Stage, VarianceKind
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.noise import NoiseSchedule
+from ppap_plugin_adm.architecture import Process, class_names, load_network
+
+__all__ = ["AdmBackend", "AdmStage", "make_adm"]
+
+_UNET = "guided_diffusion.unet.UNetModel"
+
+
+def make_adm(options: None, checkpoint: Checkpoint) -> AdmBackend:
+    """The factory of the backend `adm`.
+
+    Raises:
+        AssetError: Where the checkpoint is not of an ADM denoiser that draws pictures from noise.
+    """
+    network, architecture = load_network(checkpoint, _UNET)
+    config, process = network.config, architecture.process
+    channels = 6 if process.variance == "learned_range" else 3
+    if (config.in_channels, config.out_channels) != (3, channels):
+        raise AssetError(
+            f"{checkpoint.name!r} takes {config.in_channels} channels and gives "
+            f"{config.out_channels}, where a process with variance {process.variance!r} has 3 and "
+            f"{channels}",
+            hint="its architecture is stated wrongly",
+        )
+    num_classes = architecture.config.get("num_classes")
+    names = class_names(architecture, num_classes, checkpoint) if num_classes else ()
+    return AdmBackend(AdmStage(network, process, config.image_size), names, checkpoint.name)
+
+
+@final
+class AdmStage(Stage):
+    """An ADM denoiser with the process it was trained on.
+
+    Args:
+        network: Called as network(x_t, timesteps, y); frozen, in evaluation mode.
+        process: What its outputs mean.
+        image_size: Side of the pictures, in pixels.
+    """
+
+    def __init__(self, network: nn.Module, process: Process, image_size: int) -> None:
+        self._network = network
+        self._process = process
+        self._image_size = image_size
+        self._schedule = process.noise_schedule()
+        abar = self._schedule.alphas_cumprod
+        self._alpha_sigma = torch.stack([abar.sqrt(), (1 - abar).sqrt()])  # (2, T), float64
+
+    @property
+    def name(self) -> str:
+        """The only stage: "base"."""
+        return "base"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return (3, self._image_size, self._image_size)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that the network was trained on."""
+        return self._schedule
+
+    @property
+    def variance(self) -> VarianceKind:
+        """As the checkpoint states."""
+        return self._process.variance
+
+    @property
+    def network(self) -> nn.Module:
+        """The U-Net."""
+        return self._network
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Prediction:
+        """Predict the clean image and the noise.
+
+        Args:
+            x_t: (B, 3, H, W), float32.
+            t: (B,), int64 base timesteps.
+            condition: (B,), int64 classes, of a class-conditional network; else None.
+        """
+        if self._alpha_sigma.device != x_t.device:
+            wide = x_t.device.type != "mps"  # which has no float64
+            self._alpha_sigma = self._alpha_sigma.to(
+                x_t.device, torch.float64 if wide else torch.float32
+            )
+        t = t.to(x_t.device)
+        alpha, sigma = self._alpha_sigma[:, t, None, None, None]  # each (B, 1, 1, 1)
+        y = None if condition is None else condition.to(x_t.device)
+        output = self._network(
+            x_t.contiguous(memory_format=torch.channels_last),
+            self._process.network_timesteps(t),
+            y,
+        )
+        # Samplers compute in the layout of x_t; a mixture of two would slow each of their steps.
+        output = output.float().contiguous()
+        mean, variance = output, None
+        if self.variance == "learned_range":
+            mean, variance = output.chunk(2, dim=1)
+        make = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Prediction.from_v}
+        return make[self._process.predicts](mean, x_t, alpha, sigma, variance)
+
+
+@final
+class AdmBackend(DiffusionBackend):
+    """An ADM; a class-conditional one takes a class as its prompt.
+
+    Args:
+        stage: Its only stage.
+        class_names: Of a class-conditional network; empty for an unconditional one.
+        name: For messages.
+    """
+
+    def __init__(self, stage: AdmStage, class_names: Sequence[str] = (), name: str = "adm") -> None:
+        self._stage = stage
+        self.class_names = tuple(class_names)
+        self._name = name
+
+    @property
+    def stages(self) -> tuple[AdmStage]:
+        """The base stage alone."""
+        return (self._stage,)
+
+    def encode(self, prompts: Sequence[str] | None, batch: int) -> Tensor | None:
+        """The classes that the prompts name, (B,), int64; None for an unconditional network.
+
+        Raises:
+            UsageError: Where an unconditional network gets prompts, a class-conditional one gets
+                none or not one for each image, or a prompt names no class.
+        """
+        if not self.class_names:
+            if prompts is not None:
+                raise UsageError(
+                    f"checkpoint {self._name!r} of backend 'adm' takes no prompt",
+                    hint="leave it out, and steer with a guider",
+                )
+            return None
+        if prompts is None:
+            raise UsageError(
+                f"checkpoint {self._name!r} of backend 'adm' is class-conditional",
+                hint=f"give a class as the prompt, such as {self.class_names[0]!r}",
+            )
+        if len(prompts) != batch:
+            raise UsageError(f"{len(prompts)} prompts were given for {batch} images")
+        return torch.tensor([find_class(prompt, self.class_names) for prompt in prompts])

@@ -1,0 +1,99 @@
+"""ADM's noise-aware classifier as a guide (Dhariwal and Nichol 2021, arXiv 2105.05233, sec. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint
+from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
+from ppap_framework.components import GuidanceModel, Target, TargetInput
+from ppap_framework.noise import NoiseLevel
+from ppap_plugin_adm.architecture import Process, class_names, load_network
+
+__all__ = ["AdmClassifierGuide", "make_adm_classifier"]
+
+_ENCODER = "guided_diffusion.unet.EncoderUNetModel"
+
+
+def make_adm_classifier(options: None, checkpoint: Checkpoint) -> AdmClassifierGuide:
+    """The factory of the guider `adm-classifier`.
+
+    Raises:
+        AssetError: Where the checkpoint is not of an ADM classifier.
+    """
+    network, architecture = load_network(checkpoint, _ENCODER)
+    names = class_names(architecture, network.config.out_channels, checkpoint)
+    return AdmClassifierGuide(network, names, architecture.process, network.config.image_size)
+
+
+@final
+class AdmClassifierGuide(GuidanceModel):
+    """A classifier that was trained on noisy images and is told how noisy they are.
+
+    It is told the timestep of its own schedule that is closest to the noise level; the schedule of
+    the denoiser does not matter. Without a level, images are taken for clean: timestep 0.
+
+    Images of another size than its own are resized: clean ones by averaging, noisy ones by picking
+    the nearest pixels, since an average of pixels is less noisy than the level says.
+
+    Args:
+        network: Called as network(x, timesteps), gives logits (B, K).
+        class_names: K of them, in order.
+        process: That it was trained on; only its timesteps matter.
+        image_size: Side of its pictures, in pixels.
+    """
+
+    def __init__(
+        self, network: nn.Module, class_names: Sequence[str], process: Process, image_size: int
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self.class_names = tuple(class_names)
+        self._process = process
+        self._schedule = process.noise_schedule()
+        self._image_size = image_size
+        self.eval().requires_grad_(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The encoder and its pooling head."""
+        return self._network
+
+    @property
+    def native_size(self) -> int:
+        """The side of the images that it was trained on."""
+        return self._image_size
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        """Logits (B, K) of images (B, 3, H, W) with that much noise."""
+        if level is None:
+            t = torch.zeros(len(images), dtype=torch.int64)
+        else:
+            t = self._schedule.nearest_timestep(level)
+        size = (self.native_size, self.native_size)
+        if images.shape[-2:] != size and level is None:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        elif images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="nearest-exact")
+        logits: Tensor = self._network(
+            images.contiguous(memory_format=torch.channels_last),
+            self._process.network_timesteps(t.to(images.device)),
+        )
+        return logits
+
+    def target(self, given: TargetInput) -> Target:
+        """A class by index, name or unambiguous part of a name; or an array of B indices."""
+        return class_target(given, self.class_names)
+
+    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """Each image beside its five likeliest classes: (B, 3, 144, 288)."""
+        return draw_top_classes(prediction, images, self.class_names)
+
+    def describe(self, prediction: Tensor) -> list[str]:
+        """The likeliest class of each image, such as "red cube 0.97"."""
+        return describe_top_class(prediction, self.class_names)
