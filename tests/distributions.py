@@ -62,14 +62,14 @@ class Project:
     Attributes:
         name: Of the distribution.
         entry_points: Name to "package.module", of the group `ppap`.
-        files: Path to source.
+        files: Path to content.
         version: Of the distribution.
         replaced: Files of the dist-info folder by name, in place of the right ones.
     """
 
     name: str
     entry_points: Mapping[str, str]
-    files: Mapping[str, str]
+    files: Mapping[str, str | bytes]
     version: str = "1.0"
     replaced: Mapping[str, bytes] = attrs.field(factory=dict)
 
@@ -85,7 +85,10 @@ class Project:
             "entry_points.txt": "\n".join(lines).encode(),
             **self.replaced,
         }
-        members = {path: source.encode() for path, source in self.files.items()}
+        members = {
+            path: content if isinstance(content, bytes) else content.encode()
+            for path, content in self.files.items()
+        }
         members |= {f"{stem}.dist-info/{name}": content for name, content in info.items()}
         record = f"{stem}.dist-info/RECORD"
         path = folder / f"{stem}-py3-none-any.whl"
@@ -126,6 +129,95 @@ def good_plugin() -> Project:
     """A plugin with nothing wrong: guider `mirror` and loss `likeness` from `acme-mirror`."""
     good = plugin("mirror", GOOD)
     return attrs.evolve(good, files={**good.files, "acme_mirror/parts.py": GOOD_PARTS})
+
+
+TOY = (
+    HEADER
+    + """
+@hookimpl
+def ppap_backends():
+    return [BackendSpec(name="toy", summary="Grey.", factory="acme_toy.parts:Toy")]
+
+@hookimpl
+def ppap_guiders():
+    return [GuiderSpec(name="light", summary="How bright.", factory="acme_toy.parts:Light",
+                       task="brightness", default_loss="distance", needs_checkpoint=False)]
+
+@hookimpl
+def ppap_task_losses():
+    return [TaskLossSpec(name="distance", summary="Squared.", factory="acme_toy.parts:Distance",
+                         task="brightness")]
+
+@hookimpl
+def ppap_assets():
+    return [Card(name="toy-8", component="toy", kind="backend", summary="Nothing learned.",
+                 uri="package://acme_toy/toy.safetensors", sha256=None, size=None,
+                 licence="CC0-1.0", image_size=8, default=True)]
+"""
+)
+TOY_PARTS = """
+import torch
+from ppap_framework.components import *
+from ppap_framework.noise import linear_schedule
+
+class Grey(Stage):
+    name, image_shape, variance = "base", (3, 8, 8), "fixed_small"
+    schedule, network = linear_schedule(50), torch.nn.Linear(1, 1)
+
+    def denoise(self, x_t, t, condition):
+        alpha = self.schedule.alphas_cumprod[t].sqrt().float()[:, None, None, None]
+        return Prediction.from_x0(torch.zeros_like(x_t), x_t, alpha, (1 - alpha**2).sqrt())
+
+class Toy(DiffusionBackend):
+    def __init__(self, options, checkpoint):
+        self._stage = Grey()
+
+    @property
+    def stages(self):
+        return (self._stage,)
+
+    def encode(self, prompts, batch):
+        return None
+
+class Light(GuidanceModel):
+    def __init__(self, options, checkpoint):
+        super().__init__()
+        self._network = torch.nn.Identity()
+
+    network = property(lambda self: self._network)
+    native_size = None
+
+    def forward(self, images, level=None):
+        return images.mean(dim=(1, 2, 3))
+
+    def target(self, given):
+        return Target(value=torch.tensor([float(given.text)]), label=given.text)
+
+    def render(self, prediction, images):
+        return images
+
+    def describe(self, prediction):
+        return [f"{value:.2f}" for value in prediction.tolist()]
+
+class Distance(TaskLoss):
+    def __init__(self, options):
+        pass
+
+    def energy(self, prediction, target):
+        return (prediction - target) ** 2
+
+    transfer = energy
+
+    def metrics(self, prediction, target):
+        return {"distance": self.energy(prediction, target)}
+"""
+
+
+def toy_plugin(weights: bytes) -> Project:
+    """A plugin with everything that a run needs, the smallest there is; imports torch."""
+    toy = plugin("toy", TOY)
+    files = {**toy.files, "acme_toy/parts.py": TOY_PARTS, "acme_toy/toy.safetensors": weights}
+    return attrs.evolve(toy, files=files)
 
 
 @attrs.frozen
@@ -175,5 +267,5 @@ class Environment:
     def ppap(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run `ppap` to its end."""
         process = self.start(*arguments, **variables)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)

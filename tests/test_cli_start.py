@@ -35,7 +35,7 @@ from ppap_framework.cli import main
 main([{option!r}])
 """
     done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=600
     )
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
@@ -227,7 +227,7 @@ def test_a_true_interruption(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "asleep\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Traceback" not in err
 

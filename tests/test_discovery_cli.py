@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
-from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugin
+from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugin, toy_plugin
 
 TWO_CLAIMS = [plugin("one", GOOD), plugin("two", GOOD)]
 SAME_ENTRY_POINT = [
@@ -81,7 +81,7 @@ def together(
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run several commands side by side."""
     started = [environment.start(*command) for command in commands]
-    outcomes = [process.communicate(timeout=60) for process in started]
+    outcomes = [process.communicate(timeout=600) for process in started]
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *outcome)
         for process, outcome in zip(started, outcomes, strict=True)
@@ -118,12 +118,9 @@ def pond() -> Project:
     return attrs.evolve(good, files=renamed)
 
 
-def test_every_command_works_with_everything_broken_at_once(
-    environment: Environment, tmp_path: Path
-) -> None:
-    """Installed by pip itself: what the other tests unpack are true wheels."""
-    pytest.importorskip("pip", reason="environments made by other installers have no pip")
-    broken = [
+def everything_broken() -> list[Project]:
+    """The broken plugins of all cases, under names that do not collide."""
+    return [
         attrs.evolve(
             project,
             name=f"bad-{number}",
@@ -133,7 +130,14 @@ def test_every_command_works_with_everything_broken_at_once(
         for number, ([project, *_], _, _) in enumerate(CASES.values())
         if "acme_bad/plugin.py" in project.files and not project.replaced
     ]
-    projects = [*broken, *TWO_CLAIMS, pond()]
+
+
+def test_every_command_works_with_everything_broken_at_once(
+    environment: Environment, tmp_path: Path
+) -> None:
+    """Installed by pip itself: what the other tests unpack are true wheels."""
+    pytest.importorskip("pip", reason="environments made by other installers have no pip")
+    projects = [*everything_broken(), *TWO_CLAIMS, pond()]
     wheels = [project.build(tmp_path) for project in projects]
     options = ["--no-index", "--no-deps", "--quiet", "--target", str(environment.site)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, *wheels], check=True)
@@ -151,6 +155,30 @@ def test_every_command_works_with_everything_broken_at_once(
     assert "acme-mirror:mirror" in listing.stdout
     assert "missing-dependency" in listing.stdout
     assert "tint: str, 'grey'" in info.stdout
+
+
+def test_a_run_works_with_everything_broken_at_once(tmp_path: Path) -> None:
+    import torch
+
+    from ppap_framework.checkpoints import save_checkpoint
+
+    environment = Environment.create(tmp_path / "environment")
+    libraries = Path(torch.__file__).parent.parent
+    (environment.site / "torch.pth").write_text(f"{libraries}\n")
+    save_checkpoint(tmp_path / "toy.safetensors", {"w": torch.zeros(1)}, {})
+    toy = toy_plugin((tmp_path / "toy.safetensors").read_bytes())
+    for project in [*everything_broken(), *TWO_CLAIMS, toy]:
+        project.install(environment.site)
+    steered = ["--backend", "toy", "--guider", "light", "--target", "0.5"]
+    size = ["--steps", "2", "--num", "1", "--out", "out"]
+    done = environment.ppap("run", *steered, *size, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert (environment.folder / "out" / "grid.png").is_file()
+    assert "acme-toy" in (environment.folder / "out" / "run.json").read_text()
+    contested = environment.ppap("run", "--backend", "toy", "--guider", "mirror", "--out", "none")
+    assert contested.returncode == 3
+    assert "--guider acme-one:mirror or --guider acme-two:mirror" in contested.stderr
+    assert not (environment.folder / "none").exists()
 
 
 def test_a_sound_environment_is_sound(environment: Environment) -> None:
