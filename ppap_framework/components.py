@@ -50,8 +50,8 @@ class Prediction:
 
     Attributes:
         x_t: (B, C, H, W), the noisy image.
-        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image; best
-            float64, since x0 divides by it.
+        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image,
+            above 0; best float64, since x0 and eps divide by it.
         sigma: (B, 1, 1, 1), likewise, the standard deviation of the noise there.
         variance: (B, C, H, W) or None: the network's learned-range output v, nominally in [-1, 1],
             still to be decoded by the respaced process, on whose betas its meaning depends.
@@ -94,7 +94,8 @@ class Prediction:
         if self._eps is not None:
             return self._eps
         assert self._x0 is not None
-        return (self.x_t - self.alpha.to(self.x_t) * self._x0) / self.sigma.to(self.x_t)
+        x_t, ratio = self.x_t, self.sigma / self.alpha
+        return ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
 
     @property
     def x0(self) -> Tensor:

@@ -67,7 +67,7 @@ class NoiseSchedule:
 
     Attributes:
         name: How the schedule is called in files and messages.
-        betas: (T,), float64, each in (0, 1].
+        betas: (T,), float64, each in (0, 1).
 
     Raises:
         UsageError: Where `betas` is not such an array.
@@ -89,8 +89,8 @@ class NoiseSchedule:
                 f"a noise schedule needs a one-dimensional float64 array of betas, not "
                 f"{tuple(b.shape)} of {b.dtype}"
             )
-        if not bool(((b > 0) & (b <= 1)).all()):
-            raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1]")
+        if not bool(((b > 0) & (b < 1)).all()):
+            raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1)")
 
     @property
     def num_timesteps(self) -> int:
@@ -165,10 +165,10 @@ def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """
     _check_length(num_timesteps)
     scale = 1000.0 / num_timesteps
-    if scale * 0.02 > 1.0:
+    if scale * 0.02 >= 1.0:
         raise UsageError(
-            f"the linear schedule needs at least 20 base timesteps, not {num_timesteps}: its last "
-            f"beta would pass 1",
+            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}: its last "
+            f"beta would reach 1",
             hint="use a longer base length, or the cosine schedule",
         )
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)

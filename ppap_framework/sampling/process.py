@@ -28,7 +28,7 @@ from ppap_framework.components import VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
-__all__ = ["Process"]
+__all__ = ["Process", "at_index"]
 
 
 def _tuple(timesteps: Iterable[int]) -> tuple[int, ...]:
@@ -131,8 +131,8 @@ class Process:
             index: In [0, S), of all images or, (B,) int64, of each.
         """
         return (
-            _at(self.posterior_mean_coef_x0, index, x_t) * x0
-            + _at(self.posterior_mean_coef_xt, index, x_t) * x_t
+            at_index(self.posterior_mean_coef_x0, index, x_t) * x0
+            + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
         )
 
     def posterior_log_variance(self, index: int | Tensor, like: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Process:
 
         A number, or (B, 1, 1, 1) where `index` is (B,).
         """
-        return _at(self.posterior_log_variance_clipped, index, like)
+        return at_index(self.posterior_log_variance_clipped, index, like)
 
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor
@@ -164,7 +164,7 @@ class Process:
                 raise ValueError("a process with learned variance got a prediction without one")
             share = (learned + 1.0) / 2.0
             upper, lower = (
-                _at(self.betas.log(), index, like),
+                at_index(self.betas.log(), index, like),
                 self.posterior_log_variance(index, like),
             )
             log_variance = share * upper + (1.0 - share) * lower
@@ -174,7 +174,7 @@ class Process:
             log_variances = variances.log()
         else:
             variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
-        return _at(variances, index, like), _at(log_variances, index, like)
+        return at_index(variances, index, like), at_index(log_variances, index, like)
 
 
 def _check_timesteps(timesteps: tuple[int, ...], length: int) -> None:
@@ -185,7 +185,8 @@ def _check_timesteps(timesteps: tuple[int, ...], length: int) -> None:
         )
 
 
-def _at(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
+def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
+    """Constants (S,) of B indices as (B, 1, 1, 1), or of one as a number, in the type of `like`."""
     # A number stays on the CPU: it enters kernels as an argument, and costs no transfer.
     if isinstance(index, int):
         return constants[index].to(like.dtype)

@@ -11,7 +11,6 @@ again.
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ppap_framework.components import Prediction
 from ppap_framework.errors import UsageError
-from ppap_framework.sampling.process import Process
+from ppap_framework.sampling.process import Process, at_index
 
 __all__ = ["Step", "ddim_inversion_step", "ddim_step", "ddpm_step"]
 
@@ -94,11 +93,13 @@ def ddim_step(
     """
     if not 0.0 <= eta <= 1.0:
         raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
-    prediction = _guided(prediction, gradient)
-    abar_prev = float(process.alphas_cumprod_prev[index])
-    sigma = eta * math.sqrt(float(process.posterior_variance[index]))
-    direction = math.sqrt(max(1.0 - abar_prev - sigma**2, 0.0))
-    x = math.sqrt(abar_prev) * prediction.x0 + direction * prediction.eps
+    prediction = _guided(process, index, prediction, gradient)
+    x_t = prediction.x_t
+    abar = at_index(process.alphas_cumprod, index, x_t)
+    abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
+    sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
+    direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
+    x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
     if sigma > 0.0:
         x = x + sigma * noise.to(x)
     return x, prediction
@@ -118,13 +119,19 @@ def ddim_inversion_step(
     Returns:
         x_{i+1}, (B, C, H, W), and the prediction that it was made from.
     """
-    prediction = _guided(prediction, gradient)
-    abar_next = float(process.alphas_cumprod_next[index])
-    x = math.sqrt(abar_next) * prediction.x0 + math.sqrt(1.0 - abar_next) * prediction.eps
+    prediction = _guided(process, index, prediction, gradient)
+    abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
+    x = abar_next.sqrt() * prediction.x0 + (1.0 - abar_next).sqrt() * prediction.eps
     return x, prediction
 
 
-def _guided(prediction: Prediction, gradient: Tensor | None) -> Prediction:
+def _guided(
+    process: Process, index: int, prediction: Prediction, gradient: Tensor | None
+) -> Prediction:
     if gradient is None:
         return prediction
-    return prediction.with_eps(prediction.eps - prediction.sigma.to(gradient) * gradient)
+    abar = at_index(process.alphas_cumprod, index, gradient)
+    shifted = prediction.with_eps(prediction.eps - (1.0 - abar).sqrt() * gradient)
+    # Under strong guidance x_0 and eps are large and nearly cancel. What is left is then down to
+    # the order of the arithmetic, here that of the published samplers: eps follows from x_0 again.
+    return prediction.with_x0(shifted.x0)

@@ -180,7 +180,8 @@ def replay(record: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[list[Sta
 def distance(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference of a step over its largest value, of the worst step."""
     difference = (ours - theirs).abs().flatten(1).amax(1)
-    return float((difference / theirs.abs().flatten(1).amax(1)).max())
+    largest = theirs.abs().flatten(1).amax(1)
+    return float(torch.where(difference == 0.0, 0.0, difference / largest).max())
 
 
 @pytest.mark.parity("trajectory")
