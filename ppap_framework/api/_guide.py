@@ -275,7 +275,10 @@ def _check_pull(name: str, scale: float, interval: tuple[float, float]) -> None:
     problems = Problems()
     if not math.isfinite(scale):
         problems.errors.append(
-            UsageError(f"the scale of guide {name!r} must be finite, not {scale}")
+            UsageError(
+                f"the scale of guide {name!r} must be finite, not {scale}",
+                hint=f"use {DEFAULT_SCALE:g}, say",
+            )
         )
     low, high = interval
     if not 0.0 <= low < high <= 1.0:

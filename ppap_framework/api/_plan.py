@@ -63,14 +63,19 @@ class Settings:
             UsageError: Where there is anything.
         """
         problems = Problems()
-        for name in ("num", "steps", "batch"):
+        for name, usual in (("num", 4), ("steps", 25), ("batch", 8)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 problems.errors.append(
-                    UsageError(f"{name} must be a whole number from 1, not {value}")
+                    UsageError(
+                        f"{name} must be a whole number from 1, not {value}",
+                        hint=f"use {usual}, say",
+                    )
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            problems.errors.append(UsageError(f"seed must be a whole number, not {self.seed}"))
+            problems.errors.append(
+                UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0, say")
+            )
         for name, choices in (("sampler", get_args(SamplerName)), ("through", get_args(Through))):
             if getattr(self, name) not in choices:
                 problems.errors.append(
@@ -80,7 +85,12 @@ class Settings:
                     )
                 )
         if not 0.0 <= self.eta <= 1.0:
-            problems.errors.append(UsageError(f"eta must lie between 0 and 1, not be {self.eta}"))
+            problems.errors.append(
+                UsageError(
+                    f"eta must lie between 0 and 1, not be {self.eta}",
+                    hint="0 adds no noise, 1 as much as ancestral sampling",
+                )
+            )
         elif self.eta and self.sampler == "ddpm":
             problems.errors.append(
                 UsageError(f"eta is {self.eta}, and sampler 'ddpm' has none", hint="use ddim")
@@ -268,9 +278,14 @@ def find_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"torch knows no device {name!r}", hint="use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UsageError(f"device {name!r} cannot be used: {reason}", hint="use cpu") from error
     return device
 

@@ -82,7 +82,11 @@ def parse_guides(
     wanted = [text.strip() for text in guiders]
     if "none" in wanted:
         if len(wanted) > 1:
-            problems.errors.append(UsageError("--guider none goes with no other guider"))
+            problems.errors.append(
+                UsageError(
+                    "--guider none goes with no other guider", hint="leave out one or the other"
+                )
+            )
         wanted = []
     guides: list[GuideRequest] = []
     for text in wanted:
@@ -135,7 +139,9 @@ def _set_value(attribute: str, text: str, guides: Sequence[GuideRequest]) -> Non
     flag = f"--guider-{attribute}" if attribute in ("model", "checkpoint") else f"--{attribute}"
     guide, value = _assigned(flag, text, guides)
     if getattr(guide, attribute) is not None:
-        raise UsageError(f"{flag} is given twice for guide {guide.name!r}")
+        raise UsageError(
+            f"{flag} is given twice for guide {guide.name!r}", hint="give it once for each guide"
+        )
     setattr(guide, attribute, value)
 
 
@@ -177,7 +183,9 @@ def _set_option(text: str, guides: Sequence[GuideRequest]) -> None:
         raise UsageError(error.message, hint="type GUIDE.KEY=VALUE") from error
     key = match["key"].strip().replace("-", "_")
     if key in guide.options:
-        raise UsageError(f"{flag} {key} is given twice for guide {guide.name!r}")
+        raise UsageError(
+            f"{flag} {key} is given twice for guide {guide.name!r}", hint="give each key once"
+        )
     guide.options[key] = match["value"].strip()
 
 
@@ -208,5 +216,7 @@ def typed_option(guider: str, key: str, text: str) -> Any:
                 continue
     if str not in kinds and {bool, int, float} & set(kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-        raise UsageError(f"option {key!r} of guider {guider!r} is {wanted}, not {text!r}")
+        raise UsageError(
+            f"option {key!r} of guider {guider!r} cannot be {text!r}", hint=f"give a {wanted}"
+        )
     return text

@@ -178,7 +178,9 @@ def _set_threads(threads: int | None) -> None:
 
     if threads is not None:
         if threads < 1:
-            raise UsageError(f"threads must be a whole number from 1, not {threads}")
+            raise UsageError(
+                f"threads must be a whole number from 1, not {threads}", hint="or leave it out"
+            )
         torch.set_num_threads(threads)
 
 

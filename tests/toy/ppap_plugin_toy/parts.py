@@ -26,7 +26,7 @@ from ppap_framework.components import (
     TaskLoss,
     VarianceKind,
 )
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
 from ppap_plugin_toy.options import ColourOptions
 
@@ -93,13 +93,10 @@ class ToyBackend(DiffusionBackend):
 
 
 def make_backend(options: None, checkpoint: Checkpoint) -> ToyBackend:
-    try:
-        size, timesteps = checkpoint.architecture["size"], checkpoint.architecture["timesteps"]
-    except KeyError as error:
-        raise AssetError(f"{checkpoint.name!r} does not state its {error}", hint="") from error
-    network = Gaussian(size)
+    stated = {"size": 8, "timesteps": 100, **checkpoint.architecture}
+    network = Gaussian(stated["size"])
     load_into(network, checkpoint)
-    return ToyBackend(ToyStage(network, timesteps))
+    return ToyBackend(ToyStage(network, stated["timesteps"]))
 
 
 class Colour(GuidanceModel):

@@ -1,0 +1,462 @@
+"""`ppap run`, typed as a user types it; most of it in this process, for speed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_distribution import TIMESTEPS, install, plugged, ppap, start, write_backend
+
+from ppap_framework.api import DEFAULT_SCALE, Settings
+from ppap_framework.cli import main
+from ppap_framework.cli.run import command
+
+BASE = ("run", "--backend", "toy", "--steps", "3", "--num", "2")
+STEER = (*BASE, "--guider", "colour")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
+        yield folder
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Types `ppap ...` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        code = caught.value.code
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return typed
+
+
+Run = Callable[..., Outcome]
+
+
+def record(folder: str | Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((Path(folder) / "run.json").read_text())
+    return loaded
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+class TestResults:
+    def test_prints_the_grid_and_nothing_else(self, run: Run, tmp_path: Path) -> None:
+        code, out, err = run(*STEER, "--target", "blue", "--out", "there/out")
+        assert (code, err) == (0, "")
+        assert out == "there/out/grid.png\n"
+        assert {path.name for path in (tmp_path / "there" / "out").iterdir()} == {
+            *("000.png", "001.png", "grid.png", "run.json", "seen"),
+        }
+        assert record("there/out")["config"]["guides"][0]["target"] == "blue"
+
+    def test_without_target_says_which_it_picked(self, run: Run) -> None:
+        code, _, err = run(*STEER, "--out", "out")
+        assert code == 0
+        assert "colour" in err
+        assert "'green'" in err
+        assert "--target" in err
+        assert record("out")["config"]["guides"][0]["target_is_default"]
+        assert run("-q", *STEER, "--out", "quiet").err == ""
+
+    def test_without_out_makes_a_numbered_folder(self, run: Run, tmp_path: Path) -> None:
+        assert (
+            run(*STEER, "--target", "light red").out == "runs/0001-toy-colour-light-red/grid.png\n"
+        )
+        assert run(*BASE).out == "runs/0002-toy/grid.png\n"
+        (tmp_path / "runs" / "0041-mine").mkdir()
+        (tmp_path / "runs" / "notes").mkdir()
+        assert run(*BASE, "--guider", "none").out == "runs/0042-toy/grid.png\n"
+
+    def test_the_same_seed_gives_the_same_bytes(self, run: Run, tmp_path: Path) -> None:
+        for name, seed, batch in (
+            ("a", "3", "8"),
+            ("b", "3", "8"),
+            ("c", "4", "8"),
+            ("d", "3", "1"),
+        ):
+            run(*STEER, "--seed", seed, "--batch", batch, "--eta", "1", "--out", name)
+        files = [path.relative_to("a") for path in Path("a").rglob("*.png")]
+        assert len(files) == 5
+        assert all((Path("a") / f).read_bytes() == (Path("b") / f).read_bytes() for f in files)
+        for name in ("000.png", "001.png"):
+            assert (Path("a") / name).read_bytes() != (Path("c") / name).read_bytes()
+            assert abs(pixels(Path("a") / name) - pixels(Path("d") / name)).max() <= 2
+
+    def test_json(self, run: Run) -> None:
+        code, out, err = run(*STEER, "--target", "blue", "--out", "out", "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out) == {"folder": "out", **record("out")}
+        assert record("out")["grid"] == "grid.png"
+
+    def test_compare_draws_both(self, run: Run) -> None:
+        run(*STEER, "--target", "blue", "--scale", "500", "--compare", "--out", "out")
+        run(*BASE, "--out", "alone")
+        images = record("out")["images"]
+        assert [entry["unguided"]["file"] for entry in images] == [
+            "unguided/000.png",
+            "unguided/001.png",
+        ]
+        for entry in images:
+            without = entry["unguided"]
+            assert entry["seen"]["colour"]["hit"] == 1.0
+            assert without["seen"]["colour"]["hit"] == 0.0
+            alone = Path("alone") / entry["file"]
+            assert (Path("out") / without["file"]).read_bytes() == alone.read_bytes()
+
+    def test_several_guides(self, run: Run, tmp_path: Path) -> None:
+        Image.new("L", (8, 8), 230).save(tmp_path / "ref.png")
+        code, _, err = run(
+            *BASE,
+            *("--guider", "colour=40:0.2-0.9", "--guider", "ppap-plugin-toy:grey=7"),
+            *("--target", "grey=ref.png", "--target", "colour=blue", "--loss", "colour=toy-margin"),
+            *(
+                "--guider-option",
+                "colour.sharpness=3",
+                "--guider-option",
+                "colour.upside-down=true",
+            ),
+            *("--guider-model", "colour=tiny", "--out", "out", "--normalize", "--through", "clean"),
+        )
+        assert (code, err) == (0, "")
+        config = record("out")["config"]
+        colour, grey = config["guides"]
+        assert (colour["name"], colour["scale"], colour["interval"]) == ("colour", 40.0, [0.2, 0.9])
+        assert (colour["loss"], colour["target"]) == ("toy-margin", "blue")
+        assert colour["options"] == {"sharpness": 3.0, "upside_down": True, "model": "tiny"}
+        assert (grey["name"], grey["scale"], grey["interval"]) == ("grey", 7.0, [0.0, 1.0])
+        assert grey["target"] == "ref.png"
+        assert (config["through"], config["normalize"]) == ("clean", True)
+        assert Path("out/seen/000-grey.png").is_file()
+
+    def test_one_guide_needs_no_prefix_and_takes_one(self, run: Run, site: Path) -> None:
+        weights = str(site / "ppap_plugin_toy" / "colour-3.safetensors")
+        for prefix in ("", "colour=", "ppap-plugin-toy:colour="):
+            code, _, err = run(
+                *BASE,
+                *("--guider", "ppap-plugin-toy:colour", "--target", f"{prefix}blue"),
+                *("--guider-checkpoint", f"{prefix}{weights}", "--out", f"out{len(prefix)}"),
+            )
+            assert (code, err) == (0, "")
+
+    def test_steps_from_one_to_the_base_length(self, run: Run) -> None:
+        for steps in (1, 33, TIMESTEPS):
+            assert run(*BASE, "--steps", str(steps), "--out", f"out{steps}").code == 0
+            assert len(record(f"out{steps}")["config"]["timesteps"]) == steps
+
+    def test_overwrite(self, run: Run) -> None:
+        run(*BASE, "--num", "3", "--out", "out")
+        before = record("out")
+        refused = run(*BASE, "--out", "out")
+        assert refused.code == 2
+        assert "'out' holds an earlier run" in refused.err
+        assert "--overwrite" in refused.err
+        assert record("out") == before
+        assert run(*BASE, "--out", "out", "--overwrite").code == 0
+        assert not Path("out/002.png").exists()
+        assert run(*BASE, "--out", "new", "--overwrite").code == 0
+
+    def test_a_run_that_fails_says_so_in_its_record(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "1")
+        code, out, err = run(*BASE, "--out", "out")
+        assert (code, out) == (1, "")
+        assert "image 0 came out not finite" in err
+        assert record("out")["status"] == "failed"
+        assert "not finite" in record("out")["error"]
+        assert record("out")["finished"] == 0
+        monkeypatch.delenv("TOY_BROKEN")
+        assert run(*BASE, "--out", "out", "--overwrite").code == 0
+        assert record("out")["status"] == "complete"
+
+
+class TestDryRun:
+    def test_shows_plan_and_cost_and_writes_nothing(self, run: Run, tmp_path: Path) -> None:
+        code, out, _ = run(*STEER, "--compare", "--through", "clean", "--dry-run", "--out", "out")
+        assert code == 0
+        assert list(tmp_path.iterdir()) == []
+        for fact in ("toy-8", "ppap-plugin-toy 0.7", "green", "193", "3 of 100", "2 of 8x8"):
+            assert fact in out
+
+    def test_json(self, run: Run) -> None:
+        plan = json.loads(run(*STEER, "--dry-run", "--json", "--compare").out)
+        assert plan["cost"] == {
+            "denoiser_parameters": 193,
+            "denoiser_forwards": 12,
+            "denoiser_backwards": 0,
+            "guide_parameters": {"colour": 12},
+            "guide_forwards": {"colour": 6},
+        }
+        run(*STEER, "--compare", "--out", "out")
+        assert record("out")["config"] == plan["config"] | {
+            "backend": record("out")["config"]["backend"],  # but for the time it took to load
+            "guides": record("out")["config"]["guides"],
+        }
+
+
+class Wrong(NamedTuple):
+    arguments: tuple[str, ...]
+    code: int
+    culprit: str
+    hint: str
+
+
+WRONG = {
+    "no backend": Wrong(("run",), 2, "--backend is required", "--help"),
+    "unknown backend": Wrong(("run", "--backend", "tou"), 3, "'tou'", "did you mean 'toy'"),
+    "unknown guider": Wrong((*BASE, "--guider", "color"), 3, "'color'", "did you mean 'colour'"),
+    "unknown option": Wrong((*BASE, "--stesp", "3"), 2, "--stesp", "--help"),
+    "unknown target": Wrong((*STEER, "--target", "purple"), 2, "'purple'", "green"),
+    "ambiguous target": Wrong((*STEER, "--target", "red"), 2, "'red' is ambiguous", "light red"),
+    "empty target": Wrong((*STEER, "--target", " "), 2, "target is empty", "words"),
+    "missing picture": Wrong((*STEER, "--target", "no.png"), 4, "'no.png' is not there", "path"),
+    "missing checkpoint": Wrong((*BASE, "--checkpoint", "no/x.pt"), 4, "no/x.pt", "folder"),
+    "unknown checkpoint": Wrong((*BASE, "--checkpoint", "toy-9"), 4, "'toy-9'", "toy-8"),
+    "empty checkpoint": Wrong(
+        (*BASE, "--checkpoint", "empty.pt"), 4, "'empty.pt' is empty", "again"
+    ),
+    "truncated checkpoint": Wrong(
+        (*BASE, "--checkpoint", "cut.safetensors"), 4, "cut.safe", "again"
+    ),
+    "lying header": Wrong((*BASE, "--checkpoint", "lies.safetensors"), 4, "lies.safe", "damaged"),
+    "checkpoint with code": Wrong((*BASE, "--checkpoint", "evil.pt"), 4, "evil.pt", "trust"),
+    "other shapes": Wrong(
+        (*BASE, "--checkpoint", "other.safetensors"),
+        4,
+        "'mean' (3, 4, 4) instead of",
+        "architecture",
+    ),
+    "other keys": Wrong(
+        (*STEER, "--guider-checkpoint", "other.safetensors"),
+        4,
+        "1 missing ('weight')",
+        "architecture",
+    ),
+    "missing guider checkpoint": Wrong(
+        (*STEER, "--guider-checkpoint", "no.safetensors"), 4, "no.safetensors", "other.safetensors"
+    ),
+    "zero steps": Wrong((*BASE, "--steps", "0"), 2, "steps must be", "25"),
+    "negative steps": Wrong((*BASE, "--steps", "-4"), 2, "not -4", "25"),
+    "too many steps": Wrong((*BASE, "--steps", "101"), 2, "101 steps", "100"),
+    "steps that are no number": Wrong((*BASE, "--steps", "many"), 2, "--steps: 'many'", "--help"),
+    "zero images": Wrong((*BASE, "--num", "0"), 2, "num must be", "4"),
+    "negative images": Wrong((*BASE, "--num", "-1"), 2, "not -1", "4"),
+    "zero batch": Wrong((*BASE, "--batch", "0"), 2, "batch must be", "8"),
+    "zero threads": Wrong((*BASE, "--threads", "0"), 2, "threads must be", "leave it out"),
+    "infinite scale": Wrong((*STEER, "--scale", "inf"), 2, "'colour' must be finite, not inf", "4"),
+    "scale nan": Wrong((*BASE, "--guider", "colour=nan"), 2, "must be finite, not nan", "4"),
+    "scale word": Wrong((*BASE, "--guider", "colour=big"), 2, "'big'", "NAME=SCALE"),
+    "guider nonsense": Wrong((*BASE, "--guider", "Colour!"), 2, "'Colour!'", "NAME=SCALE"),
+    "interval backwards": Wrong(
+        (*BASE, "--guider", "colour:0.9-0.2"), 2, "from 0.9 to 0.2", "0.2-0.9"
+    ),
+    "interval outside": Wrong((*BASE, "--guider", "colour=1:0-2"), 2, "from 0.0 to 2.0", "0.2-0.9"),
+    "interval word": Wrong((*BASE, "--guider", "colour=1:0.5"), 2, "interval '0.5'", "LO-HI"),
+    "interval empty": Wrong((*BASE, "--guider", "colour=1:"), 2, "interval ''", "LO-HI"),
+    "guider twice": Wrong((*STEER, "--guider", "colour=2"), 2, "colour is given twice", "once"),
+    "none and some": Wrong((*STEER, "--guider", "none"), 2, "none goes with no other", "leave out"),
+    "target, no guide": Wrong((*BASE, "--target", "blue"), 2, "there is none", "--guider"),
+    "target of another": Wrong(
+        (*STEER, "--target", "depth=blue"), 2, "'depth', which is not", "colour"
+    ),
+    "target twice": Wrong(
+        (*STEER, "--target", "blue", "--target", "green"), 2, "--target is given twice", "once"
+    ),
+    "target for whom": Wrong(
+        (*STEER, "--guider", "grey", "--target", "blue"), 2, "does not say for which", "colour=blue"
+    ),
+    "model of no guide": Wrong((*BASE, "--guider-model", "x"), 2, "--guider-model 'x'", "--guider"),
+    "no target anywhere": Wrong(
+        (*BASE, "--guider", "grey"), 2, "'grey' has nothing to aim", "--target"
+    ),
+    "loss of another task": Wrong(
+        (*STEER, "--loss", "toy-square"), 2, "for brightness", "toy-margin"
+    ),
+    "unknown loss": Wrong((*STEER, "--loss", "toy-marginn"), 3, "toy-marginn", "toy-margin"),
+    "unknown guider option": Wrong(
+        (*STEER, "--guider-option", "sharpnes=1"), 2, "'sharpnes'", "sharpness"
+    ),
+    "option of wrong type": Wrong(
+        (*STEER, "--guider-option", "sharpness=much"),
+        2,
+        "'sharpness' of guider 'colour' cannot be 'much'",
+        "float",
+    ),
+    "option without value": Wrong(
+        (*STEER, "--guider-option", "sharpness"), 2, "'sharpness'", "KEY="
+    ),
+    "sampler": Wrong((*BASE, "--sampler", "euler"), 2, "--sampler: 'euler'", "--help"),
+    "eta": Wrong((*BASE, "--eta", "2"), 2, "eta must lie between 0 and 1", "ancestral"),
+    "eta of ddpm": Wrong(
+        (*BASE, "--eta", "0.5", "--sampler", "ddpm"), 2, "'ddpm' has none", "ddim"
+    ),
+    "device": Wrong((*BASE, "--device", "abacus"), 2, "'abacus'", "cpu"),
+    "compare with nothing": Wrong((*BASE, "--compare"), 2, "nothing to compare", "guide"),
+    "out in a file": Wrong(
+        (*BASE, "--out", "empty.pt/out"), 2, "'empty.pt' is no folder", "another"
+    ),
+    "out is a file": Wrong((*BASE, "--out", "empty.pt"), 2, "'empty.pt' is no folder", "another"),
+    "out is no place": Wrong((*BASE, "--out", "/proc/none/out"), 2, "/proc", "another folder"),
+    "out holds other things": Wrong((*BASE, "--out", "."), 2, "other files", "empty folder"),
+    "out is empty": Wrong((*BASE, "--out", ""), 2, "--out is empty", "leave it out"),
+    "overwrite what": Wrong((*BASE, "--overwrite"), 2, "--overwrite goes with --out", "--out"),
+}
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    """Checkpoints with something wrong, in the current folder."""
+    (tmp_path / "empty.pt").touch()
+    whole = write_backend(tmp_path / "cut.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-40])
+    length = struct.unpack("<Q", whole[:8])[0]
+    header = whole[8 : 8 + length].replace(b"[3,8,8]", b"[3,8,9]")
+    (tmp_path / "lies.safetensors").write_bytes(whole[:8] + header + whole[8 + length :])
+    torch.save({"mean": Evil()}, tmp_path / "evil.pt", pickle_module=pickle)
+    write_backend(tmp_path / "other.safetensors", size=4, stated=8)
+
+
+class TestWrongInput:
+    @pytest.mark.parametrize("case", WRONG)
+    def test_one_line_a_hint_and_nothing_written(
+        self, run: Run, tmp_path: Path, files: None, case: str
+    ) -> None:
+        wrong = WRONG[case]
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        code, out, err = run(*wrong.arguments)
+        lines = err.splitlines()
+        assert code == wrong.code, err
+        assert out == ""
+        assert lines[0].startswith("ppap: error: ")
+        assert wrong.culprit in lines[0]
+        assert len(lines) == 2
+        assert lines[1].startswith("hint: ")
+        assert wrong.hint in lines[1]
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    def test_everything_that_is_wrong_is_told_at_once(self, run: Run, tmp_path: Path) -> None:
+        code, _, err = run(
+            *("run", "--backend", "toi", "--guider", "colour:1-0", "--target", "no.png"),
+            *("--steps", "0", "--num", "few", "--scale", "inf", "--eta", "3", "--threads", "0"),
+            *("--guider-checkpoint", "no/such.pt", "--sampler", "x", "--out", "/dev/null/x"),
+        )
+        assert code == 2
+        first, hint = err.splitlines()
+        for culprit in (
+            *("'toi'", "from 1.0 to 0.0", "no.png", "steps", "'few'", "inf", "eta", "threads"),
+            *("such.pt", "--sampler: 'x'", "/dev/null"),
+        ):
+            assert culprit in first
+        assert "'toy'" in hint
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_wrong_guide_does_not_make_its_target_wrong(self, run: Run) -> None:
+        _, _, err = run(*BASE, "--guider", "colour=big", "--target", "colour=blue")
+        assert "'big'" in err
+        assert "--target" not in err
+
+    def test_steps_and_target_are_told_of_together(self, run: Run) -> None:
+        _, _, err = run(*STEER, "--steps", "101", "--target", "purple")
+        assert "101 steps" in err
+        assert "'purple'" in err
+
+
+class TestOptions:
+    def test_defaults_are_those_of_the_python_call(self) -> None:
+        defaults = {option.name: option.default for option in command.params}
+        settings = Settings()
+        for name in ("num", "steps", "seed", "sampler", "eta", "through", "batch", "device"):
+            assert defaults[name] == getattr(settings, name)
+        assert defaults["scale"] == DEFAULT_SCALE
+
+    def test_help_names_every_option(self, run: Run) -> None:
+        code, out, _ = run("run", "--help")
+        assert code == 0
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert any(name in out for name in option.opts)
+
+
+class TestProcess:
+    """What only a process of its own shows."""
+
+    def test_a_run_that_is_interrupted_leaves_what_is_finished(
+        self, site: Path, tmp_path: Path
+    ) -> None:
+        process = start(
+            site,
+            tmp_path,
+            *("run", "--backend", "toy", "--guider", "colour", "--num", "40", "--batch", "2"),
+            *("--steps", "10", "--out", "out", "--compare"),
+            TOY_DELAY="0.05",
+        )
+        out = tmp_path / "out"
+        patience = time.monotonic() + 100
+        while not (out / "003.png").exists():
+            assert time.monotonic() < patience
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err
+        kept = record(out)
+        finished = kept["finished"]
+        assert kept["status"] == "interrupted"
+        assert finished % 2 == 0
+        assert 2 <= finished < 40
+        assert f"{finished} of 40" in err
+        assert len(kept["images"]) == finished
+        names = [path.relative_to(out).as_posix() for path in out.rglob("*.*")]
+        assert sorted(names) == sorted(
+            ["run.json", "grid.png"]
+            + [f"{part}{i:03d}.png" for part in ("", "unguided/") for i in range(finished)]
+            + [
+                f"{part}seen/{i:03d}-colour.png"
+                for part in ("", "unguided/")
+                for i in range(finished)
+            ]
+        )
+        for path in out.rglob("*.png"):
+            Image.open(path).load()
+        assert printed == "out/grid.png\n"
+
+    def test_results_on_stdout_and_the_rest_on_stderr(self, site: Path, tmp_path: Path) -> None:
+        done = ppap(site, tmp_path, *STEER, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["status"] == "complete"
+        assert done.stderr.count("\n") == 1
+        assert "'green'" in done.stderr
