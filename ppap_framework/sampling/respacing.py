@@ -32,16 +32,22 @@ def space_timesteps(num_timesteps: int, respacing: str) -> list[int]:
     if respacing == "fast27":
         kept = space_timesteps(num_timesteps, _FAST27)
         return sorted({*kept[:-1], num_timesteps - 3})
-    if respacing.startswith("ddim"):
-        count = _counts(respacing.removeprefix("ddim"), respacing)[0]
-        stride = _even_stride(num_timesteps, count)
-        if stride is None:
-            raise UsageError(
-                f"no even stride over {num_timesteps} timesteps gives {count}",
-                hint=f"type {count} instead of {respacing}, or another number",
-            )
-        return list(range(0, num_timesteps, stride))
-    return _sections(num_timesteps, _counts(respacing, respacing))
+    even = respacing.startswith("ddim")
+    counts = _counts(respacing.removeprefix("ddim"))
+    if counts is None or (even and len(counts) > 1):
+        raise UsageError(
+            f"respacing {respacing!r} is not understood",
+            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
+        )
+    if not even:
+        return _sections(num_timesteps, counts)
+    stride = _even_stride(num_timesteps, counts[0])
+    if stride is None:
+        raise UsageError(
+            f"no even stride over {num_timesteps} timesteps gives {counts[0]}",
+            hint=f"use {counts[0]} instead of {respacing}, or another number",
+        )
+    return list(range(0, num_timesteps, stride))
 
 
 def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
@@ -68,14 +74,11 @@ def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
     return _sections(num_timesteps, [steps])
 
 
-def _counts(text: str, respacing: str) -> list[int]:
+def _counts(text: str) -> list[int] | None:
     parts = [part.strip() for part in text.split(",")]
     # ASCII digits only: `int` would also take signs, underscores and other scripts' digits.
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise UsageError(
-            f"respacing {respacing!r} is not understood",
-            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
-        )
+        return None
     return [int(part) for part in parts]
 
 

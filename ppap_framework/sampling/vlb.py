@@ -21,7 +21,7 @@ from ppap_framework.sampling.process import Process
 __all__ = ["discretised_gaussian_nll", "gaussian_kl", "hybrid_loss", "variational_bound_term"]
 
 _HALF_BIN = 1.0 / 255.0
-_LEAST_MASS = 1e-12
+_LEAST_MASS = 1e-30  # of single precision, with room for the gradient
 
 
 def hybrid_loss(
@@ -99,10 +99,11 @@ def discretised_gaussian_nll(pixels: Tensor, mean: Tensor, log_variance: Tensor)
     precision = torch.exp(-0.5 * log_variance)
     upper = (pixels - mean + _HALF_BIN) * precision
     lower = (pixels - mean - _HALF_BIN) * precision
-    mass = torch.special.ndtr(upper) - torch.special.ndtr(lower)
+    # A bin above the mean is mirrored below it, where the distribution function keeps its digits.
+    above = pixels > mean
+    near, far = torch.where(above, -lower, upper), torch.where(above, -upper, lower)
+    mass = torch.special.ndtr(near) - torch.special.ndtr(far)
     inner = mass.clamp_min(_LEAST_MASS).log()
-    first = torch.special.log_ndtr(upper)
-    last = torch.special.log_ndtr(-lower)
-    return -torch.where(
-        pixels < -1.0 + _HALF_BIN, first, torch.where(pixels > 1.0 - _HALF_BIN, last, inner)
-    )
+    first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
+    darkest, brightest = pixels < -1.0 + _HALF_BIN, pixels > 1.0 - _HALF_BIN
+    return -torch.where(darkest, first, torch.where(brightest, last, inner))
