@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +24,7 @@ from ppap_framework.checkpoints import (
     file_sha256,
     load_into,
     open_checkpoint,
+    read_architecture,
     save_checkpoint,
     write_safetensors,
 )
@@ -129,6 +131,49 @@ class TestRoundTrip:
         tensors = {"a": base, "b": base, "c": base.T, "d": base[1:2, ::2]}
         write_safetensors(tmp_path / "x.safetensors", tensors, {})
         assert equal(load_file(tmp_path / "x.safetensors"), tensors)
+
+
+class TestArchitecture:
+    @attrs.frozen(kw_only=True)
+    class Record:
+        model: str = attrs.field(validator=attrs.validators.instance_of(str))
+        widths: list[int]
+        depth: int = 1
+
+    def read(self, path: Path, stated: dict[str, Any]) -> Record:
+        save_checkpoint(path, {}, stated)
+        return read_architecture(open_checkpoint(path), self.Record)
+
+    def test_read(self, tmp_path: Path) -> None:
+        assert self.read(tmp_path / "x", ARCHITECTURE) == self.Record(model="tiny", widths=[3, 4])
+
+    @pytest.mark.parametrize(
+        ("stated", "expected"),
+        [
+            ({}, "does not state its architecture"),
+            ({"model": "a"}, "lacks 'widths'"),
+            ({**ARCHITECTURE, "colour": 1}, "has unknown 'colour'"),
+            ({"colour": 1}, "lacks 'model', 'widths', has unknown 'colour'"),
+            ({"model": 3, "widths": []}, "'model' must be"),
+        ],
+    )
+    def test_one_line(self, tmp_path: Path, stated: dict[str, Any], expected: str) -> None:
+        with pytest.raises(AssetError) as caught:
+            self.read(tmp_path / "x", stated)
+        assert expected in caught.value.message
+        assert caught.value.hint
+        assert "\n" not in str(caught.value)
+
+    def test_of_a_file_that_states_none(self, tmp_path: Path, saved: Path) -> None:
+        torch.save(network().state_dict(), tmp_path / "x.pt")
+        other = {"model": "other"}
+        assert open_checkpoint(tmp_path / "x.pt", architecture=other).architecture == other
+        assert open_checkpoint(saved, architecture=other).architecture == ARCHITECTURE
+
+    def test_must_be_an_object(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        write_safetensors(path, network().state_dict(), {"ppap.architecture": "[1]"})
+        assert "architecture" in refusal(path)
 
 
 class TestLoadInto:
@@ -301,11 +346,6 @@ class TestLyingHeaders:
         assert "not a sound safetensors file" in caught.value.message
         assert "\n" not in str(caught.value)
 
-    def test_architecture_must_be_an_object(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.safetensors"
-        write_safetensors(path, network().state_dict(), {"ppap.architecture": "[1]"})
-        assert "architecture" in refusal(path)
-
     def test_unaligned_header_is_read_or_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
         path.write_bytes(container({"abc": entry(0, 8)}, bytes(8)))
@@ -362,6 +402,8 @@ class TestPickles:
             path.write_bytes(pickle.dumps(content))
         else:
             torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+        with pytest.raises(AssetError):
+            open_checkpoint(path)
         assert ("more than tensors" if form == "bare" else "system") in refusal(path)
         assert not marker.exists()
         torch.load(path, weights_only=False) if form != "bare" else pickle.loads(path.read_bytes())

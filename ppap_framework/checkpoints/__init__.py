@@ -4,8 +4,9 @@ A checkpoint is a file of tensors and the *architecture*: a JSON object from whi
 factory builds the network. Files that this project writes are safetensors and carry it themselves,
 under the metadata key `ppap.architecture`; for others it stands on the card.
 
-    checkpoint = open_checkpoint("weights.safetensors")     # or a Card; reads the header alone
-    network = build(**checkpoint.architecture)
+    checkpoint = open_checkpoint("weights.safetensors")        # or a Card; reads the header alone
+    architecture = read_architecture(checkpoint, Architecture)  # an attrs class
+    network = build(architecture)
     load_into(network, checkpoint)
 
 Whatever is wrong with a file is an `AssetError` of one line.
@@ -13,6 +14,7 @@ Whatever is wrong with a file is an `AssetError` of one line.
 
 from __future__ import annotations
 
+from ppap_framework.checkpoints._architecture import read_architecture
 from ppap_framework.checkpoints._checkpoint import (
     Checkpoint,
     load_into,
@@ -31,6 +33,7 @@ __all__ = [
     "load_into",
     "open_checkpoint",
     "package_file",
+    "read_architecture",
     "save_checkpoint",
     "write_safetensors",
 ]

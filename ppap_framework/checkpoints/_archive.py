@@ -19,13 +19,44 @@ from torch import Tensor, nn
 
 from ppap_framework.errors import AssetError
 
-__all__ = ["ZIP_MAGIC", "check_archive", "load_archive"]
+__all__ = ["ZIP_MAGIC", "load_archive"]
 
 ZIP_MAGIC = b"PK\x03\x04"
 _WRAPPINGS = ("state_dict", "model")  # where training programs put the weights among other things
 
 
-def check_archive(path: Path) -> None:
+def load_archive(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file that `torch.save` wrote, on the CPU.
+
+    It is mapped from the file where its format allows. It may stand alone or under "state_dict" or
+    "model", as training programs save it.
+
+    Raises:
+        AssetError: Where the file is damaged, wants code to run, or holds no state dict.
+        OSError: Where the file cannot be read.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(4) == ZIP_MAGIC
+    if zipped:
+        _check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged pickle
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise AssetError(
+            f"{str(path)!r} is a truncated or damaged checkpoint: {type(error).__name__}: {reason}",
+            hint="fetch or save it again",
+        ) from error
+    return _state_dict(path, loaded)
+
+
+def _check_archive(path: Path) -> None:
     """Verify what can be verified without unpickling: that the zip archive is whole and no bomb.
 
     Raises:
@@ -47,37 +78,6 @@ def check_archive(path: Path) -> None:
             f"{str(path)!r} is a compressed archive, {unpacked} bytes in {size}; torch writes none",
             hint="unpack it first if a checkpoint lies within; otherwise do not trust it",
         )
-
-
-def load_archive(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file that `torch.save` wrote, on the CPU.
-
-    It is mapped from the file where its format allows. It may stand alone or under "state_dict" or
-    "model", as training programs save it.
-
-    Raises:
-        AssetError: Where the file is damaged, wants code to run, or holds no state dict.
-        OSError: Where the file cannot be read.
-    """
-    with path.open("rb") as file:
-        zipped = file.read(4) == ZIP_MAGIC
-    if zipped:
-        check_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a damaged pickle
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(
-            f"{str(path)!r} is a truncated or damaged checkpoint: {type(error).__name__}: {reason}",
-            hint="fetch or save it again",
-        ) from error
-    return _state_dict(path, loaded)
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> AssetError:

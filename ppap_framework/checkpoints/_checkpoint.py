@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints._archive import ZIP_MAGIC, check_archive, load_archive
+from ppap_framework.checkpoints._archive import ZIP_MAGIC, load_archive
 from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.checkpoints._fetch import fetch
 from ppap_framework.checkpoints._safetensors import load_safetensors, read_header, write_safetensors
@@ -61,28 +61,35 @@ class Checkpoint:
         return _reading(self.path, load)
 
 
-def open_checkpoint(source: Card | Path | str, *, offline: bool = False) -> Checkpoint:
-    """Find a checkpoint and verify its container; no tensor is read and no pickle is opened.
+def open_checkpoint(
+    source: Card | Path | str,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    offline: bool = False,
+) -> Checkpoint:
+    """Find a checkpoint and verify its container; where the format allows, no tensor is read.
 
     Args:
         source: A card, whose file is downloaded when it is missing, or the path of a file.
+        architecture: What to take it for where neither the file nor the card says.
         offline: Whether to raise instead of downloading.
 
     Raises:
-        AssetError: Where the file is missing, empty, damaged, not what its card says, or
-            of an unknown kind.
+        AssetError: Where the file is missing, empty, damaged, not what its card says, of an
+            unknown kind, or a pickle that wants code to run.
     """
     card = source if isinstance(source, Card) else None
     path = fetch(source, offline=offline) if isinstance(source, Card) else Path(source).expanduser()
     metadata: Mapping[str, str] = {}
     if _container(path) == "safetensors":
         metadata = _reading(path, read_header).metadata
-    elif _first_bytes(path).startswith(ZIP_MAGIC):
-        _reading(path, check_archive)
-    architecture = card.architecture if card else {}
+    else:
+        _reading(path, load_archive)
+    stated: Mapping[str, Any] = card.architecture if card else {}
     if _ARCHITECTURE in metadata:
-        architecture = _architecture(path, metadata[_ARCHITECTURE])
-    return Checkpoint(card.name if card else path.name, path, architecture, metadata, card)
+        stated = _architecture(path, metadata[_ARCHITECTURE])
+    name = card.name if card else path.name
+    return Checkpoint(name, path, stated or architecture or {}, metadata, card)
 
 
 def load_into(module: nn.Module, checkpoint: Checkpoint) -> None:

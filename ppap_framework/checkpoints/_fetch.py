@@ -19,9 +19,9 @@ def cache_dir() -> Path:
     """The folder of downloads: `$PPAP_CACHE_DIR`, or the user's cache folder."""
     if chosen := os.environ.get("PPAP_CACHE_DIR"):
         return Path(chosen).expanduser()
-    import platformdirs
+    import pooch
 
-    return Path(platformdirs.user_cache_dir("ppap"))
+    return Path(pooch.os_cache("ppap"))
 
 
 def fetch(card: Card, *, offline: bool = False) -> Path:
@@ -115,7 +115,7 @@ def _download(card: Card, path: Path) -> None:
             folder = cache_dir() / card.component / card.name
             huggingface_hub.hf_hub_download(repository, file, revision=revision, local_dir=folder)
         else:
-            import pooch  # type: ignore[import-untyped]  # it has no types
+            import pooch
 
             pooch.get_logger().setLevel("WARNING")
             pooch.retrieve(

@@ -224,7 +224,7 @@ class TestArchitecturesThatAreNone:
             ({"config": CONFIG | {"colour": 1}}, "colour"),
             ({"config": CONFIG | {"model_channels": 30}}, "30"),
             ({"config": None}, "'config' must be"),
-            ({"official_class": "UNet"}, "it is a UNet"),
+            ({"official_class": "UNet"}, "is a UNet"),
             ({"class_names": "abc"}, "'class_names' must be"),
             ({"model": "resnet18"}, "'model'"),
         ],
@@ -242,12 +242,12 @@ class TestArchitecturesThatAreNone:
 
     def test_nothing_stated(self, tmp_path: Path) -> None:
         torch.save(randomised(UNET, CONFIG).state_dict(), tmp_path / "adm.pt")
-        with pytest.raises(AssetError, match="states no architecture"):
+        with pytest.raises(AssetError, match="does not state its architecture"):
             make_adm(None, open_checkpoint(tmp_path / "adm.pt"))
 
     def test_an_upsampler(self, tmp_path: Path) -> None:
         upsampler = "guided_diffusion.unet.SuperResModel"
-        with pytest.raises(AssetError, match=f"it is a {upsampler}"):
+        with pytest.raises(AssetError, match=f"is a {upsampler}"):
             make_adm(None, checkpoint(tmp_path, official_class=upsampler))
 
 

@@ -148,7 +148,7 @@ class TestGuide:
     def test_bad_architectures(self, tmp_path: Path) -> None:
         with pytest.raises(AssetError, match="3 classes and names 2"):
             made(tmp_path, class_names=["a", "b"])
-        with pytest.raises(AssetError, match=r"it is a guided_diffusion\.unet\.UNetModel"):
+        with pytest.raises(AssetError, match=r"is a guided_diffusion\.unet\.UNetModel"):
             made(tmp_path, official_class="guided_diffusion.unet.UNetModel")
         assert made(tmp_path, class_names=None).class_names == ("class 0", "class 1", "class 2")
 

@@ -16,7 +16,7 @@ import attrs
 import torch
 from attrs.validators import deep_iterable, in_, instance_of, optional
 
-from ppap_framework.checkpoints import Checkpoint, load_into
+from ppap_framework.checkpoints import Checkpoint, load_into, read_architecture
 from ppap_framework.components import VarianceKind
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.noise import NoiseSchedule, noise_schedule
@@ -69,7 +69,9 @@ class Process:
 def _process(value: Any) -> Process:
     if not isinstance(value, Mapping):
         raise TypeError(f"'process' must be an object, not {value!r}")
-    return Process(**value)
+    process = Process(**value)
+    process.noise_schedule()
+    return process
 
 
 @attrs.frozen(kw_only=True)
@@ -95,21 +97,17 @@ def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architec
         AssetError: Where the architecture is not stated or cannot be built, is of another class, or
             the weights do not fit it.
     """
+    architecture = read_architecture(checkpoint, Architecture)
+    if architecture.official_class != expected:
+        raise AssetError(
+            f"{checkpoint.name!r} is a {architecture.official_class}",
+            hint=f"a checkpoint of {expected} is wanted",
+        )
     try:
-        architecture = Architecture(**checkpoint.architecture)
-        architecture.process.noise_schedule()
-        if architecture.official_class != expected:
-            raise UsageError(f"it is a {architecture.official_class}, and {expected} is wanted")
         with torch.device("meta"):  # where building takes no time; the weights replace it all
             network = build(architecture.official_class, architecture.config)
-    except (TypeError, ValueError, UsageError) as error:
-        reason = error.message if isinstance(error, UsageError) else str(error.args[0])
-        hint = error.hint if isinstance(error, UsageError) else ""
-        raise AssetError(
-            f"{checkpoint.name!r} states no architecture for this component: "
-            + " ".join(reason.split()).replace("__init__()", ""),
-            hint=hint or "it must state official_class, config and process",
-        ) from error
+    except UsageError as error:
+        raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
     load_into(network, checkpoint)
     network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
     return network, architecture

@@ -13,7 +13,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from ppap_framework.checkpoints import Checkpoint, load_into
+from ppap_framework.checkpoints import Checkpoint, load_into, read_architecture
 from ppap_framework.errors import AssetError, UsageError
 
 __all__ = ["InputConfig", "from_checkpoint", "from_hub"]
@@ -60,6 +60,11 @@ class _Architecture:
         default=None, validator=optional(and_(*_three, deep_iterable(and_(_number, gt(0)))))
     )
 
+    @model.validator
+    def _known_to_timm(self, _: object, value: str) -> None:
+        if not timm.is_model(value) or ":" in value:
+            raise ValueError(f"timm {timm.__version__} has no model {value!r}")
+
     @model_args.validator
     def _only_the_networks_own(self, _: object, value: Mapping[str, Any]) -> None:
         # A file may say how a network is built, not where else timm should look for weights.
@@ -85,7 +90,7 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
         _check_known(model, hub=False)
         stated = _Architecture(model=model)
     else:
-        stated = _stated(checkpoint)
+        stated = read_architecture(checkpoint, _Architecture)
         if model is not None and _bare(model) != _bare(stated.model):
             raise UsageError(
                 f"{checkpoint.name!r} is a {stated.model}, not a {model}",
@@ -132,20 +137,6 @@ def from_hub(model: str) -> _Loaded:
             hint=f"download {_address(model)} elsewhere, then add --guider-checkpoint FILE",
         ) from error
     return network, _class_names(network), _input_config(network)
-
-
-def _stated(checkpoint: Checkpoint) -> _Architecture:
-    try:
-        stated = _Architecture(**checkpoint.architecture)
-        if not timm.is_model(stated.model) or ":" in stated.model:
-            raise ValueError(f"timm {timm.__version__} has no model {stated.model!r}")
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error.args[0]).replace("_Architecture.__init__()", "it").split())
-        raise AssetError(
-            f"{checkpoint.name!r} is no checkpoint of a timm classifier: {reason}",
-            hint="its architecture states model, model_args, class_names, input_size, mean and std",
-        ) from error
-    return stated
 
 
 def _check_known(model: str, *, hub: bool) -> None:
@@ -199,7 +190,7 @@ def _num_classes(model: str, checkpoint: Checkpoint) -> int | None:
 
 
 def _input_config(network: nn.Module) -> InputConfig:
-    resolved: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]  # timm has no type here
+    resolved: dict[str, Any] = resolve_model_data_config(network)
     return InputConfig(
         size=resolved["input_size"][-1],
         mean=resolved["mean"],
