@@ -138,7 +138,7 @@ def test_bins_of_all_pixel_values_hold_all_the_mass(mean: float, log_variance: f
 
 
 def test_a_far_bin_keeps_its_digits() -> None:
-    """Six standard deviations above the mean, where single-precision distribution functions are 1."""
+    """Six standard deviations above the mean, where the distribution function is 1 in float32."""
     pixel, mean, log_variance = torch.tensor([0.6]), torch.zeros(1), torch.tensor([math.log(0.01)])
     mass = 0.5 * (
         math.erfc((0.6 - 1 / 255) * 10 / 2**0.5) - math.erfc((0.6 + 1 / 255) * 10 / 2**0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ def test_any_number_of_steps(case: tuple[int, int]) -> None:
         assert kept == list(range(0, length, stride))
     else:
         assert (kept[0], kept[-1]) == (0, length - 1)
-        gaps = [b - a for a, b in zip(kept, kept[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(kept)]
         assert max(gaps) - min(gaps) <= 1
 
 

@@ -21,7 +21,7 @@ from ppap_framework.sampling.process import Process
 __all__ = ["discretised_gaussian_nll", "gaussian_kl", "hybrid_loss", "variational_bound_term"]
 
 _HALF_BIN = 1.0 / 255.0
-_LEAST_MASS = 1e-30  # of single precision, with room for the gradient
+_LEAST_SHARE = 1e-30  # of single precision, so that a bin too narrow for it stays finite
 
 
 def hybrid_loss(
@@ -99,11 +99,11 @@ def discretised_gaussian_nll(pixels: Tensor, mean: Tensor, log_variance: Tensor)
     precision = torch.exp(-0.5 * log_variance)
     upper = (pixels - mean + _HALF_BIN) * precision
     lower = (pixels - mean - _HALF_BIN) * precision
-    # A bin above the mean is mirrored below it, where the distribution function keeps its digits.
+    # Logarithms keep their digits below the mean only; a bin above it is mirrored.
     above = pixels > mean
-    near, far = torch.where(above, -lower, upper), torch.where(above, -upper, lower)
-    mass = torch.special.ndtr(near) - torch.special.ndtr(far)
-    inner = mass.clamp_min(_LEAST_MASS).log()
+    near = torch.special.log_ndtr(torch.where(above, -lower, upper))
+    far = torch.special.log_ndtr(torch.where(above, -upper, lower))
+    inner = near + (-torch.expm1(far - near)).clamp_min(_LEAST_SHARE).log()
     first, last = torch.special.log_ndtr(upper), torch.special.log_ndtr(-lower)
     darkest, brightest = pixels < -1.0 + _HALF_BIN, pixels > 1.0 - _HALF_BIN
     return -torch.where(darkest, first, torch.where(brightest, last, inner))
