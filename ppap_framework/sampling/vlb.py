@@ -21,6 +21,7 @@ from ppap_framework.sampling.process import Process
 __all__ = ["discretised_gaussian_nll", "gaussian_kl", "hybrid_loss", "variational_bound_term"]
 
 _HALF_BIN = 1.0 / 255.0
+_FAR = 500.0  # standard deviations, beyond which the gradient of log_ndtr is rounding errors
 _LEAST_SHARE = 1e-30  # of single precision, so that a bin too narrow for it stays finite
 
 
@@ -69,12 +70,12 @@ def variational_bound_term(
     true_mean = process.posterior_mean(x0, x_t, index)
     mean = process.posterior_mean(prediction.x0.detach(), x_t, index)
     _, log_variance = process.reverse_variance(index, prediction.variance, x_t)
-    divergence = gaussian_kl(
-        true_mean, process.posterior_log_variance(index, x_t), mean, log_variance
-    )
-    likelihood = discretised_gaussian_nll(x0, mean, log_variance)
-    nats = torch.where((index == 0)[:, None, None, None], likelihood, divergence)
-    return nats.flatten(1).mean(1) / math.log(2.0)
+    nats = gaussian_kl(true_mean, process.posterior_log_variance(index, x_t), mean, log_variance)
+    nats = nats.flatten(1).mean(1)
+    last = index == 0  # few of a batch, if any
+    likelihood = discretised_gaussian_nll(x0[last], mean[last], log_variance[last])
+    nats[last] = likelihood.flatten(1).mean(1)
+    return nats / math.log(2.0)
 
 
 def gaussian_kl(
@@ -97,8 +98,8 @@ def discretised_gaussian_nll(pixels: Tensor, mean: Tensor, log_variance: Tensor)
         log_variance: Broadcasts to it.
     """
     precision = torch.exp(-0.5 * log_variance)
-    upper = (pixels - mean + _HALF_BIN) * precision
-    lower = (pixels - mean - _HALF_BIN) * precision
+    upper = ((pixels - mean + _HALF_BIN) * precision).clamp(-_FAR, _FAR)
+    lower = ((pixels - mean - _HALF_BIN) * precision).clamp(-_FAR, _FAR)
     # Logarithms keep their digits below the mean only; a bin above it is mirrored.
     above = pixels > mean
     near = torch.special.log_ndtr(torch.where(above, -lower, upper))
