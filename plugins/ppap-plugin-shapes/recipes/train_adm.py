@@ -1,8 +1,13 @@
 """The embedded diffusion model: an unconditional ADM at 32 x 32 with learned variance.
 
-eps prediction and the hybrid loss (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 16) on the
-cosine schedule without its last timesteps: there x0-hat is (x_t - sigma eps) / alpha with alpha
-near zero, so that a small network's error in eps saturates the colours.
+It predicts v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512), which stays well
+conditioned at both ends of the cosine schedule: x0-hat from eps is (x_t - sigma eps) / alpha, so
+that near the last timesteps a small network's error, divided by an alpha near zero, saturates the
+colours. The variance learns from the variational bound (Nichol and Dhariwal 2021, arXiv
+2102.09672, eq. 16).
+
+The first level is 64 wide since the norms always have 32 groups: with 32 channels they would be
+instance norms, and the head, which is normalised too, could not say how bright a picture is.
 
     python train_adm.py --state ~/ppap-train
 """
@@ -13,25 +18,27 @@ from pathlib import Path
 
 import click
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from training import Plan, rendered, to_images, train
 
 from ppap_framework.components import Prediction
 from ppap_framework.noise import noise_schedule
-from ppap_framework.sampling import Process, hybrid_loss
+from ppap_framework.sampling import Process, variational_bound_term
 from ppap_plugin_adm import build
 
 DATA_SEED, DATA_COUNT = 1, 30_000
+VLB_WEIGHT = 1e-3
 OFFICIAL_CLASS = "guided_diffusion.unet.UNetModel"
 CONFIG = {
     "image_size": 32,
     "in_channels": 3,
-    "model_channels": 32,
+    "model_channels": 64,
     "out_channels": 6,
     "num_res_blocks": 1,
     "attention_resolutions": [4],
     "dropout": 0.0,
-    "channel_mult": [1, 2, 4],
+    "channel_mult": [1, 1, 2],
     "conv_resample": False,
     "num_head_channels": 32,
     "use_scale_shift_norm": True,
@@ -40,8 +47,7 @@ CONFIG = {
 PROCESS = {
     "schedule": "cosine",
     "timesteps": 1000,
-    "last_timestep": 969,
-    "predicts": "eps",
+    "predicts": "v",
     "variance": "learned_range",
     "rescale_timesteps": False,
 }
@@ -62,9 +68,7 @@ PROCESS = {
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
 def main(state: Path, steps: int, decay: int, batch: int, compiled: bool) -> None:
     images, _ = rendered(state, DATA_SEED, DATA_COUNT)
-    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"]).truncated(
-        PROCESS["last_timestep"] + 1
-    )
+    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
     process = Process(schedule, range(schedule.num_timesteps), PROCESS["variance"])
     torch.manual_seed(0)
     network = build(OFFICIAL_CLASS, CONFIG).to(memory_format=torch.channels_last)
@@ -83,14 +87,17 @@ def main(state: Path, steps: int, decay: int, batch: int, compiled: bool) -> Non
             memory_format=torch.channels_last
         )
         x_t = schedule.add_noise(x0, t, noise)
-        eps, variance = forward(x_t, t).chunk(2, dim=1)
+        v, variance = forward(x_t, t).chunk(2, dim=1)
         abar = schedule.alphas_cumprod[t].float()[:, None, None, None]
-        prediction = Prediction.from_eps(eps, x_t, abar.sqrt(), (1 - abar).sqrt(), variance)
-        value = hybrid_loss(process, x0, t, noise, prediction).mean()
-        return value, {"mse": (eps.detach() - noise).square().mean().item()}
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        prediction = Prediction.from_v(v, x_t, alpha, sigma, variance)
+        simple = F.mse_loss(v, alpha * noise - sigma * x0)
+        bound = variational_bound_term(process, x0, x_t, t, prediction).mean()
+        value = simple + VLB_WEIGHT * len(process) * bound
+        return value, {"mse": simple.item(), "bits": bound.item() * len(process)}
 
     plan = Plan(
-        steps=steps, decay=decay, batch=batch, learning_rate=6e-4, seed=11, warmup=500, ema=0.999
+        steps=steps, decay=decay, batch=batch, learning_rate=5e-4, seed=11, warmup=500, ema=0.999
     )
     _, seconds = train(network, plan, state / "adm", loss)
     click.echo(f"{steps} steps in {seconds:.0f} s")

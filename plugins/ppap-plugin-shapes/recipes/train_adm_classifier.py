@@ -29,11 +29,11 @@ OFFICIAL_CLASS = "guided_diffusion.unet.EncoderUNetModel"
 CONFIG = {
     "image_size": 32,
     "in_channels": 3,
-    "model_channels": 32,
+    "model_channels": 64,
     "out_channels": len(CLASS_NAMES),
     "num_res_blocks": 1,
     "attention_resolutions": [4],
-    "channel_mult": [1, 2, 4],
+    "channel_mult": [1, 1, 2],
     "conv_resample": False,
     "num_head_channels": 32,
     "use_scale_shift_norm": True,
@@ -52,9 +52,7 @@ PLAN = Plan(
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
 def main(state: Path, compiled: bool) -> None:
     images, labels = rendered(state, DATA_SEED, DATA_COUNT)
-    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"]).truncated(
-        PROCESS["last_timestep"] + 1
-    )
+    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
     torch.manual_seed(PLAN.seed)
     network = build(OFFICIAL_CLASS, CONFIG).to(memory_format=torch.channels_last)
     forward = torch.compile(network) if compiled else network
@@ -91,7 +89,7 @@ def main(state: Path, compiled: bool) -> None:
         "official_class": OFFICIAL_CLASS,
         "config": CONFIG,
         "class_names": CLASS_NAMES,
-        "process": {key: PROCESS[key] for key in ("schedule", "timesteps", "last_timestep")},
+        "process": {key: PROCESS[key] for key in ("schedule", "timesteps")},
     }
     training = {
         "recipe": "train_adm_classifier.py",
