@@ -137,6 +137,19 @@ class TestSample:
         seen = [words.split()[0] for words in result.seen["colour"].words]
         assert seen == ["green", "blue", "green", "blue", "blue"]
 
+    def test_prompts(self, toy: DiffusionBackend) -> None:
+        def brightness(**changes: Any) -> Tensor:
+            return ppap.sample(toy, num=4, steps=50, batch=3, **changes).images.mean((1, 2, 3))
+
+        shift = brightness(prompt=["darker", "brighter", "brighter", "darker"]) - brightness()
+        assert torch.allclose(shift, torch.tensor([-0.5, 0.5, 0.5, -0.5]), atol=0.05)
+        same = ["brighter"] * 4
+        assert torch.equal(brightness(prompt="brighter"), brightness(prompt=same))
+        with pytest.raises(UsageError, match="2 prompts were given for 4 images"):
+            brightness(prompt=["darker", "darker"])
+        with pytest.raises(UsageError, match="'louder' is no prompt"):
+            brightness(prompt=["darker", "darker", "darker", "louder"])
+
     def test_through_the_clean_image(self, toy: DiffusionBackend) -> None:
         result = ppap.sample(toy, [green(scale=300.0)], num=2, steps=10, through="clean")
         assert result.seen["colour"].figures["hit"].all()

@@ -263,6 +263,7 @@ WRONG = {
     "missing guider checkpoint": Wrong(
         (*STEER, "--guider-checkpoint", "no.safetensors"), 4, "no.safetensors", "other.safetensors"
     ),
+    "prompt": Wrong((*BASE, "--prompt", "louder"), 2, "'louder' is no prompt", "darker"),
     "zero steps": Wrong((*BASE, "--steps", "0"), 2, "steps must be", "25"),
     "negative steps": Wrong((*BASE, "--steps", "-4"), 2, "not -4", "25"),
     "too many steps": Wrong((*BASE, "--steps", "101"), 2, "101 steps", "100"),

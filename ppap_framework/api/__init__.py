@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from ppap_framework.api._backend import FoundBackend, LoadedBackend, backend, find_backend
 from ppap_framework.api._folder import RunFolder, check_folder, check_writable, fresh_folder
-from ppap_framework.api._guide import (
+from ppap_framework.api._found_guide import (
     DEFAULT_SCALE,
     FoundGuide,
     LoadedGuide,
     Loss,
     find_guide,
-    guide,
 )
+from ppap_framework.api._guide import guide
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
-from ppap_framework.api._plan import Cost, Plan, SamplerName, Settings, check_backend, plan
+from ppap_framework.api._plan import Cost, Plan, check_backend, plan
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._sample import Batch, Progress, draw, sample
+from ppap_framework.api._settings import SamplerName, Settings
 
 __all__ = [
     "DEFAULT_SCALE",

@@ -2,128 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias, final
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import attrs
-from torch import Tensor, nn
+from torch import nn
 
+from ppap_framework.api._found_guide import DEFAULT_SCALE, LoadedGuide, Loss, find_guide, loss_name
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
-from ppap_framework.api._origin import Origin, find_checkpoint
-from ppap_framework.api._problems import Problems
-from ppap_framework.checkpoints import Checkpoint, package_file
-from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
+from ppap_framework.api._origin import Origin
+from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import Guide
-from ppap_framework.plugin import GuiderSpec, TaskLossSpec
-from ppap_framework.registry import Registry, registry
+from ppap_framework.registry import registry
 from ppap_framework.targets import decode_target
 
-__all__ = ["DEFAULT_SCALE", "FoundGuide", "LoadedGuide", "Loss", "find_guide", "guide"]
-
-DEFAULT_SCALE = 4.0
-
-Loss: TypeAlias = "str | TaskLoss | Callable[[Any, Tensor], Tensor]"
-"""A task loss by name or in itself, or a function of predictions and targets to energies (B,)."""
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class LoadedGuide:
-    """A guide that knows where it came from.
-
-    Attributes:
-        guide: The guide itself.
-        origin: Where its model came from.
-        loss_name: How its loss is called.
-        target_source: What the target was made of, as given.
-        target_is_default: Whether it was picked because none was given.
-    """
-
-    guide: Guide
-    origin: Origin
-    loss_name: str
-    target_source: str
-    target_is_default: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class FoundGuide:
-    """A guide that is there to be loaded: all is known but whether weights and target fit."""
-
-    registry: Registry
-    spec: GuiderSpec
-    checkpoint: Checkpoint | None
-    options: dict[str, Any]
-    loss: TaskLossSpec | TaskLoss
-    loss_name: str
-    target: TargetInput | None
-    name: str
-    scale: float
-    interval: tuple[float, float]
-
-    def load(self) -> LoadedGuide:
-        """Build the network, read its weights, and aim it.
-
-        Raises:
-            AssetError: Where the weights do not fit.
-            PluginError: Where the plugin fails.
-            UsageError: For options that it does not take, or a target that it does not know.
-        """
-        start = time.perf_counter()
-        provider = self.registry.provider(self.spec)
-        model = self.registry.make(self.spec, self.options, self.checkpoint)
-        origin = Origin(
-            component=self.spec.name,
-            distribution=provider.distribution,
-            version=provider.version,
-            checkpoint=self.checkpoint.name if self.checkpoint else None,
-            path=self.checkpoint.path if self.checkpoint else None,
-            sha256=self.checkpoint.sha256 if self.checkpoint else None,
-            options=self.options,
-            load_seconds=time.perf_counter() - start,
-        )
-        target, source = self._aim(model)
-        return LoadedGuide(
-            guide=Guide(
-                name=self.name,
-                model=model,
-                loss=self.registry.make(self.loss, {})
-                if isinstance(self.loss, TaskLossSpec)
-                else self.loss,
-                target=target,
-                scale=self.scale,
-                interval=self.interval,
-            ),
-            origin=origin,
-            loss_name=self.loss_name,
-            target_source=source,
-            target_is_default=self.target is None,
-        )
-
-    def _aim(self, model: GuidanceModel) -> tuple[Target, str]:
-        if self.target is not None:
-            return model.target(self.target), self.target.source
-        # A checkpoint of the user's own has no default target. That of another one may do.
-        own = self.checkpoint.card if self.checkpoint else None
-        cards = [own] if own else self.registry.cards(self.spec.name, "guider")
-        for card in cards:
-            default = self.registry.default_target(self.spec.name, card.name)
-            if default is not None:
-                packaged = default.text.startswith("package://")
-                given = decode_target(package_file(default.text) if packaged else default.text)
-                try:
-                    return model.target(given), given.source
-                except UsageError:
-                    if own:
-                        raise
-        raise UsageError(
-            f"guide {self.name!r} has nothing to aim at", hint="give it a target with --target"
-        )
+__all__ = ["guide"]
 
 
 def guide(
@@ -206,118 +100,6 @@ def guide(
             interval=interval,
         ),
         origin=Origin(component=label),
-        loss_name=_loss_name(loss),
+        loss_name=loss_name(loss),
         target_source=given.source,
     )
-
-
-def find_guide(
-    source: str,
-    *,
-    target: object = None,
-    scale: float = DEFAULT_SCALE,
-    interval: tuple[float, float] = (0.0, 1.0),
-    loss: Loss | None = None,
-    model: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    options: Mapping[str, Any] | None = None,
-    name: str | None = None,
-    offline: bool = False,
-) -> FoundGuide:
-    """The guide that `guide` would load; what can be wrong without reading weights is found.
-
-    Args:
-        offline: Whether to raise instead of downloading. The rest is as for `guide`.
-
-    Raises:
-        PpapError: As `guide`.
-    """
-    problems = Problems()
-    label = name or source.rpartition(":")[2]
-    with problems.collected():
-        _check_pull(label, scale, interval)
-    given = None
-    if target is not None:
-        with problems.collected():
-            given = decode_target(target)
-    plugins = registry()
-    wanted = dict(options or {}) | ({} if model is None else {"model": model})
-    spec = found_loss = found_checkpoint = None
-    with problems.collected():
-        spec = plugins.spec("guider", source)
-        with problems.collected():
-            plugins.options(spec, wanted)
-        with problems.collected():
-            found_loss = _find_loss(plugins, spec, loss)
-        with problems.collected():
-            if checkpoint is not None or _has_default(plugins, spec, source, model):
-                path = checkpoint if isinstance(checkpoint, str | None) else Path(checkpoint)
-                found_checkpoint = find_checkpoint(plugins, source, "guider", path, offline=offline)
-    problems.check()
-    assert spec is not None
-    assert found_loss is not None
-    return FoundGuide(
-        registry=plugins,
-        spec=spec,
-        checkpoint=found_checkpoint,
-        options=wanted,
-        loss=found_loss,
-        loss_name=spec.default_loss if loss is None else _loss_name(loss),
-        target=given,
-        name=label,
-        scale=scale,
-        interval=interval,
-    )
-
-
-def _check_pull(name: str, scale: float, interval: tuple[float, float]) -> None:
-    """What `Guide` will say of both, before there is one."""
-    problems = Problems()
-    if not math.isfinite(scale):
-        problems.errors.append(
-            UsageError(
-                f"the scale of guide {name!r} must be finite, not {scale}",
-                hint=f"use {DEFAULT_SCALE:g}, say",
-            )
-        )
-    low, high = interval
-    if not 0.0 <= low < high <= 1.0:
-        problems.errors.append(
-            UsageError(
-                f"guide {name!r} cannot act from {low} to {high}",
-                hint="an interval is t / T from low to high, between 0 and 1, such as 0.2-0.9",
-            )
-        )
-    problems.check()
-
-
-def _find_loss(plugins: Registry, spec: GuiderSpec, wanted: Loss | None) -> TaskLossSpec | TaskLoss:
-    if wanted is None:
-        return plugins.default_loss(spec)
-    if isinstance(wanted, TaskLoss):
-        return wanted
-    if not isinstance(wanted, str):
-        return FunctionLoss(wanted)
-    found = plugins.spec("loss", wanted)
-    if found.task != spec.task:
-        losses = [loss for loss in plugins.specs("loss") if isinstance(loss, TaskLossSpec)]
-        fit = sorted({loss.name for loss in losses if loss.task == spec.task})
-        raise UsageError(
-            f"loss {wanted!r} is for {found.task}, and guider {spec.name!r} does {spec.task}",
-            hint=f"for that there is {', '.join(fit)}",
-        )
-    return found
-
-
-def _loss_name(loss: Loss) -> str:
-    if isinstance(loss, str):
-        return loss
-    return getattr(loss, "__name__", type(loss).__name__)
-
-
-def _has_default(plugins: Registry, spec: GuiderSpec, name: str, model: str | None) -> bool:
-    """Whether the guider has, or should have, a checkpoint when none is asked for."""
-    if spec.needs_checkpoint:
-        return True
-    # The default checkpoint is of the default network; another one comes with its own weights.
-    return model is None and bool(plugins.cards(name, "guider"))

@@ -5,99 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, final, get_args
+from typing import Any, final
 
 import attrs
 import torch
 from torch import nn
 
 from ppap_framework.api._backend import LoadedBackend, backend
-from ppap_framework.api._guide import LoadedGuide
+from ppap_framework.api._found_guide import LoadedGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.api._problems import Problems
+from ppap_framework.api._settings import Settings, find_device
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
-from ppap_framework.guidance import Guide, Through
+from ppap_framework.guidance import Guide
 from ppap_framework.sampling import Process, Step, ddim_step, ddpm_step, timesteps_for
 
-__all__ = ["Cost", "Plan", "SamplerName", "Settings", "check_backend", "plan"]
-
-SamplerName = Literal["ddim", "ddpm"]
+__all__ = ["Cost", "Plan", "check_backend", "plan"]
 
 _FILE_NAME = re.compile(r"\w[\w.-]*")
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Settings:
-    """How to sample.
-
-    Attributes:
-        num: How many images.
-        steps: From noise to image, from 1 to the base length of the schedule.
-        seed: Noise of image i comes from (seed, i) alone.
-        sampler: "ddim", guided through the score, or "ddpm", guided by a mean shift.
-        eta: Of DDIM, in [0, 1]: 0 is deterministic.
-        through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
-        normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
-        batch: How many images at once; changes an image by rounding errors only.
-        device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
-        compare: Whether the same noise is also drawn without guides.
-    """
-
-    num: int = 4
-    steps: int = 25
-    seed: int = 0
-    sampler: SamplerName = "ddim"
-    eta: float = 0.0
-    through: Through = "noisy"
-    normalize: bool = False
-    batch: int = 8
-    device: str = "auto"
-    compare: bool = False
-
-    def check(self) -> None:
-        """Raise everything that is wrong whatever the backend and guides.
-
-        Raises:
-            UsageError: Where there is anything.
-        """
-        problems = Problems()
-        for name, usual in (("num", 4), ("steps", 25), ("batch", 8)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                problems.errors.append(
-                    UsageError(
-                        f"{name} must be a whole number from 1, not {value}",
-                        hint=f"use {usual}, say",
-                    )
-                )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            problems.errors.append(
-                UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0, say")
-            )
-        for name, choices in (("sampler", get_args(SamplerName)), ("through", get_args(Through))):
-            if getattr(self, name) not in choices:
-                problems.errors.append(
-                    UsageError(
-                        f"{name} cannot be {getattr(self, name)!r}",
-                        hint=f"choose one of {', '.join(choices)}",
-                    )
-                )
-        if not 0.0 <= self.eta <= 1.0:
-            problems.errors.append(
-                UsageError(
-                    f"eta must lie between 0 and 1, not be {self.eta}",
-                    hint="0 adds no noise, 1 as much as ancestral sampling",
-                )
-            )
-        elif self.eta and self.sampler == "ddpm":
-            problems.errors.append(
-                UsageError(f"eta is {self.eta}, and sampler 'ddpm' has none", hint="use ddim")
-            )
-        with problems.collected():
-            find_device(self.device)
-        problems.check()
 
 
 @attrs.frozen(kw_only=True)
@@ -254,7 +180,8 @@ def check_backend(loaded: LoadedBackend, settings: Settings) -> None:
     """Accept a backend that can be sampled from with these settings.
 
     Raises:
-        UsageError: Where it has more than one stage, or fewer timesteps than there shall be steps.
+        UsageError: Where it has more than one stage, fewer timesteps than there shall be steps, or
+            does not understand the prompt.
     """
     first, *others = loaded.stages
     if others:
@@ -263,31 +190,14 @@ def check_backend(loaded: LoadedBackend, settings: Settings) -> None:
             f"backend {loaded.origin.component!r} has the stages {names}",
             hint="this version samples from backends of one stage",
         )
-    timesteps_for(first.schedule.num_timesteps, settings.steps)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        UsageError: Where there is none.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"torch knows no device {name!r}", hint="use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UsageError(f"device {name!r} cannot be used: {reason}", hint="use cpu") from error
-    return device
+    problems = Problems()
+    with problems.collected():
+        timesteps_for(first.schedule.num_timesteps, settings.steps)
+    with problems.collected():
+        prompts = settings.prompts(slice(0, settings.num))
+        different = None if prompts is None else list(dict.fromkeys(prompts))
+        loaded.encode(different, len(different or ["none"]))
+    problems.check()
 
 
 def _bare(guide: Guide) -> LoadedGuide:

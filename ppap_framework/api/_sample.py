@@ -12,9 +12,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.api._guide import LoadedGuide
-from ppap_framework.api._plan import Plan, SamplerName, Settings, plan
+from ppap_framework.api._found_guide import LoadedGuide
+from ppap_framework.api._plan import Plan, plan
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
+from ppap_framework.api._settings import SamplerName, Settings
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PluginError, PpapError
 from ppap_framework.guidance import EnergyGuidance, Guide, Through
@@ -66,6 +67,7 @@ def sample(
     batch: int = 8,
     device: str = "auto",
     compare: bool = False,
+    prompt: str | Sequence[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Draw images.
@@ -86,6 +88,7 @@ def sample(
         batch: How many images at once; changes an image by rounding errors only.
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
         compare: Whether to draw the same noise without guides, too.
+        prompt: What the backend is told: a text for all images, or one for each; None for nothing.
         progress: Called after every step.
 
     Raises:
@@ -103,6 +106,7 @@ def sample(
         batch=batch,
         device=device,
         compare=compare,
+        prompt=prompt,
     )
     return draw(plan(backend, guides, settings), progress=progress)
 
@@ -185,7 +189,7 @@ def _draw_batch(run: Plan, rows: slice, guidance: EnergyGuidance | None, steps: 
         run.process,
         x,
         noise,
-        condition=run.backend.encode(None, count),
+        condition=run.backend.encode(run.settings.prompts(rows), count),
         step=run.step,
         guidance=guidance.rows(rows.start, rows.stop) if guidance else None,
     )

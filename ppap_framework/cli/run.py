@@ -39,6 +39,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @click.command("run", cls=Command)
 @_option("--backend", required=True, metavar="NAME", help="The diffusion model.")
 @_option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@_option("--prompt", help="What the diffusion model is told, where it takes a prompt.")
 @_option(
     "--guider",
     multiple=True,

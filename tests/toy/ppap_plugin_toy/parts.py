@@ -30,6 +30,7 @@ from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
 from ppap_plugin_toy.options import ColourOptions
 
+SHIFTS = {"darker": -0.5, "brighter": 0.5}
 COLOURS = ("dark red", "light red", "green", "blue")
 
 
@@ -74,6 +75,8 @@ class ToyStage(Stage):
         abar = self._schedule.alphas_cumprod[t.cpu()].to(x_t)[:, None, None, None]
         alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
         mean, s2 = self._network.mean, self._network.spread**2
+        if condition is not None:
+            mean = mean + condition.to(x_t)[:, None, None, None]
         x0 = mean + alpha * s2 / (alpha**2 * s2 + sigma**2) * (x_t - alpha * mean)
         if self._broken:
             x0 = x0 * torch.nan
@@ -88,8 +91,13 @@ class ToyBackend(DiffusionBackend):
     def stages(self) -> tuple[Stage, ...]:
         return (self._stage,)
 
-    def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
-        return None
+    def encode(self, prompts: Sequence[str] | None, batch: int) -> Tensor | None:
+        if prompts is None:
+            return None
+        if unknown := [prompt for prompt in prompts if prompt not in SHIFTS]:
+            raise UsageError(f"{unknown[0]!r} is no prompt", hint=f"say {' or '.join(SHIFTS)}")
+        assert len(prompts) == batch
+        return torch.tensor([SHIFTS[prompt] for prompt in prompts])
 
 
 def make_backend(options: None, checkpoint: Checkpoint) -> ToyBackend:
