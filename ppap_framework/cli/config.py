@@ -165,7 +165,7 @@ def _check_environment(prefix: str, options: Iterable[str]) -> None:
 
 def _unknown(where: str, what: str, name: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(sorted(known))}"
+    hint = f"did you mean {near[0]!r}?" if near else f"`ppap {_CONFIGURED[0]} --help`"
     return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
 
 

@@ -25,7 +25,7 @@ __all__ = ["GuideRequest", "parse_guides", "typed_option"]
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GUIDER = re.compile(
-    r"(?P<name>[^=]*?)(?:=(?P<scale>[^:]*))?(?::(?P<interval>|(?:[\d.]|[+-](?=[\d.]))[^:]*))?"
+    r"(?P<name>[^=]*?)(?:=(?P<scale>[^:]*))?(?::(?P<interval>|(?:[\d.]|[+-](?=[\d.]))[\d.eE+-]*))?"
 )
 _INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _COMPONENT = re.compile(r"(?:[\w.-]+:)?[a-z0-9]+(?:-[a-z0-9]+)*")

@@ -77,7 +77,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @_option("--device", default="auto", help="Such as cpu or cuda.")
 @_option("--threads", type=int, help="Threads on the CPU; as torch likes if left out.")
 @_option("--dry-run", is_flag=True, help="Show what would be done and what it costs; draw nothing.")
-@_option("--json", "as_json", is_flag=True, help="Print the record of the run as JSON.")
+@_option("--json", is_flag=True, help="Print the record of the run as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
     r"""Draw images from a diffusion model, steered by guides.
@@ -100,7 +100,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                     "its default; --target picks another"
                 )
     if given["dry_run"]:
-        _show_plan(run, given["as_json"])
+        _show_plan(run, given["json"])
         return 0
     return _draw(run, given, state)
 
@@ -218,7 +218,7 @@ def _draw(run: api.Plan, given: dict[str, Any], state: State) -> int:
             _note(f"{guide.name}: {guide.skipped} gradients were not finite and left out")
     if lost := result.stats.guidance.denoiser_skipped:
         _note(f"{lost} gradients through the denoiser were not finite and left out")
-    if given["as_json"]:
+    if given["json"]:
         print_json({"folder": str(path), **folder.record})
     elif grid:
         click.echo(grid)

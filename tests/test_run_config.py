@@ -1,0 +1,195 @@
+"""Options of `ppap run` from the environment and from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from ppap_framework.cli.config import command as config
+from ppap_framework.cli.config import find_config, problems_of
+from ppap_framework.cli.run import command as run
+from ppap_framework.errors import UsageError
+
+FILE = """
+[run]
+backend = "toy"
+guider = ["depth=2", "colour=4:0.2-0.9"]
+target = "colour=red cube"
+steps = 50
+compare = true
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one, with nothing above it that configures anything."""
+    monkeypatch.chdir(tmp_path)
+    found = find_config(tmp_path)
+    assert found is None, f"{found} configures the tests"
+    return tmp_path
+
+
+def options(*arguments: str) -> dict[str, Any]:
+    """What a command line means."""
+    context = run.make_context("run", list(arguments))
+    assert [problem for problem in problems_of(context) if "required" not in problem.message] == []
+    return context.params
+
+
+def write(path: Path, text: str = FILE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_sets_options(folder: Path) -> None:
+    write(folder / "ppap.toml")
+    given = options()
+    assert given["backend"] == "toy"
+    assert given["guider"] == ("depth=2", "colour=4:0.2-0.9")
+    assert given["target"] == ("colour=red cube",)
+    assert given["steps"] == 50
+    assert given["compare"] is True
+    assert given["num"] == 4
+
+
+def test_flag_over_variable_over_file_over_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options()["steps"] == 25
+    write(folder / "ppap.toml")
+    assert options()["steps"] == 50
+    monkeypatch.setenv("PPAP_RUN_STEPS", "60")
+    assert options()["steps"] == 60
+    assert options("--steps", "70")["steps"] == 70
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPAP_RUN_GUIDER", "depth=2;colour")
+    monkeypatch.setenv("PPAP_RUN_TARGET", "red cube")
+    monkeypatch.setenv("PPAP_RUN_COMPARE", "1")
+    monkeypatch.setenv("PPAP_RUN_GUIDER_CHECKPOINT", "")
+    monkeypatch.setenv("PPAP_PLUGINS", "someone-elses-variable")
+    given = options()
+    assert given["guider"] == ("depth=2", "colour")
+    assert given["target"] == ("red cube",)
+    assert given["compare"] is True
+    assert given["guider_checkpoint"] == ()
+
+
+def test_the_nearest_file_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = folder / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    write(folder / "ppap.toml", "[run]\nsteps = 1")
+    assert options()["steps"] == 1
+    write(folder / "a" / "pyproject.toml", "[tool.ppap.run]\nsteps = 2\n[tool.other]\nx = 1")
+    assert options()["steps"] == 2
+    write(folder / "a" / "ppap.toml", "[run]\nsteps = 3")
+    assert options()["steps"] == 3
+    write(inner / "pyproject.toml", "[project]\nname = 'mentions tool.ppap'")
+    assert options()["steps"] == 3
+    write(inner / "pyproject.toml", "[tool.x\nbroken, but not ours")
+    assert options()["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says", "hint"),
+    [
+        ("ppap.toml", "[run]\nstesp = 3", "'stesp' in [run]", "did you mean 'steps'"),
+        ("ppap.toml", "[run]\nguider_modl = 'x'", "'guider_modl' in [run]", "'guider-model'"),
+        ("ppap.toml", "[run]\nzzz = 3", "'zzz' in [run]", "ppap run --help"),
+        ("ppap.toml", "[run]\nas-json = true", "'as-json' in [run]", ""),
+        ("ppap.toml", "[rum]\nsteps = 3", "[rum]", "did you mean 'run'"),
+        ("ppap.toml", "steps = 3", "[steps]", "ppap run --help"),
+        ("ppap.toml", "run = 3", "'run' in", "write [run]"),
+        ("ppap.toml", "[run", "not valid TOML", ""),
+        ("ppap.toml", "\xff", "not valid TOML", ""),
+        ("pyproject.toml", "[tool.ppap.run]\nstesp = 3", "'stesp' in [run]", "'steps'"),
+        ("pyproject.toml", "[tool.ppap", "not valid TOML", ""),
+    ],
+)
+def test_wrong_files(folder: Path, file: str, text: str, says: str, hint: str) -> None:
+    (folder / file).write_text(text, encoding="latin-1")
+    with pytest.raises(UsageError) as caught:
+        options()
+    assert says in caught.value.message
+    assert file in caught.value.message
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value)
+    with pytest.raises(click.exceptions.Exit) as left:  # what help does
+        run.make_context("run", ["--help"])
+    assert left.value.exit_code == 0
+
+
+def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPAP_RUN_STESP", "3")
+    with pytest.raises(UsageError, match="PPAP_RUN_STESP") as caught:
+        options()
+    assert "'PPAP_RUN_STEPS'" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("steps = 'many'", "--steps in the configuration file: 'many'"),
+        ("sampler = 'euler'", "--sampler in the configuration file: 'euler'"),
+        ("target = [['x']]", "--target in the configuration file: ['x']"),
+        ("backend = true", "--backend in the configuration file: True"),
+    ],
+)
+def test_wrong_values_say_where_they_are(folder: Path, text: str, says: str) -> None:
+    write(folder / "ppap.toml", f"[run]\n{text}")
+    messages = [problem.message for problem in problems_of(run.make_context("run", []))]
+    assert any(message.startswith(says) for message in messages), messages
+
+
+def test_wrong_variables_say_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPAP_RUN_STEPS", "many")
+    messages = [problem.message for problem in problems_of(run.make_context("run", []))]
+    assert any(message.startswith("--steps in PPAP_RUN_STEPS: 'many'") for message in messages)
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `ppap config` prints."""
+
+    def show(*arguments: str) -> str:
+        config.main(list(arguments), standalone_mode=False)
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_config_shows_values_and_where_they_come_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
+) -> None:
+    path = write(folder / "ppap.toml")
+    monkeypatch.setenv("PPAP_RUN_NUM", "7")
+    told = json.loads(shown("--json"))
+    assert told["file"] == str(path)
+    assert told["run"]["steps"] == {"value": 50, "from": str(path)}
+    assert told["run"]["num"] == {"value": 7, "from": "environment"}
+    assert told["run"]["seed"] == {"value": 0, "from": "default"}
+    assert told["run"]["guider"]["value"] == ["depth=2", "colour=4:0.2-0.9"]
+    table = shown()
+    assert str(path) in table
+    assert any(
+        "steps" in line and "50" in line and "ppap.toml" in line for line in table.splitlines()
+    )
+
+
+def test_config_without_a_file(shown: Callable[..., str]) -> None:
+    assert "file: none" in shown()
+    assert json.loads(shown("--json"))["file"] is None
+
+
+def test_config_refuses_wrong_values(folder: Path, shown: Callable[..., str]) -> None:
+    write(folder / "ppap.toml", "[run]\nsteps = 'many'")
+    with pytest.raises(UsageError, match="'many'"):
+        shown()

@@ -1,0 +1,144 @@
+"""What `--guider` and the options with `guide=value` mean."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_distribution import install, plugged
+
+from ppap_framework.api import Problems
+from ppap_framework.cli.guide_options import GuideRequest, parse_guides, typed_option
+from ppap_framework.errors import UsageError
+
+
+def parsed(*guiders: str, **values: list[str]) -> tuple[list[GuideRequest], list[str]]:
+    problems = Problems()
+    options = values.pop("options", [])
+    guides = parse_guides(guiders, values, options, problems)
+    return guides, [error.message for error in problems.errors]
+
+
+@pytest.mark.parametrize(
+    ("text", "guider", "scale", "interval"),
+    [
+        ("depth", "depth", None, None),
+        (" depth ", "depth", None, None),
+        ("depth=2", "depth", 2.0, None),
+        ("depth=-1.5e2", "depth", -150.0, None),
+        ("depth:0.2-0.9", "depth", None, (0.2, 0.9)),
+        ("depth=2:0-1", "depth", 2.0, (0.0, 1.0)),
+        ("depth=.5:.25-1.", "depth", 0.5, (0.25, 1.0)),
+        ("depth=2:1e-3-5e-1", "depth", 2.0, (1e-3, 0.5)),
+        ("depth=2:-0.1-0.5", "depth", 2.0, (-0.1, 0.5)),
+        ("acme-x:depth", "acme-x:depth", None, None),
+        ("acme-x:depth=2:0.2-0.9", "acme-x:depth", 2.0, (0.2, 0.9)),
+        ("acme-x:3d-depth", "acme-x:3d-depth", None, None),
+    ],
+)
+def test_guiders(
+    text: str, guider: str, scale: float | None, interval: tuple[float, float] | None
+) -> None:
+    guides, problems = parsed(text)
+    assert problems == []
+    assert guides == [GuideRequest(guider, scale, interval)]
+    assert guides[0].name == guider.rpartition(":")[2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "=2", ":0-1", "depth=", "depth=2:", "depth=2:0.5", "depth=2:a-b", "a b", "depth=2=3"]
+    + ["depth:0.1-0.2-0.3", "Depth", "depth=2:0.1", "depth:.", "depth=1:2:3", "depth:0.1-0.2x"],
+)
+def test_guiders_that_cannot_be_read(text: str) -> None:
+    guides, (problem,) = parsed(text)
+    assert guides == []
+    assert f"--guider {text!r}" in problem
+
+
+@given(st.floats(allow_nan=False), st.floats(0, 1), st.floats(0, 1))
+def test_numbers_arrive_as_they_were_typed(scale: float, low: float, high: float) -> None:
+    guides, problems = parsed(f"depth={scale!r}:{low!r}-{high!r}")
+    assert problems == []
+    assert guides[0].scale == scale
+    assert guides[0].interval == (low, high)
+
+
+@given(st.text(max_size=20))
+def test_whatever_is_typed_is_read_or_refused(text: str) -> None:
+    guides, problems = parsed(text, target=[text])
+    assert text.strip() == "none" or bool(guides) or bool(problems)
+    for guide in guides:
+        assert guide.scale is None or not math.isnan(guide.scale) or "nan" in text.lower()
+
+
+def test_none_is_no_guide() -> None:
+    assert parsed("none") == ([], [])
+    assert parsed() == ([], [])
+
+
+def test_values_find_their_guides() -> None:
+    guides, problems = parsed(
+        "acme:depth=2",
+        "classifier",
+        target=["classifier= red cube", "acme:depth=a=b.png"],
+        model=["depth=dpt-large"],
+        checkpoint=["classifier=w.pt"],
+        loss=["classifier=cross-entropy"],
+        options=["classifier.top-k=3", "acme:depth.mode=x=y", "depth.other="],
+    )
+    assert problems == []
+    depth, classifier = guides
+    assert (depth.target, depth.model) == ("a=b.png", "dpt-large")
+    assert depth.options == {"mode": "x=y", "other": ""}
+    assert (classifier.target, classifier.checkpoint) == ("red cube", "w.pt")
+    assert classifier.loss == "cross-entropy"
+    assert classifier.options == {"top_k": "3"}
+
+
+@pytest.mark.parametrize("text", ["red cube", "a photo = good", "path/to=x.png", "7", "E=mc2"])
+def test_a_bare_value_is_for_the_only_guide(text: str) -> None:
+    guides, problems = parsed("classifier", target=[text])
+    assert problems == []
+    assert guides[0].target == text
+
+
+def test_several_guides_of_one_name() -> None:
+    guides, problems = parsed("depth=2", "acme:depth=3")
+    assert len(guides) == 1
+    assert problems == ["--guider depth is given twice"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as site:
+        yield site
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("sharpness", "3", 3.0),
+        ("sharpness", "-1e-3", -1e-3),
+        ("upside_down", "true", True),
+        ("upside_down", "False", False),
+        ("model", "3", "3"),
+        ("model", "none", None),
+        ("unknown", "3", "3"),
+    ],
+)
+def test_options_are_read_as_their_class_declares(
+    toy: Path, key: str, text: str, value: object
+) -> None:
+    read = typed_option("colour", key, text)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(("key", "text"), [("sharpness", "much"), ("upside_down", "yes")])
+def test_options_of_another_type(toy: Path, key: str, text: str) -> None:
+    with pytest.raises(UsageError, match=f"'{key}' of guider 'colour' cannot be '{text}'"):
+        typed_option("colour", key, text)
