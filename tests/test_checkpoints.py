@@ -346,6 +346,12 @@ class TestLyingHeaders:
         assert "not a sound safetensors file" in caught.value.message
         assert "\n" not in str(caught.value)
 
+    def test_absurd_header_is_not_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "huge.safetensors"
+        path.write_bytes(container(b"{", length=150_000_000))
+        os.truncate(path, 200_000_000)
+        assert "more than the format's" in refusal(path)
+
     def test_unaligned_header_is_read_or_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
         path.write_bytes(container({"abc": entry(0, 8)}, bytes(8)))
@@ -509,6 +515,20 @@ class TestDigest:
         with saved.open("ab") as file:
             file.write(b" ")
         assert checkpoint.sha256 != before
+
+    def test_a_file_changed_within_one_tick_of_the_clock(self, saved: Path) -> None:
+        before, time = file_sha256(saved), saved.stat().st_mtime_ns
+        saved.write_bytes(saved.read_bytes()[::-1])
+        os.utime(saved, ns=(time, time))
+        assert file_sha256(saved) != before
+
+    def test_a_settled_file_is_read_once(
+        self, saved: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        os.utime(saved, ns=(10**18, 10**18))
+        before = file_sha256(saved)
+        monkeypatch.setattr(Path, "open", None)
+        assert file_sha256(saved) == before
 
     def test_missing(self, tmp_path: Path) -> None:
         with pytest.raises(AssetError, match="cannot read"):

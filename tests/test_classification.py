@@ -45,6 +45,10 @@ class TestFindClass:
     def test_names_of_several_words_and_parts(self, text: str, index: int) -> None:
         assert find_class(text, BIRDS) == index
 
+    def test_whole_words_go_before_other_parts(self) -> None:
+        assert find_class("hen", ["kitchen", "hen house"]) == 1
+        assert find_class("tche", ["kitchen", "hen house"]) == 0
+
     def test_a_name_goes_before_a_number(self) -> None:
         assert find_class("7", ["3", "7"]) == 1
         assert find_class("0", ["3", "7"]) == 0
