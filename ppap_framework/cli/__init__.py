@@ -21,6 +21,9 @@ __all__ = ["COMMANDS", "State", "colour", "main", "ppap"]
 
 COMMANDS = {
     "run": ("ppap_framework.cli.run", "Draw images from a diffusion model, steered by guides."),
+    "evaluate": ("ppap_framework.cli.evaluate", "Measure the rows of an experiment."),
+    "bench": ("ppap_framework.cli.bench", "Measure time and memory of an experiment's rows."),
+    "report": ("ppap_framework.cli.report", "Write measured figures as a page."),
     "plugins": ("ppap_framework.cli.plugins", "Show what is installed."),
     "doctor": ("ppap_framework.cli.doctor", "Check the installation and every plugin."),
 }

@@ -1,0 +1,171 @@
+"""Images of a run, drawn in blocks that are kept, so that a kill costs one block at most.
+
+Blocks lie in a folder named by everything that determines an image: weights, guide, scale, seed and
+so on, but not how many there are. Rows that ask for the same images share them, and images of other
+settings are never taken for these. Versions of the code are not part of the name.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppap_framework.api import Origin, Plan
+from ppap_framework.evaluation.environment import provenance
+from ppap_framework.evaluation.files import FORMAT, digest, replacing, write_json
+from ppap_framework.guidance import EnergyGuidance
+from ppap_framework.sampling import NoiseSource, sample
+
+__all__ = ["Counts", "draw", "draw_block", "identity"]
+
+Drawn: TypeAlias = tuple[NDArray[np.uint8], "Counts"]
+
+
+@attrs.frozen(kw_only=True)
+class Counts:
+    """What drawing took and what went wrong, steps counted singly.
+
+    Attributes:
+        denoiser_forwards: Images that the denoiser looked at.
+        denoiser_backwards: Images that it was differentiated for.
+        guide_forwards: Images that guides looked at.
+        guide_backwards: Images that they were differentiated for.
+        skipped: Gradients that were not finite and therefore left out.
+        broken: Images that were not finite; such pixels are kept as grey.
+    """
+
+    denoiser_forwards: int = 0
+    denoiser_backwards: int = 0
+    guide_forwards: int = 0
+    guide_backwards: int = 0
+    skipped: int = 0
+    broken: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        mine, others = attrs.asdict(self), attrs.asdict(other)
+        return Counts(**{name: mine[name] + others[name] for name in mine})
+
+
+def draw(run: Plan, root: Path, watch: Callable[[int, int], None] | None = None) -> Drawn:
+    """All images of a run, (N, H, W, 3), those that are kept read and the others drawn.
+
+    Args:
+        run: The plan; its guides aim at one target for each image.
+        root: Where blocks of all runs are kept.
+        watch: Called with how many images are there, and of how many.
+
+    Raises:
+        PpapError: Where a block cannot be written.
+    """
+    settings = identity(run)
+    folder = root / digest(settings)
+    write_json(folder / "settings.json", settings)
+    blocks = []
+    for start in range(0, run.settings.num, run.settings.batch):
+        stop = min(start + run.settings.batch, run.settings.num)
+        path = folder / f"{start:06d}-{stop:06d}.npz"
+        block = _read(path, stop - start)
+        if block is None:
+            block = draw_block(run, start, stop)
+            _write(path, block)
+        blocks.append(block)
+        if watch:
+            watch(stop, run.settings.num)
+    images, counts = zip(*blocks, strict=True)
+    return np.concatenate(images), sum(counts, Counts())
+
+
+def draw_block(run: Plan, start: int, stop: int) -> Drawn:
+    """Images `start` to `stop` - 1 of a run, (B, H, W, 3), on the CPU."""
+    settings, count = run.settings, stop - start
+    noise = NoiseSource(settings.seed, start)
+    x = noise((count, *run.stage.image_shape)).to(run.device)
+    guidance = EnergyGuidance(
+        [loaded.guide.rows(start, stop) for loaded in run.guides],
+        settings.through,
+        settings.normalize,
+    )
+    x = sample(
+        run.stage,
+        run.process,
+        x,
+        noise,
+        condition=run.backend.encode(None, count),
+        step=run.step,
+        guidance=guidance,
+    )
+    done = guidance.statistics
+    return _pixels(x), Counts(
+        denoiser_forwards=done.denoiser_forwards,
+        denoiser_backwards=done.denoiser_backwards,
+        guide_forwards=sum(guide.forwards for guide in done.guides),
+        guide_backwards=sum(guide.backwards for guide in done.guides),
+        skipped=done.denoiser_skipped + sum(guide.skipped for guide in done.guides),
+        broken=int((~x.isfinite()).flatten(1).any(1).sum()),
+    )
+
+
+def identity(run: Plan) -> dict[str, Any]:
+    """Everything that determines an image of a run, as JSON."""
+    settings = run.settings
+    return {
+        "format": FORMAT,
+        "backend": _weights(run.backend.origin),
+        "guides": [
+            {
+                **_weights(loaded.origin),
+                "loss": loaded.loss_name,
+                "targets": loaded.target_source,
+                "scale": loaded.guide.scale,
+                "interval": list(loaded.guide.interval),
+            }
+            for loaded in run.guides
+        ],
+        "through": settings.through if run.guides else None,
+        "normalize": settings.normalize,
+        "sampler": settings.sampler,
+        "eta": settings.eta,
+        "timesteps": list(run.process.timesteps),
+        "seed": settings.seed,
+        "block": settings.batch,
+        "device": run.device.type,
+    }
+
+
+def _write(path: Path, block: Drawn) -> None:
+    images, counts = block
+    numbers = np.array(attrs.astuple(counts))
+    replacing(path, lambda partial: np.savez(partial, images=images, counts=numbers))
+
+
+def _read(path: Path, number: int) -> Drawn | None:
+    """A kept block; None where there is none that is whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, counts = file["images"], file["counts"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    names = [field.name for field in attrs.fields(Counts)]
+    if len(images) != number or len(counts) != len(names):
+        return None
+    return images, Counts(**dict(zip(names, counts, strict=True)))
+
+
+def _pixels(x: Tensor) -> NDArray[np.uint8]:
+    levels = ((x.nan_to_num(0.0).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+    pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels
+
+
+def _weights(origin: Origin) -> dict[str, Any]:
+    """What a component computes with, whichever version of it is installed."""
+    whole = provenance(origin)
+    return {name: whole[name] for name in ("component", "checkpoint", "sha256", "options")}

@@ -1,0 +1,93 @@
+"""95 % intervals by resampling images.
+
+The bootstrap (Efron 1979) draws N images of N with replacement, many times over, and looks how a
+figure varies. Figures that are no means are shifted by repeated images: a Frechet distance grows
+with every image that is missing. That shift is taken out,
+
+    [v + q_0.025 - mean, v + q_0.975 - mean]        q, mean: of the resampled figures
+
+which for a mean is the percentile interval, and for others an interval for what the figure is
+expected to be at this number of images. k-nearest-neighbour figures break down where images are
+repeated; for them halves are drawn without replacement, whose means vary as much as those of the
+bootstrap do (the finite population correction, 1 / (N / 2) (1 - 1 / 2) = 1 / N).
+
+Resamples depend on the number of images alone. Two rows of the same (seed, i) are therefore
+resampled together, and the difference of their resampled figures gives the paired interval.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LEVEL", "Floats", "Interval", "bootstrap", "halves", "interval", "share_interval"]
+
+LEVEL = 0.95
+_TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+_SEED = 20221205
+
+Floats: TypeAlias = NDArray[np.float64]
+
+
+@attrs.frozen
+class Interval:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def record(self) -> dict[str, float | None]:
+        """As JSON: six digits, null for what is not finite."""
+        return {name: rounded(number) for name, number in attrs.asdict(self).items()}
+
+
+def bootstrap(images: int, resamples: int = 1000) -> Floats:
+    """How often each image is drawn: (resamples, images), rows sum to `images`."""
+    rng = np.random.default_rng([_SEED, images])
+    return rng.multinomial(images, np.full(images, 1.0 / images), size=resamples).astype(np.float64)
+
+
+def halves(images: int, resamples: int = 200) -> NDArray[np.intp]:
+    """Which images are drawn: (resamples, images // 2), none of them twice."""
+    rng = np.random.default_rng([_SEED, images])
+    return np.stack([rng.permutation(images)[: images // 2] for _ in range(resamples)])
+
+
+def interval(
+    value: float, resampled: Floats, least: float = -math.inf, most: float = math.inf
+) -> Interval:
+    """The interval of a figure.
+
+    Args:
+        value: Of all images.
+        resampled: (R,), the same of resampled images.
+        least: What the figure cannot fall below.
+        most: What it cannot exceed.
+    """
+    low, high = np.quantile(resampled, _TAILS) - resampled.mean()
+    return Interval(float(value), max(least, float(value + low)), min(most, float(value + high)))
+
+
+def share_interval(hits: NDArray[Any], resampled: Floats) -> Interval:
+    """The interval of a share: (N,) of 0 and 1.
+
+    Where all images agree there is nothing to resample; the bound is then the exact one
+    (Clopper and Pearson 1934).
+    """
+    share = float(np.mean(hits))
+    doubt = 1.0 - math.pow(_TAILS[0], 1.0 / len(hits))
+    if share == 0.0:
+        return Interval(share, 0.0, doubt)
+    if share == 1.0:
+        return Interval(share, 1.0 - doubt, 1.0)
+    return interval(share, resampled, 0.0, 1.0)
+
+
+def rounded(number: float) -> float | None:
+    """Six significant digits for files; None for what is not finite."""
+    return float(f"{number:.6g}") if math.isfinite(number) else None

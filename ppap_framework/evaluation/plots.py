@@ -1,0 +1,103 @@
+"""Plots of results, as SVG with the same bytes every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ppap_framework.errors import PpapError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ppap_framework.evaluation.report import Results
+
+__all__ = ["confusion_plot", "tuning_plot"]
+
+
+def tuning_plot(results: Results, path: Path) -> None:
+    """Hit rate and FID over the scale, a line for each row and interval; the chosen one is marked.
+
+    Raises:
+        PpapError: Where matplotlib is not installed.
+    """
+    figure = _figure(9.0, 3.6)
+    axes = figure.subplots(1, 2)
+    scales = []
+    for number, row in enumerate(row for row in results.rows if row.get("tuning")):
+        for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
+            trials = [t for t in row["tuning"] if t["interval"] == [low, high]]
+            trials.sort(key=lambda trial: trial["scale"])
+            scales += [trial["scale"] for trial in trials]
+            whole = (low, high) == (0.0, 1.0)
+            label = row["title"] + ("" if whole else f", {low:g}–{high:g}")
+            _line(axes, row, trials, label, f"C{number % 10}", "-" if whole else "--")
+    for axis, what in zip(axes, ("hit rate", "FID"), strict=True):
+        axis.set(
+            xlabel="scale", ylabel=what, xscale="log" if min(scales, default=0) > 0 else "linear"
+        )
+        axis.grid(alpha=0.3)
+    axes[0].set_ylim(0.0, 1.0)
+    if scales:
+        axes[0].legend(fontsize="small")
+    _save(figure, path)
+
+
+def _line(
+    axes: Any,
+    row: dict[str, Any],
+    trials: list[dict[str, Any]],
+    label: str,
+    colour: str,
+    style: str,
+) -> None:
+    x = [trial["scale"] for trial in trials]
+    hits = [[trial["hit"][key] for trial in trials] for key in ("value", "low", "high")]
+    distances = [np.nan if trial["fid"] is None else trial["fid"] for trial in trials]
+    axes[0].fill_between(x, hits[1], hits[2], color=colour, alpha=0.15, linewidth=0)
+    for axis, y in zip(axes, (hits[0], distances), strict=True):
+        axis.plot(x, y, style, color=colour, marker=".", label=label)
+        chosen = row["chosen"]
+        for trial, value in zip(trials, y, strict=True):
+            if (trial["scale"], trial["interval"]) == (chosen["scale"], chosen["interval"]):
+                axis.plot(trial["scale"], value, "o", color=colour, markersize=9, fillstyle="none")
+
+
+def confusion_plot(results: Results, path: Path) -> None:
+    """What the judge sees in pictures of each class, as shares on a scale that shows mistakes.
+
+    Raises:
+        PpapError: Where matplotlib is not installed.
+    """
+    names = results.judge["class_names"]
+    counts = np.array(results.judge["confusion"], np.float64)
+    shares = counts / counts.sum(1, keepdims=True).clip(1.0)
+    side = 2.5 + 0.16 * len(names)
+    figure = _figure(side + 0.6, side)
+    axis = figure.subplots()
+    drawn = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
+    size = max(3.0, min(9.0, 250.0 / len(names)))
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(len(names)), names, fontsize=size)
+    axis.set(xlabel="the judge sees", ylabel="it is")
+    figure.colorbar(drawn, ax=axis, fraction=0.04)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise PpapError(
+            "matplotlib is not installed", hint='pip install "ppap-framework[eval]"'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "ppap", "svg.fonttype": "none"}):
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
