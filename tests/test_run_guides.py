@@ -50,8 +50,10 @@ def test_guiders(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "=2", ":0-1", "depth=", "depth=2:", "depth=2:0.5", "depth=2:a-b", "a b", "depth=2=3"]
-    + ["depth:0.1-0.2-0.3", "Depth", "depth=2:0.1", "depth:.", "depth=1:2:3", "depth:0.1-0.2x"],
+    [
+        *("", "=2", ":0-1", "depth=", "depth=2:", "depth=2:0.5", "depth=2:a-b", "a b", "depth=2=3"),
+        *("depth:0.1-0.2-0.3", "Depth", "depth=2:0.1", "depth:.", "depth=1:2:3", "depth:0.1-0.2x"),
+    ],
 )
 def test_guiders_that_cannot_be_read(text: str) -> None:
     guides, (problem,) = parsed(text)

@@ -26,6 +26,7 @@ from typing import Any
 
 import attrs
 import torch
+from PIL import Image
 
 from ppap_framework.api._grid import grid_of
 from ppap_framework.api._pictures import to_pictures, write_png, write_text
@@ -213,7 +214,7 @@ class RunFolder:
         sights = {}
         for name, seen in drawn.seen.items():
             picture = folder / "seen" / f"{number:0{digits}d}-{name}.png"
-            write_png(picture, to_pictures(seen.pictures[index : index + 1])[0])
+            write_png(picture, Image.fromarray(seen.pictures[index]))
             figures = {key: float(figure[index]) for key, figure in seen.figures.items()}
             sights[name] = {
                 "file": picture.relative_to(self.path).as_posix(),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import attrs
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ppap_framework.api._pictures import to_pictures
 from ppap_framework.api._result import Drawn, Result
@@ -92,17 +91,13 @@ def _rows(title: str, drawn: Drawn) -> list[Row]:
     shown = [
         Row(
             title=f"{name} sees",
-            pictures=_pictures(seen.pictures),
+            pictures=[Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]],
             captions=[()] * len(images),
         )
         for name, seen in drawn.seen.items()
         if name not in spoken
     ]
-    return [Row(title=title, pictures=_pictures(images), captions=captions), *shown]
-
-
-def _pictures(images: Tensor) -> list[Image.Image]:
-    return to_pictures(images[:MAX_IMAGES])
+    return [Row(title=title, pictures=to_pictures(images), captions=captions), *shown]
 
 
 def draw_grid(header: Sequence[str], rows: Sequence[Row]) -> Image.Image:

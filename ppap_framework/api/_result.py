@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import final
 
 import attrs
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppap_framework.api._plan import Plan
@@ -23,13 +25,13 @@ class Seen:
     """What one guide sees in finished images.
 
     Attributes:
-        pictures: (B, 3, h, w) in [-1, 1], drawn by the guide.
+        pictures: (B, h, w, 3), uint8, drawn by the guide for people.
         words: B descriptions; empty where there is nothing short to say.
         figures: Numbers by name, each (B,): "energy", the distance from the target, and the loss's
             own metrics.
     """
 
-    pictures: Tensor
+    pictures: NDArray[np.uint8]
     words: tuple[str, ...]
     figures: Mapping[str, Tensor]
 
@@ -55,7 +57,7 @@ class Drawn:
             images=torch.cat([part.images for part in parts]),
             seen={
                 name: Seen(
-                    pictures=torch.cat([part.seen[name].pictures for part in parts]),
+                    pictures=np.concatenate([part.seen[name].pictures for part in parts]),
                     words=tuple(word for part in parts for word in part.seen[name].words),
                     figures={
                         figure: torch.cat([part.seen[name].figures[figure] for part in parts])

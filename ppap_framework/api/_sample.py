@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ppap_framework.api._found_guide import LoadedGuide
+from ppap_framework.api._pictures import to_uint8
 from ppap_framework.api._plan import Plan, plan
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._settings import SamplerName, Settings
@@ -227,7 +229,7 @@ def _look(guide: Guide, images: Tensor) -> Seen:
             f"pictures of shape {tuple(pictures.shape)} and {wrong or 'all'} figures misshapen"
         )
     return Seen(
-        pictures=pictures.float().clamp(-1.0, 1.0).cpu(),
+        pictures=to_uint8(pictures),
         words=words,
         figures={name: figure.float().cpu() for name, figure in figures.items()},
     )
@@ -237,7 +239,7 @@ def _nothing(run: Plan) -> Drawn:
     return Drawn(
         images=torch.empty(0, *run.stage.image_shape),
         seen={
-            loaded.guide.name: Seen(pictures=torch.empty(0, 3, 1, 1), words=(), figures={})
+            loaded.guide.name: Seen(pictures=np.empty((0, 1, 1, 3), np.uint8), words=(), figures={})
             for loaded in run.guides
         },
     )
