@@ -100,7 +100,9 @@ class EnergyGuidance:
             x = x_t.detach().requires_grad_()
             prediction = denoise(x)
             x0 = prediction.x0
-        if not x0.requires_grad:
+            # Whichever of the two was predicted, the other has a graph through x alone.
+            differentiable = x0.requires_grad and prediction.eps.requires_grad
+        if not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
         # The guides are differentiated one by one down to x0, where they can be checked and
         # measured singly at no cost; the denoiser then once for their sum.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.experts import ExpertSet, Look
 from ppap_framework.noise import NoiseLevel
 
 __all__ = ["Guide"]
@@ -27,6 +28,7 @@ class Guide:
         target: What it should see.
         scale: s in g = -s dE/dx; 0 switches the guide off.
         interval: (lo, hi), where the guide acts: lo <= t / T < hi, of 0 <= lo < hi <= 1.
+        experts: That are attached to the model and look at noisy images in its place.
 
     Raises:
         UsageError: For a scale that is not finite or an interval that is none.
@@ -38,10 +40,13 @@ class Guide:
     target: Target
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    experts: ExpertSet | None = None
 
     def __attrs_post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise UsageError(f"the scale of guide {self.name!r} must be finite, not {self.scale}")
+        if self.experts is not None and self.experts.model is not self.model:
+            raise ValueError(f"the experts of guide {self.name!r} are of another model")
         low, high = self.interval
         if not 0.0 <= low < high <= 1.0:
             raise UsageError(
@@ -49,9 +54,9 @@ class Guide:
                 hint="an interval is t / T from low to high, both between 0 and 1, such as 0.2-0.9",
             )
 
-    def at(self, level: NoiseLevel) -> GuidanceModel:
-        """The model that looks at images of this level, which the whole batch shares."""
-        return self.model
+    def at(self, level: NoiseLevel) -> Look:
+        """What looks at images of these levels, until the next call: see `ExpertSet.at`."""
+        return self.model if self.experts is None else self.experts.at(level)
 
     def acts(self, time: float) -> bool:
         """Whether the guide has a say at t / T = `time`."""
