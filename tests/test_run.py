@@ -420,26 +420,26 @@ class TestProcess:
         process = start(
             site,
             tmp_path,
-            *("run", "--backend", "toy", "--guider", "colour", "--num", "40", "--batch", "2"),
+            *("run", "--backend", "toy", "--guider", "colour", "--num", "1000", "--batch", "2"),
             *("--steps", "10", "--out", "out", "--compare"),
             TOY_DELAY="0.05",
         )
         out = tmp_path / "out"
-        patience = time.monotonic() + 100
+        patience = time.monotonic() + 300
         while not (out / "003.png").exists():
             assert time.monotonic() < patience
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        printed, err = process.communicate(timeout=60)
+        printed, err = process.communicate(timeout=300)
         assert process.returncode == 130, err
         assert "Traceback" not in err
         kept = record(out)
         finished = kept["finished"]
         assert kept["status"] == "interrupted"
         assert finished % 2 == 0
-        assert 2 <= finished < 40
-        assert f"{finished} of 40" in err
+        assert 2 <= finished < 1000
+        assert f"{finished} of 1000" in err
         assert len(kept["images"]) == finished
         names = [path.relative_to(out).as_posix() for path in out.rglob("*.*")]
         assert sorted(names) == sorted(

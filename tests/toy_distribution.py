@@ -73,7 +73,7 @@ def ppap(
 ) -> subprocess.CompletedProcess[str]:
     """Run `ppap` to its end."""
     process = start(site, folder, *arguments, **variables)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
