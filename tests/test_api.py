@@ -97,6 +97,22 @@ class TestSample:
         assert torch.equal(result.images, expected.clamp(-1.0, 1.0))
         assert not result.interrupted
 
+    def test_images_that_guidance_pushed_out_of_range_are_clamped(
+        self, toy: DiffusionBackend
+    ) -> None:
+        stage = toy.stages[0]
+        noise = NoiseSource(0)
+        pushed = walk(
+            stage,
+            Process(stage.schedule, timesteps_for(TIMESTEPS, 5), stage.variance),
+            noise((2, 3, SIZE, SIZE)),
+            noise,
+            guidance=EnergyGuidance([green(scale=3000.0).guide]),
+        )
+        assert pushed.abs().max() > 1.0
+        result = ppap.sample(toy, [green(scale=3000.0)], num=2, steps=5)
+        assert torch.equal(result.images, pushed.clamp(-1.0, 1.0))
+
     def test_draws_the_model_distribution(self, toy: DiffusionBackend) -> None:
         images = ppap.sample(toy, num=32, steps=TIMESTEPS, batch=32).images
         assert images.dtype == torch.float32
@@ -242,16 +258,20 @@ class TestBackend:
         assert len(toy.origin.sha256) == 64
         assert ppap.backend(toy) is toy
 
-    def test_from_a_path(self, tmp_path: Path) -> None:
+    def test_from_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = write_backend(tmp_path / "mine.safetensors", size=4, stated=4)
+        (tmp_path / "mine").symlink_to(path)
+        monkeypatch.chdir(tmp_path)
         for loaded in (
             ppap.backend(path),
             ppap.backend(str(path)),
             ppap.backend("toy", checkpoint=path),
             ppap.backend("ppap-plugin-toy:toy", checkpoint=str(path)),
+            ppap.backend("toy", checkpoint="mine"),
         ):
             assert loaded.stages[0].image_shape == (3, 4, 4)
-            assert loaded.origin.path == path
+            assert loaded.origin.path is not None
+            assert loaded.origin.path.samefile(path)
 
     def test_of_the_users_own(self, toy: Any) -> None:
         own = ppap.backend(toy.inner)
@@ -310,13 +330,22 @@ class TestGuide:
         picture = Image.new("RGB", (SIZE, SIZE), (200, 200, 200))
         guide = ppap.guide("grey", target=picture, scale=300.0)
         result = ppap.sample(toy, [guide], num=2, steps=20, compare=True)
-        assert guide.origin.checkpoint is None
         assert result.unguided is not None
         before, after = result.unguided.seen["grey"], result.seen["grey"]
         assert (after.figures["energy"] < 0.5 * before.figures["energy"]).all()
         wanted = 200 / 127.5 - 1.0
         expected = (result.images.mean(1) - wanted).square().mean((1, 2))
         assert torch.allclose(after.figures["energy"], expected, atol=1e-6)
+
+    def test_a_model_of_ones_own_does_not_get_the_default_weights(self, site: Path) -> None:
+        def weights(**changes: Any) -> str | None:
+            picture = Image.new("RGB", (SIZE, SIZE))
+            return ppap.guide("grey", target=picture, **changes).origin.checkpoint
+
+        path = site / "ppap_plugin_toy" / "colour-3.safetensors"
+        assert weights() == "grey-1"
+        assert weights(model="other") is None
+        assert weights(model="other", checkpoint=path) == "colour-3.safetensors"
 
     def test_options_and_loss(self) -> None:
         loaded = ppap.guide("colour", loss="toy-margin", options={"sharpness": 3.0}, model="x")

@@ -181,6 +181,14 @@ def test_of_an_animation_the_first_frame(tmp_path: Path, suffix: str) -> None:
     assert image.getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_of_an_open_animation_the_first_frame_too(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    first.save(tmp_path / "x.png", save_all=True, append_images=[second])
+    with Image.open(tmp_path / "x.png") as opened:
+        opened.seek(1)
+        assert picture(opened).getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_the_given_image_is_left_alone() -> None:
     given = Image.fromarray(np.array([[0, 1]], np.uint8))
     given.putpalette([1, 2, 3] * 2)
@@ -224,6 +232,15 @@ def test_damage_is_an_error_of_ours_or_nothing(tmp_path: Path, suffix: str) -> N
 @pytest.mark.parametrize("content", [b"%!PS-Adobe-3.0 EPSF-3.0\nshowpage\n", b"<svg/>", b"hello"])
 def test_other_formats(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(AssetError, match="known format"):
+        decode_target(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("other", ["PCX", "SGI", "PDF"])
+def test_formats_beyond_the_list_are_refused_even_where_pillow_reads_them(
+    tmp_path: Path, other: str
+) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", other)
     with pytest.raises(AssetError, match="known format"):
         decode_target(tmp_path / "x.png")
 

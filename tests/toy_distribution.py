@@ -36,6 +36,7 @@ def install(site: Path) -> Path:
         [[1.0, -0.5, -0.5], [1.0, 0.0, 0.0], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     )
     save_checkpoint(site / _SOURCES.name / "colour-3.safetensors", {"weight": weight}, {})
+    save_checkpoint(site / _SOURCES.name / "grey-1.safetensors", {}, {})
     return site
 
 

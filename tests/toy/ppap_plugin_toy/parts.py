@@ -28,7 +28,7 @@ from ppap_framework.components import (
 )
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
-from ppap_plugin_toy.options import ColourOptions
+from ppap_plugin_toy.options import ColourOptions, GreyOptions
 
 SHIFTS = {"darker": -0.5, "brighter": 0.5}
 COLOURS = ("dark red", "light red", "green", "blue")
@@ -154,7 +154,7 @@ def make_colour(options: ColourOptions, checkpoint: Checkpoint) -> Colour:
 class Grey(GuidanceModel):
     """Brightness (B, H, W), of which nothing short can be said."""
 
-    def __init__(self, options: None, checkpoint: Checkpoint | None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._network = nn.Identity()
 
@@ -183,8 +183,8 @@ class Grey(GuidanceModel):
         return []
 
 
-def make_grey(options: None, checkpoint: Checkpoint | None) -> Grey:
-    return Grey(options, checkpoint)
+def make_grey(options: GreyOptions, checkpoint: Checkpoint | None) -> Grey:
+    return Grey()
 
 
 class CrossEntropy(TaskLoss):

@@ -37,6 +37,7 @@ def ppap_guiders() -> list[GuiderSpec]:
             name="grey",
             summary="Sees brightness, a number for each pixel.",
             factory="ppap_plugin_toy.parts:make_grey",
+            options="ppap_plugin_toy.options:GreyOptions",
             task="brightness",
             default_loss="toy-square",
             needs_checkpoint=False,
@@ -83,5 +84,6 @@ def ppap_assets() -> list[Asset]:
     return [
         _card("toy-8", "toy", "backend", 8),
         _card("colour-3", "colour", "guider", 8),
+        _card("grey-1", "grey", "guider", 8),
         DefaultTarget(guider="colour", checkpoint="colour-3", text="green"),
     ]
