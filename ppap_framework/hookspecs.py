@@ -43,4 +43,4 @@ def ppap_expert_adapters() -> Sequence[AdapterSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def ppap_assets() -> Sequence[Asset]:  # type: ignore[empty-body]  # a declaration
-    """Checkpoints and default targets, for components of this or any other distribution."""
+    """Checkpoints, bundles of experts and default targets, for components of any distribution."""

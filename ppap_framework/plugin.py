@@ -29,11 +29,13 @@ __all__ = [
     "PPAP_API",
     "AdapterSpec",
     "Asset",
+    "AssetFile",
     "BackendSpec",
     "Card",
     "ComponentKind",
     "ComponentSpec",
     "DefaultTarget",
+    "ExpertBundle",
     "GuiderSpec",
     "TaskLossSpec",
     "hookimpl",
@@ -139,31 +141,20 @@ class AdapterSpec(ComponentSpec):
 
 
 @attrs.frozen(kw_only=True)
-class Card:
-    """A checkpoint as a record of data: where it is, how to know it is the right one, and what it
-    may be used for.
+class AssetFile:
+    """A file as a record of data: where it is, how to know it is the right one, and what it may be
+    used for. Use one of the two kinds below.
 
     Attributes:
-        name: How it is asked for, as in `--checkpoint NAME`.
-        component: The name of the backend or guider that it is for.
-        kind: Which of the two that is.
+        name: How it is asked for, as in `--checkpoint NAME` or `--experts NAME`.
         summary: One line.
         uri: `https://...`, `hf://owner/name/file`, or `package://package/path/in/package`.
         sha256: Of the file, 64 hexadecimal digits; None where no trustworthy one is published.
         size: Of the file, in bytes; None where unknown.
         licence: Of the weights.
-        image_size: Height and width in pixels of the images that it draws or reads.
-        architecture: What the component's factory needs to build the network, where the file does
-            not say it itself.
-        default: Whether it is taken when nothing else is asked for. A card of the component's own
-            distribution goes before one of another.
     """
 
     name: str = attrs.field(validator=_check_name)
-    component: str = attrs.field(validator=_check_name)
-    kind: Literal["backend", "guider"] = attrs.field(
-        validator=attrs.validators.in_(("backend", "guider"))
-    )
     summary: str = attrs.field(validator=_text)
     uri: str = attrs.field(validator=attrs.validators.matches_re(r"(https|hf|package)://.+"))
     sha256: str | None = attrs.field(
@@ -173,9 +164,47 @@ class Card:
         validator=attrs.validators.optional(attrs.validators.instance_of(int))
     )
     licence: str = attrs.field(validator=_text)
+
+
+@attrs.frozen(kw_only=True)
+class Card(AssetFile):
+    """A checkpoint.
+
+    Attributes:
+        component: The name of the backend or guider that it is for.
+        kind: Which of the two that is.
+        image_size: Height and width in pixels of the images that it draws or reads.
+        architecture: What the component's factory needs to build the network, where the file does
+            not say it itself.
+        default: Whether it is taken when nothing else is asked for. A card of the component's own
+            distribution goes before one of another.
+    """
+
+    component: str = attrs.field(validator=_check_name)
+    kind: Literal["backend", "guider"] = attrs.field(
+        validator=attrs.validators.in_(("backend", "guider"))
+    )
     image_size: int = attrs.field(validator=attrs.validators.instance_of(int))
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
     default: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+
+
+@attrs.frozen(kw_only=True)
+class ExpertBundle(AssetFile):
+    """Experts of a guider, trained on images of a backend; the file says for which weights.
+
+    Attributes:
+        guider: The guider's name.
+        backend: The backend's name.
+    """
+
+    guider: str = attrs.field(validator=_check_name)
+    backend: str = attrs.field(validator=_check_name)
+
+    @property
+    def component(self) -> str:
+        """The guider's name."""
+        return self.guider
 
 
 @attrs.frozen(kw_only=True)
@@ -194,4 +223,4 @@ class DefaultTarget:
     text: str = attrs.field(validator=_text)
 
 
-Asset: TypeAlias = Card | DefaultTarget
+Asset: TypeAlias = Card | ExpertBundle | DefaultTarget

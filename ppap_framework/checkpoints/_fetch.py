@@ -6,13 +6,16 @@ import os
 import sys
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.errors import AssetError
-from ppap_framework.plugin import Card
+from ppap_framework.plugin import Card, ExpertBundle
 
 __all__ = ["cache_dir", "fetch", "package_file"]
+
+File: TypeAlias = Card | ExpertBundle
 
 
 def cache_dir() -> Path:
@@ -24,7 +27,7 @@ def cache_dir() -> Path:
     return Path(pooch.os_cache("ppap"))
 
 
-def fetch(card: Card, *, offline: bool = False) -> Path:
+def fetch(card: File, *, offline: bool = False) -> Path:
     """The file of a card: downloaded when missing or damaged, of the size and hash that it states.
 
     A file that was put by hand where the download would have gone serves as well.
@@ -73,14 +76,14 @@ def package_file(uri: str) -> Path:
     return path
 
 
-def _target(card: Card) -> Path:
+def _target(card: File) -> Path:
     folder = cache_dir() / card.component / card.name
     if card.uri.startswith("hf://"):
         return folder / _hub_parts(card)[2]
     return folder / (PurePosixPath(urlsplit(card.uri).path).name or card.name)
 
 
-def _hub_parts(card: Card) -> tuple[str, str, str]:
+def _hub_parts(card: File) -> tuple[str, str, str]:
     """hf://owner/name[@revision]/path/of/file as (repository, revision, file)."""
     parts = card.uri.removeprefix("hf://").split("/", 2)
     if len(parts) < 3 or not all(parts):
@@ -92,20 +95,20 @@ def _hub_parts(card: Card) -> tuple[str, str, str]:
     return repository, revision or "main", parts[2]
 
 
-def _url(card: Card) -> str:
+def _url(card: File) -> str:
     if not card.uri.startswith("hf://"):
         return card.uri
     repository, revision, file = _hub_parts(card)
     return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
 
 
-def _by_hand(card: Card, path: Path) -> str:
+def _by_hand(card: File, path: Path) -> str:
     if card.uri.startswith("package://"):
         return "install its package again"
     return f"download {_url(card)} and put it at {path}"
 
 
-def _download(card: Card, path: Path) -> None:
+def _download(card: File, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if card.uri.startswith("hf://"):
@@ -133,7 +136,7 @@ def _download(card: Card, path: Path) -> None:
         ) from error
 
 
-def _difference(path: Path, card: Card) -> str:
+def _difference(path: Path, card: File) -> str:
     """In what the file differs from its card; empty where it does not."""
     size = path.stat().st_size
     if card.size is not None and size != card.size:

@@ -32,6 +32,7 @@ from ppap_framework.plugin import (
     Card,
     ComponentSpec,
     DefaultTarget,
+    ExpertBundle,
     GuiderSpec,
     TaskLossSpec,
 )
@@ -54,7 +55,7 @@ _RETURNS: dict[str, tuple[type, ...]] = {
     "ppap_guiders": (GuiderSpec,),
     "ppap_task_losses": (TaskLossSpec,),
     "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, DefaultTarget),
+    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
 }
 
 
@@ -286,6 +287,8 @@ def _check_unique(offered: list[ComponentSpec | Asset]) -> None:
             label = f"{kind_of(item)} {item.name!r}"
         elif isinstance(item, Card):
             label = f"checkpoint {item.name!r} of {item.kind} {item.component!r}"
+        elif isinstance(item, ExpertBundle):
+            label = f"experts {item.name!r}"
         else:
             label = f"default target of guider {item.guider!r} with {item.checkpoint!r}"
         if label in seen:

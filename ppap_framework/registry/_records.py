@@ -54,7 +54,7 @@ class PluginRecord:
         hint: What to type about it; may be empty.
         error: What it raised, if it did.
         specs: The components that it supplies.
-        assets: The cards and default targets that it supplies.
+        assets: The cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str

@@ -16,6 +16,7 @@ from ppap_framework.plugin import (
     ComponentKind,
     ComponentSpec,
     DefaultTarget,
+    ExpertBundle,
     GuiderSpec,
     TaskLossSpec,
 )
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CardKind = Literal["backend", "guider"]
 
-_A = TypeVar("_A", Card, DefaultTarget)
+_A = TypeVar("_A", Card, ExpertBundle, DefaultTarget)
 
 
 @attrs.frozen
@@ -82,7 +83,7 @@ class Registry:
         return claims[0][1]
 
     def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
-        """The plugin that a component, card or default target of this registry came from.
+        """The plugin that a component or asset of this registry came from.
 
         Raises:
             LookupError: For any other record.
@@ -151,6 +152,46 @@ class Registry:
             )
         return default
 
+    def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
+        """The bundles of experts that distributions offer, by distribution.
+
+        Args:
+            backend: Only those that learned from this backend.
+            guider: Only those of this guider.
+        """
+        return [
+            bundle
+            for _, bundle in self._assets(ExpertBundle)
+            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
+        ]
+
+    def bundle(self, name: str) -> ExpertBundle:
+        """The bundle of experts of that name.
+
+        Args:
+            name: Its name, or "distribution:name".
+
+        Raises:
+            AssetError: Where there is none.
+            PluginError: Where several distributions claim the name.
+        """
+        distribution, bare = split(name)
+        offers = list(self._assets(ExpertBundle))
+        claims = [
+            (record, bundle)
+            for record, bundle in offers
+            if bundle.name == bare and distribution in (None, record.distribution)
+        ]
+        if not claims:
+            known = [bundle.name for _, bundle in offers]
+            raise AssetError(
+                f"no experts are called {name!r}", hint=_refusals.card_hint(bare, known)
+            )
+        if len(claims) > 1:
+            providers = [record for record, _ in claims]
+            raise _refusals.contested(f"experts {bare!r}", "--experts", name, providers)
+        return claims[0][1]
+
     def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
         """What a guider aims at with a checkpoint when no target is named, if anybody says."""
         offers = self._default_targets(guider, checkpoint)
@@ -206,7 +247,12 @@ class Registry:
 
     def conflicts(self) -> list[Conflict]:
         """Every name that several plugins claim, and every default that none of them owns."""
-        return [*self._component_conflicts(), *self._card_conflicts(), *self._target_conflicts()]
+        return [
+            *self._component_conflicts(),
+            *self._card_conflicts(),
+            *self._bundle_conflicts(),
+            *self._target_conflicts(),
+        ]
 
     def _component_conflicts(self) -> Iterator[Conflict]:
         for kind in SPEC_TYPES:
@@ -223,6 +269,12 @@ class Registry:
                 yield from _several(f"checkpoint {name!r} {of_it}", claims)
             defaults = [offer for offer in offers if offer[1].default]
             yield from self._ties(f"default checkpoint {of_it}", kind, component, defaults)
+
+    def _bundle_conflicts(self) -> Iterator[Conflict]:
+        offers = list(self._assets(ExpertBundle))
+        for name in dict.fromkeys(bundle.name for _, bundle in offers):
+            claims = [offer for offer in offers if offer[1].name == name]
+            yield from _several(f"experts {name!r}", claims)
 
     def _target_conflicts(self) -> Iterator[Conflict]:
         targets = [target for _, target in self._assets(DefaultTarget)]

@@ -1,0 +1,71 @@
+"""Experts: several readers of noise in one network, and the file that holds them.
+
+    guide = Identity(component="classifier", checkpoint=None, sha256=guide_sha256(model))
+    experts = ExpertSet(model, NoiseRanges.equal(stage.schedule, 5), {"lora": lora, "bias": bias})
+    with experts.training(0): ...                       # gradients reach experts.parameters(0)
+    save_bundle(path, experts, describe(experts, stage, guide=guide, ...))
+
+    bundle = choose_bundle("auto", model, backend)      # verified, and for these very weights
+    experts = load_bundle(bundle.path, model, backend)
+    prediction = experts.at(level)(images, level)
+    experts.detach()                                    # the network is as it was found
+
+A noise level belongs to one expert; a clean image to none, the untouched network looks at it.
+"""
+
+from __future__ import annotations
+
+from ppap_framework.experts.bundle import (
+    SUFFIX,
+    installed_adapter,
+    load_bundle,
+    read_bundle_info,
+    save_bundle,
+    verify_bundle,
+)
+from ppap_framework.experts.discovery import (
+    BundleFile,
+    bundle_by_name,
+    choose_bundle,
+    experts_dir,
+    find_bundles,
+    keep_bundle,
+)
+from ppap_framework.experts.identity import (
+    InputConvention,
+    backend_sha256,
+    guide_sha256,
+    weights_sha256,
+)
+from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
+from ppap_framework.experts.match import WAIVABLE
+from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.set import ExpertSet, Look, has_experts
+
+__all__ = [
+    "SUFFIX",
+    "WAIVABLE",
+    "AdapterConfig",
+    "BundleFile",
+    "BundleInfo",
+    "ExpertSet",
+    "Identity",
+    "InputConvention",
+    "Look",
+    "NoiseRanges",
+    "backend_sha256",
+    "bundle_by_name",
+    "choose_bundle",
+    "describe",
+    "experts_dir",
+    "find_bundles",
+    "guide_sha256",
+    "has_experts",
+    "installed_adapter",
+    "keep_bundle",
+    "load_bundle",
+    "read_bundle_info",
+    "save_bundle",
+    "verify_bundle",
+    "weights_sha256",
+]

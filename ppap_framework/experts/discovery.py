@@ -1,0 +1,193 @@
+"""Finding bundles: by path, by name, or by what they are for."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import attrs
+
+from ppap_framework.checkpoints import cache_dir, fetch
+from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.errors import AssetError
+from ppap_framework.experts.bundle import SUFFIX, check_match, read_bundle_info, verify_bundle
+from ppap_framework.experts.info import BundleInfo
+from ppap_framework.experts.match import Present, check_waivers
+from ppap_framework.plugin import ExpertBundle
+from ppap_framework.registry import Registry, registry
+
+__all__ = [
+    "BundleFile",
+    "bundle_by_name",
+    "choose_bundle",
+    "experts_dir",
+    "find_bundles",
+    "keep_bundle",
+]
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class BundleFile:
+    """A bundle that is here.
+
+    Attributes:
+        name: How it is asked for.
+        path: Of the file.
+        distribution: That supplies it; None for the user's own.
+    """
+
+    name: str
+    path: Path
+    distribution: str | None = None
+
+    def info(self) -> BundleInfo:
+        """As `read_bundle_info`."""
+        return read_bundle_info(self.path)
+
+
+def experts_dir() -> Path:
+    """The folder in which a user's own bundles are found by name and by `--experts auto`."""
+    return cache_dir() / "experts"
+
+
+def keep_bundle(path: Path) -> Path:
+    """Copy a bundle to where it is found; one of the same name is replaced at once.
+
+    Raises:
+        AssetError: Where that cannot be written.
+    """
+    kept = experts_dir() / path.name
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(path, temporary)
+            temporary.replace(kept)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise AssetError(f"cannot write {str(kept)!r}: {error.strerror or error}") from error
+    return kept
+
+
+def find_bundles(
+    folders: Iterable[Path] | None = None, plugins: Registry | None = None
+) -> list[BundleFile]:
+    """Every bundle that is here: the user's own, the newest first, then those of distributions.
+
+    Nothing is downloaded, and nothing is opened.
+
+    Args:
+        folders: To look in; None for `experts_dir`.
+        plugins: That may offer some; None for those that are installed.
+    """
+    own = [
+        path
+        for folder in ([experts_dir()] if folders is None else folders)
+        for path in folder.glob(f"*{SUFFIX}")
+    ]
+    own.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    found = [BundleFile(path.name.removesuffix(SUFFIX), path) for path in own]
+    plugins = registry() if plugins is None else plugins
+    here = [asset for asset in plugins.bundles() if _is_here(asset)]
+    return found + [_installed(plugins, asset, offline=True) for asset in here]
+
+
+def bundle_by_name(source: str) -> BundleFile:
+    """The bundle that is asked for; that of a distribution is downloaded when it is not here.
+
+    Args:
+        source: A path, the name of one of the user's own, or what a distribution calls it.
+
+    Raises:
+        AssetError: Where there is none.
+        PluginError: Where several distributions claim the name.
+    """
+    path = Path(source).expanduser()
+    if path.name.endswith(SUFFIX) or len(path.parts) > 1:
+        return BundleFile(path.name.removesuffix(SUFFIX), path)
+    own = {bundle.name: bundle for bundle in find_bundles(plugins=Registry(()))}
+    if source in own:
+        return own[source]
+    plugins = registry()
+    try:
+        return _installed(plugins, plugins.bundle(source), offline=False)
+    except AssetError:
+        known = [*own, *(asset.name for asset in plugins.bundles())]
+        if source.rpartition(":")[2] in known:
+            raise
+    near = difflib.get_close_matches(source, known, n=1)
+    raise AssetError(
+        f"no experts are called {source!r}",
+        hint=f"did you mean {near[0]!r}?"
+        if near
+        else f"give the path of a file NAME{SUFFIX}"
+        + (f", or one of {', '.join(known)}" if known else ", or train some with `ppap adapt`"),
+    )
+
+
+def choose_bundle(
+    source: str,
+    model: GuidanceModel,
+    backend: DiffusionBackend,
+    *,
+    allow_mismatch: Collection[str] = (),
+) -> BundleFile | None:
+    """The experts that shall guide: verified, and known to be for what is here.
+
+    Args:
+        source: "none", "auto" for the first of `find_bundles` whose every hash matches, if there is
+            one, or what `bundle_by_name` takes.
+        model: The guide, without experts.
+        backend: That it shall steer.
+        allow_mismatch: Which of `WAIVABLE` may differ.
+
+    Returns:
+        What `load_bundle` can attach to `model`; None for no experts.
+
+    Raises:
+        AssetError: Where the bundle that is asked for is missing, damaged, or does not match.
+        PluginError: Where several distributions claim its name.
+        UsageError: For a difference that cannot be waived.
+    """
+    check_waivers(allow_mismatch)
+    if source == "none":
+        return None
+    present = Present(model, backend)
+    if source != "auto":
+        bundle = bundle_by_name(source)
+        info, _ = verify_bundle(bundle.path)
+        check_match(bundle.path, present.differences(info), allow_mismatch)
+        return bundle
+    for bundle in find_bundles():
+        try:
+            info = bundle.info()
+            if not present.is_for(info):
+                continue
+            check_match(bundle.path, present.differences(info), allow_mismatch)
+            verify_bundle(bundle.path)
+        except AssetError as error:
+            _log.warning("experts %r are passed over: %s", bundle.name, error)
+            continue
+        return bundle
+    return None
+
+
+def _is_here(asset: ExpertBundle) -> bool:
+    try:
+        fetch(asset, offline=True)
+    except AssetError as error:
+        _log.info("experts %r are not here: %s", asset.name, error)
+        return False
+    return True
+
+
+def _installed(plugins: Registry, asset: ExpertBundle, *, offline: bool) -> BundleFile:
+    path = fetch(asset, offline=offline)
+    return BundleFile(asset.name, path, plugins.provider(asset).distribution)

@@ -1,0 +1,229 @@
+"""One network and its experts: which of them looks at an image is decided by its noise level."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, final
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ppap_framework.components import ExpertAdapter, GuidanceModel
+from ppap_framework.errors import AssetError, PluginError
+from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.noise import NoiseLevel
+
+__all__ = ["ExpertSet", "Look", "has_experts"]
+
+Look: TypeAlias = Callable[[Tensor, NoiseLevel], Any]
+"""From B images and their noise levels to a prediction, as `GuidanceModel.forward`."""
+
+_CLEAN = -1
+_UNSETTLED = -2
+
+_owned: WeakSet[nn.Module] = WeakSet()
+
+
+def has_experts(network: nn.Module) -> bool:
+    """Whether adapters are attached to a network, which then may have other names and weights."""
+    return network in _owned
+
+
+@final
+class ExpertSet:
+    """N experts that share one network, of which one at a time is merged into its weights.
+
+    Each noise level belongs to one expert, and clean images (log-SNR inf) to none: the untouched
+    network looks at those. The set owns the network until `detach`.
+
+    Args:
+        model: Around the network.
+        ranges: Of the N experts.
+        adapters: By name. They are attached here, in this order, and must not share tensors.
+
+    Attributes:
+        model: As given.
+        ranges: As given.
+        adapters: As given.
+        network_parameters: Of the untouched network.
+
+    Raises:
+        ValueError: Where the network has experts already, or there are no adapters.
+        UsageError: Where an adapter finds nothing to adapt.
+    """
+
+    def __init__(
+        self, model: GuidanceModel, ranges: NoiseRanges, adapters: Mapping[str, ExpertAdapter]
+    ) -> None:
+        if has_experts(model.network):
+            raise ValueError("the network has experts already; detach them first")
+        if not adapters:
+            raise ValueError("experts need an adapter")
+        self.model = model
+        self.ranges = ranges
+        self.adapters = dict(adapters)
+        self.network_parameters = sum(p.numel() for p in model.network.parameters())
+        self._active: int | None = None
+        with contextlib.ExitStack() as undo:
+            for adapter in self.adapters.values():
+                adapter.attach(model.network, len(ranges))
+                undo.callback(adapter.detach)
+            undo.pop_all()
+        _owned.add(model.network)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.ranges)
+
+    @property
+    def active(self) -> int | None:
+        """The expert that is merged into the network's weights; None for the untouched network."""
+        return self._active
+
+    def activate(self, index: int | None) -> None:
+        """Merge an expert into the network's weights; None restores the untouched network.
+
+        A graph that was built before must have been differentiated: merging changes the weights in
+        place, of which autograd takes notice and refuses.
+
+        Raises:
+            IndexError: Where there is no such expert.
+        """
+        if index == self._active:
+            return
+        if index is not None and not 0 <= index < len(self):
+            raise IndexError(f"there is no expert {index} of {len(self)}")
+        self._active = _UNSETTLED  # for whoever interrupts this
+        for adapter in self.adapters.values():
+            adapter.activate(index)
+        self._active = index
+
+    def at(self, level: NoiseLevel) -> Look:
+        """What looks at images of these noise levels, until the next call.
+
+        Args:
+            level: B levels. Where they belong to one expert, it is merged and the model itself
+                returned, so that looking costs what it costs without experts.
+        """
+        owners = set(self._owners(level))
+        if len(owners) > 1:
+            return self._grouped
+        for owner in owners:  # none of no images
+            self._merge(owner)
+        return self.model
+
+    def forward(self, images: Tensor, level: NoiseLevel) -> Any:
+        """Look at each image with the expert that owns its noise level.
+
+        Args:
+            images: (B, 3, H, W), in the variance-preserving form.
+            level: Their B noise levels, mixed in any way.
+
+        Returns:
+            The model's prediction: a tensor whose first dimension is B, or tuples, lists and
+            mappings of such. It can be differentiated in the images at any time if the levels are
+            of several experts, and otherwise until another expert is merged.
+        """
+        return self.at(level)(images, level)
+
+    @contextlib.contextmanager
+    def training(self, index: int) -> Iterator[None]:
+        """A context in which one expert lives unmerged and gradients reach its `parameters`."""
+        self.activate(None)
+        with contextlib.ExitStack() as stack:
+            for adapter in self.adapters.values():
+                stack.enter_context(adapter.training(index))
+            yield
+
+    def parameters(self, index: int) -> Iterator[nn.Parameter]:
+        """The trainable parameters of one expert."""
+        for adapter in self.adapters.values():
+            yield from adapter.parameters(index)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the experts hold, as "adapter/name"."""
+        return {
+            f"{name}/{key}": tensor
+            for name, adapter in self.adapters.items()
+            for key, tensor in adapter.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave; the untouched network is active afterwards.
+
+        Raises:
+            AssetError: Where names or shapes differ.
+        """
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.adapters}
+        for key, tensor in state.items():
+            name, _, rest = key.partition("/")
+            if name not in parts:
+                raise AssetError(
+                    f"tensor {key!r} belongs to none of the adapters {', '.join(parts)}",
+                    hint="the file is damaged or of another make",
+                )
+            parts[name][rest] = tensor
+        self.activate(None)
+        for name, adapter in self.adapters.items():
+            adapter.load_state_dict(parts[name])
+
+    def detach(self) -> None:
+        """Leave the network as it was found; the set is of no use afterwards."""
+        self.activate(None)
+        for adapter in reversed(self.adapters.values()):
+            adapter.detach()
+        _owned.discard(self.model.network)
+
+    def _owners(self, level: NoiseLevel) -> list[int]:
+        return [
+            _CLEAN if log_snr == math.inf else self.ranges.owner(log_snr)
+            for log_snr in level.log_snr.tolist()
+        ]
+
+    def _merge(self, owner: int) -> None:
+        self.activate(None if owner == _CLEAN else owner)
+
+    def _grouped(self, images: Tensor, level: NoiseLevel) -> Any:
+        owners = torch.tensor(self._owners(level))  # (B,)
+        differentiable = torch.is_grad_enabled() and images.requires_grad
+        parts, places = [], []
+        for owner in sorted(set(owners.tolist())):
+            rows = (owners == owner).nonzero()[:, 0]
+            own = images[rows.to(images.device)], NoiseLevel(level.log_snr[rows])
+            # When a graph is walked backwards, other weights have taken the place of these. So each
+            # part is computed again then, with its own.
+            part = (
+                checkpoint(self._look, owner, *own, use_reentrant=False, preserve_rng_state=False)
+                if differentiable
+                else self._look(owner, *own)
+            )
+            parts.append(part)
+            places.append(rows)
+        return _joined(parts, torch.cat(places).argsort())
+
+    def _look(self, owner: int, images: Tensor, level: NoiseLevel) -> Any:
+        self._merge(owner)
+        return self.model(images, level)
+
+
+def _joined(parts: Sequence[Any], order: Tensor) -> Any:
+    """Predictions of several batches as that of one, its images in another order."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))[order.to(first.device)]
+    if first is None:
+        return None
+    if isinstance(first, Mapping):
+        return type(first)({key: _joined([p[key] for p in parts], order) for key in first})  # type: ignore[call-arg]  # as mappings are made
+    if isinstance(first, tuple | list):
+        joined = [_joined(column, order) for column in zip(*parts, strict=True)]
+        named = isinstance(first, tuple) and type(first) is not tuple
+        return type(first)(*joined) if named else type(first)(joined)
+    raise PluginError(
+        f"a prediction with a {type(first).__name__} in it cannot be put together from parts",
+        hint="a guide's prediction is a tensor, or tuples, lists and mappings of tensors",
+    )

@@ -1,0 +1,320 @@
+"""A bundle comes back as it was, for what it was trained for, and for nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from experts_toy import SCHEDULE, Backend, Look, Shift, experts_of, make_adapter, trained
+from torch import nn
+
+from ppap_framework.checkpoints import load_into, open_checkpoint, save_checkpoint
+from ppap_framework.errors import AssetError, PluginError, UsageError
+from ppap_framework.experts import (
+    BundleInfo,
+    ExpertSet,
+    InputConvention,
+    backend_sha256,
+    guide_sha256,
+    has_experts,
+    load_bundle,
+    read_bundle_info,
+    save_bundle,
+    verify_bundle,
+    weights_sha256,
+)
+from ppap_framework.noise import NoiseLevel, cosine_schedule
+
+
+def load(path: Path, model: Look, backend: Backend | None = None, **kwargs: Any) -> ExpertSet:
+    return load_bundle(path, model, backend, make_adapter=make_adapter, **kwargs)
+
+
+def refusal(path: Path, model: Look, backend: Backend | None = None, **kwargs: Any) -> AssetError:
+    with pytest.raises(AssetError) as caught:
+        load(path, model, backend, **kwargs)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    assert not has_experts(model.network)
+    return caught.value
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "toy.experts.safetensors"
+    save_bundle(path, *trained(Look(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]}))
+    return path
+
+
+class TestRoundTrip:
+    def test_experts_come_back(self, path: Path) -> None:
+        found, wanted = load(path, Look(), Backend()), experts_of(Look())
+        level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 40, 99])])
+        x = torch.randn(3, 3, 8, 8)
+        with torch.no_grad():
+            assert torch.equal(found.forward(x, level), wanted.forward(x, level))
+        assert found.ranges == wanted.ranges  # to the last bit
+
+    def test_what_it_says_of_itself(self, path: Path) -> None:
+        model, info = Look(), read_bundle_info(path)
+        assert len(info) == 3
+        assert info.guide.sha256 == guide_sha256(model)
+        assert (info.guide.component, info.guide.checkpoint) == ("look", "first")
+        assert info.backend.sha256 == backend_sha256(Backend())
+        assert (info.schedule, info.timesteps) == ("linear", (0, 33, 66, 100))
+        assert info.resolution == (8, 8)
+        assert info.input == InputConvention((3, 8, 8), (-1, -1, -1), (1, 1, 1))
+        assert info.network_parameters == sum(p.numel() for p in model.network.parameters())
+        assert info.expert_parameters == (13,) * 3
+        assert info.metrics == {"agreement": [0.9, 0.8, 0.7]}
+        assert info.recipe["iterations"] == 10
+        assert (info.seed, info.data_sha256, info.scales) == (7, None, None)
+        assert BundleInfo.from_json(info.to_json()) == info
+
+    def test_equal_content_gives_equal_bytes(self, path: Path, tmp_path: Path) -> None:
+        again, other = (tmp_path / f"{name}.experts.safetensors" for name in ("again", "other"))
+        experts, info = trained(Look(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]})
+        save_bundle(again, experts, info)
+        assert again.read_bytes() == path.read_bytes()
+        save_bundle(other, experts, attrs.evolve(info, scales=[2.0, 3.5, 4.0]))
+        assert other.read_bytes() != path.read_bytes()
+        assert read_bundle_info(other).scales == (2.0, 3.5, 4.0)
+
+    def test_an_old_file_is_replaced_and_no_other_is_left(self, path: Path) -> None:
+        before = path.read_bytes()
+        save_bundle(path, *trained(Look(), Backend(), seed=5))
+        assert path.read_bytes() != before
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_names_that_nothing_would_find(self, tmp_path: Path) -> None:
+        experts, info = trained(Look(), Backend())
+        for name in ("toy.safetensors", ".experts.safetensors"):
+            with pytest.raises(UsageError, match="cannot be called"):
+                save_bundle(tmp_path / name, experts, info)
+        with pytest.raises(AssetError, match="cannot write"):
+            save_bundle(tmp_path / "no" / "toy.experts.safetensors", experts, info)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_description_of_other_experts(self, tmp_path: Path) -> None:
+        experts, _ = trained(Look(), Backend(), number=3)
+        _, info = trained(Look(), Backend(), number=4)
+        with pytest.raises(ValueError, match="of other experts"):
+            save_bundle(tmp_path / "toy.experts.safetensors", experts, info)
+
+
+class TestMatch:
+    def test_another_guide_s_weights(self, path: Path) -> None:
+        for waived in ((), ("backend", "resolution")):
+            error = refusal(path, Look(seed=1), Backend(), allow_mismatch=waived)
+            assert "guide: they are for the weights of look 'first'" in error.message
+            assert guide_sha256(Look(seed=1))[:12] in error.message
+            assert "ppap adapt" in error.hint
+
+    def test_one_weight_is_enough(self, path: Path) -> None:
+        model = Look()
+        bias = model.network[0].bias
+        bias.data[0] = torch.nextafter(bias.data[0], torch.tensor(9.0))
+        assert "guide: " in refusal(path, model).message
+        model = Look()
+        model.network[1].running_mean += 1
+        assert "guide: " in refusal(path, model).message
+
+    def test_another_normalisation(self, path: Path) -> None:
+        error = refusal(path, Look(mean=0.45, std=0.25), Backend(), allow_mismatch=["backend"])
+        assert "input: their network was fed" in error.message
+
+    def test_everything_that_differs_is_told_at_once(self, path: Path) -> None:
+        message = refusal(path, Look(mean=0.4), Backend(seed=3, size=16)).message
+        assert [word in message for word in ("input: ", "backend: ", "resolution: ")] == [True] * 3
+        assert "images of 8 x 8, and these are 16 x 16" in message
+
+    def test_what_may_be_waived(self, path: Path) -> None:
+        backend = Backend(seed=3, size=16)
+        error = refusal(path, Look(), backend, allow_mismatch=["backend"])
+        assert "backend: " not in error.message
+        assert error.hint == "--allow-mismatch resolution"
+        assert len(load(path, Look(), backend, allow_mismatch=["backend", "resolution"])) == 3
+        assert len(load(path, Look())) == 3  # with no backend to compare with
+
+    @pytest.mark.parametrize("name", ["guide", "input", "weights"])
+    def test_what_may_not(self, path: Path, name: str) -> None:
+        with pytest.raises(UsageError, match=f"mismatch of '{name}' cannot be allowed"):
+            load(path, Look(), allow_mismatch=[name])
+
+    def test_another_schedule_is_no_difference(self, path: Path) -> None:
+        assert len(load(path, Look(), Backend(schedule=cosine_schedule(1000)))) == 3
+
+    def test_a_guide_that_has_experts(self, path: Path) -> None:
+        model = Look()
+        experts = load(path, model)
+        with pytest.raises(ValueError, match="before experts are attached"):
+            load(path, model)
+        experts.detach()
+        load(path, model)
+
+    def test_an_adapter_that_nobody_supplies(self, path: Path) -> None:
+        with pytest.raises(PluginError, match="'shift'"):
+            load_bundle(path, Look())
+
+    def test_tensors_that_the_adapter_does_not_know(self, path: Path) -> None:
+        model = Look()
+        with pytest.raises(AssetError, match=r"do not fit: these differ: \['0\.0\.bias"):
+            load_bundle(path, model, make_adapter=lambda config: Shift("weight"))
+        assert not has_experts(model.network)
+
+
+class TestIdentity:
+    def test_the_digest_knows_values_and_not_files(self, tmp_path: Path) -> None:
+        network = Look(seed=4).network.half().float()  # so that 16 bits hold it
+        digest = weights_sha256(network.state_dict())
+        save_checkpoint(tmp_path / "a.safetensors", network.state_dict(), {})
+        torch.save({"state_dict": dict(reversed(network.state_dict().items()))}, tmp_path / "b.pt")
+        halves = {
+            k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()
+        }
+        save_checkpoint(tmp_path / "c.safetensors", halves, {})
+        for file in ("a.safetensors", "b.pt", "c.safetensors"):
+            checkpoint = open_checkpoint(tmp_path / file)
+            assert weights_sha256(checkpoint.state_dict()) == digest
+            model = Look(seed=9)
+            load_into(model.network, checkpoint)
+            assert guide_sha256(model) == digest
+
+    def test_the_digest_knows_layout_from_content(self) -> None:
+        x = torch.randn(2, 3, 4, 5)
+        digest = weights_sha256({"x": x, "n": torch.tensor(3)})
+        assert digest == weights_sha256(
+            {"n": torch.tensor(3), "x": x.to(memory_format=torch.channels_last)}
+        )
+        different: list[dict[str, torch.Tensor]] = [
+            {"x": x, "n": torch.tensor(4)},
+            {"x": x, "m": torch.tensor(3)},
+            {"x": x.reshape(2, 3, 20), "n": torch.tensor(3)},
+            {"x": x, "n": torch.tensor([3])},
+            {"x": x, "n": torch.tensor(3.0)},
+            {"x": x},
+            {},
+        ]
+        digests = {digest, *map(weights_sha256, different)}
+        assert len(digests) == 1 + len(different)
+
+    def test_wide_and_odd_dtypes(self) -> None:
+        third = torch.tensor([1 / 3], dtype=torch.float64)
+        assert weights_sha256({"x": third}) != weights_sha256({"x": third.float()})
+        odd = {"c": torch.tensor([1 + 2j]), "b": torch.tensor([True]), "e": torch.empty(0, 3)}
+        assert len(weights_sha256(odd)) == 64
+
+    def test_stages_of_a_backend_count_apart(self) -> None:
+        one, two = Backend(seed=1), Backend(seed=2)
+        assert backend_sha256(one) == backend_sha256(Backend(seed=1)) != backend_sha256(two)
+
+    def test_input_as_it_reaches_the_network(self) -> None:
+        model = Look(mean=0.25, std=0.125)
+        found = InputConvention.measure(model, (4, 6))
+        assert found == InputConvention((3, 4, 6), (-2.0,) * 3, (6.0,) * 3)
+        assert found.matches(InputConvention((3, 4, 6), (-2.01,) * 3, (6.01,) * 3))
+        assert not found.matches(InputConvention((3, 4, 6), (-2.1,) * 3, (6.0,) * 3))
+        assert not found.matches(InputConvention((3, 6, 4), (-2.0,) * 3, (6.0,) * 3))
+
+    def test_measuring_runs_nothing_and_leaves_nothing(self) -> None:
+        model = Look().train()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        InputConvention.measure(model, (8, 8))
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+        assert not model.network._forward_pre_hooks
+
+    def test_a_guide_that_goes_around_its_network(self) -> None:
+        class Aside(Look):
+            def forward(self, images: Any, level: Any = None) -> Any:
+                return self.network[0](images)
+
+        assert InputConvention.measure(Aside(), (8, 8)) is None
+
+    def test_a_network_that_takes_names_or_no_images(self) -> None:
+        class Named(nn.Module):
+            def forward(self, *, pixels: Any) -> Any:
+                return pixels
+
+        class Call(Look):
+            def __init__(self, given: Any) -> None:
+                super().__init__()
+                self._network, self.given = Named(), given
+
+            def forward(self, images: Any, level: Any = None) -> Any:
+                return self.network(pixels=self.given(images))
+
+        features = InputConvention.measure(Call(lambda x: x.mean((2, 3))), (8, 8))
+        assert features == InputConvention((3,), (-1.0,) * 3, (1.0,) * 3)
+        assert InputConvention.measure(Call(lambda x: "nothing"), (8, 8)) is None
+
+
+class TestDescription:
+    @pytest.fixture
+    def said(self) -> dict[str, Any]:
+        _, info = trained(Look(), Backend(), scales=[1.0, 2.0, 3.0])
+        said: dict[str, Any] = json.loads(info.to_json())
+        return said
+
+    def test_everything_wrong_is_told_at_once(self, said: dict[str, Any]) -> None:
+        del said["guide"]["sha256"]
+        del said["recipe"]
+        said |= {
+            "seed": "7", "resolution": [8], "scales": "high", "mine": 1, "adapters": [],
+            "boundaries": [1.0, "x"],
+        }  # fmt: skip
+        with pytest.raises(ValueError) as caught:
+            BundleInfo.from_json(json.dumps(said))
+        for part in (
+            "'mine' is unknown", "guide: sha256 is missing", "recipe is missing",
+            "seed: it must be a whole number, not '7'", "resolution: it must be two",
+            "scales: ", "adapters: ", "boundaries: it must be a list of finite numbers",
+        ):  # fmt: skip
+            assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"boundaries": [1.0, 2.0]}, "fall strictly"),
+            ({"timesteps": [0, 50, 100]}, "timesteps must be 4 rising numbers"),
+            ({"timesteps": [0, 50, 40, 100]}, "timesteps must be 4 rising numbers"),
+            ({"scales": [1.0]}, "scales must be 3 numbers, not 1"),
+            ({"expert_parameters": [1]}, "expert_parameters must be 3 numbers"),
+            ({"image_space": "latent"}, "image_space: it must be 'rgb', not 'latent'"),
+            ({"data_sha256": "abc"}, "data_sha256: it must be 64 hexadecimal digits"),
+            ({"guide": 3}, "guide: 3 is no object"),
+            ({"input": {"shape": [3]}}, "input: black is missing; white is missing"),
+            ({"seed": True}, "seed: it must be a whole number"),
+            ({"format": 2}, "format 2, and this version reads 1"),
+        ],
+    )
+    def test_contradictions(self, said: dict[str, Any], change: Any, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            BundleInfo.from_json(json.dumps(said | change))
+
+    @pytest.mark.parametrize("text", ["", "[]", "3", '{"format": NaN}', "[" * 100_000, "{"])
+    def test_no_description_at_all(self, text: str) -> None:
+        with pytest.raises(ValueError) as caught:
+            BundleInfo.from_json(text)
+        assert "\n" not in str(caught.value)
+
+    def test_metrics_that_are_not_finite(self) -> None:
+        with pytest.raises(ValueError, match="finite JSON"):
+            trained(Look(), Backend(), metrics={"loss": float("nan")})
+
+    def test_two_adapters_of_one_name(self, said: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match="different names"):
+            BundleInfo.from_json(json.dumps(said | {"adapters": said["adapters"] * 2}))
+
+
+def test_verify_looks_at_every_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "toy.experts.safetensors"
+    experts, info = trained(Look(), Backend())
+    next(experts.parameters(1)).data[0] = torch.nan
+    save_bundle(path, experts, info)
+    with pytest.raises(AssetError, match=r"'shift/1\.0\.bias' is not finite"):
+        verify_bundle(path)

@@ -1,0 +1,298 @@
+"""One network, several experts: the right one looks, alone, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from experts_toy import SCHEDULE, Look, Shift, experts_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ppap_framework.components import Target, TaskLoss
+from ppap_framework.errors import AssetError, PluginError, UsageError
+from ppap_framework.experts import ExpertSet, NoiseRanges, has_experts
+from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.noise import NoiseLevel
+
+
+class CrossEntropy(TaskLoss):
+    def energy(self, prediction: Any, target: Tensor) -> Tensor:
+        logits = prediction["logits"] if isinstance(prediction, dict) else prediction
+        return F.cross_entropy(logits, target.expand(len(logits)), reduction="none")
+
+    def transfer(self, student: Any, teacher: Any) -> Tensor:
+        raise NotImplementedError
+
+    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+def shifted(model: Look, experts: ExpertSet, index: int | None) -> nn.Module:
+    """The oracle: a network of its own for an expert, made before anything is merged."""
+    network = copy.deepcopy(model.network)
+    if index is not None:
+        adapter = experts.adapters["shift"]
+        assert isinstance(adapter, Shift)
+        for name, bias in network.named_parameters():
+            if name in adapter.shifts[index]:
+                bias.data = bias.data + adapter.shifts[index][name].data
+    return network.requires_grad_(False)
+
+
+def snapshot(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(network: nn.Module, before: dict[str, Tensor]) -> bool:
+    now = network.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[key], before[key]) for key in now)
+
+
+def images(number: int, seed: int = 1) -> Tensor:
+    return torch.randn(number, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def levels(timesteps: list[int | None]) -> NoiseLevel:
+    return NoiseLevel(
+        torch.tensor(
+            [math.inf if t is None else SCHEDULE.log_snr[t].item() for t in timesteps],
+            dtype=torch.float64,
+        )
+    )
+
+
+def owner(t: int | None, number: int = 3) -> int | None:
+    return None if t is None else next(i for i in range(number) if t < (i + 1) * 100 // number)
+
+
+def test_a_shared_level_merges_its_owner_and_costs_the_model_itself() -> None:
+    model = Look()
+    experts = experts_of(model)
+    oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
+    adapter = experts.adapters["shift"]
+    x = images(4)
+    for t in [99, 99, 70, 40, 33, 32, 0, None, 50]:
+        level = levels([t] * 4)
+        look = experts.at(level)
+        assert look is model
+        assert experts.active == owner(t)
+        with torch.no_grad():
+            torch.testing.assert_close(look(x, level), oracles[owner(t)](x))
+    assert adapter.merges == 5  # 99 and 99 and 70; 40 and 33; 32 and 0; clean; 50
+
+
+@settings(max_examples=40)
+@given(st.lists(st.none() | st.integers(0, 99), min_size=1, max_size=9))
+def test_mixed_levels_are_as_one_by_one(timesteps: list[int | None]) -> None:
+    model = Look()
+    experts = experts_of(model)
+    oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
+    x = images(len(timesteps))
+    with torch.no_grad():
+        together = experts.forward(x, levels(timesteps))
+        alone = torch.cat([oracles[owner(t)](x[i : i + 1]) for i, t in enumerate(timesteps)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_nested_predictions_are_put_together() -> None:
+    model, plain = Look(nested="mapping"), Look()
+    timesteps = [80, 3, None, 50, 3]
+    x, level = images(5), levels(timesteps)
+    with torch.no_grad():
+        found = experts_of(model).forward(x, level)
+        logits = experts_of(plain).forward(x, level)
+    assert isinstance(found, dict)
+    exp, (pair, nothing) = found["parts"]
+    assert isinstance(found["parts"], list)
+    assert nothing is None
+    for part, wanted in ((found["logits"], logits), (exp, logits.exp()), (pair, logits[:, :2])):
+        torch.testing.assert_close(part, wanted)
+
+
+def test_a_prediction_that_cannot_be_put_together_is_named() -> None:
+    model = Look(nested="record")
+    experts = experts_of(model)
+    assert experts.forward(images(2), levels([1, 2])).logits.shape == (2, 5)
+    with pytest.raises(PluginError, match="Answer"):
+        experts.forward(images(2), levels([1, 99]))
+
+
+@pytest.mark.parametrize("timesteps", [[80] * 4, [80, 3, 50, 3], [3, 80, None, 50], [None] * 4])
+def test_gradients_are_those_of_each_owner(timesteps: list[int | None]) -> None:
+    model = Look()
+    experts = experts_of(model, ending="")  # weights, too: a graph remembers those
+    oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
+    guide = Guide(
+        name="toy",
+        model=model,
+        loss=CrossEntropy(),
+        target=Target(value=torch.tensor([1]), label="one"),
+        experts=experts,
+    )
+    x = images(4)
+    found = guide.gradient(x, levels(timesteps))
+    for i, t in enumerate(timesteps):
+        own = x[i : i + 1].clone().requires_grad_()
+        energy = F.cross_entropy(oracles[owner(t)](own), torch.tensor([1]))
+        (wanted,) = torch.autograd.grad(energy, own)
+        torch.testing.assert_close(found[i : i + 1], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stale_graph_is_refused_and_never_wrong() -> None:
+    # Biases are no part of a graph; weights are.
+    experts = experts_of(Look(), ending="weight")
+    x = images(2).requires_grad_()
+    old = experts.forward(x, levels([90, 90]))
+    experts.forward(x, levels([1, 1]))
+    with pytest.raises(RuntimeError, match="inplace"):
+        torch.autograd.grad(old.sum(), x)
+
+
+def test_clean_images_through_the_denoiser_are_the_untouched_network_s() -> None:
+    model = Look()
+    loss, target = CrossEntropy(), Target(value=torch.tensor([1]), label="one")
+    bare = Guide(name="toy", model=Look(), loss=loss, target=target)
+    guide = Guide(name="toy", model=model, loss=loss, target=target, experts=experts_of(model))
+    clean = levels([None] * 2)
+    assert torch.equal(guide.gradient(images(2), clean), bare.gradient(images(2), clean))
+    assert EnergyGuidance([guide], "clean").guides[0].experts is guide.experts
+
+
+def test_a_guide_wants_the_experts_of_its_own_model() -> None:
+    with pytest.raises(ValueError, match="of another model"):
+        Guide(
+            name="toy",
+            model=Look(),
+            loss=CrossEntropy(),
+            target=Target(value=torch.tensor([1]), label="one"),
+            experts=experts_of(Look()),
+        )
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(["at", "mixed", "train", "none"]), max_size=8), st.randoms())
+def test_the_network_is_left_as_it_was(actions: list[str], random: Any) -> None:
+    model = Look()
+    before = snapshot(model.network)
+    experts = experts_of(model)
+    for action in actions:
+        t = [random.randrange(100) for _ in range(3)]
+        if action == "at":
+            experts.at(levels(t[:1] * 3))
+        elif action == "mixed":
+            experts.forward(images(3), levels([*t[:2], None]))
+        elif action == "train":
+            index = owner(t[0])
+            assert index is not None
+            with experts.training(index):
+                assert experts.active is None
+                loss = model(images(2)).square().mean()
+                gradients = torch.autograd.grad(loss, list(experts.parameters(index)))
+            with torch.no_grad():
+                for parameter, gradient in zip(experts.parameters(index), gradients, strict=True):
+                    parameter -= gradient
+        else:
+            experts.activate(None)
+            assert same(model.network, before)
+    experts.detach()
+    assert same(model.network, before)
+    assert not has_experts(model.network)
+
+
+def test_training_one_expert_leaves_the_others_alone() -> None:
+    model = Look()
+    experts = experts_of(model)
+    others = {k: v.clone() for k, v in experts.state_dict().items() if "/1." not in k}
+    experts.activate(1)
+    with experts.training(1):
+        model(images(2)).sum().backward()
+    optimizer = torch.optim.SGD(experts.parameters(1), 0.1)
+    old = [parameter.detach().clone() for parameter in experts.parameters(1)]
+    optimizer.step()
+    moved = [not torch.equal(a, b) for a, b in zip(experts.parameters(1), old, strict=True)]
+    assert any(moved)
+    now = experts.state_dict()
+    assert all(torch.equal(now[key], value) for key, value in others.items())
+    # What is merged next is what was learned.
+    level = levels([50] * 2)
+    with torch.no_grad():
+        oracle = shifted(model, experts, 1)
+        torch.testing.assert_close(experts.at(level)(images(2), level), oracle(images(2)))
+
+
+def test_several_adapters_and_their_order() -> None:
+    model = Look()
+    first, second = Shift("0.bias"), Shift("5.bias")
+    experts = ExpertSet(model, NoiseRanges((0.0,)), {"first": first, "second": second})
+    assert set(experts.state_dict()) == {
+        "first/0.0.bias", "first/1.0.bias", "second/0.5.bias", "second/1.5.bias"
+    }  # fmt: skip
+    assert [p.shape for p in experts.parameters(0)] == [(4,), (5,)]
+    assert experts.network_parameters == sum(p.numel() for p in Look().network.parameters())
+
+
+def test_state_comes_back() -> None:
+    experts, fresh = experts_of(Look(), seed=1), experts_of(Look(), seed=2)
+    x, level = images(3), levels([1, 50, 99])
+    fresh.at(levels([1]))
+    fresh.load_state_dict(experts.state_dict())
+    assert fresh.active is None
+    with torch.no_grad():
+        assert torch.equal(fresh.forward(x, level), experts.forward(x, level))
+    with pytest.raises(AssetError, match="'lora/x'"):
+        fresh.load_state_dict({"lora/x": torch.ones(1)})
+
+
+def test_what_a_set_refuses() -> None:
+    model = Look()
+    ranges = NoiseRanges(())
+    with pytest.raises(ValueError, match="need an adapter"):
+        ExpertSet(model, ranges, {})
+    before = snapshot(model.network)
+    first = Shift()
+    with pytest.raises(UsageError, match="no bias"):
+        ExpertSet(model, ranges, {"shift": first, "none": Shift("nothing")})
+    assert first.merges == 1  # detached again
+    assert same(model.network, before)
+    experts = ExpertSet(model, ranges, {"shift": Shift()})
+    with pytest.raises(ValueError, match="has experts already"):
+        ExpertSet(model, ranges, {"shift": Shift()})
+    for index in (1, -1):
+        with pytest.raises(IndexError):
+            experts.activate(index)
+    experts.detach()
+    ExpertSet(model, ranges, {"shift": Shift()})
+
+
+def test_an_interrupted_merge_is_repeated() -> None:
+    model = Look()
+    experts = experts_of(model)
+    adapter = experts.adapters["shift"]
+    assert isinstance(adapter, Shift)
+    whole = adapter.activate
+
+    def interrupted(index: int | None) -> None:
+        whole(index)
+        raise KeyboardInterrupt
+
+    experts.activate(0)
+    adapter.activate = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        experts.activate(1)
+    adapter.activate = whole  # type: ignore[method-assign]
+    experts.activate(0)
+    level = levels([0])
+    with torch.no_grad():
+        oracle = experts_of(Look())
+        assert torch.equal(model(images(1), level), oracle.at(level)(images(1), level))
+
+
+def test_no_images_at_all() -> None:
+    experts = experts_of(Look())
+    assert experts.forward(images(2)[:0], levels([])).shape == (0, 5)
