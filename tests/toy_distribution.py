@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ def start(site: Path, folder: Path, *arguments: str, **variables: str) -> subpro
             "OMP_NUM_THREADS": "1",
             **variables,
         },
+        # A shell's background jobs ignore Ctrl-C, and so would this process if the tests are one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -32,7 +32,7 @@ __all__ = ["Command", "Option", "Text", "command", "find_config", "problems_of"]
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
-_CONFIGURED = ("run",)
+_CONFIGURED = ("run", "synthesize")
 """The commands whose options come from files and the environment too."""
 
 
