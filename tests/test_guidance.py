@@ -260,9 +260,12 @@ class TestSafety:
     def test_a_bad_image_stays_alone(self, through) -> None:
         x = images()
         x[1] = torch.nan
-        found = pull(EnergyGuidance([guide()], through=through), x)
+        guidance = EnergyGuidance([guide()], through=through)
+        found = pull(guidance, x)
         wanted = pull(EnergyGuidance([guide()], through=through))
         assert bool((found[1] == 0).all())
+        assert guidance.statistics.guides[0].skipped == 1
+        assert guidance.statistics.denoiser_skipped == 0  # counted once
         rest = [0, 2, 3]
         torch.testing.assert_close(found[rest], wanted[rest])
 

@@ -323,6 +323,21 @@ class TestWalk:
         assert all(t.dtype == torch.int64 for t in stage.seen)
         torch.testing.assert_close(states[-1].x, states[-1].prediction.x0)
 
+    def test_guidance_is_told_where_it_is(self) -> None:
+        stage = GaussianStage(LINEAR)
+        process = process_of(stage, 4)
+        start, source = noise_of(batch=2, side=2)
+        told: list[tuple[float, list[float]]] = []
+
+        def guidance(x_t: Tensor, time: float, level: NoiseLevel, denoise) -> Any:
+            told.append((time, level.log_snr.tolist()))
+            return denoise(x_t), None
+
+        sample(stage, process, start, source, guidance=guidance)
+        list(inversion(stage, process, start, guidance=guidance))
+        kept = [750, 500, 250, 0, 0, 250, 500]
+        assert told == [(t / 1000, [LINEAR.log_snr[t].item()] * 2) for t in kept]
+
     def test_x0_is_changed_before_it_is_clipped(self) -> None:
         stage = GaussianStage(LINEAR)
         start, source = noise_of(side=2)

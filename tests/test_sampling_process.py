@@ -175,6 +175,17 @@ def test_bound_is_the_divergence_from_the_posterior() -> None:
         torch.testing.assert_close(found[row], bits, rtol=1e-4, atol=1e-7)
 
 
+def test_bound_of_the_last_step_is_the_likelihood_of_the_pixels() -> None:
+    process, x0, index, _, _, learned, prediction = bound_case()
+    found = variational_bound_term(process, x0, prediction.x_t, index, prediction)
+    deviation = (0.5 * process.reverse_variance(0, learned[:1], x0)[1]).exp()
+    pixels = Normal(prediction.x0[:1].double(), deviation.double())
+    mass = pixels.cdf(x0[:1] + 1 / 255) - pixels.cdf(x0[:1] - 1 / 255)
+    assert x0[0].abs().max() < 1 - 1 / 255  # no pixel in an unbounded bin
+    bits = -mass.log2().mean().float()
+    torch.testing.assert_close(found[0], bits, rtol=1e-4, atol=0)
+
+
 def test_only_the_variance_learns_from_the_bound() -> None:
     process, x0, index, noise, eps, learned, prediction = bound_case()
     bound = variational_bound_term(process, x0, prediction.x_t, index, prediction)
