@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import click
 
 from ppap_framework.cli.evaluate import experiment_options, read, set_threads, split_rows
@@ -32,6 +31,8 @@ def command(
 
     Rows take turns, with the first scale and interval that each may choose; the median counts.
     """
+    import attrs
+
     from ppap_framework.evaluation import bench
 
     set_threads(threads)

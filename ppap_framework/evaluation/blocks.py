@@ -149,7 +149,7 @@ def _write(path: Path, block: Drawn) -> None:
 def _read(path: Path, number: int) -> Drawn | None:
     """A kept block; None where there is none that is whole."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images, counts = file["images"], file["counts"].tolist()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

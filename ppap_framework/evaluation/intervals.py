@@ -68,9 +68,16 @@ def interval(
         resampled: (R,), the same of resampled images.
         least: What the figure cannot fall below.
         most: What it cannot exceed.
+
+    Returns:
+        With ends that are nan where a resampled figure is not finite.
     """
-    low, high = np.quantile(resampled, _TAILS) - resampled.mean()
-    return Interval(float(value), max(least, float(value + low)), min(most, float(value + high)))
+    value = float(value)
+    if not np.isfinite(resampled).all():
+        return Interval(value, math.nan, math.nan)
+    low, high = (value + np.quantile(resampled, _TAILS) - resampled.mean()).tolist()
+    # Where few resamples differ at all, both ends may lie on one side of the value.
+    return Interval(value, max(least, min(value, low)), min(most, max(value, high)))
 
 
 def share_interval(hits: NDArray[Any], resampled: Floats) -> Interval:

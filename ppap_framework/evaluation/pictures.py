@@ -62,9 +62,9 @@ def read_pictures(path: Path) -> Pictures:
             hint="name an .npz file, or a folder with a folder of pictures for each class",
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays: dict[str, NDArray[Any]] = {name: file[name] for name in _KEYS if name in file}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise AssetError(
             f"{str(path)!r} is no .npz file: {error}", hint="write it with numpy.savez"
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 from ppap_framework.errors import PpapError
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     from ppap_framework.evaluation.report import Results
@@ -77,13 +78,20 @@ def confusion_plot(results: Results, path: Path) -> None:
     side = 2.5 + 0.16 * len(names)
     figure = _figure(side + 0.6, side)
     axis = figure.subplots()
-    drawn = axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
+    drawn = axis.imshow(shares, cmap="Blues", norm=_rare(), interpolation="nearest")
     size = max(3.0, min(9.0, 250.0 / len(names)))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
     axis.set(xlabel="the judge sees", ylabel="it is")
     figure.colorbar(drawn, ax=axis, fraction=0.04)
     _save(figure, path)
+
+
+def _rare() -> Normalize:
+    """From 0 to 1, with most colours for small shares: a good judge errs seldom."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.3, vmin=0.0, vmax=1.0)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -29,7 +29,8 @@ _HEADINGS = {
 }
 _NOTES = """\
 Intervals are 95 % and come from resampling images. *Hit rate*: the judge takes the image for the \
-class it was to show. *Judge is sure*: of more than 0.9, whatever of. *FID*, *KID*, *precision* \
+class it was to show. *Judge is sure*: it gives some class, right or \
+wrong, more than 0.9. *FID*, *KID*, *precision* \
 and *recall* compare the judge's features with those of the reference. *Spread*: variance of these \
 features within a class, 1 is that of the reference and less is less diverse.
 """
@@ -227,7 +228,7 @@ def _cost(result: Results) -> str:
     settings = sorted(
         {
             f"{cost['images_at_once']} images at once, {len(cost['rounds'])} rounds in turn, "
-            f"{cost['threads']} threads, {cost['device']}, "
+            f"{cost['threads']} thread{'s' * (cost['threads'] > 1)}, {cost['device']}, "
             f"{row['environment']['gpu'] or row['environment']['processor']}"
             for row, cost in costs
         }
