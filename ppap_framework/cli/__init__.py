@@ -21,9 +21,24 @@ __all__ = ["COMMANDS", "State", "colour", "main", "ppap"]
 
 COMMANDS = {
     "run": ("ppap_framework.cli.run", "Draw images from a diffusion model, steered by guides."),
-    "evaluate": ("ppap_framework.cli.evaluate", "Measure the rows of an experiment."),
-    "bench": ("ppap_framework.cli.bench", "Measure time and memory of an experiment's rows."),
-    "report": ("ppap_framework.cli.report", "Write measured figures as a page."),
+    "synthesize": (
+        "ppap_framework.cli.synthesize",
+        "Draw the images that experts are trained on; nothing steers.",
+    ),
+    "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
+    "evaluate": (
+        "ppap_framework.cli.evaluate",
+        "Measure the rows of EXPERIMENT, a TOML or JSON file.",
+    ),
+    "bench": ("ppap_framework.cli.bench", "Measure time and memory of the rows of EXPERIMENT."),
+    "report": (
+        "ppap_framework.cli.report",
+        "Write the figures in FOLDER, or in each folder in it, as Markdown with plots.",
+    ),
+    "config": (
+        "ppap_framework.cli.config",
+        "Show the values of options, and where they come from.",
+    ),
     "plugins": ("ppap_framework.cli.plugins", "Show what is installed."),
     "doctor": ("ppap_framework.cli.doctor", "Check the installation and every plugin."),
 }

@@ -1,0 +1,144 @@
+"""`ppap synthesize`: draw the images that experts are trained on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppap_framework.cli import State
+from ppap_framework.cli.config import Command, Option, Text, problems_of
+from ppap_framework.cli.output import print_json
+from ppap_framework.errors import UsageError
+
+if TYPE_CHECKING:
+    from ppap_framework import api
+
+__all__ = ["command"]
+
+_INTERRUPTED = 130
+_SETTINGS = (
+    *("num", "steps", "sampler", "eta", "seed", "block", "shard"),
+    *("device", "threads"),
+)
+
+
+def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    if not settings.get("is_flag"):
+        settings.setdefault("type", Text())
+        settings.setdefault("show_default", settings.get("default") is not None)
+    return click.option(*names, cls=Option, **settings)
+
+
+@click.command("synthesize", cls=Command)
+@_option("--backend", required=True, metavar="NAME", help="The diffusion model.")
+@_option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@_option("--out", required=True, metavar="FOLDER", help="Where to write, or to go on.")
+@_option("--num", type=int, default=2048, help="How many images.")
+@_option("--steps", type=int, default=25, help="Steps from noise to image.")
+@_option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
+@_option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
+@_option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
+@_option("--block", type=int, default=64, help="Images drawn at once.")
+@_option("--shard", type=int, default=512, help="Images in a file, a multiple of --block.")
+@_option("--device", default="auto", help="Such as cpu or cuda.")
+@_option("--threads", type=int, default=1, help="Of each worker, on the CPU.")
+@_option("--workers", type=int, help="Processes; as many as there are cores if left out, up to 8.")
+@_option("--overwrite", is_flag=True, help="Begin anew, whatever set is in the folder.")
+@_option("--json", is_flag=True, help="Print the manifest as JSON.")
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> int:
+    r"""Draw the images that experts are trained on; nothing steers.
+
+    Writes shards that webdataset reads, and manifest.json with hashes; prints the folder. Whatever
+    ends it, the same command goes on where it was, and the bytes come out the same, on any number
+    of workers.
+
+    \b
+    ppap synthesize --backend adm --num 2048 --out runs/synthetic
+    """
+    from ppap_framework.transfer import synthesize
+
+    state = ctx.ensure_object(State)
+    backend, settings = _prepare(given, problems_of(ctx))
+    out = given["out"]
+    try:
+        with _progress(state) as watch:
+            data = synthesize(
+                backend,
+                out=out,
+                **settings,
+                overwrite=given["overwrite"],
+                progress=watch,
+                command=["ppap", *sys.argv[1:]],
+            )
+    except KeyboardInterrupt:
+        click.echo(f"ppap: interrupted; the same command goes on in {out}", err=True)
+        return _INTERRUPTED
+    if given["json"]:
+        print_json({"folder": str(data.path), **data.manifest})
+    else:
+        click.echo(str(data.path))
+    return 0
+
+
+def _prepare(
+    given: dict[str, Any], wrong: Sequence[UsageError]
+) -> tuple[api.LoadedBackend, dict[str, Any]]:
+    """Everything that can be wrong is found before weights are read, and reported at once."""
+    import attrs
+
+    from ppap_framework import api
+    from ppap_framework.transfer import check_synthesis
+
+    problems = api.Problems()
+    problems.errors += wrong
+    # What could not be read is None, and reported; the default stands in for it.
+    defaults = {option.name: option.default for option in command.params}
+    kept = {name: defaults[name] if given[name] is None else given[name] for name in _SETTINGS}
+    kept["workers"] = given["workers"]
+    fields = attrs.fields_dict(api.Settings)
+    settings = api.Settings(
+        batch=kept["block"], **{name: value for name, value in kept.items() if name in fields}
+    )
+    with problems.collected():
+        check_synthesis(
+            Path(given["out"] or ".").expanduser(),
+            settings,
+            shard=kept["shard"],
+            workers=kept["workers"],
+            threads=kept["threads"],
+        )
+    found = []
+    if given["backend"] is not None:
+        with problems.collected():
+            found.append(api.find_backend(given["backend"], checkpoint=given["checkpoint"]))
+    problems.check()
+    return found[0].load(), kept
+
+
+@contextmanager
+def _progress(state: State) -> Iterator[Callable[[api.Progress], None] | None]:
+    """A bar on stderr where that is a terminal."""
+    if state.verbosity < 0 or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("drawing"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        tasks = []
+
+        def watch(progress: api.Progress) -> None:
+            if not tasks:  # what earlier calls drew says nothing about speed
+                tasks.append(bar.add_task("", completed=progress.steps, total=progress.of))
+            bar.update(tasks[0], completed=progress.steps)
+
+        yield watch
