@@ -197,17 +197,22 @@ def make_adapter(config: AdapterConfig) -> ExpertAdapter:
 
 
 def trained(
-    model: GuidanceModel, backend: DiffusionBackend, number: int = 3, seed: int = 0, **said: Any
+    model: GuidanceModel,
+    backend: DiffusionBackend,
+    number: int = 3,
+    seed: int = 0,
+    ending: str = "bias",
+    **said: Any,
 ) -> tuple[ExpertSet, BundleInfo]:
     """Experts and their description, as training would leave them."""
     identity = Identity(component="look", checkpoint="first", sha256=guide_sha256(model))
-    experts = experts_of(model, number, seed)
+    experts = experts_of(model, number, seed, ending)
     info = describe(
         experts,
         backend.stages[0],
         guide=identity,
         backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
-        adapters=[AdapterConfig(name="shift", options={"ending": "bias"})],
+        adapters=[AdapterConfig(name="shift", options={"ending": ending})],
         recipe={"iterations": 10, "loss": "cross-entropy"},
         seed=7,
         **said,

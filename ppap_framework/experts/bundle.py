@@ -1,6 +1,6 @@
 """A bundle: all experts of a guide in one safetensors file that says what they are for.
 
-The tensors are those of `ExpertSet.state_dict`, "adapter/name". Under the metadata key
+The tensors are those of `ExpertSet.state_dict`, "adapter/expert.name". Under the metadata key
 `ppap.experts` stands a `BundleInfo` as JSON, and under `ppap.sha256` the file's own digest.
 """
 
@@ -85,9 +85,13 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
     check_seal(path)
     info = _info(path, checkpoint.metadata)
     state = checkpoint.state_dict()
-    known = {adapter.name for adapter in info.adapters}
-    faults = [f"tensor {key!r:.60} is of no adapter" for key in state if _adapter(key) not in known]
-    faults += [f"adapter {name!r} has no tensors" for name in known - set(map(_adapter, state))]
+    wanted = {(adapter.name, str(i)) for adapter in info.adapters for i in range(len(info))}
+    held = {key: _holder(key) for key in state}
+    faults = [f"tensor {key!r:.60} is of no expert" for key in state if held[key] not in wanted]
+    faults += [
+        f"expert {index} has no tensors of {name!r}"
+        for name, index in sorted(wanted - set(held.values()))
+    ]
     faults += [
         f"tensor {key!r:.60} is not finite"
         for key, tensor in state.items()
@@ -139,7 +143,8 @@ def load_bundle(
     except PpapError as error:
         experts.detach()
         raise AssetError(
-            f"the tensors of {str(path)!r} do not fit: {error.message}", hint=error.hint
+            f"the tensors of {str(path)!r} do not fit: {error.message}",
+            hint=error.hint or "the adapter's plugin is of another version, or the file is not sound",
         ) from error
     except BaseException:
         experts.detach()
@@ -165,8 +170,10 @@ def check_match(path: Path, differences: Mapping[str, str], allow: Collection[st
         )
 
 
-def _adapter(key: str) -> str:
-    return key.partition("/")[0]
+def _holder(key: str) -> tuple[str, str]:
+    """The adapter and the expert that "adapter/expert.name" is of."""
+    adapter, _, rest = key.partition("/")
+    return adapter, rest.partition(".")[0]
 
 
 def _info(path: Path, metadata: Mapping[str, str]) -> BundleInfo:

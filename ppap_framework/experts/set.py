@@ -145,7 +145,7 @@ class ExpertSet:
             yield from adapter.parameters(index)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the experts hold, as "adapter/name"."""
+        """Everything that the experts hold, as "adapter/expert.name"."""
         return {
             f"{name}/{key}": tensor
             for name, adapter in self.adapters.items()
