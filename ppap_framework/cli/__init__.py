@@ -26,6 +26,7 @@ COMMANDS = {
         "Draw the images that experts are trained on; nothing steers.",
     ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
+    "experts": ("ppap_framework.cli.experts", "Show and check experts."),
     "evaluate": (
         "ppap_framework.cli.evaluate",
         "Measure the rows of EXPERIMENT, a TOML or JSON file.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,7 +62,7 @@ def stats(folder: Path, as_json: bool) -> None:
     data = SyntheticData(folder)
     settings, seconds = data.manifest["settings"], data.seconds
     size = sum(entry["bytes"] for entry in data.manifest["shards"])
-    stages = []
+    stages: list[dict[str, Any]] = []
     for index, stage in enumerate(data.stages):
         mean, spread = data.moments(index)
         shape = list(data.image_shape(index))

@@ -98,7 +98,7 @@ def _prepare(
     problems = api.Problems()
     problems.errors += wrong
     # What could not be read is None, and reported; the default stands in for it.
-    defaults = {option.name: option.default for option in command.params}
+    defaults: dict[str | None, Any] = {option.name: option.default for option in command.params}
     kept = {name: defaults[name] if given[name] is None else given[name] for name in _SETTINGS}
     kept["workers"] = given["workers"]
     fields = attrs.fields_dict(api.Settings)
@@ -128,13 +128,13 @@ def _progress(state: State) -> Iterator[Callable[[api.Progress], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("drawing"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
-        tasks = []
+        tasks: list[TaskID] = []
 
         def watch(progress: api.Progress) -> None:
             if not tasks:  # what earlier calls drew says nothing about speed

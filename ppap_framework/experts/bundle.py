@@ -144,7 +144,7 @@ def load_bundle(
         experts.detach()
         raise AssetError(
             f"the tensors of {str(path)!r} do not fit: {error.message}",
-            hint=error.hint or "the adapter's plugin is of another version, or the file is not sound",
+            hint=error.hint or "the adapter is of another version, or the file is not sound",
         ) from error
     except BaseException:
         experts.detach()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppap_framework.errors import AssetError
-from ppap_framework.transfer.synthesis_files import digest, file_sha256, read_json
-from ppap_framework.transfer.synthesis_folder import FORMAT, MANIFEST, PARTIAL, RUN, SETTINGS
+from ppap_framework.transfer.synthesis_files import file_sha256, read_json
+from ppap_framework.transfer.synthesis_folder import PARTIAL, RUN, SETTINGS, read_manifest
 from ppap_framework.transfer.synthesis_layout import Layout
 from ppap_framework.transfer.synthesis_shards import (
     decode,
@@ -62,7 +62,7 @@ class SyntheticData:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
-        self.manifest = _read_manifest(self.path)
+        self.manifest = _finished_manifest(self.path)
         settings = self.manifest["settings"]
         self._layout = Layout(settings["num"], settings["block"], settings["shard"])
         self._stages = [stage["name"] for stage in settings["stages"]]
@@ -257,29 +257,15 @@ def _is_about(content: bytes, number: int) -> bool:
         return False
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    manifest = read_json(file)
-    if manifest is None:
-        if read_json(path / PARTIAL / SETTINGS) is not None:
-            raise AssetError(
-                f"the set in {str(path)!r} is not finished",
-                hint="`ppap synthesize` with the same settings goes on",
-            )
+def _finished_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    if manifest is not None:
+        return manifest
+    if (path / PARTIAL / SETTINGS).exists():
         raise AssetError(
-            f"there is no synthetic set in {str(path)!r}", hint="`ppap synthesize` draws one"
+            f"the set in {str(path)!r} is not finished",
+            hint="`ppap synthesize` with the same settings goes on",
         )
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise AssetError(f"{str(file)!r} is no manifest of a synthetic set")
-    if manifest["format"] != FORMAT:
-        raise AssetError(
-            f"{str(file)!r} has format {manifest['format']}, and this version reads {FORMAT}",
-            hint="update ppap-framework, or draw the set anew",
-        )
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    if manifest.get("sha256") != digest(content):
-        raise AssetError(
-            f"{str(file)!r} is damaged: its SHA-256 is not that of its content",
-            hint="`ppap synthesize --overwrite` draws the set anew",
-        )
-    return manifest
+    raise AssetError(
+        f"there is no synthetic set in {str(path)!r}", hint="`ppap synthesize` draws one"
+    )

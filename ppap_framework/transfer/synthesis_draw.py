@@ -13,7 +13,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -95,7 +95,7 @@ class Job:
 
 def drawn(
     job: Job, blocks: Sequence[int], workers: int, watch: Callable[[int], None]
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Draw blocks, in any order; their numbers, as they are finished.
 
     Args:
@@ -156,7 +156,7 @@ class _Worker(NamedTuple):
 
 def _drawn_by_several(
     job: Job, blocks: Sequence[int], workers: int, watch: Callable[[int], None]
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     try:
         payload = pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -37,14 +37,50 @@ from ppap_framework.transfer.synthesis_files import (
 from ppap_framework.transfer.synthesis_layout import Layout
 from ppap_framework.transfer.synthesis_shards import end, shard_name
 
-__all__ = ["FORMAT", "MANIFEST", "PARTIAL", "RUN", "SETTINGS", "SynthesisFolder", "check_content"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "PARTIAL",
+    "RUN",
+    "SETTINGS",
+    "SynthesisFolder",
+    "check_content",
+    "read_manifest",
+]
 
 FORMAT = 1
 """Of the manifest; it changes when its meaning does."""
 
 MANIFEST, PARTIAL, RUN, SETTINGS = "manifest.json", ".partial", "run.json", "settings.json"
 _SHARD = re.compile(r"shard-\d{5,}\.tar")
+_TEMPORARY = re.compile(r"\.(shard-\d+\.tar|manifest\.json|run\.json)\.\d+\.tmp")
 _ANEW = "give the same settings or another folder, or begin anew with --overwrite"
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; None where there is none.
+
+    Raises:
+        AssetError: Where it is damaged, or of another format.
+    """
+    file = path / MANIFEST
+    manifest = read_json(file)
+    if manifest is None:
+        return None
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise AssetError(f"{str(file)!r} is no manifest of a synthetic set")
+    if manifest["format"] != FORMAT:
+        raise AssetError(
+            f"{str(file)!r} has format {manifest['format']}, and this version reads {FORMAT}",
+            hint="update ppap-framework, or draw the set anew",
+        )
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    if manifest.get("sha256") != digest(content):
+        raise AssetError(
+            f"{str(file)!r} is damaged: its SHA-256 is not that of its content",
+            hint="`ppap synthesize --overwrite` draws the set anew",
+        )
+    return manifest
 
 
 def check_content(path: Path) -> None:
@@ -110,6 +146,7 @@ class SynthesisFolder:
                 folder._clear()
             folder._check_settings()
             with refusals(path):
+                folder._remove_temporary()
                 folder._done = folder._whole_shards()
             yield folder
 
@@ -128,8 +165,9 @@ class SynthesisFolder:
             self._blocks.mkdir(parents=True, exist_ok=True)
         write_json(self._partial / SETTINGS, self.settings)
         for shard, entry in self._done.items():
-            write_json(self._entry(shard), entry)
-        # A manifest whose shards are damaged would say complete; its settings are kept by now.
+            if not self._entry(shard).exists():
+                write_json(self._entry(shard), entry)
+        # A manifest whose shards are damaged says complete; what it knows is kept elsewhere by now.
         with refusals(self.path):
             (self.path / MANIFEST).unlink(missing_ok=True)
         for shard in self.layout.shards:
@@ -218,32 +256,34 @@ class SynthesisFolder:
 
     def _begun_with(self) -> dict[str, Any] | None:
         """The settings of what lies there; None where nothing does."""
-        manifest = read_json(self.path / MANIFEST)
-        begun = read_json(self._partial / SETTINGS)
-        if manifest is not None:
-            begun = manifest.get("settings") if isinstance(manifest, dict) else ()
-        if begun is not None and not isinstance(begun, dict):
-            raise AssetError(f"{str(self.path / MANIFEST)!r} is no manifest", hint=_ANEW)
-        shards = [entry.name for entry in self.path.iterdir() if _SHARD.fullmatch(entry.name)]
-        if begun is None and shards:
-            raise UsageError(
-                f"{str(self.path)!r} holds {min(shards)!r}, and does not say of what", hint=_ANEW
-            )
+        manifest = read_manifest(self.path)
+        begun: dict[str, Any] | None
+        begun = manifest["settings"] if manifest else read_json(self._partial / SETTINGS)
+        if begun is None:
+            shards = [entry.name for entry in self.path.iterdir() if _SHARD.fullmatch(entry.name)]
+            if shards:
+                raise UsageError(
+                    f"{str(self.path)!r} holds {min(shards)!r}, and does not say of what",
+                    hint=_ANEW,
+                )
         return begun
 
     def _whole_shards(self) -> dict[int, dict[str, Any]]:
         """What is known of the shards that are there and have the hash that they should."""
-        manifest = read_json(self.path / MANIFEST) or {}
-        entries = manifest.get("shards", [])
+        manifest = read_manifest(self.path)
         whole = {}
         for shard in self.layout.shards:
             path = self.path / shard_name(shard)
-            known = read_json(self._entry(shard)) or (
-                entries[shard] if shard < len(entries) else None
-            )
+            known = manifest["shards"][shard] if manifest else read_json(self._entry(shard))
             if known and path.exists() and file_sha256(path) == known["sha256"]:
                 whole[shard] = known
         return whole
+
+    def _remove_temporary(self) -> None:
+        """Remove what a killed process was writing."""
+        for entry in self.path.iterdir():
+            if _TEMPORARY.fullmatch(entry.name):
+                entry.unlink()
 
     def _entry(self, shard: int) -> Path:
         return (self._partial / shard_name(shard)).with_suffix(".json")
