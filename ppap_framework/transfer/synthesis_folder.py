@@ -138,8 +138,13 @@ class SynthesisFolder:
             PpapError: Where it cannot be written.
         """
         check_content(path)
-        with refusals(path):
+        try:
             path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot make folder {str(path)!r}: {error.strerror or error}",
+                hint="give another folder",
+            ) from error
         with locked(path / ".lock"):
             folder = cls(path, settings, layout)
             if overwrite:

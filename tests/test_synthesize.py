@@ -1,0 +1,641 @@
+"""Synthesis in this process: what is drawn, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from toy_distribution import MEANS, install, plugged
+
+import ppap_framework as ppap
+from ppap_framework.api import LoadedBackend
+from ppap_framework.cli import main
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.transfer import SyntheticData, synthesize
+from ppap_framework.transfer.synthesis_files import locked
+from ppap_framework.transfer.synthesis_layout import Layout
+from ppap_framework.transfer.synthesis_shards import decode, end, member_names, members
+
+SMALL: dict[str, Any] = {"num": 10, "steps": 3, "block": 2, "shard": 4, "seed": 5}
+"""Five blocks in three shards, the last with a single block."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def backend(site: Path) -> LoadedBackend:
+    return ppap.backend("toy")
+
+
+@pytest.fixture(scope="module")
+def whole(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed call writes."""
+    return synthesize(backend, out=tmp_path_factory.mktemp("whole") / "set", **SMALL).path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file but the diary."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def copied(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for name, data in content(folder).items():
+        (to / name).write_bytes(data)
+    return to
+
+
+class TestLayout:
+    @given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 9))
+    def test_blocks_and_shards_hold_every_image_once(self, num: int, block: int, per: int) -> None:
+        layout = Layout(num, block, block * per)
+        images = list(range(num))
+        assert [i for b in layout.blocks for i in layout.block_images(b)] == images
+        assert [i for s in layout.shards for i in layout.shard_images(s)] == images
+        assert [b for s in layout.shards for b in layout.shard_blocks(s)] == list(layout.blocks)
+        for shard in layout.shards:
+            inside = [i for b in layout.shard_blocks(shard) for i in layout.block_images(b)]
+            assert inside == list(layout.shard_images(shard))
+            assert 1 <= len(inside) <= block * per
+
+    @given(st.integers(1, 100), st.integers(1, 300))
+    def test_a_shard_is_made_of_whole_blocks(self, block: int, shard: int) -> None:
+        if shard % block == 0:
+            Layout(10, block, shard)
+            return
+        with pytest.raises(UsageError, match="whole blocks") as caught:
+            Layout(10, block, shard)
+        advised = int(caught.value.hint.split()[3].rstrip(","))
+        Layout(10, block, advised)
+
+    @pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, -1), (True, 1, 1)])
+    def test_numbers_below_one(self, numbers: tuple[int, int, int]) -> None:
+        with pytest.raises(UsageError, match="whole number from 1"):
+            Layout(*numbers)
+
+
+class TestShards:
+    @given(st.integers(0, 10**8 - 1), st.integers(1, 70), st.integers(0, 2**32))
+    def test_the_bytes_are_those_of_tarfile(self, image: int, width: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        pictures = {
+            "base": random.integers(0, 256, (3, width, 3), dtype=np.uint8),
+            "upsampler": random.integers(0, 256, (6, 2 * width, 3), dtype=np.uint8),
+        }
+        made = members(image, pictures, seed)
+        made += end(len(made))
+        expected = io.BytesIO()
+        with tarfile.open(fileobj=expected, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for stage, pixels in pictures.items():
+                png = io.BytesIO()
+                Image.fromarray(pixels).save(png, "PNG")
+                info = tarfile.TarInfo(f"{image:08d}.{stage}.png")
+                info.size = len(png.getvalue())
+                tar.addfile(info, io.BytesIO(png.getvalue()))
+            text = json.dumps({"index": image, "seed": seed}).encode()
+            info = tarfile.TarInfo(f"{image:08d}.json")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+        assert made == expected.getvalue()
+
+    def test_names(self) -> None:
+        assert member_names(7, ["base"]) == ["00000007.png", "00000007.json"]
+        assert member_names(7, ["base", "upsampler"]) == [
+            "00000007.base.png",
+            "00000007.upsampler.png",
+            "00000007.json",
+        ]
+
+    @given(st.data())
+    def test_a_damaged_picture_is_read_as_it_was_or_refused(self, data: st.DataObject) -> None:
+        pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        png = bytearray(buffer.getvalue())
+        where = data.draw(st.integers(0, len(png) - 1))
+        png[where] ^= data.draw(st.integers(1, 255))
+        with contextlib.suppress(ValueError):
+            assert decode(bytes(png), (3, 8, 8)).shape == (8, 8, 3)
+
+    def test_webdataset_reads_both_kinds(self, whole: Path, tmp_path: Path) -> None:
+        read = [s for path in sorted(whole.glob("shard-*.tar")) for s in webdataset_samples(path)]
+        images = SyntheticData(whole).load()
+        assert [sample["__key__"] for sample in read] == [f"{i:08d}" for i in range(10)]
+        for index, sample in enumerate(read):
+            assert sample["json"] == {"index": index, "seed": 5}
+            assert (sample["png"].transpose(2, 0, 1) == images[index].numpy()).all()
+
+        two = {"base": np.zeros((2, 2, 3), np.uint8), "upsampler": np.ones((4, 4, 3), np.uint8)}
+        made = members(3, two, 0)
+        (tmp_path / "two.tar").write_bytes(made + end(len(made)))
+        (both,) = webdataset_samples(tmp_path / "two.tar")
+        assert both["__key__"] == "00000003"
+        assert (both["base.png"] == two["base"]).all()
+        assert (both["upsampler.png"] == two["upsampler"]).all()
+
+
+def webdataset_samples(shard: Path) -> list[dict[str, Any]]:
+    reason = "webdataset is an oracle that nothing else needs"
+    tariterators = pytest.importorskip("webdataset.tariterators", reason=reason)
+    autodecode = pytest.importorskip("webdataset.autodecode", reason=reason)
+    decode_sample = autodecode.Decoder([autodecode.imagehandler("rgb8")])
+    with shard.open("rb") as file:  # the whole pipeline would leave it open
+        opened = [{"url": shard.name, "stream": file}]
+        samples = tariterators.group_by_keys(tariterators.tar_file_expander(opened))
+        return [decode_sample(sample) for sample in samples]
+
+
+class TestImages:
+    def test_are_those_that_sampling_gives(self, backend: LoadedBackend, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {"num": 5, "steps": 4, "seed": 3, "sampler": "ddpm"}
+        data = synthesize(backend, out=tmp_path / "set", block=2, shard=2, **settings)
+        sampled = ppap.sample(backend, batch=2, **settings).images
+        expected = ((sampled + 1.0) * 127.5).round().to(torch.uint8)
+        assert torch.equal(data.load(), expected)
+
+    def test_come_from_the_distribution(self, backend: LoadedBackend, tmp_path: Path) -> None:
+        data = synthesize(backend, out=tmp_path / "set", num=512, steps=10)
+        mean, _ = data.moments()
+        assert mean.tolist() == pytest.approx(MEANS, abs=0.01)
+
+    def test_moments(self, whole: Path) -> None:
+        data = SyntheticData(whole)
+        pixels = data.load().numpy().astype(np.float64) / 127.5 - 1.0
+        mean, spread = data.moments()
+        np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+        np.testing.assert_allclose(spread, pixels.std((0, 2, 3)), rtol=1e-12)
+
+    @given(st.lists(st.integers(0, 9), max_size=12))
+    def test_any_of_them_in_any_order(self, whole: Path, indices: list[int]) -> None:
+        data = SyntheticData(whole)
+        picked = data.images(torch.tensor(indices, dtype=torch.int64))
+        assert picked.dtype == torch.uint8
+        assert picked.shape == (len(indices), 3, 8, 8)
+        assert torch.equal(picked, data.load()[indices])
+
+    def test_numbers_that_there_are_not(self, whole: Path) -> None:
+        data = SyntheticData(whole)
+        assert len(data) == 10
+        for index in (-1, 10):
+            with pytest.raises(IndexError, match=f"no image {index}"):
+                data.images([index])
+
+    def test_a_set_goes_to_other_processes(self, whole: Path) -> None:
+        data = SyntheticData(whole)
+        first = data.images([1])
+        assert torch.equal(pickle.loads(pickle.dumps(data)).images([1]), first)
+
+    def test_networks_are_left_as_they_were(self, backend: LoadedBackend, tmp_path: Path) -> None:
+        network = backend.stages[0].network
+        network.train()
+        before = torch.get_num_threads()
+        synthesize(backend, out=tmp_path / "set", threads=before + 1, **SMALL)
+        assert network.training
+        assert torch.get_num_threads() == before
+        network.eval()
+
+
+class Death(BaseException):
+    """The end of a process, as far as files can tell."""
+
+
+class Reaper:
+    """Ends a call at its nth change of the file system; after that, nothing changes any more."""
+
+    CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir"})
+
+    def __init__(self) -> None:
+        self.armed, self.left = False, 0
+        sys.addaudithook(self.hook)  # for good: Python has no way to remove one
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.armed:
+            return
+        creates = event == "open" and arguments[2] & os.O_CREAT
+        if creates or event in self.CHANGES:
+            self.left -= 1
+            if self.left < 0:
+                raise Death
+
+    @contextlib.contextmanager
+    def after(self, changes: int) -> Iterator[None]:
+        self.armed, self.left = True, changes
+        try:
+            yield
+        finally:
+            self.armed = False
+
+
+@pytest.fixture(scope="module")
+def reaper() -> Reaper:
+    return Reaper()
+
+
+class TestResuming:
+    def test_after_death_at_every_change_of_the_file_system(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path, reaper: Reaper
+    ) -> None:
+        for changes in range(1000):
+            out = tmp_path / str(changes)
+            try:
+                with reaper.after(changes):
+                    synthesize(backend, out=out, **SMALL)
+            except Death:
+                synthesize(backend, out=out, **SMALL)
+                assert content(out) == content(whole), changes
+            else:
+                break
+        assert 40 < changes < 1000
+        assert content(out) == content(whole)
+
+    def test_after_death_at_every_change_while_overwriting(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path, reaper: Reaper
+    ) -> None:
+        other = synthesize(backend, out=tmp_path / "other", **{**SMALL, "seed": 6}).path
+        for changes in range(1000):
+            out = copied(other, tmp_path / str(changes))
+            try:
+                with reaper.after(changes):
+                    synthesize(backend, out=out, overwrite=True, **SMALL)
+            except Death:
+                # Without --overwrite it is refused, or goes on with what is asked for.
+                with contextlib.suppress(UsageError):
+                    synthesize(backend, out=out, **SMALL)
+                    assert content(out) == content(whole), changes
+                synthesize(backend, out=out, overwrite=True, **SMALL)
+                assert content(out) == content(whole), changes
+            else:
+                break
+        assert 40 < changes < 1000
+
+    def test_nothing_is_drawn_twice(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path
+    ) -> None:
+        drawn: list[int] = []
+
+        def stop_in_the_third_block(progress: ppap.api.Progress) -> None:  # type: ignore[name-defined]  # lazily there
+            drawn.append(progress.steps)
+            if progress.steps == 2 * 2 * 3 + 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            synthesize(backend, out=tmp_path / "s", progress=stop_in_the_third_block, **SMALL)
+        with pytest.raises(AssetError, match="not finished"):
+            SyntheticData(tmp_path / "s")
+        again: list[int] = []
+        synthesize(backend, out=tmp_path / "s", progress=lambda p: again.append(p.steps), **SMALL)
+        assert drawn == [0, 2, 4, 6, 8, 10, 12, 14]
+        assert again == list(range(12, 31, 2))
+        assert content(tmp_path / "s") == content(whole)
+        run = json.loads((tmp_path / "s" / "run.json").read_text())
+        assert [(call["status"], call["images"]) for call in run["calls"]] == [
+            ("interrupted", 4),
+            ("complete", 6),
+        ]
+        assert run["seconds"] == pytest.approx(sum(call["seconds"] for call in run["calls"]))
+        assert SyntheticData(tmp_path / "s").seconds == run["seconds"]
+
+    def test_a_finished_set_is_left_alone(self, backend: LoadedBackend, whole: Path) -> None:
+        before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+        synthesize(backend, out=whole, **SMALL)
+        assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+    @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+    def test_a_damaged_shard_is_drawn_again(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path, damage: str
+    ) -> None:
+        out = copied(whole, tmp_path / "set")
+        hurt(out / "shard-00001.tar", damage)
+        drawn: list[int] = []
+        synthesize(backend, out=out, progress=lambda p: drawn.append(p.steps), **SMALL)
+        assert drawn == list(range(18, 31, 2))
+        assert content(out) == content(whole)
+
+    def test_a_full_disk(
+        self,
+        backend: LoadedBackend,
+        whole: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def full(file: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(PpapError, match="No space left on device") as caught:
+                synthesize(backend, out=tmp_path / "set", **SMALL)
+        assert str(tmp_path / "set") in caught.value.message
+        assert "goes on" in caught.value.hint
+        synthesize(backend, out=tmp_path / "set", **SMALL)
+        assert content(tmp_path / "set") == content(whole)
+
+
+def hurt(path: Path, damage: str) -> None:
+    data = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+        return
+    data[700] ^= 1
+    path.write_bytes(data if damage == "flip" else path.read_bytes()[:-512])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changed", "told"),
+        [
+            ({"seed": 6}, "seed was 5, is now 6"),
+            ({"num": 12}, "num was 10, is now 12"),
+            ({"steps": 4}, "steps was 3, is now 4"),
+            ({"sampler": "ddpm"}, "sampler was ddim, is now ddpm"),
+            ({"eta": 0.5}, "eta was 0.0, is now 0.5"),
+            ({"block": 4}, "block was 2, is now 4"),
+            ({"shard": 2}, "shard was 4, is now 2"),
+            ({"threads": 2}, "threads was 1, is now 2"),
+        ],
+    )
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_other_settings(
+        self,
+        backend: LoadedBackend,
+        whole: Path,
+        tmp_path: Path,
+        changed: dict[str, Any],
+        told: str,
+        finished: bool,
+    ) -> None:
+        out = copied(whole, tmp_path / "set")
+        if not finished:
+            settings = json.loads((out / "manifest.json").read_text())["settings"]
+            (out / ".partial").mkdir()
+            (out / ".partial" / "settings.json").write_text(json.dumps(settings))
+            (out / "manifest.json").unlink()
+        before = content(out)
+        with pytest.raises(UsageError, match="other settings") as caught:
+            synthesize(backend, out=out, **{**SMALL, **changed})
+        assert told in caught.value.message
+        assert "--overwrite" in caught.value.hint
+        assert content(out) == before
+
+    def test_other_weights(self, backend: LoadedBackend, whole: Path) -> None:
+        network = backend.stages[0].network
+        spread = next(parameter for parameter in network.parameters() if parameter.ndim == 0)
+        with torch.no_grad():
+            spread.mul_(2.0)
+        try:
+            with pytest.raises(UsageError, match=r"backend\.weights_sha256 was"):
+                synthesize(backend, out=whole, **SMALL)
+        finally:
+            with torch.no_grad():
+                spread.div_(2.0)
+
+    def test_overwriting_begins_anew(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "set"
+        synthesize(backend, out=out, **{**SMALL, "num": 20})
+        (out / "manifest.json").write_text("{")
+        with pytest.raises(AssetError, match="damaged"):
+            synthesize(backend, out=out, **SMALL)
+        synthesize(backend, out=out, overwrite=True, **SMALL)
+        assert content(out) == content(whole)
+
+    def test_shards_of_unknown_origin(self, backend: LoadedBackend, tmp_path: Path) -> None:
+        (tmp_path / "shard-00000.tar").touch()
+        with pytest.raises(UsageError, match="does not say of what"):
+            synthesize(backend, out=tmp_path, **SMALL)
+
+    @pytest.mark.parametrize("overwrite", [True, False])
+    def test_a_folder_of_other_things(
+        self, backend: LoadedBackend, tmp_path: Path, overwrite: bool
+    ) -> None:
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(UsageError, match=r"thesis\.tex"):
+            synthesize(backend, out=tmp_path, overwrite=overwrite, **SMALL)
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+    def test_another_process_in_the_folder(self, backend: LoadedBackend, tmp_path: Path) -> None:
+        with (
+            locked(tmp_path / ".lock"),
+            pytest.raises(UsageError, match="another process is writing"),
+        ):
+            synthesize(backend, out=tmp_path, **SMALL)
+        assert len(synthesize(backend, out=tmp_path, **SMALL)) == 10
+
+    def test_everything_that_is_wrong_at_once(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError) as caught:
+            synthesize("toy", out=tmp_path, num=0, steps=-1, block=3, shard=4, workers=0, threads=0)
+        for name in ("num", "steps", "workers", "threads"):
+            assert f"{name} must be" in caught.value.message
+
+    def test_images_that_are_not_finite(
+        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "1")
+        with pytest.raises(PpapError, match="image 0 came out not finite"):
+            synthesize("toy", out=tmp_path / "set", **SMALL)
+
+
+class TestWorkers:
+    def test_any_number_gives_the_same_bytes_even_if_one_dies(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path
+    ) -> None:
+        killed: list[int] = []
+
+        def kill_one(progress: ppap.api.Progress) -> None:  # type: ignore[name-defined]  # lazily there
+            if progress.steps > 0 and not killed:
+                pid = multiprocessing.active_children()[0].pid
+                assert pid is not None
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+
+        out = tmp_path / "set"
+        with pytest.raises(PpapError, match="a worker was killed by signal 9"):
+            synthesize(backend, out=out, workers=2, progress=kill_one, **{**SMALL, "num": 10})
+        assert multiprocessing.active_children() == []
+        synthesize(backend, out=out, workers=2, **SMALL)
+        assert content(out) == content(whole)
+        assert multiprocessing.active_children() == []
+
+    def test_what_goes_wrong_in_one_is_told(
+        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOY_BROKEN", "1")
+        with pytest.raises(PpapError, match=r"image \d came out not finite"):
+            synthesize("toy", out=tmp_path / "set", workers=2, **SMALL)
+        assert multiprocessing.active_children() == []
+
+    def test_a_backend_that_cannot_be_copied(
+        self, backend: LoadedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(backend.stages[0], "_hook", lambda: None, raising=False)
+        with pytest.raises(UsageError, match="cannot be copied to other processes"):
+            synthesize(backend, out=tmp_path / "set", workers=2, **SMALL)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Types `ppap ...` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        code = caught.value.code
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return typed
+
+
+DRAW = (
+    *("synthesize", "--backend", "toy", "--num", "10", "--steps", "3", "--block", "2"),
+    *("--shard", "4", "--seed", "5", "--workers", "1"),
+)
+
+
+class TestCommands:
+    def test_synthesize(self, run: Run, whole: Path) -> None:
+        assert run(*DRAW, "--out", "set") == (0, "set\n", "")
+        assert content(Path("set")) == content(whole)
+        code, out, _ = run(*DRAW, "--out", "set", "--json")
+        assert code == 0
+        manifest = json.loads((whole / "manifest.json").read_text())
+        assert json.loads(out) == {"folder": "set", **manifest}
+
+    def test_refusals_are_a_line_and_a_hint(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        for arguments, culprit in (
+            ((*DRAW, "--out", "file"), "'file' is no folder"),
+            ((*DRAW, "--out", "/proc/none"), "/proc"),
+            ((*DRAW, "--out", "set", "--shard", "5"), "whole blocks of 2"),
+            ((*DRAW, "--out", "set", "--num", "many"), "--num: 'many'"),
+            (DRAW, "--out is required"),
+        ):
+            code, out, err = run(*arguments)
+            assert (code, out) == (2, "")
+            first, hint = err.splitlines()
+            assert culprit in first
+            assert hint.startswith("hint: ")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_options_from_a_file(self, run: Run, whole: Path, tmp_path: Path) -> None:
+        (tmp_path / "ppap.toml").write_text(
+            '[synthesize]\nbackend = "toy"\nnum = 10\nsteps = 3\nblock = 2\nshard = 4\nseed = 5\n'
+        )
+        assert run("synthesize", "--workers", "1", "--out", "set").code == 0
+        assert content(Path("set")) == content(whole)
+
+    def test_verify_what_is_whole(self, run: Run, whole: Path) -> None:
+        assert run("data", "verify", str(whole)) == (0, "10 images in 3 shards are whole\n", "")
+        code, out, _ = run("data", "verify", str(whole), "--json")
+        assert code == 0
+        assert json.loads(out)["faults"] == []
+
+    def test_verify_what_is_not(self, run: Run, whole: Path, tmp_path: Path) -> None:
+        out = copied(whole, tmp_path / "set")
+        hurt(out / "shard-00001.tar", "flip")
+        hurt(out / "shard-00002.tar", "cut")
+        (out / "shard-00007.tar").touch()
+        code, printed, err = run("data", "verify", "set")
+        assert (code, printed) == (4, "")
+        assert "shard-00001.tar' is damaged: its SHA-256" in err
+        assert "2 more files" in err
+        code, printed, _ = run("data", "verify", "set", "--json")
+        assert code == 4
+        assert [fault["file"] for fault in json.loads(printed)["faults"]] == [
+            *("shard-00001.tar", "shard-00002.tar", "shard-00007.tar"),
+        ]
+        with pytest.raises(AssetError, match="shard-00001"):
+            SyntheticData(out).images([0, 4])
+
+    @given(st.data())
+    def test_any_flipped_byte_is_found(
+        self, whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    ) -> None:
+        out = copied(whole, tmp_path_factory.mktemp("flip") / "set")
+        name = data.draw(st.sampled_from([*(f"shard-0000{i}.tar" for i in range(3))]))
+        changed = bytearray((out / name).read_bytes())
+        changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+        (out / name).write_bytes(changed)
+        assert [fault.file for fault in SyntheticData(out).faults()] == [name]
+
+    def test_shards_that_lie(self, whole: Path, tmp_path: Path) -> None:
+        """A manifest made for shards that are swapped: the hashes are right, the images not."""
+        from ppap_framework.transfer.synthesis_files import digest
+
+        out = copied(whole, tmp_path / "set")
+        one, two = out / "shard-00000.tar", out / "shard-00001.tar"
+        first, second = one.read_bytes(), two.read_bytes()
+        one.write_bytes(second)
+        two.write_bytes(first)
+        manifest = json.loads((out / "manifest.json").read_text())
+        entries = manifest["shards"]
+        entries[0], entries[1] = (
+            {**entries[1], "file": one.name},
+            {**entries[0], "file": two.name},
+        )
+        del manifest["sha256"]
+        manifest["sha256"] = digest(manifest)
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        assert [fault.file for fault in SyntheticData(out).faults()] == [one.name, two.name]
+
+    def test_a_manifest_that_was_edited(self, run: Run, whole: Path, tmp_path: Path) -> None:
+        out = copied(whole, tmp_path / "set")
+        text = (out / "manifest.json").read_text()
+        (out / "manifest.json").write_text(text.replace('"seed": 5', '"seed": 6'))
+        code, _, err = run("data", "verify", "set")
+        assert code == 4
+        assert "manifest.json' is damaged" in err
+
+    @pytest.mark.parametrize("command", ["verify", "stats"])
+    def test_no_set(self, run: Run, command: str) -> None:
+        code, _, err = run("data", command, "nowhere")
+        assert code == 4
+        assert "no synthetic set in 'nowhere'" in err
+
+    def test_stats(self, run: Run, whole: Path) -> None:
+        code, out, _ = run("data", "stats", str(whole), "--json")
+        stats = json.loads(out)
+        assert code == 0
+        assert stats["images"] == 10
+        assert stats["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
+        assert stats["stages"][0]["image_shape"] == [3, 8, 8]
+        code, out, _ = run("data", "stats", str(whole))
+        assert code == 0
+        assert f"{stats['stages'][0]['mean'][0]:+.3f}" in out
