@@ -34,7 +34,7 @@ from ppap_framework.noise import NoiseLevel, NoiseSchedule, linear_schedule
 SCHEDULE = linear_schedule(100)
 
 
-class Look(GuidanceModel):
+class TinyGuide(GuidanceModel):
     """Logits (B, 5) of images normalised by `mean` and `std`, or something nested around them."""
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from experts_toy import SCHEDULE, Backend, Look, Shift, experts_of, make_adapter, trained
+from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, experts_of, make_adapter, trained
 from torch import nn
 
 from ppap_framework.checkpoints import load_into, open_checkpoint, save_checkpoint
@@ -30,11 +30,13 @@ from ppap_framework.experts import (
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
 
-def load(path: Path, model: Look, backend: Backend | None = None, **kwargs: Any) -> ExpertSet:
+def load(path: Path, model: TinyGuide, backend: Backend | None = None, **kwargs: Any) -> ExpertSet:
     return load_bundle(path, model, backend, make_adapter=make_adapter, **kwargs)
 
 
-def refusal(path: Path, model: Look, backend: Backend | None = None, **kwargs: Any) -> AssetError:
+def refusal(
+    path: Path, model: TinyGuide, backend: Backend | None = None, **kwargs: Any
+) -> AssetError:
     with pytest.raises(AssetError) as caught:
         load(path, model, backend, **kwargs)
     assert "\n" not in str(caught.value)
@@ -46,13 +48,13 @@ def refusal(path: Path, model: Look, backend: Backend | None = None, **kwargs: A
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "toy.experts.safetensors"
-    save_bundle(path, *trained(Look(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]}))
+    save_bundle(path, *trained(TinyGuide(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]}))
     return path
 
 
 class TestRoundTrip:
     def test_experts_come_back(self, path: Path) -> None:
-        found, wanted = load(path, Look(), Backend()), experts_of(Look())
+        found, wanted = load(path, TinyGuide(), Backend()), experts_of(TinyGuide())
         level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 40, 99])])
         x = torch.randn(3, 3, 8, 8)
         with torch.no_grad():
@@ -60,7 +62,7 @@ class TestRoundTrip:
         assert found.ranges == wanted.ranges  # to the last bit
 
     def test_what_it_says_of_itself(self, path: Path) -> None:
-        model, info = Look(), read_bundle_info(path)
+        model, info = TinyGuide(), read_bundle_info(path)
         assert len(info) == 3
         assert info.guide.sha256 == guide_sha256(model)
         assert (info.guide.component, info.guide.checkpoint) == ("look", "first")
@@ -77,7 +79,7 @@ class TestRoundTrip:
 
     def test_equal_content_gives_equal_bytes(self, path: Path, tmp_path: Path) -> None:
         again, other = (tmp_path / f"{name}.experts.safetensors" for name in ("again", "other"))
-        experts, info = trained(Look(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]})
+        experts, info = trained(TinyGuide(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]})
         save_bundle(again, experts, info)
         assert again.read_bytes() == path.read_bytes()
         save_bundle(other, experts, attrs.evolve(info, scales=[2.0, 3.5, 4.0]))
@@ -86,12 +88,12 @@ class TestRoundTrip:
 
     def test_an_old_file_is_replaced_and_no_other_is_left(self, path: Path) -> None:
         before = path.read_bytes()
-        save_bundle(path, *trained(Look(), Backend(), seed=5))
+        save_bundle(path, *trained(TinyGuide(), Backend(), seed=5))
         assert path.read_bytes() != before
         assert list(path.parent.iterdir()) == [path]
 
     def test_names_that_nothing_would_find(self, tmp_path: Path) -> None:
-        experts, info = trained(Look(), Backend())
+        experts, info = trained(TinyGuide(), Backend())
         for name in ("toy.safetensors", ".experts.safetensors"):
             with pytest.raises(UsageError, match="cannot be called"):
                 save_bundle(tmp_path / name, experts, info)
@@ -100,8 +102,8 @@ class TestRoundTrip:
         assert not list(tmp_path.iterdir())
 
     def test_a_description_of_other_experts(self, tmp_path: Path) -> None:
-        experts, _ = trained(Look(), Backend(), number=3)
-        _, info = trained(Look(), Backend(), number=4)
+        experts, _ = trained(TinyGuide(), Backend(), number=3)
+        _, info = trained(TinyGuide(), Backend(), number=4)
         with pytest.raises(ValueError, match="of other experts"):
             save_bundle(tmp_path / "toy.experts.safetensors", experts, info)
 
@@ -109,47 +111,47 @@ class TestRoundTrip:
 class TestMatch:
     def test_another_guide_s_weights(self, path: Path) -> None:
         for waived in ((), ("backend", "resolution")):
-            error = refusal(path, Look(seed=1), Backend(), allow_mismatch=waived)
+            error = refusal(path, TinyGuide(seed=1), Backend(), allow_mismatch=waived)
             assert "guide: they are for the weights of look 'first'" in error.message
-            assert guide_sha256(Look(seed=1))[:12] in error.message
+            assert guide_sha256(TinyGuide(seed=1))[:12] in error.message
             assert "ppap adapt" in error.hint
 
     def test_one_weight_is_enough(self, path: Path) -> None:
-        model = Look()
+        model = TinyGuide()
         bias = model.network[0].bias
         bias.data[0] = torch.nextafter(bias.data[0], torch.tensor(9.0))
         assert "guide: " in refusal(path, model).message
-        model = Look()
+        model = TinyGuide()
         model.network[1].running_mean += 1
         assert "guide: " in refusal(path, model).message
 
     def test_another_normalisation(self, path: Path) -> None:
-        error = refusal(path, Look(mean=0.45, std=0.25), Backend(), allow_mismatch=["backend"])
+        error = refusal(path, TinyGuide(mean=0.45, std=0.25), Backend(), allow_mismatch=["backend"])
         assert "input: their network was fed" in error.message
 
     def test_everything_that_differs_is_told_at_once(self, path: Path) -> None:
-        message = refusal(path, Look(mean=0.4), Backend(seed=3, size=16)).message
+        message = refusal(path, TinyGuide(mean=0.4), Backend(seed=3, size=16)).message
         assert [word in message for word in ("input: ", "backend: ", "resolution: ")] == [True] * 3
         assert "images of 8 x 8, and these are 16 x 16" in message
 
     def test_what_may_be_waived(self, path: Path) -> None:
         backend = Backend(seed=3, size=16)
-        error = refusal(path, Look(), backend, allow_mismatch=["backend"])
+        error = refusal(path, TinyGuide(), backend, allow_mismatch=["backend"])
         assert "backend: " not in error.message
         assert error.hint == "--allow-mismatch resolution"
-        assert len(load(path, Look(), backend, allow_mismatch=["backend", "resolution"])) == 3
-        assert len(load(path, Look())) == 3  # with no backend to compare with
+        assert len(load(path, TinyGuide(), backend, allow_mismatch=["backend", "resolution"])) == 3
+        assert len(load(path, TinyGuide())) == 3  # with no backend to compare with
 
     @pytest.mark.parametrize("name", ["guide", "input", "weights"])
     def test_what_may_not(self, path: Path, name: str) -> None:
         with pytest.raises(UsageError, match=f"mismatch of '{name}' cannot be allowed"):
-            load(path, Look(), allow_mismatch=[name])
+            load(path, TinyGuide(), allow_mismatch=[name])
 
     def test_another_schedule_is_no_difference(self, path: Path) -> None:
-        assert len(load(path, Look(), Backend(schedule=cosine_schedule(1000)))) == 3
+        assert len(load(path, TinyGuide(), Backend(schedule=cosine_schedule(1000)))) == 3
 
     def test_a_guide_that_has_experts(self, path: Path) -> None:
-        model = Look()
+        model = TinyGuide()
         experts = load(path, model)
         with pytest.raises(ValueError, match="before experts are attached"):
             load(path, model)
@@ -158,10 +160,10 @@ class TestMatch:
 
     def test_an_adapter_that_nobody_supplies(self, path: Path) -> None:
         with pytest.raises(PluginError, match="'shift'"):
-            load_bundle(path, Look())
+            load_bundle(path, TinyGuide())
 
     def test_tensors_that_the_adapter_does_not_know(self, path: Path) -> None:
-        model = Look()
+        model = TinyGuide()
         with pytest.raises(AssetError, match=r"do not fit: these differ: \['0\.0\.bias"):
             load_bundle(path, model, make_adapter=lambda config: Shift("weight"))
         assert not has_experts(model.network)
@@ -169,7 +171,7 @@ class TestMatch:
 
 class TestIdentity:
     def test_the_digest_knows_values_and_not_files(self, tmp_path: Path) -> None:
-        network = Look(seed=4).network.half().float()  # so that 16 bits hold it
+        network = TinyGuide(seed=4).network.half().float()  # so that 16 bits hold it
         digest = weights_sha256(network.state_dict())
         save_checkpoint(tmp_path / "a.safetensors", network.state_dict(), {})
         torch.save({"state_dict": dict(reversed(network.state_dict().items()))}, tmp_path / "b.pt")
@@ -180,7 +182,7 @@ class TestIdentity:
         for file in ("a.safetensors", "b.pt", "c.safetensors"):
             checkpoint = open_checkpoint(tmp_path / file)
             assert weights_sha256(checkpoint.state_dict()) == digest
-            model = Look(seed=9)
+            model = TinyGuide(seed=9)
             load_into(model.network, checkpoint)
             assert guide_sha256(model) == digest
 
@@ -213,7 +215,7 @@ class TestIdentity:
         assert backend_sha256(one) == backend_sha256(Backend(seed=1)) != backend_sha256(two)
 
     def test_input_as_it_reaches_the_network(self) -> None:
-        model = Look(mean=0.25, std=0.125)
+        model = TinyGuide(mean=0.25, std=0.125)
         found = InputConvention.measure(model, (4, 6))
         assert found == InputConvention((3, 4, 6), (-2.0,) * 3, (6.0,) * 3)
         assert found.matches(InputConvention((3, 4, 6), (-2.01,) * 3, (6.01,) * 3))
@@ -221,14 +223,14 @@ class TestIdentity:
         assert not found.matches(InputConvention((3, 6, 4), (-2.0,) * 3, (6.0,) * 3))
 
     def test_measuring_runs_nothing_and_leaves_nothing(self) -> None:
-        model = Look().train()
+        model = TinyGuide().train()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         InputConvention.measure(model, (8, 8))
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         assert not model.network._forward_pre_hooks
 
     def test_a_guide_that_goes_around_its_network(self) -> None:
-        class Aside(Look):
+        class Aside(TinyGuide):
             def forward(self, images: Any, level: Any = None) -> Any:
                 return self.network[0](images)
 
@@ -239,7 +241,7 @@ class TestIdentity:
             def forward(self, *, pixels: Any) -> Any:
                 return pixels
 
-        class Call(Look):
+        class Call(TinyGuide):
             def __init__(self, given: Any) -> None:
                 super().__init__()
                 self._network, self.given = Named(), given
@@ -255,7 +257,7 @@ class TestIdentity:
 class TestDescription:
     @pytest.fixture
     def said(self) -> dict[str, Any]:
-        _, info = trained(Look(), Backend(), scales=[1.0, 2.0, 3.0])
+        _, info = trained(TinyGuide(), Backend(), scales=[1.0, 2.0, 3.0])
         said: dict[str, Any] = json.loads(info.to_json())
         return said
 
@@ -304,7 +306,7 @@ class TestDescription:
 
     def test_metrics_that_are_not_finite(self) -> None:
         with pytest.raises(ValueError, match="finite JSON"):
-            trained(Look(), Backend(), metrics={"loss": float("nan")})
+            trained(TinyGuide(), Backend(), metrics={"loss": float("nan")})
 
     def test_two_adapters_of_one_name(self, said: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match="different names"):
@@ -313,7 +315,7 @@ class TestDescription:
 
 def test_verify_looks_at_every_tensor(tmp_path: Path) -> None:
     path = tmp_path / "toy.experts.safetensors"
-    experts, info = trained(Look(), Backend())
+    experts, info = trained(TinyGuide(), Backend())
     next(experts.parameters(1)).data[0] = torch.nan
     save_bundle(path, experts, info)
     with pytest.raises(AssetError, match=r"'shift/1\.0\.bias' is not finite"):

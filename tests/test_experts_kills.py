@@ -17,12 +17,15 @@ import torch
 
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from experts_toy import Backend, Look, trained
+from experts_toy import Backend, TinyGuide, trained
 from ppap_framework.experts import save_bundle, verify_bundle
 
 path, kills = Path(sys.argv[2]), int(sys.argv[3])
 # Megabytes, so that writing takes its time and is what most kills interrupt.
-contents, versions = [], [trained(Look(width=1 << 14), Backend(), seed=seed, ending="") for seed in (0, 1)]
+versions = [
+    trained(TinyGuide(width=1 << 14), Backend(), seed=seed, ending="") for seed in (0, 1)
+]
+contents = []
 for experts, info in versions:
     save_bundle(path, experts, info)
     contents.append(path.read_bytes())

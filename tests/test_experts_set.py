@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from experts_toy import SCHEDULE, Look, Shift, experts_of
+from experts_toy import SCHEDULE, Shift, TinyGuide, experts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class CrossEntropy(TaskLoss):
         return {}
 
 
-def shifted(model: Look, experts: ExpertSet, index: int | None) -> nn.Module:
+def shifted(model: TinyGuide, experts: ExpertSet, index: int | None) -> nn.Module:
     """The oracle: a network of its own for an expert, made before anything is merged."""
     network = copy.deepcopy(model.network)
     if index is not None:
@@ -72,7 +72,7 @@ def owner(t: int | None, number: int = 3) -> int | None:
 
 
 def test_a_shared_level_merges_its_owner_and_costs_the_model_itself() -> None:
-    model = Look()
+    model = TinyGuide()
     experts = experts_of(model)
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
     adapter = experts.adapters["shift"]
@@ -90,7 +90,7 @@ def test_a_shared_level_merges_its_owner_and_costs_the_model_itself() -> None:
 @settings(max_examples=40)
 @given(st.lists(st.none() | st.integers(0, 99), min_size=1, max_size=9))
 def test_mixed_levels_are_as_one_by_one(timesteps: list[int | None]) -> None:
-    model = Look()
+    model = TinyGuide()
     experts = experts_of(model)
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
     x = images(len(timesteps))
@@ -101,7 +101,7 @@ def test_mixed_levels_are_as_one_by_one(timesteps: list[int | None]) -> None:
 
 
 def test_nested_predictions_are_put_together() -> None:
-    model, plain = Look(nested="mapping"), Look()
+    model, plain = TinyGuide(nested="mapping"), TinyGuide()
     timesteps = [80, 3, None, 50, 3]
     x, level = images(5), levels(timesteps)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_nested_predictions_are_put_together() -> None:
 
 
 def test_a_prediction_that_cannot_be_put_together_is_named() -> None:
-    model = Look(nested="record")
+    model = TinyGuide(nested="record")
     experts = experts_of(model)
     assert experts.forward(images(2), levels([1, 2])).logits.shape == (2, 5)
     with pytest.raises(PluginError, match="Answer"):
@@ -125,7 +125,7 @@ def test_a_prediction_that_cannot_be_put_together_is_named() -> None:
 
 @pytest.mark.parametrize("timesteps", [[80] * 4, [80, 3, 50, 3], [3, 80, None, 50], [None] * 4])
 def test_gradients_are_those_of_each_owner(timesteps: list[int | None]) -> None:
-    model = Look()
+    model = TinyGuide()
     experts = experts_of(model, ending="")  # weights, too: a graph remembers those
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
     guide = Guide(
@@ -146,7 +146,7 @@ def test_gradients_are_those_of_each_owner(timesteps: list[int | None]) -> None:
 
 def test_a_stale_graph_is_refused_and_never_wrong() -> None:
     # Biases are no part of a graph; weights are.
-    experts = experts_of(Look(), ending="weight")
+    experts = experts_of(TinyGuide(), ending="weight")
     x = images(2).requires_grad_()
     old = experts.forward(x, levels([90, 90]))
     experts.forward(x, levels([1, 1]))
@@ -155,9 +155,9 @@ def test_a_stale_graph_is_refused_and_never_wrong() -> None:
 
 
 def test_clean_images_through_the_denoiser_are_the_untouched_network_s() -> None:
-    model = Look()
+    model = TinyGuide()
     loss, target = CrossEntropy(), Target(value=torch.tensor([1]), label="one")
-    bare = Guide(name="toy", model=Look(), loss=loss, target=target)
+    bare = Guide(name="toy", model=TinyGuide(), loss=loss, target=target)
     guide = Guide(name="toy", model=model, loss=loss, target=target, experts=experts_of(model))
     clean = levels([None] * 2)
     assert torch.equal(guide.gradient(images(2), clean), bare.gradient(images(2), clean))
@@ -168,17 +168,17 @@ def test_a_guide_wants_the_experts_of_its_own_model() -> None:
     with pytest.raises(ValueError, match="of another model"):
         Guide(
             name="toy",
-            model=Look(),
+            model=TinyGuide(),
             loss=CrossEntropy(),
             target=Target(value=torch.tensor([1]), label="one"),
-            experts=experts_of(Look()),
+            experts=experts_of(TinyGuide()),
         )
 
 
 @settings(max_examples=30)
 @given(st.lists(st.sampled_from(["at", "mixed", "train", "none"]), max_size=8), st.randoms())
 def test_the_network_is_left_as_it_was(actions: list[str], random: Any) -> None:
-    model = Look()
+    model = TinyGuide()
     before = snapshot(model.network)
     experts = experts_of(model)
     for action in actions:
@@ -206,7 +206,7 @@ def test_the_network_is_left_as_it_was(actions: list[str], random: Any) -> None:
 
 
 def test_training_one_expert_leaves_the_others_alone() -> None:
-    model = Look()
+    model = TinyGuide()
     experts = experts_of(model)
     others = {k: v.clone() for k, v in experts.state_dict().items() if "/1." not in k}
     experts.activate(1)
@@ -227,18 +227,18 @@ def test_training_one_expert_leaves_the_others_alone() -> None:
 
 
 def test_several_adapters_and_their_order() -> None:
-    model = Look()
+    model = TinyGuide()
     first, second = Shift("0.bias"), Shift("5.bias")
     experts = ExpertSet(model, NoiseRanges((0.0,)), {"first": first, "second": second})
     assert set(experts.state_dict()) == {
         "first/0.0.bias", "first/1.0.bias", "second/0.5.bias", "second/1.5.bias"
     }  # fmt: skip
     assert [p.shape for p in experts.parameters(0)] == [(4,), (5,)]
-    assert experts.network_parameters == sum(p.numel() for p in Look().network.parameters())
+    assert experts.network_parameters == sum(p.numel() for p in TinyGuide().network.parameters())
 
 
 def test_state_comes_back() -> None:
-    experts, fresh = experts_of(Look(), seed=1), experts_of(Look(), seed=2)
+    experts, fresh = experts_of(TinyGuide(), seed=1), experts_of(TinyGuide(), seed=2)
     x, level = images(3), levels([1, 50, 99])
     fresh.at(levels([1]))
     fresh.load_state_dict(experts.state_dict())
@@ -250,7 +250,7 @@ def test_state_comes_back() -> None:
 
 
 def test_what_a_set_refuses() -> None:
-    model = Look()
+    model = TinyGuide()
     ranges = NoiseRanges(())
     with pytest.raises(ValueError, match="need an adapter"):
         ExpertSet(model, ranges, {})
@@ -271,7 +271,7 @@ def test_what_a_set_refuses() -> None:
 
 
 def test_an_interrupted_merge_is_repeated() -> None:
-    model = Look()
+    model = TinyGuide()
     experts = experts_of(model)
     adapter = experts.adapters["shift"]
     assert isinstance(adapter, Shift)
@@ -289,10 +289,10 @@ def test_an_interrupted_merge_is_repeated() -> None:
     experts.activate(0)
     level = levels([0])
     with torch.no_grad():
-        oracle = experts_of(Look())
+        oracle = experts_of(TinyGuide())
         assert torch.equal(model(images(1), level), oracle.at(level)(images(1), level))
 
 
 def test_no_images_at_all() -> None:
-    experts = experts_of(Look())
+    experts = experts_of(TinyGuide())
     assert experts.forward(images(2)[:0], levels([])).shape == (0, 5)

@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from experts_toy import Backend, Look, make_adapter, trained
+from experts_toy import Backend, TinyGuide, make_adapter, trained
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -26,14 +26,14 @@ many = settings(max_examples=150, suppress_health_check=[HealthCheck.function_sc
 
 def refusal(path: Path) -> str:
     with pytest.raises(AssetError) as caught:
-        load_bundle(path, Look(), Backend(), make_adapter=make_adapter)
+        load_bundle(path, TinyGuide(), Backend(), make_adapter=make_adapter)
     assert "\n" not in str(caught.value)
     assert caught.value.hint
     return caught.value.message
 
 
 def bundle(path: Path, seed: int = 0) -> Path:
-    save_bundle(path, *trained(Look(), Backend(), seed=seed))
+    save_bundle(path, *trained(TinyGuide(), Backend(), seed=seed))
     return path
 
 
@@ -107,7 +107,7 @@ def test_a_space_for_a_tab_in_the_padding(path: Path) -> None:
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     for extra in range(8):
-        experts, info = trained(Look(), Backend())
+        experts, info = trained(TinyGuide(), Backend())
         save_bundle(path, experts, attrs.evolve(info, recipe={"note": "x" * extra}))
         content = path.read_bytes()
         header = 8 + int.from_bytes(content[:8], "little")
@@ -128,7 +128,7 @@ def test_tensors_of_another_bundle(path: Path, tmp_path: Path) -> None:
 
 def test_tensors_of_another_bundle_with_a_header_made_to_fit(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "b.experts.safetensors"
-    save_bundle(other, *trained(Look(), Backend(), number=2, seed=1))
+    save_bundle(other, *trained(TinyGuide(), Backend(), number=2, seed=1))
     metadata = dict(open_checkpoint(path).metadata)
     write_safetensors(path, load_file(other), metadata)
     assert "changed after it was written" in refusal(path)
@@ -138,7 +138,7 @@ def test_tensors_of_another_bundle_with_a_header_made_to_fit(path: Path, tmp_pat
 
 def test_tensors_of_an_expert_for_a_wider_network(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "b.experts.safetensors"
-    save_bundle(other, *trained(Look(width=8), Backend()))
+    save_bundle(other, *trained(TinyGuide(width=8), Backend()))
     write_safetensors(path, load_file(other), dict(open_checkpoint(path).metadata))
     assert "changed after it was written" in refusal(path)
     seal(path)
@@ -154,7 +154,7 @@ def test_two_experts_that_changed_places(path: Path) -> None:
 
 
 def test_another_guide_s_bundle(path: Path) -> None:
-    save_bundle(path, *trained(Look(seed=3), Backend()))
+    save_bundle(path, *trained(TinyGuide(seed=3), Backend()))
     assert "guide: they are for the weights of look 'first'" in refusal(path)
 
 

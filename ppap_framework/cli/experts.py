@@ -1,0 +1,218 @@
+"""`ppap experts`: bundles of experts, read from their files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from ppap_framework.cli.output import print_fields, print_json, print_table
+from ppap_framework.errors import AssetError
+
+if TYPE_CHECKING:
+    from ppap_framework.experts import BundleFile, BundleInfo
+
+__all__ = ["command"]
+
+_DAMAGED = 4
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group("experts")
+def command() -> None:
+    """Show and check experts.
+
+    SOURCE is the path of a bundle, or a name that `ppap experts list` shows.
+    """
+
+
+@command.command("list")
+@_JSON
+def list_experts(as_json: bool) -> None:
+    """List the bundles that are found.
+
+    `--experts auto` takes the first that matches; `--experts NAME` finds any.
+    """
+    from ppap_framework.experts import experts_dir, find_bundles
+    from ppap_framework.registry import registry
+
+    rows = [_summary(bundle) for bundle in find_bundles()]
+    here = {row["name"] for row in rows if row["plugin"]}
+    rows += [
+        _row(
+            name=asset.name,
+            plugin=registry().provider(asset).distribution,
+            guider=asset.guider,
+            backend=asset.backend,
+            size=asset.size,
+            problem="not downloaded",
+        )
+        for asset in registry().bundles()
+        if asset.name not in here
+    ]
+    if as_json:
+        print_json(rows)
+    elif rows:
+        columns = ["name", "guider", "backend", "experts", "size", "path", "problem"]
+        print_table(
+            columns,
+            [["" if row[key] is None else str(row[key]) for key in columns] for row in rows],
+        )
+    else:
+        click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
+
+
+@command.command("inspect")
+@click.argument("source")
+@_JSON
+def inspect(source: str, as_json: bool) -> None:
+    """Show what a bundle says of itself.
+
+    That is which expert reads which noise, what they were trained for, and how.
+    """
+    from ppap_framework.experts import bundle_by_name
+
+    bundle = bundle_by_name(source)
+    info = bundle.info()
+    experts = _experts(info)
+    if as_json:
+        print_json(
+            {
+                "name": bundle.name,
+                "path": str(bundle.path),
+                **attrs.asdict(info),
+                "experts": experts,
+            }
+        )
+        return
+    print_fields(
+        f"experts {bundle.name}",
+        {
+            "path": bundle.path,
+            "guide": info.guide,
+            "backend": info.backend,
+            "adapters": [_worded(adapter.name, adapter.options) for adapter in info.adapters],
+            "images": f"{info.image_space}, {_by(info.resolution)}",
+            "network is fed": _fed(info),
+            "network": f"{info.network_parameters:,} parameters",
+            "seed": info.seed,
+            "data": info.data_sha256,
+        },
+    )
+    print_table(
+        ["expert", f"timesteps ({info.schedule})", "log-SNR", "trainable", "share", "scale"],
+        [
+            [
+                str(expert["index"]),
+                "none" if expert["timesteps"] is None else "{}-{}".format(*expert["timesteps"]),
+                f"{_level(expert['log_snr'][0], 'inf')} to {_level(expert['log_snr'][1], '-inf')}",
+                f"{expert['parameters']:,}",
+                f"{expert['share']:.2%}",
+                "" if expert["scale"] is None else f"{expert['scale']:g}",
+            ]
+            for expert in experts
+        ],
+    )
+    print_fields("recipe", dict(info.recipe))
+    print_fields("held-out metrics", dict(info.metrics))
+
+
+@command.command("verify")
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@_JSON
+def verify(sources: tuple[str, ...], as_json: bool) -> int:
+    """Check that bundles are whole.
+
+    That is their digest, their description and every tensor. Without SOURCE, all that `ppap experts
+    list` shows. Exits with 4 where one is not. Whether a bundle is for the guide and backend that
+    are here, `ppap run` checks.
+    """
+    from ppap_framework.experts import bundle_by_name, find_bundles, verify_bundle
+
+    wanted: list[str | BundleFile] = [*sources] or [*find_bundles()]
+    results: list[dict[str, Any]] = []
+    errors: list[AssetError] = []
+    for source in wanted:
+        result: dict[str, Any] = {"source": source if isinstance(source, str) else source.name}
+        try:
+            bundle = bundle_by_name(source) if isinstance(source, str) else source
+            info, state = verify_bundle(bundle.path)
+            result |= {"whole": True, "experts": len(info), "tensors": len(state), "fault": None}
+        except AssetError as error:
+            errors.append(error)
+            result |= {"whole": False, "experts": None, "tensors": None, "fault": error.message}
+        results.append(result)
+    if as_json:
+        print_json(results)
+        return _DAMAGED if errors else 0
+    for result in results:
+        if result["whole"]:
+            click.echo(
+                "{source}: {experts} experts in {tensors} tensors are whole".format(**result)
+            )
+    if errors:
+        hints = dict.fromkeys(error.hint for error in errors)
+        raise AssetError("; ".join(error.message for error in errors), hint="; ".join(hints))
+    return 0
+
+
+def _row(**known: Any) -> dict[str, Any]:
+    keys = ["name", "plugin", "guider", "backend", "experts", "size", "path", "problem"]
+    return dict.fromkeys(keys) | known
+
+
+def _summary(bundle: BundleFile) -> dict[str, Any]:
+    row = _row(name=bundle.name, plugin=bundle.distribution, path=str(bundle.path))
+    try:
+        info = bundle.info()
+    except AssetError as error:
+        return row | {"problem": error.message}
+    return row | {
+        "guider": info.guide.component,
+        "backend": info.backend.component,
+        "experts": len(info),
+        "size": bundle.path.stat().st_size,
+    }
+
+
+def _experts(info: BundleInfo) -> list[dict[str, Any]]:
+    """Each expert: the timesteps [first, last] and the log-SNR [above, down to] that it owns."""
+    ends = [None, *info.boundaries, None]
+    return [
+        {
+            "index": index,
+            "timesteps": [first, stop - 1] if first < stop else None,
+            "log_snr": [ends[index], ends[index + 1]],
+            "parameters": parameters,
+            "share": parameters / max(info.network_parameters, 1),
+            "scale": info.scales[index] if info.scales else None,
+        }
+        for index, (first, stop, parameters) in enumerate(
+            zip(info.timesteps, info.timesteps[1:], info.expert_parameters, strict=False)
+        )
+    ]
+
+
+def _level(log_snr: float | None, end: str) -> str:
+    return end if log_snr is None else f"{log_snr:.3f}"
+
+
+def _worded(name: str, options: Mapping[str, Any]) -> str:
+    return " ".join([name, *(f"{option}={value}" for option, value in options.items())])
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _fed(info: BundleInfo) -> str:
+    if info.input is None:
+        return "unknown"
+    return f"{_by(info.input.shape)}, black as {_few(info.input.black)}, white as {_few(info.input.white)}"
+
+
+def _few(values: Sequence[float]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:3])
+    return f"({shown}{', ...' if len(values) > 3 else ''})"

@@ -1,0 +1,274 @@
+"""Which bundle is found, in what order, and what `ppap experts` says of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from experts_toy import SCHEDULE, Backend, TinyGuide, trained
+
+from ppap_framework.checkpoints import file_sha256
+from ppap_framework.cli import main
+from ppap_framework.errors import AssetError, PluginError, UsageError
+from ppap_framework.experts import (
+    bundle_by_name,
+    choose_bundle,
+    experts_dir,
+    find_bundles,
+    keep_bundle,
+    read_bundle_info,
+    save_bundle,
+)
+from ppap_framework.plugin import ExpertBundle
+from ppap_framework.registry import PluginRecord, Registry
+
+Offer = Callable[..., ExpertBundle]
+
+
+@pytest.fixture(autouse=True)
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PluginRecord]:
+    """The plugins that are installed, and a cache of the test's own."""
+    records: list[PluginRecord] = []
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    for module in ("ppap_framework.registry", "ppap_framework.experts.discovery"):
+        monkeypatch.setattr(f"{module}.registry", lambda: Registry(tuple(records)))
+    return records
+
+
+@pytest.fixture
+def offer(tmp_path: Path, plugins: list[PluginRecord], monkeypatch: pytest.MonkeyPatch) -> Offer:
+    """Make a distribution offer a bundle that lies in its package."""
+    (tmp_path / "acme_experts").mkdir()
+    (tmp_path / "acme_experts" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "acme_experts", raising=False)
+
+    def make(distribution: str, name: str, path: Path | None = None, **known: Any) -> ExpertBundle:
+        if path:
+            path.rename(tmp_path / "acme_experts" / path.name)
+            path = tmp_path / "acme_experts" / path.name
+            known |= {
+                "uri": f"package://acme_experts/{path.name}",
+                "sha256": file_sha256(path),
+                "size": path.stat().st_size,
+            }
+        known = {"uri": "https://acme.invalid/x", "sha256": None, "size": 10} | known
+        bundle = ExpertBundle(
+            name=name, summary="", licence="CC0-1.0", guider="look", backend="toy", **known
+        )
+        plugins.append(
+            PluginRecord(
+                distribution=distribution,
+                version="1.0",
+                entry_point="main",
+                module="m",
+                status="ok",
+                specs=(),
+                assets=(bundle,),
+            )
+        )
+        return bundle
+
+    return make
+
+
+def bundle(name: str, age: float = 0, model: TinyGuide | None = None, **kwargs: Any) -> Path:
+    experts_dir().mkdir(parents=True, exist_ok=True)
+    path = experts_dir() / f"{name}.experts.safetensors"
+    save_bundle(path, *trained(model or TinyGuide(), kwargs.pop("backend", Backend()), **kwargs))
+    now = path.stat().st_mtime
+    os.utime(path, (now - age, now - age))
+    return path
+
+
+def ppap(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(["experts", *arguments])
+    out, err = capsys.readouterr()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, out, err
+
+
+class TestFinding:
+    def test_own_bundles_come_first_the_newest_before_the_others(self, offer: Offer) -> None:
+        installed = offer("acme", "ready", bundle("x"))
+        bundle("old", age=100)
+        bundle("new", age=1)
+        bundle("middle", age=10)
+        (experts_dir() / "unfinished.experts.safetensors.tmp").touch()
+        offer("acme", "far")
+        found = find_bundles()
+        assert [b.name for b in found] == ["new", "middle", "old", "ready"]
+        assert [b.distribution for b in found] == [None, None, None, "acme"]
+        assert found[-1].path.name == installed.uri.rpartition("/")[2]
+
+    def test_no_folder_is_no_fault(self) -> None:
+        assert find_bundles() == []
+        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+
+    def test_a_kept_copy_is_found(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.experts.safetensors"
+        save_bundle(path, *trained(TinyGuide(), Backend()))
+        kept = keep_bundle(path)
+        assert kept.read_bytes() == path.read_bytes()
+        assert [entry.name for entry in experts_dir().iterdir()] == [path.name]
+        assert bundle_by_name("mine").path == kept
+
+    def test_by_path(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.experts.safetensors"
+        assert bundle_by_name(str(path)).path == path
+        assert bundle_by_name("a/b").path == Path("a/b")
+
+    def test_unknown_names(self, offer: Offer) -> None:
+        with pytest.raises(AssetError, match="no experts are called 'mine'") as caught:
+            bundle_by_name("mine")
+        assert "ppap adapt" in caught.value.hint
+        bundle("mine")
+        with pytest.raises(AssetError) as caught:
+            bundle_by_name("mime")
+        assert caught.value.hint == "did you mean 'mine'?"
+
+    def test_a_name_that_two_claim(self, offer: Offer, plugins: list[PluginRecord]) -> None:
+        path = bundle("x")
+        offer("acme", "ready", path)
+        offer("beta", "ready")
+        with pytest.raises(PluginError, match="claimed by 2 plugins"):
+            bundle_by_name("ready")
+        assert bundle_by_name("acme:ready").distribution == "acme"
+        (conflict,) = Registry(tuple(plugins)).conflicts()
+        assert conflict.subject == "experts 'ready'"
+
+    def test_what_is_not_here_is_not_downloaded_by_the_way(
+        self, offer: Offer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        offer("acme", "far")
+        monkeypatch.setattr(
+            "ppap_framework.checkpoints._fetch._download",
+            lambda *_: pytest.fail("it was downloaded"),
+        )
+        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert find_bundles() == []
+
+
+class TestChoosing:
+    def test_auto_takes_the_newest_that_matches(self, offer: Offer) -> None:
+        path = bundle("ready")
+        offer("acme", "ready", path)
+        model, backend = TinyGuide(), Backend()
+        assert choose_bundle("auto", model, backend).name == "ready"
+        bundle("fits", age=50, seed=1)
+        bundle("fits-newer", age=40, seed=2)
+        bundle("other-guide", model=TinyGuide(seed=5))
+        bundle("other-normalisation", model=TinyGuide(mean=0.4))
+        bundle("other-backend", backend=Backend(seed=4))
+        bundle("other-size", backend=Backend(size=16))
+        assert choose_bundle("auto", model, backend).name == "fits-newer"
+        assert choose_bundle("auto", TinyGuide(seed=5), backend).name == "other-guide"
+        assert choose_bundle("auto", TinyGuide(seed=6), backend) is None
+
+    def test_auto_honours_waivers(self) -> None:
+        bundle("other-backend", backend=Backend(seed=4))
+        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        found = choose_bundle("auto", TinyGuide(), Backend(), allow_mismatch=["backend"])
+        assert found is not None
+
+    def test_auto_passes_over_the_damaged_and_says_so(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bundle("whole", age=50)
+        damaged = bundle("damaged")
+        damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+        rubbish = experts_dir() / "rubbish.experts.safetensors"
+        rubbish.write_bytes(b"x")
+        with caplog.at_level(logging.WARNING):
+            assert choose_bundle("auto", TinyGuide(), Backend()).name == "whole"
+        assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
+
+    def test_none(self) -> None:
+        bundle("fits")
+        assert choose_bundle("none", TinyGuide(), Backend()) is None
+
+    def test_a_name_or_path_that_does_not_match_is_refused(self) -> None:
+        path = bundle("other", model=TinyGuide(seed=5))
+        for source in ("other", str(path)):
+            with pytest.raises(AssetError, match="guide: they are for the weights of look"):
+                choose_bundle(source, TinyGuide(), Backend())
+            assert choose_bundle(source, TinyGuide(seed=5), Backend()).path == path
+        with pytest.raises(UsageError, match="cannot be allowed"):
+            choose_bundle("auto", TinyGuide(), Backend(), allow_mismatch=["guide"])
+        with pytest.raises(AssetError, match="there is no file"):
+            choose_bundle("no/such.experts.safetensors", TinyGuide(), Backend())
+
+
+class TestCommand:
+    def test_nothing_to_list(self, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out, _ = ppap(capsys, "list")
+        assert code == 0
+        assert str(experts_dir()) in out
+        assert ppap(capsys, "list", "--json")[1] == "[]\n"
+
+    def test_list(self, offer: Offer, capsys: pytest.CaptureFixture[str]) -> None:
+        offer("acme", "ready", bundle("x"))
+        offer("acme", "far")
+        path = bundle("mine", age=10, number=4)
+        (experts_dir() / "rubbish.experts.safetensors").write_bytes(b"x")
+        code, out, _ = ppap(capsys, "list", "--json")
+        rows = {row["name"]: row for row in json.loads(out)}
+        assert code == 0
+        assert list(rows) == ["rubbish", "mine", "ready", "far"]
+        assert rows["mine"] == {
+            "name": "mine", "plugin": None, "guider": "look", "backend": "toy", "experts": 4,
+            "size": path.stat().st_size, "path": str(path), "problem": None,
+        }  # fmt: skip
+        assert "is not a sound safetensors file" in rows["rubbish"]["problem"]
+        assert rows["ready"]["plugin"] == "acme"
+        assert rows["far"]["problem"] == "not downloaded"
+        code, out, _ = ppap(capsys, "list")
+        assert code == 0
+        assert all(name in out for name in rows)
+
+    def test_inspect(self, capsys: pytest.CaptureFixture[str]) -> None:
+        path = bundle("mine", scales=[1.0, 2.5, 4.0], metrics={"agreement": 0.75})
+        code, out, _ = ppap(capsys, "inspect", "mine", "--json")
+        said = json.loads(out)
+        assert code == 0
+        assert said["path"] == str(path)
+        middle, top = said["experts"][1], read_bundle_info(path).boundaries
+        assert middle["timesteps"] == [33, 65]
+        assert middle["log_snr"] == list(top)
+        assert top[0] == (SCHEDULE.log_snr[32] + SCHEDULE.log_snr[33]).item() / 2
+        total = sum(p.numel() for p in TinyGuide().network.parameters())
+        assert (middle["parameters"], middle["share"]) == (13, 13 / total)
+        assert middle["scale"] == 2.5
+        assert said["experts"][0]["log_snr"][0] is said["experts"][2]["log_snr"][1] is None
+
+        code, out, _ = ppap(capsys, "inspect", str(path))
+        assert code == 0
+        for words in (
+            *("33-65", f"{top[0]:.3f} to {top[1]:.3f}", f"{13 / total:.2%}", "2.5", "8 x 8"),
+            *("agreement", "iterations", "shift ending=bias", "look 'first'"),
+        ):
+            assert words in out
+
+    def test_verify(self, capsys: pytest.CaptureFixture[str]) -> None:
+        one, two = bundle("one"), bundle("two", age=10)
+        assert ppap(capsys, "verify", "one", str(two))[0] == 0
+        code, out, _ = ppap(capsys, "verify")
+        assert (code, out.splitlines()[0]) == (0, "one: 3 experts in 9 tensors are whole")
+        content = one.read_bytes()
+        one.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        code, out, err = ppap(capsys, "verify")
+        assert code == 4
+        assert out == "two: 3 experts in 9 tensors are whole\n"
+        assert "changed after it was written" in err
+        code, out, _ = ppap(capsys, "verify", "--json")
+        assert code == 4
+        assert [row["whole"] for row in json.loads(out)] == [False, True]
+        assert ppap(capsys, "verify", "three")[0] == 4
+        assert ppap(capsys, "inspect", "three")[0] == 4
