@@ -210,7 +210,8 @@ def _by(size: Sequence[int]) -> str:
 def _fed(info: BundleInfo) -> str:
     if info.input is None:
         return "unknown"
-    return f"{_by(info.input.shape)}, black as {_few(info.input.black)}, white as {_few(info.input.white)}"
+    black, white = _few(info.input.black), _few(info.input.white)
+    return f"{_by(info.input.shape)}, black as {black}, white as {white}"
 
 
 def _few(values: Sequence[float]) -> str:
