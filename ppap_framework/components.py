@@ -326,42 +326,62 @@ class TaskLoss(abc.ABC):
 class ExpertAdapter(abc.ABC):
     """A few trainable parameters for each of N experts, attached to a frozen network that they
     leave as it was.
+
+    Several may be attached to one network, where they change different tensors. Each is activated
+    by itself, and their `training` contexts nest in any order. The network may be moved to another
+    device between calls, but its tensors must not be exchanged for others while any is attached.
     """
 
     @abc.abstractmethod
     def attach(self, network: nn.Module, experts: int) -> None:
         """Find what to adapt in `network` and make the parameters of `experts` experts, each equal
-        to no change.
+        to no change. The network itself is not touched.
 
         Raises:
-            UsageError: Where nothing in the network can be adapted.
+            UsageError: Where nothing in the network can be adapted, or another adapter changes it
+                already.
         """
 
     @abc.abstractmethod
     def activate(self, index: int | None) -> None:
-        """Merge one expert into the network's weights; None restores the untouched network bit for
-        bit, by copying.
+        """Merge one expert into the network's weights, in place; None restores the untouched
+        network bit for bit, by copying.
+
+        The network then costs what it cost before, and keeps beside itself at most one copy of the
+        tensors that are adapted.
+
+        Raises:
+            IndexError: Where there is no such expert.
+            RuntimeError: While an expert of this network is being trained.
         """
 
     @abc.abstractmethod
     def training(self, index: int) -> AbstractContextManager[None]:
         """A context in which one expert lives unmerged and gradients reach its parameters; only
         its own buffers move.
+
+        Within, those of the network's parameters that ask for gradients are the expert's; whether
+        the network is in training mode is the caller's choice. Before and afterwards this adapter
+        leaves the network untouched: an expert that was merged no longer is.
+
+        Raises:
+            IndexError: Where there is no such expert.
+            RuntimeError: Where this adapter trains one already.
         """
 
     @abc.abstractmethod
     def parameters(self, index: int) -> Iterator[nn.Parameter]:
-        """The trainable parameters of one expert."""
+        """The trainable parameters of one expert, the same objects at all times."""
 
     @abc.abstractmethod
     def state_dict(self) -> Mapping[str, Tensor]:
         """Everything that all experts hold, under names made of those that the network had before
-        `attach`.
+        `attach`, each beginning with the expert's index and a dot.
         """
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave.
+        """Take back what `state_dict` gave, all or nothing; a merged expert no longer is.
 
         Raises:
             AssetError: Where names or shapes differ; the message says which.
@@ -369,4 +389,4 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def detach(self) -> None:
-        """Leave the network as it was found."""
+        """Leave the network as it was found. The adapter can then be attached anew."""

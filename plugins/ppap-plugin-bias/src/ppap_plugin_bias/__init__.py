@@ -1,0 +1,1 @@
+"""Experts as biases, norms and running statistics."""

@@ -1,0 +1,19 @@
+"""What this distribution supplies."""
+
+from __future__ import annotations
+
+from ppap_framework.plugin import AdapterSpec, hookimpl
+
+PPAP_API = (1, 0)
+
+
+@hookimpl
+def ppap_expert_adapters() -> list[AdapterSpec]:
+    """The adapter `bias`."""
+    return [
+        AdapterSpec(
+            name="bias",
+            summary="Biases, norm scales and shifts, and running statistics",
+            factory="ppap_plugin_bias.adapter:make_bias",
+        )
+    ]

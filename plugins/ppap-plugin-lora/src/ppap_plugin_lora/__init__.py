@@ -1,0 +1,1 @@
+"""Experts as low-rank changes of Linear and Conv2d weights."""

@@ -1,0 +1,166 @@
+r"""Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+
+    W' = W + alpha / r * reshape(B A, W)
+
+For W of shape (out, in), or (out, in / groups, kh, kw), seen as a matrix with one row for each
+output:
+
+    plain     A (r, in / groups * kh * kw)   B (out, r)
+    reshaped  A (r k, in / groups * kw)      B (out * kh, r k)    k = min(kh, kw)
+
+The second is the parametrization of the released PPAP experts: a matrix of another shape, read row
+by row as if it were W. It has rank r k as that matrix and up to r k^2 as a change of W, and equals
+the first where W has no kernel. A starts as Kaiming-uniform values with a = sqrt(5), B as 0.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from fnmatch import fnmatchcase
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
+from ppap_framework.components import ExpertAdapter
+from ppap_framework.errors import UsageError
+from ppap_plugin_lora.options import LoraOptions
+
+__all__ = ["LowRank", "make_lora"]
+
+_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    nn.Conv2d: ("weight",),
+    nn.MultiheadAttention: (
+        "in_proj_weight",
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+    ),
+}
+"""What is adapted, by the kind of layer that holds it. The output projection of an attention layer
+is a Linear of its own."""
+
+
+def make_lora(options: LoraOptions | None = None) -> ExpertAdapter:
+    """The adapter `lora`."""
+    return ParametrizationAdapter(partial(_adaptation, options or LoraOptions()))
+
+
+class LowRank(nn.Module):
+    """W to W + alpha / r * reshape(B A, W).
+
+    The sum is taken in float32, or float64 for a W of that, and rounded once to the dtype of W,
+    whatever autocast says.
+
+    Args:
+        weight: W, (out, in) or (out, in / groups, kh, kw).
+        options: Rank, alpha and variant.
+        generator: For A, on the CPU.
+
+    Attributes:
+        lora_A: (r, columns), or (r k, columns) for the reshaped variant.
+        lora_B: (rows, r), or (rows, r k) likewise.
+        scale: alpha / r.
+    """
+
+    def __init__(self, weight: Tensor, options: LoraOptions, generator: torch.Generator) -> None:
+        super().__init__()
+        rows, inner, columns = _factors(weight, options)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        a = nn.init.kaiming_uniform_(torch.empty(inner, columns), math.sqrt(5), generator=generator)
+        self.lora_A = nn.Parameter(a.to(weight.device, dtype))
+        self.lora_B = nn.Parameter(weight.new_zeros(rows, inner, dtype=dtype))
+        self.scale = options.alpha / options.rank
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """W' for W."""
+        with torch.autocast(weight.device.type, enabled=False):
+            change = (self.lora_B @ self.lora_A).view(weight.shape) * self.scale
+            return (weight + change).to(weight.dtype)
+
+
+def _factors(weight: Tensor, options: LoraOptions) -> tuple[int, int, int]:
+    """Rows of B, columns of B and rows of A, columns of A."""
+    if options.variant == "reshaped" and weight.ndim == 4:
+        out, into, height, width = weight.shape
+        return out * height, options.rank * min(height, width), into * width
+    return weight.shape[0], options.rank, weight.shape[1:].numel()
+
+
+def _adaptation(options: LoraOptions, network: nn.Module) -> Adaptation:
+    generator = torch.Generator().manual_seed(options.seed)
+    weights = _named(network, options) if options.targets else _worthwhile(network, options)
+    make = partial(LowRank, options=options, generator=generator)
+    return Adaptation(parametrizations=dict.fromkeys(weights, make))
+
+
+def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
+    """The weights that have at least twice the parameters of their change."""
+    found = []
+    for layer, weights in _weights(network).items():
+        for name, weight in weights.items():
+            rows, inner, columns = _factors(weight, options)
+            if 2 * inner * (rows + columns) <= weight.numel():
+                found.append(f"{layer}.{name}" if layer else name)
+    if not found:
+        raise UsageError(
+            f"{type(network).__name__} has no linear, convolution or attention layer that is large "
+            f"enough for LoRA of rank {options.rank}",
+            hint="lower the rank, or name targets",
+        )
+    return found
+
+
+def _named(network: nn.Module, options: LoraOptions) -> list[str]:
+    """The weights of all layers that the patterns name."""
+    layers = _weights(network)
+    wanted = set()
+    for pattern in options.targets:
+        matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not any(layers[layer] for layer in matching):
+            raise _no_target(pattern, matching, layers)
+        wanted.update(matching)
+    return [
+        f"{layer}.{name}" if layer else name
+        for layer, weights in layers.items()
+        if layer in wanted
+        for name in weights
+    ]
+
+
+def _weights(network: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The parameters that could be adapted, by layer and name.
+
+    A layer has none where its weight is no parameter but computed from others (weight norm), or not
+    of a floating type in which sums can be stored.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for layer, module in network.named_modules():
+        for kind, names in _LAYERS.items():
+            if isinstance(module, kind):
+                held = {name: module._parameters.get(name) for name in names}
+                found[layer] = {
+                    name: weight
+                    for name, weight in held.items()
+                    if weight is not None and weight.is_floating_point() and weight.itemsize > 1
+                }
+    return found
+
+
+def _no_target(
+    pattern: str, matching: list[str], layers: dict[str, dict[str, Tensor]]
+) -> UsageError:
+    if matching:
+        return UsageError(
+            f"the weight of {matching[0]!r}, which the target {pattern!r} names, cannot be changed:"
+            " it is computed from other parameters, or quantised",
+            hint="leave that target out",
+        )
+    near = difflib.get_close_matches(pattern, layers, n=3) or list(layers)[:3]
+    return UsageError(
+        f"the target {pattern!r} names no linear, convolution or attention layer",
+        hint=f"there are {', '.join(near)}, ..." if near else "the network has none",
+    )

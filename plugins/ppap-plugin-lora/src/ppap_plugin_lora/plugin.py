@@ -1,0 +1,20 @@
+"""What this distribution supplies."""
+
+from __future__ import annotations
+
+from ppap_framework.plugin import AdapterSpec, hookimpl
+
+PPAP_API = (1, 0)
+
+
+@hookimpl
+def ppap_expert_adapters() -> list[AdapterSpec]:
+    """The adapter `lora`."""
+    return [
+        AdapterSpec(
+            name="lora",
+            summary="Low-rank changes of the weights of linear, convolution and attention layers",
+            factory="ppap_plugin_lora.adapter:make_lora",
+            options="ppap_plugin_lora.options:LoraOptions",
+        )
+    ]

@@ -1,0 +1,306 @@
+r"""Expert adapters made of parametrizations: where expert i looks, P_i(W) stands for W.
+
+The author of an adapter says which parameters W of a network it changes, what P is for each, and of
+which buffers every expert keeps its own. Merging, restoring, training and files follow from that
+and are here.
+
+Merging an expert and training it evaluate the same P on the same W, so its merged and unmerged
+weights are equal to the last bit. What is restored is a copy that was kept, never a difference.
+
+This is part of the author API, because a plugin imports no other plugin and most adapters need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import final
+from weakref import WeakKeyDictionary, WeakSet
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ppap_framework.components import ExpertAdapter
+from ppap_framework.errors import AssetError, UsageError
+
+__all__ = ["Adaptation", "ParametrizationAdapter"]
+
+_Slots = list[tuple[str, nn.Module, str]]
+"""Where one tensor is held: full name, module, name in it. Tied tensors have several."""
+
+_attached: WeakKeyDictionary[nn.Module, WeakSet[ParametrizationAdapter]] = WeakKeyDictionary()
+"""The adapters of a network."""
+
+_in_training: WeakSet[nn.Module] = WeakSet()
+"""The networks in which an expert lives unmerged."""
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Adaptation:
+    """What an adapter changes in one network.
+
+    Attributes:
+        parametrizations: By the full name of each parameter W, what makes P for one expert from W:
+            a module that takes W and returns a tensor of the same shape, dtype and device, at first
+            equal to W. Its parameters are trained. It is called for all of expert 0, then for all
+            of expert 1, and so on.
+        buffers: The full names of those of which every expert has its own.
+    """
+
+    parametrizations: Mapping[str, Callable[[Tensor], nn.Module]]
+    buffers: Sequence[str] = ()
+
+
+@attrs.frozen(eq=False)
+class _Expert:
+    parametrizations: dict[str, nn.Module]
+    buffers: dict[str, Tensor]
+
+    def to(self, tensors: Mapping[str, Tensor]) -> None:
+        """Follow a network that was moved to another device; parameters stay the same objects."""
+        for name, parametrization in self.parametrizations.items():
+            parametrization.to(tensors[name].device)
+        for name, buffer in self.buffers.items():
+            self.buffers[name] = buffer.to(tensors[name].device)
+
+
+@final
+class ParametrizationAdapter(ExpertAdapter):
+    """An adapter that follows from what it changes in a network.
+
+    Args:
+        adapt: What that is. Raises UsageError where it is nothing.
+    """
+
+    def __init__(self, adapt: Callable[[nn.Module], Adaptation]) -> None:
+        self._adapt = adapt
+        self._network: nn.Module | None = None
+        self._places: dict[str, _Slots] = {}
+        self._experts: list[_Expert] = []
+        self._kept: dict[str, Tensor] = {}  # the untouched tensors while an expert is merged
+        self._trains = False
+
+    def attach(self, network: nn.Module, experts: int) -> None:
+        """See `ExpertAdapter.attach`."""
+        if self._network is not None:
+            raise ValueError("the adapter is attached already; detach it first")
+        if network in _in_training:
+            raise RuntimeError("nothing can be attached while an expert is being trained")
+        if experts < 1:
+            raise UsageError(f"cannot make {experts} experts", hint="make at least one")
+        if any(map(nn.parameter.is_lazy, chain(network.parameters(), network.buffers()))):
+            raise UsageError(
+                f"{type(network).__name__} has layers whose size is not known yet",
+                hint="show it an image first",
+            )
+        adaptation = self._adapt(network)
+        places = _find(network, [*adaptation.parametrizations, *adaptation.buffers])
+        others = _attached.setdefault(network, WeakSet())
+        _check_disjoint(places, [other._places for other in others])
+        tensors, made = _tensors(places), []
+        for _ in range(experts):
+            parametrizations = {
+                name: make(tensors[name].detach())
+                for name, make in adaptation.parametrizations.items()
+                if name in places
+            }
+            buffers = {name: tensors[name].clone() for name in adaptation.buffers if name in places}
+            made.append(_Expert(parametrizations, buffers))
+        self._network, self._places, self._experts = network, places, made
+        others.add(self)
+
+    @torch.no_grad()
+    def activate(self, index: int | None) -> None:
+        """See `ExpertAdapter.activate`."""
+        if self._network in _in_training:
+            raise RuntimeError("experts cannot be merged while one is being trained")
+        if index is None:
+            self._restore()
+            return
+        expert, tensors = self._expert(index), _tensors(self._places)
+        if not self._kept:
+            self._kept = {name: tensor.clone() for name, tensor in tensors.items()}
+        expert.to(tensors)
+        for name, parametrization in expert.parametrizations.items():
+            tensors[name].copy_(parametrization(self._kept[name].to(tensors[name].device)))
+        for name, buffer in expert.buffers.items():
+            tensors[name].copy_(buffer)
+
+    @contextlib.contextmanager
+    def training(self, index: int) -> Iterator[None]:
+        """See `ExpertAdapter.training`. What other adapters of this kind have merged is restored
+        as well.
+        """
+        expert = self._expert(index)
+        if self._trains:
+            raise RuntimeError("the adapter trains an expert already")
+        assert self._network is not None  # it has experts
+        for adapter in _attached[self._network]:
+            adapter._restore()
+        with contextlib.ExitStack() as stack:
+            expert.to(_tensors(self._places))
+            stack.enter_context(_guarded(self._network))
+            for name, parametrization in expert.parametrizations.items():
+                for _, module, own in self._places[name]:
+                    stack.enter_context(_parametrized(module, own, parametrization))
+            for name, buffer in expert.buffers.items():
+                for _, module, own in self._places[name]:
+                    stack.enter_context(_exchanged(module, own, buffer))
+            self._trains = True
+            stack.callback(setattr, self, "_trains", False)
+            yield
+
+    def parameters(self, index: int) -> Iterator[nn.Parameter]:
+        """See `ExpertAdapter.parameters`."""
+        parametrizations = self._expert(index).parametrizations.values()
+        return chain.from_iterable(module.parameters() for module in parametrizations)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by "expert.name" for buffers and "expert.name.of_parametrization" for what a
+        parametrization holds; they share memory with the experts.
+        """
+        state = {}
+        for i, expert in enumerate(self._experts):
+            for name, parametrization in expert.parametrizations.items():
+                for key, tensor in parametrization.state_dict().items():
+                    state[f"{i}.{name}.{key}"] = tensor
+            state |= {f"{i}.{name}": buffer for name, buffer in expert.buffers.items()}
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `ExpertAdapter.load_state_dict`."""
+        own = self.state_dict()
+        faults = [f"{name} is missing" for name in own if name not in state]
+        faults += [f"{name:.80} is unknown" for name in state if name not in own]
+        faults += [
+            f"{name} is {_kind(state[name])} instead of {_kind(own[name])}"
+            for name in own
+            if name in state and _kind(state[name]) != _kind(own[name])
+        ]
+        if faults:
+            rest = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise AssetError(
+                f"the experts do not fit: {'; '.join(faults[:3])}{rest}",
+                hint="they are of another network, or the adapter has other options",
+            )
+        self._restore()
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+    def detach(self) -> None:
+        """See `ExpertAdapter.detach`."""
+        self.activate(None)
+        if self._network is not None:
+            _attached[self._network].discard(self)
+        self._network, self._places, self._experts = None, {}, []
+
+    def _expert(self, index: int) -> _Expert:
+        if not 0 <= index < len(self._experts):
+            raise IndexError(f"there is no expert {index} of {len(self._experts)}")
+        return self._experts[index]
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        tensors = _tensors(self._places) if self._kept else {}
+        for name, kept in self._kept.items():
+            tensors[name].copy_(kept)
+        self._kept = {}
+
+
+def _find(network: nn.Module, wanted: Sequence[str]) -> dict[str, _Slots]:
+    """Where the wanted tensors are; of two names for one tensor the first."""
+    held: dict[int, _Slots] = {}
+    named: dict[str, _Slots] = {}
+    for prefix, module in network.named_modules():
+        for own, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None:
+                name = f"{prefix}.{own}" if prefix else own
+                named[name] = held.setdefault(id(tensor), [])
+                named[name].append((name, module, own))
+    found: dict[int, tuple[str, _Slots]] = {}
+    for name in wanted:
+        found.setdefault(id(named[name]), (name, named[name]))
+    return dict(found.values())
+
+
+def _tensors(places: Mapping[str, _Slots]) -> dict[str, Tensor]:
+    """A network's own, as they are now. Moving a network makes new buffers."""
+    return {name: getattr(module, own) for name, [(_, module, own), *_] in places.items()}
+
+
+def _check_disjoint(places: Mapping[str, _Slots], others: Sequence[Mapping[str, _Slots]]) -> None:
+    taken = {name for other in others for slots in other.values() for name, _, _ in slots}
+    both = [name for name in places if name in taken]
+    if both:
+        raise UsageError(
+            f"another adapter of this network changes {both[0]} too"
+            + (f", and {len(both) - 1} more" if len(both) > 1 else ""),
+            hint="use one of the two, or narrow its targets",
+        )
+
+
+def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+    return ("floating" if tensor.is_floating_point() else "whole", tuple(tensor.shape))
+
+
+@contextlib.contextmanager
+def _guarded(network: nn.Module) -> Iterator[None]:
+    """Within, none of a network's parameters asks for gradients, and whatever a module does to its
+    buffers is forgotten before it is called again.
+
+    Entered before any expert's tensors take the place of the network's: of nested ones, the first.
+    """
+    if network in _in_training:
+        yield
+        return
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    with contextlib.ExitStack() as stack:
+        for module in network.modules():
+            if found := {name: b for name, b in module._buffers.items() if b is not None}:
+                stack.callback(module._buffers.update, found)
+                reset = partial(_reset, [(buffer, buffer.clone()) for buffer in found.values()])
+                stack.callback(reset)
+                stack.callback(module.register_forward_pre_hook(reset).remove)
+        _in_training.add(network)
+        stack.callback(_in_training.discard, network)
+        for parameter, flag in flags:
+            stack.callback(parameter.requires_grad_, flag)
+        network.requires_grad_(False)
+        yield
+
+
+def _reset(buffers: Sequence[tuple[Tensor, Tensor]], *_: object) -> None:
+    """Past autograd's notice: a graph that was built with these values may still be walked."""
+    for buffer, value in buffers:
+        buffer.data.copy_(value)
+
+
+@contextlib.contextmanager
+def _parametrized(module: nn.Module, name: str, parametrization: nn.Module) -> Iterator[None]:
+    order = list(module._parameters)
+    parametrize.register_parametrization(module, name, parametrization)
+    try:
+        yield
+    finally:
+        parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        for key in order:  # what comes back comes last
+            module._parameters[key] = module._parameters.pop(key)
+
+
+@contextlib.contextmanager
+def _exchanged(module: nn.Module, name: str, buffer: Tensor) -> Iterator[None]:
+    found = module._buffers[name]
+    module._buffers[name] = buffer
+    try:
+        yield
+    finally:
+        moved = module._buffers[name]
+        if moved is not buffer and moved is not None:  # a module may put a new one in its place
+            buffer.copy_(moved)
+        module._buffers[name] = found

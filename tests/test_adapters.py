@@ -1,0 +1,679 @@
+"""Every adapter, and the recipe of several, on networks of many makes: one matrix."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
+from ppap_framework.components import ExpertAdapter
+from ppap_framework.errors import AssetError, UsageError
+from ppap_plugin_bias.adapter import make_bias
+from ppap_plugin_lora.adapter import make_lora
+from ppap_plugin_lora.options import LoraOptions
+
+RANK, ALPHA = 2, 3.0
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def lora(**options: object) -> ExpertAdapter:
+    return make_lora(LoraOptions(**{"rank": RANK, "alpha": ALPHA, **options}))
+
+
+def reshaped() -> ExpertAdapter:
+    return lora(variant="reshaped", targets="*")
+
+
+RECIPES: dict[str, list[Callable[[], ExpertAdapter]]] = {
+    "lora": [lora],
+    "reshaped": [reshaped],
+    "bias": [make_bias],
+    "lora+bias": [lora, make_bias],
+    "bias+lora": [make_bias, lora],
+}
+
+
+class Small(nn.Module):
+    """Grouped, strided and dilated convolutions, three kinds of norm, attention, a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, (3, 1), padding=2, dilation=2, groups=4)
+        self.group_norm = nn.GroupNorm(2, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer_norm = nn.LayerNorm(8)
+        self.inner = nn.Linear(8, 8, bias=False)
+        self.outer = nn.Linear(8, 8)
+        self.outer.weight = self.inner.weight
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.stem(images)).relu()
+        x = self.group_norm(self.grouped(x)).flatten(2).transpose(1, 2)  # (B, n, 8)
+        x = self.layer_norm(x + self.attention(x, x, x)[0])
+        return self.head(self.outer(self.inner(x).relu()).mean(1))
+
+
+def small() -> nn.Module:
+    return Small()
+
+
+def timm_resnet() -> nn.Module:
+    from timm.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5, channels=(8, 8, 16, 16), stem_width=8)
+
+
+def timm_vit() -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=2, num_classes=5, init_values=1
+    )
+
+
+def torchvision_mobilenet() -> nn.Module:
+    from torchvision.models import mobilenet_v2
+
+    return mobilenet_v2(width_mult=0.2, num_classes=5)
+
+
+def torchvision_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=5)
+
+
+def transformers_segformer() -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="a dependency of dense guides only")
+    config = transformers.SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        decoder_hidden_size=16,
+        num_labels=5,
+        num_attention_heads=[1, 1, 2, 2],
+    )
+    return transformers.SegformerForSemanticSegmentation(config)
+
+
+def transformers_dpt() -> nn.Module:
+    transformers = pytest.importorskip("transformers", reason="a dependency of dense guides only")
+    config = transformers.DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        use_batch_norm_in_fusion_residual=True,
+    )
+    return transformers.DPTForDepthEstimation(config)
+
+
+NETWORKS = [
+    small,
+    timm_resnet,
+    timm_vit,
+    torchvision_mobilenet,
+    torchvision_vit,
+    transformers_segformer,
+    transformers_dpt,
+]
+
+
+def made(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network whose every tensor is worth telling from another."""
+    torch.manual_seed(0)
+    network = build()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+    return network.to(dtype).eval()
+
+
+def attached(network: nn.Module, recipe: str, experts: int = 3) -> list[ExpertAdapter]:
+    adapters = [make() for make in RECIPES[recipe]]
+    for adapter in adapters:
+        adapter.attach(network, experts)
+    return adapters
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    named = [*network.named_parameters(), *network.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def held(adapter: ExpertAdapter) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def assert_same_bits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert list(given) == list(wanted)
+    assert [name for name in wanted if bits(given[name]) != bits(wanted[name])] == []
+
+
+def anatomy(network: nn.Module) -> list[object]:
+    """Everything of a network but the values of its tensors."""
+    return [
+        (
+            name,
+            module,
+            type(module),
+            module.training,
+            set(vars(module)),
+            list(module._modules),
+            [
+                (key, id(value), value.stride(), value.requires_grad)
+                for key, value in module._parameters.items()
+                if value is not None
+            ],
+            [(key, id(value)) for key, value in module._buffers.items()],
+            list(module._forward_hooks) + list(module._forward_pre_hooks),
+        )
+        for name, module in network.named_modules()
+    ]
+
+
+def answer(network: nn.Module, images: Tensor) -> Tensor:
+    output = network(images)
+    if not isinstance(output, Tensor):
+        output = output[0]
+    return output
+
+
+@contextlib.contextmanager
+def training(adapters: Sequence[ExpertAdapter], index: int) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for adapter in adapters:
+            stack.enter_context(adapter.training(index))
+        yield
+
+
+def images(count: int = 4, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def train(
+    network: nn.Module, adapters: Sequence[ExpertAdapter], index: int, steps: int, x: Tensor
+) -> Tensor:
+    """What the network answers at the end, in evaluation mode, unmerged."""
+    with training(adapters, index):
+        network.train()
+        for _ in range(steps):
+            (answer(network, x).float() - 1).square().mean().backward()
+            descend(adapters, index)
+        network.eval()
+        with torch.no_grad():
+            return answer(network, x)
+
+
+@torch.no_grad()
+def descend(adapters: Sequence[ExpertAdapter], index: int) -> None:
+    for parameter in (p for adapter in adapters for p in adapter.parameters(index)):
+        if parameter.grad is None:  # of a layer that its network does not use; DPT has some
+            continue
+        parameter -= 0.05 * parameter.grad.sign()
+        parameter.grad = None
+
+
+def oracle(name: str, untouched: Tensor, state: Mapping[str, Tensor], index: int) -> Tensor:
+    """What a tensor is where an expert is merged, from what the expert's file says."""
+    if (own := f"{index}.{name}") in state:
+        return state[own]
+    if (value := f"{own}.value") in state:
+        return state[value].to(untouched.dtype)
+    if f"{own}.lora_A" not in state:
+        return untouched
+    change = state[f"{own}.lora_B"].double() @ state[f"{own}.lora_A"].double()
+    merged = untouched.double() + change.reshape(untouched.shape) * (ALPHA / RANK)
+    return merged.to(untouched.dtype)
+
+
+@pytest.mark.parametrize("recipe", ["lora+bias", "reshaped"])
+@pytest.mark.parametrize("build", NETWORKS)
+class TestNetworks:
+    def test_a_life(self, build: Callable[[], nn.Module], recipe: str) -> None:
+        network = made(build)
+        x = images()
+        with torch.no_grad():
+            bare = answer(network, x)  # transformers prepares its modules at their first call
+        before, whole = tensors(network), anatomy(network)
+        adapters = attached(network, recipe)
+        assert anatomy(network) == whole
+
+        for adapter in adapters:
+            adapter.activate(2)
+        with torch.no_grad():
+            torch.testing.assert_close(answer(network, x), bare)
+
+        unmerged = train(network, adapters, 1, 3, x)
+        assert_same_bits(tensors(network), before)
+        for adapter in adapters:
+            adapter.activate(1)
+        with torch.no_grad():
+            merged = answer(network, x)
+        torch.testing.assert_close(merged, unmerged)
+        assert (merged - bare).abs().max() > 1e-3
+        assert anatomy(network) == whole  # plain modules: a guided step costs what it did
+
+        for adapter in adapters:
+            adapter.detach()
+        assert_same_bits(tensors(network), before)
+        assert anatomy(network) == whole
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_merged_is_unmerged(dtype: torch.dtype, recipe: str) -> None:
+    network = made(small, dtype)
+    adapters = attached(network, recipe)
+    unmerged = train(network, adapters, 0, 2, images(dtype=dtype))
+    with training(adapters, 0):
+        weights = {
+            f"{name}.{key}": getattr(module, key).detach().clone()
+            for name, module in network.named_modules()
+            if not name.startswith("parametrizations") and ".parametrizations" not in name
+            for key in ("weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean")
+            if isinstance(getattr(module, key, None), Tensor)
+        }
+    for adapter in adapters:
+        adapter.activate(0)
+    merged = tensors(network)
+    merged["outer.weight"] = merged["inner.weight"]
+    assert_same_bits({name: merged[name] for name in weights}, weights)
+    with torch.no_grad():
+        torch.testing.assert_close(answer(network, images(dtype=dtype)), unmerged)
+    wanted = {torch.float64: torch.float64}.get(dtype, torch.float32)
+    assert {p.dtype for adapter in adapters for p in adapter.parameters(0)} == {wanted}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+class TestContract:
+    def test_fresh_experts_are_no_change(self, recipe: str) -> None:
+        network = made(small)
+        before = tensors(network)
+        for adapter in attached(network, recipe):
+            adapter.activate(1)
+        for name, tensor in tensors(network).items():
+            assert torch.equal(tensor, before[name]), name
+
+    def test_trainable_are_the_parameters(self, recipe: str) -> None:
+        network = made(small)
+        frozen = next(network.parameters()).requires_grad_(False)
+        adapters = attached(network, recipe)
+        with training(adapters, 2):
+            asking = [p for p in network.parameters() if p.requires_grad]
+        own = [p for adapter in adapters for p in adapter.parameters(2)]
+        assert {id(p) for p in asking} == {id(p) for p in own}
+        assert len(own) == len({id(p) for p in own}) > 0
+        assert [p for p in network.parameters() if not p.requires_grad] == [frozen]
+
+    def test_gradients_reach_the_expert_and_nothing_else(self, recipe: str) -> None:
+        network = made(small)
+        adapters = attached(network, recipe)
+        with training(adapters, 0):
+            answer(network, images()).square().sum().backward()
+        assert all(p.grad is None for p in network.parameters())
+        for adapter in adapters:
+            assert all(p.grad is not None for p in adapter.parameters(0))
+            assert all(p.grad is None for p in adapter.parameters(1))
+
+    def test_order_of_contexts(self, recipe: str) -> None:
+        answers = []
+        for turn in (1, -1):
+            network = made(small)
+            before = tensors(network)
+            adapters = attached(network, recipe)
+            answers.append(train(network, adapters[::turn], 0, 3, images()))
+            assert_same_bits(tensors(network), before)
+            statistics = [
+                s for a in adapters for n, s in a.state_dict().items() if n == "0.norm.running_mean"
+            ]
+            assert len(statistics) == ("bias" in recipe)
+            assert all(bits(s) != bits(before["norm.running_mean"]) for s in statistics)
+        assert bits(answers[0]) == bits(answers[1])
+
+    def test_untouched_after_an_error(self, recipe: str) -> None:
+        network = made(small)
+        before, whole = tensors(network), anatomy(network)
+        adapters = attached(network, recipe)
+        with pytest.raises(KeyboardInterrupt), training(adapters, 0):
+            network.train()
+            answer(network, images()).sum().backward()
+            raise KeyboardInterrupt
+        network.eval()
+        assert_same_bits(tensors(network), before)
+        assert anatomy(network) == whole
+
+    def test_file(self, recipe: str) -> None:
+        network = made(small)
+        adapters = attached(network, recipe)
+        train(network, adapters, 1, 2, images())
+        saved = [held(adapter) for adapter in adapters]
+        other, loaded = made(small), []
+        names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}
+        for adapter, state in zip(attached(other, recipe), saved, strict=True):
+            for name in state:
+                assert any(
+                    name == f"{i}.{n}" or name.startswith(f"{i}.{n}.")
+                    for i in range(3)
+                    for n in names
+                )
+            adapter.activate(0)
+            adapter.load_state_dict({name: state[name] for name in reversed(state)})
+            assert_same_bits(held(adapter), state)
+            assert_same_bits(tensors(other), tensors(network))  # nothing is merged
+            loaded.append(adapter)
+        for adapter in (*adapters, *loaded):
+            adapter.activate(1)
+        assert_same_bits(tensors(other), tensors(network))
+
+    def test_strict(self, recipe: str) -> None:
+        [adapter, *_] = attached(made(small), recipe)
+        before = held(adapter)
+        first, *rest = before
+        short = {name: before[name] for name in rest}
+        wrong = {**before, first: before[first].new_zeros(3, 3, 3)}
+        whole = {**before, first: before[first].long()}
+        for state, said in [
+            (short, f"{first} is missing"),
+            ({**before, "3.nonsense": torch.ones(1)}, "3.nonsense is unknown"),
+            (wrong, f"{first} is .*3, 3, 3"),
+            (whole, f"{first} is .*whole"),
+            ({}, "and [0-9]+ more"),
+        ]:
+            with pytest.raises(AssetError, match=said) as caught:
+                adapter.load_state_dict(state)
+            assert "\n" not in str(caught.value)
+        assert_same_bits(held(adapter), before)
+
+    def test_misuse(self, recipe: str) -> None:
+        network = made(small)
+        [adapter, *_] = adapters = attached(network, recipe, experts=2)
+        for index in (-1, 2):
+            with pytest.raises(IndexError, match=f"no expert {index} of 2"):
+                adapter.activate(index)
+            with pytest.raises(IndexError), adapter.training(index):
+                pass
+            with pytest.raises(IndexError):
+                adapter.parameters(index)
+        with pytest.raises(ValueError, match="attached already"):
+            adapter.attach(network, 2)
+        with pytest.raises(UsageError, match=r"changes .* too"):
+            RECIPES[recipe][0]().attach(network, 2)
+        with training(adapters, 0):
+            with pytest.raises(RuntimeError, match="cannot be merged"):
+                adapter.activate(1)
+            with pytest.raises(RuntimeError, match="already"), adapter.training(1):
+                pass
+            with pytest.raises(RuntimeError, match="being trained"):
+                RECIPES[recipe][0]().attach(network, 2)
+        with pytest.raises(UsageError, match="make 0 experts"):
+            RECIPES[recipe][0]().attach(made(small), 0)
+        with pytest.raises(UsageError, match="not known yet"):
+            RECIPES[recipe][0]().attach(nn.LazyLinear(3), 1)
+        with pytest.raises(UsageError):
+            RECIPES[recipe][0]().attach(nn.Sequential(nn.ReLU()), 1)
+        for one in adapters:
+            one.detach()
+            one.detach()
+            one.attach(network, 1)
+
+    def test_a_graph_from_before_is_refused(self, recipe: str) -> None:
+        """Merging is in place, so that nobody can differentiate through other weights unawares."""
+        network = made(small).requires_grad_(False)
+        adapters = attached(network, recipe)
+        x = images().requires_grad_()
+        output = answer(network, x).square().sum()
+        for adapter in adapters:
+            adapter.activate(0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            output.backward()
+
+    def test_autocast_changes_no_weights(self, recipe: str) -> None:
+        merged = []
+        for enabled in (False, True):
+            network = made(small)
+            adapters = attached(network, recipe)
+            train(network, adapters, 0, 2, images())
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                for adapter in adapters:
+                    adapter.activate(0)
+            merged.append(tensors(network))
+        assert_same_bits(*merged)
+
+    def test_a_network_that_moves(self, recipe: str) -> None:
+        """Moving gives buffers other objects and parameters other memory."""
+        network = made(small)
+        before = tensors(network)
+        adapters = attached(network, recipe)
+        unmerged = train(network, adapters, 0, 2, images())
+        network._apply(torch.clone)
+        for adapter in adapters:
+            adapter.activate(0)
+        with torch.no_grad():
+            torch.testing.assert_close(answer(network, images()), unmerged)
+        network._apply(torch.clone)
+        for adapter in adapters:
+            adapter.activate(None)
+        assert_same_bits(tensors(network), before)
+
+    def test_channels_last(self, recipe: str) -> None:
+        network = made(small).to(memory_format=torch.channels_last)
+        before, whole = tensors(network), anatomy(network)
+        adapters = attached(network, recipe)
+        unmerged = train(network, adapters, 0, 2, images())
+        for adapter in adapters:
+            adapter.activate(0)
+        with torch.no_grad():
+            torch.testing.assert_close(answer(network, images()), unmerged)
+        for adapter in reversed(adapters):
+            adapter.detach()
+        assert_same_bits(tensors(network), before)
+        assert anatomy(network) == whole
+
+
+@pytest.mark.parametrize("experts", [1, 7])
+def test_memory(experts: int) -> None:
+    network = made(small)
+    sizes = {name: tensor.nbytes for name, tensor in tensors(network).items()}
+    bare = memory()
+    adapters = attached(network, "lora+bias", experts)
+    state = [item for adapter in adapters for item in adapter.state_dict().items()]
+    own = sum(tensor.nbytes for _, tensor in state)
+    adapted = {
+        name for name in sizes if any(f"{key}.".startswith(f"0.{name}.") for key, _ in state)
+    }
+    copy = sum(sizes[name] for name in adapted)
+    del state
+    for index in range(experts):
+        for adapter in adapters:
+            adapter.activate(index)
+    assert memory() == bare + own + copy
+    for adapter in adapters:
+        adapter.activate(None)
+    assert memory() == bare + own
+    for adapter in adapters:
+        adapter.detach()
+    assert memory() == bare
+
+
+def memory() -> int:
+    """The bytes of all tensors that are alive."""
+    gc.collect()
+    alive = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for x in gc.get_objects()
+        if type(x) in (Tensor, nn.Parameter)
+    }
+    return sum(alive.values())
+
+
+@pytest.mark.parametrize("make", [lora, make_bias])
+def test_weights_that_are_computed_are_left_alone(make: Callable[[], ExpertAdapter]) -> None:
+    network = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(8, 8)),
+        parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)),
+        nn.Linear(8, 8),
+    ).eval()
+    adapter = make()
+    adapter.attach(network, 1)
+    assert not [name for name in adapter.state_dict() if "parametrizations" in name]
+    before, whole = tensors(network), anatomy(network)
+    with adapter.training(0):
+        network.train()
+        with torch.no_grad():
+            network[1](torch.ones(2, 8, 3, 3))  # moves the vectors of the power iteration
+        network.eval()
+    adapter.activate(0)
+    adapter.detach()
+    assert_same_bits(tensors(network), before)
+    assert anatomy(network) == whole
+
+
+def test_adapters_of_others_share_the_contract() -> None:
+    """An adapter is what it changes, in a few lines; here a scale for every output (IA3)."""
+
+    class Scale(nn.Module):
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(len(weight), 1))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return self.scale * weight
+
+    def scales(network: nn.Module) -> Adaptation:
+        return Adaptation(parametrizations={"inner.weight": Scale, "outer.weight": Scale})
+
+    network = made(small)
+    before = tensors(network)
+    adapter = ParametrizationAdapter(scales)
+    adapter.attach(network, 2)
+    assert list(adapter.state_dict()) == ["0.inner.weight.scale", "1.inner.weight.scale"]
+    unmerged = train(network, [adapter], 1, 2, images())
+    adapter.activate(1)
+    with torch.no_grad():
+        torch.testing.assert_close(answer(network, images()), unmerged)
+    adapter.detach()
+    assert_same_bits(tensors(network), before)
+
+
+class AnySequence(RuleBasedStateMachine):
+    """Whatever is done in whatever order: what is not merged is untouched, what is merged is what
+    the expert's file says, and no expert moves but the one that is trained.
+    """
+
+    experts = 3
+    index = st.integers(0, experts - 1)
+    which = st.sampled_from([(0,), (1,), (0, 1), (1, 0)])
+
+    @initialize(dtype=st.sampled_from([torch.float32, torch.bfloat16]), first=st.booleans())
+    def begin(self, dtype: torch.dtype, first: bool) -> None:
+        self.dtype = dtype
+        self.network = made(small, dtype)
+        self.before, self.whole = tensors(self.network), anatomy(self.network)
+        self.adapters = attached(self.network, "lora+bias" if first else "bias+lora", self.experts)
+        self.active: list[int | None] = [None, None]
+        self.files = [held(adapter) for adapter in self.adapters]
+        self.seed = 0
+
+    @rule(index=index, which=which, batches=st.booleans(), fails=st.booleans())
+    def train(self, index: int, which: tuple[int, ...], batches: bool, fails: bool) -> None:
+        chosen = [self.adapters[i] for i in which]
+        self.seed += 1
+        with contextlib.suppress(InterruptedError), training(chosen, index):
+            self.network.train(batches)
+            answer(self.network, images(4, self.dtype, self.seed)).float().square().sum().backward()
+            descend(chosen, index)
+            if fails:
+                raise InterruptedError
+        self.network.eval()
+        self.active = [None, None]
+        for i in which:
+            now = held(self.adapters[i])
+            moved = {name for name in now if bits(now[name]) != bits(self.files[i][name])}
+            assert moved
+            assert {name.partition(".")[0] for name in moved} == {str(index)}
+            if not batches:
+                assert not [name for name in moved if "running" in name or "tracked" in name]
+            self.files[i] = now
+
+    @rule(which=which, index=st.none() | index)
+    def activate(self, which: tuple[int, ...], index: int | None) -> None:
+        for i in which:
+            self.adapters[i].activate(index)
+            self.active[i] = index
+
+    @rule(i=st.integers(0, 1))
+    def reload(self, i: int) -> None:
+        with torch.no_grad():
+            for tensor in self.adapters[i].state_dict().values():
+                tensor.add_(1)
+        self.adapters[i].load_state_dict(self.files[i])
+        self.active[i] = None
+
+    @rule(index=index)
+    def look(self, index: int) -> None:
+        """Merged and unmerged, both adapters."""
+        x = images(2, self.dtype)
+        with torch.no_grad(), training(self.adapters, index):
+            unmerged = answer(self.network, x)
+        self.activate((0, 1), index)
+        with torch.no_grad():
+            close = TOLERANCE[self.dtype]
+            torch.testing.assert_close(answer(self.network, x), unmerged, atol=close, rtol=close)
+
+    @invariant()
+    def experts_stay(self) -> None:
+        for adapter, file in zip(self.adapters, self.files, strict=True):
+            assert_same_bits(held(adapter), file)
+
+    @invariant()
+    def network_is_what_is_merged(self) -> None:
+        assert anatomy(self.network) == self.whole
+        wanted = dict(self.before)
+        for file, index in zip(self.files, self.active, strict=True):
+            if index is not None:
+                wanted = {n: oracle(n, tensor, file, index) for n, tensor in wanted.items()}
+        now = tensors(self.network)
+        for name, tensor in now.items():
+            if bits(wanted[name]) == bits(self.before[name]):
+                continue
+            close = TOLERANCE[self.dtype]
+            torch.testing.assert_close(tensor, wanted[name], atol=close, rtol=close)
+        if self.active == [None, None]:
+            assert_same_bits(now, self.before)
+
+    def teardown(self) -> None:
+        if hasattr(self, "adapters"):
+            for adapter in self.adapters:
+                adapter.detach()
+            assert_same_bits(tensors(self.network), self.before)
+            assert anatomy(self.network) == self.whole
+
+
+AnySequence.TestCase.settings = settings(
+    max_examples=20, stateful_step_count=15, deadline=None, derandomize=True
+)
+TestAnySequence = AnySequence.TestCase
