@@ -144,6 +144,14 @@ class TestFinding:
         (conflict,) = Registry(tuple(plugins)).conflicts()
         assert conflict.subject == "experts 'ready'"
 
+    def test_bundles_of_one_guider_or_backend(
+        self, offer: Offer, plugins: list[PluginRecord]
+    ) -> None:
+        asset = offer("acme", "far")
+        found = Registry(tuple(plugins))
+        assert found.bundles() == found.bundles("toy") == found.bundles("toy", "look") == [asset]
+        assert found.bundles(guider="depth") == found.bundles("adm", "look") == []
+
     def test_what_is_not_here_is_not_downloaded_by_the_way(
         self, offer: Offer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
