@@ -36,6 +36,10 @@ SMALL: dict[str, Any] = {"num": 10, "steps": 3, "block": 2, "shard": 4, "seed": 
 """Five blocks in three shards, the last with a single block."""
 
 
+TINY: dict[str, Any] = {"num": 3, "steps": 1, "block": 1, "shard": 2}
+"""Three blocks in two shards, for what is done many times over."""
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
@@ -51,6 +55,11 @@ def backend(site: Path) -> LoadedBackend:
 def whole(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an undisturbed call writes."""
     return synthesize(backend, out=tmp_path_factory.mktemp("whole") / "set", **SMALL).path
+
+
+@pytest.fixture(scope="module")
+def tiny(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthesize(backend, out=tmp_path_factory.mktemp("tiny") / "set", **TINY).path
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -245,7 +254,9 @@ class Reaper:
     def after(self, changes: int) -> Iterator[None]:
         self.armed, self.left = True, changes
         try:
-            yield
+            with pytest.MonkeyPatch.context() as patched:  # who goes on is another process
+                patched.setattr(os, "getpid", lambda: 1)
+                yield
         finally:
             self.armed = False
 
@@ -257,40 +268,42 @@ def reaper() -> Reaper:
 
 class TestResuming:
     def test_after_death_at_every_change_of_the_file_system(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path, reaper: Reaper
+        self, backend: LoadedBackend, tiny: Path, tmp_path: Path, reaper: Reaper
     ) -> None:
         for changes in range(1000):
             out = tmp_path / str(changes)
             try:
                 with reaper.after(changes):
-                    synthesize(backend, out=out, **SMALL)
+                    synthesize(backend, out=out, **TINY)
             except Death:
-                synthesize(backend, out=out, **SMALL)
-                assert content(out) == content(whole), changes
+                synthesize(backend, out=out, **TINY)
+                assert content(out) == content(tiny), changes
             else:
                 break
-        assert 40 < changes < 1000
-        assert content(out) == content(whole)
+        assert 25 < changes < 1000
+        assert content(out) == content(tiny)
 
     def test_after_death_at_every_change_while_overwriting(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path, reaper: Reaper
+        self, backend: LoadedBackend, tiny: Path, tmp_path: Path, reaper: Reaper
     ) -> None:
-        other = synthesize(backend, out=tmp_path / "other", **{**SMALL, "seed": 6}).path
+        other = synthesize(backend, out=tmp_path / "other", **{**TINY, "seed": 6}).path
         for changes in range(1000):
             out = copied(other, tmp_path / str(changes))
             try:
                 with reaper.after(changes):
-                    synthesize(backend, out=out, overwrite=True, **SMALL)
+                    synthesize(backend, out=out, overwrite=True, **TINY)
             except Death:
                 # Without --overwrite it is refused, or goes on with what is asked for.
-                with contextlib.suppress(UsageError):
-                    synthesize(backend, out=out, **SMALL)
-                    assert content(out) == content(whole), changes
-                synthesize(backend, out=out, overwrite=True, **SMALL)
-                assert content(out) == content(whole), changes
+                try:
+                    synthesize(backend, out=out, **TINY)
+                    assert content(out) == content(tiny), changes
+                except UsageError as error:
+                    assert "seed was 6, is now 0" in error.message
+                synthesize(backend, out=out, overwrite=True, **TINY)
+                assert content(out) == content(tiny), changes
             else:
                 break
-        assert 40 < changes < 1000
+        assert 25 < changes < 1000
 
     def test_nothing_is_drawn_twice(
         self, backend: LoadedBackend, whole: Path, tmp_path: Path
@@ -334,6 +347,22 @@ class TestResuming:
         synthesize(backend, out=out, progress=lambda p: drawn.append(p.steps), **SMALL)
         assert drawn == list(range(18, 31, 2))
         assert content(out) == content(whole)
+
+    def test_a_damaged_shard_after_death_at_every_change(
+        self, backend: LoadedBackend, tiny: Path, tmp_path: Path, reaper: Reaper
+    ) -> None:
+        for changes in range(1000):
+            out = copied(tiny, tmp_path / str(changes))
+            hurt(out / "shard-00001.tar", "flip")
+            try:
+                with reaper.after(changes):
+                    synthesize(backend, out=out, **TINY)
+            except Death:
+                synthesize(backend, out=out, **TINY)
+                assert content(out) == content(tiny), changes
+            else:
+                break
+        assert 15 < changes < 1000
 
     def test_a_full_disk(
         self,
@@ -578,9 +607,9 @@ class TestCommands:
         assert "2 more files" in err
         code, printed, _ = run("data", "verify", "set", "--json")
         assert code == 4
-        assert [fault["file"] for fault in json.loads(printed)["faults"]] == [
-            *("shard-00001.tar", "shard-00002.tar", "shard-00007.tar"),
-        ]
+        faults = {fault["file"]: fault["reason"] for fault in json.loads(printed)["faults"]}
+        assert list(faults) == ["shard-00001.tar", "shard-00002.tar", "shard-00007.tar"]
+        assert faults["shard-00002.tar"] == "has 9728 bytes, not 10240"
         with pytest.raises(AssetError, match="shard-00001"):
             SyntheticData(out).images([0, 4])
 

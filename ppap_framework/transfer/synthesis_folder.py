@@ -169,12 +169,6 @@ class SynthesisFolder:
         with refusals(self.path):
             self._blocks.mkdir(parents=True, exist_ok=True)
         write_json(self._partial / SETTINGS, self.settings)
-        for shard, entry in self._done.items():
-            if not self._entry(shard).exists():
-                write_json(self._entry(shard), entry)
-        # A manifest whose shards are damaged says complete; what it knows is kept elsewhere by now.
-        with refusals(self.path):
-            (self.path / MANIFEST).unlink(missing_ok=True)
         for shard in self.layout.shards:
             self._assemble_if_ready(shard)
 
@@ -279,7 +273,7 @@ class SynthesisFolder:
         whole = {}
         for shard in self.layout.shards:
             path = self.path / shard_name(shard)
-            known = manifest["shards"][shard] if manifest else read_json(self._entry(shard))
+            known = read_json(self._entry(shard)) or (manifest and manifest["shards"][shard])
             if known and path.exists() and file_sha256(path) == known["sha256"]:
                 whole[shard] = known
         return whole
