@@ -198,6 +198,14 @@ class TestChoosing:
             assert choose_bundle("auto", TinyGuide(), Backend()).name == "whole"
         assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
 
+    def test_auto_is_silent_about_other_guides_and_not_about_other_backends(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bundle("other-guide", model=TinyGuide(seed=5))
+        bundle("other-backend", backend=Backend(seed=4))
+        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert [record.args[0] for record in caplog.records] == ["other-backend"]
+
     def test_none(self) -> None:
         bundle("fits")
         assert choose_bundle("none", TinyGuide(), Backend()) is None
