@@ -114,7 +114,8 @@ def picture(scene: Scene, size: int) -> NDArray[np.uint8]:
         )
         radiance = np.minimum(_shade(scene, rays), 1)
         linear[:, block] = radiance.reshape(3, samples, -1).mean(axis=1)
-    return np.rint(255 * _encode(linear)).astype(np.uint8).T.reshape(size, size, 3)
+    encoded: NDArray[np.uint8] = np.rint(255 * _encode(linear)).astype(np.uint8)
+    return encoded.T.reshape(size, size, 3)
 
 
 def _shade(scene: Scene, rays: Floats) -> Floats:
