@@ -114,8 +114,9 @@ def picture(scene: Scene, size: int) -> NDArray[np.uint8]:
         )
         radiance = np.minimum(_shade(scene, rays), 1)
         linear[:, block] = radiance.reshape(3, samples, -1).mean(axis=1)
-    encoded: NDArray[np.uint8] = np.rint(255 * _encode(linear)).astype(np.uint8)
-    return encoded.T.reshape(size, size, 3)
+    levels = np.rint(255 * _encode(linear)).astype(np.uint8)
+    picture: NDArray[np.uint8] = levels.T.reshape(size, size, 3)
+    return picture
 
 
 def _shade(scene: Scene, rays: Floats) -> Floats:
