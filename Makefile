@@ -6,14 +6,13 @@ PLUGINS := $(sort $(wildcard plugins/*))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results clean
+.PHONY: help demo test slow parity lint types contracts clean
 
 help:
 	@echo "make demo     install everything into $(VENV), draw pictures that a classifier steered, into runs/demo/"
 	@echo "make test     lint, types, import contracts and tests"
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
-	@echo "make results  measure again what docs/results.md says (hours)"
 
 # One stamp for all: made anew when any distribution's metadata changes.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -23,7 +22,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/ppap run --backend adm --guider adm-classifier --target "red cube" --compare --seed 0 --num 8 --out runs/demo --overwrite
+	$(BIN)/ppap run --backend adm --guider classifier --target "red cube" --compare --seed 0 --num 8 --out runs/demo --overwrite
 
 test: lint types contracts
 	$(BIN)/python -m pytest -q
