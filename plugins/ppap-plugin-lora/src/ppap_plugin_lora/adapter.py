@@ -78,8 +78,9 @@ class LowRank(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """W' for W."""
         with torch.autocast(weight.device.type, enabled=False):
-            change = (self.lora_B @ self.lora_A).view(weight.shape) * self.scale
-            return (weight + change).to(weight.dtype)
+            matrix = weight.to(self.lora_A.dtype).reshape(len(self.lora_B), -1)
+            matrix = torch.addmm(matrix, self.lora_B, self.lora_A, alpha=self.scale)
+            return matrix.view(weight.shape).to(weight.dtype)
 
 
 def _factors(weight: Tensor, options: LoraOptions) -> tuple[int, int, int]:
