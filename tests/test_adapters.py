@@ -481,6 +481,14 @@ class TestContract:
             one.detach()
             one.attach(network, 1)
 
+    def test_free_after_detaching(self, recipe: str) -> None:
+        one, two = made(small), made(small)
+        adapters = attached(one, recipe)
+        for adapter in adapters:
+            adapter.detach()
+            adapter.attach(two, 1)
+        attached(one, recipe)
+
     def test_a_graph_from_before_is_refused(self, recipe: str) -> None:
         """Merging is in place, so that nobody can differentiate through other weights unawares."""
         network = made(small).requires_grad_(False)

@@ -85,6 +85,18 @@ def test_linear_is_two_linears(variant: str) -> None:
     torch.testing.assert_close(network(x), expected)
 
 
+@pytest.mark.parametrize("kernel, inner", [(1, 2), (3, 6), ((1, 3), 2), ((3, 1), 2), ((2, 3), 4)])
+def test_reshaped_rank_grows_with_the_smaller_side(kernel: object, inner: int) -> None:
+    network = nn.Conv2d(8, 8, kernel, groups=2)
+    adapter = attached(network, rank=2, alpha=2, targets="*", variant="reshaped")
+    before = network.weight.detach().clone()
+    state = filled(adapter)
+    a, b = state["0.weight.lora_A"], state["0.weight.lora_B"]
+    assert len(a) == b.shape[1] == inner
+    adapter.activate(0)
+    torch.testing.assert_close(network.weight.data.flatten(), before.flatten() + (b @ a).flatten())
+
+
 def test_gradient_is_that_of_full_fine_tuning_projected() -> None:
     """dL/dB = s dL/dW A^T, dL/dA = s B^T dL/dW."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).double()
