@@ -32,7 +32,7 @@ def network() -> nn.Module:
         nn.GroupNorm(2, 8),
         RMSNorm(8),
         nn.BatchNorm2d(8, affine=False, momentum=None),
-        parametrizations.weight_norm(nn.Conv2d(8, 4, 1)),
+        parametrizations.weight_norm(nn.Conv2d(8, 4, 1), dim=None),  # a scalar, but no scale
     ).eval()
 
 
