@@ -102,23 +102,6 @@ class NoiseSchedule:
         """(T,), float64: log(abar_t / (1 - abar_t))."""
         return torch.logit(self.alphas_cumprod)
 
-    def truncated(self, num_timesteps: int) -> NoiseSchedule:
-        """The schedule of the first timesteps alone, for a model that never saw the noisiest ones.
-
-        Raises:
-            UsageError: Where it has not that many.
-        """
-        if not 1 <= num_timesteps <= self.num_timesteps:
-            raise UsageError(
-                f"cannot take {num_timesteps} timesteps of the {self.num_timesteps} that schedule "
-                f"{self.name!r} has"
-            )
-        return (
-            self
-            if num_timesteps == self.num_timesteps
-            else NoiseSchedule(self.name, self.betas[:num_timesteps])
-        )
-
     def level(self, t: Tensor) -> NoiseLevel:
         """The noise level at base timesteps.
 

@@ -298,7 +298,7 @@ def _build(kind: type[_T], table: Any, where: str, faults: list[str]) -> _T | No
     if not isinstance(table, dict):
         faults.append(f"{where} is no table")
         return None
-    fields = {field.name: field for field in attrs.fields(kind)}  # type: ignore[arg-type]  # attrs
+    fields = {field.name: field for field in attrs.fields(kind)}  # type: ignore[arg-type]  # an attrs class
     for key in sorted(set(table) - set(fields)):
         near = difflib.get_close_matches(key, fields, n=1)
         faults.append(f"{where} has {key!r}" + (f", not {near[0]!r}" if near else ", unknown"))

@@ -259,11 +259,3 @@ def test_the_default_process_is_the_released_one() -> None:
         False,
     )
     torch.testing.assert_close(process.noise_schedule().betas, linear_schedule(1000).betas)
-
-
-def test_a_schedule_may_be_cut_short() -> None:
-    process = Process(schedule="cosine", timesteps=100, last_timestep=96)
-    whole = cosine_schedule(100)
-    assert torch.equal(process.noise_schedule().alphas_cumprod, whole.alphas_cumprod[:97])
-    with pytest.raises(UsageError, match="101 timesteps of the 100"):
-        Process(schedule="cosine", timesteps=100, last_timestep=100).noise_schedule()

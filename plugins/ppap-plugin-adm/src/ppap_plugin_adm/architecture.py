@@ -34,9 +34,7 @@ class Process:
 
     Attributes:
         schedule: Name of its noise schedule.
-        timesteps: The number of timesteps of that schedule.
-        last_timestep: The last one that the network was trained on, and so the last of the base
-            schedule; None for all.
+        timesteps: T, the number of base timesteps.
         predicts: What the network's first three output channels are.
         variance: How the variance of an ancestral step is chosen; "learned_range" takes three more
             output channels.
@@ -45,7 +43,6 @@ class Process:
 
     schedule: str = attrs.field(validator=instance_of(str))
     timesteps: int = attrs.field(validator=instance_of(int))
-    last_timestep: int | None = attrs.field(default=None, validator=optional(instance_of(int)))
     predicts: Predicts = attrs.field(default="eps", validator=in_(get_args(Predicts)))
     variance: VarianceKind = attrs.field(
         default="learned_range", validator=in_(get_args(VarianceKind))
@@ -58,8 +55,7 @@ class Process:
         Raises:
             UsageError: Where there is none of that name and length.
         """
-        whole = noise_schedule(self.schedule, self.timesteps)
-        return whole if self.last_timestep is None else whole.truncated(self.last_timestep + 1)
+        return noise_schedule(self.schedule, self.timesteps)
 
     def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
         """What the network is told at base timesteps (B,)."""
