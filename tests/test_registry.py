@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -162,6 +162,14 @@ def test_a_misspelt_first_party_name_gets_it_too() -> None:
     assert hint.startswith("did you mean 'segmentation'? pip install ppap-plugin-segmentation; ")
 
 
+def test_an_installed_distribution_that_lacks_the_name_is_to_be_upgraded() -> None:
+    registry = Registry((record("ppap-plugin-adm", backend("adm")),))
+    hint = refused(registry, "guider", "adm-classifier").hint
+    assert hint == "pip install --upgrade ppap-plugin-adm; no guider is installed"
+    hint = refused(registry, "guider", "adm-clasifier").hint
+    assert hint.startswith("did you mean 'adm-classifier'? pip install --upgrade ppap-plugin-adm; ")
+
+
 @pytest.mark.parametrize("status", ["broken", "incompatible", "missing-dependency", "disabled"])
 @pytest.mark.parametrize("name", ["depth", "ppap-plugin-midas:depth"])
 def test_a_name_whose_plugin_is_not_loaded_gets_the_reason(name: str, status: Status) -> None:
@@ -258,9 +266,55 @@ def test_cards_by_name() -> None:
         registry.default_card("depth", "guider")
     assert raised.value.message == "guider 'depth' has no default checkpoint"
     assert "small, large" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("kind", "component", "installed", "hint"),
+    [
+        (
+            "backend",
+            "adm",
+            [],
+            (
+                "name a file with --checkpoint PATH, "
+                "or pip install ppap-plugin-shapes for small weights"
+            ),
+        ),
+        ("backend", "adm", [record("ppap-plugin-shapes")], "name a file with --checkpoint PATH"),
+        (
+            "guider",
+            "ppap-plugin-adm:adm-classifier",
+            [record("ppap-plugin-shapes")],
+            "name a file with --guider-checkpoint PATH",
+        ),
+        (
+            "backend",
+            "adm",
+            [record("ppap-plugin-shapes", status="disabled", hint="unset PPAP_PLUGINS")],
+            (
+                "name a file with --checkpoint PATH; ppap-plugin-shapes may have some, "
+                "but is disabled: unset PPAP_PLUGINS"
+            ),
+        ),
+        ("guider", "somebodys-own", [], "name a file with --guider-checkpoint PATH"),
+    ],
+)
+def test_what_is_installed_is_not_to_be_installed_for_its_weights(
+    kind: Literal["backend", "guider"], component: str, installed: list[PluginRecord], hint: str
+) -> None:
+    registry = Registry(tuple(installed))
     with pytest.raises(AssetError) as raised:
-        registry.default_card("adm", "backend")
-    assert "pip install ppap-plugin-shapes" in raised.value.hint
+        registry.default_card(component, kind)
+    assert raised.value.hint == hint
+    with pytest.raises(AssetError) as raised:
+        registry.card(component, kind, "large")
+    assert raised.value.hint == hint
+
+
+def test_experts_that_are_not_there() -> None:
+    with pytest.raises(AssetError) as raised:
+        Registry(()).bundle("good")
+    assert raised.value.hint == "name a file with --experts PATH"
 
 
 def test_two_cards_of_one_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import ComponentKind
@@ -22,6 +23,14 @@ FIRST_PARTY: dict[ComponentKind, dict[str, str]] = {
     "adapter": {"bias": "ppap-plugin-bias", "lora": "ppap-plugin-lora"},
 }
 """Which distribution of this project supplies what, for the hint when it is not installed."""
+
+CardKind = Literal["backend", "guider"]
+
+CHECKPOINT_FLAGS: dict[CardKind, str] = {
+    "backend": "--checkpoint",
+    "guider": "--guider-checkpoint",
+}
+"""How a checkpoint is named on the command line."""
 
 _EMBEDDED_WORLD = "ppap-plugin-shapes"
 
@@ -48,11 +57,11 @@ def missing_component(
             )
     advice = []
     if distribution is None and supplier:
-        advice.append(f"pip install {supplier}")
+        advice.append(_install(supplier, records))
     elif near := _nearest(bare, known):
         advice.append(f"did you mean {near!r}?")
     elif near := _nearest(bare, FIRST_PARTY[kind]):
-        advice.append(f"did you mean {near!r}? pip install {FIRST_PARTY[kind][near]}")
+        advice.append(f"did you mean {near!r}? {_install(FIRST_PARTY[kind][near], records)}")
     installed = ", ".join(dict.fromkeys(known))
     advice.append(f"installed: {installed}" if installed else f"no {kind} is installed")
     if any(record.failed for record in records):
@@ -73,10 +82,49 @@ def contested(subject: str, flag: str, name: str, providers: Sequence[PluginReco
     return PluginError(f"{subject} is claimed by {len(providers)} plugins: {claims}", hint=hint)
 
 
-def card_hint(name: str, known: Sequence[str]) -> str:
-    """What to do about a checkpoint that is not there."""
-    if not known:
-        return f"give the path of a file, or pip install {_EMBEDDED_WORLD} for small ones"
+def card_hint(
+    kind: CardKind,
+    component: str,
+    name: str,
+    known: Sequence[str],
+    records: Sequence[PluginRecord],
+) -> str:
+    """What to do about a checkpoint that is not there.
+
+    Args:
+        kind: What it would be for.
+        component: The name of that, perhaps "distribution:name".
+        name: Of the checkpoint, as it was typed; empty where the default was wanted.
+        known: The checkpoints that there are.
+        records: Every plugin.
+    """
+    if known:
+        return _one_of(name, known)
+    hint = f"name a file with {CHECKPOINT_FLAGS[kind]} PATH"
+    if split(component)[1] not in FIRST_PARTY[kind]:
+        return hint
+    world = [record for record in records if record.distribution == _EMBEDDED_WORLD]
+    if not world:
+        return f"{hint}, or pip install {_EMBEDDED_WORLD} for small weights"
+    for record in world:
+        if record.status != "ok":
+            remedy = record.hint or "`ppap doctor` shows the traceback"
+            return f"{hint}; {_EMBEDDED_WORLD} may have some, but is {record.status}: {remedy}"
+    return hint
+
+
+def experts_hint(name: str, known: Sequence[str]) -> str:
+    """What to do about experts that are not there; arguments as for `card_hint`."""
+    return _one_of(name, known) if known else "name a file with --experts PATH"
+
+
+def _install(distribution: str, records: Sequence[PluginRecord]) -> str:
+    """What brings a component: an installed distribution that lacks it is too old."""
+    installed = any(record.distribution == distribution for record in records)
+    return f"pip install {'--upgrade ' if installed else ''}{distribution}"
+
+
+def _one_of(name: str, known: Sequence[str]) -> str:
     near = _nearest(name, known)
     listed = f"give the path of a file, or one of {', '.join(dict.fromkeys(known))}"
     return f"did you mean {near!r}? Otherwise {listed}" if near else listed

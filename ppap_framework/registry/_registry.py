@@ -22,12 +22,11 @@ from ppap_framework.plugin import (
 )
 from ppap_framework.registry import _refusals, _resolution
 from ppap_framework.registry._records import SPEC_TYPES, Conflict, PluginRecord, kind_of, split
+from ppap_framework.registry._refusals import CardKind
 
 if TYPE_CHECKING:
     from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
-
-CardKind = Literal["backend", "guider"]
 
 _A = TypeVar("_A", Card, ExpertBundle, DefaultTarget)
 
@@ -129,10 +128,11 @@ class Registry:
         if not claims:
             known = [card.name for _, card in offers]
             raise AssetError(
-                f"{what} has no checkpoint {name!r}", hint=_refusals.card_hint(bare, known)
+                f"{what} has no checkpoint {name!r}",
+                hint=_refusals.card_hint(kind, component, bare, known, self.records),
             )
         if len(claims) > 1:
-            flag = "--checkpoint" if kind == "backend" else "--guider-checkpoint"
+            flag = _refusals.CHECKPOINT_FLAGS[kind]
             subject = f"checkpoint {bare!r} of {what}"
             raise _refusals.contested(subject, flag, name, [record for record, _ in claims])
         return claims[0][1]
@@ -146,9 +146,10 @@ class Registry:
         cards = self.cards(component, kind)
         default = next((card for card in cards if card.default), None)
         if default is None:
+            known = [card.name for card in cards]
             raise AssetError(
                 f"{kind} {split(component)[1]!r} has no default checkpoint",
-                hint=_refusals.card_hint("", [card.name for card in cards]),
+                hint=_refusals.card_hint(kind, component, "", known, self.records),
             )
         return default
 
@@ -185,7 +186,7 @@ class Registry:
         if not claims:
             known = [bundle.name for _, bundle in offers]
             raise AssetError(
-                f"no experts are called {name!r}", hint=_refusals.card_hint(bare, known)
+                f"no experts are called {name!r}", hint=_refusals.experts_hint(bare, known)
             )
         if len(claims) > 1:
             providers = [record for record, _ in claims]
