@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppap_framework.api import ModuleGuide, Result, backend, guide, sample
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+    from ppap_framework.transfer import SyntheticData, synthesize
 
 __all__ = [
     "AssetError",
@@ -26,19 +27,25 @@ __all__ = [
     "PluginError",
     "PpapError",
     "Result",
+    "SyntheticData",
     "UsageError",
     "backend",
     "guide",
     "sample",
+    "synthesize",
 ]
 
-_ERRORS = ("AssetError", "PluginError", "PpapError", "UsageError")
+_HOMES = {
+    **dict.fromkeys(("AssetError", "PluginError", "PpapError", "UsageError"), "errors"),
+    **dict.fromkeys(("SyntheticData", "synthesize"), "transfer"),
+}
+"""The modules of what does not come from `api`."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "errors" if name in _ERRORS else "api"
+    home = _HOMES.get(name, "api")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 

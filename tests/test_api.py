@@ -67,6 +67,7 @@ class TestPackage:
         assert out.stdout == "[]\n"
 
     def test_every_public_name_is_there(self) -> None:
+        assert {"backend", "guide", "sample", "synthesize", "SyntheticData"} <= {*ppap.__all__}
         assert all(hasattr(ppap, name) and name in dir(ppap) for name in ppap.__all__)
         with pytest.raises(AttributeError, match="no attribute 'sampel'"):
             ppap.sampel  # type: ignore[attr-defined]  # noqa: B018  # that is the test
