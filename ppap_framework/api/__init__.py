@@ -18,7 +18,7 @@ from ppap_framework.api._plan import Cost, Plan, check_backend, plan
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._sample import Batch, Progress, draw, sample
-from ppap_framework.api._settings import SamplerName, Settings
+from ppap_framework.api._settings import SamplerName, Settings, find_device
 
 __all__ = [
     "DEFAULT_SCALE",
@@ -48,6 +48,7 @@ __all__ = [
     "check_writable",
     "draw",
     "find_backend",
+    "find_device",
     "find_guide",
     "fresh_folder",
     "guide",

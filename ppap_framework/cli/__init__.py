@@ -25,6 +25,14 @@ COMMANDS = {
         "ppap_framework.cli.synthesize",
         "Draw the images that experts are trained on; nothing steers.",
     ),
+    "transfer": (
+        "ppap_framework.cli.transfer",
+        "Train experts: a network on noised images learns what it says of clean ones.",
+    ),
+    "adapt": (
+        "ppap_framework.cli.adapt",
+        "Make a network understand a diffusion model's noise: synthesize, then transfer.",
+    ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
     "experts": ("ppap_framework.cli.experts", "Show and check experts."),
     "evaluate": (

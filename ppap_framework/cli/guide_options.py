@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import attrs
 
@@ -189,15 +189,17 @@ def _set_option(text: str, guides: Sequence[GuideRequest]) -> None:
     guide.options[key] = match["value"].strip()
 
 
-def typed_option(guider: str, key: str, text: str) -> Any:
-    """The value of a guider's option, read as the type that its options class declares for it.
+def typed_option(
+    component: str, key: str, text: str, kind: Literal["guider", "loss", "adapter"] = "guider"
+) -> Any:
+    """The value of a component's option, read as the type that its options class declares for it.
 
     Raises:
-        PluginError: Where there is no such guider, or its options cannot be imported.
+        PluginError: Where there is no such component, or its options cannot be imported.
         UsageError: Where the text is no value of that type.
     """
     plugins = registry()
-    options = plugins.options_class(plugins.spec("guider", guider))
+    options = plugins.options_class(plugins.spec(kind, component))
     try:
         declared = typing.get_type_hints(options).get(key, str) if options else str
     except NameError:  # it names a type that only type checkers import
@@ -208,15 +210,15 @@ def typed_option(guider: str, key: str, text: str) -> Any:
         return None
     if bool in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for kind in (int, float):
-        if kind in kinds:
+    for number in (int, float):
+        if number in kinds:
             try:
-                return kind(text)
+                return number(text)
             except ValueError:
                 continue
     if str not in kinds and {bool, int, float} & set(kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
         raise UsageError(
-            f"option {key!r} of guider {guider!r} cannot be {text!r}", hint=f"give a {wanted}"
+            f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give a {wanted}"
         )
     return text

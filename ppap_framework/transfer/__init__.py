@@ -1,12 +1,41 @@
 """Knowledge transfer without data: the diffusion model draws the images that it is done on.
 
 data = synthesize(backend, num=2048, out="data")    # or SyntheticData("data"), if it is there
-images = data.images([7, 3])                        # (2, 3, H, W), uint8
+bundle = transfer(backend, "classifier", data, out="experts")
+bundle = adapt(backend, "classifier", out="experts")    # both in one
 """
 
 from __future__ import annotations
 
+from ppap_framework.transfer.adapt import adapt
+from ppap_framework.transfer.images import Images, LabelledImages
+from ppap_framework.transfer.recipe import Phase, Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
 from ppap_framework.transfer.synthesis_data import Fault, SyntheticData
+from ppap_framework.transfer.teacher import Teacher, teacher
+from ppap_framework.transfer.transfer import (
+    DEFAULT_ADAPTERS,
+    Adapters,
+    Learned,
+    check_transfer,
+    transfer,
+)
 
-__all__ = ["Fault", "SyntheticData", "check_synthesis", "synthesize"]
+__all__ = [
+    "DEFAULT_ADAPTERS",
+    "Adapters",
+    "Fault",
+    "Images",
+    "LabelledImages",
+    "Learned",
+    "Phase",
+    "Recipe",
+    "SyntheticData",
+    "Teacher",
+    "adapt",
+    "check_synthesis",
+    "check_transfer",
+    "synthesize",
+    "teacher",
+    "transfer",
+]

@@ -246,9 +246,9 @@ class SynthesisFolder:
         before = self._begun_with()
         if before is None:
             return
-        differences = _differences(before, self.settings)
-        if differences:
-            shown = "; ".join(differences[:4]) + ("; ..." if len(differences) > 4 else "")
+        found = differences(before, self.settings)
+        if found:
+            shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
             raise UsageError(
                 f"{str(self.path)!r} was begun with other settings: {shown}", hint=_ANEW
             )
@@ -298,13 +298,13 @@ class SynthesisFolder:
             (self.path / MANIFEST).unlink(missing_ok=True)
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """What differs between two JSON values, such as "seed was 0, is now 1"."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return [
             difference
             for key in {**before, **now}
-            for difference in _differences(
+            for difference in differences(
                 before.get(key), now.get(key), f"{name}.{key}" if name else key
             )
         ]

@@ -1,0 +1,112 @@
+"""`ppap adapt`: from a diffusion model and a network to experts, in one command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ppap_framework.cli import State
+from ppap_framework.cli.config import Command, problems_of
+from ppap_framework.cli.output import print_json
+from ppap_framework.cli.training_options import (
+    adapters_of,
+    boundaries_of,
+    bundle_record,
+    guide_options,
+    iterations_bar,
+    option,
+    recipe_of,
+    show_bundle,
+    teacher_of,
+    training_options,
+)
+
+__all__ = ["command"]
+
+_INTERRUPTED = 130
+
+
+@click.command("adapt", cls=Command)
+@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
+@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@guide_options
+@option("--num", type=int, default=2048, help="How many images the diffusion model draws.")
+@option("--steps", type=int, default=25, help="Steps from noise to each.")
+@option("--workers", type=int, help="Processes that draw; as many as cores if left out, up to 8.")
+@training_options
+@option("--seed", type=int, default=0, help="Of the images and of the training.")
+@option(
+    "--out",
+    metavar="FOLDER",
+    help="Where to write, or to go on; runs/adapt/BACKEND-GUIDER-N if left out.",
+)
+@option("--device", default="auto", help="Such as cpu or cuda.")
+@option("--overwrite", is_flag=True, help="Begin anew, whatever is in the folder.")
+@option("--json", is_flag=True, help="Print what became of it as JSON.")
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> int:
+    r"""Make a network understand a diffusion model's noise: `synthesize`, then `transfer`.
+
+    No data and no labels are needed. The experts are then found by `ppap run` itself. Whatever ends
+    it, the same command goes on where it was.
+
+    \b
+    ppap adapt --backend adm --guider classifier
+    ppap run --backend adm --guider classifier --target "red cube"
+    """
+    from ppap_framework.api import Problems, find_backend
+    from ppap_framework.transfer import adapt, check_transfer
+
+    state = ctx.ensure_object(State)
+    problems = Problems()
+    problems.errors += problems_of(ctx)
+    problems.check()
+    plain = "-".join(given[name].rpartition(":")[2] for name in ("backend", "guider"))
+    out = Path(given["out"] or f"runs/adapt/{plain}-{given['num_experts']}").expanduser()
+    recipe = recipe_of(given)
+    with problems.collected():
+        check_transfer(out, recipe, num_experts=given["num_experts"], name=given["name"])
+    found, learner, boundaries, adapters = [], [], None, None
+    with problems.collected():
+        found.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
+    with problems.collected():
+        boundaries = boundaries_of(given["boundaries"])
+    with problems.collected():
+        adapters = adapters_of(given["adapter"])
+    if not problems.errors:
+        with problems.collected():
+            learner.append(teacher_of(given))
+    problems.check()
+    assert adapters is not None
+    try:
+        with iterations_bar(state) as watch:
+            bundle = adapt(
+                found[0].load(),
+                learner[0],
+                out=out,
+                num=given["num"],
+                steps=given["steps"],
+                num_experts=given["num_experts"],
+                boundaries=boundaries,
+                adapters=adapters,
+                seed=given["seed"],
+                recipe=recipe,
+                workers=given["workers"],
+                name=given["name"],
+                device=given["device"],
+                keep=given["keep"],
+                overwrite=given["overwrite"],
+                learning=watch,
+                command=["ppap", *sys.argv[1:]],
+            )
+    except KeyboardInterrupt:
+        click.echo(f"ppap: interrupted; the same command goes on in {out}", err=True)
+        return _INTERRUPTED
+    if given["json"]:
+        print_json(bundle_record(bundle))
+    else:
+        show_bundle(bundle)
+    return 0

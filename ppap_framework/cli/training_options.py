@@ -1,0 +1,276 @@
+"""What `ppap transfer` and `ppap adapt` have in common: the guide, the experts, the recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppap_framework.cli import State
+from ppap_framework.cli.config import Option, Text
+from ppap_framework.errors import UsageError
+
+if TYPE_CHECKING:
+    from ppap_framework.experts import BundleFile
+    from ppap_framework.transfer import Adapters, Recipe, Teacher
+
+__all__ = [
+    "adapters_of",
+    "boundaries_of",
+    "bundle_record",
+    "guide_options",
+    "iterations_bar",
+    "option",
+    "recipe_of",
+    "show_bundle",
+    "teacher_of",
+    "training_options",
+]
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """An option as all commands have them."""
+    if not settings.get("is_flag"):
+        settings.setdefault("type", Text())
+        settings.setdefault("show_default", settings.get("default") is not None)
+    return click.option(*names, cls=Option, **settings)
+
+
+def guide_options(command: Any) -> Any:
+    """Which network learns."""
+    for add in reversed(
+        (
+            option("--guider", required=True, metavar="NAME", help="The network that shall learn."),
+            option("--guider-model", help="Which network, where the guider knows several."),
+            option("--guider-checkpoint", help="Its weights, by name or path."),
+            option(
+                "--guider-option",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="The guider's own options; `ppap plugins info NAME` lists them.",
+            ),
+            option("--loss", help="What compares student and teacher, if not the guider's loss."),
+            option(
+                "--loss-option",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="The loss's own options, such as temperature=0.5.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def training_options(command: Any) -> Any:
+    """What experts are and how they learn."""
+    for add in reversed(
+        (
+            option("--num-experts", type=int, default=5, help="How many ranges of noise."),
+            option(
+                "--boundaries",
+                metavar="T,T,...",
+                help="The timesteps at which all but the first begin, if not of equal width.",
+            ),
+            option(
+                "--adapter",
+                multiple=True,
+                metavar="NAME[:KEY=VALUE,...]",
+                help="What an expert is made of; repeat it. Left out: lora:rank=16,alpha=8 and "
+                "bias.",
+            ),
+            option("--iterations", type=int, default=5000, help="Of all experts together."),
+            option(
+                "--shared",
+                type=float,
+                default=0.5,
+                help="The share of them in a start that all experts have in common.",
+            ),
+            option(
+                "--chain", is_flag=True, help="Each expert begins as the one before it instead."
+            ),
+            option("--learn-batch", type=int, default=64, help="Images of an iteration."),
+            option("--learning-rate", type=float, default=1e-3, help="Of AdamW, at its highest."),
+            option("--held-out", type=float, default=0.1, help="Share of images kept to validate."),
+            option("--validate-every", type=int, default=100, help="Iterations between looks."),
+            option(
+                "--patience",
+                type=int,
+                default=0,
+                help="Looks without a new best that end a training; 0 for never.",
+            ),
+            option(
+                "--precision",
+                type=click.Choice(["float32", "bfloat16"]),
+                default="float32",
+                help="Of products.",
+            ),
+            option("--name", help="Of the file, NAME.experts.safetensors."),
+            option(
+                "--keep/--no-keep",
+                is_flag=True,
+                default=True,
+                help="Whether `ppap run` shall find the experts by itself.",
+            ),
+        )
+    ):
+        command = add(command)
+    return command
+
+
+def recipe_of(given: dict[str, Any]) -> Recipe:
+    """The recipe that was asked for; it is checked elsewhere."""
+    from ppap_framework.transfer import Recipe
+
+    return Recipe(
+        iterations=given["iterations"],
+        shared=given["shared"],
+        chain=given["chain"],
+        batch=given["learn_batch"],
+        learning_rate=given["learning_rate"],
+        held_out=given["held_out"],
+        validate_every=given["validate_every"],
+        patience=given["patience"],
+        precision=given["precision"],
+        seed=given["seed"],
+    )
+
+
+def teacher_of(given: dict[str, Any]) -> Teacher:
+    """The network that was asked for, loaded.
+
+    Raises:
+        PpapError: As `ppap_framework.transfer.teacher`.
+    """
+    from ppap_framework.api import find_guide
+    from ppap_framework.transfer import teacher
+
+    found = find_guide(given["guider"], loss=given["loss"], model=given["guider_model"])
+    return teacher(
+        given["guider"],
+        loss=given["loss"],
+        loss_options=_pairs("--loss-option", given["loss_option"], found.loss_name, "loss"),
+        model=given["guider_model"],
+        checkpoint=given["guider_checkpoint"],
+        options=_pairs("--guider-option", given["guider_option"], given["guider"], "guider"),
+    )
+
+
+def adapters_of(texts: Sequence[str]) -> Adapters:
+    """Adapters as typed, NAME or NAME:KEY=VALUE,KEY=VALUE.
+
+    Raises:
+        UsageError: Where a text cannot be read, or an option has another type.
+        PluginError: Where no plugin supplies one.
+    """
+    from ppap_framework.registry import registry
+    from ppap_framework.transfer import DEFAULT_ADAPTERS
+
+    found: list[tuple[str, dict[str, Any]]] = []
+    for text in texts:
+        name, _, options = text.strip().partition(":")
+        registry().spec("adapter", name)
+        pairs = [part for part in options.split(",") if part]
+        found.append((name, _pairs("--adapter", pairs, name, "adapter")))
+        if [other for other, _ in found].count(name) > 1:
+            raise UsageError(f"--adapter {name} is given twice", hint="give each adapter once")
+    return found or DEFAULT_ADAPTERS
+
+
+def boundaries_of(text: str | None) -> list[int] | None:
+    """Timesteps as typed.
+
+    Raises:
+        UsageError: Where they are no whole numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--boundaries {text!r} cannot be read",
+            hint="type the timesteps at which experts begin, such as 200,400,600,800",
+        ) from error
+
+
+def bundle_record(bundle: BundleFile) -> dict[str, Any]:
+    """What there is to say of trained experts, as JSON."""
+    info = bundle.info()
+    return {
+        "name": bundle.name,
+        "path": str(bundle.path),
+        "experts": len(info),
+        "timesteps": list(info.timesteps),
+        "parameters_per_expert": list(info.expert_parameters),
+        "share_of_network": [n / info.network_parameters for n in info.expert_parameters],
+        "metrics": dict(info.metrics),
+    }
+
+
+def show_bundle(bundle: BundleFile) -> None:
+    """Print a table of trained experts, then their file."""
+    from ppap_framework.cli.output import print_table
+
+    record = bundle_record(bundle)
+    scores = record["metrics"]["experts"]
+    print_table(
+        ("EXPERT", "TIMESTEPS", "HELD-OUT LOSS", "UNTOUCHED", "PARAMETERS"),
+        [
+            (
+                str(i),
+                f"{record['timesteps'][i]} to {record['timesteps'][i + 1] - 1}",
+                f"{scores[i]['held_out']:.4g}",
+                f"{scores[i]['untouched']:.4g}",
+                f"{record['share_of_network'][i]:.2%}",
+            )
+            for i in range(record["experts"])
+        ],
+    )
+    click.echo(str(bundle.path))
+
+
+@contextmanager
+def iterations_bar(state: State) -> Iterator[Callable[[Any], None] | None]:
+    """A bar on stderr where that is a terminal."""
+    if state.verbosity < 0 or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("learning"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %, loss {task.fields[loss]:.3g}"),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        tasks: list[TaskID] = []
+
+        def watch(learned: Any) -> None:
+            if not tasks:  # what earlier calls did says nothing about speed
+                start = {"completed": learned.iterations, "total": learned.of}
+                tasks.append(bar.add_task("", **start, loss=learned.loss))
+            bar.update(tasks[0], completed=learned.iterations, loss=learned.loss)
+
+        yield watch
+
+
+def _pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
+    from ppap_framework.cli.guide_options import typed_option
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise UsageError(f"{flag} {text!r} cannot be read", hint="type KEY=VALUE")
+        if key in found:
+            raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
+        found[key] = typed_option(component, key, value.strip(), kind)
+    return found
