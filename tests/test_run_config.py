@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import click
 import pytest
 
+from ppap_framework.cli import COMMANDS
+from ppap_framework.cli.config import Command, Option, find_config, problems_of
 from ppap_framework.cli.config import command as config
-from ppap_framework.cli.config import find_config, problems_of
 from ppap_framework.cli.run import command as run
 from ppap_framework.errors import UsageError
 
@@ -106,7 +108,7 @@ def test_the_nearest_file_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("ppap.toml", "[run]\nzzz = 3", "'zzz' in [run]", "ppap run --help"),
         ("ppap.toml", "[run]\nas-json = true", "'as-json' in [run]", ""),
         ("ppap.toml", "[rum]\nsteps = 3", "[rum]", "did you mean 'run'"),
-        ("ppap.toml", "steps = 3", "[steps]", "ppap run --help"),
+        ("ppap.toml", "steps = 3", "[steps]", "write [run] or "),
         ("ppap.toml", "run = 3", "'run' in", "write [run]"),
         ("ppap.toml", "[run", "not valid TOML", ""),
         ("ppap.toml", "\xff", "not valid TOML", ""),
@@ -184,6 +186,35 @@ def test_config_shows_values_and_where_they_come_from(
     )
 
 
+def test_every_command_that_reads_files_is_shown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
+) -> None:
+    commands = {
+        name: importlib.import_module(module).command for name, (module, _) in COMMANDS.items()
+    }
+    configured = {name for name, command in commands.items() if isinstance(command, Command)}
+    assert {"run", "synthesize"} <= configured
+    path = write(folder / "ppap.toml", "[run]\nnum = 5\n[synthesize]\nblock = 32\n")
+    monkeypatch.setenv("PPAP_SYNTHESIZE_NUM", "640")
+    told = json.loads(shown("--json"))
+    assert {*told} == {"file", *configured}
+    for name in configured:
+        options = {p.name for p in commands[name].params if isinstance(p, Option)}
+        assert {option.replace("-", "_") for option in told[name]} == options
+    assert told["run"]["num"] == {"value": 5, "from": str(path)}
+    assert told["synthesize"]["num"] == {"value": 640, "from": "environment"}
+    assert told["synthesize"]["block"] == {"value": 32, "from": str(path)}
+    assert told["synthesize"]["shard"] == {"value": 512, "from": "default"}
+
+    tables = shown()
+    assert all(f"option of {name}" in tables for name in configured)
+    _, _, table = tables.partition("option of synthesize")
+    assert any(line.split() == ["num", "640", "environment"] for line in table.splitlines())
+    only = shown("synthesize")
+    assert "option of synthesize" in only
+    assert "option of run" not in only
+
+
 def test_config_without_a_file(shown: Callable[..., str]) -> None:
     assert "file: none" in shown()
     assert json.loads(shown("--json"))["file"] is None
@@ -191,5 +222,32 @@ def test_config_without_a_file(shown: Callable[..., str]) -> None:
 
 def test_config_refuses_wrong_values(folder: Path, shown: Callable[..., str]) -> None:
     write(folder / "ppap.toml", "[run]\nsteps = 'many'")
-    with pytest.raises(UsageError, match="'many'"):
+    with pytest.raises(UsageError, match=r"^run --steps in the configuration file: 'many'"):
         shown()
+    assert "steps" in shown("synthesize")
+
+
+def test_config_refuses_the_wrong_values_of_all_commands_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
+) -> None:
+    write(folder / "ppap.toml", "[run]\nsteps = 'many'")
+    monkeypatch.setenv("PPAP_SYNTHESIZE_NUM", "few")
+    with pytest.raises(UsageError) as caught:
+        shown()
+    assert "run --steps in the configuration file: 'many'" in caught.value.message
+    assert "synthesize --num in PPAP_SYNTHESIZE_NUM: 'few'" in caught.value.message
+    assert caught.value.hint == "ppap run --help; ppap synthesize --help"
+
+
+def test_what_a_command_does_not_know_is_listed_by_its_own_help(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
+) -> None:
+    write(folder / "ppap.toml", "[synthesize]\nzzz = 1")
+    with pytest.raises(UsageError, match=r"'zzz' in \[synthesize\]") as caught:
+        shown()
+    assert caught.value.hint == "`ppap synthesize --help`"
+    (folder / "ppap.toml").unlink()
+    monkeypatch.setenv("PPAP_SYNTHESIZE_QQQQ", "1")
+    with pytest.raises(UsageError, match="PPAP_SYNTHESIZE_QQQQ") as caught:
+        shown()
+    assert "synthesize" in caught.value.hint.lower()

@@ -25,6 +25,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ppap_framework.cli import COMMANDS
 from ppap_framework.cli.output import print_json, print_table
 from ppap_framework.errors import UsageError
 
@@ -32,7 +33,7 @@ __all__ = ["Command", "Option", "Text", "command", "find_config", "problems_of"]
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
-_CONFIGURED = ("run", "synthesize")
+_CONFIGURED = ("run", "synthesize", "transfer", "adapt")
 """The commands whose options come from files and the environment too."""
 
 
@@ -94,7 +95,7 @@ class Command(click.Command):
         extra["auto_envvar_prefix"] = prefix
         if not {"-h", "--help"}.intersection(args):  # help is there when a file is broken
             names = {p.name: p for p in self.params if isinstance(p, Option) and p.name}
-            _check_environment(prefix, names)
+            _check_environment(self.name or "", prefix, names)
             extra["default_map"] = _from_file(self.name or "", names)
         return super().make_context(info_name, args, parent, **extra)
 
@@ -133,7 +134,8 @@ def _read(path: Path) -> dict[str, Any] | None:
             return None
     for name, table in tables.items():
         if name not in _CONFIGURED:
-            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED)
+            known = " or ".join(f"[{command}]" for command in _CONFIGURED)
+            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, f"write {known}")
         if not isinstance(table, dict):
             raise UsageError(f"{name!r} in {str(path)!r} is no table", hint=f"write [{name}]")
     return dict(tables)
@@ -150,61 +152,78 @@ def _from_file(command: str, options: Mapping[str, click.Option]) -> dict[str, A
         name = key.replace("-", "_")
         if name not in options:
             known = [option.replace("_", "-") for option in options]
-            raise _unknown(str(path), f"{key!r} in [{command}]", key.replace("_", "-"), known)
+            what, near = f"{key!r} in [{command}]", key.replace("_", "-")
+            raise _unknown(str(path), what, near, known, f"`ppap {command} --help`")
         several = options[name].multiple
         values[name] = [value] if several and not isinstance(value, list) else value
     return values
 
 
-def _check_environment(prefix: str, options: Iterable[str]) -> None:
+def _check_environment(command: str, prefix: str, options: Iterable[str]) -> None:
     known = {f"{prefix}_{name.upper()}" for name in options}
     for variable in sorted(os.environ):
         if variable.startswith(f"{prefix}_") and variable not in known:
-            raise _unknown("the environment", variable, variable, known)
+            raise _unknown("the environment", variable, variable, known, f"`ppap {command} --help`")
 
 
-def _unknown(where: str, what: str, name: str, known: Iterable[str]) -> UsageError:
+def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str) -> UsageError:
     near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"`ppap {_CONFIGURED[0]} --help`"
+    hint = f"did you mean {near[0]!r}?" if near else advice
     return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
 
 
 @click.command("config", short_help="Show the values of options, and where they come from.")
+@click.argument("commands", metavar="[COMMAND]...", type=click.Choice(_CONFIGURED), nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def command(ctx: click.Context, as_json: bool) -> int:
+def command(commands: tuple[str, ...], as_json: bool) -> int:
     """Show the value of every option, and where it comes from.
 
     A flag goes before a variable PPAP_COMMAND_OPTION, that before ppap.toml or [tool.ppap] in
-    pyproject.toml, and that before the default.
+    pyproject.toml, and that before the default. Without COMMAND, those of every command that takes
+    its options from there.
     """
-    from ppap_framework.cli.run import command as run
-
     found = find_config(Path.cwd())
-    inner = run.make_context("run", [], parent=ctx.parent)
-    sources = {
-        ParameterSource.ENVIRONMENT: "environment",
-        ParameterSource.DEFAULT_MAP: str(found[0]) if found else "file",
-    }
-    rows = []
-    for option in run.params:
-        if isinstance(option, Option) and option.name:
-            origin = inner.get_parameter_source(option.name)
-            source = sources.get(origin or ParameterSource.DEFAULT, "default")
-            rows.append((option.name.replace("_", "-"), inner.params[option.name], source))
+    file = str(found[0]) if found else None
+    shown, wrong = {}, []
+    for name in commands or _CONFIGURED:
+        shown[name], problems = _values(name, file)
+        wrong += problems
     if as_json:
-        run_table = {name: {"value": value, "from": source} for name, value, source in rows}
-        print_json({"file": str(found[0]) if found else None, "run": run_table})
+        print_json({"file": file, **shown})
     else:
-        click.echo(f"file: {found[0] if found else 'none'}")
-        print_table(
-            ("option of run", "value", "from"),
-            [(name, _shown(value), source) for name, value, source in rows],
-        )
-    wrong = [p for p in problems_of(inner) if "is required" not in p.message]
+        click.echo(f"file: {file or 'none'}")
+        for name, values in shown.items():
+            print_table(
+                (f"option of {name}", "value", "from"),
+                [(option, _shown(v["value"]), v["from"]) for option, v in values.items()],
+            )
     if wrong:
-        raise UsageError("; ".join(p.message for p in wrong), hint=wrong[0].hint)
+        hints = dict.fromkeys(problem.hint for problem in wrong)
+        raise UsageError("; ".join(problem.message for problem in wrong), hint="; ".join(hints))
     return 0
+
+
+def _values(name: str, file: str | None) -> tuple[dict[str, dict[str, Any]], list[UsageError]]:
+    """Each option of a command with its value and where that is from, and what is wrong."""
+    configured: click.Command = importlib.import_module(COMMANDS[name][0]).command
+    context = configured.make_context(f"ppap {name}", [])
+    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
+    values = {
+        option.name.replace("_", "-"): {
+            "value": context.params[option.name],
+            "from": sources.get(
+                context.get_parameter_source(option.name) or ParameterSource.DEFAULT, "default"
+            ),
+        }
+        for option in configured.params
+        if isinstance(option, Option) and option.name
+    }
+    wrong = [
+        UsageError(f"{name} {problem.message}", hint=problem.hint)
+        for problem in problems_of(context)
+        if "is required" not in problem.message
+    ]
+    return values, wrong
 
 
 def _shown(value: object) -> str:
