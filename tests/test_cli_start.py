@@ -269,3 +269,11 @@ def test_commands_do_not_repeat_the_global_options_in_their_help(run: Try) -> No
     assert code == 0
     assert "--debug" not in out
     assert "--debug" in run("--help")[1]
+
+
+def test_examples_in_help_keep_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    out = capsys.readouterr().out
+    assert "\\b" not in out
+    assert '\n  ppap run --backend adm --guider classifier --target "red cube" --num 8\n' in out

@@ -80,14 +80,14 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @_option("--json", is_flag=True, help="Print the record of the run as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
-    r"""Draw images from a diffusion model, steered by guides.
+    """Draw images from a diffusion model, steered by guides.
 
     Writes 000.png and so on, what the guides see in them, a labelled grid.png, and run.json; prints
     the path of the grid.
 
     \b
     ppap run --backend adm --guider classifier --target "red cube" --num 8
-    ppap run --backend adm --guider depth=2 --guider classifier=4:0.2-0.9 \
+    ppap run --backend adm --guider depth=2 --guider classifier=4:0.2-0.9 \\
         --target depth=ref.png --target classifier=cube
     """
     state = ctx.ensure_object(State)

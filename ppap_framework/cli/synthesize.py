@@ -52,7 +52,7 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 @_option("--json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
-    r"""Draw the images that experts are trained on; nothing steers.
+    """Draw the images that experts are trained on; nothing steers.
 
     Writes shards that webdataset reads, and manifest.json with hashes; prints the folder. Whatever
     ends it, the same command goes on where it was, and the bytes come out the same, on any number
