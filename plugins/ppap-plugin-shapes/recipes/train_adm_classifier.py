@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from publish import publish
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_adm import PROCESS
 from training import Plan, rendered, to_images, train
 
@@ -41,7 +42,7 @@ CONFIG = {
     "pool": "attention",
 }
 PLAN = Plan(
-    steps=6000, decay=4000, batch=64, learning_rate=1e-3, seed=41, weight_decay=0.05, ema=0.995
+    steps=3000, decay=2000, batch=64, learning_rate=1e-3, seed=41, weight_decay=0.05, ema=0.995
 )
 
 
@@ -50,7 +51,13 @@ PLAN = Plan(
     "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
 )
 @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
-def main(state: Path, compiled: bool) -> None:
+@click.option(
+    "--bfloat16/--float32",
+    default=True,
+    show_default=True,
+    help="bfloat16 products; worth it only where the processor has them.",
+)
+def main(state: Path, compiled: bool, bfloat16: bool) -> None:
     images, labels = rendered(state, DATA_SEED, DATA_COUNT)
     schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
     torch.manual_seed(PLAN.seed)
@@ -67,7 +74,8 @@ def main(state: Path, compiled: bool) -> None:
         noise = torch.randn(x0.shape, generator=generator).contiguous(
             memory_format=torch.channels_last
         )
-        logits = forward(schedule.add_noise(x0, t, noise), t)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+            logits = forward(schedule.add_noise(x0, t, noise), t).float()
         accuracy = (logits.argmax(1) == y).float().mean().item()
         return F.cross_entropy(logits, y), {"accuracy": accuracy}
 
@@ -94,6 +102,7 @@ def main(state: Path, compiled: bool) -> None:
     training = {
         "recipe": "train_adm_classifier.py",
         **attrs.asdict(PLAN),
+        "precision": "bfloat16 products" if bfloat16 else "float32",
         "seconds": round(seconds),
         "data_seed": DATA_SEED,
         "data_count": DATA_COUNT,
