@@ -1,7 +1,7 @@
 r"""Distillation: experts learn to say of a noised image what the teacher says of the clean one.
 
 With teacher f, expert f_i and its range R_i of timesteps (Go et al. 2023, arXiv 2212.05973, section
-4.3, eq. 9):
+4.3):
 
     min  E_{x0, eps, t in R_i}  L(f_i(alpha_t x0 + sigma_t eps), f(x0))
 
