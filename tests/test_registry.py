@@ -252,6 +252,50 @@ def test_a_qualified_component_makes_another_distribution_the_own_one() -> None:
     assert registry.default_card("b:depth", "guider") is two
 
 
+def test_rivals_for_a_name_keep_their_cards_apart() -> None:
+    """Two claim a guider, each with a default card "small"; a third offers cards for either."""
+    one, two = card("small", default=True), card("small", default=True)
+    ours, theirs, shared = target("ours"), target("theirs"), card("shared")
+    registry = Registry(
+        (
+            record("acme", guider("depth"), one, ours),
+            record("beta", guider("depth"), two, theirs),
+            record("cards", shared),
+        )
+    )
+    assert registry.cards("acme:depth", "guider") == [one, shared]
+    assert registry.cards("beta:depth", "guider")[0] is two
+    for name, own, aim in (("acme:depth", one, ours), ("beta:depth", two, theirs)):
+        assert registry.default_card(name, "guider") is own
+        assert registry.card(name, "guider", "small") is own
+        assert registry.card(name, "guider", "shared") is shared
+        assert registry.default_target(name, "small") is aim
+    assert registry.card("acme:depth", "guider", "beta:small") is two
+    assert [c.subject for c in registry.conflicts()] == ["guider 'depth'"]
+    with pytest.raises(PluginError, match="claimed by 2"):
+        registry.card("depth", "guider", "small")
+
+
+def test_a_third_partys_card_may_still_be_in_conflict_with_a_rivals() -> None:
+    registry = Registry(
+        (
+            record("acme", guider("depth"), card("small")),
+            record("beta", guider("depth"), card("small")),
+            record("cards", card("small")),
+        )
+    )
+    with pytest.raises(PluginError) as raised:
+        registry.card("beta:depth", "guider", "small")
+    assert raised.value.hint == (
+        "type --guider-checkpoint beta:small or --guider-checkpoint cards:small"
+    )
+    of_cards = [c for c in registry.conflicts() if c.subject.startswith("checkpoint")]
+    assert of_cards == [
+        Conflict("checkpoint 'small' of guider 'acme:depth'", ("acme:main", "cards:main")),
+        Conflict("checkpoint 'small' of guider 'beta:depth'", ("beta:main", "cards:main")),
+    ]
+
+
 def test_cards_by_name() -> None:
     small, large = card("small"), card("large")
     registry = Registry((record("midas", small, large, guider("depth")),))

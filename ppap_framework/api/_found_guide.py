@@ -110,9 +110,9 @@ class FoundGuide:
             return model.target(self.target), self.target.source
         # A checkpoint of the user's own has no default target. That of another one may do.
         own = self.checkpoint.card if self.checkpoint else None
-        cards = [own] if own else self.registry.cards(self.spec.name, "guider")
-        for card in cards:
-            default = self.registry.default_target(self.spec.name, card.name)
+        name = f"{self.registry.provider(self.spec).distribution}:{self.spec.name}"
+        for card in [own] if own else self.registry.cards(name, "guider"):
+            default = self.registry.default_target(name, card.name)
             if default is not None:
                 packaged = default.text.startswith("package://")
                 given = decode_target(package_file(default.text) if packaged else default.text)

@@ -154,9 +154,9 @@ def _checkpoints(
     found: Registry, record: PluginRecord, spec: BackendSpec | GuiderSpec
 ) -> list[dict[str, Any]]:
     kind: Literal["backend", "guider"] = "backend" if isinstance(spec, BackendSpec) else "guider"
-    described = []
-    for card in found.cards(f"{record.distribution}:{spec.name}", kind):
-        target = found.default_target(spec.name, card.name) if kind == "guider" else None
+    described, name = [], f"{record.distribution}:{spec.name}"
+    for card in found.cards(name, kind):
+        target = found.default_target(name, card.name) if kind == "guider" else None
         described.append(
             {
                 **attrs.asdict(card),

@@ -102,7 +102,11 @@ class Registry:
         return self.spec("loss", own if self._claims("loss", own) else guider.default_loss)
 
     def cards(self, component: str, kind: CardKind) -> list[Card]:
-        """The checkpoints of a component: its own distribution's first, then by distribution."""
+        """The checkpoints of a component: its own distribution's first, then by distribution.
+
+        Where several distributions claim the component's name, "distribution:name" leaves out what
+        the others bring: it is for components of their own.
+        """
         return [card for _, card in self._cards(component, kind)]
 
     def card(self, component: str, kind: CardKind, name: str) -> Card:
@@ -111,15 +115,15 @@ class Registry:
         Args:
             component: The component's name, or "distribution:name".
             kind: What the component is.
-            name: The checkpoint's name, or "distribution:name".
+            name: The checkpoint's name, among `cards`; or "distribution:name", of any.
 
         Raises:
             AssetError: Where there is none.
             PluginError: Where several distributions claim the name.
         """
-        offers = self._cards(component, kind)
         what = f"{kind} {split(component)[1]!r}"
         distribution, bare = split(name)
+        offers = self._cards(component if distribution is None else split(component)[1], kind)
         claims = [
             (record, card)
             for record, card in offers
@@ -263,13 +267,14 @@ class Registry:
     def _card_conflicts(self) -> Iterator[Conflict]:
         cards = [card for _, card in self._assets(Card)]
         for component, kind in dict.fromkeys((card.component, card.kind) for card in cards):
-            offers = self._cards(component, kind)
-            of_it = f"of {kind} {component!r}"
-            for name in dict.fromkeys(card.name for _, card in offers):
-                claims = [offer for offer in offers if offer[1].name == name]
-                yield from _several(f"checkpoint {name!r} {of_it}", claims)
-            defaults = [offer for offer in offers if offer[1].default]
-            yield from self._ties(f"default checkpoint {of_it}", kind, component, defaults)
+            for asked in self._forms(kind, component):
+                offers = self._cards(asked, kind)
+                of_it = f"of {kind} {asked!r}"
+                for name in dict.fromkeys(card.name for _, card in offers):
+                    claims = [offer for offer in offers if offer[1].name == name]
+                    yield from _several(f"checkpoint {name!r} {of_it}", claims)
+                defaults = [offer for offer in offers if offer[1].default]
+                yield from self._ties(f"default checkpoint {of_it}", kind, asked, defaults)
 
     def _bundle_conflicts(self) -> Iterator[Conflict]:
         offers = list(self._assets(ExpertBundle))
@@ -280,9 +285,10 @@ class Registry:
     def _target_conflicts(self) -> Iterator[Conflict]:
         targets = [target for _, target in self._assets(DefaultTarget)]
         for guider, checkpoint in dict.fromkeys((t.guider, t.checkpoint) for t in targets):
-            subject = f"default target of guider {guider!r} with checkpoint {checkpoint!r}"
-            offers = self._default_targets(guider, checkpoint)
-            yield from self._ties(subject, "guider", guider, offers)
+            for asked in self._forms("guider", guider):
+                subject = f"default target of guider {asked!r} with checkpoint {checkpoint!r}"
+                offers = self._default_targets(asked, checkpoint)
+                yield from self._ties(subject, "guider", asked, offers)
 
     def _ties(
         self,
@@ -309,6 +315,11 @@ class Registry:
     def _owners(self, kind: CardKind, component: str) -> set[str]:
         return {record.distribution for record, _ in self._claims(kind, component)}
 
+    def _forms(self, kind: CardKind, name: str) -> list[str]:
+        """How a component of that name is asked for: where several claim it, by distribution."""
+        owners = sorted(self._owners(kind, name))
+        return [f"{owner}:{name}" for owner in owners] if len(owners) > 1 else [name]
+
     def _assets(self, of_type: type[_A]) -> Iterator[tuple[PluginRecord, _A]]:
         for record in self.records:
             for asset in record.assets:
@@ -318,8 +329,13 @@ class Registry:
     def _own_first(
         self, kind: CardKind, component: str, offers: Iterable[tuple[PluginRecord, _A]]
     ) -> list[tuple[PluginRecord, _A]]:
+        """What is offered for a component: its own distribution's first, its rivals' not at all."""
         owners = self._owners(kind, component)
-        return sorted(offers, key=lambda offer: offer[0].distribution not in owners)
+        rivals = self._owners(kind, split(component)[1]) - owners if owners else set()
+        return sorted(
+            (offer for offer in offers if offer[0].distribution not in rivals),
+            key=lambda offer: offer[0].distribution not in owners,
+        )
 
     def _cards(self, component: str, kind: CardKind) -> list[tuple[PluginRecord, Card]]:
         wanted = (kind, split(component)[1])
