@@ -334,6 +334,49 @@ def ppap_assets():
         assert line in environment.ppap("plugins", "info", "mirror").stdout
 
 
+def test_bundles_of_experts_are_listed_beside_cards_and_default_targets(
+    environment: Environment, info: Callable[[str], dict[str, Any]]
+) -> None:
+    assets = (
+        HEADER
+        + """
+@hookimpl
+def ppap_backends():
+    return [BackendSpec(name="haze", summary="Fog.", factory="acme_glass.parts:Haze")]
+
+@hookimpl
+def ppap_assets():
+    return [Card(name="clear", component="mirror", kind="guider", summary="Flat glass.", size=7,
+                 uri="package://acme_glass/w.safetensors", licence="CC0-1.0", image_size=8,
+                 sha256=None),
+            ExpertBundle(name="foggy", guider="mirror", backend="haze", summary="Sees in fog.",
+                         uri="hf://acme/fog/foggy.experts.safetensors", sha256=None, size=None,
+                         licence="CC0-1.0"),
+            ExpertBundle(name="rainy", guider="window", backend="rain", summary="Sees in rain.",
+                         uri="hf://acme/rain/rainy.experts.safetensors", sha256=None, size=None,
+                         licence="CC0-1.0"),
+            DefaultTarget(guider="mirror", checkpoint="clear", text="me")]
+"""
+    )
+    for project in (plugin("glass", assets), good_plugin()):
+        project.install(environment.site)
+    for name in ("mirror", "haze"):
+        (component,) = info(name)["components"]
+        (bundle,) = component["experts"]
+        assert (bundle["name"], bundle["plugin"]) == ("foggy", "acme-glass:glass")
+        assert (bundle["guider"], bundle["backend"]) == ("mirror", "haze")
+    (glass,) = info("glass")["plugins"]
+    assert glass["experts"] == ["foggy", "rainy"]
+    assert glass["default_targets"] == ["'me' for mirror with clear"]
+    told, doctor = together(environment, ["plugins", "info", "mirror"], ["doctor"])
+    assert "experts foggy" in told.stdout
+    assert "hf://acme/fog/foggy.experts.safetensors" in told.stdout
+    assert "rainy" not in told.stdout
+    supplied = " ".join(doctor.stdout.split())
+    for what in ("checkpoint clear", "experts foggy", "experts rainy", "default target 'me' for"):
+        assert what in supplied
+
+
 def test_info_on_a_component_whose_options_cannot_be_imported(
     environment: Environment, info: Callable[[str], dict[str, Any]]
 ) -> None:

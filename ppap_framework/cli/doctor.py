@@ -135,8 +135,14 @@ def _own_cache() -> Path:
 
 def _supplies(record: PluginRecord) -> str:
     described = describe_plugin(record)
+    assets = {
+        "checkpoint": "checkpoints",
+        "experts": "experts",
+        "default target": "default_targets",
+    }
     return ", ".join(
-        described["components"] + [f"checkpoint {name}" for name in described["checkpoints"]]
+        described["components"]
+        + [f"{kind} {name}" for kind, names in assets.items() for name in described[names]]
     )
 
 

@@ -11,7 +11,14 @@ import click
 
 from ppap_framework.cli.output import print_fields, print_json, print_table
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import BackendSpec, Card, ComponentSpec, GuiderSpec
+from ppap_framework.plugin import (
+    BackendSpec,
+    Card,
+    ComponentSpec,
+    DefaultTarget,
+    ExpertBundle,
+    GuiderSpec,
+)
 from ppap_framework.registry import (
     FIRST_PARTY,
     PluginRecord,
@@ -104,6 +111,7 @@ def describe_component(
     described["options"] = _options(found, spec)
     if isinstance(spec, BackendSpec | GuiderSpec):
         described["checkpoints"] = _checkpoints(found, record, spec)
+        described["experts"] = _experts(found, spec)
     return described
 
 
@@ -118,6 +126,12 @@ def describe_plugin(record: PluginRecord) -> dict[str, Any]:
         "hint": record.hint,
         "components": [f"{kind_of(spec)} {spec.name}" for spec in record.specs],
         "checkpoints": [asset.name for asset in record.assets if isinstance(asset, Card)],
+        "experts": [asset.name for asset in record.assets if isinstance(asset, ExpertBundle)],
+        "default_targets": [
+            f"{asset.text!r} for {asset.guider} with {asset.checkpoint}"
+            for asset in record.assets
+            if isinstance(asset, DefaultTarget)
+        ],
         "traceback": record.traceback,
     }
 
@@ -167,6 +181,16 @@ def _checkpoints(
     return described
 
 
+def _experts(found: Registry, spec: BackendSpec | GuiderSpec) -> list[dict[str, Any]]:
+    """The bundles that distributions offer for a guider, or from images of a backend."""
+    offered = (
+        found.bundles(backend=spec.name)
+        if isinstance(spec, BackendSpec)
+        else found.bundles(guider=spec.name)
+    )
+    return [{**attrs.asdict(asset), "plugin": found.provider(asset).name} for asset in offered]
+
+
 def _matching(
     found: Registry, name: str
 ) -> tuple[list[tuple[PluginRecord, ComponentSpec]], list[PluginRecord]]:
@@ -202,16 +226,18 @@ def _unknown(name: str, found: Registry) -> PluginError:
 def _print_component(described: dict[str, Any]) -> None:
     fields = dict(described)
     title = f"{fields.pop('kind')} {fields.pop('name')}"
-    options, checkpoints = fields.pop("options"), fields.pop("checkpoints", [])
+    options = fields.pop("options")
+    checkpoints, experts = fields.pop("checkpoints", []), fields.pop("experts", [])
     if isinstance(options, str):
         fields["options"] = options
         options = []
     print_fields(title, fields)
     for option in options:
         click.echo(f"  option {option['name']}: {option['type']}, {option['default']}")
-    if checkpoints:
-        columns = ["name", "plugin", "default", "image_size", "size", "licence", "uri", "summary"]
-        print_table(
-            ["checkpoint", *columns[1:]],
-            [[str(card[column]) for column in columns] for card in checkpoints],
-        )
+    file = ("size", "licence", "uri")
+    for card in checkpoints:
+        told = ("summary", "plugin", "default", "default_target", "image_size", *file)
+        print_fields(f"checkpoint {card['name']}", {name: card[name] for name in told})
+    for bundle in experts:
+        told = ("summary", "plugin", "guider", "backend", *file)
+        print_fields(f"experts {bundle['name']}", {name: bundle[name] for name in told})
