@@ -3,16 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
+RENDERS := runs/renders/reference.npz runs/renders/fresh.npz
+RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts clean
+.PHONY: help demo test slow parity lint types contracts results $(RESULTS) clean
+.DELETE_ON_ERROR:
 
 help:
 	@echo "make demo     install everything into $(VENV), draw pictures that a classifier steered, into runs/demo/"
 	@echo "make test     lint, types, import contracts and tests"
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
+	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 
 # One stamp for all: made anew when any distribution's metadata changes.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -42,6 +46,19 @@ parity: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow
+
+results: $(RESULTS)
+	$(BIN)/ppap report docs/results --out docs/results.md
+
+# Always asked again: figures are made from the images in runs/evaluate, and those are made once.
+$(RESULTS): %: %.toml $(RENDERS)
+	$(BIN)/ppap evaluate $< --out $@
+
+runs/renders/reference.npz: | $(VENV)/.installed
+	$(BIN)/python -m ppap_plugin_shapes --seed 910 --num 10000 --out $@
+
+runs/renders/fresh.npz: | $(VENV)/.installed
+	$(BIN)/python -m ppap_plugin_shapes --seed 911 --num 2048 --out $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,8 +1,10 @@
-"""The plugin that docs/plugins.md makes, made from its text and used."""
+"""The documents: docs/plugins.md is followed, docs/results.md is made from its figures again."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ import toy_distribution
 from distributions import REPOSITORY, Project
 from PIL import Image
 
+from ppap_framework.evaluation.report import find_results, render
+
 PLUGINS = "ppap-plugin-toy,ppap-plugin-brightness"
+RESULTS = REPOSITORY / "docs" / "results"
 PAGE = (REPOSITORY / "docs" / "plugins.md").read_text(encoding="utf-8")
 
 
@@ -72,3 +77,34 @@ def test_what_is_no_target_is_answered_in_one_line(site: Path, tmp_path: Path) -
     )
     assert done.returncode == 2
     assert "type a number from 0 to 1" in done.stderr
+
+
+def test_the_results_are_those_of_the_figures() -> None:
+    page = REPOSITORY / "docs" / "results.md"
+    if not list(RESULTS.glob("**/differences.json")):  # which is written last
+        assert not page.exists()
+    else:
+        assert page.read_text(encoding="utf-8") == render(find_results(RESULTS), page.parent)
+
+
+def test_make_measures_every_experiment_as_its_file_says() -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "results"],
+        cwd=REPOSITORY,
+        env=plain,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    commands = [line.removeprefix(".venv/bin/") for line in done.stdout.splitlines()]
+    experiments = sorted(RESULTS.glob("*.toml"))
+    assert experiments
+    for experiment in experiments:
+        header = experiment.read_text(encoding="utf-8").partition("\ntitle = ")[0]
+        said = re.findall(r"^#   (.+)$", header, flags=re.MULTILINE)
+        where = f"docs/results/{experiment.name}"
+        assert f"ppap evaluate {where} --out {where.removesuffix('.toml')}" in said
+        places = [commands.index(command) for command in said]
+        assert places == sorted(places)
+    assert commands[-1] == "ppap report docs/results --out docs/results.md"
