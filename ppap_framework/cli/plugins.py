@@ -234,10 +234,10 @@ def _print_component(described: dict[str, Any]) -> None:
     print_fields(title, fields)
     for option in options:
         click.echo(f"  option {option['name']}: {option['type']}, {option['default']}")
-    file = ("size", "licence", "uri")
+    file = ["size", "licence", "uri"]
     for card in checkpoints:
-        told = ("summary", "plugin", "default", "default_target", "image_size", *file)
+        told = ["summary", "plugin", "default", "default_target", "image_size", *file]
         print_fields(f"checkpoint {card['name']}", {name: card[name] for name in told})
     for bundle in experts:
-        told = ("summary", "plugin", "guider", "backend", *file)
+        told = ["summary", "plugin", "guider", "backend", *file]
         print_fields(f"experts {bundle['name']}", {name: bundle[name] for name in told})
