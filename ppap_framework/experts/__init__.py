@@ -23,6 +23,7 @@ from ppap_framework.experts.bundle import (
     save_bundle,
     verify_bundle,
 )
+from ppap_framework.experts.disagreement import disagreement, evenly_spaced, noised
 from ppap_framework.experts.discovery import (
     BundleFile,
     bundle_by_name,
@@ -39,6 +40,7 @@ from ppap_framework.experts.identity import (
 )
 from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
 from ppap_framework.experts.match import WAIVABLE
+from ppap_framework.experts.proposal import propose_boundaries
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet, Look, has_experts
 
@@ -57,6 +59,8 @@ __all__ = [
     "bundle_by_name",
     "choose_bundle",
     "describe",
+    "disagreement",
+    "evenly_spaced",
     "experts_dir",
     "find_bundles",
     "guide_sha256",
@@ -64,6 +68,8 @@ __all__ = [
     "installed_adapter",
     "keep_bundle",
     "load_bundle",
+    "noised",
+    "propose_boundaries",
     "read_bundle_info",
     "save_bundle",
     "verify_bundle",
