@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
 from ppap_framework.components import ExpertAdapter
 from ppap_framework.errors import AssetError, UsageError
-from ppap_plugin_bias.adapter import make_bias
+from ppap_plugin_bias.adapter import make_bias, make_full
 from ppap_plugin_lora.adapter import make_lora
 from ppap_plugin_lora.options import LoraOptions
 
@@ -39,6 +39,7 @@ RECIPES: dict[str, list[Callable[[], ExpertAdapter]]] = {
     "bias": [make_bias],
     "lora+bias": [lora, make_bias],
     "bias+lora": [make_bias, lora],
+    "full": [make_full],
 }
 
 
@@ -258,7 +259,7 @@ def oracle(name: str, untouched: Tensor, state: Mapping[str, Tensor], index: int
     return merged.to(untouched.dtype)
 
 
-@pytest.mark.parametrize("recipe", ["lora+bias", "reshaped"])
+@pytest.mark.parametrize("recipe", ["lora+bias", "reshaped", "full"])
 @pytest.mark.parametrize("build", NETWORKS)
 class TestNetworks:
     def test_a_life(self, build: Callable[[], nn.Module], recipe: str) -> None:
@@ -390,7 +391,7 @@ class TestContract:
             statistics = [
                 s for a in adapters for n, s in a.state_dict().items() if n == "0.norm.running_mean"
             ]
-            assert len(statistics) == ("bias" in recipe)
+            assert len(statistics) == ("bias" in recipe or recipe == "full")
             assert all(bits(s) != bits(before["norm.running_mean"]) for s in statistics)
         assert bits(answers[0]) == bits(answers[1])
 
@@ -543,12 +544,13 @@ class TestContract:
         assert anatomy(network) == whole
 
 
+@pytest.mark.parametrize("recipe", ["lora+bias", "full"])
 @pytest.mark.parametrize("experts", [1, 7])
-def test_memory(experts: int) -> None:
+def test_memory(experts: int, recipe: str) -> None:
     network = made(small)
     sizes = {name: tensor.nbytes for name, tensor in tensors(network).items()}
     bare = memory()
-    adapters = attached(network, "lora+bias", experts)
+    adapters = attached(network, recipe, experts)
     state = [item for adapter in adapters for item in adapter.state_dict().items()]
     own = sum(tensor.nbytes for _, tensor in state)
     adapted = {
@@ -579,7 +581,7 @@ def memory() -> int:
     return sum(alive.values())
 
 
-@pytest.mark.parametrize("make", [lora, make_bias])
+@pytest.mark.parametrize("make", [lora, make_bias, make_full])
 def test_weights_that_are_computed_are_left_alone(make: Callable[[], ExpertAdapter]) -> None:
     network = nn.Sequential(
         parametrizations.weight_norm(nn.Linear(8, 8)),

@@ -33,10 +33,13 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, linear_schedule
 from ppap_framework.sampling import Process, timesteps_for
 
-CONFIGS = [
-    AdapterConfig(name="lora", options={"rank": 2, "targets": ["*conv*", "fc"]}),
-    AdapterConfig(name="bias", options={}),
-]
+RECIPES = {
+    "lora+bias": [
+        AdapterConfig(name="lora", options={"rank": 2, "targets": ["*conv*", "fc"]}),
+        AdapterConfig(name="bias", options={}),
+    ],
+    "full": [AdapterConfig(name="full", options={})],
+}
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -49,12 +52,16 @@ def attach(model: ModuleGuide, ranges: NoiseRanges, configs: list[AdapterConfig]
     return ExpertSet(model, ranges, {c.name: installed_adapter(c) for c in configs})
 
 
-def test_trained_saved_found_and_guiding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_trained_saved_found_and_guiding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    configs = RECIPES[recipe]
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     model, backend = ModuleGuide(network(), size=32), Backend()
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     guide = Identity(component="ModuleGuide", checkpoint=None, sha256=guide_sha256(model))
-    experts = attach(model, NoiseRanges.equal(SCHEDULE, 3), CONFIGS)
+    experts = attach(model, NoiseRanges.equal(SCHEDULE, 3), configs)
     x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 99, 50, 20, 70, 40])])
     with torch.no_grad():
@@ -78,7 +85,7 @@ def test_trained_saved_found_and_guiding(tmp_path: Path, monkeypatch: pytest.Mon
         backend.stages[0],
         guide=guide,
         backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
-        adapters=CONFIGS,
+        adapters=configs,
         recipe={},
         seed=0,
     )

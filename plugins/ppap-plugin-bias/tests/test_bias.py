@@ -1,6 +1,8 @@
-"""What experts with biases, norms and statistics of their own hold."""
+"""What experts with parameters and statistics of their own hold."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from ppap_framework.components import ExpertAdapter
-from ppap_plugin_bias.adapter import make_bias
+from ppap_framework.errors import UsageError
+from ppap_plugin_bias.adapter import make_bias, make_full
+
+Make = Callable[[], ExpertAdapter]
 
 
 class RMSNorm(nn.Module):
@@ -36,8 +41,8 @@ def network() -> nn.Module:
     ).eval()
 
 
-def attached(module: nn.Module, experts: int = 2) -> ExpertAdapter:
-    adapter = make_bias()
+def attached(module: nn.Module, experts: int = 2, make: Make = make_bias) -> ExpertAdapter:
+    adapter = make()
     adapter.attach(module, experts)
     return adapter
 
@@ -52,20 +57,22 @@ def test_what_it_finds() -> None:
     ]
 
 
-def test_experts_start_as_copies() -> None:
+@pytest.mark.parametrize("make", [make_bias, make_full])
+def test_experts_start_as_copies(make: Make) -> None:
     module = network()
-    state = attached(module).state_dict()
+    state = attached(module, make=make).state_dict()
     assert torch.equal(state["0.2.bias.value"], module[2].bias)
     assert torch.equal(state["1.1.running_var"], module[1].running_var)
     places = {tensor.data_ptr() for tensor in [*module.parameters(), *module.buffers()]}
     assert not places & {tensor.data_ptr() for tensor in state.values()}
 
 
+@pytest.mark.parametrize("make", [make_bias, make_full])
 @pytest.mark.parametrize("batches", [True, False])
-def test_statistics_are_the_experts_own(batches: bool) -> None:
+def test_statistics_are_the_experts_own(batches: bool, make: Make) -> None:
     """The running statistics that a network of its own would have after the same batches."""
     module, alone = network(), network().train(batches)
-    adapter = attached(module)
+    adapter = attached(module, make=make)
     with adapter.training(1):
         module.train(batches)
         for seed in range(3):
@@ -120,3 +127,58 @@ def test_a_module_that_exchanges_its_statistics() -> None:
     values = {name: tensor.item() for name, tensor in adapter.state_dict().items()}
     assert values == {"0.0.num_batches_tracked": 0, "1.0.num_batches_tracked": 2}
     assert module[0].num_batches_tracked == 0
+
+
+class TestFull:
+    def test_it_finds_everything_but_what_weights_are_computed_from(self) -> None:
+        module = network()
+        held = {
+            *(name for name, _ in module.named_parameters() if "parametrizations" not in name),
+            *(name for name, _ in module.named_buffers() if name != "4.eps"),
+        }
+        assert "0.weight" in held
+        state = attached(module, 1, make_full).state_dict()
+        assert {name.removeprefix("0.").removesuffix(".value") for name in state} == held
+
+    def test_a_bundle_is_n_times_the_network(self) -> None:
+        module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5))
+        sizes = [tensor.numel() for tensor in module.state_dict().values()]
+        for experts in (1, 4):
+            adapter = attached(module, experts, make_full)
+            held = [tensor.numel() for tensor in adapter.state_dict().values()]
+            assert sum(held) == experts * sum(sizes)
+            adapter.detach()
+
+    def test_training_is_fine_tuning(self) -> None:
+        """Adam, batch statistics and all: what a copy of the network becomes, to the last bit."""
+        module, alone = network()[:6], network()[:6]
+        adapter = attached(module, make=make_full)
+        wanted = torch.optim.Adam(alone.parameters(), 0.01)
+        alone.train()
+        with adapter.training(1):
+            module.train()
+            optimizer = torch.optim.Adam(adapter.parameters(1), 0.01)
+            for seed in range(4):
+                x = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+                for network_, steps in ((module, optimizer), (alone, wanted)):
+                    steps.zero_grad()
+                    (network_(x) - 1).square().mean().backward()
+                    steps.step()
+            module.eval()
+        adapter.activate(1)
+        for name, tensor in alone.state_dict().items():
+            assert torch.equal(module.state_dict()[name], tensor), name
+
+    def test_it_leaves_room_for_no_other(self) -> None:
+        module = network()
+        adapter = attached(module, make=make_full)
+        with pytest.raises(UsageError, match=r"changes 1\.weight too"):
+            make_bias().attach(module, 2)
+        adapter.detach()
+        adapter = attached(module)
+        with pytest.raises(UsageError, match=r"changes 1\.weight too"):
+            make_full().attach(module, 2)
+
+    def test_nothing_to_train(self) -> None:
+        with pytest.raises(UsageError, match="ReLU has no parameters to train"):
+            make_full().attach(nn.ReLU(), 1)

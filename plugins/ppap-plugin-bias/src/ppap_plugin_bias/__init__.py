@@ -1,1 +1,1 @@
-"""Experts as biases, norms and running statistics."""
+"""Experts as parameters and running statistics of their own."""

@@ -1,11 +1,16 @@
-"""Experts with biases, norms and running statistics of their own.
+"""Experts with parameters and running statistics of their own: some of them, or all.
 
-Every parameter of at most one dimension: the biases of all layers, the scales and shifts of norms
-of any make, layer scales. And the running statistics of batch norms, which the expert's own noisy
-images are normalised with. Layers without a bias get none.
+`bias` takes every parameter of at most one dimension: the biases of all layers, the scales and
+shifts of norms of any make, layer scales. And the running statistics of batch norms, which the
+expert's own noisy images are normalised with. Layers without a bias get none.
+
+`full` takes every parameter, and the same statistics: each expert is the whole network, fine-tuned.
 """
 
 from __future__ import annotations
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +20,19 @@ from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
 from ppap_framework.components import ExpertAdapter
 from ppap_framework.errors import UsageError
 
-__all__ = ["Replacement", "make_bias"]
+__all__ = ["Replacement", "make_bias", "make_full"]
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def make_bias(options: None = None) -> ExpertAdapter:
     """The adapter `bias`, which has no options."""
-    return ParametrizationAdapter(_adaptation)
+    return ParametrizationAdapter(partial(_adaptation, 1, "biases, norms"))
+
+
+def make_full(options: None = None) -> ExpertAdapter:
+    """The adapter `full`, which has no options. N experts are N times the network."""
+    return ParametrizationAdapter(partial(_adaptation, math.inf, "parameters to train"))
 
 
 class Replacement(nn.Module):
@@ -45,21 +55,24 @@ class Replacement(nn.Module):
         return self.value.to(replaced.dtype)
 
 
-def _adaptation(network: nn.Module) -> Adaptation:
-    vectors, statistics = [], []
+def _adaptation(dimensions: float, wanted: str, network: nn.Module) -> Adaptation:
+    """Parameters of at most so many dimensions, and running statistics."""
+    parameters, statistics = [], []
     for prefix, module in network.named_modules():
         if isinstance(module, ParametrizationList):  # what other tensors are computed from
             continue
         prefix = f"{prefix}." if prefix else ""
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim <= 1 and parameter.is_floating_point() and parameter.itemsize > 1:
-                vectors.append(prefix + name)
+            # Of one byte are quantised ones, which cannot be moved by a little.
+            changeable = parameter.is_floating_point() and parameter.itemsize > 1
+            if parameter.ndim <= dimensions and changeable:
+                parameters.append(prefix + name)
         statistics += [
             prefix + name for name, _ in module.named_buffers(recurse=False) if name in _STATISTICS
         ]
-    if not vectors and not statistics:
+    if not parameters and not statistics:
         raise UsageError(
-            f"{type(network).__name__} has no biases, norms or running statistics",
+            f"{type(network).__name__} has no {wanted} or running statistics",
             hint="use another adapter",
         )
-    return Adaptation(parametrizations=dict.fromkeys(vectors, Replacement), buffers=statistics)
+    return Adaptation(parametrizations=dict.fromkeys(parameters, Replacement), buffers=statistics)

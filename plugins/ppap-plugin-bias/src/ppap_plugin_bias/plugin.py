@@ -9,11 +9,16 @@ PPAP_API = (1, 0)
 
 @hookimpl
 def ppap_expert_adapters() -> list[AdapterSpec]:
-    """The adapter `bias`."""
+    """The adapters `bias` and `full`."""
     return [
         AdapterSpec(
             name="bias",
             summary="Biases, norm scales and shifts, and running statistics",
             factory="ppap_plugin_bias.adapter:make_bias",
-        )
+        ),
+        AdapterSpec(
+            name="full",
+            summary="Every parameter and running statistic; N experts are N times the network",
+            factory="ppap_plugin_bias.adapter:make_full",
+        ),
     ]
