@@ -218,11 +218,11 @@ class TestInterval:
             with pytest.raises(UsageError, match="guide-0"):
                 attrs.evolve(one, interval=(low, high))
         else:
-            assert attrs.evolve(one, interval=(low, high)).acts(time) == (low <= time < high)
+            assert attrs.evolve(one, interval=(low, high)).acts(time, LEVEL) == (low <= time < high)
 
     def test_ends(self) -> None:
         one = guide(interval=(0.2, 0.4))
-        assert [one.acts(t) for t in (0.19, 0.2, 0.39, 0.4)] == [False, True, True, False]
+        assert [one.acts(t, LEVEL) for t in (0.19, 0.2, 0.39, 0.4)] == [False, True, True, False]
 
     @both
     def test_outside_nothing_is_differentiated(self, through) -> None:

@@ -8,6 +8,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from toy_distribution import TIMESTEPS, install, plugged, ppap, start, write_backend
 
-from ppap_framework.api import DEFAULT_SCALE, Settings
+from ppap_framework.api import Settings, guide
 from ppap_framework.cli import main
 from ppap_framework.cli.run import command
 
@@ -401,7 +402,9 @@ class TestOptions:
         settings = Settings()
         for name in ("num", "steps", "seed", "sampler", "eta", "through", "batch", "device"):
             assert defaults[name] == getattr(settings, name)
-        assert defaults["scale"] == DEFAULT_SCALE
+        arguments = signature(guide).parameters
+        assert command.make_context("run", ["--backend", "x"]).params["scale"] is None
+        assert arguments["scale"].default is None
 
     def test_help_names_every_option(self, run: Run) -> None:
         code, out, _ = run("run", "--help")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from ppap_framework.api._backend import FoundBackend, LoadedBackend, backend, find_backend
+from ppap_framework.api._experts import ChosenExperts, ExpertRequest, ExpertSource
 from ppap_framework.api._folder import RunFolder, check_folder, check_writable, fresh_folder
 from ppap_framework.api._found_guide import (
     DEFAULT_SCALE,
     FoundGuide,
     LoadedGuide,
     Loss,
+    Scale,
     find_guide,
 )
 from ppap_framework.api._guide import guide
+from ppap_framework.api._in_use import frozen, peak_memory
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
-from ppap_framework.api._plan import Cost, Plan, check_backend, plan
+from ppap_framework.api._plan import Cost, Plan, check_backend, plan, scale_words
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._sample import Batch, Progress, draw, sample
@@ -23,8 +26,11 @@ from ppap_framework.api._settings import SamplerName, Settings, find_device
 __all__ = [
     "DEFAULT_SCALE",
     "Batch",
+    "ChosenExperts",
     "Cost",
     "Drawn",
+    "ExpertRequest",
+    "ExpertSource",
     "FoundBackend",
     "FoundGuide",
     "FunctionLoss",
@@ -39,6 +45,7 @@ __all__ = [
     "Result",
     "RunFolder",
     "SamplerName",
+    "Scale",
     "Seen",
     "Settings",
     "Stats",
@@ -51,7 +58,10 @@ __all__ = [
     "find_device",
     "find_guide",
     "fresh_folder",
+    "frozen",
     "guide",
+    "peak_memory",
     "plan",
     "sample",
+    "scale_words",
 ]

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import attrs
 from torch import Tensor
 
+from ppap_framework.api._experts import ExpertRequest, ExpertSource
 from ppap_framework.api._module_guide import FunctionLoss
 from ppap_framework.api._origin import Origin, find_checkpoint
 from ppap_framework.api._problems import Problems
 from ppap_framework.checkpoints import Checkpoint, package_file
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import UsageError
-from ppap_framework.guidance import Guide
+from ppap_framework.guidance import Guide, faults_of_pull
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import Registry, registry
 from ppap_framework.targets import decode_target
 
-__all__ = ["DEFAULT_SCALE", "FoundGuide", "LoadedGuide", "Loss", "find_guide", "loss_name"]
+__all__ = [
+    "DEFAULT_SCALE",
+    "FoundGuide",
+    "LoadedGuide",
+    "Loss",
+    "Scale",
+    "find_guide",
+    "loss_name",
+    "requested",
+]
 
 DEFAULT_SCALE = 4.0
+
+Scale: TypeAlias = "float | Literal['auto'] | None"
+"""How hard a guide pulls: "auto" as its experts were calibrated, None likewise where they were, and
+else `DEFAULT_SCALE`."""
 
 Loss: TypeAlias = "str | TaskLoss | Callable[[Any, Tensor], Tensor]"
 """A task loss by name or in itself, or a function of predictions and targets to energies (B,)."""
@@ -42,6 +55,7 @@ class LoadedGuide:
         loss_name: How its loss is called.
         target_source: What the target was made of, as given.
         target_is_default: Whether it was picked because none was given.
+        experts: What was said about its experts.
     """
 
     guide: Guide
@@ -49,6 +63,7 @@ class LoadedGuide:
     loss_name: str
     target_source: str
     target_is_default: bool = False
+    experts: ExpertRequest = attrs.field(factory=ExpertRequest)
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +80,7 @@ class FoundGuide:
     name: str
     scale: float
     interval: tuple[float, float]
+    experts: ExpertRequest
 
     def load(self) -> LoadedGuide:
         """Build the network, read its weights, and aim it.
@@ -103,6 +119,7 @@ class FoundGuide:
             loss_name=self.loss_name,
             target_source=source,
             target_is_default=self.target is None,
+            experts=self.experts,
         )
 
     def _aim(self, model: GuidanceModel) -> tuple[Target, str]:
@@ -130,12 +147,14 @@ def find_guide(
     source: str,
     *,
     target: object = None,
-    scale: float = DEFAULT_SCALE,
+    scale: Scale = None,
     interval: tuple[float, float] = (0.0, 1.0),
     loss: Loss | None = None,
     model: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    experts: ExpertSource = "auto",
+    allow_mismatch: Collection[str] = (),
     name: str | None = None,
     offline: bool = False,
 ) -> FoundGuide:
@@ -149,8 +168,8 @@ def find_guide(
     """
     problems = Problems()
     label = name or source.rpartition(":")[2]
-    with problems.collected():
-        _check_pull(label, scale, interval)
+    pull, request = requested(scale, experts, allow_mismatch)
+    problems.errors += faults_of_pull(label, pull, interval)
     given = None
     if target is not None:
         with problems.collected():
@@ -160,6 +179,9 @@ def find_guide(
     spec = found_loss = found_checkpoint = None
     with problems.collected():
         spec = plugins.spec("guider", source)
+        request = attrs.evolve(request, noise_aware=spec.noise_aware)
+        with problems.collected():
+            request.check(label)
         with problems.collected():
             plugins.options(spec, wanted)
         with problems.collected():
@@ -180,30 +202,25 @@ def find_guide(
         loss_name=spec.default_loss if loss is None else loss_name(loss),
         target=given,
         name=label,
-        scale=scale,
+        scale=pull,
         interval=interval,
+        experts=request,
     )
 
 
-def _check_pull(name: str, scale: float, interval: tuple[float, float]) -> None:
-    """What `Guide` will say of both, before there is one."""
-    problems = Problems()
-    if not math.isfinite(scale):
-        problems.errors.append(
-            UsageError(
-                f"the scale of guide {name!r} must be finite, not {scale}",
-                hint=f"use {DEFAULT_SCALE:g}, say",
-            )
-        )
-    low, high = interval
-    if not 0.0 <= low < high <= 1.0:
-        problems.errors.append(
-            UsageError(
-                f"guide {name!r} cannot act from {low} to {high}",
-                hint="an interval is t / T from low to high, between 0 and 1, such as 0.2-0.9",
-            )
-        )
-    problems.check()
+def requested(
+    scale: Scale, experts: ExpertSource, allow_mismatch: Collection[str]
+) -> tuple[float, ExpertRequest]:
+    """How hard a guide pulls without calibrated experts, and what is said about its experts.
+
+    Raises:
+        UsageError: For a scale that is a word, and not "auto".
+    """
+    if isinstance(scale, str) and scale != "auto":
+        raise UsageError(f"the scale {scale!r} is no number", hint="give a number, or auto")
+    calibrated = None if scale is None else scale == "auto"
+    pull = DEFAULT_SCALE if scale is None or scale == "auto" else scale
+    return pull, ExpertRequest(source=experts, allow_mismatch=allow_mismatch, calibrated=calibrated)
 
 
 def _find_loss(plugins: Registry, spec: GuiderSpec, wanted: Loss | None) -> TaskLossSpec | TaskLoss:

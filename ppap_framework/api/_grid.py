@@ -8,6 +8,7 @@ import attrs
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_framework.api._pictures import to_pictures
+from ppap_framework.api._plan import scale_words
 from ppap_framework.api._result import Drawn, Result
 
 __all__ = ["MAX_IMAGES", "Row", "draw_grid", "grid_of"]
@@ -53,14 +54,15 @@ def grid_of(result: Result) -> Image.Image:
     eta = f", eta {settings.eta:g}" if settings.eta else ""
     source = " · ".join(filter(None, [run.backend.origin.component, run.backend.origin.checkpoint]))
     header = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
-    for loaded in run.guides:
+    for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
         low, high = guide.interval
         when = "" if guide.interval == (0.0, 1.0) else f" · from t/T {low:g} to {high:g}"
         pull = " · normalized" if settings.normalize else ""
+        through = f"{len(experts.ranges)} experts" if experts else settings.through
         header.append(
-            f"{guide.name} aims at {guide.target.label} · scale {guide.scale:g}{pull}{when}"
-            f" · through {settings.through}"
+            f"{guide.name} aims at {guide.target.label} · scale {scale_words(guide)}{pull}{when}"
+            f" · through {through}"
         )
     if len(result.images) > MAX_IMAGES:
         header.append(f"the first {MAX_IMAGES} of {len(result.images)} images")

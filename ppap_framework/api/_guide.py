@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ppap_framework.api._found_guide import DEFAULT_SCALE, LoadedGuide, Loss, find_guide, loss_name
+from ppap_framework.api._experts import ExpertSource
+from ppap_framework.api._found_guide import (
+    LoadedGuide,
+    Loss,
+    Scale,
+    find_guide,
+    loss_name,
+    requested,
+)
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.components import GuidanceModel, TaskLoss
@@ -24,7 +32,7 @@ def guide(
     source: str | nn.Module,
     *,
     target: object = None,
-    scale: float = DEFAULT_SCALE,
+    scale: Scale = None,
     interval: tuple[float, float] = (0.0, 1.0),
     loss: Loss | None = None,
     model: str | None = None,
@@ -33,6 +41,8 @@ def guide(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: int | None = None,
+    experts: ExpertSource = "auto",
+    allow_mismatch: Collection[str] = (),
     name: str | None = None,
 ) -> LoadedGuide:
     """A guide, aimed and ready to steer.
@@ -43,7 +53,9 @@ def guide(
         target: What it should see: words, an index, the path of a picture or array, a PIL image, an
             array or a tensor, as the guide understands it. None takes the default that a plugin
             offers for the guider's checkpoint.
-        scale: How hard it pulls: g = -scale dE/dx.
+        scale: How hard it pulls: g = -scale dE/dx. "auto" takes the scales that its experts were
+            calibrated with, each at the noise levels which that expert owns; None does so where
+            they were, and else takes 4.
         interval: (lo, hi), where it acts, as t / T; half-open, 1 is pure noise.
         loss: What it descends; None for a guider's own. A network has none of its own.
         model: Which network, for a guider that knows several: its option `model`.
@@ -51,6 +63,11 @@ def guide(
             default, or with `model` for what that network comes with.
         options: The guider's own options.
         mean: For a network: see `ModuleGuide`; as are `std` and `size`.
+        experts: What looks at noisy images in its place: the path or name of a bundle, an
+            `ExpertSet` that is attached to the model given as `source`, "none", or "auto" for the
+            newest bundle whose every hash matches, if there is one. Images that are not noisy, and
+            guides that read noise by themselves, go without.
+        allow_mismatch: In what a bundle may differ from what is here: "backend", "resolution".
         name: How the guide is called in messages and files; by default as the guider or class.
 
     Raises:
@@ -73,6 +90,8 @@ def guide(
             model=model,
             checkpoint=checkpoint,
             options=options,
+            experts=experts,
+            allow_mismatch=allow_mismatch,
             name=name,
         ).load()
     if model is not None or checkpoint is not None or options:
@@ -90,16 +109,19 @@ def guide(
     if not isinstance(source, GuidanceModel):
         source = ModuleGuide(source, mean=mean, std=std, size=size)
     given = decode_target(target)
+    pull, request = requested(scale, experts, allow_mismatch)
+    request.check(label)
     return LoadedGuide(
         guide=Guide(
             name=label,
             model=source,
             loss=made,
             target=source.target(given),
-            scale=scale,
+            scale=pull,
             interval=interval,
         ),
         origin=Origin(component=label),
         loss_name=loss_name(loss),
         target_source=given.source,
+        experts=request,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -12,16 +13,18 @@ import torch
 from torch import nn
 
 from ppap_framework.api._backend import LoadedBackend, backend
+from ppap_framework.api._experts import ChosenExperts, ExpertRequest
 from ppap_framework.api._found_guide import LoadedGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._settings import Settings, find_device
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
+from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
 from ppap_framework.sampling import Process, Step, ddim_step, ddpm_step, timesteps_for
 
-__all__ = ["Cost", "Plan", "check_backend", "plan"]
+__all__ = ["Cost", "Plan", "check_backend", "plan", "scale_words"]
 
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
@@ -53,6 +56,7 @@ class Plan:
     Attributes:
         backend: That draws.
         guides: That steer.
+        experts: Those of each guide, or None.
         settings: How.
         process: The backend's reverse process over the kept timesteps.
         device: Where.
@@ -60,6 +64,7 @@ class Plan:
 
     backend: LoadedBackend
     guides: tuple[LoadedGuide, ...]
+    experts: tuple[ChosenExperts | None, ...]
     settings: Settings
     process: Process
     device: torch.device
@@ -80,9 +85,15 @@ class Plan:
     def cost(self) -> Cost:
         """What it will take."""
         num, steps = self.settings.num, len(self.process)
-        total = self.process.schedule.num_timesteps
-        times = [timestep / total for timestep in self.process.timesteps]
-        acting = {g.guide.name: [t for t in times if g.guide.acts(t)] for g in self.guides}
+        schedule = self.process.schedule
+        acting = {
+            loaded.guide.name: [
+                t
+                for t in self.process.timesteps
+                if loaded.guide.acts(t / schedule.num_timesteps, schedule.level(torch.tensor([t])))
+            ]
+            for loaded in self.guides
+        }
         either = {t for acted in acting.values() for t in acted}
         return Cost(
             denoiser_parameters=sum(_count(stage.network) for stage in self.backend.stages),
@@ -91,6 +102,27 @@ class Plan:
             guide_parameters={g.guide.name: _count(g.guide.model.network) for g in self.guides},
             guide_forwards={name: num * len(acted) for name, acted in acting.items()},
         )
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[tuple[Guide, ...]]:
+        """A context in which the guides look through their experts; their networks are at its end
+        as they were found.
+
+        Raises:
+            AssetError: Where a bundle is not what it was when it was chosen.
+        """
+        sets: dict[int, ExpertSet] = {}  # guides may share a model, and then share its experts
+        guides = []
+        with contextlib.ExitStack() as stack:
+            for loaded, experts in zip(self.guides, self.experts, strict=True):
+                guide = loaded.guide
+                if experts is not None:
+                    if id(guide.model) not in sets:
+                        attached = experts.attached(guide.model)
+                        sets[id(guide.model)] = stack.enter_context(attached)
+                    guide = attrs.evolve(guide, experts=sets[id(guide.model)])
+                guides.append(guide)
+            yield tuple(guides)
 
     def record(self) -> dict[str, Any]:
         """The resolved configuration, as JSON."""
@@ -102,12 +134,13 @@ class Plan:
                     "target": loaded.guide.target.label,
                     "target_given": loaded.target_source,
                     "target_is_default": loaded.target_is_default,
-                    "scale": loaded.guide.scale,
+                    "scale": loaded.guide.scale if loaded.guide.scales is None else "auto",
                     "interval": list(loaded.guide.interval),
                     "loss": loaded.loss_name,
+                    "experts": None if experts is None else experts.record(),
                     **loaded.origin.record(),
                 }
-                for loaded in self.guides
+                for loaded, experts in zip(self.guides, self.experts, strict=True)
             ],
             **attrs.asdict(self.settings),
             "device": str(self.device),
@@ -130,6 +163,7 @@ def plan(
 
     Raises:
         UsageError: For everything that is wrong with the settings and for this backend and guides.
+        PpapError: Where experts cannot be used: see `ExpertRequest.choose`.
     """
     settings.check()
     loaded = backend(source)
@@ -161,17 +195,27 @@ def plan(
                     hint=f"give one target, or num={rows}",
                 )
             )
+    manned = []
+    for g in aimed:
+        with problems.collected():
+            manned.append(_with_experts(g, loaded, settings))
     problems.check()
+    _check_shared(manned)
     stage = loaded.stages[0]
+    process = Process(
+        stage.schedule,
+        timesteps_for(stage.schedule.num_timesteps, settings.steps),
+        stage.variance,
+    )
+    for g, experts in manned:
+        if experts is not None:
+            experts.warn_of_idle(g.guide.name, process)
     return Plan(
         backend=loaded,
-        guides=aimed,
+        guides=tuple(g for g, _ in manned),
+        experts=tuple(experts for _, experts in manned),
         settings=settings,
-        process=Process(
-            stage.schedule,
-            timesteps_for(stage.schedule.num_timesteps, settings.steps),
-            stage.variance,
-        ),
+        process=process,
         device=find_device(settings.device),
     )
 
@@ -200,12 +244,49 @@ def check_backend(loaded: LoadedBackend, settings: Settings) -> None:
     problems.check()
 
 
+def scale_words(guide: Guide) -> str:
+    """How hard a guide pulls, for people."""
+    if guide.scales is None:
+        return f"{guide.scale:g}"
+    return ", ".join(f"{guide.scale * factor:.3g}" for factor in guide.scales.values)
+
+
+def _with_experts(
+    loaded: LoadedGuide, backend: LoadedBackend, settings: Settings
+) -> tuple[LoadedGuide, ChosenExperts | None]:
+    guide, wanted = loaded.guide, loaded.experts
+    chosen = wanted.choose(guide.name, guide.model, backend.inner, settings.through)
+    if chosen is not None and chosen.calibration is not None and wanted.calibrated is not False:
+        guide = attrs.evolve(guide, scale=1.0, scales=chosen.calibration)
+    settled = attrs.evolve(wanted, source=chosen or "none", calibrated=False)
+    return attrs.evolve(loaded, guide=guide, experts=settled), chosen
+
+
+def _check_shared(guides: Sequence[tuple[LoadedGuide, ChosenExperts | None]]) -> None:
+    """Accept guides of one network if they look through the same experts, or all through none.
+
+    Raises:
+        UsageError: Where one would look through the experts of another.
+    """
+    first: dict[int, tuple[Guide, ChosenExperts | None]] = {}
+    for loaded, experts in guides:
+        guide = loaded.guide
+        other, others = first.setdefault(id(guide.model.network), (guide, experts))
+        same = experts is not None and others is not None and experts.same_as(others)
+        if not (experts is others or (same and guide.model is other.model)):
+            raise UsageError(
+                f"guides {other.name!r} and {guide.name!r} share a network, and not its experts",
+                hint="make both of one GuidanceModel, with the same experts or with none",
+            )
+
+
 def _bare(guide: Guide) -> LoadedGuide:
     return LoadedGuide(
         guide=guide,
         origin=Origin(component=type(guide.model).__qualname__),
         loss_name=type(guide.loss).__name__,
         target_source=guide.target.label,
+        experts=ExpertRequest(source=guide.experts or "none"),
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppap_framework.api._found_guide import LoadedGuide
+from ppap_framework.api._in_use import frozen, peak_memory
 from ppap_framework.api._pictures import to_uint8
 from ppap_framework.api._plan import Plan, plan
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
@@ -141,13 +139,14 @@ def draw(
     seconds = 0.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    start = time.perf_counter()
     try:
-        with _frozen(networks, device):
+        with frozen(networks, device), run.attached() as guides:
+            start = time.perf_counter()
+            steering = attrs.evolve(guidance, guides=guides) if guides else None
             for first in range(0, settings.num, settings.batch):
                 rows = slice(first, min(first + settings.batch, settings.num))
-                guided = _draw_batch(run, rows, guidance if run.guides else None, steps)
-                unguided = _draw_batch(run, rows, None, steps) if settings.compare else None
+                guided = _draw_batch(run, rows, steering, guides, steps)
+                unguided = _draw_batch(run, rows, None, guides, steps) if settings.compare else None
                 batches.append(Batch(start=first, guided=guided, unguided=unguided))
                 seconds = time.perf_counter() - start
                 if finished:
@@ -160,9 +159,7 @@ def draw(
         unguided=Drawn.joined([b.unguided for b in batches if b.unguided] or [_nothing(run)])
         if settings.compare
         else None,
-        stats=Stats(
-            guidance=guidance.statistics, seconds=seconds, peak_memory=_peak_memory(device)
-        ),
+        stats=Stats(guidance=guidance.statistics, seconds=seconds, peak_memory=peak_memory(device)),
         interrupted=interrupted,
     )
 
@@ -181,8 +178,14 @@ class _Steps:
             self._watch(Progress(steps=self._done, of=self._of))
 
 
-def _draw_batch(run: Plan, rows: slice, guidance: EnergyGuidance | None, steps: _Steps) -> Drawn:
-    """Images `rows.start` to `rows.stop` - 1, on the CPU."""
+def _draw_batch(
+    run: Plan,
+    rows: slice,
+    guidance: EnergyGuidance | None,
+    guides: Sequence[Guide],
+    steps: _Steps,
+) -> Drawn:
+    """Images `rows.start` to `rows.stop` - 1, and what guides see in them, on the CPU."""
     count = rows.stop - rows.start
     noise = NoiseSource(run.settings.seed, rows.start)
     x = noise((count, *run.stage.image_shape)).to(run.device)
@@ -205,10 +208,7 @@ def _draw_batch(run: Plan, rows: slice, guidance: EnergyGuidance | None, steps: 
             hint="lower the scale, or use more steps" if guidance else "the backend is broken",
         )
     images = x.clamp(-1.0, 1.0)
-    seen = {
-        loaded.guide.name: _look(loaded.guide.rows(rows.start, rows.stop), images)
-        for loaded in run.guides
-    }
+    seen = {guide.name: _look(guide.rows(rows.start, rows.stop), images) for guide in guides}
     return Drawn(images=images.cpu(), seen=seen)
 
 
@@ -216,7 +216,7 @@ def _draw_batch(run: Plan, rows: slice, guidance: EnergyGuidance | None, steps: 
 def _look(guide: Guide, images: Tensor) -> Seen:
     """What a guide sees in finished images."""
     clean = NoiseLevel(torch.full((len(images),), torch.inf, dtype=torch.float64))
-    prediction = guide.model(images, clean)
+    prediction = guide.at(clean)(images, clean)  # the untouched network, whatever guided
     target = guide.target.value.to(images.device)
     words = tuple(guide.model.describe(prediction)) or ("",) * len(images)
     pictures = guide.model.render(prediction, images)
@@ -243,39 +243,3 @@ def _nothing(run: Plan) -> Drawn:
             for loaded in run.guides
         },
     )
-
-
-@contextlib.contextmanager
-def _frozen(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Networks on the device, in evaluation mode, with parameters that ask for no gradient.
-
-    Modes and parameters are at the end as they were found.
-    """
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
-    kernels: Any = contextlib.nullcontext()
-    if device.type == "cuda":  # the same kernels every time, for the same bytes
-        kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-    try:
-        for network in networks:
-            network.to(device).eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with kernels:
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows has no such thing
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -2,7 +2,8 @@
 
     --guider depth=2 --guider classifier=4:0.2-0.9 --target depth=ref.png --target classifier=cube
 
-LO and HI are t / T, where 1 is noise. A value without a guide's name is for the only guide.
+SCALE is a number, or `auto` for what its experts were calibrated with. LO and HI are t / T, where 1
+is noise. A value without a guide's name is for the only guide.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ppap_framework.api import Problems
 from ppap_framework.errors import UsageError
 from ppap_framework.registry import registry
 
-__all__ = ["GuideRequest", "parse_guides", "typed_option"]
+__all__ = ["GuideRequest", "parse_guides", "read_scale", "typed_option"]
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -38,22 +39,24 @@ class GuideRequest:
 
     Attributes:
         guider: The guider's name, perhaps "distribution:name".
-        scale: How hard it shall pull.
+        scale: How hard it shall pull; "auto" for as its experts were calibrated.
         interval: (lo, hi), where it shall act.
         target: What it shall see.
         model: Which network.
         checkpoint: Of that network.
         loss: What it shall descend.
+        experts: What shall look at noisy images in its place.
         options: The guider's own options.
     """
 
     guider: str
-    scale: float | None = None
+    scale: float | Literal["auto"] | None = None
     interval: tuple[float, float] | None = None
     target: str | None = None
     model: str | None = None
     checkpoint: str | None = None
     loss: str | None = None
+    experts: str | None = None
     options: dict[str, Any] = attrs.field(factory=dict)
 
     @property
@@ -118,11 +121,11 @@ def _guide(text: str) -> GuideRequest:
     scale = interval = None
     if match["scale"] is not None:
         try:
-            scale = float(match["scale"])
+            scale = read_scale(match["scale"])
         except ValueError:
             raise UsageError(
                 f"the scale {match['scale']!r} in --guider {text!r} is no number",
-                hint=f"type {_FORM}",
+                hint=f"type {_FORM}, or auto for SCALE",
             ) from None
     if match["interval"] is not None:
         ends = _INTERVAL.fullmatch(match["interval"])
@@ -133,6 +136,15 @@ def _guide(text: str) -> GuideRequest:
             )
         interval = float(ends[1]), float(ends[2])
     return GuideRequest(match["name"], scale, interval)
+
+
+def read_scale(text: str) -> float | Literal["auto"]:
+    """A scale as typed.
+
+    Raises:
+        ValueError: Where it is neither a number nor "auto".
+    """
+    return "auto" if text.strip() == "auto" else float(text)
 
 
 def _set_value(attribute: str, text: str, guides: Sequence[GuideRequest]) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -30,6 +30,15 @@ def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
         settings.setdefault("type", Text())
         settings.setdefault("show_default", settings.get("default") is not None)
     return click.option(*names, cls=Option, **settings)
+
+
+def _scale(value: object) -> float | Literal["auto"]:
+    from ppap_framework.cli.guide_options import read_scale
+
+    try:
+        return read_scale(str(value))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither a number nor auto.") from error
 
 
 def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
@@ -57,7 +66,24 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     help="The guide's own options; `ppap plugins info NAME` lists them.",
 )
 @_per_guide("--loss", "What the guide descends, if not its own loss.")
-@_option("--scale", type=float, default=4.0, help="How hard guides pull that have no =SCALE.")
+@_option(
+    "--scale",
+    type=_scale,
+    metavar="NUMBER|auto",
+    help="How hard guides pull that have no =SCALE. auto is as their experts were calibrated, each "
+    "at its own noise levels: the default where they were, and else it is 4.",
+)
+@_per_guide(
+    "--experts",
+    "What reads noise in the guide's place: a bundle's name or path, none, or auto, the default, "
+    "for the newest bundle that matches.",
+)
+@_option(
+    "--allow-mismatch",
+    multiple=True,
+    metavar="FIELD",
+    help="Use experts although they learned from another `backend`, or at another `resolution`.",
+)
 @_option("--steps", type=int, default=25, help="Steps from noise to image.")
 @_option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
 @_option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
@@ -119,6 +145,7 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
         "model": given["guider_model"],
         "checkpoint": given["guider_checkpoint"],
         "loss": given["loss"],
+        "experts": given["experts"],
     }
     requests = parse_guides(given["guider"], values, given["guider_option"], problems)
     fields = attrs.fields_dict(api.Settings)
@@ -138,7 +165,9 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
             )
     for request in requests:
         with problems.collected():
-            guides.append(_find(request, given["scale"], offline))
+            found = _find(request, given["scale"], given["allow_mismatch"], offline)
+            found.experts.check(found.name, settings.through)
+            guides.append(found)
     problems.check()
 
     loaded, aimed = [], []
@@ -153,23 +182,26 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
     return api.plan(loaded[0], aimed, settings)
 
 
-def _find(request: GuideRequest, scale: float | None, offline: bool) -> api.FoundGuide:
+def _find(
+    request: GuideRequest, scale: api.Scale, allow_mismatch: Sequence[str], offline: bool
+) -> api.FoundGuide:
     from ppap_framework import api
     from ppap_framework.cli.guide_options import typed_option
 
     options = {
         key: typed_option(request.guider, key, text) for key, text in request.options.items()
     }
-    own = request.scale if request.scale is not None else scale
     return api.find_guide(
         request.guider,
         target=request.target,
-        scale=api.DEFAULT_SCALE if own is None else own,
+        scale=scale if request.scale is None else request.scale,
         interval=request.interval or (0.0, 1.0),
         loss=request.loss,
         model=request.model,
         checkpoint=request.checkpoint,
         options=options,
+        experts=request.experts or "auto",
+        allow_mismatch=allow_mismatch,
         offline=offline,
     )
 
@@ -248,6 +280,8 @@ def _progress(state: State) -> Iterator[Callable[[api.Progress], None] | None]:
 def _show_plan(run: api.Plan, as_json: bool) -> None:
     import attrs
 
+    from ppap_framework import api
+
     cost, settings = run.cost, run.settings
     if as_json:
         print_json({"config": run.record(), "cost": attrs.asdict(cost)})
@@ -256,9 +290,10 @@ def _show_plan(run: api.Plan, as_json: bool) -> None:
         "backend",
         {**_source(run.backend.origin), "parameters": _count(cost.denoiser_parameters)},
     )
-    for loaded in run.guides:
+    for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
         low, high = guide.interval
+        unit = " of unit gradients" if settings.normalize else ""
         print_fields(
             f"guide {guide.name}",
             {
@@ -266,7 +301,8 @@ def _show_plan(run: api.Plan, as_json: bool) -> None:
                 "parameters": _count(cost.guide_parameters[guide.name]),
                 "target": guide.target.label,
                 "loss": loaded.loss_name,
-                "scale": f"{guide.scale:g}{' of unit gradients' if settings.normalize else ''}",
+                "experts": _experts(experts),
+                "scale": f"{api.scale_words(guide)}{unit}",
                 "acts": f"from t/T {low:g} to {high:g}, through the {settings.through} image",
             },
         )
@@ -300,6 +336,12 @@ def _source(origin: api.Origin) -> dict[str, Any]:
         "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
         "checkpoint": origin.checkpoint,
     }
+
+
+def _experts(experts: api.ChosenExperts | None) -> str:
+    if experts is None:
+        return "none"
+    return f"{len(experts.ranges)} of {experts.name}, {experts.path} ({str(experts.sha256)[:12]})"
 
 
 def _count(number: int) -> str:

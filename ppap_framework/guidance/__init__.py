@@ -1,7 +1,16 @@
 """Guidance: gradients of guides' energies at x_t or at the predicted clean image."""
 
 from ppap_framework.guidance.energy import EnergyGuidance, Through
-from ppap_framework.guidance.guide import Guide
+from ppap_framework.guidance.guide import Guide, faults_of_pull
+from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.guidance.statistics import GuidanceStatistics, GuideStatistics
 
-__all__ = ["EnergyGuidance", "GuidanceStatistics", "Guide", "GuideStatistics", "Through"]
+__all__ = [
+    "EnergyGuidance",
+    "GuidanceStatistics",
+    "Guide",
+    "GuideStatistics",
+    "RangeScales",
+    "Through",
+    "faults_of_pull",
+]

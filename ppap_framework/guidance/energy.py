@@ -13,8 +13,8 @@ Two ways to it, of which a guided step takes one:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, TypeAlias
 
 import attrs
 import torch
@@ -29,6 +29,8 @@ from ppap_framework.noise import NoiseLevel
 __all__ = ["EnergyGuidance", "Through"]
 
 Through = Literal["noisy", "clean"]
+_Scales: TypeAlias = "Mapping[int, float | Tensor]"
+"""s_k of the guides k that act, as `Guide.scale_at` has it."""
 
 
 def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
@@ -79,7 +81,11 @@ class EnergyGuidance:
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor | None]:
         """Denoise x_t and find g; see `ppap_framework.sampling.Guidance`."""
-        acting = [k for k, guide in enumerate(self.guides) if guide.acts(time)]
+        acting = {
+            k: guide.scale_at(level)
+            for k, guide in enumerate(self.guides)
+            if guide.acts(time, level)
+        }
         if not acting:
             self._tally.denoiser(len(x_t))
             return denoise(x_t), None
@@ -92,7 +98,7 @@ class EnergyGuidance:
         self,
         x_t: Tensor,
         time: float,
-        acting: Sequence[int],
+        acting: _Scales,
         denoise: Callable[[Tensor], Prediction],
     ) -> tuple[Prediction, Tensor]:
         self._tally.denoiser(len(x_t), differentiated=True)
@@ -117,21 +123,19 @@ class EnergyGuidance:
             gradient = _rescaled(gradient, norms, pulled)
         return prediction.detach(), torch.where(finite, gradient, 0.0)
 
-    def _pull(
-        self, images: Tensor, level: NoiseLevel, time: float, acting: Sequence[int]
-    ) -> Tensor:
+    def _pull(self, images: Tensor, level: NoiseLevel, time: float, acting: _Scales) -> Tensor:
         """-sum_k s_k dE_k/d images, (B, C, H, W), each gradient normalised where asked for."""
         total = torch.zeros_like(images)
-        for k in acting:
-            guide = self.guides[k]
-            gradient = guide.gradient(images, level)
+        for k, s in acting.items():
+            scale = s.to(images) if isinstance(s, Tensor) else s
+            gradient = self.guides[k].gradient(images, level)
             norms = _norms(gradient)
             # A norm is finite only where all the elements are. Times the scale, so must it be.
-            finite = torch.isfinite(norms * guide.scale)
+            finite = torch.isfinite(norms * scale)
             self._tally.guide(k, time, norms, finite)
             if self.normalise:
                 gradient = _rescaled(gradient, norms, images[0].numel() ** 0.5)
-            total = total - guide.scale * torch.where(finite, gradient, 0.0)
+            total = total - scale * torch.where(finite, gradient, 0.0)
         return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import attrs
 import torch
@@ -11,9 +12,24 @@ from torch import Tensor
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import ExpertSet, Look
+from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.noise import NoiseLevel
 
-__all__ = ["Guide"]
+__all__ = ["Guide", "faults_of_pull"]
+
+
+def faults_of_pull(name: str, scale: float, interval: tuple[float, float]) -> Iterator[UsageError]:
+    """What is wrong with how hard and where a guide of that name shall pull; see `Guide`."""
+    if not math.isfinite(scale):
+        yield UsageError(
+            f"the scale of guide {name!r} must be finite, not {scale}", hint="use 4, say"
+        )
+    low, high = interval
+    if not 0.0 <= low < high <= 1.0:
+        yield UsageError(
+            f"guide {name!r} cannot act from {low} to {high}",
+            hint="an interval is t / T from low to high, between 0 and 1, such as 0.2-0.9",
+        )
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -28,6 +44,7 @@ class Guide:
         target: What it should see.
         scale: s in g = -s dE/dx; 0 switches the guide off.
         interval: (lo, hi), where the guide acts: lo <= t / T < hi, of 0 <= lo < hi <= 1.
+        scales: Factors of `scale` that depend on the noise level; None for none.
         experts: That are attached to the model and look at noisy images in its place.
 
     Raises:
@@ -40,28 +57,27 @@ class Guide:
     target: Target
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    scales: RangeScales | None = None
     experts: ExpertSet | None = None
 
     def __attrs_post_init__(self) -> None:
-        if not math.isfinite(self.scale):
-            raise UsageError(f"the scale of guide {self.name!r} must be finite, not {self.scale}")
+        for fault in faults_of_pull(self.name, self.scale, self.interval):
+            raise fault
         if self.experts is not None and self.experts.model is not self.model:
             raise ValueError(f"the experts of guide {self.name!r} are of another model")
-        low, high = self.interval
-        if not 0.0 <= low < high <= 1.0:
-            raise UsageError(
-                f"guide {self.name!r} cannot act from {low} to {high}",
-                hint="an interval is t / T from low to high, both between 0 and 1, such as 0.2-0.9",
-            )
 
     def at(self, level: NoiseLevel) -> Look:
         """What looks at images of these levels, until the next call: see `ExpertSet.at`."""
         return self.model if self.experts is None else self.experts.at(level)
 
-    def acts(self, time: float) -> bool:
-        """Whether the guide has a say at t / T = `time`."""
+    def scale_at(self, level: NoiseLevel) -> float | Tensor:
+        """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU where it depends on them."""
+        return self.scale if self.scales is None else self.scale * self.scales.at(level)
+
+    def acts(self, time: float, level: NoiseLevel) -> bool:
+        """Whether the guide has a say at t / T = `time`, where images have these noise levels."""
         low, high = self.interval
-        return self.scale != 0.0 and low <= time < high
+        return low <= time < high and bool(torch.as_tensor(self.scale_at(level)).any())
 
     def rows(self, start: int, stop: int) -> Guide:
         """The guide of images `start` to `stop` - 1 of a batch."""

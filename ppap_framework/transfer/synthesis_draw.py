@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import attrs
 import numpy as np
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppap_framework.api import Plan
+from ppap_framework.api import Plan, frozen
 from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.sampling import NoiseSource, trajectory
 from ppap_framework.transfer.synthesis_files import replacing
@@ -57,22 +57,13 @@ class Job:
         """A context in which blocks can be drawn: threads set, networks on the device and
         evaluating.
         """
-        networks = [stage.network for stage in self.run.backend.stages]
-        modes = [(module, module.training) for network in networks for module in network.modules()]
         threads = torch.get_num_threads()
-        kernels: Any = contextlib.nullcontext()
-        if self.run.device.type == "cuda":  # the same kernels every time, for the same bytes
-            kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
         torch.set_num_threads(self.threads)
         try:
-            for network in networks:
-                network.to(self.run.device).eval()
-            with kernels:
+            with frozen([stage.network for stage in self.run.backend.stages], self.run.device):
                 yield
         finally:
             torch.set_num_threads(threads)
-            for module, training in modes:
-                module.training = training
 
     def draw(self, block: int, watch: Callable[[int], None]) -> None:
         """Draw a block and put it in its place.

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
 from ppap_framework.checkpoints import Checkpoint, load_into
 from ppap_framework.components import (
     DiffusionBackend,
+    ExpertAdapter,
     GuidanceModel,
     Prediction,
     Stage,
@@ -231,3 +233,18 @@ class Square(TaskLoss):
 
     def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {}
+
+
+class Shift(nn.Module):
+    """W + d, with d for an expert to learn."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros_like(start))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.shift
+
+
+def make_shift(options: None) -> ExpertAdapter:
+    return ParametrizationAdapter(lambda network: Adaptation(parametrizations={"weight": Shift}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppap_framework.plugin import (
+    AdapterSpec,
     Asset,
     BackendSpec,
     Card,
@@ -61,6 +62,13 @@ def ppap_task_losses() -> list[TaskLossSpec]:
         TaskLossSpec(
             name="toy-square", summary="Squares.", factory=f"{parts}:Square", task="brightness"
         ),
+    ]
+
+
+@hookimpl
+def ppap_expert_adapters() -> list[AdapterSpec]:
+    return [
+        AdapterSpec(name="toy-shift", summary="Adds.", factory="ppap_plugin_toy.parts:make_shift")
     ]
 
 

@@ -1,0 +1,605 @@
+"""Experts that guide: which are chosen, what they change, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+from toy_distribution import SIZE, TIMESTEPS, install, plugged, start
+from toy_distribution import ppap as ppap_process
+from toy_experts import shifts, write_experts
+
+import ppap_framework as ppap
+from ppap_framework.api import ExpertRequest, LoadedGuide, Settings, plan
+from ppap_framework.checkpoints import file_sha256
+from ppap_framework.cli import main
+from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.experts import (
+    ExpertSet,
+    experts_dir,
+    has_experts,
+    keep_bundle,
+    load_bundle,
+    read_bundle_info,
+)
+from ppap_framework.guidance import Guide, RangeScales
+from ppap_framework.sampling import NoiseSource, Process, ddim_step, timesteps_for
+
+NUM, STEPS, SCALE = 3, 12, 4.0
+INTERVAL = 0.0, 0.7  # above, any pull drives the toy out of range, where all images are alike
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def toy(site: Path) -> DiffusionBackend:
+    return ppap.backend("toy")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Not where it is found by name."""
+    return write_experts(tmp_path / "aside")
+
+
+def green(scale: Any = SCALE, **changes: Any) -> LoadedGuide:
+    given = {"interval": INTERVAL} | changes
+    return ppap.guide("colour", target="green", scale=scale, **given)
+
+
+def draw(toy: DiffusionBackend, guide: LoadedGuide | Guide, **changes: Any) -> ppap.Result:
+    return ppap.sample(toy, [guide], **{"num": NUM, "steps": STEPS, "batch": 2} | changes)
+
+
+def state_of(model: GuidanceModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+
+
+def untouched(model: GuidanceModel, before: dict[str, Tensor]) -> bool:
+    after = model.network.state_dict()
+    equal = all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    return equal and after.keys() == before.keys() and not has_experts(model.network)
+
+
+def by_hand(
+    toy: DiffusionBackend, scales: tuple[float, ...], number: int = 3, seed: int = 0
+) -> Tensor:
+    """The images when the weight of expert floor(t N / T) looks at timestep t, pulling with that
+    expert's scale: PPAP's equation, with nothing of `experts` or `guidance` in it.
+    """
+    stage = toy.stages[0]
+    process = Process(stage.schedule, timesteps_for(TIMESTEPS, STEPS), stage.variance)
+    model = green(experts="none").guide.model
+    weight, own = next(model.network.parameters()).detach(), shifts(number, seed)
+    images = []
+    for image in range(NUM):
+        noise = NoiseSource(0, image)
+        x = noise((1, 3, SIZE, SIZE))
+        for index in reversed(range(len(process))):
+            t, drawn = process.timesteps[index], noise((1, 3, SIZE, SIZE))
+            expert = t * number // TIMESTEPS
+            with torch.enable_grad():
+                seen = x.detach().requires_grad_()
+                logits = 10.0 * seen.mean((2, 3)) @ (weight + own[expert]).T
+                energy = nn.functional.cross_entropy(logits, torch.tensor([2]))
+                (gradient,) = torch.autograd.grad(energy, seen)
+            with torch.no_grad():
+                pull = -scales[expert] * gradient if t / TIMESTEPS < INTERVAL[1] else None
+                prediction = stage.denoise(x, torch.tensor([t]), None)
+                prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
+                x, _ = ddim_step(process, index, prediction, drawn, pull)
+        images.append(x.clamp(-1.0, 1.0))
+    return torch.cat(images)
+
+
+class TestGuiding:
+    def test_is_the_loop_that_switches_experts_by_the_timestep(
+        self, toy: DiffusionBackend, bundle: Path
+    ) -> None:
+        drawn = draw(toy, green(experts=bundle)).images
+        assert torch.allclose(drawn, by_hand(toy, (SCALE,) * 3), atol=1e-5)
+        assert (drawn.abs() < 0.95).all()  # far from where all images would be alike
+        without = draw(toy, green(experts="none")).images
+        assert (drawn - without).abs().max() > 0.05
+
+    def test_calibrated_scales_belong_to_their_experts(
+        self, toy: DiffusionBackend, tmp_path: Path
+    ) -> None:
+        scales = (20.0, 5.0, 1.0)
+        path = write_experts(tmp_path, scales=scales)
+        drawn = draw(toy, green("auto", experts=path)).images
+        assert torch.allclose(drawn, by_hand(toy, scales), atol=1e-5)
+        assert torch.equal(draw(toy, green(None, experts=path)).images, drawn)
+        uniform = draw(toy, green(4.0, experts=path)).images
+        assert torch.allclose(uniform, by_hand(toy, (4.0,) * 3), atol=1e-5)
+        assert (drawn - uniform).abs().max() > 0.1
+
+    def test_an_expert_with_a_scale_of_nothing_costs_nothing(
+        self, toy: DiffusionBackend, tmp_path: Path
+    ) -> None:
+        path = write_experts(tmp_path, scales=(5.0, 0.0, 7.0))
+        guide = green("auto", experts=path)
+        run = plan(toy, [guide], Settings(num=NUM, steps=STEPS))
+        stage = toy.stages[0]
+        acting = [t for t in run.process.timesteps if t < 70 and t * 3 // TIMESTEPS != 1]
+        assert 0 < len(acting) < STEPS
+        assert run.cost.guide_forwards == {"colour": NUM * len(acting)}
+        result = draw(toy, guide)
+        (spent,) = result.stats.guidance.guides
+        assert spent.forwards == NUM * len(acting)
+        assert sorted(spent.times) == [t / TIMESTEPS for t in acting]
+        assert stage.schedule.num_timesteps == TIMESTEPS
+
+    def test_clean_images_are_looked_at_by_the_untouched_network(
+        self, toy: DiffusionBackend, bundle: Path
+    ) -> None:
+        result = draw(toy, green(experts=bundle), compare=True)
+        assert result.unguided is not None
+        plain = green(experts="none").guide
+        for drawn in (result.guided, result.unguided):
+            energy = plain.loss.energy(plain.model(drawn.images), plain.target.value)
+            assert torch.allclose(drawn.seen["colour"].figures["energy"], energy, atol=1e-6)
+
+    def test_does_not_depend_on_the_batch(self, toy: DiffusionBackend, bundle: Path) -> None:
+        one, all_at_once = (draw(toy, green(experts=bundle), batch=n).images for n in (1, NUM))
+        assert torch.allclose(one, all_at_once, atol=1e-5)
+
+    def test_two_guides_with_experts_each(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+        paths = [write_experts(tmp_path, name, seed=k) for k, name in enumerate(("a", "b"))]
+        guides = [green(experts=p, name=f"g{k}") for k, p in enumerate(paths)]
+        both = ppap.sample(toy, guides, num=NUM, steps=STEPS).images
+        swapped = [green(experts=p, name=f"g{k}") for k, p in enumerate(reversed(paths))]
+        assert torch.allclose(both, ppap.sample(toy, swapped, num=NUM, steps=STEPS).images)
+        assert not torch.allclose(both, draw(toy, guides[0]).images, atol=0.01)
+
+    def test_guides_of_one_model_share_its_experts(
+        self, toy: DiffusionBackend, bundle: Path
+    ) -> None:
+        first = green(experts=bundle, name="first")
+        loss, model = first.guide.loss, first.guide.model
+
+        def other(name: str, **changes: Any) -> LoadedGuide:
+            return ppap.guide(
+                model,
+                loss=loss,
+                target="green",
+                scale=SCALE,
+                interval=INTERVAL,
+                name=name,
+                **changes,
+            )
+
+        guides = [first, other("second", experts=bundle)]
+        shared = ppap.sample(toy, guides, num=NUM, steps=STEPS).images
+        assert torch.allclose(shared, by_hand(toy, (2 * SCALE,) * 3), atol=1e-5)
+        with pytest.raises(UsageError, match="'first' and 'second' share a network"):
+            plan(toy, [first, other("second", experts="none")], Settings())
+        assert not has_experts(model.network)
+
+
+class TestTheUsersOwnSet:
+    @pytest.fixture
+    def experts(self, bundle: Path) -> ExpertSet:
+        return load_bundle(bundle, green(experts="none").guide.model)
+
+    def test_guides_and_stays_attached(
+        self, toy: DiffusionBackend, bundle: Path, experts: ExpertSet
+    ) -> None:
+        guide = ppap.guide(
+            experts.model,
+            loss="toy-cross-entropy",
+            target="green",
+            scale=SCALE,
+            interval=INTERVAL,
+            experts=experts,
+        )
+        before = {k: t.clone() for k, t in experts.model.network.state_dict().items()}
+        result = draw(toy, guide)
+        assert torch.equal(result.images, draw(toy, green(experts=bundle)).images)
+        assert has_experts(experts.model.network)
+        assert experts.active is None
+        after = experts.model.network.state_dict()
+        assert all(torch.equal(after[k], t) for k, t in before.items())
+        record = result.plan.record()["guides"][0]["experts"]
+        assert (record["name"], record["path"], record["num_experts"]) == (None, None, 3)
+
+    def test_comes_with_a_guide_too(
+        self, toy: DiffusionBackend, bundle: Path, experts: ExpertSet
+    ) -> None:
+        plain = green(experts="none").guide
+        guide = attrs.evolve(plain, model=experts.model, experts=experts)
+        assert torch.equal(draw(toy, guide).images, draw(toy, green(experts=bundle)).images)
+        scales = RangeScales(experts.ranges, (20.0, 5.0, 1.0))
+        drawn = draw(toy, attrs.evolve(guide, scale=0.5, scales=scales)).images
+        assert torch.allclose(drawn, by_hand(toy, (10.0, 2.5, 0.5)), atol=1e-5)
+
+    def test_of_another_model_is_refused(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+        with pytest.raises(UsageError, match="'colour' are not attached to its model"):
+            draw(toy, green(experts=experts))
+        experts.detach()
+        guide = ppap.guide(experts.model, loss="toy-margin", target="green", experts=experts)
+        with pytest.raises(UsageError, match="not attached to its model"):
+            draw(toy, guide)
+
+    def test_is_not_overlooked(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+        guide = ppap.guide(experts.model, loss="toy-margin", target="green", name="mine")
+        with pytest.raises(UsageError, match="the network of guide 'mine' has experts already"):
+            draw(toy, guide)
+
+    def test_has_no_calibrated_scales(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+        guide = ppap.guide(
+            experts.model, loss="toy-margin", target="green", experts=experts, scale="auto"
+        )
+        with pytest.raises(UsageError, match="its experts were not calibrated"):
+            draw(toy, guide)
+
+
+class TestChoosing:
+    def test_auto_takes_what_was_kept(self, toy: DiffusionBackend, bundle: Path) -> None:
+        alone = draw(toy, green()).images
+        assert torch.equal(alone, draw(toy, green(experts="none")).images)
+        keep_bundle(bundle)
+        assert torch.equal(draw(toy, green()).images, draw(toy, green(experts=bundle)).images)
+        assert torch.equal(draw(toy, green(experts="mine")).images, draw(toy, green()).images)
+        assert torch.equal(draw(toy, green(experts="none")).images, alone)
+
+    def test_auto_takes_nothing_that_is_for_another_input(self, toy: DiffusionBackend) -> None:
+        keep_bundle(write_experts(experts_dir().parent))
+        other = nn.Linear(3, 4)
+        guide = ppap.guide(other, loss=lambda p, t: p.square().mean((1, 2, 3)), target=1)
+        assert plan(toy, [guide], Settings()).experts == (None,)
+
+    def test_what_the_plan_says(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+        path = write_experts(tmp_path, number=4, scales=(1, 2, 3, 4.5))
+        record = plan(toy, [green(None, experts=path)], Settings(steps=STEPS)).record()
+        assert record["guides"][0]["scale"] == "auto"
+        assert record["guides"][0]["experts"] == {
+            "name": "mine",
+            "path": str(path),
+            "sha256": file_sha256(path),
+            "num_experts": 4,
+            "boundaries": list(read_bundle_info(path).boundaries),
+            "scales": [1.0, 2.0, 3.0, 4.5],
+        }
+        json.dumps(record, allow_nan=False)
+        number = plan(toy, [green(2.0, experts=path)], Settings(steps=STEPS)).record()
+        assert number["guides"][0]["scale"] == 2.0
+        none = plan(toy, [green(None, experts="none")], Settings()).record()["guides"][0]
+        assert (none["experts"], none["scale"]) == (None, 4.0)
+
+    def test_a_plan_can_be_planned_again(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+        path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
+        first = plan(toy, [green(None, experts=path)], Settings(num=NUM, steps=STEPS))
+        path.unlink()  # it is settled
+        again = plan(toy, first.guides, first.settings)
+        assert again.record() == first.record()
+
+    def test_auto_reads_no_clean_images(self, toy: DiffusionBackend, bundle: Path) -> None:
+        keep_bundle(bundle)
+        run = plan(toy, [green()], Settings(through="clean"))
+        assert run.experts == (None,)
+        with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
+            plan(toy, [green(experts="mine")], Settings(through="clean"))
+
+    def test_a_noise_aware_guide_reads_noise_by_itself(
+        self, toy: DiffusionBackend, bundle: Path
+    ) -> None:
+        keep_bundle(bundle)
+        aware = ExpertRequest(source="auto", noise_aware=True)
+        loaded = attrs.evolve(green(), experts=aware)
+        assert plan(toy, [loaded], Settings()).experts == (None,)
+        explicit = attrs.evolve(loaded, experts=attrs.evolve(aware, source="mine"))
+        with pytest.raises(UsageError, match="reads noise by itself and takes no experts"):
+            plan(toy, [explicit], Settings())
+
+    def test_scales_that_nobody_calibrated(self, toy: DiffusionBackend, bundle: Path) -> None:
+        with pytest.raises(UsageError, match="its experts were not calibrated") as caught:
+            green("auto", experts=bundle)
+        assert "such as 4" in caught.value.hint
+        with pytest.raises(UsageError, match="no experts guide"):
+            green("auto", experts="none")
+        with pytest.raises(UsageError, match="no experts guide"):
+            plan(toy, [green("auto")], Settings())
+        keep_bundle(bundle)
+        with pytest.raises(UsageError, match="not calibrated"):
+            plan(toy, [green("auto")], Settings())
+
+    def test_words_that_are_no_scale(self) -> None:
+        with pytest.raises(UsageError, match="the scale 'big' is no number"):
+            green("big")
+
+    def test_what_is_for_other_weights(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+        weights = torch.full((4, 3), 0.5)
+        from ppap_framework.checkpoints import save_checkpoint
+
+        save_checkpoint(tmp_path / "other.safetensors", {"weight": weights}, {})
+        path = write_experts(tmp_path)
+        guide = green(checkpoint=tmp_path / "other.safetensors", experts=path)
+        with pytest.raises(AssetError, match="do not match: guide: "):
+            plan(toy, [guide], Settings())
+
+    def test_another_backend_may_be_allowed(self, site: Path, tmp_path: Path) -> None:
+        path = write_experts(tmp_path)
+        other = ppap.backend("toy")
+        with torch.no_grad():
+            next(other.stages[0].network.parameters()).add_(0.1)
+        with pytest.raises(AssetError, match="backend: ") as caught:
+            plan(other, [green(experts=path)], Settings())
+        assert caught.value.hint == "--allow-mismatch backend"
+        allowed = green(experts=path, allow_mismatch=["backend"])
+        assert draw(other, allowed).images.shape == (NUM, 3, SIZE, SIZE)
+        with pytest.raises(UsageError, match="mismatch of 'guide' cannot be allowed"):
+            green(experts=path, allow_mismatch=["guide"])
+
+    def test_a_path_is_never_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        keep_bundle(write_experts(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(AssetError, match="mine"):
+            green(experts=Path("mine"))
+        green(experts="mine")
+
+
+class TestIdleExperts:
+    def test_are_warned_of(
+        self, toy: DiffusionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = write_experts(tmp_path, number=5)
+        with caplog.at_level(logging.WARNING):
+            plan(toy, [green(experts=path)], Settings(steps=25))
+            assert caplog.messages == []
+            run = plan(toy, [green(experts=path)], Settings(steps=3))
+        owners = {t * 5 // TIMESTEPS for t in run.process.timesteps}
+        assert len(owners) == 3
+        (message,) = caplog.messages
+        for expert in range(5):
+            first, last = 20 * expert, 20 * expert + 19
+            told = f"expert {expert} (timesteps {first} to {last})"
+            assert (told in message) == (expert not in owners)
+        assert "'colour'" in message
+        assert "of 3 steps" in message
+
+
+class TestNothingIsLeftBehind:
+    def test_after_a_run(self, toy: DiffusionBackend, bundle: Path) -> None:
+        guide = green(experts=bundle)
+        before = state_of(guide.guide.model)
+        assert draw(toy, guide).plan.experts[0] is not None
+        assert untouched(guide.guide.model, before)
+        draw(toy, guide)  # and it can be run again
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+    def test_after_one_that_was_ended(
+        self, toy: DiffusionBackend, bundle: Path, error: type[BaseException]
+    ) -> None:
+        guide = green(experts=bundle)
+        model = guide.guide.model
+        before = state_of(model)
+        merged = []
+
+        def end(progress: object) -> None:
+            merged.append(not torch.equal(model.network.weight, before["weight"]))
+            if len(merged) == 5:
+                raise error
+
+        if error is KeyboardInterrupt:
+            assert draw(toy, guide, progress=end).interrupted
+        else:
+            with pytest.raises(error):
+                draw(toy, guide, progress=end)
+        assert merged[-1]
+        assert untouched(model, before)
+
+    def test_where_the_file_is_not_the_one_that_was_chosen(
+        self, toy: DiffusionBackend, tmp_path: Path
+    ) -> None:
+        path = write_experts(tmp_path)
+        guide = green(experts=path)
+        before = state_of(guide.guide.model)
+        run = plan(toy, [guide], Settings(num=1, steps=3))
+        write_experts(tmp_path, seed=9)
+        from ppap_framework.api import draw as draw_plan
+
+        with pytest.raises(AssetError, match="were replaced after they were chosen"):
+            draw_plan(run)
+        assert untouched(guide.guide.model, before)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+BASE = ("run", "--backend", "toy", "--steps", "6", "--num", "2", "--guider", "colour")
+STEER = (*BASE, "--target", "blue")
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*arguments: str) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert isinstance(caught.value.code, int)
+        return Outcome(caught.value.code, *capsys.readouterr())
+
+    return typed
+
+
+Run = Callable[..., Outcome]
+
+
+def guides_of(folder: Path | str) -> list[dict[str, Any]]:
+    guides: list[dict[str, Any]] = json.loads((Path(folder) / "run.json").read_text())["config"][
+        "guides"
+    ]
+    return guides
+
+
+class TestCommandLine:
+    def test_records_what_guided(self, run: Run, bundle: Path) -> None:
+        for source, out in (("auto", "a"), ("aside/mine.experts.safetensors", "b"), ("none", "c")):
+            assert run(*STEER, "--experts", source, "--out", out).code == 0
+        keep_bundle(bundle)
+        for source, out in (("auto", "d"), ("colour=mine", "e")):
+            assert run(*STEER, "--experts", source, "--out", out).code == 0
+        run(*STEER, "--out", "f")
+        said = {out: guides_of(out)[0]["experts"] for out in "abcdef"}
+        assert (said["a"], said["c"]) == (None, None)
+        assert said["b"]["path"] == "aside/mine.experts.safetensors"
+        assert said["d"] == said["e"] == said["f"]
+        assert said["b"]["sha256"] == said["d"]["sha256"] == file_sha256(bundle)
+        images = {out: Path(out, "000.png").read_bytes() for out in "abcdef"}
+        assert images["a"] == images["c"] != images["b"]
+        assert images["b"] == images["d"] == images["e"] == images["f"]
+
+    def test_each_guide_has_its_own(self, run: Run, bundle: Path, tmp_path: Path) -> None:
+        from PIL import Image
+
+        Image.new("L", (SIZE, SIZE), 230).save(tmp_path / "ref.png")
+        keep_bundle(bundle)
+        both = (*BASE, "--guider", "grey", "--target", "grey=ref.png")
+        assert run(*both, "--experts", "colour=mine", "--out", "out").code == 0
+        colour, grey = guides_of("out")
+        assert (colour["experts"]["name"], grey["experts"]) == ("mine", None)
+        refused = run(*both, "--experts", "mine")
+        assert refused.code == 2
+        assert "does not say for which guide" in refused.err
+        unfit = run(*both, "--experts", "grey=mine")
+        assert unfit.code == 4
+        assert "do not match: guide: " in unfit.err
+
+    def test_scales(self, run: Run, tmp_path: Path) -> None:
+        keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
+        typed = {
+            "a": (),
+            "b": ("--scale", "auto"),
+            "c": ("--scale", "5"),
+        }
+        for out, more in typed.items():
+            assert run(*STEER, *more, "--out", out).code == 0
+        steer = ("run", "--backend", "toy", "--steps", "6", "--num", "2", "--target", "blue")
+        assert run(*steer, "--guider", "colour=auto:0.1-0.9", "--out", "d").code == 0
+        assert run(*steer, "--guider", "colour=7", "--out", "e").code == 0
+        said = [guides_of(out)[0]["scale"] for out in "abcde"]
+        assert said == ["auto", "auto", 5.0, "auto", 7.0]
+        assert guides_of("d")[0]["interval"] == [0.1, 0.9]
+        same = Path("a/000.png").read_bytes() == Path("b/000.png").read_bytes()
+        assert same
+        assert Path("a/000.png").read_bytes() != Path("c/000.png").read_bytes()
+
+    def test_dry_run(self, run: Run, tmp_path: Path) -> None:
+        path = keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
+        shown = run(*STEER, "--dry-run")
+        assert shown.code == 0
+        for fact in ("3 of mine", str(path), file_sha256(path)[:12], "10, 300, 60"):
+            assert fact in shown.out
+        config = json.loads(run(*STEER, "--dry-run", "--json").out)["config"]
+        assert config["guides"][0]["experts"]["sha256"] == file_sha256(path)
+        none = json.loads(run(*STEER, "--dry-run", "--json", "--experts", "none").out)["config"]
+        assert none["guides"][0]["experts"] is None
+
+    @pytest.mark.parametrize(
+        ("arguments", "code", "culprit", "hint"),
+        [
+            (("--experts", "no.experts.safetensors"), 4, "no.experts.safetensors", "there is"),
+            (("--experts", "mien"), 4, "'mien'", "did you mean 'mine'"),
+            (("--experts", "./text.experts.safetensors"), 4, "text.experts.safetensors", ""),
+            (("--experts", "mine", "--through", "clean"), 2, "through clean", "noisy"),
+            (("--allow-mismatch", "guide"), 2, "'guide' cannot be allowed", "backend"),
+            (("--scale", "auto"), 2, "were not calibrated", "such as 4"),
+            (("--scale", "auto", "--experts", "none"), 2, "no experts guide", "such as 4"),
+            (("--scale", "auto", "--through", "clean"), 2, "no experts guide", "such as 4"),
+            (("--scale", "big"), 2, "--scale: 'big' is neither a number nor auto", "--help"),
+            (("--experts", "mine", "--experts", "none"), 2, "--experts is given twice", "once"),
+        ],
+    )
+    def test_wrong_input(
+        self,
+        run: Run,
+        bundle: Path,
+        tmp_path: Path,
+        arguments: tuple[str, ...],
+        code: int,
+        culprit: str,
+        hint: str,
+    ) -> None:
+        keep_bundle(bundle)
+        (tmp_path / "text.experts.safetensors").write_text("no")
+        before = sorted(tmp_path.rglob("*"))
+        done = run(*STEER, *arguments)
+        assert done.code == code, done.err
+        assert done.out == ""
+        first, second = done.err.splitlines()
+        assert first.startswith("ppap: error: ")
+        assert culprit in first
+        assert hint in second
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_wrong_experts_are_told_of_with_the_rest(self, run: Run) -> None:
+        done = run(*STEER, "--experts", "no.experts.safetensors", "--steps", "0")
+        assert done.code == 2
+        assert "no.experts.safetensors" in done.err
+        assert "steps must be" in done.err
+
+
+class TestProcess:
+    """What only a process of its own shows."""
+
+    def test_kept_experts_guide_by_themselves(
+        self, site: Path, tmp_path: Path, cache: Path
+    ) -> None:
+        kept = keep_bundle(write_experts(tmp_path / "aside", number=5))
+        typed = (*STEER, "--steps", "3", "--out", "out")
+        done = ppap_process(site, tmp_path, *typed, PPAP_CACHE_DIR=str(cache))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "out/grid.png\n"
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("guide 'colour': of 3 steps none is for expert ")
+        assert guides_of(tmp_path / "out")[0]["experts"]["path"] == str(kept)
+        quiet = ppap_process(site, tmp_path, "-q", *typed, "--overwrite", PPAP_CACHE_DIR=str(cache))
+        assert quiet.stderr == ""
+
+    def test_an_interrupted_run_says_what_guided(
+        self, site: Path, tmp_path: Path, cache: Path
+    ) -> None:
+        kept = keep_bundle(write_experts(tmp_path / "aside"))
+        process: subprocess.Popen[str] = start(
+            *(site, tmp_path, *STEER, "--num", "1000", "--batch", "1", "--out", "out"),
+            PPAP_CACHE_DIR=str(cache),
+            TOY_DELAY="0.02",
+        )
+        patience = time.monotonic() + 300
+        while not (tmp_path / "out" / "000.png").exists():
+            assert time.monotonic() < patience
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 130, err
+        assert "Traceback" not in err
+        assert guides_of(tmp_path / "out")[0]["experts"]["sha256"] == file_sha256(kept)
