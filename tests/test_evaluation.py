@@ -390,7 +390,7 @@ class TestBlocks:
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         stand = Stand.load(experiment, NAMES, "cpu")
-        images, counts = draw_block(stand.run(None, None, num=3, seed=0, batch=3), 0, 3)
+        images, counts = draw_block(stand.run(None, None, num=3, seed=0, batch=3), (), 0, 3)
         assert counts.broken == 3
         assert (images == 128).all()
 

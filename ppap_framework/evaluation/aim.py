@@ -74,10 +74,11 @@ class Stand:
         return Judge(loaded, self.names, place)
 
     def guide(self, row: Row) -> api.LoadedGuide | None:
-        """Load a row's guide, aimed at each class in turn; None for a row without.
+        """Load a row's guide, aimed at each class in turn, its experts chosen; None for a row
+        without.
 
         Raises:
-            PpapError: As `ppap_framework.guide`.
+            PpapError: As `ppap_framework.guide`, and where the experts do not match.
         """
         if row.guider is None:
             return None
@@ -88,15 +89,18 @@ class Stand:
             model=row.model,
             checkpoint=row.checkpoint,
             options=row.options,
+            experts=row.experts,
             name=row.name,
         )
         place = self.run(None, None, num=1, seed=0, batch=1).device
         model = loaded.guide.model.to(place).eval().requires_grad_(False)
         values = [model.target(TargetInput(text=name, source=name)).value for name in self.names]
         target = Target(value=torch.cat(values), label=f"{len(values)} classes")
+        chosen = loaded.experts.choose(row.name, model, self.backend.inner, row.through)
         return attrs.evolve(
             loaded,
             guide=attrs.evolve(loaded.guide, target=target),
+            experts=attrs.evolve(loaded.experts, source=chosen or "none"),
             target_source=f"image i at class i mod {len(values)} of {', '.join(self.names)}",
         )
 
@@ -152,8 +156,15 @@ class Subject:
 
 def _aimed(loaded: api.LoadedGuide, candidate: Candidate | None, num: int) -> api.LoadedGuide:
     """The guide with one target for each image, and the scale and interval of a candidate."""
-    guide = loaded.guide
-    value = guide.target.value
-    target = attrs.evolve(guide.target, value=value[torch.arange(num) % len(value)])
-    changes = {} if candidate is None else attrs.asdict(candidate, recurse=False)
-    return attrs.evolve(loaded, guide=attrs.evolve(guide, target=target, **changes))
+    value = loaded.guide.target.value
+    target = attrs.evolve(loaded.guide.target, value=value[torch.arange(num) % len(value)])
+    guide = attrs.evolve(loaded.guide, target=target)
+    if candidate is None:
+        return attrs.evolve(loaded, guide=guide)
+    calibrated = candidate.scale == "auto"
+    scale = guide.scale if candidate.scale == "auto" else candidate.scale
+    return attrs.evolve(
+        loaded,
+        guide=attrs.evolve(guide, scale=scale, interval=candidate.interval),
+        experts=attrs.evolve(loaded.experts, calibrated=calibrated),
+    )

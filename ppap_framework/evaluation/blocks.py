@@ -7,8 +7,9 @@ settings are never taken for these. Versions of the code are not part of the nam
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppap_framework.api import Origin, Plan
+from ppap_framework.api import ChosenExperts, Origin, Plan
 from ppap_framework.evaluation.environment import provenance
 from ppap_framework.evaluation.files import FORMAT, digest, replacing, write_json
-from ppap_framework.guidance import EnergyGuidance
+from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.sampling import NoiseSource, sample
 
 __all__ = ["Counts", "draw", "draw_block", "identity"]
@@ -63,33 +64,39 @@ def draw(run: Plan, root: Path, watch: Callable[[int, int], None] | None = None)
         watch: Called with how many images are there, and of how many.
 
     Raises:
-        PpapError: Where a block cannot be written.
+        PpapError: Where a block cannot be written, or experts are not those that were chosen.
     """
     settings = identity(run)
     folder = root / digest(settings)
     write_json(folder / "settings.json", settings)
     blocks = []
-    for start in range(0, run.settings.num, run.settings.batch):
-        stop = min(start + run.settings.batch, run.settings.num)
-        path = folder / f"{start:06d}-{stop:06d}.npz"
-        block = _read(path, stop - start)
-        if block is None:
-            block = draw_block(run, start, stop)
-            _write(path, block)
-        blocks.append(block)
-        if watch:
-            watch(stop, run.settings.num)
+    guides: Sequence[Guide] | None = None
+    with contextlib.ExitStack() as stack:
+        for start in range(0, run.settings.num, run.settings.batch):
+            stop = min(start + run.settings.batch, run.settings.num)
+            path = folder / f"{start:06d}-{stop:06d}.npz"
+            block = _read(path, stop - start)
+            if block is None:
+                if guides is None:
+                    guides = stack.enter_context(run.attached())
+                block = draw_block(run, guides, start, stop)
+                _write(path, block)
+            blocks.append(block)
+            if watch:
+                watch(stop, run.settings.num)
     images, counts = zip(*blocks, strict=True)
     return np.concatenate(images), sum(counts, Counts())
 
 
-def draw_block(run: Plan, start: int, stop: int) -> Drawn:
-    """Images `start` to `stop` - 1 of a run, (B, H, W, 3), on the CPU."""
+def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Drawn:
+    """Images `start` to `stop` - 1 of a run, (B, H, W, 3), on the CPU; `guides` are those that
+    `Plan.attached` gives.
+    """
     settings, count = run.settings, stop - start
     noise = NoiseSource(settings.seed, start)
     x = noise((count, *run.stage.image_shape)).to(run.device)
     guidance = EnergyGuidance(
-        [loaded.guide.rows(start, stop) for loaded in run.guides],
+        [guide.rows(start, stop) for guide in guides],
         settings.through,
         settings.normalize,
     )
@@ -126,8 +133,9 @@ def identity(run: Plan) -> dict[str, Any]:
                 "targets": loaded.target_source,
                 "scale": loaded.guide.scale,
                 "interval": list(loaded.guide.interval),
+                **({"experts": _experts(loaded.guide, experts)} if experts else {}),
             }
-            for loaded in run.guides
+            for loaded, experts in zip(run.guides, run.experts, strict=True)
         ],
         "through": settings.through if run.guides else None,
         "normalize": settings.normalize,
@@ -163,6 +171,11 @@ def _pixels(x: Tensor) -> NDArray[np.uint8]:
     levels = ((x.nan_to_num(0.0).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
     pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     return pixels
+
+
+def _experts(guide: Guide, experts: ChosenExperts) -> dict[str, Any]:
+    factors = None if guide.scales is None else list(guide.scales.values)
+    return {"sha256": experts.sha256, "scales": factors}
 
 
 def _weights(origin: Origin) -> dict[str, Any]:

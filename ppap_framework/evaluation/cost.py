@@ -6,10 +6,11 @@ machine down slows every row down. Memory is the peak of a process that does not
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import attrs
 import torch
 
+from ppap_framework import api
 from ppap_framework.api import Plan
 from ppap_framework.errors import PpapError
 from ppap_framework.evaluation.aim import Stand, Subject
@@ -25,6 +27,7 @@ from ppap_framework.evaluation.blocks import draw_block, identity
 from ppap_framework.evaluation.experiment import Candidate, Experiment, Row
 from ppap_framework.evaluation.files import digest, read_json, write_json
 from ppap_framework.evaluation.intervals import rounded
+from ppap_framework.guidance import Guide
 
 __all__ = ["Cost", "kept_costs", "measure", "peak_memory", "seconds_in_turn"]
 
@@ -106,15 +109,17 @@ def measure(stand: Stand, subjects: Mapping[str, Subject]) -> dict[str, Cost]:
 
 
 def seconds_in_turn(runs: Mapping[str, Plan], rounds: int) -> dict[str, list[float]]:
-    """Seconds for an image of each run, in each round."""
-    for run in runs.values():  # the first time is slower
-        _draw(run)
+    """Seconds for an image of each run, in each round; attaching experts is no part of it."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            _draw(run)
-            seconds[name].append((time.perf_counter() - start) / run.settings.num)
+    with contextlib.ExitStack() as stack:
+        guides = {name: stack.enter_context(run.attached()) for name, run in runs.items()}
+        for name, run in runs.items():  # the first time is slower
+            _draw(run, guides[name])
+        for _ in range(rounds):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                _draw(run, guides[name])
+                seconds[name].append((time.perf_counter() - start) / run.settings.num)
     return seconds
 
 
@@ -148,10 +153,9 @@ def _draw_and_look(
     torch.set_num_threads(threads)
     stand = Stand.load(experiment, names, device)
     run = _run(stand, Subject(row, stand.guide(row), candidate))
-    _draw(run)
-    if run.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(run.device)
-    return _peak_of_process()
+    with run.attached() as guides:
+        _draw(run, guides)
+    return api.peak_memory(run.device)
 
 
 def _run(stand: Stand, subject: Subject) -> Plan:
@@ -159,23 +163,6 @@ def _run(stand: Stand, subject: Subject) -> Plan:
     return stand.run(subject.row, subject.guide, subject.candidate, num=num, seed=0, batch=num)
 
 
-def _peak_of_process() -> int | None:
-    # getrusage would do on other systems; on Linux its peak survives exec, so that a child begins
-    # with its parent's.
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except OSError:
-        return _peak_by_rusage()
-
-
-def _peak_by_rusage() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows has no such thing
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
-
-
-def _draw(run: Plan) -> None:
-    draw_block(run, 0, run.settings.num)  # ends with a copy to the CPU, for which a GPU finishes
+def _draw(run: Plan, guides: Sequence[Guide]) -> None:
+    # It ends with a copy to the CPU, for which a GPU finishes.
+    draw_block(run, guides, 0, run.settings.num)

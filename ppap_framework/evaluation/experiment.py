@@ -20,6 +20,12 @@
     guider = "classifier"
     scales = [1.0, 2.0, 4.0, 8.0]           # times intervals: as many candidates in each row
 
+    [[rows]]
+    name = "experts"
+    guider = "classifier"
+    experts = "mine.experts.safetensors"    # or a name, and never "auto": a table says which
+    scales = ["auto"]                       # as they were calibrated; nothing is left to choose
+
 TOML, or JSON of the same form. Paths are relative to the file.
 """
 
@@ -39,6 +45,7 @@ import attrs
 from attrs.validators import and_, ge, in_, instance_of, min_len, optional
 
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.experts import SUFFIX
 
 __all__ = ["Candidate", "Experiment", "Row", "Timing", "Tuning", "read_experiment"]
 
@@ -57,6 +64,10 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"wants finite numbers, not {value!r}")
     return float(value)
+
+
+def _scales(value: Any) -> tuple[float | Literal["auto"], ...]:
+    return tuple("auto" if item == "auto" else _number(item) for item in value)
 
 
 def _intervals(value: Any) -> tuple[tuple[float, float], ...]:
@@ -80,9 +91,11 @@ def _name(_: object, attribute: attrs.Attribute[str], value: str) -> None:
 
 @attrs.frozen
 class Candidate:
-    """A scale and an interval between which a row chooses."""
+    """A scale and an interval between which a row chooses; "auto" is as its experts were
+    calibrated.
+    """
 
-    scale: float
+    scale: float | Literal["auto"]
     interval: tuple[float, float]
 
 
@@ -99,9 +112,11 @@ class Row:
         model: Of the guider, where it knows several.
         loss: That is descended, if not the guider's own.
         options: Of the guider.
+        experts: That look at noisy images in its place: "none", or the name or path of a bundle.
         through: Where the guider looks.
         normalize: Whether its gradients are brought to unit size first.
-        scales: Between which is chosen, together with `intervals`.
+        scales: Between which is chosen, together with `intervals`; "auto" is as the experts were
+            calibrated.
         intervals: [lo, hi] as t / T.
         images: Labelled pictures to measure instead of drawn ones, as for the reference.
     """
@@ -114,11 +129,12 @@ class Row:
     model: str | None = attrs.field(default=None, validator=optional(_text))
     loss: str | None = attrs.field(default=None, validator=optional(_text))
     options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
+    experts: str = attrs.field(default="none", validator=_text)
     through: Literal["noisy", "clean"] = attrs.field(
         default="noisy", validator=in_(("noisy", "clean"))
     )
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
-    scales: tuple[float, ...] = attrs.field(default=(), converter=_numbers)
+    scales: tuple[float | Literal["auto"], ...] = attrs.field(default=(), converter=_scales)
     intervals: tuple[tuple[float, float], ...] = attrs.field(
         default=((0.0, 1.0),), converter=_intervals, validator=min_len(1)
     )
@@ -132,6 +148,16 @@ class Row:
             raise ValueError("has a guider and images; it is one or the other")
         if self.guider is not None and not self.scales:
             raise ValueError("has a guider and no scales to choose from")
+        if self.experts == "auto":
+            raise ValueError('has experts "auto"; a table says which: name them, or "none"')
+        if self.experts != "none" and self.guider is None:
+            raise ValueError("has experts and no guider")
+        if self.experts != "none" and self.through == "clean":
+            raise ValueError(
+                "has experts, and looks through clean, where they have nothing to read"
+            )
+        if "auto" in self.scales and self.experts == "none":
+            raise ValueError('has the scale "auto", and no experts that were calibrated')
 
     @property
     def label(self) -> str:
@@ -144,6 +170,11 @@ class Row:
         if self.guider is None:
             return ()
         return tuple(Candidate(scale, pair) for pair in self.intervals for scale in self.scales)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it has anything to choose from: a calibrated scale was settled elsewhere."""
+        return bool(self.candidates) and (self.scales != ("auto",) or len(self.intervals) > 1)
 
 
 @attrs.frozen(kw_only=True)
@@ -210,7 +241,7 @@ class Experiment:
             raise ValueError(f"has no row {', '.join(unknown)}, which `baselines` names")
         if self.tuning.seed == self.seed:
             raise ValueError(f"tunes on seed {self.seed}, which it reports; tuning needs its own")
-        sizes = {row.name: len(row.candidates) for row in self.rows if row.guider}
+        sizes = {row.name: len(row.candidates) for row in self.rows if row.chooses}
         if len(set(sizes.values())) > 1:
             told = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise ValueError(f"gives rows unequal numbers of candidates to choose from: {told}")
@@ -278,7 +309,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _placed(table: Any, folder: Path, key: str) -> Any:
-    """The table with `key`, and a checkpoint that is a file there, from the current folder."""
+    """The table with `key`, a checkpoint that is a file there, and experts, from the current
+    folder.
+    """
     if not isinstance(table, dict):
         return table
     placed = dict(table)
@@ -286,7 +319,13 @@ def _placed(table: Any, folder: Path, key: str) -> Any:
         placed[key] = str(folder / Path(path).expanduser())
     if isinstance(path := table.get("checkpoint"), str) and (folder / path).is_file():
         placed["checkpoint"] = str(folder / path)
+    if isinstance(path := table.get("experts"), str) and _is_bundle_path(path):
+        placed["experts"] = str(folder / Path(path).expanduser())
     return placed
+
+
+def _is_bundle_path(experts: str) -> bool:
+    return experts.endswith(SUFFIX) or len(Path(experts).parts) > 1
 
 
 def _label(table: Any) -> str:

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.api import LoadedGuide
+from ppap_framework.api import ChosenExperts, LoadedGuide
 from ppap_framework.errors import UsageError
 from ppap_framework.evaluation.aim import Stand, Subject, balanced
 from ppap_framework.evaluation.assessment import Assessment, Reference, difference
@@ -131,7 +131,12 @@ class Measurement:
         assessment.save(self._kept(row))
         return record | {
             "guide": provenance(guide.origin)
-            | {"loss": guide.loss_name, "through": row.through, "normalize": row.normalize}
+            | {
+                "loss": guide.loss_name,
+                "through": row.through,
+                "normalize": row.normalize,
+                "experts": _experts(guide),
+            }
             if guide
             else None,
             "chosen": attrs.asdict(candidate) if candidate else None,
@@ -212,3 +217,11 @@ class Measurement:
     def _kept(self, row: Row) -> Path:
         """Where a row's resampled figures are kept, for differences from other rows."""
         return self.images / "resampled" / digest(self.protocol) / f"{row.name}.npz"
+
+
+def _experts(guide: LoadedGuide) -> dict[str, Any] | None:
+    """Which they are, wherever their file lies."""
+    chosen = guide.experts.source
+    if not isinstance(chosen, ChosenExperts):
+        return None
+    return {name: value for name, value in chosen.record().items() if name != "path"}

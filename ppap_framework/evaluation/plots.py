@@ -30,6 +30,9 @@ def tuning_plot(results: Results, path: Path) -> None:
     for number, row in enumerate(row for row in results.rows if row.get("tuning")):
         for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
             trials = [t for t in row["tuning"] if t["interval"] == [low, high]]
+            trials = [t for t in trials if t["scale"] != "auto"]  # which has no place on the axis
+            if not trials:
+                continue
             trials.sort(key=lambda trial: trial["scale"])
             scales += [trial["scale"] for trial in trials]
             whole = (low, high) == (0.0, 1.0)

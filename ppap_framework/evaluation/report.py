@@ -329,9 +329,10 @@ def _number(name: str, value: float | None, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
-def _scale(scale: float, interval: Sequence[float]) -> str:
+def _scale(scale: float | str, interval: Sequence[float]) -> str:
     low, high = interval
-    return f"{scale:g}" + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")
+    shown = scale if isinstance(scale, str) else f"{scale:g}"
+    return shown + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")
 
 
 def _chosen(row: Mapping[str, Any]) -> str:
@@ -344,7 +345,7 @@ def _is(row: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
 
 
 def _at_edge(row: Mapping[str, Any]) -> bool:
-    scales = {trial["scale"] for trial in row.get("tuning") or ()}
+    scales = {trial["scale"] for trial in row.get("tuning") or ()} - {"auto"}
     return len(scales) > 1 and row["chosen"]["scale"] in (min(scales), max(scales))
 
 
