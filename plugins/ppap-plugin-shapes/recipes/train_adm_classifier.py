@@ -42,7 +42,7 @@ CONFIG = {
     "pool": "attention",
 }
 PLAN = Plan(
-    steps=3000, decay=2000, batch=64, learning_rate=1e-3, seed=41, weight_decay=0.05, ema=0.995
+    steps=2000, decay=1400, batch=64, learning_rate=1e-3, seed=41, weight_decay=0.05, ema=0.995
 )
 
 
