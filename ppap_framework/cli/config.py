@@ -18,7 +18,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ppap_framework.cli import COMMANDS
 from ppap_framework.cli.output import print_json, print_table
 from ppap_framework.errors import UsageError
 
-__all__ = ["Command", "Option", "Text", "command", "find_config", "problems_of"]
+__all__ = ["Command", "Option", "Text", "command", "find_config", "option", "problems_of"]
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
@@ -73,6 +73,14 @@ class Option(click.Option):
                 return "the configuration file"
             case _:
                 return ""
+
+
+def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
+    """A `click.option` that is an `Option`, of text where no other type is given."""
+    if not settings.get("is_flag"):
+        settings.setdefault("type", Text())
+        settings.setdefault("show_default", settings.get("default") is not None)
+    return click.option(*names, cls=Option, **settings)
 
 
 def problems_of(ctx: click.Context) -> list[UsageError]:

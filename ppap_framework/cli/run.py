@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ppap_framework.cli import State
-from ppap_framework.cli.config import Command, Option, Text, problems_of
+from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import print_fields, print_json
 from ppap_framework.errors import UsageError
 
@@ -25,13 +25,6 @@ _RUNS = Path("runs")
 _INTERRUPTED = 130
 
 
-def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    if not settings.get("is_flag"):
-        settings.setdefault("type", Text())
-        settings.setdefault("show_default", settings.get("default") is not None)
-    return click.option(*names, cls=Option, **settings)
-
-
 def _scale(value: object) -> float | Literal["auto"]:
     from ppap_framework.cli.guide_options import read_scale
 
@@ -42,14 +35,14 @@ def _scale(value: object) -> float | Literal["auto"]:
 
 
 def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
-    return _option(name, multiple=True, help=f"{text} With several guides: GUIDE=...")
+    return option(name, multiple=True, help=f"{text} With several guides: GUIDE=...")
 
 
 @click.command("run", cls=Command)
-@_option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@_option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
-@_option("--prompt", help="What the diffusion model is told, where it takes a prompt.")
-@_option(
+@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
+@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@option("--prompt", help="What the diffusion model is told, where it takes a prompt.")
+@option(
     "--guider",
     multiple=True,
     metavar="NAME[=SCALE][:LO-HI]",
@@ -59,14 +52,14 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @_per_guide("--target", "What the guide is to see: a name, an index, or the path of a picture.")
 @_per_guide("--guider-model", "The guide's network, where it knows several.")
 @_per_guide("--guider-checkpoint", "The guide's weights, by name or path.")
-@_option(
+@option(
     "--guider-option",
     multiple=True,
     metavar="[GUIDE.]KEY=VALUE",
     help="The guide's own options; `ppap plugins info NAME` lists them.",
 )
 @_per_guide("--loss", "What the guide descends, if not its own loss.")
-@_option(
+@option(
     "--scale",
     type=_scale,
     metavar="NUMBER|auto",
@@ -78,32 +71,32 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     "What reads noise in the guide's place: a bundle's name or path, none, or auto, the default, "
     "for the newest bundle that matches.",
 )
-@_option(
+@option(
     "--allow-mismatch",
     multiple=True,
     metavar="FIELD",
     help="Use experts although they learned from another `backend`, or at another `resolution`.",
 )
-@_option("--steps", type=int, default=25, help="Steps from noise to image.")
-@_option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
-@_option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
-@_option(
+@option("--steps", type=int, default=25, help="Steps from noise to image.")
+@option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
+@option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
+@option(
     "--through",
     type=click.Choice(["noisy", "clean"]),
     default="noisy",
     help="Where guides look: at the noisy image or, through the denoiser, at its prediction.",
 )
-@_option("--normalize", is_flag=True, help="Bring each guide's gradient to unit size first.")
-@_option("--num", type=int, default=4, help="How many images.")
-@_option("--batch", type=int, default=8, help="How many at once.")
-@_option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
-@_option("--compare", is_flag=True, help="Draw the same noise without guides, too.")
-@_option("--out", metavar="FOLDER", help="Where to write; a new folder in runs/ if left out.")
-@_option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
-@_option("--device", default="auto", help="Such as cpu or cuda.")
-@_option("--threads", type=int, help="Threads on the CPU; as torch likes if left out.")
-@_option("--dry-run", is_flag=True, help="Show what would be done and what it costs; draw nothing.")
-@_option("--json", is_flag=True, help="Print the record of the run as JSON.")
+@option("--normalize", is_flag=True, help="Bring each guide's gradient to unit size first.")
+@option("--num", type=int, default=4, help="How many images.")
+@option("--batch", type=int, default=8, help="How many at once.")
+@option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
+@option("--compare", is_flag=True, help="Draw the same noise without guides, too.")
+@option("--out", metavar="FOLDER", help="Where to write; a new folder in runs/ if left out.")
+@option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
+@option("--device", default="auto", help="Such as cpu or cuda.")
+@option("--threads", type=int, help="Threads on the CPU; as torch likes if left out.")
+@option("--dry-run", is_flag=True, help="Show what would be done and what it costs; draw nothing.")
+@option("--json", is_flag=True, help="Print the record of the run as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
     """Draw images from a diffusion model, steered by guides.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli import State
-from ppap_framework.cli.config import Command, Option, Text, problems_of
+from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import print_json
 from ppap_framework.errors import UsageError
 
@@ -27,29 +27,22 @@ _SETTINGS = (
 )
 
 
-def _option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    if not settings.get("is_flag"):
-        settings.setdefault("type", Text())
-        settings.setdefault("show_default", settings.get("default") is not None)
-    return click.option(*names, cls=Option, **settings)
-
-
 @click.command("synthesize", cls=Command)
-@_option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@_option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
-@_option("--out", required=True, metavar="FOLDER", help="Where to write, or to go on.")
-@_option("--num", type=int, default=2048, help="How many images.")
-@_option("--steps", type=int, default=25, help="Steps from noise to image.")
-@_option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
-@_option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
-@_option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
-@_option("--block", type=int, default=64, help="Images drawn at once.")
-@_option("--shard", type=int, default=512, help="Images in a file, a multiple of --block.")
-@_option("--device", default="auto", help="Such as cpu or cuda.")
-@_option("--threads", type=int, default=1, help="Of each worker, on the CPU.")
-@_option("--workers", type=int, help="Processes; as many as there are cores if left out, up to 8.")
-@_option("--overwrite", is_flag=True, help="Begin anew, whatever set is in the folder.")
-@_option("--json", is_flag=True, help="Print the manifest as JSON.")
+@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
+@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@option("--out", required=True, metavar="FOLDER", help="Where to write, or to go on.")
+@option("--num", type=int, default=2048, help="How many images.")
+@option("--steps", type=int, default=25, help="Steps from noise to image.")
+@option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
+@option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
+@option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
+@option("--block", type=int, default=64, help="Images drawn at once.")
+@option("--shard", type=int, default=512, help="Images in a file, a multiple of --block.")
+@option("--device", default="auto", help="Such as cpu or cuda.")
+@option("--threads", type=int, default=1, help="Of each worker, on the CPU.")
+@option("--workers", type=int, help="Processes; as many as there are cores if left out, up to 8.")
+@option("--overwrite", is_flag=True, help="Begin anew, whatever set is in the folder.")
+@option("--json", is_flag=True, help="Print the manifest as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
     """Draw the images that experts are trained on; nothing steers.
@@ -98,7 +91,7 @@ def _prepare(
     problems = api.Problems()
     problems.errors += wrong
     # What could not be read is None, and reported; the default stands in for it.
-    defaults: dict[str | None, Any] = {option.name: option.default for option in command.params}
+    defaults: dict[str | None, Any] = {p.name: p.default for p in command.params}
     kept = {name: defaults[name] if given[name] is None else given[name] for name in _SETTINGS}
     kept["workers"] = given["workers"]
     fields = attrs.fields_dict(api.Settings)

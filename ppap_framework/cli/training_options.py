@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli import State
-from ppap_framework.cli.config import Option, Text
+from ppap_framework.cli.config import option
 from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,14 +29,6 @@ __all__ = [
     "teacher_of",
     "training_options",
 ]
-
-
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """An option as all commands have them."""
-    if not settings.get("is_flag"):
-        settings.setdefault("type", Text())
-        settings.setdefault("show_default", settings.get("default") is not None)
-    return click.option(*names, cls=Option, **settings)
 
 
 def guide_options(command: Any) -> Any:
