@@ -33,6 +33,10 @@ COMMANDS = {
         "ppap_framework.cli.adapt",
         "Make a network understand a diffusion model's noise: synthesize, then transfer.",
     ),
+    "diagnose": (
+        "ppap_framework.cli.diagnose",
+        "Measure what a network understands of noised images, and what its experts do.",
+    ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
     "experts": ("ppap_framework.cli.experts", "Show and check experts."),
     "evaluate": (

@@ -33,7 +33,7 @@ __all__ = ["Command", "Option", "Text", "command", "find_config", "option", "pro
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
-_CONFIGURED = ("run", "synthesize", "transfer", "adapt")
+_CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
 """The commands whose options come from files and the environment too."""
 
 

@@ -1,4 +1,4 @@
-"""Plots of results, as SVG with the same bytes every time."""
+"""Plots of results, as files with the same bytes every time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ppap_framework.evaluation.report import Results
 
-__all__ = ["confusion_plot", "tuning_plot"]
+__all__ = ["confusion_plot", "new_figure", "save_figure", "tuning_plot"]
 
 
 def tuning_plot(results: Results, path: Path) -> None:
@@ -24,7 +24,7 @@ def tuning_plot(results: Results, path: Path) -> None:
     Raises:
         PpapError: Where matplotlib is not installed.
     """
-    figure = _figure(9.0, 3.6)
+    figure = new_figure(9.0, 3.6)
     axes = figure.subplots(1, 2)
     scales = []
     for number, row in enumerate(row for row in results.rows if row.get("tuning")):
@@ -46,7 +46,7 @@ def tuning_plot(results: Results, path: Path) -> None:
     axes[0].set_ylim(0.0, 1.0)
     if scales:
         axes[0].legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _line(
@@ -79,7 +79,7 @@ def confusion_plot(results: Results, path: Path) -> None:
     counts = np.array(results.judge["confusion"], np.float64)
     shares = counts / counts.sum(1, keepdims=True).clip(1.0)
     side = 2.5 + 0.16 * len(names)
-    figure = _figure(side + 0.6, side)
+    figure = new_figure(side + 0.6, side)
     axis = figure.subplots()
     drawn = axis.imshow(shares, cmap="Blues", norm=_rare(), interpolation="nearest")
     size = max(3.0, min(9.0, 250.0 / len(names)))
@@ -87,7 +87,7 @@ def confusion_plot(results: Results, path: Path) -> None:
     axis.set_yticks(range(len(names)), names, fontsize=size)
     axis.set(xlabel="the judge sees", ylabel="it is")
     figure.colorbar(drawn, ax=axis, fraction=0.04)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _rare() -> Normalize:
@@ -97,7 +97,12 @@ def _rare() -> Normalize:
     return PowerNorm(0.3, vmin=0.0, vmax=1.0)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a width and a height in inches.
+
+    Raises:
+        PpapError: Where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -107,8 +112,12 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, as SVG or PNG by its suffix."""
     import matplotlib
 
+    if path.suffix == ".png":
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
+        return
     with matplotlib.rc_context({"svg.hashsalt": "ppap", "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
