@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 # The first example pays for lazy imports, and machines differ: time is no property of ours.
 settings.register_profile("ppap", deadline=None)
 settings.load_profile("ppap")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What whoever runs the tests has downloaded or trained is none of theirs."""
+    before = os.environ.get("PPAP_CACHE_DIR")
+    os.environ["PPAP_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("PPAP_CACHE_DIR")
+    if before is not None:
+        os.environ["PPAP_CACHE_DIR"] = before

@@ -235,4 +235,6 @@ def test_figures_say_which_experts_guided(experiment: Experiment, home: Path) ->
     assert all(path.is_file() for path in written)
     page = (home / "page.md").read_text()
     assert "| calibrated | auto |" in page
+    digest = row["guide"]["experts"]["sha256"][:12]
+    assert f"calibrated: guided by 3 experts, mine ({digest})." in page
     assert "at the edge" not in page

@@ -162,6 +162,10 @@ class TestFinding:
         )
         assert choose_bundle("auto", TinyGuide(), Backend()) is None
         assert find_bundles() == []
+        with pytest.raises(AssetError, match="far"):
+            bundle_by_name("far", offline=True)
+        with pytest.raises(AssetError, match="far"):
+            choose_bundle("far", TinyGuide(), Backend(), offline=True)
 
 
 class TestChoosing:

@@ -159,12 +159,14 @@ class ExpertRequest:
         calibrated: Whether the guide's scales are those that the experts were calibrated with; None
             for where there are such.
         noise_aware: Whether the guide reads noise without experts.
+        offline: Whether to raise instead of downloading a bundle.
     """
 
     source: str | ExpertSet | ChosenExperts = attrs.field(default="none", converter=_settled)
     allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=_tuple)
     calibrated: bool | None = False
     noise_aware: bool = False
+    offline: bool = False
 
     def check(self, guide: str, through: Through = "noisy") -> None:
         """Accept what can be right, whatever the guide's weights and the backend.
@@ -191,7 +193,8 @@ class ExpertRequest:
                     hint="look through noisy, or leave the experts out",
                 )
             if isinstance(self.source, str):
-                self._check_scales(guide, True, bundle_by_name(self.source).info().scales)
+                bundle = bundle_by_name(self.source, offline=self.offline)
+                self._check_scales(guide, True, bundle.info().scales)
         elif not self._wanted(through):
             self._check_scales(guide, False, None)
 
@@ -239,7 +242,13 @@ class ExpertRequest:
                 f"the network of guide {guide!r} has experts already",
                 hint="give the guide these, or detach them",
             )
-        bundle = choose_bundle(self.source, model, backend, allow_mismatch=self.allow_mismatch)
+        bundle = choose_bundle(
+            self.source,
+            model,
+            backend,
+            allow_mismatch=self.allow_mismatch,
+            offline=self.offline,
+        )
         return None if bundle is None else ChosenExperts.of(bundle)
 
     def _check_scales(self, guide: str, experts: bool, scales: tuple[float, ...] | None) -> None:

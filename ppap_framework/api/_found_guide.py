@@ -179,7 +179,7 @@ def find_guide(
     spec = found_loss = found_checkpoint = None
     with problems.collected():
         spec = plugins.spec("guider", source)
-        request = attrs.evolve(request, noise_aware=spec.noise_aware)
+        request = attrs.evolve(request, noise_aware=spec.noise_aware, offline=offline)
         with problems.collected():
             request.check(label)
         with problems.collected():

@@ -180,6 +180,11 @@ def _quality(result: Results) -> str:
 def _notes(result: Results) -> str:
     lines = [f"- {row['title']}: {row['text']}" for row in result.rows if row["text"]]
     for row in result.rows:
+        if experts := (row.get("guide") or {}).get("experts"):
+            lines.append(
+                f"- {row['title']}: guided by {experts['num_experts']} experts, "
+                f"{experts['name']} ({experts['sha256'][:12]})."
+            )
         for key, what in (
             ("skipped", "gradients were not finite and left out"),
             ("broken", "images were not finite and are grey where they were not"),

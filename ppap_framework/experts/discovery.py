@@ -99,11 +99,12 @@ def find_bundles(
     return found + [_installed(plugins, asset, offline=True) for asset in here]
 
 
-def bundle_by_name(source: str) -> BundleFile:
+def bundle_by_name(source: str, *, offline: bool = False) -> BundleFile:
     """The bundle that is asked for; that of a distribution is downloaded when it is not here.
 
     Args:
         source: A path, the name of one of the user's own, or what a distribution calls it.
+        offline: Whether to raise instead of downloading.
 
     Raises:
         AssetError: Where there is none.
@@ -117,7 +118,7 @@ def bundle_by_name(source: str) -> BundleFile:
         return own[source]
     plugins = registry()
     try:
-        return _installed(plugins, plugins.bundle(source), offline=False)
+        return _installed(plugins, plugins.bundle(source), offline=offline)
     except AssetError:
         known = [*own, *(asset.name for asset in plugins.bundles())]
         if source.rpartition(":")[2] in known:
@@ -138,6 +139,7 @@ def choose_bundle(
     backend: DiffusionBackend,
     *,
     allow_mismatch: Collection[str] = (),
+    offline: bool = False,
 ) -> BundleFile | None:
     """The experts that shall guide: verified, and known to be for what is here.
 
@@ -147,6 +149,7 @@ def choose_bundle(
         model: The guide, without experts.
         backend: That it shall steer.
         allow_mismatch: Which of `WAIVABLE` may differ.
+        offline: Whether to raise instead of downloading what `source` names.
 
     Returns:
         What `load_bundle` can attach to `model`; None for no experts.
@@ -161,7 +164,7 @@ def choose_bundle(
         return None
     present = Present(model, backend)
     if source != "auto":
-        bundle = bundle_by_name(source)
+        bundle = bundle_by_name(source, offline=offline)
         info, _ = verify_bundle(bundle.path)
         check_match(bundle.path, present.differences(info), allow_mismatch)
         return bundle
