@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, install, plugged, write_backend
 
 import ppap_framework as ppap
-from ppap_framework.api import LoadedGuide, Progress, Settings, plan
+from ppap_framework.api import LoadedGuide, Progress, Settings, frozen, peak_memory, plan
 from ppap_framework.api._pictures import to_uint8
 from ppap_framework.components import DiffusionBackend, TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
@@ -658,3 +659,37 @@ class TestSave:
         assert result.save(tmp_path) is None
         record = json.loads((tmp_path / "run.json").read_text())
         assert (record["status"], record["finished"]) == ("interrupted", 0)
+
+
+class TestNetworksInUse:
+    def test_are_frozen_and_come_back_as_they_were(self) -> None:
+        network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
+        network[1].eval()
+        network[2].weight.requires_grad_(False)
+        modes = [module.training for module in network.modules()]
+        asked = [parameter.requires_grad for parameter in network.parameters()]
+        with pytest.raises(KeyboardInterrupt), frozen([network], torch.device("cpu")):
+            assert not any(module.training for module in network.modules())
+            assert not any(parameter.requires_grad for parameter in network.parameters())
+            raise KeyboardInterrupt
+        assert [module.training for module in network.modules()] == modes
+        assert [parameter.requires_grad for parameter in network.parameters()] == asked
+
+    @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says it there")
+    @pytest.mark.parametrize("silent", [False, True])
+    def test_peak_memory_is_in_bytes_and_rises(
+        self, monkeypatch: pytest.MonkeyPatch, silent: bool
+    ) -> None:
+        if silent:  # as other systems are
+            monkeypatch.setattr(
+                "ppap_framework.api._in_use._STATUS", Path("/proc/self/no-such-file")
+            )
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        now, before = pages * os.sysconf("SC_PAGESIZE"), peak_memory(torch.device("cpu"))
+        assert before is not None
+        more = max(0, before - now) + 2**26
+        held = np.ones(more, np.uint8)
+        after = peak_memory(torch.device("cpu"))
+        assert after is not None
+        assert 2**25 < after - before < 2**28
+        assert held[-1] == 1

@@ -13,6 +13,8 @@ from torch import nn
 
 __all__ = ["frozen", "peak_memory"]
 
+_STATUS = Path("/proc/self/status")
+
 
 @contextlib.contextmanager
 def frozen(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
@@ -49,7 +51,7 @@ def peak_memory(device: torch.device) -> int | None:
     # getrusage would do on other systems; on Linux its peak survives exec, so that a process begins
     # with that of the one that started it.
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = _STATUS.read_text().splitlines()
     except OSError:
         lines = []
     own = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
