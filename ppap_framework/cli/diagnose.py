@@ -12,9 +12,8 @@ import attrs
 import click
 
 from ppap_framework.cli import State
-from ppap_framework.cli.config import Command, problems_of
+from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import print_json, print_table
-from ppap_framework.cli.training_options import option
 from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
