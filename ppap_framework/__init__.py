@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppap_framework.api import ModuleGuide, Result, backend, guide, sample
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-    from ppap_framework.transfer import SyntheticData, synthesize
+    from ppap_framework.transfer import SyntheticData, adapt, synthesize
 
 __all__ = [
     "AssetError",
@@ -29,6 +29,7 @@ __all__ = [
     "Result",
     "SyntheticData",
     "UsageError",
+    "adapt",
     "backend",
     "guide",
     "sample",
@@ -37,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("AssetError", "PluginError", "PpapError", "UsageError"), "errors"),
-    **dict.fromkeys(("SyntheticData", "synthesize"), "transfer"),
+    **dict.fromkeys(("SyntheticData", "adapt", "synthesize"), "transfer"),
 }
 """The modules of what does not come from `api`."""
 

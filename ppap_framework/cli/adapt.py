@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from ppap_framework.cli.training_options import (
     boundaries_of,
     bundle_record,
     guide_options,
-    iterations_bar,
     option,
+    progress_bars,
     recipe_of,
     show_bundle,
     teacher_of,
@@ -58,22 +59,32 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     ppap run --backend adm --guider classifier --target "red cube"
     """
     from ppap_framework.api import Problems, find_backend
-    from ppap_framework.transfer import adapt, check_transfer
+    from ppap_framework.transfer import adapt, check_adapt
 
     state = ctx.ensure_object(State)
     problems = Problems()
     problems.errors += problems_of(ctx)
     problems.check()
-    plain = "-".join(given[name].rpartition(":")[2] for name in ("backend", "guider"))
-    out = Path(given["out"] or f"runs/adapt/{plain}-{given['num_experts']}").expanduser()
     recipe = recipe_of(given)
-    with problems.collected():
-        check_transfer(out, recipe, num_experts=given["num_experts"], name=given["name"])
     found, learner, boundaries, adapters = [], [], None, None
     with problems.collected():
-        found.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
-    with problems.collected():
         boundaries = boundaries_of(given["boundaries"])
+    out = Path(given["out"] or _default_out(given, boundaries)).expanduser()
+    with problems.collected():
+        check_adapt(
+            out,
+            recipe,
+            num=given["num"],
+            steps=given["steps"],
+            seed=given["seed"],
+            workers=given["workers"],
+            num_experts=given["num_experts"],
+            boundaries=boundaries,
+            name=given["name"],
+            device=given["device"],
+        )
+    with problems.collected():
+        found.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
     with problems.collected():
         adapters = adapters_of(given["adapter"])
     if not problems.errors:
@@ -82,7 +93,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     problems.check()
     assert adapters is not None
     try:
-        with iterations_bar(state) as watch:
+        with progress_bars(state) as (drawing, learning):
             bundle = adapt(
                 found[0].load(),
                 learner[0],
@@ -99,7 +110,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                 device=given["device"],
                 keep=given["keep"],
                 overwrite=given["overwrite"],
-                learning=watch,
+                drawing=drawing,
+                learning=learning,
                 command=["ppap", *sys.argv[1:]],
             )
     except KeyboardInterrupt:
@@ -110,3 +122,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     else:
         show_bundle(bundle)
     return 0
+
+
+def _default_out(given: dict[str, Any], boundaries: Sequence[int] | None) -> str:
+    plain = (Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider"))
+    experts = given["num_experts"] or (5 if boundaries is None else len(boundaries) + 1)
+    return f"runs/adapt/{'-'.join(plain)}-{experts}"

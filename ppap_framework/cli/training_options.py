@@ -22,13 +22,15 @@ __all__ = [
     "boundaries_of",
     "bundle_record",
     "guide_options",
-    "iterations_bar",
     "option",
+    "progress_bars",
     "recipe_of",
     "show_bundle",
     "teacher_of",
     "training_options",
 ]
+
+Watch = Callable[[Any], None]
 
 
 def guide_options(command: Any) -> Any:
@@ -61,7 +63,11 @@ def training_options(command: Any) -> Any:
     """What experts are and how they learn."""
     for add in reversed(
         (
-            option("--num-experts", type=int, default=5, help="How many ranges of noise."),
+            option(
+                "--num-experts",
+                type=int,
+                help="How many ranges of noise; 5 if left out, or as many as --boundaries make.",
+            ),
             option(
                 "--boundaries",
                 metavar="T,T,...",
@@ -92,7 +98,7 @@ def training_options(command: Any) -> Any:
                 "--patience",
                 type=int,
                 default=0,
-                help="Looks without a new best that end a training; 0 for never.",
+                help="Looks without a new best that end an expert's training; 0 for never.",
             ),
             option(
                 "--precision",
@@ -163,13 +169,20 @@ def adapters_of(texts: Sequence[str]) -> Adapters:
 
     found: list[tuple[str, dict[str, Any]]] = []
     for text in texts:
-        name, _, options = text.strip().partition(":")
+        name, options = _adapter(text)
         registry().spec("adapter", name)
         pairs = [part for part in options.split(",") if part]
         found.append((name, _pairs("--adapter", pairs, name, "adapter")))
         if [other for other, _ in found].count(name) > 1:
             raise UsageError(f"--adapter {name} is given twice", hint="give each adapter once")
     return found or DEFAULT_ADAPTERS
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    """Name and options; the name may be "distribution:name", in which no "=" stands."""
+    name, _, options = text.strip().partition(":")
+    own, _, rest = options.partition(":")
+    return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)
 
 
 def boundaries_of(text: str | None) -> list[int] | None:
@@ -209,14 +222,18 @@ def show_bundle(bundle: BundleFile) -> None:
 
     record = bundle_record(bundle)
     scores = record["metrics"]["experts"]
+
+    def shown(score: float | None) -> str:
+        return "not finite" if score is None else f"{score:.4g}"
+
     print_table(
         ("EXPERT", "TIMESTEPS", "HELD-OUT LOSS", "UNTOUCHED", "PARAMETERS"),
         [
             (
                 str(i),
                 f"{record['timesteps'][i]} to {record['timesteps'][i + 1] - 1}",
-                f"{scores[i]['held_out']:.4g}",
-                f"{scores[i]['untouched']:.4g}",
+                shown(scores[i]["held_out"]),
+                shown(scores[i]["untouched"]),
                 f"{record['share_of_network'][i]:.2%}",
             )
             for i in range(record["experts"])
@@ -226,31 +243,37 @@ def show_bundle(bundle: BundleFile) -> None:
 
 
 @contextmanager
-def iterations_bar(state: State) -> Iterator[Callable[[Any], None] | None]:
-    """A bar on stderr where that is a terminal."""
+def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None]]:
+    """Bars on stderr where that is a terminal, one for drawing and one for learning: each is there
+    when the first is heard of it.
+    """
     if state.verbosity < 0 or not sys.stderr.isatty():
-        yield None
+        yield None, None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("learning"),
+        TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:.0f} %, loss {task.fields[loss]:.3g}"),
+        TextColumn("{task.percentage:.0f} %{task.fields[more]}"),
     )
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
-        tasks: list[TaskID] = []
+        tasks: dict[str, TaskID] = {}
 
-        def watch(learned: Any) -> None:
-            if not tasks:  # what earlier calls did says nothing about speed
-                start = {"completed": learned.iterations, "total": learned.of}
-                tasks.append(bar.add_task("", **start, loss=learned.loss))
-            bar.update(tasks[0], completed=learned.iterations, loss=learned.loss)
+        def watch(what: str, done: int, of: int, more: str = "") -> None:
+            if what not in tasks:  # what earlier calls did says nothing about speed
+                tasks[what] = bar.add_task(what, completed=done, total=of, more=more)
+            bar.update(tasks[what], completed=done, more=more)
 
-        yield watch
+        yield (
+            lambda drawn: watch("drawing", drawn.steps, drawn.of),
+            lambda learned: watch(
+                "learning", learned.iterations, learned.of, f", loss {learned.loss:.3g}"
+            ),
+        )
 
 
 def _pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from ppap_framework.cli.training_options import (
     boundaries_of,
     bundle_record,
     guide_options,
-    iterations_bar,
     option,
+    progress_bars,
     recipe_of,
     show_bundle,
     teacher_of,
@@ -63,15 +63,22 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     problems.errors += problems_of(ctx)
     problems.check()
     recipe, out = recipe_of(given), Path(given["out"]).expanduser()
-    with problems.collected():
-        check_transfer(out, recipe, num_experts=given["num_experts"], name=given["name"])
     found, data, learner, boundaries, adapters = [], [], [], None, None
+    with problems.collected():
+        boundaries = boundaries_of(given["boundaries"])
+    with problems.collected():
+        check_transfer(
+            out,
+            recipe,
+            num_experts=given["num_experts"],
+            boundaries=boundaries,
+            name=given["name"],
+            device=given["device"],
+        )
     with problems.collected():
         found.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
     with problems.collected():
         data.append((LabelledImages if given["supervised"] else SyntheticData)(given["data"]))
-    with problems.collected():
-        boundaries = boundaries_of(given["boundaries"])
     with problems.collected():
         adapters = adapters_of(given["adapter"])
     if not problems.errors:
@@ -80,7 +87,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     problems.check()
     assert adapters is not None
     try:
-        with iterations_bar(state) as watch:
+        with progress_bars(state) as (_, watch):
             bundle = transfer(
                 found[0].load(),
                 learner[0],

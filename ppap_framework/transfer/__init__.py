@@ -7,19 +7,14 @@ bundle = adapt(backend, "classifier", out="experts")    # both in one
 
 from __future__ import annotations
 
-from ppap_framework.transfer.adapt import adapt
+from ppap_framework.transfer.adapt import adapt, check_adapt
 from ppap_framework.transfer.images import Images, LabelledImages
 from ppap_framework.transfer.recipe import Phase, Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
 from ppap_framework.transfer.synthesis_data import Fault, SyntheticData
 from ppap_framework.transfer.teacher import Teacher, teacher
-from ppap_framework.transfer.transfer import (
-    DEFAULT_ADAPTERS,
-    Adapters,
-    Learned,
-    check_transfer,
-    transfer,
-)
+from ppap_framework.transfer.transfer import Learned, check_transfer, transfer
+from ppap_framework.transfer.transfer_plan import DEFAULT_ADAPTERS, Adapters
 
 __all__ = [
     "DEFAULT_ADAPTERS",
@@ -33,6 +28,7 @@ __all__ = [
     "SyntheticData",
     "Teacher",
     "adapt",
+    "check_adapt",
     "check_synthesis",
     "check_transfer",
     "synthesize",

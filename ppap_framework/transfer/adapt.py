@@ -8,23 +8,18 @@ from pathlib import Path
 
 from torch import nn
 
-from ppap_framework.api import LoadedBackend, Problems, Progress, Settings
-from ppap_framework.api import backend as load_backend
+from ppap_framework.api import Problems, Progress, Settings
 from ppap_framework.components import DiffusionBackend
+from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.transfer.recipe import Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
-from ppap_framework.transfer.teacher import Teacher, teacher
-from ppap_framework.transfer.transfer import (
-    DEFAULT_ADAPTERS,
-    Adapters,
-    Learned,
-    check_transfer,
-    transfer,
-)
+from ppap_framework.transfer.teacher import Teacher
+from ppap_framework.transfer.transfer import Learned, check_transfer, learn
 from ppap_framework.transfer.transfer_folder import DATA
+from ppap_framework.transfer.transfer_plan import DEFAULT_ADAPTERS, Adapters, plan_transfer
 
-__all__ = ["adapt"]
+__all__ = ["adapt", "check_adapt"]
 
 
 def adapt(
@@ -35,7 +30,7 @@ def adapt(
     loss: str | None = None,
     num: int = 2048,
     steps: int = 25,
-    num_experts: int = 5,
+    num_experts: int | None = None,
     boundaries: Sequence[int] | None = None,
     adapters: Adapters = DEFAULT_ADAPTERS,
     iterations: int = 5000,
@@ -73,17 +68,31 @@ def adapt(
     """
     path = Path(out).expanduser()
     recipe = recipe or Recipe(iterations=iterations, seed=seed)
-    settings = Settings(num=num, steps=steps, seed=seed, batch=64, device=device)
-    problems = Problems()
-    with problems.collected():
-        check_transfer(path, recipe, num_experts=num_experts, name=name)
-    with problems.collected():
-        check_synthesis(path / DATA, settings, shard=512, workers=workers, threads=1)
-    problems.check()
-    loaded: LoadedBackend = load_backend(backend)
-    learner = guide if isinstance(guide, Teacher) else teacher(guide, loss=loss)
+    check_adapt(
+        path,
+        recipe,
+        num=num,
+        steps=steps,
+        seed=seed,
+        workers=workers,
+        num_experts=num_experts,
+        boundaries=boundaries,
+        name=name,
+        device=device,
+    )
+    plan = plan_transfer(
+        backend,
+        guide,
+        loss=loss,
+        num_experts=num_experts,
+        boundaries=boundaries,
+        adapters=adapters,
+        recipe=recipe,
+        name=name,
+        device=device,
+    )
     data = synthesize(
-        loaded,
+        plan.backend,
         out=path / DATA,
         num=num,
         steps=steps,
@@ -94,19 +103,45 @@ def adapt(
         progress=drawing,
         command=command,
     )
-    return transfer(
-        loaded,
-        learner,
+    return learn(
+        plan,
         data,
         out=path,
-        num_experts=num_experts,
-        boundaries=boundaries,
-        adapters=adapters,
-        recipe=recipe,
-        name=name,
-        device=device,
         keep=keep,
         overwrite=overwrite,
         progress=learning,
         command=command,
     )
+
+
+def check_adapt(
+    out: Path,
+    recipe: Recipe,
+    *,
+    num: int,
+    steps: int,
+    seed: int,
+    workers: int | None,
+    num_experts: int | None = None,
+    boundaries: Sequence[int] | None = None,
+    name: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Accept what can be right, whatever backend and guide.
+
+    Raises:
+        UsageError: With everything that cannot.
+    """
+    problems = Problems()
+    with problems.collected():
+        check_transfer(
+            out, recipe, num_experts=num_experts, boundaries=boundaries, name=name, device=device
+        )
+    # What both have is checked above; and told once.
+    own_seed = 0 if seed == recipe.seed else seed
+    settings = Settings(num=num, steps=steps, seed=own_seed, batch=64)
+    with problems.collected():
+        check_synthesis(out / DATA, settings, shard=512, workers=workers, threads=1)
+    if num == 1:
+        problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
+    problems.check()

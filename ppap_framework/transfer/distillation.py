@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, final
 
 import attrs
@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppap_framework.components import TaskLoss
-from ppap_framework.errors import PluginError, PpapError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.transfer.lessons import Lesson, examination, lesson
 from ppap_framework.transfer.recipe import SHARED, Phase, Recipe
+from ppap_framework.transfer.teacher import each_tensor
 
-__all__ = ["Course", "Distillation", "Report"]
+__all__ = ["Course", "Distillation", "Report", "check_experts"]
 
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
@@ -78,7 +79,7 @@ class Report:
     Attributes:
         phase: The number of the phase.
         step: Iterations of it that are done.
-        loss: Of the last one, or on the held-out images.
+        loss: Of the last one, or on the held-out images, where it may be inf.
         held_out: Which of the two.
     """
 
@@ -88,24 +89,47 @@ class Report:
     held_out: bool
 
 
+def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
+    """Accept experts that can learn.
+
+    Raises:
+        UsageError: Where they hold nothing that could be trained, or need larger batches.
+    """
+    network = type(experts.model.network).__name__
+    if next(experts.parameters(0), None) is None:
+        raise UsageError(
+            f"{' and '.join(experts.adapters)} find no parameter to train in {network}",
+            hint="use another adapter",
+        )
+    if recipe.batch == 1 and _own_statistics(experts):
+        raise UsageError(
+            f"a batch of one image says nothing to the batch norms of {network}",
+            hint="use a batch of 64, say",
+        )
+
+
 @final
 class Distillation:
     """A training that can be left after any iteration and gone on with exactly.
 
     Args:
         course: What is learned and how.
+
+    Raises:
+        UsageError: As `check_experts`.
     """
 
     def __init__(self, course: Course) -> None:
+        check_experts(course.experts, course.recipe)
         self.course = course
         self.phase = 0
         self.step = 0
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.stale = 0
-        self.scores: list[dict[str, float]] = []
+        self.scores: list[dict[str, float | None]] = []
         self._start: dict[str, Tensor] | None = None
         self._network = course.experts.model.network
-        self._owned = self._own_statistics()
+        self._owned = _own_statistics(course.experts)
         self._optimizer_state: dict[str, Any] | None = None
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -151,16 +175,19 @@ class Distillation:
         self.scores, self._start = state["scores"], state["start"]
         self._optimizer_state = state["optimizer"]
 
-    def run(self) -> Iterator[Report]:
-        """Learn. Between any two reports `state_dict` says where it stands.
+    def run(self) -> Generator[Report, None, None]:
+        """Learn. Between any two reports `state_dict` says where it stands; the network is left as
+        it was found when the generator is closed.
 
         Raises:
             PpapError: Where the loss is no longer finite.
+            PluginError: Where it is not one number for each image, or cannot be differentiated.
+            AssetError: Where labels do not fit what the network says.
         """
         while not self.finished:
             yield from self._run_phase(self.course.phases[self.phase])
 
-    def _run_phase(self, phase: Phase) -> Iterator[Report]:
+    def _run_phase(self, phase: Phase) -> Generator[Report, None, None]:
         course, recipe = self.course, self.course.recipe
         if self.step == 0:
             self._begin(phase)
@@ -187,7 +214,13 @@ class Distillation:
         self._optimizer = None
         if not phase.shared:
             bare = self._score(exam)
-            self.scores.append({"held_out": score, "untouched": bare, "best_iteration": best})
+            self.scores.append(
+                {
+                    "held_out": score,
+                    "untouched": bare if math.isfinite(bare) else None,  # JSON knows no infinity
+                    "best_iteration": best,
+                }
+            )
         self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _begin(self, phase: Phase) -> None:
@@ -204,10 +237,18 @@ class Distillation:
 
         Returns:
             Their score, and after how many iterations they were found.
+
+        Raises:
+            PpapError: Where no score was finite.
         """
         state = self.course.experts.state_dict()
         assert self.best is not None
         score, step, kept = self.best
+        if not math.isfinite(score):
+            raise PpapError(
+                f"the loss of {phase.name} on held-out images was never finite",
+                hint="lower the learning rate, or use float32",
+            )
         _put(state, phase.expert, kept)
         if self._owned:
             gathered = {key: value.clone() for key, value in _of(state, phase.expert).items()}
@@ -231,8 +272,13 @@ class Distillation:
         value = loss.item()
         if not math.isfinite(value):
             raise PpapError(
-                f"the loss of {phase.name} is {value} at iteration {self.step}",
+                f"the loss of {phase.name} is {value} at iteration {self.step + 1}",
                 hint="lower the learning rate, or use float32",
+            )
+        if not loss.requires_grad:
+            raise PluginError(
+                f"the loss of {phase.name} cannot be differentiated in what the expert holds",
+                hint="neither the guide nor its loss may leave autograd",
             )
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -266,10 +312,10 @@ class Distillation:
         """(B,), of the images from number `first`."""
         course = self.course
         numbers = batch.images + first
-        prediction = self._look(batch, first)
-        answers = course.answers(numbers)
+        prediction = each_tensor(_widened, self._look(batch, first))
+        answers = each_tensor(_widened, course.answers(numbers))
         if course.supervised:
-            losses = course.loss.energy(prediction, answers)
+            losses = _supervised(course.loss, prediction, answers)
         else:
             losses = course.loss.transfer(prediction, answers)
         if losses.shape != numbers.shape:
@@ -277,7 +323,7 @@ class Distillation:
                 f"the loss gave {tuple(losses.shape)} for {len(numbers)} images",
                 hint=f"it must be ({len(numbers)},), one for each",
             )
-        return losses.float()
+        return losses
 
     def _look(self, batch: Lesson, first: int) -> Any:
         course = self.course
@@ -293,7 +339,7 @@ class Distillation:
 
     @torch.no_grad()
     def _score(self, exam: Lesson) -> float:
-        """The mean loss on held-out images."""
+        """The mean loss on held-out images; inf where it is not finite."""
         first = self.course.count - self.course.held_out
         total = 0.0
         with _evaluating(self._network):
@@ -301,7 +347,7 @@ class Distillation:
                 rows = slice(start, start + self.course.recipe.batch)
                 part = Lesson(exam.images[rows], exam.timesteps[rows], exam.noise[rows])
                 total += self._losses(part, first).double().sum().item()
-        return total / len(exam.images)
+        return total / len(exam.images) if math.isfinite(total) else math.inf
 
     def _remember(self, phase: Phase, score: float) -> None:
         if self.best is None or score < self.best[0]:
@@ -326,16 +372,6 @@ class Distillation:
             for module, momentum in zip(self._owned, momenta, strict=True):
                 module.momentum = momentum
 
-    def _own_statistics(self) -> list[_BatchNorm]:
-        """The batch norms of which every expert has its own running statistics."""
-        kept = {key.partition("/")[2] for key in self.course.experts.state_dict()}
-        return [
-            module
-            for name, module in self._network.named_modules()
-            if isinstance(module, _BatchNorm)
-            and f"0.{name + '.' if name else ''}running_mean" in kept
-        ]
-
     @contextlib.contextmanager
     def _modes(self) -> Iterator[None]:
         """Evaluation mode, so that nothing is dropped out, but for the batch norms that learn."""
@@ -343,6 +379,34 @@ class Distillation:
             for module in self._owned:
                 module.train()
             yield
+
+
+def _own_statistics(experts: ExpertSet) -> list[_BatchNorm]:
+    """The batch norms of which every expert has its own running statistics."""
+    kept = {key.partition("/")[2] for key in experts.state_dict()}
+    return [
+        module
+        for name, module in experts.model.network.named_modules()
+        if isinstance(module, _BatchNorm) and f"0.{name + '.' if name else ''}running_mean" in kept
+    ]
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """At least float32, where it is floating: losses are not computed in 16 bits."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _supervised(loss: TaskLoss, prediction: Any, labels: Tensor) -> Tensor:
+    try:
+        return loss.energy(prediction, labels)
+    except (IndexError, RuntimeError, ValueError) as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise AssetError(
+            f"the labels do not fit what the network says: {said}",
+            hint="they must be what the loss takes as targets",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppap_framework.errors import AssetError
 
 __all__ = ["Images", "LabelledImages"]
+
+_HINT = "give an NPZ file with `images` (N, H, W, 3), uint8, and `labels` (N, ...), numbers"
 
 
 class Images(Protocol):
@@ -22,7 +27,13 @@ class Images(Protocol):
 
     @property
     def manifest_hash(self) -> str:
-        """A SHA-256 that changes with any picture."""
+        """A SHA-256 that changes with any picture, 64 hexadecimal digits."""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the backend's stages, of each of which every image has a picture; the first
+        is the one that guides steer, the last the finished picture.
+        """
 
     def __len__(self) -> int: ...
 
@@ -42,7 +53,7 @@ class LabelledImages:
 
     Attributes:
         path: As given.
-        labels: (N, ...), as a task loss's `energy` takes targets.
+        labels: (N, ...), int64 or float32, as a task loss's `energy` takes targets.
 
     Raises:
         AssetError: Where it is missing, or anything else.
@@ -50,24 +61,24 @@ class LabelledImages:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
-        hint = "give an NPZ file with `images` (N, H, W, 3), uint8, and `labels` (N, ...)"
-        try:
-            with np.load(self.path) as file:
-                images, labels = file["images"], file["labels"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise AssetError(f"cannot read {str(path)!r}: {error}", hint=hint) from error
+        images, labels = _arrays(self.path)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise AssetError(
-                f"the images of {str(path)!r} are {images.dtype} {images.shape}", hint=hint
+                f"the images of {str(path)!r} are {images.dtype} {images.shape}", hint=_HINT
             )
-        if len(labels) != len(images) or len(images) < 2:
+        if labels.ndim == 0 or labels.dtype.kind not in "biuf":
             raise AssetError(
-                f"{str(path)!r} has {len(images)} images and {len(labels)} labels", hint=hint
+                f"the labels of {str(path)!r} are {labels.dtype} {labels.shape}", hint=_HINT
+            )
+        if len(labels) != len(images):
+            raise AssetError(
+                f"{str(path)!r} has {len(images)} images and {len(labels)} labels", hint=_HINT
             )
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        labels = labels.astype(np.int64) if labels.dtype.kind in "iu" else labels
+        labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         self.labels = torch.from_numpy(labels)
-        digest = hashlib.sha256(np.ascontiguousarray(images).data)
+        digest = hashlib.sha256(f"{images.shape} {labels.dtype} {labels.shape} ".encode())
+        digest.update(np.ascontiguousarray(images).data)
         digest.update(np.ascontiguousarray(labels).data)
         self._digest = digest.hexdigest()
 
@@ -75,6 +86,11 @@ class LabelledImages:
     def manifest_hash(self) -> str:
         """The SHA-256 of images and labels."""
         return self._digest
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """One, of no name that matters."""
+        return ("pictures",)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -87,3 +103,22 @@ class LabelledImages:
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
         """Pictures by their numbers: (B, 3, H, W), uint8."""
         return self._images[torch.as_tensor(list(indices))]
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        with path.open("rb") as opened:
+            if opened.read(2) != b"PK":  # numpy would take an NPY file or a pickle as well
+                raise ValueError("it is no NPZ file")
+            opened.seek(0)
+            with np.load(opened) as file:
+                return file["images"], file["labels"]
+    except OSError as error:
+        raise AssetError(
+            f"cannot read {str(path)!r}: {error.strerror or error}", hint=_HINT
+        ) from error
+    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # the last for encrypted ones
+        said = error.args[0] if error.args else "it ends too early"
+        raise AssetError(f"cannot read {str(path)!r}: {said}", hint=_HINT) from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise AssetError(f"{str(path)!r} is damaged: {error}", hint=_HINT) from error

@@ -61,7 +61,8 @@ def lesson(
     orders = {epoch: _order(seed, phase, epoch, count) for epoch in {i // count for i in places}}
     images = torch.stack([orders[i // count][i % count] for i in places])
     generator = _generator(seed, _LESSON, phase, step)
-    spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    # As float64: as float32 a place at the end of its part may round to the next one's beginning.
+    spread = torch.arange(batch) + torch.rand(batch, generator=generator).double()
     return Lesson(images, _at(timesteps, spread), torch.randn(batch, *shape, generator=generator))
 
 
@@ -73,15 +74,14 @@ def examination(
     The arguments are as for `lesson`.
     """
     generator = _generator(seed, _EXAMINATION, phase, 0)
-    spread = (torch.randperm(count, generator=generator) + 0.5) / count
+    spread = torch.randperm(count, generator=generator).double() + 0.5
     noise = torch.randn(count, *shape, generator=generator)
     return Lesson(torch.arange(count), _at(timesteps, spread), noise)
 
 
 def _at(timesteps: range, spread: Tensor) -> Tensor:
-    """Timesteps at shares of a range, in [0, 1)."""
-    offset = (spread.double() * len(timesteps)).long().clamp_max(len(timesteps) - 1)
-    return timesteps.start + offset
+    """The timesteps at B places, (B,), float64 in [0, B), when the range is stretched to [0, B)."""
+    return timesteps.start + (spread * len(timesteps) / len(spread)).long()
 
 
 def _order(seed: int, phase: int, epoch: int, count: int) -> Tensor:

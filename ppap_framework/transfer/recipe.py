@@ -7,6 +7,7 @@ than their own budget to get anywhere, those of much noise above all, profit mos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, final
 
@@ -150,20 +151,22 @@ class Recipe:
             )
         if not _is_whole(self.seed):
             yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0, say")
-        if not 0.0 <= self.shared < 1.0:
+        if self.chain not in (False, True):
+            yield UsageError(f"chain must be true or false, not {self.chain}", hint="use false")
+        if not _is_number(self.shared) or not 0.0 <= self.shared < 1.0:
             yield UsageError(
                 f"shared must lie in [0, 1), not be {self.shared}",
                 hint="0.5 gives half of the iterations to a start that all experts share",
             )
-        if not 0.0 < self.held_out < 1.0:
+        if not _is_number(self.held_out) or not 0.0 < self.held_out < 1.0:
             yield UsageError(
                 f"held_out must lie between 0 and 1, not be {self.held_out}", hint="use 0.1, say"
             )
-        if not 0.0 < self.learning_rate < float("inf"):
+        if not _is_number(self.learning_rate) or not 0.0 < self.learning_rate < math.inf:
             yield UsageError(
                 f"learning_rate must be above 0, not {self.learning_rate}", hint="use 0.001, say"
             )
-        if not 0.0 <= self.weight_decay < float("inf"):
+        if not _is_number(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
             yield UsageError(f"weight_decay must be from 0, not {self.weight_decay}", hint="use 0")
         if self.precision not in ("float32", "bfloat16"):
             yield UsageError(
@@ -173,3 +176,7 @@ class Recipe:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

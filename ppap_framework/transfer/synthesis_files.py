@@ -14,6 +14,8 @@ from ppap_framework.errors import AssetError, PpapError, UsageError
 
 __all__ = ["digest", "file_sha256", "locked", "read_json", "refusals", "replacing", "write_json"]
 
+_ANEW = "`ppap synthesize --overwrite` draws the set anew"
+
 
 @contextlib.contextmanager
 def refusals(path: Path) -> Iterator[None]:
@@ -60,8 +62,12 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, hint: str = _ANEW) -> Any:
     """Read what `write_json` wrote; None where there is no such file.
+
+    Args:
+        path: Of the file.
+        hint: What to do where it is damaged.
 
     Raises:
         AssetError: Where it cannot be read, or is no JSON.
@@ -73,10 +79,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise AssetError(f"{str(path)!r} is damaged: {error}", hint=_ANEW) from error
-
-
-_ANEW = "`ppap synthesize --overwrite` draws the set anew"
+        raise AssetError(f"{str(path)!r} is damaged: {error}", hint=hint) from error
 
 
 def digest(value: Any) -> str:

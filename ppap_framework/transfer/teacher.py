@@ -10,13 +10,13 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.api import Loss, ModuleGuide, Origin, find_guide
+from ppap_framework.api import FunctionLoss, Loss, ModuleGuide, Origin, find_guide
 from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.plugin import TaskLossSpec
 from ppap_framework.registry import registry
 
-__all__ = ["Answers", "Teacher", "rows_of", "teacher"]
+__all__ = ["Answers", "Teacher", "each_tensor", "teacher"]
 
 
 @final
@@ -69,12 +69,12 @@ def teacher(
                 f"guider {source!r} has its own normalisation and size",
                 hint="mean, std and size are for a network of your own",
             )
-        found = find_guide(source, loss=loss, model=model, checkpoint=checkpoint, options=options)
-        if found.spec.noise_aware:
+        if registry().spec("guider", source).noise_aware:
             raise UsageError(
                 f"guider {source!r} understands noise already",
                 hint="experts are for networks that have only seen clean images",
             )
+        found = find_guide(source, loss=loss, model=model, checkpoint=checkpoint, options=options)
         origin = Origin(
             component=found.spec.name,
             distribution=found.registry.provider(found.spec).distribution,
@@ -102,9 +102,7 @@ def teacher(
         wrapped = ModuleGuide(wrapped, mean=mean, std=std, size=size)
     wanted: Loss | TaskLossSpec = loss
     if isinstance(loss, str):
-        spec = plugins.spec("loss", loss)
-        assert isinstance(spec, TaskLossSpec)
-        wanted = spec
+        wanted = plugins.spec("loss", loss)
     return Teacher(
         model=wrapped,
         loss=_made(wanted, given),
@@ -137,18 +135,21 @@ class Answers:
 
     def of(self, rows: Tensor) -> Any:
         """The answers to B images, by their numbers (B,), as the model gives them."""
-        return rows_of(self._all, rows)
+        return each_tensor(lambda tensor: tensor[rows.to(tensor.device)], self._all)
 
 
-def rows_of(prediction: Any, rows: Tensor) -> Any:
-    """Some rows of a prediction: a tensor, or tuples, lists and mappings of such."""
+def each_tensor(change: Callable[[Tensor], Tensor], prediction: Any) -> Any:
+    """A prediction with each of its tensors changed: one, or tuples, lists and mappings of such."""
     if isinstance(prediction, Tensor):
-        return prediction[rows.to(prediction.device)]
+        return change(prediction)
     if prediction is None:
         return None
     if isinstance(prediction, Mapping):
-        return type(prediction)({key: rows_of(value, rows) for key, value in prediction.items()})  # type: ignore[call-arg]  # as mappings are made
-    return _rebuilt(prediction, [rows_of(value, rows) for value in prediction])
+        changed = {key: each_tensor(change, value) for key, value in prediction.items()}
+        return type(prediction)(changed)  # type: ignore[call-arg]  # as mappings are made
+    if isinstance(prediction, tuple | list):
+        return _rebuilt(prediction, [each_tensor(change, value) for value in prediction])
+    raise _unknown(prediction)
 
 
 def _stacked(parts: Sequence[Any]) -> Any:
@@ -161,8 +162,12 @@ def _stacked(parts: Sequence[Any]) -> Any:
         return type(first)({key: _stacked([p[key] for p in parts]) for key in first})  # type: ignore[call-arg]  # as mappings are made
     if isinstance(first, tuple | list):
         return _rebuilt(first, [_stacked(column) for column in zip(*parts, strict=True)])
-    raise PluginError(
-        f"a prediction with a {type(first).__name__} in it cannot be kept",
+    raise _unknown(first)
+
+
+def _unknown(part: object) -> PluginError:
+    return PluginError(
+        f"experts cannot learn from a prediction with a {type(part).__name__} in it",
         hint="a guide's prediction is a tensor, or tuples, lists and mappings of tensors",
     )
 
@@ -178,7 +183,7 @@ def _made(loss: Any, options: dict[str, Any]) -> TaskLoss:
         return made
     if options:
         raise UsageError("a loss that is already made takes no options")
-    if not isinstance(loss, TaskLoss):
+    if isinstance(loss, FunctionLoss) or not isinstance(loss, TaskLoss):
         raise UsageError(
             "a bare function does not say how a student learns from a teacher",
             hint="give a TaskLoss, or the name of one",

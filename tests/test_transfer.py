@@ -1,0 +1,923 @@
+"""Knowledge transfer in this process: what is made, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from experts_toy import SCHEDULE, Backend
+from PIL import Image
+from reaper import Death, Reaper
+from torch import Tensor, nn
+from transfer_toy import Convolutions, Means, Pictures, Square, anatomy, pictures, seen
+
+from ppap_framework.api import FunctionLoss
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.experts import (
+    BundleFile,
+    backend_sha256,
+    choose_bundle,
+    experts_dir,
+    guide_sha256,
+    has_experts,
+    load_bundle,
+)
+from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.transfer import (
+    LabelledImages,
+    Learned,
+    Phase,
+    Recipe,
+    Teacher,
+    distillation,
+    teacher,
+    transfer,
+)
+from ppap_framework.transfer.loss_plot import plot_losses
+from ppap_framework.transfer.synthesis_files import locked
+
+MODULE = sys.modules["ppap_framework.transfer.transfer"]  # the package calls the function so
+
+ADAPTERS = (("lora", {"rank": 2, "targets": ("1", "7")}), ("bias", {}))
+SHORT = Recipe(iterations=12, shared=0.25, batch=6, held_out=0.25, validate_every=2)
+NAME = "backend-convolutions-2"
+FILE = f"{NAME}.experts.safetensors"
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Few batches for statistics, a plot that takes no time, a cache of one's own."""
+
+    def plot(lines: Any, phases: Any, path: Path) -> None:
+        for suffix in (".svg", ".png"):
+            path.with_suffix(suffix).write_text(f"{len(lines)} lines")
+
+    monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
+    monkeypatch.setattr(MODULE, "plot_losses", plot)
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hasten(monkeypatch, tmp_path)
+
+
+def network(model: nn.Module | None = None) -> Teacher:
+    return teacher(model or Convolutions(), loss=Square())
+
+
+def run(out: Path, **changes: Any) -> BundleFile:
+    settings: dict[str, Any] = {
+        "backend": Backend(),
+        "guide": network(),
+        "data": Pictures({"base": pictures()}),
+        "num_experts": 2,
+        "adapters": ADAPTERS,
+        "recipe": SHORT,
+        "keep": False,
+        "device": "cpu",
+        **changes,
+    }
+    return transfer(out=out, **settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed call leaves."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        hasten(patched, out.parent)
+        run(out)
+    return content(out)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file but the diary."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "transfer.json"
+    }
+
+
+def record(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "transfer.json").read_text())
+    return found
+
+
+class TestResult:
+    def test_the_folder(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        run(tmp_path, command=["ppap", "transfer"])
+        assert content(tmp_path) == whole
+        assert set(whole) == {FILE, "log.jsonl", "loss.png", "loss.svg", ".lock"}
+        diary = record(tmp_path)
+        assert diary["status"] == "complete"
+        [call] = diary["calls"]
+        assert (call["iterations"], call["command"]) == (12, ["ppap", "transfer"])
+        assert diary["seconds"] == call["seconds"] > 0
+
+    def test_the_log(self, whole: dict[str, bytes]) -> None:
+        lines = [json.loads(line) for line in whole["log.jsonl"].splitlines()]
+        kinds = [
+            (line["phase"], line["iteration"], "held_out" in line, "loss" in line) for line in lines
+        ]
+        # Of 3, 5 and 4 iterations every tenth is logged, and the last; every second looks.
+        assert kinds == [
+            ("shared", 2, True, False),
+            ("shared", 3, False, True),
+            ("shared", 3, True, False),
+            ("expert 0", 2, True, False),
+            ("expert 0", 4, True, False),
+            ("expert 0", 5, False, True),
+            ("expert 0", 5, True, False),
+            ("expert 1", 2, True, False),
+            ("expert 1", 4, False, True),
+            ("expert 1", 4, True, False),
+        ]
+
+    def test_every_tenth_iteration_is_logged(self, tmp_path: Path) -> None:
+        recipe = Recipe(iterations=25, shared=0, batch=4, validate_every=100)
+        run(tmp_path, num_experts=1, recipe=recipe)
+        lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [line["iteration"] for line in lines if "loss" in line] == [10, 20, 25]
+
+    def test_what_the_bundle_says(self, tmp_path: Path) -> None:
+        data, guide, backend = Pictures({"base": pictures()}), network(), Backend()
+        bundle = run(tmp_path, data=data, guide=guide, backend=backend)
+        assert bundle == BundleFile(NAME, tmp_path / FILE)
+        info = bundle.info()
+        assert info.guide.component == "Convolutions"
+        assert info.guide.sha256 == guide_sha256(guide.model)
+        assert info.backend.sha256 == backend_sha256(backend)
+        assert info.timesteps == (0, 50, 100)
+        assert info.resolution == (8, 8)
+        assert info.data_sha256 == data.manifest_hash
+        assert info.seed == 0
+        assert [adapter.name for adapter in info.adapters] == ["lora", "bias"]
+        assert info.recipe["iterations"] == 12
+        assert info.recipe["loss"] == {"name": "Square", "options": {}}
+        assert info.metrics["held_out_images"] == 5
+        assert [set(score) for score in info.metrics["experts"]] == [
+            {"held_out", "untouched", "best_iteration"}
+        ] * 2
+
+    def test_the_experts_say_of_noise_what_was_scored(self, tmp_path: Path) -> None:
+        """From the file, on another instance, against the teacher's answers."""
+        from ppap_framework.transfer.lessons import examination
+
+        bundle = run(tmp_path)
+        model, x0 = Convolutions(), seen(pictures())
+        with torch.no_grad():
+            answers = model(x0[15:])
+        experts = load_bundle(bundle.path, model, Backend())
+        for expert, score in enumerate(bundle.info().metrics["experts"]):
+            timesteps = (range(50), range(50, 100))[expert]
+            exam = examination(0, 1 + expert, count=5, timesteps=timesteps, shape=(3, 8, 8))
+            x_t = SCHEDULE.add_noise(x0[15:], exam.timesteps, exam.noise)
+            with torch.no_grad():
+                said = experts.forward(x_t, SCHEDULE.level(exam.timesteps))
+            assert (said - answers).square().mean().item() == pytest.approx(score["held_out"])
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_kept_where_it_is_found(self, tmp_path: Path, keep: bool) -> None:
+        bundle = run(tmp_path / "out", keep=keep)
+        found = choose_bundle("auto", Convolutions(), Backend())
+        assert (found is not None) is keep
+        if found is not None:
+            assert found == bundle
+            assert found.path == experts_dir() / FILE
+            assert found.path.read_bytes() == (tmp_path / "out" / FILE).read_bytes()
+        assert choose_bundle("auto", Convolutions(1), Backend()) is None
+
+    def test_progress(self, tmp_path: Path) -> None:
+        seen_: list[Learned] = []
+        run(tmp_path, progress=seen_.append)
+        assert [(learned.iterations, learned.of) for learned in seen_] == [
+            (i, 12) for i in range(1, 13)
+        ]
+        assert all(learned.loss > 0 for learned in seen_)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_the_network_is_left_as_it_was(self, tmp_path: Path, fails: bool) -> None:
+        def leave(learned: Learned) -> None:
+            if fails and learned.iterations == 7:
+                raise KeyboardInterrupt
+
+        model = Convolutions().train()
+        before = anatomy(model)
+        with contextlib.suppress(KeyboardInterrupt):
+            run(tmp_path, guide=network(model), progress=leave)
+        assert not has_experts(model.network)
+        assert anatomy(model) == before
+        assert record(tmp_path)["status"] == ("interrupted" if fails else "complete")
+
+    def test_names(self, tmp_path: Path) -> None:
+        assert run(tmp_path / "a", name="mine", keep=True).name == "mine"
+        assert (experts_dir() / "mine.experts.safetensors").exists()
+
+        class Inner(Backend):
+            pass
+
+        inner = run(tmp_path / "b", backend=Inner(), boundaries=[20, 60], num_experts=None)
+        assert inner.name == "inner-convolutions-3"
+        assert inner.info().timesteps == (0, 20, 60, 100)
+
+
+class Watching(Means):
+    """Remembers what it was shown, and in which size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clean: list[Tensor] = []
+        self.noisy: list[Tensor] = []
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
+        said = super().forward(images, level)  # measuring how it is fed ends here
+        (self.clean if level is None else self.noisy).extend(images.detach())
+        return said
+
+
+def shown(images: list[Tensor]) -> list[bytes]:
+    return sorted(image.contiguous().numpy().tobytes() for image in images)
+
+
+class TestTeacherAndStudent:
+    def test_the_teacher_looks_at_each_image_once(self, tmp_path: Path) -> None:
+        model = Watching()
+        run(tmp_path, guide=network(model), adapters=(("bias", {}),))
+        assert shown(model.clean) == shown(list(seen(pictures())))
+        assert not set(shown(model.noisy)) & set(shown(model.clean))
+
+    @pytest.mark.parametrize("size", [16, 8])
+    def test_two_stages(self, tmp_path: Path, size: int) -> None:
+        """The teacher sees what the last one made, students the first one's, noised."""
+        model = Watching()
+        base, large = pictures(20), pictures(20, size, seed=1)
+        data = Pictures({"base": base, "upsampler": large})
+        schedule = NoiseSchedule("hardly noisy", torch.full((100,), 1e-9, dtype=torch.float64))
+        run(
+            tmp_path,
+            backend=Backend(schedule=schedule),
+            guide=network(model),
+            data=data,
+            adapters=(("bias", {}),),
+        )
+        assert shown(model.clean) == shown(list(seen(large)))
+        firsts = seen(base)
+        for image in model.noisy:
+            distances = (firsts - image).square().mean((1, 2, 3))
+            assert distances.min() < 1e-5
+
+    def test_supervised_experts_have_no_teacher(self, tmp_path: Path) -> None:
+        model = Watching()
+        labels = np.stack([np.arange(20.0), np.ones(20)], 1)
+        file = npz(tmp_path / "labelled.npz", pictures(), labels)
+        told: list[Tensor] = []
+
+        class Labels(Square):
+            def energy(self, prediction: Any, target: Tensor) -> Tensor:
+                told.extend(target)
+                return super().energy(prediction, target)
+
+            def transfer(self, student: Any, teacher: Any) -> Tensor:
+                raise NotImplementedError
+
+        run(
+            tmp_path / "out",
+            guide=teacher(model, loss=Labels()),
+            data=LabelledImages(file),
+            adapters=(("bias", {}),),
+        )
+        assert model.clean == []
+        assert {row.tolist()[0] for row in told} == set(range(20))
+        assert record(tmp_path / "out")["settings"]["supervised"] is True
+
+
+@pytest.fixture(scope="module")
+def reaper() -> Reaper:
+    return Reaper()
+
+
+class TestGoingOn:
+    @pytest.mark.parametrize("seconds", [0.0, 10.0])
+    def test_after_any_iteration(
+        self,
+        tmp_path: Path,
+        whole: dict[str, bytes],
+        seconds: float,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Saved at every iteration, or at looks alone."""
+        monkeypatch.setattr(MODULE, "_SAVE_SECONDS", seconds)
+        for last in range(1, 13):
+            out = tmp_path / str(last)
+
+            def leave(learned: Learned, last: int = last) -> None:
+                if learned.iterations == last:
+                    raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                run(out, progress=leave)
+            assert record(out)["status"] == "interrupted"
+            again: list[int] = []
+            run(out, progress=lambda learned, again=again: again.append(learned.iterations))
+            # Of looks and what ends a phase nothing is kept before the look is over.
+            looks = (0, 2, 3, 5, 7, 8, 10, 12)
+            kept = max(look for look in looks if look < last) if seconds else last - 1
+            assert again == list(range(kept + 1, 13))
+            assert content(out) == whole
+            calls = record(out)["calls"]
+            assert [call["iterations"] for call in calls] == [last, 12 - kept]
+
+    def test_again_and_again(
+        self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(MODULE, "_SAVE_SECONDS", 0.0)
+
+        def leave(learned: Learned) -> None:
+            left.append(learned.iterations)
+            if len(left) % 2 == 0:
+                raise KeyboardInterrupt
+
+        left: list[int] = []
+        for _ in range(100):
+            with contextlib.suppress(KeyboardInterrupt):
+                run(tmp_path, progress=leave)
+                break
+        assert len(record(tmp_path)["calls"]) > 6
+        assert content(tmp_path) == whole
+
+    def test_after_death_at_every_change_of_the_file_system(
+        self, tmp_path: Path, reaper: Reaper
+    ) -> None:
+        few: dict[str, Any] = {
+            "guide": network(Means()),
+            "adapters": (("bias", {}),),
+            "recipe": Recipe(iterations=2, shared=0, batch=4, held_out=0.2),
+            "keep": True,
+        }
+        run(tmp_path / "whole", **few)
+        wanted = content(tmp_path / "whole")
+        for changes in range(1000):
+            out = tmp_path / str(changes)
+            few["guide"] = network(Means())
+            try:
+                with reaper.after(changes):
+                    run(out, **few)
+            except Death:
+                run(out, **few)
+                assert content(out) == wanted, changes
+                names = {path.name for path in out.iterdir()}
+                assert names == {*wanted, "transfer.json"}, changes
+            else:
+                break
+        assert 25 < changes < 1000
+        assert content(out) == wanted
+
+    def test_after_death_at_every_change_while_overwriting(
+        self, tmp_path: Path, reaper: Reaper
+    ) -> None:
+        few: dict[str, Any] = {
+            "guide": network(Means()),
+            "adapters": (("bias", {}),),
+            "recipe": Recipe(iterations=2, shared=0, batch=4, held_out=0.2, validate_every=1),
+        }
+        other = {**few, "recipe": Recipe(iterations=3, shared=0, batch=4), "name": "other"}
+        run(tmp_path / "whole", **few)
+        wanted = content(tmp_path / "whole")
+        for changes in range(1000):
+            out = tmp_path / str(changes)
+            run(out, **other)
+            try:
+                with reaper.after(changes):
+                    run(out, overwrite=True, **few)
+            except Death:
+                # Without it it is refused, or goes on with what is asked for.
+                try:
+                    run(out, **few)
+                    assert content(out) == wanted, changes
+                except UsageError as error:
+                    assert "recipe.iterations was 3, is now 2" in error.message
+                run(out, overwrite=True, **few)
+                assert content(out) == wanted, changes
+            else:
+                break
+        assert 20 < changes < 1000
+        assert content(out) == wanted
+
+    def test_what_is_complete_is_left_alone(self, tmp_path: Path) -> None:
+        run(tmp_path)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        run(tmp_path, progress=lambda learned: pytest.fail("it learned"))
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+    def test_a_bundle_that_was_removed(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        run(tmp_path)
+        (tmp_path / FILE).unlink()
+        run(tmp_path)
+        assert content(tmp_path) == whole
+
+    def test_a_bundle_that_was_damaged(self, tmp_path: Path) -> None:
+        run(tmp_path)
+        damaged = bytearray((tmp_path / FILE).read_bytes())
+        damaged[-3] ^= 1
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(AssetError, match="damaged or changed"):
+            run(tmp_path, keep=True)
+        assert not experts_dir().exists()
+
+    def test_a_log_that_was_tampered_with(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+    ) -> None:
+        """It is a diary: experts do not depend on it."""
+        damages = (b"", None, b"\x00{\n", b"3\n{}\n", whole["log.jsonl"][:70])
+        for number, damage in enumerate(damages):
+            out = tmp_path / str(number)
+            interrupted(out, 9)
+            if damage is None:
+                (out / "log.jsonl").unlink()
+            else:
+                (out / "log.jsonl").write_bytes(damage)
+            run(out)
+            assert content(out)[FILE] == whole[FILE]
+            lines = content(out)["log.jsonl"].splitlines()
+            sound = [line for line in lines if line.startswith(b'{"phase": ')]
+            assert all(json.loads(line) for line in sound)
+            assert content(out)["loss.svg"] == f"{len(sound)} lines".encode()  # what is plotted
+
+    def test_a_full_disk(
+        self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(file: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        for iterations in (0, 5):
+            out = tmp_path / str(iterations)
+            if iterations:
+                interrupted(out, iterations)
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "fsync", full)
+                with pytest.raises(PpapError, match="No space left on device") as caught:
+                    run(out)
+            assert str(out) in caught.value.message
+            assert "goes on" in caught.value.hint
+            run(out)
+            assert content(out) == whole
+
+    def test_a_loss_that_once_was_not_finite(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        class Once(Square):
+            calls = 0
+
+            def transfer(self, student: Any, teacher: Any) -> Tensor:
+                self.calls += torch.is_grad_enabled()
+                return super().transfer(student, teacher) * (torch.nan if self.calls == 7 else 1)
+
+        Once.__name__ = "Square"  # the same settings
+        with pytest.raises(PpapError, match="the loss of expert 0 is nan at iteration 4"):
+            run(tmp_path, guide=teacher(Convolutions(), loss=Once()))
+        assert record(tmp_path)["status"] == "failed"
+        assert not (tmp_path / FILE).exists()
+        run(tmp_path)
+        assert content(tmp_path) == whole
+
+    def test_another_process_in_the_folder(self, tmp_path: Path) -> None:
+        with (
+            locked(tmp_path / ".lock"),
+            pytest.raises(UsageError, match="another process is writing"),
+        ):
+            run(tmp_path)
+
+    def test_what_killed_processes_were_writing_is_removed(self, tmp_path: Path) -> None:
+        interrupted(tmp_path, 5)
+        left = [
+            tmp_path / f".{FILE}.12.draft",
+            tmp_path / f"..{FILE}.12.draft.12.tmp",
+            tmp_path / ".transfer.json.12.tmp",
+            tmp_path / ".partial" / ".state.12.tmp",
+        ]
+        kept = [tmp_path / ".notes.tmp", tmp_path / "notes.txt"]
+        for path in (*left, *kept):
+            path.touch()
+        interrupted(tmp_path, 8)
+        assert [path.exists() for path in left] == [False] * 4
+        assert [path.exists() for path in kept] == [True] * 2
+
+
+def interrupted(out: Path, after: int, **changes: Any) -> None:
+    def leave(learned: Learned) -> None:
+        if learned.iterations == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out, progress=leave, **changes)
+
+
+class Other(Square):
+    """Another loss, by its name."""
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"recipe": Recipe(iterations=13)}, "recipe.iterations was 12, is now 13"),
+            ({"recipe": Recipe(seed=1)}, "recipe.seed was 0, is now 1"),
+            ({"recipe": Recipe(chain=True)}, "recipe.chain was False, is now True"),
+            ({"recipe": Recipe(precision="bfloat16")}, "precision was float32, is now bfloat16"),
+            ({"num_experts": 3}, "boundaries was"),
+            ({"num_experts": None, "boundaries": [40]}, "boundaries was"),
+            ({"adapters": (("bias", {}),)}, "adapters was"),
+            ({"adapters": (("lora", {"rank": 1, "targets": ["1", "7"]}), ("bias", {}))}, "adapt"),
+            ({"guide": network(Convolutions(1))}, "guide.sha256 was"),
+            ({"guide": teacher(Convolutions(), loss=Other())}, "loss.name was Square, is now Oth"),
+            ({"backend": Backend(seed=1)}, "backend.sha256 was"),
+            ({"data": Pictures({"base": pictures(seed=1)})}, "data was"),
+            ({"name": "other"}, f"bundle was {FILE}, is now other.experts.safetensors"),
+        ],
+    )
+    def test_other_settings(self, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+        if "recipe" in changes:
+            import attrs
+
+            asked = attrs.asdict(changes["recipe"])
+            usual = attrs.asdict(Recipe())
+            differ = {name: value for name, value in asked.items() if value != usual[name]}
+            changes = {"recipe": attrs.evolve(SHORT, **differ)}
+        out = tmp_path / "out"
+        interrupted(out, 6)
+        before = content(out)
+        with pytest.raises(UsageError, match="was begun with other settings") as caught:
+            run(out, **changes)
+        assert told in caught.value.message
+        assert "--overwrite" in caught.value.hint
+        assert content(out) == before
+        run(out, overwrite=True, **changes)
+        undisturbed = tmp_path / "new"
+        run(undisturbed, **changes)
+        assert content(out) == content(undisturbed)
+
+    def test_a_tuple_is_what_it_was(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        """JSON gives back a list."""
+        interrupted(
+            tmp_path, 6, adapters=(("lora", {"rank": 2, "targets": ["1", "7"]}), ADAPTERS[1])
+        )
+        run(tmp_path)
+        assert content(tmp_path) == whole
+
+    def test_a_damaged_state(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        interrupted(tmp_path, 9)
+        file = tmp_path / ".partial" / "state"
+        sound = file.read_bytes()
+        places = torch.randint(len(sound), (30,), generator=torch.Generator().manual_seed(0))
+        damages = [sound[:-1], sound[:40], b"", sound + b"x", b"no state at all"]
+        for place in [0, 64, len(sound) - 1, *places.tolist()]:
+            changed = bytearray(sound)
+            changed[place] ^= 1 << place % 8
+            damages.append(bytes(changed))
+        for damage in damages:
+            file.write_bytes(damage)
+            with pytest.raises(AssetError, match=r"state' is damaged") as caught:
+                run(tmp_path)
+            assert "\n" not in str(caught.value)
+            assert caught.value.hint == "--overwrite begins anew"
+        run(tmp_path, overwrite=True)
+        assert content(tmp_path) == whole
+
+    def test_a_state_of_other_settings(self, tmp_path: Path) -> None:
+        interrupted(tmp_path, 9)
+        (tmp_path / "transfer.json").unlink()
+        (tmp_path / "log.jsonl").unlink()
+        with pytest.raises(AssetError, match="is of other settings"):
+            run(tmp_path, num_experts=3)
+
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", "{}", '{"settings": []}', '{"settings": {}, "calls": 3}', "\x00"]
+    )
+    def test_a_damaged_record(self, tmp_path: Path, whole: dict[str, bytes], text: str) -> None:
+        interrupted(tmp_path, 4)
+        (tmp_path / "transfer.json").write_text(text)
+        with pytest.raises(AssetError, match=r"transfer\.json'") as caught:
+            run(tmp_path)
+        assert caught.value.hint == "--overwrite begins anew"
+        run(tmp_path, overwrite=True)
+        assert content(tmp_path) == whole
+
+    def test_a_strange_diary_does_not_matter(self, tmp_path: Path) -> None:
+        interrupted(tmp_path, 4)
+        diary = record(tmp_path)
+        for calls in ([3], [{}], [{"seconds": "long"}], []):
+            (tmp_path / "transfer.json").write_text(json.dumps({**diary, "calls": calls}))
+            interrupted(tmp_path, 5)
+        run(tmp_path)
+        assert record(tmp_path)["status"] == "complete"
+
+    @pytest.mark.parametrize("overwrite", [True, False])
+    @pytest.mark.parametrize("name", ["thesis.tex", "mine.experts.safetensors", "log.jsonl"])
+    def test_a_folder_of_other_things(self, tmp_path: Path, overwrite: bool, name: str) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / name).touch()
+        with pytest.raises(UsageError, match=re.escape(name)):
+            run(out, overwrite=overwrite)
+        assert [path.name for path in out.iterdir()] == [name]
+
+    def test_overwriting_leaves_what_is_not_its_own(self, tmp_path: Path) -> None:
+        run(tmp_path, name="first")
+        (tmp_path / "mine.experts.safetensors").touch()
+        (tmp_path / "notes.txt").touch()
+        run(tmp_path, name="second", overwrite=True)
+        names = {path.name for path in tmp_path.iterdir()}
+        assert {"mine.experts.safetensors", "notes.txt", "second.experts.safetensors"} < names
+        assert "first.experts.safetensors" not in names
+
+    def test_everything_that_is_wrong_at_once(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(UsageError) as caught:
+            run(
+                tmp_path / "file",
+                recipe=Recipe(iterations=0, batch=0),
+                num_experts=0,
+                name="a/b",
+                device="abacus",
+            )
+        for said in ("iterations", "batch", "num_experts", "'a/b'", "abacus", "is no folder"):
+            assert said in caught.value.message
+
+    @pytest.mark.parametrize(
+        ("changes", "said", "kind"),
+        [
+            ({"num_experts": 101}, "cannot share 100 timesteps among 101 experts", UsageError),
+            ({"num_experts": True}, "num_experts must be a whole number", UsageError),
+            ({"num_experts": 2, "boundaries": [5, 9]}, "2 boundaries make 3 experts", UsageError),
+            (
+                {"num_experts": None, "boundaries": [9, 5]},
+                r"begin at timesteps \[9, 5\]",
+                UsageError,
+            ),
+            ({"num_experts": None, "boundaries": [100]}, r"begin at timesteps \[100\]", UsageError),
+            ({"recipe": Recipe(iterations=1)}, "1 iterations cannot be shared out", UsageError),
+            ({"adapters": ()}, "experts need an adapter", UsageError),
+            ({"adapters": (("bias", {}),) * 2}, "'bias' is given twice", UsageError),
+            ({"adapters": (("biass", {}),)}, "biass", PluginError),
+            ({"adapters": (("lora", {"rank": 0}),)}, "rank", UsageError),
+            ({"adapters": (("lora", {"rank": {1}}),)}, "options of adapter 'lora'", UsageError),
+            ({"adapters": (("full", {}), ("bias", {}))}, "another adapter", UsageError),
+            ({"adapters": (("lora", {"rank": 64}),)}, "large enough", UsageError),
+            ({"name": ""}, "a bundle cannot be called ''", UsageError),
+            ({"name": ".hidden"}, "cannot be called", UsageError),
+            ({"loss": "cross-entropy"}, "the teacher has a loss already, 'Square'", UsageError),
+            (
+                {"data": Pictures({"b": pictures(size=9)})},
+                r"the data are of \(3, 9, 9\)",
+                AssetError,
+            ),
+            ({"data": Pictures({"b": pictures(1)})}, "cannot learn from 1 image", AssetError),
+            ({"data": "nowhere"}, "no synthetic set in 'nowhere'", AssetError),
+            ({"recipe": Recipe(iterations=9, batch=1)}, "batch of one image", UsageError),
+        ],
+    )
+    def test_what_cannot_be(
+        self, tmp_path: Path, changes: dict[str, Any], said: str, kind: type[PpapError]
+    ) -> None:
+        out = tmp_path / "out"
+        model = Convolutions()
+        before = anatomy(model)
+        with pytest.raises(kind, match=said) as caught:
+            run(out, **{"guide": network(model), **changes})
+        assert type(caught.value) is kind
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+        assert anatomy(model) == before
+
+    def test_data_that_do_not_say_what_they_are(self, tmp_path: Path) -> None:
+        class Nameless(Pictures):
+            manifest_hash = "about 20 pictures"  # type: ignore[assignment]  # that is the point
+
+        with pytest.raises(AssetError, match="manifest_hash of the data is 'about 20 pictures'"):
+            run(tmp_path, data=Nameless({"base": pictures()}))
+
+    def test_a_plot_that_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+    ) -> None:
+        def refused(*_: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(MODULE, "plot_losses", refused)
+            with pytest.raises(PpapError, match=r"cannot write .*Permission denied"):
+                run(tmp_path)
+        run(tmp_path)
+        assert content(tmp_path) == whole
+
+    def test_without_matplotlib(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
+    ) -> None:
+        def missing(*_: Any) -> None:
+            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+        monkeypatch.setattr(MODULE, "plot_losses", missing)
+        run(tmp_path)
+        assert content(tmp_path) == {k: v for k, v in whole.items() if not k.startswith("loss.")}
+
+
+class TestTeacher:
+    def test_a_network_and_a_loss(self) -> None:
+        found = teacher(nn.Conv2d(3, 4, 1), loss="cross-entropy", loss_options={"temperature": 2.0})
+        assert (found.loss_name, found.loss_options) == ("cross-entropy", {"temperature": 2.0})
+        assert type(found.loss).__name__ == "CrossEntropy"
+        assert found.origin.component == "Conv2d"
+        with torch.no_grad():
+            grey = found.model(torch.zeros(1, 3, 2, 2))
+        torch.testing.assert_close(grey, found.model.network(torch.zeros(1, 3, 2, 2)))
+
+    def test_how_a_network_is_fed(self) -> None:
+        found = teacher(nn.Identity(), loss=Square(), mean=[0.5] * 3, std=[0.25] * 3, size=4)
+        assert torch.equal(found.model(torch.ones(2, 3, 8, 8)), torch.full((2, 3, 4, 4), 2.0))
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("adm-classifier",), "understands noise already"),
+            (("classifier", {"mean": [0.5] * 3}), "has its own normalisation"),
+            (("classifier", {"loss": lambda p, t: p}), "does not say how a student learns"),
+            ((nn.Identity(),), "'Identity' needs a loss"),
+            ((nn.Identity(), {"loss": lambda p, t: p}), "does not say how a student learns"),
+            ((nn.Identity(), {"loss": FunctionLoss(lambda p, t: p)}), "does not say how a student"),
+            ((nn.Identity(), {"loss": Square(), "loss_options": {"a": 1}}), "takes no options"),
+            ((nn.Identity(), {"loss": Square(), "model": "resnet"}), "already made takes no model"),
+            (
+                (nn.Identity(), {"loss": "cross-entropy", "loss_options": {"temperature": -1.0}}),
+                "temperature",
+            ),
+        ],
+    )
+    def test_refusals(self, arguments: tuple[Any, ...], said: str) -> None:
+        source, *given = arguments
+        with pytest.raises(UsageError, match=said) as caught:
+            teacher(source, **(given[0] if given else {}))
+        assert "\n" not in str(caught.value)
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(PluginError, match="cross-entropi"):
+            teacher(nn.Identity(), loss="cross-entropi")
+        with pytest.raises(PluginError, match="clasifier"):
+            teacher("clasifier")
+
+
+def npz(path: Path, images: Tensor, labels: Any) -> Path:
+    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels)
+    return path
+
+
+class TestLabelledImages:
+    @pytest.mark.parametrize(
+        ("labels", "dtype"),
+        [
+            (np.arange(20, dtype=np.uint8), torch.int64),
+            (np.arange(20, dtype=np.int32), torch.int64),
+            (np.arange(20) % 2 == 0, torch.int64),
+            (np.arange(20.0), torch.float32),
+            (np.zeros((20, 4, 5), np.float16), torch.float32),
+        ],
+    )
+    def test_good_ones(self, tmp_path: Path, labels: Any, dtype: torch.dtype) -> None:
+        data = LabelledImages(npz(tmp_path / "a.npz", pictures(), labels))
+        assert len(data) == 20
+        assert data.image_shape() == data.image_shape(0) == (3, 8, 8)
+        assert torch.equal(data.images([3, 0, 3]), pictures()[[3, 0, 3]])
+        assert torch.equal(data.images(torch.tensor([7])), pictures()[7:8])
+        assert data.labels.dtype == dtype
+        assert np.array_equal(data.labels.numpy(), labels)
+        assert len(data.stages) == 1
+
+    def test_the_hash_tells_any_change(self, tmp_path: Path) -> None:
+        other = pictures()
+        other[3, 1, 2, 5] ^= 1
+        labels = np.arange(20)
+        swapped = labels.copy()
+        swapped[:2] = 1, 0
+        hashes = [
+            LabelledImages(npz(tmp_path / "a.npz", images, given)).manifest_hash
+            for images, given in (
+                (pictures(), labels),
+                (other, labels),
+                (pictures(), swapped),
+                (pictures(), labels.astype(np.float32)),
+                (pictures(), labels[:, None]),
+                (pictures().reshape(20, 3, 4, 16), labels),
+            )
+        ]
+        assert len(set(hashes)) == len(hashes)
+        assert all(re.fullmatch("[0-9a-f]{64}", found) for found in hashes)
+        compressed = tmp_path / "c.npz"
+        np.savez_compressed(
+            compressed, images=pictures().permute(0, 2, 3, 1).numpy(), labels=labels.astype(np.int8)
+        )
+        assert LabelledImages(compressed).manifest_hash == hashes[0]
+
+    @pytest.mark.parametrize(
+        ("images", "labels", "said"),
+        [
+            (pictures().float(), np.arange(20), "float32"),
+            (pictures()[:, :1], np.arange(20), r"\(20, 8, 8, 1\)"),
+            (pictures(), np.arange(19), "20 images and 19 labels"),
+            (pictures(), np.int64(3), "labels of"),
+            (pictures(), np.array(["cat"] * 20), "<U3"),
+            (pictures(), np.array([None] * 20), "cannot read"),
+        ],
+    )
+    def test_bad_ones(self, tmp_path: Path, images: Tensor, labels: Any, said: str) -> None:
+        with pytest.raises(AssetError, match=said) as caught:
+            LabelledImages(npz(tmp_path / "a.npz", images, labels))
+        assert "a.npz" in caught.value.message
+        assert "\n" not in str(caught.value)
+        assert "NPZ" in caught.value.hint
+
+    def test_files_that_are_something_else(self, tmp_path: Path) -> None:
+        good = npz(tmp_path / "good.npz", pictures(), np.arange(20)).read_bytes()
+        array, picture, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
+        np.save(array, np.arange(20))
+        Image.new("RGB", (4, 4)).save(picture, "PNG")
+        with zipfile.ZipFile(archive, "w") as written:
+            written.writestr("images", "none")
+        missing = io.BytesIO()
+        np.savez(missing, pictures=np.arange(3))
+        for number, content_ in enumerate(
+            (
+                *(b"", b"PK", b"PK\x03\x04", b"hello", good[:100], good[:-30]),
+                *(part.getvalue() for part in (array, picture, archive, missing)),
+            )
+        ):
+            path = tmp_path / f"{number}.npz"
+            path.write_bytes(content_)
+            with pytest.raises(AssetError, match=f"{number}.npz") as caught:
+                LabelledImages(path)
+            assert "\n" not in str(caught.value)
+        for path in (tmp_path, tmp_path / "none.npz"):
+            with pytest.raises(AssetError, match="cannot read"):
+                LabelledImages(path)
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_any_flipped_byte_is_read_as_it_was_or_refused(
+        self, tmp_path: Path, packed: bool
+    ) -> None:
+        save = np.savez_compressed if packed else np.savez
+        save(tmp_path / "a.npz", images=np.ones((3, 2, 2, 3), np.uint8), labels=np.arange(3))
+        sound = (tmp_path / "a.npz").read_bytes()
+        wanted = LabelledImages(tmp_path / "a.npz").manifest_hash
+        for place in range(len(sound)):
+            changed = bytearray(sound)
+            changed[place] ^= 1 << place % 8
+            (tmp_path / "a.npz").write_bytes(changed)
+            with contextlib.suppress(AssetError):
+                assert LabelledImages(tmp_path / "a.npz").manifest_hash == wanted
+
+
+class TestPlot:
+    phases = (
+        Phase(0, range(100), 40, None, shared=True),
+        *(Phase(i, range(20 * i, 20 * i + 20), 20, -1) for i in range(5)),
+    )
+
+    def lines(self, level: float = 1.0) -> Iterator[dict[str, Any]]:
+        for phase in self.phases:
+            for step in range(10, phase.iterations + 1, 10):
+                yield {"phase": phase.name, "iteration": step, "loss": level / step}
+                yield {"phase": phase.name, "iteration": step, "held_out": 2 * level / step}
+
+    def test_files(self, tmp_path: Path) -> None:
+        written = []
+        for number in range(2):
+            path = tmp_path / str(number)
+            plot_losses(list(self.lines()), self.phases, path)
+            with Image.open(path.with_suffix(".png")) as picture:
+                picture.load()
+                assert min(picture.size) > 200
+            svg = path.with_suffix(".svg").read_text()
+            names = re.findall(r">((?:shared|expert \d)[^<]*)<", svg)
+            assert [name.split(":")[0] for name in names] == [phase.name for phase in self.phases]
+            written.append((path.with_suffix(".png").read_bytes(), svg))
+        assert written[0] == written[1]
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            [],
+            [{"phase": "shared", "iteration": 10, "held_out": None}],
+            [{"phase": "shared", "iteration": 10, "loss": 0.0, "held_out": 0.0}],
+            [{"phase": "shared", "iteration": 10, "loss": -1.0, "held_out": 3.0}],
+        ],
+    )
+    def test_little_to_show(self, tmp_path: Path, lines: list[dict[str, Any]]) -> None:
+        plot_losses(lines, self.phases[:1], tmp_path / "loss")
+        assert (tmp_path / "loss.png").exists()
