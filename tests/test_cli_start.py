@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -89,11 +89,9 @@ Try = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Try]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Try:
     """Type `ppap ARGUMENTS`, where `try` is a command that does `body`."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
-    logger = logging.getLogger("ppap_framework")
-    level = logger.level
 
     def ppap(*arguments: str, body: Callable[[], object] = lambda: None) -> tuple[int, str, str]:
         module = types.ModuleType("acme_commands")
@@ -105,8 +103,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         assert isinstance(ended.value.code, int)
         return ended.value.code, *capsys.readouterr()
 
-    yield ppap
-    logger.setLevel(level)
+    return ppap
 
 
 def raising(error: BaseException) -> Callable[[], object]:
@@ -251,6 +248,23 @@ def test_how_much_is_logged(run: Try, arguments: list[str], level: int) -> None:
 
     assert run(*arguments, body=body)[0] == 0
     assert seen == [level]
+
+
+@pytest.mark.parametrize("arguments", [["-q", "try"], ["-v", "try", "-v"], ["-v", "try", "--zzz"]])
+def test_logging_is_put_back(
+    run: Try, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, ours = logging.getLogger(), logging.getLogger("ppap_framework")
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(ours, "level", logging.CRITICAL)
+    streams = []
+
+    def body() -> None:
+        streams.extend(handler.stream is sys.stderr for handler in root.handlers)
+
+    code, _, _ = run(*arguments, body=body)
+    assert (code, streams) in [(0, [True]), (2, [])]
+    assert (ours.level, root.handlers) == (logging.CRITICAL, [])
 
 
 def test_a_commands_own_options_go_before_the_global_ones(run: Try) -> None:

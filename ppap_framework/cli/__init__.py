@@ -6,6 +6,7 @@ it returns None or its exit code. Results go to stdout; errors, logs and progres
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -67,26 +68,34 @@ class State:
     Attributes:
         verbosity: 0 shows warnings and progress; each `-v` adds one and each `-q` takes one.
         debug: Whether errors show their traceback.
+        afterwards: What `main` puts back when it leaves: a process may type more than one command.
     """
 
     def __init__(self) -> None:
         self.verbosity = 0
         self.debug = False
+        self.afterwards = contextlib.ExitStack()
 
 
 def _add_verbosity(ctx: click.Context, option: click.Parameter, count: int) -> None:
     state = ctx.ensure_object(State)
     if count:
         state.verbosity += count if option.name == "verbose" else -count
-        _set_log_level(state.verbosity)
+        _set_log_level(state)
 
 
-def _set_log_level(verbosity: int) -> None:
+def _set_log_level(state: State) -> None:
     import logging
 
     levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
-    logging.basicConfig(format="%(message)s")  # to stderr
-    logging.getLogger("ppap_framework").setLevel(levels[max(-1, min(verbosity, 2))])
+    root, ours = logging.getLogger(), logging.getLogger("ppap_framework")
+    state.afterwards.callback(ours.setLevel, ours.level)
+    if not root.handlers:  # whoever calls from Python may have arranged where logs go
+        stderr = logging.StreamHandler()
+        stderr.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(stderr)
+        state.afterwards.callback(root.removeHandler, stderr)
+    ours.setLevel(levels[max(-1, min(state.verbosity, 2))])
 
 
 def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
@@ -202,6 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: What was typed after `ppap`; None for `sys.argv`.
     """
     state = State()
+    with state.afterwards:
+        sys.exit(_run(arguments, state))
+
+
+def _run(arguments: Sequence[str] | None, state: State) -> int:
     try:
         result = ppap.main(
             None if arguments is None else list(arguments),
@@ -215,10 +229,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             import traceback
 
             traceback.print_exception(error)
-        sys.exit(_explain(error, state.debug))
+        return _explain(error, state.debug)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    sys.exit(result if isinstance(result, int) else 0)
+        return _INTERRUPTED
+    return result if isinstance(result, int) else 0
 
 
 def _explain(error: Exception, debug: bool) -> int:

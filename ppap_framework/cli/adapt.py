@@ -49,7 +49,7 @@ _INTERRUPTED = 130
 @option("--json", is_flag=True, help="Print what became of it as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
-    """Make a network understand a diffusion model's noise: `synthesize`, then `transfer`.
+    """Make a network understand a diffusion model's noise: synthesize, then transfer.
 
     No data and no labels are needed. The experts are then found by `ppap run` itself. Whatever ends
     it, the same command goes on where it was.

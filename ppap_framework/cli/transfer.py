@@ -47,7 +47,7 @@ _INTERRUPTED = 130
 @option("--json", is_flag=True, help="Print what became of it as JSON.")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> int:
-    """Train experts: the network on a noised image learns what it says of the clean one.
+    """Train experts: a network on noised images learns what it says of clean ones.
 
     Writes NAME.experts.safetensors, a log, and a plot of the losses. Whatever ends it, the same
     command goes on where it was.
