@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppap_framework.api import ModuleGuide, Result, backend, guide, sample
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-    from ppap_framework.transfer import SyntheticData, adapt, synthesize
+    from ppap_framework.transfer import SyntheticData, synthesize
+    from ppap_framework.transfer.adapt import adapt  # mypy takes the name for the module otherwise
 
 __all__ = [
     "AssetError",
