@@ -24,7 +24,13 @@ from ppap_framework.cli import main
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.evaluation import Diagnosis, diagnose
-from ppap_framework.experts import disagreement, keep_bundle, noised, propose_boundaries
+from ppap_framework.experts import (
+    disagreement,
+    keep_bundle,
+    noised,
+    propose_boundaries,
+    propose_number,
+)
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.transfer import SyntheticData
@@ -193,7 +199,12 @@ class TestFigures:
         found = diagnose(BACKEND, guide_of(model, Margin()), images, seed=4, levels=6, batch=3)
         curve = disagreement(model, Margin(), SCHEDULE, found.timesteps, images, seed=4, batch=10)
         assert [r.disagreement.value for r in found.untouched] == pytest.approx(curve, rel=1e-5)
-        assert found.proposal == tuple(propose_boundaries(found.timesteps, curve, 100, 5))
+        number = propose_number(found.timesteps, curve, 100)
+        assert found.proposal == tuple(propose_boundaries(found.timesteps, curve, 100, number))
+        found = diagnose(
+            BACKEND, guide_of(model, Margin()), images, seed=4, levels=6, num_experts=number + 1
+        )
+        assert found.proposal == tuple(propose_boundaries(found.timesteps, curve, 100, number + 1))
 
     def test_batches_do_not_matter(self) -> None:
         guide = guide_of(TinyGuide(), Margin())

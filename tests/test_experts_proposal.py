@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppap_framework.errors import UsageError
-from ppap_framework.experts import NoiseRanges, propose_boundaries
+from ppap_framework.experts import (
+    MOST_EXPERTS,
+    NoiseRanges,
+    propose_boundaries,
+    propose_number,
+)
 from ppap_framework.experts.proposal import rising_fit
 from ppap_framework.noise import NoiseSchedule, cosine_schedule
 
@@ -164,3 +169,43 @@ class TestProposal:
     ) -> None:
         with pytest.raises(UsageError, match=message):
             propose_boundaries(timesteps, values, length, experts)
+
+
+class TestNumber:
+    @given(curves())
+    def test_is_the_smallest_that_leaves_a_quarter_of_the_rise_to_each(
+        self, given: tuple[list[int], list[float], int, int]
+    ) -> None:
+        timesteps, values, length, _ = given
+        rising = rising_fit(values)
+        rise = rising[-1] - rising[0]
+        found = propose_number(timesteps, values, length)
+        most = min(MOST_EXPERTS, length)
+        if rise <= 0.0:
+            assert found == 1
+            return
+
+        def largest(experts: int) -> float:
+            """The share of the rise in the hardest range."""
+            starts = propose_boundaries(timesteps, values, length, experts)
+            at = np.interp(starts, timesteps, rising)
+            return float(np.diff([rising[0], *at, rising[-1]]).max() / rise)
+
+        assert 1 <= found <= most
+        assert found == most or largest(found) <= 0.26 + 1e-9
+        assert all(largest(fewer) > 0.26 - 1e-9 for fewer in range(1, found))
+
+    def test_of_simple_curves(self) -> None:
+        assert propose_number([0, 999], [0.0, 1.0], 1000) == 4  # a straight line
+        assert propose_number([0, 999], [3.0, 3.0], 1000) == 1
+        assert propose_number([0, 999], [3.0, 2.0], 1000) == 1
+        assert propose_number([0, 1], [0.0, 1.0], 2) == 2  # no more than there are timesteps
+        # All at once: whatever range holds the rise has all of it.
+        assert propose_number([499, 500], [0.0, 1.0], 1000) == MOST_EXPERTS
+        # Half of the rise in a tenth of the timesteps takes more than a straight line does.
+        steep = propose_number([0, 100, 999], [0.0, 1.0, 2.0], 1000)
+        assert 4 < steep < MOST_EXPERTS
+
+    def test_of_no_curve(self) -> None:
+        with pytest.raises(UsageError, match="nan"):
+            propose_number([0, 5], [0.0, math.nan], 10)

@@ -20,7 +20,7 @@ from transfer_toy import Means, Square, anatomy
 import ppap_framework as ppap
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.experts import BundleFile, choose_bundle, experts_dir
+from ppap_framework.experts import BundleFile, choose_bundle, experts_dir, propose_boundaries
 from ppap_framework.registry import registry
 from ppap_framework.transfer import (
     LabelledImages,
@@ -412,6 +412,21 @@ class TestAdapt:
         assert json.loads(out)["path"] == (
             "runs/adapt/toy-colour-3/toy-colour-3.experts.safetensors"
         )
+
+    def test_boundaries_that_the_data_propose(self, run: Run) -> None:
+        code, out, _ = run(
+            *("adapt", "--backend", "toy", "--guider", "colour", "--num", "8", "--steps", "1"),
+            *("--workers", "1", *LEARN[2:], "--boundaries", "auto", "--no-keep", "--json"),
+        )
+        assert code == 0
+        said = json.loads(Path("runs/adapt/toy-colour-auto/transfer.json").read_text())["settings"]
+        starts = propose_boundaries(
+            said["proposal"]["timesteps"],
+            said["proposal"]["disagreement"],
+            100,
+            json.loads(out)["experts"],
+        )
+        assert json.loads(out)["timesteps"] == [0, *starts, 100]
 
     @pytest.mark.parametrize("kind", ["module", "guidance model", "teacher"])
     def test_any_network_from_python(self, kind: str) -> None:

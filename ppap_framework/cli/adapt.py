@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +23,9 @@ from ppap_framework.cli.training_options import (
     teacher_of,
     training_options,
 )
+
+if TYPE_CHECKING:
+    from ppap_framework.transfer import Boundaries
 
 __all__ = ["command"]
 
@@ -124,7 +126,11 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     return 0
 
 
-def _default_out(given: dict[str, Any], boundaries: Sequence[int] | None) -> str:
-    plain = (Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider"))
-    experts = given["num_experts"] or (5 if boundaries is None else len(boundaries) + 1)
-    return f"runs/adapt/{'-'.join(plain)}-{experts}"
+def _default_out(given: dict[str, Any], boundaries: Boundaries) -> str:
+    parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
+    if boundaries == "auto":
+        parts += [str(n) for n in [given["num_experts"]] if n] + ["auto"]
+    else:
+        follows = 5 if boundaries is None else len(boundaries) + 1
+        parts.append(str(given["num_experts"] or follows))
+    return f"runs/adapt/{'-'.join(parts)}"

@@ -60,7 +60,11 @@ _LEAST = {"num": 2, "levels": 2, "steps": 1, "num_experts": 1, "batch": 1, "thre
 @option("--num", type=int, help="Images; 256 if left out, or all of a smaller set.")
 @option("--steps", type=int, default=25, help="From noise to image, where they are drawn anew.")
 @option("--levels", type=int, default=21, help="How many noise levels, the extremes included.")
-@option("--num-experts", type=int, default=5, help="For which to propose where they begin.")
+@option(
+    "--num-experts",
+    type=int,
+    help="For which to propose where they begin; as many as the curve asks for if left out.",
+)
 @option("--seed", type=int, default=0, help="Noise of image i at timestep t is from (seed, i, t).")
 @option("--batch", type=int, default=64, help="How many images at once.")
 @option("--out", default="runs/diagnose", metavar="FOLDER", help="Where to write.")
@@ -290,7 +294,7 @@ def _check_levels(backend: api.LoadedBackend, given: dict[str, Any]) -> None:
 
     schedule = backend.stages[0].schedule
     evenly_spaced(schedule, given["levels"])
-    NoiseRanges.equal(schedule, given["num_experts"])
+    NoiseRanges.equal(schedule, given["num_experts"] or 1)
 
 
 def _with_experts(
@@ -376,6 +380,8 @@ def _show(diagnosis: Diagnosis) -> None:
     if diagnosis.proposal:
         starts = ",".join(map(str, diagnosis.proposal))
         click.echo(f"{len(diagnosis.proposal) + 1} experts could begin at --boundaries {starts}")
+    else:
+        click.echo("1 expert could own all timesteps")
 
 
 def _fixed(number: float, digits: int = 2) -> str:

@@ -15,7 +15,7 @@ from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
-    from ppap_framework.transfer import Adapters, Recipe, Teacher
+    from ppap_framework.transfer import Adapters, Boundaries, Recipe, Teacher
 
 __all__ = [
     "adapters_of",
@@ -70,8 +70,10 @@ def training_options(command: Any) -> Any:
             ),
             option(
                 "--boundaries",
-                metavar="T,T,...",
-                help="The timesteps at which all but the first begin, if not of equal width.",
+                metavar="auto|T,T,...",
+                help="The timesteps at which all but the first begin, if not of equal width; auto "
+                "has them proposed by how fast the network loses its understanding, and "
+                "--num-experts, too.",
             ),
             option(
                 "--adapter",
@@ -185,20 +187,20 @@ def _adapter(text: str) -> tuple[str, str]:
     return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)
 
 
-def boundaries_of(text: str | None) -> list[int] | None:
-    """Timesteps as typed.
+def boundaries_of(text: str | None) -> Boundaries:
+    """Timesteps as typed, or "auto".
 
     Raises:
         UsageError: Where they are no whole numbers.
     """
-    if text is None:
-        return None
+    if text is None or text.strip() == "auto":
+        return None if text is None else "auto"
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(
             f"--boundaries {text!r} cannot be read",
-            hint="type the timesteps at which experts begin, such as 200,400,600,800",
+            hint="type the timesteps at which experts begin, such as 200,400,600,800, or auto",
         ) from error
 
 

@@ -43,7 +43,7 @@ from ppap_framework.evaluation.intervals import (
     interval,
     share_interval,
 )
-from ppap_framework.experts import evenly_spaced, propose_boundaries
+from ppap_framework.experts import evenly_spaced, propose_boundaries, propose_number
 from ppap_framework.experts.disagreement import (
     as_seen,
     clean_level,
@@ -68,7 +68,7 @@ def diagnose(
     classification: bool = False,
     levels: int = 21,
     seed: int = 0,
-    num_experts: int = 5,
+    num_experts: int | None = None,
     batch: int = 64,
     device: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -88,7 +88,8 @@ def diagnose(
         classification: Whether the network's answers are logits of classes, (B, K).
         levels: How many base timesteps, evenly spaced from 0 to T - 1.
         seed: Noise of image i at timestep t comes from (seed, i, t) alone.
-        num_experts: N, for the proposal of where experts could begin.
+        num_experts: N, for the proposal of where experts could begin; None for as many as
+            `propose_number` says.
         batch: How many images at once; changes figures by rounding errors only.
         device: "auto", or as torch calls it.
         progress: Called with how many looks at an image are done, and of how many.
@@ -102,13 +103,15 @@ def diagnose(
     stage = backend.stages[0]
     timesteps = evenly_spaced(stage.schedule, levels)
     length = stage.schedule.num_timesteps
-    propose_boundaries([0], [0.0], length, num_experts)  # refuses at once what it would in the end
+    if num_experts is not None:  # refused at once, and not in the end
+        propose_boundaries([0], [0.0], length, num_experts)
     with _in_use(backend, guide, find_device(device)) as aimed:
         _check_images(images, clean, stage, aimed, batch)
         looks = _Looks(aimed, stage, tuple(timesteps), classification, seed)
         before, found = looks.take(images, clean, batch, find_device(device), progress)
         owned = aimed.experts.ranges.timesteps(stage.schedule) if aimed.experts else ()
     curve = level_means(found[0, :, 0], timesteps, aimed.loss)
+    number = propose_number(timesteps, curve, length) if num_experts is None else num_experts
     draws = bootstrap(len(images))
     untouched, *others = (_readings(values, draws, classification) for values in found)
     return Diagnosis(
@@ -125,7 +128,7 @@ def diagnose(
         untouched=untouched,
         experts=others[0] if others else None,
         starts=tuple(part.start for part in owned[1:]) if others else None,
-        proposal=tuple(propose_boundaries(timesteps, curve, length, num_experts)),
+        proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
 
 

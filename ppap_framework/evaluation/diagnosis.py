@@ -80,7 +80,7 @@ class Diagnosis:
         experts: What the experts do, each in its own range; None where there are none.
         starts: The base timesteps at which all but the first of the experts begin; likewise.
         proposal: Those at which new experts could begin: see
-            `ppap_framework.experts.propose_boundaries`.
+            `ppap_framework.experts.propose_boundaries`. Without any, one expert would do.
     """
 
     images: int

@@ -40,11 +40,12 @@ from ppap_framework.experts.identity import (
 )
 from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
 from ppap_framework.experts.match import WAIVABLE
-from ppap_framework.experts.proposal import propose_boundaries
+from ppap_framework.experts.proposal import MOST_EXPERTS, propose_boundaries, propose_number
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet, Look, has_experts
 
 __all__ = [
+    "MOST_EXPERTS",
     "SUFFIX",
     "WAIVABLE",
     "AdapterConfig",
@@ -70,6 +71,7 @@ __all__ = [
     "load_bundle",
     "noised",
     "propose_boundaries",
+    "propose_number",
     "read_bundle_info",
     "save_bundle",
     "verify_bundle",

@@ -1,4 +1,6 @@
-"""Where experts could begin, chosen by how a network's understanding falls with noise."""
+"""How many experts there could be and where they could begin, chosen by how a network's
+understanding falls with noise.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from itertools import pairwise
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["propose_boundaries", "rising_fit"]
+__all__ = ["MOST_EXPERTS", "propose_boundaries", "propose_number", "rising_fit"]
+
+MOST_EXPERTS = 10
+"""As many as `propose_number` proposes."""
+
+_SHARE = 0.25
+"""Of the rise of D, as much as `propose_number` leaves to one expert."""
+
+_ROUNDING = 0.01
 
 _FLOOR = 0.25
 """The share of all timesteps that experts have in equal parts, whatever the curve says."""
@@ -70,6 +80,40 @@ def propose_boundaries(
     return starts
 
 
+def propose_number(
+    timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int
+) -> int:
+    """How many experts a curve of disagreement asks for.
+
+    It is the smallest number N of which, with the boundaries of `propose_boundaries`, none has to
+    cover more than a quarter of the rise of D: what an expert corrects then varies by a quarter of
+    what there is to correct at most. Four do for a curve that rises evenly; one that rises steeply
+    needs more, since every expert has timesteps where there is nothing to gain as well. A curve
+    that does not rise needs one.
+
+    Args:
+        timesteps: As for `propose_boundaries`, as are the others.
+
+    Returns:
+        From 1 to `MOST_EXPERTS`, and at most T.
+
+    Raises:
+        UsageError: As `propose_boundaries`.
+    """
+    _check_curve(timesteps, disagreement, schedule_length)
+    rising = rising_fit(disagreement)
+    rise = rising[-1] - rising[0]
+    most = min(MOST_EXPERTS, schedule_length)
+    for experts in range(1, most if rise > 0.0 else 1):
+        starts = propose_boundaries(timesteps, disagreement, schedule_length, experts)
+        levels = [_level_at(timesteps, rising, t) for t in starts]
+        parts = [b - a for a, b in pairwise([rising[0], *levels, rising[-1]])]
+        # Boundaries are whole timesteps, so that equal parts are so but for a few of them.
+        if max(parts) <= (_SHARE + _ROUNDING) * rise:
+            return experts
+    return most if rise > 0.0 else 1
+
+
 def rising_fit(values: Sequence[float]) -> list[float]:
     """The rising sequence that is closest in least squares.
 
@@ -106,6 +150,16 @@ def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> 
         return (places[low] + places[high]) / 2.0
     part = (wanted - levels[high]) / (levels[low] - levels[high])
     return places[high] + part * (places[low] - places[high])
+
+
+def _level_at(timesteps: Sequence[int], levels: Sequence[float], t: int) -> float:
+    """A piecewise linear curve at t, level outside of where it is known."""
+    if t <= timesteps[0]:
+        return levels[0]
+    for (a, low), (b, high) in pairwise(zip(timesteps, levels, strict=True)):
+        if t <= b:
+            return low + (high - low) * (t - a) / (b - a)
+    return levels[-1]
 
 
 def _check_curve(timesteps: Sequence[int], disagreement: Sequence[float], length: int) -> None:

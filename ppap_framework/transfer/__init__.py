@@ -8,6 +8,7 @@ bundle = adapt(backend, "classifier", out="experts")    # both in one
 from __future__ import annotations
 
 from ppap_framework.transfer.adapt import adapt, check_adapt
+from ppap_framework.transfer.boundaries import Boundaries
 from ppap_framework.transfer.images import Images, LabelledImages
 from ppap_framework.transfer.recipe import Phase, Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
@@ -19,6 +20,7 @@ from ppap_framework.transfer.transfer_plan import DEFAULT_ADAPTERS, Adapters
 __all__ = [
     "DEFAULT_ADAPTERS",
     "Adapters",
+    "Boundaries",
     "Fault",
     "Images",
     "LabelledImages",

@@ -12,6 +12,7 @@ from ppap_framework.api import Problems, Progress, Settings
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
+from ppap_framework.transfer.boundaries import Boundaries
 from ppap_framework.transfer.recipe import Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
 from ppap_framework.transfer.teacher import Teacher
@@ -31,7 +32,7 @@ def adapt(
     num: int = 2048,
     steps: int = 25,
     num_experts: int | None = None,
-    boundaries: Sequence[int] | None = None,
+    boundaries: Boundaries = None,
     adapters: Adapters = DEFAULT_ADAPTERS,
     iterations: int = 5000,
     seed: int = 0,
@@ -123,7 +124,7 @@ def check_adapt(
     seed: int,
     workers: int | None,
     num_experts: int | None = None,
-    boundaries: Sequence[int] | None = None,
+    boundaries: Boundaries = None,
     name: str | None = None,
     device: str = "auto",
 ) -> None:

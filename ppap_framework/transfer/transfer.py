@@ -7,7 +7,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -26,6 +26,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
+from ppap_framework.transfer.boundaries import Boundaries, check_boundaries, measure, recorded
 from ppap_framework.transfer.distillation import Course, Distillation, Report
 from ppap_framework.transfer.images import Images, LabelledImages
 from ppap_framework.transfer.loss_plot import plot_losses
@@ -33,12 +34,15 @@ from ppap_framework.transfer.recipe import Recipe
 from ppap_framework.transfer.synthesis_data import SyntheticData
 from ppap_framework.transfer.synthesis_files import refusals
 from ppap_framework.transfer.teacher import Answers, Teacher
-from ppap_framework.transfer.transfer_folder import TransferFolder, check_transfer_folder
+from ppap_framework.transfer.transfer_folder import (
+    TransferFolder,
+    check_transfer_folder,
+    recorded_settings,
+)
 from ppap_framework.transfer.transfer_plan import (
     DEFAULT_ADAPTERS,
     Adapters,
     TransferPlan,
-    how_many_experts,
     plan_transfer,
 )
 
@@ -72,7 +76,7 @@ def transfer(
     out: str | os.PathLike[str],
     loss: str | None = None,
     num_experts: int | None = None,
-    boundaries: Sequence[int] | None = None,
+    boundaries: Boundaries = None,
     adapters: Adapters = DEFAULT_ADAPTERS,
     recipe: Recipe | None = None,
     name: str | None = None,
@@ -95,7 +99,9 @@ def transfer(
         loss: For a network of one's own: see `teacher`.
         num_experts: N, that share the schedule's timesteps equally; None for 5, or as many as
             `boundaries` make.
-        boundaries: The base timesteps at which experts 1 to N - 1 begin instead.
+        boundaries: The base timesteps at which experts 1 to N - 1 begin instead; "auto" for those
+            that the untouched network's disagreement on the noised data proposes, and for N, too,
+            where it is None.
         adapters: What an expert is made of.
         recipe: How it is trained.
         name: Of the file, NAME.experts.safetensors.
@@ -144,7 +150,7 @@ def check_transfer(
     recipe: Recipe,
     *,
     num_experts: int | None = None,
-    boundaries: Sequence[int] | None = None,
+    boundaries: Boundaries = None,
     name: str | None = None,
     device: str = "auto",
 ) -> None:
@@ -157,7 +163,7 @@ def check_transfer(
     with problems.collected():
         recipe.check()
     with problems.collected():
-        how_many_experts(num_experts, boundaries)
+        check_boundaries(num_experts, boundaries)
     with problems.collected():
         if name is not None and (not name or Path(name).name != name or name.startswith(".")):
             raise UsageError(f"a bundle cannot be called {name!r}", hint="give a plain file name")
@@ -181,6 +187,8 @@ def learn(
 ) -> BundleFile:
     """Do what is planned; the other arguments, and the errors, are those of `transfer`."""
     _check_images(images, plan)
+    if plan.proposes:
+        plan = _settled(plan, images, None if overwrite else recorded_settings(out))
     settings = plan.settings(images.manifest_hash, isinstance(images, LabelledImages))
     bundle = f"{plan.name}{SUFFIX}"
     with TransferFolder.opened(out, settings, bundle, overwrite=overwrite) as folder:
@@ -193,6 +201,22 @@ def learn(
         folder.tidy()
         verify_bundle(folder.bundle)
     return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
+
+
+def _settled(plan: TransferPlan, images: Images, earlier: Mapping[str, Any] | None) -> TransferPlan:
+    """The plan with experts that begin where the data propose it, or where they began before."""
+    curve = recorded(earlier, plan.seen(images.manifest_hash))
+    if curve is None:
+        with _ready(plan.learner, plan.device) as device:
+            curve = measure(
+                plan.learner,
+                plan.stage,
+                images,
+                seed=plan.recipe.seed,
+                batch=plan.recipe.batch,
+                device=device,
+            )
+    return plan.settled(curve)
 
 
 def _train(plan: TransferPlan, images: Images, folder: TransferFolder, session: _Session) -> None:

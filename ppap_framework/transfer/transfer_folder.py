@@ -35,7 +35,7 @@ from ppap_framework.transfer.synthesis_files import (
 )
 from ppap_framework.transfer.synthesis_folder import differences
 
-__all__ = ["DATA", "TransferFolder", "check_transfer_folder"]
+__all__ = ["DATA", "TransferFolder", "check_transfer_folder", "recorded_settings"]
 
 RECORD, LOG, PARTIAL, STATE = "transfer.json", "log.jsonl", ".partial", "state"
 PLOTS = ("loss.png", "loss.svg")
@@ -130,16 +130,7 @@ class TransferFolder:
         Raises:
             AssetError: Where it is damaged.
         """
-        found = read_json(self.path / RECORD, hint=_DAMAGED)
-        if found is not None and not (
-            isinstance(found, dict)
-            and isinstance(found.get("settings"), dict)
-            and isinstance(found.get("calls"), list)
-        ):
-            raise AssetError(
-                f"{str(self.path / RECORD)!r} is no record of a training", hint=_DAMAGED
-            )
-        return found
+        return _record(self.path)
 
     def write_record(self, diary: Mapping[str, Any]) -> None:
         """Write `transfer.json`.
@@ -269,6 +260,27 @@ class TransferFolder:
                     dots, _, _ = entry.name.partition(owner.name + ".")
                     if dots in (".", "..") and entry.suffix in (".tmp", ".draft"):
                         entry.unlink()
+
+
+def recorded_settings(path: Path) -> dict[str, Any] | None:
+    """The settings of the training that is in a folder; None where there is none.
+
+    Raises:
+        AssetError: Where the record is damaged.
+    """
+    found = _record(path)
+    return None if found is None else found["settings"]
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    found: Any = read_json(path / RECORD, hint=_DAMAGED)
+    if found is not None and not (
+        isinstance(found, dict)
+        and isinstance(found.get("settings"), dict)
+        and isinstance(found.get("calls"), list)
+    ):
+        raise AssetError(f"{str(path / RECORD)!r} is no record of a training", hint=_DAMAGED)
+    return found
 
 
 def _bundle_of(record: Mapping[str, Any] | None) -> list[str]:

@@ -23,18 +23,17 @@ from ppap_framework.experts import (
     guide_sha256,
     installed_adapter,
 )
+from ppap_framework.transfer.boundaries import Boundaries, Curve, ranges_for
 from ppap_framework.transfer.distillation import check_experts
 from ppap_framework.transfer.recipe import Phase, Recipe
 from ppap_framework.transfer.teacher import Teacher, teacher
 
-__all__ = ["DEFAULT_ADAPTERS", "Adapters", "TransferPlan", "how_many_experts", "plan_transfer"]
+__all__ = ["DEFAULT_ADAPTERS", "Adapters", "TransferPlan", "plan_transfer"]
 
 Adapters = Sequence["tuple[str, Mapping[str, Any]]"]
 """Adapters by name, with options."""
 
 DEFAULT_ADAPTERS: Adapters = (("lora", {"rank": 16, "alpha": 8.0}), ("bias", {}))
-
-_DEFAULT_EXPERTS = 5
 
 
 @final
@@ -52,7 +51,11 @@ class TransferPlan:
         adapters: What an expert is made of.
         recipe: How it is trained.
         device: Where.
-        name: Of the bundle.
+        num_experts: N, where it was said.
+        proposes: Whether the data shall say where experts begin, and how many where nobody did;
+            ranges and phases are those of as many as there can be until `settled`.
+        curve: From which they were then proposed.
+        named: How the bundle shall be called, if somebody said.
     """
 
     backend: LoadedBackend
@@ -64,12 +67,32 @@ class TransferPlan:
     adapters: tuple[AdapterConfig, ...]
     recipe: Recipe
     device: torch.device
-    name: str
+    num_experts: int | None
+    proposes: bool
+    curve: Curve | None = None
+    named: str | None
+
+    @property
+    def name(self) -> str:
+        """Of the bundle."""
+        parts = [_plain(self.backend.origin), _plain(self.learner.origin), str(len(self.ranges))]
+        return self.named or "-".join(parts)
 
     @property
     def stage(self) -> Stage:
         """The one that guides steer."""
         return self.backend.stages[0]
+
+    def settled(self, curve: Curve) -> TransferPlan:
+        """The plan with experts that begin where a curve proposes it.
+
+        Raises:
+            UsageError: Where they cannot.
+        """
+        schedule = self.stage.schedule
+        ranges = curve.ranges(schedule, self.num_experts)
+        phases = self.recipe.phases(ranges.timesteps(schedule))
+        return attrs.evolve(self, ranges=ranges, phases=phases, curve=curve)
 
     def attached(self) -> ExpertSet:
         """Fresh experts, to be detached by the caller.
@@ -87,10 +110,8 @@ class TransferPlan:
             data: The SHA-256 of the images.
             supervised: Whether they have labels.
         """
-        return {
-            "guide": attrs.asdict(self.guide_identity),
-            "backend": attrs.asdict(self.backend_identity),
-            "data": data,
+        settings = {
+            **self.seen(data),
             "supervised": supervised,
             "boundaries": list(self.ranges.boundaries),
             "adapters": [attrs.asdict(adapter) for adapter in self.adapters],
@@ -98,6 +119,15 @@ class TransferPlan:
             "recipe": attrs.asdict(self.recipe),
             "device": self.device.type,
             "versions": {"torch": torch.__version__, "ppap-framework": _version()},
+        }
+        return settings if self.curve is None else settings | {"proposal": attrs.asdict(self.curve)}
+
+    def seen(self, data: str) -> dict[str, Any]:
+        """Which network looks at which images, as JSON."""
+        return {
+            "guide": attrs.asdict(self.guide_identity),
+            "backend": attrs.asdict(self.backend_identity),
+            "data": data,
         }
 
 
@@ -107,7 +137,7 @@ def plan_transfer(
     *,
     loss: str | None,
     num_experts: int | None,
-    boundaries: Sequence[int] | None,
+    boundaries: Boundaries,
     adapters: Adapters,
     recipe: Recipe,
     name: str | None,
@@ -131,11 +161,7 @@ def plan_transfer(
     with problems.collected():
         configs = _configs(adapters)
     with problems.collected():
-        ranges = (
-            NoiseRanges.equal(schedule, how_many_experts(num_experts, None))
-            if boundaries is None
-            else NoiseRanges.from_timesteps(schedule, boundaries)
-        )
+        ranges = ranges_for(schedule, num_experts, boundaries)
         phases = recipe.phases(ranges.timesteps(schedule))
     problems.check()
     plan = TransferPlan(
@@ -148,7 +174,9 @@ def plan_transfer(
         adapters=configs,
         recipe=recipe,
         device=find_device(device),
-        name=name or f"{_plain(loaded.origin)}-{_plain(learner.origin)}-{len(ranges)}",
+        num_experts=num_experts,
+        proposes=boundaries == "auto",
+        named=name,
     )
     experts = plan.attached()
     try:
@@ -156,28 +184,6 @@ def plan_transfer(
     finally:
         experts.detach()
     return plan
-
-
-def how_many_experts(num_experts: int | None, boundaries: Sequence[int] | None) -> int:
-    """N, as it follows from either or both.
-
-    Raises:
-        UsageError: Where it is no number of experts, or the two contradict each other.
-    """
-    follows = None if boundaries is None else len(boundaries) + 1
-    if num_experts is None:
-        return follows or _DEFAULT_EXPERTS
-    if isinstance(num_experts, bool) or not isinstance(num_experts, int) or num_experts < 1:
-        raise UsageError(
-            f"num_experts must be a whole number from 1, not {num_experts}",
-            hint=f"use {_DEFAULT_EXPERTS}, say",
-        )
-    if follows not in (None, num_experts):
-        raise UsageError(
-            f"{len(boundaries or ())} boundaries make {follows} experts, not {num_experts}",
-            hint="give only one of num_experts and boundaries",
-        )
-    return num_experts
 
 
 def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
