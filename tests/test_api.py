@@ -115,6 +115,48 @@ class TestSample:
         result = ppap.sample(toy, [green(scale=3000.0)], num=2, steps=5)
         assert torch.equal(result.images, pushed.clamp(-1.0, 1.0))
 
+    def test_in_bfloat16_networks_multiply_and_losses_do_not(self, toy: DiffusionBackend) -> None:
+        class Linear(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(3, 2)
+                nn.init.constant_(self.linear.weight, 1.0 / 3.0)
+                self.said: list[torch.dtype] = []
+
+            def forward(self, images: Tensor) -> Tensor:
+                logits: Tensor = self.linear(images.mean((2, 3)))
+                self.said.append(logits.dtype)
+                return logits
+
+        class Squares(TaskLoss):
+            given: list[torch.dtype] = []  # noqa: RUF012  # a record of the test
+
+            def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+                products = prediction @ prediction.T
+                self.given += [prediction.dtype, products.dtype]
+                return products.diagonal()
+
+            transfer = energy
+
+            def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
+                return {}
+
+        network = Linear()
+        guide = ppap.guide(network, loss=Squares(), target=0, scale=1.0)
+        drawn = {
+            precision: ppap.sample(toy, [guide], num=2, steps=3, precision=precision).images
+            for precision in ("float32", "bfloat16")
+        }
+        *first, looked = network.said[: len(network.said) // 2]
+        *second, looked_again = network.said[len(network.said) // 2 :]
+        assert {*first, looked, looked_again} == {torch.float32}  # finished images are looked at so
+        assert set(second) == {torch.bfloat16}
+        assert set(Squares.given) == {torch.float32}
+        assert not torch.equal(drawn["float32"], drawn["bfloat16"])
+        torch.testing.assert_close(drawn["float32"], drawn["bfloat16"], atol=0.02, rtol=0)
+        with pytest.raises(UsageError, match="precision cannot be 'float16'"):
+            ppap.sample(toy, num=1, precision="float16")  # type: ignore[arg-type]
+
     def test_draws_the_model_distribution(self, toy: DiffusionBackend) -> None:
         images = ppap.sample(toy, num=32, steps=TIMESTEPS, batch=32).images
         assert images.dtype == torch.float32

@@ -580,7 +580,7 @@ class TestRefusals:
             def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
                 return {"answer": super().forward(images), "words": "so so"}
 
-        with pytest.raises(PluginError, match="prediction with a str in it"):
+        with pytest.raises(PluginError, match="prediction has a str in it"):
             trained(
                 course(attached(Worded(), 1), SHORT, answers=lambda rows: torch.zeros(len(rows)))
             )

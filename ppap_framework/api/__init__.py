@@ -14,14 +14,14 @@ from ppap_framework.api._found_guide import (
     find_guide,
 )
 from ppap_framework.api._guide import guide
-from ppap_framework.api._in_use import frozen, peak_memory
+from ppap_framework.api._in_use import frozen, peak_memory, products_in
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.api._plan import Cost, Plan, check_backend, plan, scale_words
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._sample import Batch, Progress, draw, sample
-from ppap_framework.api._settings import SamplerName, Settings, find_device
+from ppap_framework.api._settings import Precision, SamplerName, Settings, find_device
 
 __all__ = [
     "DEFAULT_SCALE",
@@ -40,6 +40,7 @@ __all__ = [
     "ModuleGuide",
     "Origin",
     "Plan",
+    "Precision",
     "Problems",
     "Progress",
     "Result",
@@ -62,6 +63,7 @@ __all__ = [
     "guide",
     "peak_memory",
     "plan",
+    "products_in",
     "sample",
     "scale_words",
 ]

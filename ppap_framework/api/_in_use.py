@@ -1,4 +1,4 @@
-"""Networks while they are used, and what memory that takes."""
+"""Networks while they are used, in which precision, and what memory that takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["frozen", "peak_memory"]
+from ppap_framework.api._settings import Precision
+
+__all__ = ["frozen", "peak_memory", "products_in"]
 
 _STATUS = Path("/proc/self/status")
 
@@ -40,6 +42,11 @@ def frozen(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None
             module.training = training
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def products_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which matrix products and convolutions are computed in that precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def peak_memory(device: torch.device) -> int | None:

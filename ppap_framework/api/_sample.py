@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ppap_framework.api._found_guide import LoadedGuide
-from ppap_framework.api._in_use import frozen, peak_memory
+from ppap_framework.api._in_use import frozen, peak_memory, products_in
 from ppap_framework.api._pictures import to_uint8
 from ppap_framework.api._plan import Plan, plan
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
-from ppap_framework.api._settings import SamplerName, Settings
+from ppap_framework.api._settings import Precision, SamplerName, Settings
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PluginError, PpapError
 from ppap_framework.guidance import EnergyGuidance, Guide, Through
@@ -66,6 +66,7 @@ def sample(
     normalize: bool = False,
     batch: int = 8,
     device: str = "auto",
+    precision: Precision = "float32",
     compare: bool = False,
     prompt: str | Sequence[str] | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -87,6 +88,8 @@ def sample(
         normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
         batch: How many images at once; changes an image by rounding errors only.
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
+        precision: "float32", or "bfloat16" for the networks' products, which is faster where the
+            processor can.
         compare: Whether to draw the same noise without guides, too.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
         progress: Called after every step.
@@ -105,6 +108,7 @@ def sample(
         normalize=normalize,
         batch=batch,
         device=device,
+        precision=precision,
         compare=compare,
         prompt=prompt,
     )
@@ -198,9 +202,10 @@ def _draw_batch(
         step=run.step,
         guidance=guidance.rows(rows.start, rows.stop) if guidance else None,
     )
-    for state in walk:
-        x = state.x
-        steps.take(count)
+    with products_in(run.settings.precision, run.device):
+        for state in walk:
+            x = state.x
+            steps.take(count)
     broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if broken:
         raise PpapError(

@@ -12,9 +12,10 @@ from ppap_framework.api._problems import Problems
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import Through
 
-__all__ = ["SamplerName", "Settings", "find_device"]
+__all__ = ["Precision", "SamplerName", "Settings", "find_device"]
 
 SamplerName = Literal["ddim", "ddpm"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @final
@@ -32,6 +33,8 @@ class Settings:
         normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
         batch: How many images at once; changes an image by rounding errors only.
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
+        precision: "bfloat16" computes the networks' products in it, which pays where the processor
+            can; samplers and losses stay in float32.
         compare: Whether the same noise is also drawn without guides.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
     """
@@ -45,6 +48,7 @@ class Settings:
     normalize: bool = False
     batch: int = 8
     device: str = "auto"
+    precision: Precision = "float32"
     compare: bool = False
     prompt: str | Sequence[str] | None = None
 
@@ -85,7 +89,9 @@ class Settings:
             )
 
     def _wrong_choices(self) -> Iterator[UsageError]:
-        for name, choices in (("sampler", get_args(SamplerName)), ("through", get_args(Through))):
+        known = {"sampler": SamplerName, "through": Through, "precision": Precision}
+        for name, kind in known.items():
+            choices = get_args(kind)
             if getattr(self, name) not in choices:
                 yield UsageError(
                     f"{name} cannot be {getattr(self, name)!r}",

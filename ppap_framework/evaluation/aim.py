@@ -135,6 +135,7 @@ class Stand:
             normalize=row.normalize if row else False,
             batch=batch,
             device=self.device,
+            precision=self.experiment.precision,
         )
         return api.plan(self.backend, [_aimed(guide, candidate, num)] if guide else [], settings)
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppap_framework.api import ChosenExperts, Origin, Plan
+from ppap_framework.api import ChosenExperts, Origin, Plan, products_in
 from ppap_framework.evaluation.environment import provenance
 from ppap_framework.evaluation.files import FORMAT, digest, replacing, write_json
 from ppap_framework.guidance import EnergyGuidance, Guide
@@ -100,15 +100,16 @@ def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Dra
         settings.through,
         settings.normalize,
     )
-    x = sample(
-        run.stage,
-        run.process,
-        x,
-        noise,
-        condition=run.backend.encode(None, count),
-        step=run.step,
-        guidance=guidance,
-    )
+    with products_in(settings.precision, run.device):
+        x = sample(
+            run.stage,
+            run.process,
+            x,
+            noise,
+            condition=run.backend.encode(None, count),
+            step=run.step,
+            guidance=guidance,
+        )
     done = guidance.statistics
     return _pixels(x), Counts(
         denoiser_forwards=done.denoiser_forwards,
@@ -145,6 +146,7 @@ def identity(run: Plan) -> dict[str, Any]:
         "seed": settings.seed,
         "block": settings.batch,
         "device": run.device.type,
+        "precision": settings.precision,
     }
 
 

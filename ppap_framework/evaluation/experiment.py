@@ -39,11 +39,12 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import attrs
 from attrs.validators import and_, ge, in_, instance_of, min_len, optional
 
+from ppap_framework.api import Precision
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
 
@@ -209,6 +210,7 @@ class Experiment:
         num: Images in each row, a multiple of the number of classes.
         steps: Of DDIM without fresh noise.
         seed: Noise of image i comes from (seed, i) alone.
+        precision: In which networks compute products while they draw; judges look in float32.
         block: How many images are drawn at once.
         baselines: Rows with which each other row is compared.
         tuning: How rows choose.
@@ -227,6 +229,7 @@ class Experiment:
     num: int = attrs.field(default=2048, validator=_whole)
     steps: int = attrs.field(default=25, validator=_whole)
     seed: int = attrs.field(default=0, validator=instance_of(int))
+    precision: Precision = attrs.field(default="float32", validator=in_(get_args(Precision)))
     block: int = attrs.field(default=64, validator=_whole)
     baselines: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     tuning: Tuning = attrs.field(factory=Tuning)

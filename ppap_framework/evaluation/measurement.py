@@ -84,6 +84,7 @@ class Measurement:
             "steps": self.experiment.steps,
             "seed": self.experiment.seed,
             "tuning": attrs.asdict(self.experiment.tuning),
+            "precision": self.experiment.precision,
         }
 
     def describe(self) -> dict[str, Any]:

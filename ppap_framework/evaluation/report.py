@@ -146,6 +146,7 @@ def _setting(result: Results) -> str:
     text = (
         f"{protocol['num']:,} images a row from {backend['component']} "
         f"({backend['checkpoint'] or 'no checkpoint'}) in {protocol['steps']} DDIM steps, "
+        f"{'products in bfloat16, ' if protocol.get('precision') == 'bfloat16' else ''}"
         f"seed {protocol['seed']}; image i aims at class i mod "
         f"{len(result.judge['class_names'])}, with the same noise in every row. Reference: "
         f"{result.judge['pictures']:,} pictures. Judge: {judge['component']} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, final
 from weakref import WeakSet
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ppap_framework.components import ExpertAdapter, GuidanceModel
-from ppap_framework.errors import AssetError, PluginError
+from ppap_framework.errors import AssetError
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.predictions import each_tensor, joined
 
 __all__ = ["ExpertSet", "Look", "has_experts"]
 
@@ -203,27 +204,9 @@ class ExpertSet:
             )
             parts.append(part)
             places.append(rows)
-        return _joined(parts, torch.cat(places).argsort())
+        order = torch.cat(places).argsort()
+        return each_tensor(lambda tensor: tensor[order.to(tensor.device)], joined(parts))
 
     def _look(self, owner: int, images: Tensor, level: NoiseLevel) -> Any:
         self._merge(owner)
         return self.model(images, level)
-
-
-def _joined(parts: Sequence[Any], order: Tensor) -> Any:
-    """Predictions of several batches as that of one, its images in another order."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))[order.to(first.device)]
-    if first is None:
-        return None
-    if isinstance(first, Mapping):
-        return type(first)({key: _joined([p[key] for p in parts], order) for key in first})  # type: ignore[call-arg]  # as mappings are made
-    if isinstance(first, tuple | list):
-        joined = [_joined(column, order) for column in zip(*parts, strict=True)]
-        named = isinstance(first, tuple) and type(first) is not tuple
-        return type(first)(*joined) if named else type(first)(joined)
-    raise PluginError(
-        f"a prediction with a {type(first).__name__} in it cannot be put together from parts",
-        hint="a guide's prediction is a tensor, or tuples, lists and mappings of tensors",
-    )

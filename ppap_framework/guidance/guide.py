@@ -14,6 +14,7 @@ from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import ExpertSet, Look
 from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.predictions import widened
 
 __all__ = ["Guide", "faults_of_pull"]
 
@@ -99,7 +100,8 @@ class Guide:
         with torch.enable_grad():
             x = images.detach().requires_grad_()
             prediction = self.at(level)(x, level)
-            energy = self.loss.energy(prediction, self.target.value.to(x.device))
+            with torch.autocast(x.device.type, enabled=False):
+                energy = self.loss.energy(widened(prediction), self.target.value.to(x.device))
             if energy.shape != x.shape[:1] or not energy.requires_grad:
                 raise PluginError(
                     f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}"

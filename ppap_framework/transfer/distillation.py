@@ -26,9 +26,9 @@ from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.noise import NoiseSchedule
+from ppap_framework.predictions import widened
 from ppap_framework.transfer.lessons import Lesson, examination, lesson
 from ppap_framework.transfer.recipe import SHARED, Phase, Recipe
-from ppap_framework.transfer.teacher import each_tensor
 
 __all__ = ["Course", "Distillation", "Report", "check_experts"]
 
@@ -312,8 +312,8 @@ class Distillation:
         """(B,), of the images from number `first`."""
         course = self.course
         numbers = batch.images + first
-        prediction = each_tensor(_widened, self._look(batch, first))
-        answers = each_tensor(_widened, course.answers(numbers))
+        prediction = widened(self._look(batch, first))
+        answers = widened(course.answers(numbers))
         if course.supervised:
             losses = _supervised(course.loss, prediction, answers)
         else:
@@ -389,13 +389,6 @@ def _own_statistics(experts: ExpertSet) -> list[_BatchNorm]:
         for name, module in experts.model.network.named_modules()
         if isinstance(module, _BatchNorm) and f"0.{name + '.' if name else ''}running_mean" in kept
     ]
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """At least float32, where it is floating: losses are not computed in 16 bits."""
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _supervised(loss: TaskLoss, prediction: Any, labels: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ppap_framework.api import FunctionLoss, Loss, ModuleGuide, Origin, find_guide
 from ppap_framework.components import GuidanceModel, TaskLoss
-from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.errors import UsageError
 from ppap_framework.plugin import TaskLossSpec
+from ppap_framework.predictions import each_tensor, joined
 from ppap_framework.registry import registry
 
-__all__ = ["Answers", "Teacher", "each_tensor", "teacher"]
+__all__ = ["Answers", "Teacher", "teacher"]
 
 
 @final
@@ -131,50 +132,11 @@ class Answers:
                 model(images(torch.arange(first, min(first + batch, count))), None)
                 for first in range(0, count, batch)
             ]
-        self._all = _stacked(parts)
+        self._all = joined(parts)
 
     def of(self, rows: Tensor) -> Any:
         """The answers to B images, by their numbers (B,), as the model gives them."""
         return each_tensor(lambda tensor: tensor[rows.to(tensor.device)], self._all)
-
-
-def each_tensor(change: Callable[[Tensor], Tensor], prediction: Any) -> Any:
-    """A prediction with each of its tensors changed: one, or tuples, lists and mappings of such."""
-    if isinstance(prediction, Tensor):
-        return change(prediction)
-    if prediction is None:
-        return None
-    if isinstance(prediction, Mapping):
-        changed = {key: each_tensor(change, value) for key, value in prediction.items()}
-        return type(prediction)(changed)  # type: ignore[call-arg]  # as mappings are made
-    if isinstance(prediction, tuple | list):
-        return _rebuilt(prediction, [each_tensor(change, value) for value in prediction])
-    raise _unknown(prediction)
-
-
-def _stacked(parts: Sequence[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))
-    if first is None:
-        return None
-    if isinstance(first, Mapping):
-        return type(first)({key: _stacked([p[key] for p in parts]) for key in first})  # type: ignore[call-arg]  # as mappings are made
-    if isinstance(first, tuple | list):
-        return _rebuilt(first, [_stacked(column) for column in zip(*parts, strict=True)])
-    raise _unknown(first)
-
-
-def _unknown(part: object) -> PluginError:
-    return PluginError(
-        f"experts cannot learn from a prediction with a {type(part).__name__} in it",
-        hint="a guide's prediction is a tensor, or tuples, lists and mappings of tensors",
-    )
-
-
-def _rebuilt(like: Any, values: list[Any]) -> Any:
-    named = isinstance(like, tuple) and type(like) is not tuple
-    return type(like)(*values) if named else type(like)(values)
 
 
 def _made(loss: Any, options: dict[str, Any]) -> TaskLoss:

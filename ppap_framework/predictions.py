@@ -1,0 +1,65 @@
+"""Predictions of any form: a tensor, or tuples, lists and mappings of tensors (and of nothing)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppap_framework.errors import PluginError
+
+__all__ = ["each_tensor", "joined", "widened"]
+
+
+def each_tensor(change: Callable[[Tensor], Tensor], prediction: Any) -> Any:
+    """A prediction with each of its tensors changed.
+
+    Raises:
+        PluginError: For anything else in it.
+    """
+    return _merged([prediction], lambda tensors: change(tensors[0]))
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """The predictions of several batches as that of one; B is the first dimension of each tensor.
+
+    Raises:
+        PluginError: For anything but tensors in them.
+    """
+    return _merged(parts, lambda tensors: torch.cat(list(tensors)))
+
+
+def widened(prediction: Any) -> Any:
+    """A prediction with its floating tensors in float32 at least: no loss is computed in 16 bits.
+
+    Raises:
+        PluginError: For anything but tensors in it.
+    """
+    return each_tensor(_wide, prediction)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:
+    """One prediction of several of the same form, tensor by tensor."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return merge(parts)
+    if first is None:
+        return None
+    if isinstance(first, Mapping):
+        return type(first)({key: _merged([p[key] for p in parts], merge) for key in first})  # type: ignore[call-arg]  # as mappings are made
+    if isinstance(first, tuple | list):
+        merged = [_merged(column, merge) for column in zip(*parts, strict=True)]
+        named = isinstance(first, tuple) and type(first) is not tuple
+        return type(first)(*merged) if named else type(first)(merged)
+    raise PluginError(
+        f"a prediction has a {type(first).__name__} in it",
+        hint="a guide's prediction is a tensor, or tuples, lists and mappings of tensors",
+    )
