@@ -825,6 +825,13 @@ class TestLabelledImages:
         )
         assert LabelledImages(compressed).manifest_hash == hashes[0]
 
+    def test_channels_may_come_first(self, tmp_path: Path) -> None:
+        last = LabelledImages(npz(tmp_path / "last.npz", pictures(), np.arange(20)))
+        np.savez(tmp_path / "first.npz", images=pictures().numpy(), labels=np.arange(20))
+        first = LabelledImages(tmp_path / "first.npz")
+        assert first.manifest_hash == last.manifest_hash
+        assert torch.equal(first.images([5, 2]), pictures()[[5, 2]])
+
     @pytest.mark.parametrize(
         ("images", "labels", "said"),
         [

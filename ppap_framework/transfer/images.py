@@ -19,7 +19,7 @@ from ppap_framework.errors import AssetError
 
 __all__ = ["Images", "LabelledImages"]
 
-_HINT = "give an NPZ file with `images` (N, H, W, 3), uint8, and `labels` (N, ...), numbers"
+_HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...)"
 
 
 class Images(Protocol):
@@ -49,7 +49,7 @@ class LabelledImages:
     """Pictures with a label each, from an NPZ file.
 
     Args:
-        path: Of a file with `images` (N, H, W, 3), uint8, and `labels` (N, ...).
+        path: Of a file with `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...).
 
     Attributes:
         path: As given.
@@ -62,6 +62,8 @@ class LabelledImages:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         images, labels = _arrays(self.path)
+        if images.ndim == 4 and images.shape[3] != 3 == images.shape[1]:
+            images = images.transpose(0, 2, 3, 1)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise AssetError(
                 f"the images of {str(path)!r} are {images.dtype} {images.shape}", hint=_HINT
