@@ -23,6 +23,7 @@ __all__ = ["Checkpoint", "load_into", "open_checkpoint", "save_checkpoint"]
 
 _ARCHITECTURE = "ppap.architecture"
 _NOTES = "ppap.notes"
+_OF_TORCH = {"format": "pt"}  # without it transformers 4 refuses a file
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _T = TypeVar("_T")
@@ -148,7 +149,7 @@ def save_checkpoint(
     Raises:
         AssetError: Where the file cannot be written.
     """
-    metadata = {_ARCHITECTURE: json.dumps(architecture, sort_keys=True)}
+    metadata = {_ARCHITECTURE: json.dumps(architecture, sort_keys=True), **_OF_TORCH}
     if card_notes:
         metadata[_NOTES] = json.dumps(card_notes, sort_keys=True)
     write_safetensors(path, state_dict, metadata)

@@ -1,0 +1,379 @@
+"""Folders of transformers against transformers itself: the same outputs, the same pixels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.transformers_models import (
+    ImageInput,
+    ModelFiles,
+    Task,
+    find_model,
+    load_network,
+    make_input,
+)
+
+DPT = transformers.DPTConfig(
+    hidden_size=16,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=32,
+    image_size=32,
+    patch_size=8,
+    backbone_out_indices=[0, 1, 2, 3],
+    neck_hidden_sizes=[8, 8, 8, 8],
+    fusion_hidden_size=8,
+    reassemble_factors=[1, 1, 1, 0.5],
+)
+GLPN = transformers.GLPNConfig(
+    depths=[1, 1, 1, 1],
+    hidden_sizes=[8, 8, 16, 16],
+    num_attention_heads=[1, 1, 2, 2],
+    decoder_hidden_size=8,
+)
+SEGFORMER = transformers.SegformerConfig(
+    depths=[1, 1, 1, 1],
+    hidden_sizes=[8, 8, 16, 16],
+    num_attention_heads=[1, 1, 2, 2],
+    decoder_hidden_size=8,
+    num_labels=3,
+)
+KINDS: list[tuple[Task, Any, Any]] = [
+    ("depth-estimation", transformers.DPTForDepthEstimation, DPT),
+    ("depth-estimation", transformers.GLPNForDepthEstimation, GLPN),
+    ("semantic-segmentation", transformers.SegformerForSemanticSegmentation, SEGFORMER),
+]
+kinds = pytest.mark.parametrize(
+    ("task", "family", "config"), KINDS, ids=["dpt", "glpn", "segformer"]
+)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here may ask for an address."""
+    import socket
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        raise AssertionError(f"the network was asked: {given}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def saved(folder: Path, family: Any, config: Any, **named: Any) -> tuple[Path, nn.Module]:
+    torch.manual_seed(0)
+    network = family(config).eval()
+    network.save_pretrained(folder, **named)
+    return folder, network
+
+
+def answer(network: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        said = network(images)
+    return next(iter(said.values()))
+
+
+def dpt(folder: Path) -> Path:
+    return saved(folder / "dpt", transformers.DPTForDepthEstimation, DPT)[0]
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+class TestLoading:
+    @kinds
+    def test_a_folder_is_the_network_that_was_saved(
+        self, task: Task, family: Any, config: Any, tmp_path: Path, capfd: Any
+    ) -> None:
+        folder, network = saved(tmp_path / "tiny", family, config)
+        capfd.readouterr()
+        files = find_model(str(folder), None)
+        loaded = load_network(files, task)
+        images = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(answer(loaded, images), answer(network, images))
+        assert files.name == "tiny"
+        assert not loaded.training
+        assert capfd.readouterr() == ("", "")
+
+    def test_shards_and_pickles_are_read_as_well(self, tmp_path: Path) -> None:
+        folder, network = saved(
+            tmp_path / "sharded", transformers.GLPNForDepthEstimation, GLPN, max_shard_size="20KB"
+        )
+        assert len(list(folder.glob("*.safetensors"))) > 1
+        files = find_model(str(folder), None)
+        assert len(files.weights) == len(list(folder.glob("*.safetensors")))
+        pickled = tmp_path / "pickled"
+        pickled.mkdir()
+        shutil.copy(folder / "config.json", pickled)
+        torch.save(network.state_dict(), pickled / "pytorch_model.bin")
+        images = torch.randn(1, 3, 32, 32)
+        for each in (files, find_model(str(pickled), None)):
+            loaded = load_network(each, "depth-estimation")
+            torch.testing.assert_close(answer(loaded, images), answer(network, images))
+
+    def test_a_checkpoint_states_the_same_or_lies_in_the_folder(self, tmp_path: Path) -> None:
+        folder, network = saved(tmp_path / "tiny", transformers.GLPNForDepthEstimation, GLPN)
+        config = json.loads((folder / "config.json").read_text())
+        halves = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in network.state_dict().items()
+        }
+        alone = tmp_path / "alone.safetensors"
+        save_checkpoint(alone, halves, {"config": config, "preprocessor": {"size_divisor": 16}})
+        stating = find_model(None, open_checkpoint(alone))
+        lying = find_model(None, open_checkpoint(folder / "model.safetensors"))
+        bare = tmp_path / "bare.safetensors"
+        shutil.copy(folder / "model.safetensors", bare)
+        of_both = find_model(str(folder), open_checkpoint(bare))
+        assert stating.preprocessor == {"size_divisor": 16}
+        images = torch.randn(1, 3, 32, 32)
+        whole = answer(network, images)
+        for files in (lying, of_both):
+            loaded = load_network(files, "depth-estimation")
+            torch.testing.assert_close(answer(loaded, images), whole)
+        loaded = load_network(stating, "depth-estimation")
+        assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+        assert all(
+            torch.equal(value, halves[name].to(value.dtype))
+            for name, value in loaded.state_dict().items()
+        )
+
+    def test_what_save_checkpoint_wrote_is_an_ordinary_file_of_transformers(
+        self, tmp_path: Path
+    ) -> None:
+        folder, network = saved(tmp_path / "tiny", transformers.GLPNForDepthEstimation, GLPN)
+        save_checkpoint(folder / "model.safetensors", network.state_dict(), {"config": {}})
+        theirs = transformers.GLPNForDepthEstimation.from_pretrained(folder)
+        images = torch.randn(1, 3, 32, 32)
+        torch.testing.assert_close(answer(theirs, images), answer(network, images))
+
+    def test_parameters_that_are_never_used_may_be_missing(self, tmp_path: Path) -> None:
+        folder, network = saved(tmp_path / "tiny", transformers.GLPNForDepthEstimation, GLPN)
+        state = network.state_dict()
+        del state["decoder.stages.0.convolution.weight"]
+        save_checkpoint(folder / "model.safetensors", state, {})
+        files = find_model(str(folder), None)
+        with pytest.raises(AssetError, match=r"1 missing \(decoder.stages.0.convolution.weight\)"):
+            load_network(files, "depth-estimation", unused=r"decoder\.stages\.1\.")
+        loaded = load_network(files, "depth-estimation", unused=r"decoder\.stages\.0\.")
+        assert not loaded.state_dict()["decoder.stages.0.convolution.weight"].any()
+
+
+class TestRefusals:
+    def test_foreign_code_is_not_run(self, tmp_path: Path) -> None:
+        folder = dpt(tmp_path)
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        stated = {"AutoConfig": "evil.Config", "AutoModelForDepthEstimation": "evil.Model"}
+        edit(folder / "config.json", auto_map=stated)
+        load_network(find_model(str(folder), None), "depth-estimation")  # by transformers' own code
+        edit(folder / "config.json", model_type="evil")
+        with pytest.raises(AssetError, match="wants code of its own to be run; nothing was run"):
+            load_network(find_model(str(folder), None), "depth-estimation")
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"model_type": "nonsense"}, "model type 'nonsense', which transformers .* not know"),
+            ({"model_type": None}, "model type None"),
+            ({"model_type": "vit"}, "is a vit, which does no depth estimation"),
+            ({"backbone": "owner/name"}, "names backbone 'owner/name' instead of describing it"),
+            ({"hidden_size": "wide"}, "cannot be built as its config says"),
+            ({"hidden_size": 24}, r"do not fit DPTForDepthEstimation: \d+ of another shape"),
+            ({"num_hidden_layers": 5}, r"\d+ missing \(dpt\.encoder\.layer\.4\."),
+        ],
+    )
+    def test_configs(self, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+        folder = dpt(tmp_path)
+        edit(folder / "config.json", **changes)
+        with pytest.raises(AssetError, match=message) as caught:
+            load_network(find_model(str(folder), None), "depth-estimation")
+        assert "\n" not in str(caught.value)
+        assert caught.value.hint
+
+    @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"a":' * 100_000])
+    def test_files_that_are_no_json(self, content: bytes, tmp_path: Path) -> None:
+        folder = dpt(tmp_path)
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(AssetError, match=r"config\.json"):
+            find_model(str(folder), None)
+
+    def test_damaged_and_missing_weights(self, tmp_path: Path) -> None:
+        folder = dpt(tmp_path)
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-8])
+        with pytest.raises(AssetError, match="not a sound safetensors file"):
+            find_model(str(folder), None)
+        weights.unlink()
+        with pytest.raises(AssetError, match=r"has a config\.json and no weights"):
+            find_model(str(folder), None)
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a": "../dpt/config.json"}}))
+        with pytest.raises(AssetError, match="does not say in which files beside it"):
+            find_model(str(folder), None)
+
+    def test_names_that_are_neither_folder_nor_of_the_hub(self, tmp_path: Path) -> None:
+        folder = dpt(tmp_path)
+        given = {
+            str(tmp_path / "absent"): "neither a folder that is there nor a name of the hub",
+            "./models/dpt": "neither a folder",
+            "dpt": "neither a folder",
+            str(folder / "model.safetensors"): "is a file",
+        }
+        for name, message in given.items():
+            with pytest.raises(UsageError, match=message):
+                find_model(name, None)
+        with pytest.raises(UsageError, match="no model is named"):
+            find_model(None, None)
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(AssetError, match=r"config\.json' is not there"):
+            find_model(str(tmp_path / "empty"), None)
+
+    def test_checkpoints_that_contradict_or_say_nothing(self, tmp_path: Path) -> None:
+        folder = dpt(tmp_path)
+        alone = tmp_path / "alone.safetensors"
+        shutil.copy(folder / "model.safetensors", alone)
+        with pytest.raises(UsageError, match="does not say of which model it is"):
+            find_model(None, open_checkpoint(alone))
+        save_checkpoint(alone, {"a": torch.zeros(1)}, {"config": {"model_type": "dpt"}})
+        with pytest.raises(UsageError, match="says itself which model it is"):
+            find_model(str(folder), open_checkpoint(alone))
+        save_checkpoint(alone, {"a": torch.zeros(1)}, {"model": "resnet18"})
+        with pytest.raises(AssetError, match="of another architecture"):
+            find_model(None, open_checkpoint(alone))
+
+    def test_a_hub_that_cannot_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import huggingface_hub
+
+        def unreachable(*given: Any, **named: Any) -> str:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+        with pytest.raises(AssetError, match="'owner/name' cannot be had from the hub") as caught:
+            find_model("owner/name", None)
+        assert "https://huggingface.co/owner/name" in str(caught.value)
+
+    def test_of_the_hub_only_what_is_read_is_fetched(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import huggingface_hub
+
+        folder, asked = dpt(tmp_path), []
+
+        def download(repository: str, name: str, revision: str | None) -> str:
+            asked.append((repository, name, revision))
+            if not (folder / name).exists():
+                raise huggingface_hub.errors.EntryNotFoundError("no such file")
+            return str(folder / name)
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        files = find_model("owner/name@v1", None)
+        assert files.name == "owner/name@v1"
+        names = ["config.json", "preprocessor_config.json", "model.safetensors"]
+        assert asked == [("owner/name", name, "v1") for name in names]
+
+
+def files_of(config: Any, preprocessor: dict[str, Any]) -> ModelFiles:
+    return ModelFiles(
+        name="tiny",
+        config=json.loads(config.to_json_string()),
+        preprocessor=preprocessor,
+        weights=(),
+    )
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("config", "preprocessor"),
+        [
+            (DPT, {}),
+            (DPT, {"size": {"height": 32, "width": 32}, "image_mean": [0.4, 0.5, 0.6]}),
+            (DPT, {"size": 48, "do_normalize": False, "resample": 2}),
+            (DPT, {"size": {"height": 48, "width": 48}, "do_rescale": False}),
+            (GLPN, {}),
+            (GLPN, {"size_divisor": 16}),
+            (SEGFORMER, {"size": {"height": 40, "width": 40}}),
+            (
+                transformers.MobileViTConfig(),
+                {"size": {"shortest_edge": 40}, "do_center_crop": False},
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("side", [32, 75])
+    def test_pixels_are_those_of_transformers(
+        self, config: Any, preprocessor: dict[str, Any], side: int
+    ) -> None:
+        theirs = transformers.IMAGE_PROCESSOR_MAPPING[type(config)]["pil"].from_dict(
+            dict(preprocessor)
+        )
+        if isinstance(config, transformers.GLPNConfig) and side % theirs.size_divisor:
+            side = 96  # rounded down there, to the nearest here
+        # Smooth, since Pillow rounds to 8 bits where we do not.
+        grid = np.linspace(0, 3, side)
+        waves = [np.sin(grid[:, None] * (k + 1) + grid * (3 - k)) for k in range(3)]
+        pixels = np.uint8(np.round(127 + 100 * np.stack(waves, -1)))
+        expected = theirs(Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+        images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        ours = make_input(files_of(config, preprocessor))(images)
+        steps = (expected.max() - expected.min()) / 255
+        torch.testing.assert_close(ours, expected, atol=2 * float(steps), rtol=0)
+
+    def test_sizes(self) -> None:
+        def size(feed: ImageInput, height: int, width: int) -> tuple[int, ...]:
+            return tuple(feed(torch.zeros(1, 3, height, width)).shape[2:])
+
+        assert size(ImageInput(size=32), 5, 50) == (32, 32)
+        assert size(ImageInput(size=30, multiple=8), 64, 64) == (32, 32)
+        assert size(ImageInput(size=None, multiple=32), 20, 100) == (32, 96)
+        assert size(ImageInput(size=None, multiple=32), 1, 32) == (32, 32)
+        assert size(make_input(files_of(DPT, {})), 32, 32) == (384, 384)
+        assert size(make_input(files_of(DPT, {}), size=64, multiple=8), 32, 32) == (64, 64)
+        assert size(make_input(files_of(GLPN, {})), 100, 60) == (96, 64)
+        assert size(make_input(files_of(DPT, {"do_resize": False}), multiple=8), 33, 40) == (32, 40)
+        assert (
+            make_input(files_of(DPT, {"size": 48, "ensure_multiple_of": 14}), multiple=8).size == 56
+        )
+
+    def test_the_right_size_passes_untouched_and_nothing_is_clipped(self) -> None:
+        feed = ImageInput(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        images = 10 * torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(feed(images), images)
+
+    def test_gradients_reach_every_pixel(self) -> None:
+        images = torch.zeros(1, 3, 70, 70, requires_grad=True)
+        feed = make_input(files_of(DPT, {"size": 32}))
+        feed(images).sum().backward()
+        assert images.grad is not None
+        assert (images.grad > 0).all()
+
+    @pytest.mark.parametrize(
+        "preprocessor",
+        [
+            {"image_mean": [0.5]},
+            {"image_std": [0, 0, 0]},
+            {"size": {"height": "x"}},
+            {"size": -3},
+            {"size": {"colour": 3}},
+            {"image_mean": "abc"},
+        ],
+    )
+    def test_nonsense_is_refused(self, preprocessor: dict[str, Any]) -> None:
+        with pytest.raises(AssetError, match="the preprocessing of 'tiny' cannot be"):
+            make_input(files_of(DPT, preprocessor))
+
+    def test_sizes_of_the_user_that_cannot_be(self) -> None:
+        with pytest.raises(PpapError, match="cannot be resized to 0 pixels"):
+            make_input(files_of(DPT, {}), size=0)
