@@ -264,6 +264,19 @@ WRONG = {
     "missing guider checkpoint": Wrong(
         (*STEER, "--guider-checkpoint", "no.safetensors"), 4, "no.safetensors", "other.safetensors"
     ),
+    "empty guider checkpoint": Wrong(
+        (*STEER, "--guider-checkpoint", "empty.pt"), 4, "'empty.pt' is empty", "again"
+    ),
+    "truncated guider checkpoint": Wrong(
+        (*STEER, "--guider-checkpoint", "cut.safetensors"), 4, "cut.safe", "again"
+    ),
+    "lying guider header": Wrong(
+        (*STEER, "--guider-checkpoint", "lies.safetensors"), 4, "lies.safe", "damaged"
+    ),
+    "guider checkpoint with code": Wrong(
+        (*STEER, "--guider-checkpoint", "evil.pt"), 4, "evil.pt", "trust"
+    ),
+    "folder as checkpoint": Wrong((*BASE, "--checkpoint", "."), 4, "'.'", "in '.' there is cut"),
     "prompt": Wrong((*BASE, "--prompt", "louder"), 2, "'louder' is no prompt", "darker"),
     "zero steps": Wrong((*BASE, "--steps", "0"), 2, "steps must be", "25"),
     "negative steps": Wrong((*BASE, "--steps", "-4"), 2, "not -4", "25"),

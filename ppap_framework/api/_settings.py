@@ -78,10 +78,11 @@ class Settings:
             value = getattr(self, name)
             if not _is_whole(value) or value < 1:
                 yield UsageError(
-                    f"{name} must be a whole number from 1, not {value}", hint=f"use {usual}, say"
+                    f"{name} must be a whole number from 1, not {value}",
+                    hint=f"use {usual} for {name}, say",
                 )
         if not _is_whole(self.seed):
-            yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0, say")
+            yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
         if not 0.0 <= self.eta <= 1.0:
             yield UsageError(
                 f"eta must lie between 0 and 1, not be {self.eta}",

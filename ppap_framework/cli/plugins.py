@@ -233,7 +233,9 @@ def _print_component(described: dict[str, Any]) -> None:
         options = []
     print_fields(title, fields)
     for option in options:
-        click.echo(f"  option {option['name']}: {option['type']}, {option['default']}")
+        default = option["default"]
+        unless = default if default == "required" else f"default {default}"
+        click.echo(f"  option {option['name']}: {option['type']}, {unless}")
     file = ["size", "licence", "uri"]
     for card in checkpoints:
         told = ["summary", "plugin", "default", "default_target", "image_size", *file]

@@ -23,7 +23,7 @@ def faults_of_pull(name: str, scale: float, interval: tuple[float, float]) -> It
     """What is wrong with how hard and where a guide of that name shall pull; see `Guide`."""
     if not math.isfinite(scale):
         yield UsageError(
-            f"the scale of guide {name!r} must be finite, not {scale}", hint="use 4, say"
+            f"the scale of guide {name!r} must be finite, not {scale}", hint="use a scale of 4, say"
         )
     low, high = interval
     if not 0.0 <= low < high <= 1.0:
