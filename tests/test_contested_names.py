@@ -120,6 +120,20 @@ def test_a_checkpoint_that_is_asked_for_by_its_distribution_may_be_the_rivals(
     assert guide["path"] == str(site / "acme_two" / "bulb.safetensors")
 
 
+def test_the_record_of_a_run_names_whoever_supplied_a_part_of_it(ask: Ask) -> None:
+    asked = ("--guider", "acme-one:lamp", "--guider-checkpoint", "acme-two:bulb", "--target", "1")
+    code, record, said = ask("run", "--backend", "toy", *asked, "--steps", "1", "--num", "1")
+    assert code == 0, said
+    supplied = record["versions"]["plugins"]
+    assert sorted(supplied) == [
+        "acme-one",
+        "acme-toy",
+        "acme-two",
+    ]  # guider; loss, backend; weights
+    assert all(supplied.values())
+    assert "suppliers" not in record["config"]["guides"][0]
+
+
 def test_info_shows_each_its_own(ask: Ask) -> None:
     code, info, said = ask("plugins", "info", "lamp")
     assert code == 0, said

@@ -10,7 +10,7 @@ from typing import Any, final
 
 import attrs
 
-from ppap_framework.api._origin import Origin, find_checkpoint
+from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
 from ppap_framework.checkpoints import Checkpoint
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
@@ -72,6 +72,7 @@ class FoundBackend:
             sha256=self.checkpoint.sha256,
             options=self.options,
             load_seconds=time.perf_counter() - start,
+            suppliers=suppliers(self.registry, self.spec, self.checkpoint.card),
         )
         return LoadedBackend(made, origin)
 

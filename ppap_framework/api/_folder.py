@@ -267,7 +267,7 @@ class RunFolder:
 
 def _versions(run: Plan) -> dict[str, Any]:
     origins = [run.backend.origin, *(loaded.origin for loaded in run.guides)]
-    plugins = {origin.distribution: origin.version for origin in origins if origin.distribution}
+    plugins = {name: version for origin in origins for name, version in origin.suppliers.items()}
     try:
         core = metadata.version("ppap-framework")
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppap_framework.api._experts import ExpertRequest, ExpertSource
 from ppap_framework.api._module_guide import FunctionLoss
-from ppap_framework.api._origin import Origin, find_checkpoint
+from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
 from ppap_framework.api._problems import Problems
 from ppap_framework.checkpoints import Checkpoint, package_file
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
@@ -102,6 +102,12 @@ class FoundGuide:
             sha256=self.checkpoint.sha256 if self.checkpoint else None,
             options=self.options,
             load_seconds=time.perf_counter() - start,
+            suppliers=suppliers(
+                self.registry,
+                self.spec,
+                self.loss,
+                self.checkpoint.card if self.checkpoint else None,
+            ),
         )
         target, source = self._aim(model)
         return LoadedGuide(

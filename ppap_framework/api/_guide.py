@@ -18,7 +18,7 @@ from ppap_framework.api._found_guide import (
     requested,
 )
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
-from ppap_framework.api._origin import Origin
+from ppap_framework.api._origin import Origin, suppliers
 from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import Guide
@@ -102,8 +102,10 @@ def guide(
     if target is None:
         raise UsageError(f"guide {label!r} needs a target", hint="such as target=3")
     plugins = registry()
+    named = None
     if isinstance(loss, str):
-        made: TaskLoss = plugins.make(plugins.spec("loss", loss), {})
+        named = plugins.spec("loss", loss)
+        made: TaskLoss = plugins.make(named, {})
     else:
         made = loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
     if not isinstance(source, GuidanceModel):
@@ -120,7 +122,7 @@ def guide(
             scale=pull,
             interval=interval,
         ),
-        origin=Origin(component=label),
+        origin=Origin(component=label, suppliers=suppliers(plugins, named)),
         loss_name=loss_name(loss),
         target_source=given.source,
         experts=request,

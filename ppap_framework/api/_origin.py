@@ -9,11 +9,12 @@ from typing import Any, Literal
 import attrs
 
 from ppap_framework.checkpoints import Checkpoint, open_checkpoint
+from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError
-from ppap_framework.plugin import Card
+from ppap_framework.plugin import Card, ComponentSpec
 from ppap_framework.registry import Registry
 
-__all__ = ["Origin", "find_checkpoint"]
+__all__ = ["Origin", "find_checkpoint", "suppliers"]
 
 _CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -31,6 +32,7 @@ class Origin:
         sha256: Of that file.
         options: With which it was made.
         load_seconds: How long that took.
+        suppliers: Versions of the distributions that it came from, weights and loss included.
     """
 
     component: str
@@ -41,15 +43,26 @@ class Origin:
     sha256: str | None = None
     options: dict[str, Any] = attrs.field(factory=dict)
     load_seconds: float = 0.0
+    suppliers: dict[str, str | None] = attrs.field(factory=dict)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        record = attrs.asdict(self)
+        record = attrs.asdict(self, filter=attrs.filters.exclude("suppliers"))
         return record | {
             "path": str(self.path) if self.path else None,
             "options": {name: _plain(value) for name, value in self.options.items()},
             "load_seconds": round(self.load_seconds, 3),
         }
+
+
+def suppliers(
+    registry: Registry, *items: ComponentSpec | Card | TaskLoss | None
+) -> dict[str, str | None]:
+    """Versions of the distributions that supply these, where one does."""
+    providers = [
+        registry.provider(item) for item in items if isinstance(item, ComponentSpec | Card)
+    ]
+    return {provider.distribution: provider.version for provider in providers}
 
 
 def find_checkpoint(
