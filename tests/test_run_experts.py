@@ -135,6 +135,41 @@ class TestGuiding:
         assert torch.allclose(uniform, by_hand(toy, (4.0,) * 3), atol=1e-5)
         assert (drawn - uniform).abs().max() > 0.1
 
+    @pytest.mark.parametrize("calibrated", [False, True])
+    def test_compared_with_the_untouched_network(
+        self, toy: DiffusionBackend, tmp_path: Path, calibrated: bool
+    ) -> None:
+        """Naive images are those of a run without experts, pulled as hard; nothing else changes."""
+        path = write_experts(tmp_path, scales=(4.0, 4.0, 4.0) if calibrated else None)
+        scale = "auto" if calibrated else SCALE
+        alone, naive, unguided = (
+            draw(toy, green(scale, experts=path)),
+            draw(toy, green(SCALE, experts="none")),
+            ppap.sample(toy, num=NUM, steps=STEPS, batch=2),
+        )
+        both = draw(toy, green(scale, experts=path), compare=True)
+        assert torch.equal(both.images, alone.images)
+        assert both.naive is not None
+        assert both.unguided is not None
+        assert torch.equal(both.naive.images, naive.images)
+        assert torch.equal(both.unguided.images, unguided.images)
+        assert not torch.equal(naive.images, alone.images)
+        assert both.stats.guidance == alone.stats.guidance
+        assert (
+            both.plan.cost.guide_forwards["colour"] == 2 * alone.plan.cost.guide_forwards["colour"]
+        )
+        grid = both.save(tmp_path / "out")
+        assert grid is not None
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert [entry["naive"]["file"] for entry in record["images"]] == [
+            f"naive/00{i}.png" for i in range(NUM)
+        ]
+        assert (tmp_path / "out" / "naive" / "002.png").is_file()
+        assert draw(toy, green(experts="none"), compare=True).naive is None
+        both.save(tmp_path / "out", overwrite=True)
+        draw(toy, green(experts="none")).save(tmp_path / "out", overwrite=True)
+        assert not (tmp_path / "out" / "naive" / "002.png").exists()
+
     def test_an_expert_with_a_scale_of_nothing_costs_nothing(
         self, toy: DiffusionBackend, tmp_path: Path
     ) -> None:

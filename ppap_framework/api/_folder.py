@@ -4,6 +4,7 @@
     seen/000-GUIDE.png ...       what each guide sees in them
     unguided/000.png ...         the same noise without guides, where it was asked for,
     unguided/seen/...            and what each guide sees there
+    naive/...                    likewise with guides that look without their experts
     grid.png                     all of them, labelled
     run.json                     how they came about
 
@@ -178,9 +179,8 @@ class RunFolder:
         for index in range(max(0, len(self._images) - batch.start), count):
             number = batch.start + index
             entry = self._write_image(self.path, number, batch.guided, index)
-            if batch.unguided:
-                without = self._write_image(self.path / "unguided", number, batch.unguided, index)
-                entry["unguided"] = without
+            for name, drawn in batch.compared.items():
+                entry[name] = self._write_image(self.path / name, number, drawn, index)
             self._images.append(entry)
 
     def finish(self, result: Result) -> Path | None:
@@ -192,7 +192,7 @@ class RunFolder:
         Raises:
             PpapError: Where that fails.
         """
-        self.add(Batch(start=0, guided=result.guided, unguided=result.unguided))
+        self.add(Batch(start=0, guided=result.guided, compared=result.compared))
         self._write_record("interrupted" if result.interrupted else "complete", result.stats)
         if not self._images:
             return None
@@ -225,7 +225,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove the earlier run's files, and nothing else."""
-        for folder in (self.path, self.path / "unguided"):
+        for folder in (self.path, self.path / "unguided", self.path / "naive"):
             for inner in (folder / "seen", folder):
                 for entry in _entries(inner):
                     if _OURS.fullmatch(entry.name):

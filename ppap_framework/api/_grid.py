@@ -69,8 +69,9 @@ def grid_of(result: Result) -> Image.Image:
     names = ", ".join(loaded.guide.name for loaded in run.guides)
     if speaking := [name for name, seen in result.seen.items() if any(seen.words)]:
         header.append(f"below each image: what {' and '.join(speaking)} sees in it")
-    rows = _rows("unguided", result.unguided) if result.unguided else []
-    rows += _rows(f"guided by {names}" if names else "unguided", result.guided)
+    titles = {"unguided": "unguided", "naive": f"{names} without experts"}
+    rows = [row for name, drawn in result.compared.items() for row in _rows(titles[name], drawn)]
+    rows += _rows(_guided(names, any(run.experts)), result.guided)
     aims = [loaded.guide.target.picture for loaded in run.guides]
     pictures = [to_pictures(aim[None])[0] for aim in aims if aim is not None]
     if pictures:
@@ -78,6 +79,12 @@ def grid_of(result: Result) -> Image.Image:
         title = f"{rows[guided].title}; the target:"
         rows[guided] = attrs.evolve(rows[guided], title=title, beside=pictures[0])
     return draw_grid(header, rows)
+
+
+def _guided(names: str, experts: bool) -> str:
+    if not names:
+        return "unguided"
+    return f"guided by {names} with experts" if experts else f"guided by {names}"
 
 
 def _rows(title: str, drawn: Drawn) -> list[Row]:

@@ -82,6 +82,15 @@ class Plan:
         return partial(ddim_step, eta=self.settings.eta)
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """What the images are drawn in besides: "unguided", and "naive" for the same guides without
+        their experts, at the same scales.
+        """
+        if not self.settings.compare:
+            return ()
+        return ("unguided", "naive") if any(self.experts) else ("unguided",)
+
+    @property
     def cost(self) -> Cost:
         """What it will take."""
         num, steps = self.settings.num, len(self.process)
@@ -95,12 +104,15 @@ class Plan:
             for loaded in self.guides
         }
         either = {t for acted in acting.values() for t in acted}
+        naive = "naive" in self.compared
         return Cost(
             denoiser_parameters=sum(_count(stage.network) for stage in self.backend.stages),
-            denoiser_forwards=num * steps * (2 if self.settings.compare else 1),
+            denoiser_forwards=num * steps * (1 + len(self.compared)),
             denoiser_backwards=num * len(either) if self.settings.through == "clean" else 0,
             guide_parameters={g.guide.name: _count(g.guide.model.network) for g in self.guides},
-            guide_forwards={name: num * len(acted) for name, acted in acting.items()},
+            guide_forwards={
+                name: num * len(acted) * (2 if naive else 1) for name, acted in acting.items()
+            },
         )
 
     @contextlib.contextmanager

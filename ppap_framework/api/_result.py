@@ -94,14 +94,14 @@ class Result:
     Attributes:
         plan: What was to be done.
         guided: The images; of an interrupted run those of the batches that were finished.
-        unguided: Those of the same noise without guides, where they were asked for.
+        compared: Those of the same noise drawn otherwise, by the names in `Plan.compared`.
         stats: What it took.
         interrupted: Whether Ctrl-C ended the run early.
     """
 
     plan: Plan
     guided: Drawn
-    unguided: Drawn | None
+    compared: Mapping[str, Drawn]
     stats: Stats
     interrupted: bool
 
@@ -109,6 +109,16 @@ class Result:
     def images(self) -> Tensor:
         """(B, 3, H, W), float32 in [-1, 1], on the CPU."""
         return self.guided.images
+
+    @property
+    def unguided(self) -> Drawn | None:
+        """The images of the same noise without guides, where they were asked for."""
+        return self.compared.get("unguided")
+
+    @property
+    def naive(self) -> Drawn | None:
+        """Likewise those that the guides steered without their experts."""
+        return self.compared.get("naive")
 
     @property
     def seen(self) -> Mapping[str, Seen]:

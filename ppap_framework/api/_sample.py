@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -45,12 +45,12 @@ class Batch:
     Attributes:
         start: The number of the first.
         guided: The images.
-        unguided: Those of the same noise without guides, where they were asked for.
+        compared: Those of the same noise drawn otherwise, by the names in `Plan.compared`.
     """
 
     start: int
     guided: Drawn
-    unguided: Drawn | None
+    compared: Mapping[str, Drawn]
 
 
 def sample(
@@ -90,7 +90,8 @@ def sample(
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
         precision: "float32", or "bfloat16" for the networks' products, which is faster where the
             processor can.
-        compare: Whether to draw the same noise without guides, too.
+        compare: Whether to draw the same noise without guides, too, and where experts guide, also
+            with the untouched networks in their place.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
         progress: Called after every step.
 
@@ -147,11 +148,20 @@ def draw(
         with frozen(networks, device), run.attached() as guides:
             start = time.perf_counter()
             steering = attrs.evolve(guidance, guides=guides) if guides else None
+            naive = EnergyGuidance(
+                [attrs.evolve(guide, experts=None) for guide in guides],
+                settings.through,
+                settings.normalize,
+            )
+            others = {name: naive if name == "naive" else None for name in run.compared}
             for first in range(0, settings.num, settings.batch):
                 rows = slice(first, min(first + settings.batch, settings.num))
                 guided = _draw_batch(run, rows, steering, guides, steps)
-                unguided = _draw_batch(run, rows, None, guides, steps) if settings.compare else None
-                batches.append(Batch(start=first, guided=guided, unguided=unguided))
+                compared = {}
+                for name, other in others.items():
+                    _part(guides)
+                    compared[name] = _draw_batch(run, rows, other, guides, steps)
+                batches.append(Batch(start=first, guided=guided, compared=compared))
                 seconds = time.perf_counter() - start
                 if finished:
                     finished(batches[-1])
@@ -160,12 +170,20 @@ def draw(
     return Result(
         plan=run,
         guided=Drawn.joined([batch.guided for batch in batches] or [_nothing(run)]),
-        unguided=Drawn.joined([b.unguided for b in batches if b.unguided] or [_nothing(run)])
-        if settings.compare
-        else None,
+        compared={
+            name: Drawn.joined([batch.compared[name] for batch in batches] or [_nothing(run)])
+            for name in run.compared
+        },
         stats=Stats(guidance=guidance.statistics, seconds=seconds, peak_memory=peak_memory(device)),
         interrupted=interrupted,
     )
+
+
+def _part(guides: Sequence[Guide]) -> None:
+    """Take experts out of the networks; the next look through them puts one in again."""
+    for guide in guides:
+        if guide.experts is not None:
+            guide.experts.activate(None)
 
 
 class _Steps:

@@ -35,7 +35,8 @@ class Settings:
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
         precision: "bfloat16" computes the networks' products in it, which pays where the processor
             can; samplers and losses stay in float32.
-        compare: Whether the same noise is also drawn without guides.
+        compare: Whether the same noise is also drawn without guides and, where experts guide, with
+            the untouched networks in their place.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
     """
 

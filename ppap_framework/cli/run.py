@@ -90,7 +90,11 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @option("--num", type=int, default=4, help="How many images.")
 @option("--batch", type=int, default=8, help="How many at once.")
 @option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
-@option("--compare", is_flag=True, help="Draw the same noise without guides, too.")
+@option(
+    "--compare",
+    is_flag=True,
+    help="Draw the same noise without guides, too; and without experts, where these guide.",
+)
 @option("--out", metavar="FOLDER", help="Where to write; a new folder in runs/ if left out.")
 @option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
 @option("--device", default="auto", help="Such as cpu or cuda.")
