@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -66,19 +66,28 @@ def find_class(text: str, names: Sequence[str]) -> int:
     raise _unknown(text, wanted, names, plain)
 
 
-def class_target(given: TargetInput, names: Sequence[str]) -> Target:
+def class_target(
+    given: TargetInput,
+    names: Sequence[str],
+    look: Callable[[Tensor], Tensor] | None = None,
+) -> Target:
     """The class to aim at, or one for each image of a batch.
 
     Args:
-        given: Text, as `find_class` takes it; or an array of class numbers, () or (B,).
+        given: Text, as `find_class` takes it; an array of class numbers, () or (B,); or a picture,
+            which stands for the class that the classifier sees in it.
         names: Of all classes, in order.
+        look: The classifier, from images (1, 3, H, W) in [-1, 1] to logits (1, K); without it, a
+            picture is no target.
 
     Returns:
         With `value` (1,) or (B,), int64.
 
     Raises:
-        UsageError: Where it is neither, or no such class exists.
+        UsageError: Where it is none of these, or no such class exists.
     """
+    if given.image is not None and look is not None:
+        return _seen_class(given, names, look)
     if given.text is not None:
         index = find_class(given.text, names)
         return Target(value=torch.tensor([index]), label=_first_name(names[index]))
@@ -98,6 +107,19 @@ def class_target(given: TargetInput, names: Sequence[str]) -> Target:
     distinct = list(set(value.tolist()))
     label = _first_name(names[distinct[0]]) if len(distinct) == 1 else f"{len(distinct)} classes"
     return Target(value=value, label=label)
+
+
+@torch.no_grad()
+def _seen_class(
+    given: TargetInput, names: Sequence[str], look: Callable[[Tensor], Tensor]
+) -> Target:
+    picture = given.pixels()
+    (logits,) = look(picture[None])
+    index = int(logits.argmax())
+    source = f", as in {given.source}" if given.source else ""
+    return Target(
+        value=torch.tensor([index]), label=f"{_first_name(names[index])}{source}", picture=picture
+    )
 
 
 def describe_top_class(logits: Tensor, names: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, final
 
 import attrs
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -210,6 +211,21 @@ class TargetInput:
     def __attrs_post_init__(self) -> None:
         if sum(part is not None for part in (self.text, self.image, self.array)) != 1:
             raise ValueError("a target is exactly one of text, image and array")
+
+    def pixels(self) -> Tensor:
+        """The picture as images are: (3, H, W), float32 in [-1, 1], all channels alike where it is
+        grey.
+
+        Raises:
+            ValueError: Where the target is no picture.
+        """
+        if self.image is None:
+            raise ValueError("the target is no picture")
+        if self.image.mode == "I;16":
+            grey = torch.from_numpy(np.asarray(self.image).astype(np.float32) / 65_535.0)
+            return (2.0 * grey - 1.0).expand(3, -1, -1)
+        levels = torch.from_numpy(np.array(self.image.convert("RGB"))).permute(2, 0, 1)
+        return levels.float() / 127.5 - 1.0
 
 
 @final

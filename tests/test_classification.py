@@ -142,6 +142,23 @@ class TestTarget:
         with pytest.raises(UsageError, match=r"a picture \(ref.png\)"):
             class_target(TargetInput(image=Image.new("RGB", (2, 2)), source="ref.png"), NAMES)
 
+    def test_a_picture_stands_for_what_is_seen_in_it(self) -> None:
+        seen = []
+
+        def look(images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return torch.tensor([[0.0, 1.0, 0.0, 7.0, 2.0, 0.0]], requires_grad=True)
+
+        picture = Image.new("RGB", (3, 2), (255, 0, 51))
+        target = class_target(TargetInput(image=picture, source="ref.png"), NAMES, look)
+        assert target.value.tolist() == [3]
+        assert target.value.dtype == torch.int64
+        assert target.label == "light blue cube, as in ref.png"
+        assert target.picture is not None
+        torch.testing.assert_close(target.picture[:, 1, 2], torch.tensor([1.0, -1.0, -0.6]))
+        assert seen[0].shape == (1, 3, 2, 3)
+        assert not class_target(TargetInput(text="0"), NAMES, look).picture
+
 
 class TestDrawing:
     logits = torch.tensor([[0.0, 9.0, 1.0, 0.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0, 5.0, 0.0]])

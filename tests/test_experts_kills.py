@@ -64,7 +64,7 @@ def test_killed_writers(tmp_path: Path, kills: int) -> None:
         [sys.executable, "-c", _SCRIPT, str(Path(__file__).parent), str(path), str(kills), "7"],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -58,6 +58,7 @@ def quick(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
     monkeypatch.setitem(transfer.__globals__, "plot_losses", lambda *_: None)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PPAP_ADAPT_CALIBRATE", "false")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -395,6 +396,7 @@ class TestAdapt:
             num_experts=2,
             adapters=FULL,
             recipe=RECIPE,
+            calibrate=False,
         )
         transfer("toy", "colour", drawn, out="learned", num_experts=2, adapters=FULL, recipe=RECIPE)
         both = content(Path("both"))

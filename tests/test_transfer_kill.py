@@ -31,7 +31,7 @@ torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()  # imports much, 
 command, kills = sys.argv[1], int(sys.argv[2])
 LEARN = (
     "--num-experts 2 --iterations 240 --shared 0.3 --learn-batch 4 --validate-every 8 "
-    "--adapter full --device cpu --no-keep"
+    "--adapter full --device cpu --no-keep --no-calibrate"
 ).split()
 DRAW = "--num 96 --steps 2 --workers 1".split()
 NAMED = "--backend toy --guider colour".split()
@@ -154,7 +154,7 @@ def test_ctrl_c_and_death_leave_what_the_same_command_goes_on_with(
         *("adapt", "--backend", "toy", "--guider", "colour", "--num", "16", "--steps", "1"),
         *("--workers", "1", "--num-experts", "2", "--iterations", "600", "--learn-batch", "4"),
         *("--validate-every", "10", "--adapter", "full", "--out", "out"),
-        *("--device", "cpu", "--json"),
+        *("--device", "cpu", "--no-calibrate", "--json"),
     )
     state = tmp_path / "out" / ".partial" / "state"
     for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):

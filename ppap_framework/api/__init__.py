@@ -17,6 +17,7 @@ from ppap_framework.api._guide import guide
 from ppap_framework.api._in_use import frozen, peak_memory, products_in
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
+from ppap_framework.api._pictures import to_pictures
 from ppap_framework.api._plan import Cost, Plan, check_backend, plan, scale_words
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
@@ -66,4 +67,5 @@ __all__ = [
     "products_in",
     "sample",
     "scale_words",
+    "to_pictures",
 ]

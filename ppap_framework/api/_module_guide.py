@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
@@ -88,7 +86,7 @@ class ModuleGuide(GuidanceModel):
             value = given.array.reshape(1) if given.array.ndim == 0 else given.array
             return Target(value=value, label=given.source)
         if given.image is not None:
-            picture = _pixels(given.image)
+            picture = given.pixels()
             return Target(value=picture[None], label=given.source, picture=picture)
         text = given.text or ""
         if not (text.isascii() and text.isdigit()):
@@ -142,12 +140,3 @@ class FunctionLoss(TaskLoss):
     def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
         """None."""
         return {}
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    """(3, H, W) in [-1, 1]."""
-    if image.mode == "I;16":
-        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65_535.0)
-        return (2.0 * grey - 1.0).expand(3, -1, -1)
-    levels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    return levels.float() / 127.5 - 1.0

@@ -39,7 +39,7 @@ COMMANDS = {
         "Measure what a network understands of noised images, and what its experts do.",
     ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
-    "experts": ("ppap_framework.cli.experts", "Show and check experts."),
+    "experts": ("ppap_framework.cli.experts", "Show, check and calibrate experts."),
     "evaluate": (
         "ppap_framework.cli.evaluate",
         "Measure the rows of EXPERIMENT, a TOML or JSON file.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ _INTERRUPTED = 130
 @option("--num", type=int, default=2048, help="How many images the diffusion model draws.")
 @option("--steps", type=int, default=25, help="Steps from noise to each.")
 @option("--workers", type=int, help="Processes that draw; as many as cores if left out, up to 8.")
-@training_options
+@partial(training_options, calibrate=True)
 @option("--seed", type=int, default=0, help="Of the images and of the training.")
 @option(
     "--out",
@@ -95,7 +96,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     problems.check()
     assert adapters is not None
     try:
-        with progress_bars(state) as (drawing, learning):
+        with progress_bars(state) as (drawing, learning, calibrating):
             bundle = adapt(
                 found[0].load(),
                 learner[0],
@@ -112,6 +113,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                 device=given["device"],
                 keep=given["keep"],
                 overwrite=given["overwrite"],
+                calibrate=given["calibrate"],
+                calibrating=calibrating,
                 drawing=drawing,
                 learning=learning,
                 command=["ppap", *sys.argv[1:]],

@@ -1,4 +1,4 @@
-"""`ppap experts`: bundles of experts, read from their files alone."""
+"""`ppap experts`: bundles of experts, read from their files alone, and calibrated."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from ppap_framework.cli import State
+from ppap_framework.cli.config import option, problems_of
 from ppap_framework.cli.output import print_fields, print_json, print_table
-from ppap_framework.errors import AssetError
+from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
+from ppap_framework.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile, BundleInfo
@@ -22,7 +25,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("experts")
 def command() -> None:
-    """Show and check experts.
+    """Show, check and calibrate experts.
 
     SOURCE is the path of a bundle, or a name that `ppap experts list` shows.
     """
@@ -158,6 +161,91 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
     return 0
 
 
+@command.command("calibrate")
+@click.argument("source")
+@option("--backend", required=True, metavar="NAME", help="The diffusion model that they steer.")
+@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@guide_options
+@option("--num", type=int, default=32, help="Trajectories of a trial.")
+@option("--steps", type=int, default=25, help="Steps of a trajectory.")
+@option("--seed", type=int, default=0, help="Of pictures and trajectories.")
+@option("--batch", type=int, default=32, help="How many images at once.")
+@option("--device", default="auto", help="Such as cpu or cuda.")
+@_JSON
+@click.pass_context
+def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given: Any) -> None:
+    """Find the scales with which experts guide, without labels.
+
+    The diffusion model draws pictures, and trajectories are led to what the guide sees in them:
+    with a common scale at first, then with one for each expert. The scales are written into the
+    bundle, and every trial into NAME.calibration.json beside it; `ppap run` then takes them where
+    no --scale is given.
+
+    \b
+    ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
+    """
+    from ppap_framework.api import Problems, find_backend
+    from ppap_framework.experts import bundle_by_name
+    from ppap_framework.transfer import calibrate
+    from ppap_framework.transfer.transfer_folder import calibration_path
+
+    problems = Problems()
+    problems.errors += problems_of(ctx)
+    problems.check()
+    bundles, backends, learner = [], [], []
+    with problems.collected():
+        bundles.append(_own(bundle_by_name(source)))
+    with problems.collected():
+        backends.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
+    with problems.collected():
+        learner.append(teacher_of(given))
+    problems.check()
+    [bundle] = bundles
+    with progress_bars(ctx.ensure_object(State)) as (_, _, watch):
+        found = calibrate(
+            backends[0].load(),
+            learner[0],
+            bundle.path,
+            num=given["num"],
+            steps=given["steps"],
+            seed=given["seed"],
+            batch=given["batch"],
+            device=given["device"],
+            progress=watch,
+        )
+    if as_json:
+        print_json({"name": bundle.name, "path": str(bundle.path), **found.record()})
+        return
+    print_table(
+        ["scales", "distance", "oddity", "loss", ""],
+        [
+            [
+                _scales(trial["scales"]),
+                f"{trial['distance']:.3f}",
+                f"{trial['oddity']:.3f}",
+                f"{trial['loss']:.3f} ± {trial['standard_error']:.3f}",
+                "kept" if trial["kept"] else "",
+            ]
+            for trial in found.record()["trials"]
+        ],
+    )
+    click.echo(calibration_path(bundle.path))
+
+
+def _own(bundle: BundleFile) -> BundleFile:
+    """A bundle that may be written.
+
+    Raises:
+        UsageError: Where a distribution supplies it.
+    """
+    if bundle.distribution is not None:
+        raise UsageError(
+            f"experts {bundle.name!r} belong to {bundle.distribution}, and stay as they are",
+            hint=f"copy {str(bundle.path)!r}, and give the path of the copy",
+        )
+    return bundle
+
+
 def _row(**known: Any) -> dict[str, Any]:
     keys = ["name", "plugin", "guider", "backend", "experts", "size", "path", "problem"]
     return dict.fromkeys(keys) | known
@@ -193,6 +281,11 @@ def _experts(info: BundleInfo) -> list[dict[str, Any]]:
             zip(info.timesteps, info.timesteps[1:], info.expert_parameters, strict=False)
         )
     ]
+
+
+def _scales(scales: Sequence[float]) -> str:
+    """One where all are alike."""
+    return " ".join(f"{s:.3g}" for s in (scales[:1] if len(set(scales)) == 1 else scales))
 
 
 def _level(log_snr: float | None, end: str) -> str:

@@ -59,8 +59,13 @@ def guide_options(command: Any) -> Any:
     return command
 
 
-def training_options(command: Any) -> Any:
-    """What experts are and how they learn."""
+def training_options(command: Any, *, calibrate: bool) -> Any:
+    """What experts are and how they learn.
+
+    Args:
+        command: To which the options are added.
+        calibrate: Whether its experts are calibrated unless it is said otherwise.
+    """
     for add in reversed(
         (
             option(
@@ -114,6 +119,12 @@ def training_options(command: Any) -> Any:
                 is_flag=True,
                 default=True,
                 help="Whether `ppap run` shall find the experts by itself.",
+            ),
+            option(
+                "--calibrate/--no-calibrate",
+                is_flag=True,
+                default=calibrate,
+                help="Whether to find the scales with which they shall guide, too.",
             ),
         )
     ):
@@ -245,12 +256,12 @@ def show_bundle(bundle: BundleFile) -> None:
 
 
 @contextmanager
-def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None]]:
-    """Bars on stderr where that is a terminal, one for drawing and one for learning: each is there
+def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None, Watch | None]]:
+    """Bars on stderr where that is a terminal, for drawing, learning and calibrating: each is there
     when the first is heard of it.
     """
     if state.verbosity < 0 or not sys.stderr.isatty():
-        yield None, None
+        yield None, None, None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -275,6 +286,7 @@ def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None]]:
             lambda learned: watch(
                 "learning", learned.iterations, learned.of, f", loss {learned.loss:.3g}"
             ),
+            lambda calibrated: watch("calibrating", calibrated.trials, calibrated.most),
         )
 
 

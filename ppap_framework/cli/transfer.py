@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _INTERRUPTED = 130
 @guide_options
 @option("--data", required=True, metavar="FOLDER", help="What `ppap synthesize` drew.")
 @option("--out", required=True, metavar="FOLDER", help="Where to write, or to go on.")
-@training_options
+@partial(training_options, calibrate=False)
 @option(
     "--supervised",
     is_flag=True,
@@ -87,7 +88,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     problems.check()
     assert adapters is not None
     try:
-        with progress_bars(state) as (_, watch):
+        with progress_bars(state) as (_, watch, calibrating):
             bundle = transfer(
                 found[0].load(),
                 learner[0],
@@ -101,6 +102,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                 device=given["device"],
                 keep=given["keep"],
                 overwrite=given["overwrite"],
+                calibrate=given["calibrate"],
+                calibrating=calibrating,
                 progress=watch,
                 command=["ppap", *sys.argv[1:]],
             )

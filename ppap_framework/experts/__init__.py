@@ -20,6 +20,7 @@ from ppap_framework.experts.bundle import (
     installed_adapter,
     load_bundle,
     read_bundle_info,
+    rescale_bundle,
     save_bundle,
     verify_bundle,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "propose_boundaries",
     "propose_number",
     "read_bundle_info",
+    "rescale_bundle",
     "save_bundle",
     "verify_bundle",
     "weights_sha256",

@@ -6,9 +6,10 @@ The tensors are those of `ExpertSet.state_dict`, "adapter/expert.name". Under th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import attrs
 from torch import Tensor
 
 from ppap_framework.checkpoints import open_checkpoint
@@ -25,6 +26,7 @@ __all__ = [
     "installed_adapter",
     "load_bundle",
     "read_bundle_info",
+    "rescale_bundle",
     "save_bundle",
     "verify_bundle",
 ]
@@ -104,6 +106,22 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
             hint="train the experts again",
         )
     return info, state
+
+
+def rescale_bundle(path: Path, scales: Sequence[float] | None) -> None:
+    """Give a bundle other guidance scales; it is at any time the old one or the new one.
+
+    Args:
+        path: Of the bundle.
+        scales: One for each expert; None for none.
+
+    Raises:
+        ValueError: Where there are more or fewer, or one is not finite.
+        AssetError: Where anything is wrong with the file, or it cannot be written.
+    """
+    info, state = verify_bundle(path)
+    info = attrs.evolve(info, scales=scales)
+    write_sealed(path, state, {_INFO: info.to_json()})
 
 
 def load_bundle(

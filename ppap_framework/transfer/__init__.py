@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ppap_framework.transfer.adapt import adapt, check_adapt
 from ppap_framework.transfer.boundaries import Boundaries
+from ppap_framework.transfer.calibration import Calibrated, Calibration, calibrate
 from ppap_framework.transfer.images import Images, LabelledImages
 from ppap_framework.transfer.recipe import Phase, Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
@@ -21,6 +22,8 @@ __all__ = [
     "DEFAULT_ADAPTERS",
     "Adapters",
     "Boundaries",
+    "Calibrated",
+    "Calibration",
     "Fault",
     "Images",
     "LabelledImages",
@@ -30,6 +33,7 @@ __all__ = [
     "SyntheticData",
     "Teacher",
     "adapt",
+    "calibrate",
     "check_adapt",
     "check_synthesis",
     "check_transfer",

@@ -13,6 +13,7 @@ from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.transfer.boundaries import Boundaries
+from ppap_framework.transfer.calibration import Calibrated
 from ppap_framework.transfer.recipe import Recipe
 from ppap_framework.transfer.synthesis import check_synthesis, synthesize
 from ppap_framework.transfer.teacher import Teacher
@@ -42,8 +43,10 @@ def adapt(
     device: str = "auto",
     keep: bool = True,
     overwrite: bool = False,
+    calibrate: bool = True,
     drawing: Callable[[Progress], None] | None = None,
     learning: Callable[[Learned], None] | None = None,
+    calibrating: Callable[[Calibrated], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> BundleFile:
     """Make a network understand the noise of a diffusion model: no data, no labels.
@@ -110,7 +113,9 @@ def adapt(
         out=path,
         keep=keep,
         overwrite=overwrite,
+        calibrate=calibrate,
         progress=learning,
+        calibrating=calibrating,
         command=command,
     )
 

@@ -27,6 +27,7 @@ from ppap_framework.experts import (
     verify_bundle,
 )
 from ppap_framework.transfer.boundaries import Boundaries, check_boundaries, measure, recorded
+from ppap_framework.transfer.calibration import Calibrated, calibrate_if_possible
 from ppap_framework.transfer.distillation import Course, Distillation, Report
 from ppap_framework.transfer.images import Images, LabelledImages
 from ppap_framework.transfer.loss_plot import plot_losses
@@ -83,7 +84,9 @@ def transfer(
     device: str = "auto",
     keep: bool = True,
     overwrite: bool = False,
+    calibrate: bool = False,
     progress: Callable[[Learned], None] | None = None,
+    calibrating: Callable[[Calibrated], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> BundleFile:
     """Train experts and write them into one file; or go on where an earlier call was ended.
@@ -108,7 +111,10 @@ def transfer(
         device: "auto", or as torch calls it.
         keep: Whether to copy the file to where `experts="auto"` finds it.
         overwrite: Whether to remove a training that is in the folder.
+        calibrate: Whether to find the scales with which the experts shall guide, too; a guide that
+            cannot be aimed at pictures goes without, and the log says why.
         progress: Called after every iteration.
+        calibrating: Called after every trial of the calibration.
         command: What was typed, for the record.
 
     Raises:
@@ -140,7 +146,9 @@ def transfer(
         out=path,
         keep=keep,
         overwrite=overwrite,
+        calibrate=calibrate,
         progress=progress,
+        calibrating=calibrating,
         command=command,
     )
 
@@ -182,7 +190,9 @@ def learn(
     out: Path,
     keep: bool = True,
     overwrite: bool = False,
+    calibrate: bool = False,
     progress: Callable[[Learned], None] | None = None,
+    calibrating: Callable[[Calibrated], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> BundleFile:
     """Do what is planned; the other arguments, and the errors, are those of `transfer`."""
@@ -200,6 +210,15 @@ def learn(
                     plot_losses(folder.lines(), plan.phases, out / "loss")
         folder.tidy()
         verify_bundle(folder.bundle)
+        if calibrate:
+            calibrate_if_possible(
+                plan.backend,
+                plan.learner,
+                folder.bundle,
+                seed=plan.recipe.seed,
+                device=str(plan.device),
+                progress=calibrating,
+            )
     return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
 
 

@@ -5,6 +5,7 @@
     .lock                     keeps two processes apart
     .partial/state            while it is not finished: a digest, and what torch saves
     NAME.experts.safetensors  at the end, with loss.png and loss.svg
+    NAME.calibration.json     where its scales were calibrated, how
 
 The state says how long the log was. What a killed process had added to it is cut off, and written
 again by the one that goes on.
@@ -35,13 +36,24 @@ from ppap_framework.transfer.synthesis_files import (
 )
 from ppap_framework.transfer.synthesis_folder import differences
 
-__all__ = ["DATA", "TransferFolder", "check_transfer_folder", "recorded_settings"]
+__all__ = [
+    "DATA",
+    "TransferFolder",
+    "calibration_path",
+    "check_transfer_folder",
+    "recorded_settings",
+]
 
 RECORD, LOG, PARTIAL, STATE = "transfer.json", "log.jsonl", ".partial", "state"
 PLOTS = ("loss.png", "loss.svg")
 DATA = "data"  # the synthetic set, where `adapt` draws it
 _ANEW = "give the same settings or another folder, or begin anew with --overwrite"
 _DAMAGED = "--overwrite begins anew"
+
+
+def calibration_path(bundle: Path) -> Path:
+    """Where the record of a bundle's calibration belongs: beside it."""
+    return bundle.with_name(f"{bundle.name.removesuffix(SUFFIX)}.calibration.json")
 
 
 def check_transfer_folder(path: Path) -> None:
@@ -244,7 +256,8 @@ class TransferFolder:
         if (self.path / RECORD).exists():
             made = [LOG, *PLOTS]
             with contextlib.suppress(AssetError):  # a damaged record is no reason to keep it
-                made += _bundle_of(self.record)
+                for name in _bundle_of(self.record):
+                    made += [calibration_path(Path(name)).name, name]
         with refusals(self.path):
             for name in made:
                 (self.path / name).unlink(missing_ok=True)
@@ -255,7 +268,8 @@ class TransferFolder:
     def _remove_temporary(self) -> None:
         """Remove what a killed process was writing."""
         with refusals(self.path):
-            for owner in (self.path / RECORD, self.bundle, self._state):
+            files = (self.path / RECORD, self.bundle, calibration_path(self.bundle), self._state)
+            for owner in files:
                 for entry in owner.parent.iterdir() if owner.parent.exists() else ():
                     dots, _, _ = entry.name.partition(owner.name + ".")
                     if dots in (".", "..") and entry.suffix in (".tmp", ".draft"):

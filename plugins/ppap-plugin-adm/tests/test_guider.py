@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
@@ -141,6 +142,10 @@ class TestGuide:
         assert guide.target(TargetInput(text="cone")).value.tolist() == [2]
         with pytest.raises(UsageError, match="ambiguous"):
             guide.target(TargetInput(text="cube"))
+        picture = Image.new("RGB", (8, 8), (200, 30, 90))
+        target = guide.target(TargetInput(image=picture, source="photo.png"))
+        given = torch.tensor([200, 30, 90]).expand(8, 8, 3).permute(2, 0, 1)[None] / 127.5 - 1.0
+        assert target.value.tolist() == guide(given).argmax(1).tolist()  # clean, as it stands
         logits = torch.tensor([[0.0, 9.0, 0.0]])
         assert guide.describe(logits) == ["blue cube 1.00"]
         assert guide.render(logits, images(1, 3, 8, 8)).shape[:2] == (1, 3)

@@ -151,6 +151,11 @@ class TestGuide:
         assert made.target(TargetInput(text="sphere")).value.tolist() == [2]
         with pytest.raises(UsageError, match="ambiguous"):
             made.target(TargetInput(text="cube"))
+        picture = Image.effect_noise((20, 30), 90.0).convert("RGB")
+        target = made.target(TargetInput(image=picture, source="photo.png"))
+        given = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1.0
+        assert target.value.tolist() == made(given).argmax(1).tolist()
+        assert target.label.endswith(", as in photo.png")
         logits = torch.tensor([[0.0, 9.0, 0.0]])
         assert made.describe(logits) == ["blue cube 1.00"]
         drawn = made.render(logits, images(1, 3, 32, 32))

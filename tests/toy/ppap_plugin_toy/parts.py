@@ -132,6 +132,10 @@ class Colour(GuidanceModel):
     def target(self, given: TargetInput) -> Target:
         if given.array is not None:
             return Target(value=given.array, label="several colours")
+        if given.image is not None:
+            with torch.no_grad():
+                seen = self(given.pixels()[None]).argmax(1)
+            return Target(value=seen, label=f"as {given.source}")
         found = [i for i, name in enumerate(COLOURS) if (given.text or "?") in name]
         if len(found) != 1:
             fault = "is ambiguous" if found else "is no colour"

@@ -84,8 +84,11 @@ class ClassifierGuide(GuidanceModel):
         return logits
 
     def target(self, given: TargetInput) -> Target:
-        """A class by index, name or unambiguous part of a name; or an array of B indices."""
-        return class_target(given, self.class_names)
+        """A class by index, name or unambiguous part of a name; an array of B indices; or the class
+        that the network sees in a picture.
+        """
+        device = next(self._network.parameters()).device
+        return class_target(given, self.class_names, lambda images: self(images.to(device)))
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
         """Each image beside its five likeliest classes: (B, 3, 144, 288)."""
