@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import attrs
-
 from ppap_framework.errors import UsageError
 from ppap_plugin_adm.classifier import EncoderUNetModel
-from ppap_plugin_adm.config import EncoderConfig, TrunkConfig, UNetConfig
+from ppap_plugin_adm.config import AdmConfig, EncoderConfig, UNetConfig, read_config
 from ppap_plugin_adm.trunk import Trunk
 from ppap_plugin_adm.unet import SuperResModel, UNetModel
 
-_NETWORKS: dict[str, tuple[Callable[[Any], Trunk], type[TrunkConfig]]] = {
+_NETWORKS: dict[str, tuple[Callable[[Any], Trunk], type[AdmConfig]]] = {
     "guided_diffusion.unet.UNetModel": (UNetModel, UNetConfig),
     "guided_diffusion.unet.SuperResModel": (SuperResModel, UNetConfig),
     "guided_diffusion.unet.EncoderUNetModel": (EncoderUNetModel, EncoderConfig),
@@ -36,16 +34,4 @@ def build(official_class: str, config: Mapping[str, Any]) -> Trunk:
             f"network class {official_class!r} is unknown", hint=f"one of {', '.join(_NETWORKS)}"
         )
     network, record = _NETWORKS[official_class]
-    names = [field.name for field in attrs.fields(record)]
-    if unknown := sorted(set(config) - set(names)):
-        raise UsageError(
-            f"{official_class} has no argument {', '.join(unknown)}",
-            hint=f"its arguments are {', '.join(names)}",
-        )
-    try:
-        arguments = record(**config)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"{official_class} cannot be built: {error.args[0]}", hint="correct the configuration"
-        ) from error
-    return network(arguments)
+    return network(read_config(official_class, record, config))

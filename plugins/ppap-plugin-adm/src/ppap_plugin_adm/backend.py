@@ -38,7 +38,8 @@ def make_adm(options: None, checkpoint: Checkpoint) -> AdmBackend:
         )
     num_classes = architecture.config.get("num_classes")
     names = class_names(architecture, num_classes, checkpoint) if num_classes else ()
-    return AdmBackend(AdmStage(network, process, config.image_size), names, checkpoint.name)
+    stage = AdmStage(network, process, architecture.config["image_size"])
+    return AdmBackend(stage, names, checkpoint.name)
 
 
 @final

@@ -1,5 +1,7 @@
 """Constructor arguments of the ADM networks, under the names that the released checkpoints use.
 
+What any U-Net of this design states is a `TrunkConfig`; ADM's own networks add theirs.
+
 `attention_resolutions` are downsampling factors, not pixel sizes: 4 means "where the feature map is
 a quarter of the image". `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16`
 and `image_size` record how a checkpoint was released: nothing is cast, and only attention pooling
@@ -8,7 +10,9 @@ depends on the image size.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args
 
 import attrs
 from attrs.validators import and_, deep_iterable, ge, gt, in_, instance_of, min_len, optional, or_
@@ -19,20 +23,21 @@ NORM_GROUPS = 32
 
 Pool = Literal["adaptive", "attention", "spatial", "spatial_v2"]
 
+_Record = TypeVar("_Record", bound=attrs.AttrsInstance)
+
 _count = and_(instance_of(int), gt(0))
 _count_or_default = or_(in_([-1]), _count)  # -1: derived from another argument
 
 
 @attrs.frozen(kw_only=True)
-class TrunkConfig:
-    """What the denoiser and the classifier have in common.
+class TrunkConfig(ABC):
+    """What all networks of this design have in common.
 
     Raises:
         TypeError, ValueError: if a value is of the wrong type or out of range.
         UsageError: if a width is not a multiple of the 32 norm groups.
     """
 
-    image_size: int = attrs.field(validator=_count)
     in_channels: int = attrs.field(validator=_count)
     model_channels: int = attrs.field(validator=_count)
     out_channels: int = attrs.field(validator=_count)
@@ -53,7 +58,11 @@ class TrunkConfig:
     num_heads_upsample: int = attrs.field(default=-1, validator=_count_or_default)
     use_scale_shift_norm: bool = False
     resblock_updown: bool = False
-    use_new_attention_order: bool = False
+
+    @property
+    @abstractmethod
+    def new_attention_order(self) -> bool:
+        """Whether attention packs its projections as [q, k, v][head] instead of [head][q, k, v]."""
 
     def __attrs_post_init__(self) -> None:
         for width in self.widths:
@@ -98,14 +107,52 @@ class TrunkConfig:
 
 
 @attrs.frozen(kw_only=True)
-class UNetConfig(TrunkConfig):
+class AdmConfig(TrunkConfig):
+    """What the denoiser and the classifier have in common."""
+
+    image_size: int = attrs.field(validator=_count)
+    use_new_attention_order: bool = False
+
+    @property
+    def new_attention_order(self) -> bool:
+        """As the checkpoint states."""
+        return self.use_new_attention_order
+
+
+@attrs.frozen(kw_only=True)
+class UNetConfig(AdmConfig):
     """A denoiser; `num_classes` None is the unconditional one."""
 
     num_classes: int | None = attrs.field(default=None, validator=optional(_count))
 
 
 @attrs.frozen(kw_only=True)
-class EncoderConfig(TrunkConfig):
+class EncoderConfig(AdmConfig):
     """A classifier; `pool` says how the feature map becomes a vector of `out_channels` logits."""
 
     pool: Pool = attrs.field(default="adaptive", validator=in_(get_args(Pool)))
+
+
+def read_config(official_class: str, record: type[_Record], config: Mapping[str, Any]) -> _Record:
+    """A published constructor's arguments as a record.
+
+    Args:
+        official_class: Whose arguments they are, for messages.
+        record: An attrs class with these arguments as its fields.
+        config: The arguments by name.
+
+    Raises:
+        UsageError: if an argument is unknown, missing or impossible.
+    """
+    names = [field.name for field in attrs.fields(record)]
+    if unknown := sorted(set(config) - set(names)):
+        raise UsageError(
+            f"{official_class} has no argument {', '.join(unknown)}",
+            hint=f"its arguments are {', '.join(names)}",
+        )
+    try:
+        return record(**config)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{official_class} cannot be built: {error.args[0]}", hint="correct the configuration"
+        ) from error

@@ -28,7 +28,9 @@ def make_adm_classifier(options: None, checkpoint: Checkpoint) -> AdmClassifierG
     """
     network, architecture = load_network(checkpoint, _ENCODER)
     names = class_names(architecture, network.config.out_channels, checkpoint)
-    return AdmClassifierGuide(network, names, architecture.process, network.config.image_size)
+    return AdmClassifierGuide(
+        network, names, architecture.process, architecture.config["image_size"]
+    )
 
 
 @final

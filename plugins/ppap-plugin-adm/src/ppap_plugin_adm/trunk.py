@@ -47,7 +47,7 @@ def attention_block(
     return AttentionBlock(
         channels,
         config.heads(channels, decoder=decoder),
-        new_order=config.use_new_attention_order,
+        new_order=config.new_attention_order,
         context_channels=context_channels,
     )
 

@@ -37,6 +37,14 @@ def decoder_blocks(
     return blocks
 
 
+def with_low_res(x: Tensor, low_res: Tensor) -> Tensor:
+    """x (B, C, H, W) and below it, resized, the low-resolution image (B, c, h, w): (B, C + c, H,
+    W).
+    """
+    resized = F.interpolate(low_res, x.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([x, resized], dim=1)
+
+
 class UNet(Trunk):
     """A trunk with a decoder; what it is conditioned on is the subclass's business."""
 
@@ -112,5 +120,4 @@ class SuperResModel(UNet):
         self, x: Tensor, timesteps: Tensor, low_res: Tensor, y: Tensor | None = None
     ) -> Tensor:
         """As `UNetModel`, with low_res (B, in_channels, h, w) in [-1, 1] at any size."""
-        resized = F.interpolate(low_res, x.shape[-2:], mode="bilinear", align_corners=False)
-        return self.denoise(torch.cat([x, resized], dim=1), self.embed(timesteps, y))
+        return self.denoise(with_low_res(x, low_res), self.embed(timesteps, y))

@@ -1,0 +1,151 @@
+"""Constructor arguments of the GLIDE networks, under the names that the released checkpoints use.
+
+`cache_text_emb` and `use_fp16` record how a checkpoint was released and change nothing: a caller
+encodes its text once and casts the network itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from attrs.validators import and_, gt, instance_of
+
+from ppap_plugin_adm.config import TrunkConfig
+
+__all__ = ["ImageEncoderConfig", "NoisedClipConfig", "TextEncoderConfig", "TextUNetConfig"]
+
+_count = and_(instance_of(int), gt(0))
+
+
+def _vocabulary(instance: TextUNetConfig, attribute: Any, value: object) -> None:
+    if not isinstance(value, Mapping) or set(value) != {"n_vocab"}:
+        raise TypeError(f"'tokenizer' must be an object with n_vocab, not {value!r}")
+    _count(instance, attribute, value["n_vocab"])
+
+
+def _divides_width(instance: TextUNetConfig, attribute: Any, value: int) -> None:
+    if instance.xf_width % value:
+        raise ValueError(f"'xf_width' {instance.xf_width} does not divide into {value} 'xf_heads'")
+
+
+def _divides_image(instance: Any, attribute: Any, value: int) -> None:
+    if instance.image_size % value:
+        raise ValueError(f"'image_size' {instance.image_size} does not divide into patches {value}")
+
+
+@attrs.frozen(kw_only=True)
+class TextUNetConfig(TrunkConfig):
+    """A denoiser with a text transformer.
+
+    Attributes:
+        text_ctx: Tokens of a text, padding included.
+        xf_width: Width of the transformer.
+        xf_layers: Its blocks.
+        xf_heads: Heads of each, a divisor of the width.
+        xf_final_ln: Whether a norm follows the last block.
+        tokenizer: {"n_vocab": how many tokens there are}; the last one ends and pads a text.
+        xf_padding: Whether padded positions have an embedding of their own.
+    """
+
+    text_ctx: int = attrs.field(validator=_count)
+    xf_width: int = attrs.field(validator=_count)
+    xf_layers: int = attrs.field(validator=_count)
+    xf_heads: int = attrs.field(validator=[_count, _divides_width])
+    xf_final_ln: bool = attrs.field(validator=instance_of(bool))
+    tokenizer: Mapping[str, int] = attrs.field(validator=_vocabulary)
+    xf_padding: bool = attrs.field(default=False, validator=instance_of(bool))
+    cache_text_emb: bool = False
+
+    @property
+    def new_attention_order(self) -> bool:
+        """GLIDE has the other order alone."""
+        return False
+
+
+@attrs.frozen(kw_only=True)
+class ImageEncoderConfig:
+    """The noised CLIP's image encoder: `n_embd` is the width of the embedding it gives."""
+
+    image_size: int = attrs.field(validator=_count)
+    patch_size: int = attrs.field(validator=[_count, _divides_image])
+    n_embd: int = attrs.field(validator=_count)
+    n_head: int = attrs.field(validator=_count)
+    n_xf_blocks: int = attrs.field(validator=_count)
+    n_head_state: int = attrs.field(default=64, validator=_count)
+    n_timestep: int = attrs.field(default=1000, validator=_count)
+
+    @property
+    def width(self) -> int:
+        """Of the transformer."""
+        return self.n_head * self.n_head_state
+
+
+@attrs.frozen(kw_only=True)
+class TextEncoderConfig:
+    """The noised CLIP's text encoder: `n_embd` is the width of the embedding it gives."""
+
+    n_bpe_vocab: int = attrs.field(validator=_count)
+    max_text_len: int = attrs.field(validator=_count)
+    n_embd: int = attrs.field(validator=_count)
+    n_head: int = attrs.field(validator=_count)
+    n_xf_blocks: int = attrs.field(validator=_count)
+    n_head_state: int = attrs.field(default=64, validator=_count)
+
+    @property
+    def width(self) -> int:
+        """Of the transformer."""
+        return self.n_head * self.n_head_state
+
+
+@attrs.frozen(kw_only=True)
+class NoisedClipConfig:
+    """The pair of encoders, as the released configuration states it.
+
+    Attributes:
+        logit_scale: The logarithm of it is a constant of the model; similarities are multiplied by
+            it.
+        beta_schedule: Name of the noise schedule that the image encoder was trained on.
+        n_timesteps: Its length.
+    """
+
+    logit_scale: float = attrs.field(validator=gt(0))
+    beta_schedule: str = attrs.field(validator=instance_of(str))
+    n_timesteps: int = attrs.field(validator=_count)
+    image_size: int = attrs.field(validator=_count)
+    patch_size: int = attrs.field(validator=[_count, _divides_image])
+    n_vocab: int = attrs.field(validator=_count)
+    max_text_len: int = attrs.field(validator=_count)
+    n_embd: int = attrs.field(validator=_count)
+    n_head_state_text: int = attrs.field(validator=_count)
+    n_head_text: int = attrs.field(validator=_count)
+    n_xf_blocks_text: int = attrs.field(validator=_count)
+    n_head_state_image: int = attrs.field(validator=_count)
+    n_head_image: int = attrs.field(validator=_count)
+    n_xf_blocks_image: int = attrs.field(validator=_count)
+
+    @property
+    def image_encoder(self) -> ImageEncoderConfig:
+        """The image encoder's own arguments."""
+        return ImageEncoderConfig(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            n_embd=self.n_embd,
+            n_head=self.n_head_image,
+            n_xf_blocks=self.n_xf_blocks_image,
+            n_head_state=self.n_head_state_image,
+            n_timestep=self.n_timesteps,
+        )
+
+    @property
+    def text_encoder(self) -> TextEncoderConfig:
+        """The text encoder's own arguments."""
+        return TextEncoderConfig(
+            n_bpe_vocab=self.n_vocab,
+            max_text_len=self.max_text_len,
+            n_embd=self.n_embd,
+            n_head=self.n_head_text,
+            n_xf_blocks=self.n_xf_blocks_text,
+            n_head_state=self.n_head_state_text,
+        )
