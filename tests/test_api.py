@@ -625,6 +625,8 @@ class TestSave:
     def test_the_record(self, toy: DiffusionBackend, site: Path, tmp_path: Path) -> None:
         guide = green(scale=3.0, interval=(0.0, 0.5), options={"sharpness": 5.0})
         result = ppap.sample(toy, [guide], num=2, steps=4, seed=9)
+        assert "guided=<images (2, 3, 8, 8)>, compared=nothing" in repr(result)
+        assert len(repr(result)) < 200
         result.save(tmp_path)
 
         def refuse(constant: str) -> None:

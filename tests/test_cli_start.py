@@ -18,6 +18,7 @@ from pathlib import Path
 import attrs
 import click
 import pytest
+import torch
 from distributions import REPOSITORY, Environment, plugin
 
 from ppap_framework import cli
@@ -159,6 +160,25 @@ def test_a_missing_library_is_no_bug(run: Try) -> None:
     assert err.startswith("ppap: error: the installation is not complete: No module named 'torch'")
     ours = ModuleNotFoundError("No module named 'ppap_framework.x'", name="ppap_framework.x")
     assert "bug" in run("try", body=raising(ours))[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (OSError(28, "No space left on device", "out/000.png"), "device: 'out/000.png'", "--debug"),
+        (OSError(5, "Input/output error"), "Input/output error", "--debug"),
+        (OSError("a word"), "a word", "--debug"),
+        (MemoryError("no 3 GB"), "out of memory: no 3 GB", "--batch"),
+        (torch.cuda.OutOfMemoryError("no 3 GB"), "out of memory: no 3 GB", "--batch"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_bug(run: Try, error: Exception, said: str, hint: str) -> None:
+    code, out, err = run("try", body=raising(error))
+    assert (code, out) == (1, "")
+    first, second = err.splitlines()
+    assert first.startswith("ppap: error: ")
+    assert first.endswith(said)
+    assert hint in second
 
 
 @pytest.mark.parametrize(

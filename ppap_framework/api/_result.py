@@ -69,6 +69,15 @@ class Drawn:
         )
 
 
+def _shape(drawn: Drawn) -> str:
+    """Of the images: the numbers themselves would fill the screen of whoever looks at a result."""
+    return f"<images {tuple(drawn.images.shape)}>"
+
+
+def _names(compared: Mapping[str, Drawn]) -> str:
+    return ", ".join(compared) or "nothing"
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Stats:
@@ -81,7 +90,7 @@ class Stats:
             system does not say.
     """
 
-    guidance: GuidanceStatistics
+    guidance: GuidanceStatistics = attrs.field(repr=False)
     seconds: float
     peak_memory: int | None
 
@@ -99,9 +108,9 @@ class Result:
         interrupted: Whether Ctrl-C ended the run early.
     """
 
-    plan: Plan
-    guided: Drawn
-    compared: Mapping[str, Drawn]
+    plan: Plan = attrs.field(repr=False)
+    guided: Drawn = attrs.field(repr=_shape)
+    compared: Mapping[str, Drawn] = attrs.field(repr=_names)
     stats: Stats
     interrupted: bool
 
