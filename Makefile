@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
 RENDERS := runs/renders/reference.npz runs/renders/fresh.npz
+LEARN = $(BIN)/ppap transfer --backend adm --guider classifier --precision bfloat16 --validate-every 200 --no-keep
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results $(RESULTS) clean
+.PHONY: help demo test slow parity lint types contracts results classifier-experts $(RESULTS) clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,6 +54,19 @@ results: $(RESULTS)
 # Always asked again: figures are made from the images in runs/evaluate, and those are made once.
 $(RESULTS): %: %.toml $(RENDERS)
 	$(BIN)/ppap evaluate $< --out $@
+
+docs/results/adm-classifier: classifier-experts
+
+# Each of these commands goes on where it was, and does nothing where it was done.
+classifier-experts: runs/renders/labelled.npz
+	$(BIN)/ppap synthesize --backend adm --num 4096 --seed 500 --out runs/synthetic/shapes-adm
+	for number in 1 2 5 10; do \
+		$(LEARN) --data runs/synthetic/shapes-adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
+	done
+	$(LEARN) --supervised --data $< --adapter full --learning-rate 0.001 --num-experts 5 --out runs/experts/classifier-supervised
+
+runs/renders/labelled.npz: | $(VENV)/.installed
+	$(BIN)/python -m ppap_plugin_shapes --seed 912 --num 4096 --out $@
 
 runs/renders/reference.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 910 --num 10000 --out $@

@@ -78,7 +78,7 @@ class Recipe:
     shared: float = 0.5
     chain: bool = False
     batch: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.0
     held_out: float = 0.1
     validate_every: int = 100
@@ -164,7 +164,7 @@ class Recipe:
             )
         if not _is_number(self.learning_rate) or not 0.0 < self.learning_rate < math.inf:
             yield UsageError(
-                f"learning_rate must be above 0, not {self.learning_rate}", hint="use 0.001, say"
+                f"learning_rate must be above 0, not {self.learning_rate}", hint="use 0.005, say"
             )
         if not _is_number(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
             yield UsageError(f"weight_decay must be from 0, not {self.weight_decay}", hint="use 0")
