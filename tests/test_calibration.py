@@ -167,7 +167,7 @@ class TestJudgement:
                 variance = abar * 0.25**2 + 1 - abar  # of x_t
                 score = -(x_t - abar**0.5 * mean) / variance
                 error = (-((1 - abar) ** 0.5) * score - eps).square().mean()
-                wanted[i] += error.log() / 2
+                wanted[i] += error.log10() / 2
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
     def test_pictures_that_nobody_draws_are_odd(self) -> None:
@@ -175,7 +175,7 @@ class TestJudgement:
         drawn = ppap.sample(backend, num=4, steps=25).images
         noise = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
         usual = module._log_errors(backend, drawn, settings).mean()
-        assert module._log_errors(backend, noise, settings).mean() > usual + 0.5
+        assert module._log_errors(backend, noise, settings).mean() > usual + 0.2
 
     def test_it_is_aimed_at_other_pictures(self, toy: Any, bundle: Path) -> None:
         found = calibrate(toy, seen(), bundle, **QUICK)

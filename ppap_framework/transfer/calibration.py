@@ -4,7 +4,7 @@ The diffusion model draws pictures, unguided. Each is what another trajectory is
 the guide sees in it becomes that trajectory's target. A set of scales is judged by
 
     distance   (E(x) - E_own) / (E_other - E_own), clamped to [0, 1]
-    oddity     log e(x) - mean over pictures of log e, clamped to [0, 1]
+    oddity     log10 e(x) - mean over pictures of log10 e, clamped to [0, 1]
 
 with E(x) the energy of the untouched network on the finished clean image, E_own and E_other the
 medians of what it says of a picture and that picture's own or another's target, and e(x) the error
@@ -14,7 +14,9 @@ of the denoiser where a little noise is added to x,
 
 a term of the bound on -log p(x) (Ho et al. 2020, arXiv 2006.11239, eq. 14). The distance alone
 would never warn of too large a scale: the network that guides is the one that judges, and is fooled
-by pictures that have long got worse. The diffusion model is not.
+by pictures that have long got worse. The diffusion model is not. In decades, since an error that is
+a quarter larger is nothing that a person sees, and one ten times as large is no picture of the
+model's any more.
 """
 
 from __future__ import annotations
@@ -230,7 +232,7 @@ class _Trials:
         settings: Of every trial.
         pictures: (M, 3, H, W), what was drawn unguided.
         energies: E_own and E_other.
-        usual: The mean of log e over the pictures.
+        usual: The mean of log10 e over the pictures.
     """
 
     backend: LoadedBackend
@@ -374,7 +376,7 @@ def _energies(teacher: Teacher, pictures: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _log_errors(backend: LoadedBackend, images: Tensor, settings: Settings) -> Tensor:
-    """log e of M images, a mean over the two levels of noise: (M,), float64, on the CPU."""
+    """log10 e of M images, a mean over the two levels of noise: (M,), float64, on the CPU."""
     stage, device = backend.stages[0], find_device(settings.device)
     levels = NoiseLevel(torch.tensor(_NOISE, dtype=torch.float64))
     timesteps = stage.schedule.nearest_timestep(levels).tolist()
@@ -388,7 +390,7 @@ def _log_errors(backend: LoadedBackend, images: Tensor, settings: Settings) -> T
             eps = (x_t - math.sqrt(abar) * x0) / math.sqrt(1.0 - abar)
             found = stage.denoise(x_t, torch.full((len(x0),), t, device=device), condition)
             error = (found.eps - eps).square().flatten(1).mean(1)
-            logs[k, start : start + len(x0)] = error.double().cpu().log()
+            logs[k, start : start + len(x0)] = error.double().cpu().log10()
     return logs.mean(0)
 
 

@@ -1,7 +1,7 @@
 """What this distribution supplies: checkpoints and default targets for components of others.
 
-Each file `weights/NAME.json` is the card of `weights/NAME.safetensors`, with a record beside it of
-how the weights were made.
+Each file `weights/NAME.json` is the card of `weights/NAME.safetensors`, or of the experts in
+`weights/NAME.experts.safetensors`, with a record beside it of how they were made.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import json
 from importlib import resources
 
-from ppap_framework.plugin import Asset, Card, DefaultTarget, hookimpl
+from ppap_framework.plugin import Asset, Card, DefaultTarget, ExpertBundle, hookimpl
 
 PPAP_API = (1, 0)
 
 
 @hookimpl
 def ppap_assets() -> list[Asset]:
-    """The cards of all weights here, and what the classifiers aim at by default."""
+    """The cards of all weights and experts here, and what the classifiers aim at by default."""
     files = resources.files("ppap_plugin_shapes").joinpath("weights").iterdir()
     texts = {file.name: file.read_text() for file in files if file.name.endswith(".json")}
-    cards = [Card(**json.loads(texts[name])["card"]) for name in sorted(texts)]
+    records = [json.loads(texts[name]) for name in sorted(texts)]
+    cards = [Card(**record["card"]) for record in records if "card" in record]
+    bundles = [ExpertBundle(**record["experts"]) for record in records if "experts" in record]
     targets = [
         DefaultTarget(guider=card.component, checkpoint=card.name, text="red cube")
         for card in cards
         if card.kind == "guider"
     ]
-    return [*cards, *targets]
+    return [*cards, *bundles, *targets]
