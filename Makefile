@@ -9,7 +9,7 @@ RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results classifier-experts $(RESULTS) clean
+.PHONY: help demo test slow parity lint types contracts results classifier-experts $(RESULTS) shares costs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
+	@echo "make shares   count the parameters of experts, into docs/adapters.md"
+	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
 # One stamp for all: made anew when any distribution's metadata changes.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -73,6 +75,9 @@ runs/renders/reference.npz: | $(VENV)/.installed
 
 runs/renders/fresh.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 911 --num 2048 --out $@
+
+shares costs: $(VENV)/.installed
+	$(BIN)/python docs/make_adapters.py $@
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

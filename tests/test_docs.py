@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +111,35 @@ def test_make_measures_every_experiment_as_its_file_says() -> None:
         places = [commands.index(command) for command in said]
         assert places == sorted(places)
     assert commands[-1] == "ppap report docs/results --out docs/results.md"
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    return runpy.run_path(str(REPOSITORY / "docs" / "make_adapters.py"))
+
+
+class TestAdaptersPage:
+    def test_its_tables_are_those_of_the_records(self, made: dict[str, Any]) -> None:
+        page = made["PAGE"].read_text()
+        for name in ("shares", "costs"):
+            record = json.loads((made["RECORDS"] / f"{name}.json").read_text())
+            between = re.search(rf"<!-- {name} -->\n(.*)<!-- end of {name} -->", page, re.DOTALL)
+            assert between is not None
+            assert between[1].splitlines() == made[f"{name}_table"](record)
+
+    def test_shares(self, made: dict[str, Any]) -> None:
+        rows = made["count_shares"]()
+        assert rows == json.loads((made["RECORDS"] / "shares.json").read_text())
+        for row in rows:  # in the same layers, to the last parameter
+            assert row["parameters"] == row["published_network"]
+            assert row["ours_in_the_released_layers"]["lora"] == row["published"]["lora"]
+        # DeiT-S at rank 16 by hand: qkv and projection of 12 blocks.
+        assert rows[-1]["published"]["lora"] == 12 * 16 * ((384 + 3 * 384) + (384 + 384))
+
+    def test_memory(self, made: dict[str, Any]) -> None:
+        """One copy beside the network, whatever the number of experts; their own grow with it."""
+        rows = json.loads((made["RECORDS"] / "costs.json").read_text())["memory"]
+        assert [row["experts"] for row in rows] == [1, 5, 20]
+        for row in rows:
+            assert row["kept"] <= 1.001 * row["network"]
+            assert row["experts_own"] == row["experts"] * rows[0]["experts_own"]
