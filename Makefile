@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
-RENDERS := runs/renders/reference.npz runs/renders/fresh.npz
+RENDERS := runs/renders/reference.npz runs/renders/fresh.npz runs/renders/scenes.npz
 LEARN = $(BIN)/ppap transfer --backend adm --guider classifier --precision bfloat16 --validate-every 200 --no-keep
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
@@ -75,6 +75,9 @@ runs/renders/reference.npz: | $(VENV)/.installed
 
 runs/renders/fresh.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 911 --num 2048 --out $@
+
+runs/renders/scenes.npz: | $(VENV)/.installed
+	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 352 --out $@
 
 shares costs: $(VENV)/.installed
 	$(BIN)/python docs/make_adapters.py $@

@@ -16,7 +16,8 @@ import toy_distribution
 from distributions import REPOSITORY, Project
 from PIL import Image
 
-from ppap_framework.evaluation.report import find_results, render
+from ppap_framework.evaluation.report import render
+from ppap_framework.evaluation.results import find_results
 
 PLUGINS = "ppap-plugin-toy,ppap-plugin-brightness"
 RESULTS = REPOSITORY / "docs" / "results"

@@ -32,11 +32,13 @@ from ppap_framework.evaluation import (
     read_pictures,
     report,
 )
-from ppap_framework.evaluation.aim import Stand, balanced
+from ppap_framework.evaluation.aim import balanced
 from ppap_framework.evaluation.assessment import Assessment
 from ppap_framework.evaluation.blocks import Counts, draw, draw_block
 from ppap_framework.evaluation.judge import Judge, Projection
-from ppap_framework.evaluation.report import Results, render
+from ppap_framework.evaluation.report import render
+from ppap_framework.evaluation.results import Results
+from ppap_framework.evaluation.stand import Stand
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 
@@ -345,7 +347,7 @@ class TestBlocks:
         stand = Stand.load(experiment, NAMES, "cpu")
         guided = experiment.rows[1]
         candidate = guided.candidates[1]
-        return stand.run(guided, stand.guide(guided), candidate, num=20, seed=3, batch=8)
+        return stand.run(guided, stand.guides(guided), candidate, num=20, seed=3, batch=8)
 
     def test_are_what_sampling_gives(self, run: Any, tmp_path: Path) -> None:
         images, counts = draw(run, tmp_path)
@@ -377,7 +379,7 @@ class TestBlocks:
     def test_of_other_settings_lie_elsewhere(self, experiment: Experiment, tmp_path: Path) -> None:
         stand = Stand.load(experiment, NAMES, "cpu")
         guided = experiment.rows[1]
-        guide = stand.guide(guided)
+        guide = stand.guides(guided)
         for candidate in guided.candidates:
             draw(stand.run(guided, guide, candidate, num=4, seed=3, batch=4), tmp_path)
         assert len(list(tmp_path.iterdir())) == 3
@@ -390,7 +392,7 @@ class TestBlocks:
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         stand = Stand.load(experiment, NAMES, "cpu")
-        images, counts = draw_block(stand.run(None, None, num=3, seed=0, batch=3), (), 0, 3)
+        images, counts = draw_block(stand.run(None, (), num=3, seed=0, batch=3), (), 0, 3)
         assert counts.broken == 3
         assert (images == 128).all()
 
@@ -589,7 +591,7 @@ class TestReport:
     def test_links_to_files_that_are_there(self, page: tuple[Path, str]) -> None:
         folder, text = page
         links = [part.split(")")[0] for part in text.split("](")[1:]]
-        assert len(links) == 5
+        assert len(links) == 8
         assert all((folder.parent.parent / link).is_file() for link in links)
 
     def test_is_the_same_every_time(self, page: tuple[Path, str]) -> None:

@@ -17,10 +17,11 @@ import ppap_framework as ppap
 from ppap_framework.checkpoints import file_sha256, save_checkpoint
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.evaluation import Row, evaluate, read_experiment, report
-from ppap_framework.evaluation.aim import Stand, Subject
 from ppap_framework.evaluation.blocks import draw, identity
 from ppap_framework.evaluation.cost import seconds_in_turn
-from ppap_framework.evaluation.experiment import Candidate, Experiment
+from ppap_framework.evaluation.experiment import Experiment
+from ppap_framework.evaluation.row import Candidate
+from ppap_framework.evaluation.stand import Stand, Subject
 from ppap_framework.experts import has_experts, keep_bundle
 
 NAMES = ("dark red", "light red", "green", "blue")
@@ -84,12 +85,12 @@ def experiment(home: Path) -> Experiment:
 
 def subject(stand: Stand, name: str, scale: Any) -> Subject:
     (row,) = stand.experiment.chosen([name])
-    return Subject(row, stand.guide(row), Candidate(scale, (0.0, 1.0)))
+    return Subject(row, stand.guides(row), Candidate(scale, (0.0, 1.0)))
 
 
 def plan_of(stand: Stand, name: str, scale: Any, num: int = 16) -> Any:
     made = subject(stand, name, scale)
-    return stand.run(made.row, made.guide, made.candidate, num=num, seed=0, batch=8)
+    return stand.run(made.row, made.guides, made.candidate, num=num, seed=0, batch=8)
 
 
 @pytest.fixture

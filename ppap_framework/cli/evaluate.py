@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "experiment_options", "read", "set_threads"]
 
-_FIGURES = {"hit": "hit rate", "fid": "FID", "recall": "recall", "spread": "spread"}
+_FIGURES = ("fid", "recall", "spread")
 
 
 def experiment_options(command: Any) -> Any:
@@ -85,6 +85,7 @@ def command(
     after a kill the same command goes on. `ppap report` makes tables of the files.
     """
     from ppap_framework.evaluation import evaluate
+    from ppap_framework.evaluation.cells import number, spoken
     from ppap_framework.evaluation.files import read_json
 
     state = ctx.ensure_object(State)
@@ -103,15 +104,16 @@ def command(
             watch=watch,
         )
     records = [read_json(path) for path in paths]
+    figures = [*found.shown, *_FIGURES]
     if as_json:
         print_json(records)
         return
     print_table(
-        ["row", *_FIGURES.values(), "seconds", "file"],
+        ["row", *map(spoken, figures), "seconds", "file"],
         [
             (
                 record["name"],
-                *(f"{record['figures'][name]['value']:.3g}" for name in _FIGURES),
+                *(number(name, record["figures"][name]["value"]) for name in figures),
                 f"{record['cost']['seconds']:.3g}" if record["cost"] else "",
                 str(path),
             )

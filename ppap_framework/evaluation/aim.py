@@ -1,171 +1,158 @@
-"""From rows of an experiment to networks that are loaded and runs that are settled."""
+"""What images aim at: classes, or scenes of which picture, class and truth are known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from pathlib import Path
+from typing import final
 
 import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from ppap_framework import api
-from ppap_framework.components import Target, TargetInput
+from ppap_framework.components import GuidanceModel, Target, TargetInput
 from ppap_framework.errors import UsageError
-from ppap_framework.evaluation.experiment import Candidate, Experiment, Row
-from ppap_framework.evaluation.judge import Judge
+from ppap_framework.evaluation.experiment import Experiment
+from ppap_framework.evaluation.pictures import Scenes, read_scenes
+from ppap_framework.evaluation.row import Aim
+from ppap_framework.targets import decode_target
 
-__all__ = ["Stand", "Subject", "balanced"]
+__all__ = ["Aims", "balanced"]
 
 
-def balanced(images: int, classes: int) -> NDArray[np.int64]:
-    """The class that each image aims at: image i at class i mod K.
+def balanced(images: int, targets: int, what: str = "classes") -> NDArray[np.int64]:
+    """The target that each image aims at: image i at target i mod K.
 
     Raises:
-        UsageError: Where classes would not be aimed at equally often.
+        UsageError: Where targets would not be aimed at equally often.
     """
-    if images % classes:
+    if images % targets:
         raise UsageError(
-            f"{images} images do not aim equally often at {classes} classes",
-            hint=f"take {-(-images // classes) * classes}",
+            f"{images} images do not aim equally often at {targets} {what}",
+            hint=f"take {-(-images // targets) * targets}",
         )
-    return np.arange(images) % classes
+    return np.arange(images) % targets
 
 
+@final
 @attrs.frozen(eq=False)
-class Stand:
-    """An experiment on a device: its backend, and what its guides aim at.
+class Aims:
+    """K targets: the classes, or the scenes that are reported and those after them, which tune.
 
     Attributes:
-        experiment: What is measured.
-        names: Of the K classes.
-        device: As torch calls it, or "auto".
-        backend: Loaded, frozen.
+        names: Of the classes.
+        scenes: None for classes.
+        reported: How many of the scenes are reported.
     """
 
-    experiment: Experiment
     names: tuple[str, ...]
-    device: str
-    backend: api.LoadedBackend
+    scenes: Scenes | None = None
+    reported: int = 0
 
     @classmethod
-    def load(cls, experiment: Experiment, names: Sequence[str], device: str) -> Stand:
-        """Load the backend.
+    def of(cls, experiment: Experiment, names: tuple[str, ...]) -> Aims:
+        """Those of an experiment.
 
         Raises:
-            PpapError: As `ppap_framework.backend`.
+            AssetError: Where scenes cannot be read.
+            UsageError: Where there are too few of them, or they are of other classes.
         """
-        loaded = api.backend(experiment.backend, checkpoint=experiment.checkpoint)
-        stand = cls(experiment, tuple(names), device, loaded)
-        place = stand.run(None, None, num=1, seed=0, batch=1).device
-        for stage in loaded.stages:
-            stage.network.to(place).eval().requires_grad_(False)
-        return stand
+        if experiment.scenes is None:
+            return cls(names)
+        path, reported = Path(experiment.scenes.pictures), experiment.scenes.num
+        scenes = read_scenes(path, {judge.truth for judge in experiment.judges})
+        if scenes.pictures.names != names:
+            raise UsageError(
+                f"the scenes in {str(path)!r} are of {len(scenes.pictures.names)} classes, which "
+                "are not those of the reference",
+                hint="render both in the same way",
+            )
+        needed = reported + experiment.tuning.num
+        if len(scenes) < needed:
+            raise UsageError(
+                f"{str(path)!r} holds {len(scenes)} scenes, of which {reported} are reported and "
+                f"{experiment.tuning.num} tune",
+                hint=f"render {needed} at least",
+            )
+        return cls(names, scenes.part(0, needed), reported)
 
-    def judge(self) -> Judge:
-        """Load the judge.
+    def check(self, experiment: Experiment) -> None:
+        """Accept numbers of images with which targets are aimed at equally often.
 
         Raises:
-            PpapError: As `ppap_framework.guide`.
+            UsageError: Where they are not.
         """
-        guider, _, checkpoint = self.experiment.judge.rpartition(":")
-        loaded = api.guide(guider, target=self.names[0], checkpoint=checkpoint, name="judge")
-        place = self.run(None, None, num=1, seed=0, batch=1).device
-        return Judge(loaded, self.names, place)
+        if self.scenes is not None:
+            balanced(experiment.num, self.reported, "scenes")
+            return
+        for num in (experiment.num, experiment.tuning.num):
+            balanced(num, len(self.names))
 
-    def guide(self, row: Row) -> api.LoadedGuide | None:
-        """Load a row's guide, aimed at each class in turn, its experts chosen; None for a row
-        without.
+    def indices(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
+        """The target that each of N images aims at, (N,)."""
+        if self.scenes is None:
+            return np.arange(num) % len(self.names)
+        if tuning:
+            return self.reported + np.arange(num)
+        return np.arange(num) % self.reported
+
+    def classes(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
+        """The class that each of N images is to show, (N,)."""
+        indices = self.indices(num, tuning=tuning)
+        return indices if self.scenes is None else self.scenes.pictures.labels[indices]
+
+    def examples(self, number: int) -> list[int]:
+        """Images that show different targets: `number` of them, or fewer."""
+        if self.scenes is not None:
+            return list(range(min(number, self.reported)))
+        total = len(self.names)
+        step = total // number + 1  # neighbouring classes are alike where names have parts
+        if math.gcd(step, total) > 1:
+            step = 1
+        return [k * step % total for k in range(min(number, total))]
+
+    def first(self, aim: Aim) -> TargetInput:
+        """The first of the K targets, as a guide wants it."""
+        return self._given(aim, 0)
+
+    @torch.no_grad()
+    def target(self, model: GuidanceModel, aim: Aim) -> Target:
+        """All K of them, in the form that a guide's loss compares with.
 
         Raises:
-            PpapError: As `ppap_framework.guide`, and where the experts do not match.
+            UsageError: Where the guide cannot be aimed so.
         """
-        if row.guider is None:
-            return None
-        loaded = api.guide(
-            row.guider,
-            target=self.names[0],
-            loss=row.loss,
-            model=row.model,
-            checkpoint=row.checkpoint,
-            options=row.options,
-            experts=row.experts,
-            name=row.name,
-        )
-        place = self.run(None, None, num=1, seed=0, batch=1).device
-        model = loaded.guide.model.to(place).eval().requires_grad_(False)
-        values = [model.target(TargetInput(text=name, source=name)).value for name in self.names]
-        target = Target(value=torch.cat(values), label=f"{len(values)} classes")
-        chosen = loaded.experts.choose(row.name, model, self.backend.inner, row.through)
-        return attrs.evolve(
-            loaded,
-            guide=attrs.evolve(loaded.guide, target=target),
-            experts=attrs.evolve(loaded.experts, source=chosen or "none"),
-            target_source=f"image i at class i mod {len(values)} of {', '.join(self.names)}",
-        )
+        if aim == "class":
+            of_class = [model.target(self._named(name)).value for name in self.names]
+            if self.scenes is None:
+                values = of_class
+            else:
+                values = [of_class[label] for label in self.scenes.pictures.labels]
+        else:
+            assert self.scenes is not None
+            values = [model.target(self._given(aim, k)).value for k in range(len(self.scenes))]
+        label = f"{len(self.names)} classes" if aim == "class" else f"{len(values)} scenes"
+        return Target(value=torch.cat(values), label=label)
 
-    def run(
-        self,
-        row: Row | None,
-        guide: api.LoadedGuide | None,
-        candidate: Candidate | None = None,
-        *,
-        num: int,
-        seed: int,
-        batch: int,
-    ) -> api.Plan:
-        """Settle a run of a row's images.
+    def words(self, aim: Aim, *, tuning: bool = False) -> str:
+        """Which image aims at which target: everything that determines it."""
+        if self.scenes is None:
+            return f"image i at class i mod {len(self.names)} of {', '.join(self.names)}"
+        what = f"the class, of {', '.join(self.names)}, of scene" if aim == "class" else "scene"
+        which = "i" if tuning else f"i mod {self.reported}"
+        part = (self.reported, len(self.scenes)) if tuning else (0, self.reported)
+        return f"image i at {what} {which} of {self.scenes.part(*part).pictures.sha256}"
 
-        Args:
-            row: Whose; None for unguided.
-            guide: Of the row, as `guide` gives it.
-            candidate: Scale and interval; None for those of the guide.
-            num: How many images.
-            seed: Of their noise.
-            batch: How many at once.
+    def _given(self, aim: Aim, index: int) -> TargetInput:
+        if aim == "class":
+            label = index if self.scenes is None else self.scenes.pictures.labels[index]
+            return self._named(self.names[label])
+        assert self.scenes is not None
+        given = decode_target(Image.fromarray(self.scenes.pictures.images[index]))
+        return attrs.evolve(given, source=f"scene {index}")
 
-        Raises:
-            UsageError: Where the backend cannot be sampled so.
-        """
-        settings = api.Settings(
-            num=num,
-            steps=self.experiment.steps,
-            seed=seed,
-            through=row.through if row else "noisy",
-            normalize=row.normalize if row else False,
-            batch=batch,
-            device=self.device,
-            precision=self.experiment.precision,
-        )
-        return api.plan(self.backend, [_aimed(guide, candidate, num)] if guide else [], settings)
-
-
-@attrs.frozen(eq=False)
-class Subject:
-    """A row with its guide, and the scale and interval that it draws with.
-
-    Attributes:
-        row: Of the experiment.
-        guide: As `Stand.guide` gives it; None for a row without.
-        candidate: None for a row without a guide.
-    """
-
-    row: Row
-    guide: api.LoadedGuide | None
-    candidate: Candidate | None
-
-
-def _aimed(loaded: api.LoadedGuide, candidate: Candidate | None, num: int) -> api.LoadedGuide:
-    """The guide with one target for each image, and the scale and interval of a candidate."""
-    value = loaded.guide.target.value
-    target = attrs.evolve(loaded.guide.target, value=value[torch.arange(num) % len(value)])
-    guide = attrs.evolve(loaded.guide, target=target)
-    if candidate is None:
-        return attrs.evolve(loaded, guide=guide)
-    calibrated = candidate.scale == "auto"
-    scale = guide.scale if candidate.scale == "auto" else candidate.scale
-    return attrs.evolve(
-        loaded,
-        guide=attrs.evolve(guide, scale=scale, interval=candidate.interval),
-        experts=attrs.evolve(loaded.experts, calibrated=calibrated),
-    )
+    @staticmethod
+    def _named(name: str) -> TargetInput:
+        return TargetInput(text=name, source=name)

@@ -25,7 +25,7 @@ from ppap_framework.evaluation.intervals import (
 from ppap_framework.evaluation.judge import Judge, Projection, Verdict
 from ppap_framework.evaluation.pictures import Pictures
 
-__all__ = ["SURE", "Assessment", "Reference", "difference", "hit_share"]
+__all__ = ["SURE", "Assessment", "Reference", "difference", "hit_shares", "mean"]
 
 SURE = 0.9
 """The confidence above which the judge counts as sure."""
@@ -123,12 +123,18 @@ class Reference:
         variances = metrics.class_variances(features, pictures.labels, len(pictures.names))
         return cls(features, projection, variances, words, record)
 
-    def assess(self, verdict: Verdict, targets: NDArray[np.int64]) -> Assessment:
+    def assess(
+        self,
+        verdict: Verdict,
+        targets: NDArray[np.int64],
+        of_scenes: Mapping[str, Floats] | None = None,
+    ) -> Assessment:
         """Measure images.
 
         Args:
             verdict: On N of them.
             targets: (N,), the class that each was to show.
+            of_scenes: By name, (N,): how judges of scenes judge them.
         """
         generated = self.projection(verdict.features)
         number = len(generated)
@@ -138,7 +144,8 @@ class Reference:
         counts = bootstrap(number)
         figures = {name: _share(hits, counts) for name, hits in shares.items()}
         resampled = {name: counts @ hits / number for name, hits in shares.items()}
-
+        for name, values in (of_scenes or {}).items():
+            figures[name], resampled[name] = mean(values), counts @ values / number
         resampled |= {
             "fid": metrics.resampled_fid(generated, self.features, counts),
             "kid": metrics.resampled_kid(generated, self.features, counts),
@@ -159,10 +166,19 @@ class Reference:
         return Assessment(figures, resampled)
 
 
-def hit_share(verdict: Verdict, targets: NDArray[np.int64]) -> Interval:
-    """The share of images that the judge takes for their target."""
-    hits = (verdict.classes == targets).astype(np.float64)
-    return _share(hits, bootstrap(len(hits)))
+def mean(values: Floats) -> Interval:
+    """The mean of a figure over images, (N,)."""
+    counts = bootstrap(len(values))
+    return interval(float(values.mean()), counts @ values / len(values))
+
+
+def hit_shares(
+    verdict: Verdict, targets: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]]
+) -> dict[str, Interval]:
+    """The shares of images that the judge takes for their target, as a whole and by parts."""
+    shares = _shares(verdict, targets, parts)
+    counts = bootstrap(len(targets))
+    return {name: _share(hits, counts) for name, hits in shares.items() if name != "sure"}
 
 
 def _share(hits: Floats, counts: Floats) -> Interval:

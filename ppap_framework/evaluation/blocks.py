@@ -15,13 +15,12 @@ from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ppap_framework.api import ChosenExperts, Origin, Plan, products_in
 from ppap_framework.evaluation.environment import provenance
 from ppap_framework.evaluation.files import FORMAT, digest, replacing, write_json
+from ppap_framework.evaluation.pixels import to_pixels
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.sampling import NoiseSource, sample
 
@@ -111,7 +110,7 @@ def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Dra
             guidance=guidance,
         )
     done = guidance.statistics
-    return _pixels(x), Counts(
+    return to_pixels(x), Counts(
         denoiser_forwards=done.denoiser_forwards,
         denoiser_backwards=done.denoiser_backwards,
         guide_forwards=sum(guide.forwards for guide in done.guides),
@@ -167,12 +166,6 @@ def _read(path: Path, number: int) -> Drawn | None:
     if len(images) != number or len(counts) != len(names):
         return None
     return images, Counts(**dict(zip(names, counts, strict=True)))
-
-
-def _pixels(x: Tensor) -> NDArray[np.uint8]:
-    levels = ((x.nan_to_num(0.0).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-    pixels: NDArray[np.uint8] = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return pixels
 
 
 def _experts(guide: Guide, experts: ChosenExperts) -> dict[str, Any]:

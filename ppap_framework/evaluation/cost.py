@@ -22,11 +22,12 @@ import torch
 from ppap_framework import api
 from ppap_framework.api import Plan
 from ppap_framework.errors import PpapError
-from ppap_framework.evaluation.aim import Stand, Subject
 from ppap_framework.evaluation.blocks import draw_block, identity
-from ppap_framework.evaluation.experiment import Candidate, Experiment, Row
+from ppap_framework.evaluation.experiment import Experiment
 from ppap_framework.evaluation.files import digest, read_json, write_json
 from ppap_framework.evaluation.intervals import rounded
+from ppap_framework.evaluation.row import Candidate, Row
+from ppap_framework.evaluation.stand import Stand, Subject
 from ppap_framework.guidance import Guide
 
 __all__ = ["Cost", "kept_costs", "measure", "peak_memory", "seconds_in_turn"]
@@ -43,7 +44,7 @@ class Cost:
         peak_memory: In bytes: of the whole process, or on the GPU where that draws.
         threads: On the CPU.
         device: That draws.
-        parameters: Of the denoiser, and of the guide by its name.
+        parameters: Of the denoiser, and of each guide by its name.
         in_turn_with: The rows that were measured together.
     """
 
@@ -131,7 +132,7 @@ def peak_memory(stand: Stand, subject: Subject) -> int | None:
         PpapError: Where the process dies.
     """
     context = multiprocessing.get_context("spawn")  # a fork would begin with this one's memory
-    job = (stand.experiment, subject.row, subject.candidate, stand.names, stand.device)
+    job = (stand.experiment, subject.row, subject.candidate, stand.aims.names, stand.device)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(_draw_and_look, torch.get_num_threads(), *job).result()
@@ -152,7 +153,7 @@ def _draw_and_look(
 ) -> int | None:
     torch.set_num_threads(threads)
     stand = Stand.load(experiment, names, device)
-    run = _run(stand, Subject(row, stand.guide(row), candidate))
+    run = _run(stand, Subject(row, stand.guides(row), candidate))
     with run.attached() as guides:
         _draw(run, guides)
     return api.peak_memory(run.device)
@@ -160,7 +161,7 @@ def _draw_and_look(
 
 def _run(stand: Stand, subject: Subject) -> Plan:
     num = stand.experiment.timing.num
-    return stand.run(subject.row, subject.guide, subject.candidate, num=num, seed=0, batch=num)
+    return stand.run(subject.row, subject.guides, subject.candidate, num=num, seed=0, batch=num)
 
 
 def _draw(run: Plan, guides: Sequence[Guide]) -> None:

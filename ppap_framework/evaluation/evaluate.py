@@ -3,6 +3,8 @@
     OUT/experiment.json     what was measured, with what, and in which environment
     OUT/judge.json          how well the judge knows the reference, with its confusion matrix
     OUT/rows/NAME.json      a row: what it chose and why, its figures, its cost
+    OUT/rows/NAME.png       some of its images, and what judges of scenes see in them
+    OUT/scenes.png          likewise of the scenes that they were aimed at, where there are some
     OUT/differences.json    paired differences from the baselines
 
     IMAGES/blocks/          images, from which every figure can be computed again
@@ -18,12 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppap_framework.errors import UsageError
-from ppap_framework.evaluation.aim import Stand, Subject
 from ppap_framework.evaluation.cost import Cost, kept_costs, measure
+from ppap_framework.evaluation.examples import EXAMPLES, write_strip
 from ppap_framework.evaluation.experiment import Experiment
-from ppap_framework.evaluation.files import FORMAT, write_json
+from ppap_framework.evaluation.files import write_json
 from ppap_framework.evaluation.measurement import Measurement, Watch
 from ppap_framework.evaluation.pictures import read_pictures
+from ppap_framework.evaluation.stand import Stand, Subject
 
 __all__ = ["bench", "evaluate"]
 
@@ -60,18 +63,25 @@ def evaluate(
     wanted = experiment.chosen(rows)
     measurement = Measurement.begin(experiment, images, device, watch)
     write_json(out / "experiment.json", measurement.describe())
-    write_json(out / "judge.json", measurement.reference.record | {"format": FORMAT})
-    measured = {row.name: measurement.measure(row) for row in wanted}
-    subjects = {name: subject for name, (_, subject) in measured.items() if subject}
+    write_json(out / "judge.json", measurement.describe_judges())
+    if scenes := measurement.sight.scene_lines(EXAMPLES):
+        write_strip(out / "scenes.png", scenes)
+    records, subjects = {}, {}
+    for row in wanted:
+        measured = measurement.measure(row)
+        records[row.name] = measured.record
+        if measured.subject:
+            subjects[row.name] = measured.subject
+        write_strip(out / "rows" / f"{row.name}.png", measurement.sight.lines(measured.examples))
     watch("cost", 0, 1)
     costs = kept_costs(measurement.stand, subjects, images / "costs", again=time_again)
     watch("cost", 1, 1)
-    for name, (record, _) in measured.items():
+    for name, record in records.items():
         cost = costs[name].record() if name in costs else None
         path = out / "rows" / f"{name}.json"
         write_json(path, {**record, "cost": cost, "command": list(command)})
     write_json(out / "differences.json", measurement.differences())
-    return [out / "rows" / f"{name}.json" for name in measured]
+    return [out / "rows" / f"{name}.json" for name in records]
 
 
 def bench(
@@ -89,7 +99,7 @@ def bench(
     """
     stand = Stand.load(experiment, read_pictures(Path(experiment.reference)).names, device)
     subjects = {
-        row.name: Subject(row, stand.guide(row), next(iter(row.candidates), None))
+        row.name: Subject(row, stand.guides(row), next(iter(row.candidates), None))
         for row in experiment.chosen(rows)
         if row.images is None
     }

@@ -16,7 +16,7 @@ from ppap_framework.api import LoadedGuide
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import PluginError
 from ppap_framework.evaluation.intervals import Floats
-from ppap_framework.noise import NoiseLevel
+from ppap_framework.evaluation.pixels import clean_levels, to_images
 
 __all__ = ["Judge", "Projection", "Verdict"]
 
@@ -83,10 +83,9 @@ class Judge:
         return Verdict(features.astype(np.float64), classes, confidence.astype(np.float64))
 
     def _look(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
-        images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        clean = NoiseLevel(torch.full((len(images),), torch.inf, dtype=torch.float64))
+        images = to_images(pixels, self._device)
         with _last_linear_input(self._model.network) as inputs:
-            logits = self._model(images, clean)
+            logits = self._model(images, clean_levels(len(images)))
         features = inputs[-1] if inputs else torch.empty(0)
         if len(features) != len(images) or features.ndim != 2:
             raise PluginError(

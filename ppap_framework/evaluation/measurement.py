@@ -10,23 +10,41 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.api import ChosenExperts, LoadedGuide
+from ppap_framework.api import ChosenExperts, LoadedGuide, Plan
 from ppap_framework.errors import UsageError
-from ppap_framework.evaluation.aim import Stand, Subject, balanced
 from ppap_framework.evaluation.assessment import Assessment, Reference, difference
 from ppap_framework.evaluation.blocks import Counts, draw
 from ppap_framework.evaluation.environment import environment, provenance
-from ppap_framework.evaluation.experiment import Candidate, Experiment, Row
+from ppap_framework.evaluation.examples import EXAMPLES
+from ppap_framework.evaluation.experiment import Experiment
 from ppap_framework.evaluation.files import FORMAT, digest
 from ppap_framework.evaluation.intervals import rounded
-from ppap_framework.evaluation.judge import Judge
-from ppap_framework.evaluation.pictures import Pictures, read_pictures
-from ppap_framework.evaluation.tuning import OBJECTIVE, Trial, choose, trial
+from ppap_framework.evaluation.pictures import Pictures, Scenes, read_pictures, read_scenes
+from ppap_framework.evaluation.row import Row
+from ppap_framework.evaluation.sight import Sight
+from ppap_framework.evaluation.stand import Stand, Subject
+from ppap_framework.evaluation.training import training_of
+from ppap_framework.evaluation.tuning import Trial, choose, trial
 
-__all__ = ["Measurement", "Watch"]
+__all__ = ["Measured", "Measurement", "Watch"]
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
+
+
+@attrs.frozen(eq=False)
+class Measured:
+    """What came of a row.
+
+    Attributes:
+        record: Its figures, as JSON.
+        examples: Some of its images, (E, H, W, 3).
+        subject: What its cost can be measured on; None for pictures that were there already.
+    """
+
+    record: dict[str, Any]
+    examples: NDArray[np.uint8]
+    subject: Subject | None
 
 
 @attrs.frozen(eq=False)
@@ -37,8 +55,8 @@ class Measurement:
         experiment: What is measured.
         pictures: The reference.
         stand: The backend, and what guides aim at.
-        judge: That looks at images.
-        reference: What it sees in the reference.
+        sight: What judges see, and what they were to see.
+        reference: What the judge sees in the reference.
         images: The folder that images are kept in.
         watch: Whom to tell how far it is.
     """
@@ -46,14 +64,14 @@ class Measurement:
     experiment: Experiment
     pictures: Pictures
     stand: Stand
-    judge: Judge
+    sight: Sight
     reference: Reference
     images: Path
     watch: Watch
 
     @classmethod
     def begin(cls, experiment: Experiment, images: Path, device: str, watch: Watch) -> Measurement:
-        """Load backend and judge, and let it look at the reference.
+        """Load backend and judges, and let the judge look at the reference.
 
         Raises:
             PpapError: Where any of them is missing, or they do not go together.
@@ -65,26 +83,26 @@ class Measurement:
                 f"the reference holds {len(pictures)} pictures for rows of {experiment.num} images",
                 hint="render as many at least",
             )
-        for num in (experiment.num, experiment.tuning.num):
-            balanced(num, len(pictures.names))
         stand = Stand.load(experiment, pictures.names, device)
-        judge = stand.judge()
-        reference = Reference.of(pictures, judge, experiment.parts)
+        stand.aims.check(experiment)
+        sight = Sight.of(stand)
+        reference = Reference.of(pictures, sight.judge, experiment.parts)
         watch("reference", 1, 1)
-        return cls(experiment, pictures, stand, judge, reference, images, watch)
+        return cls(experiment, pictures, stand, sight, reference, images, watch)
 
     @property
     def protocol(self) -> dict[str, Any]:
         """What rows must have in common to be compared."""
         return {
             "backend": self.stand.backend.origin.sha256,
-            "judge": self.judge.origin.sha256,
+            "judge": self.sight.judge.origin.sha256,
             "reference": self.pictures.sha256,
             "num": self.experiment.num,
             "steps": self.experiment.steps,
             "seed": self.experiment.seed,
             "tuning": attrs.asdict(self.experiment.tuning),
             "precision": self.experiment.precision,
+            **self.sight.protocol,
         }
 
     def describe(self) -> dict[str, Any]:
@@ -98,14 +116,22 @@ class Measurement:
             "rows": [row.name for row in experiment.rows],
             "baselines": list(experiment.baselines),
             "parts": list(experiment.parts),
-            "objective": OBJECTIVE,
+            "objective": list(experiment.objective),
+            "shown": experiment.shown,
             "protocol": self.protocol,
             "backend": provenance(backend),
-            "judge": provenance(self.judge.origin),
+            "judge": provenance(self.sight.judge.origin),
+            "judges": self.sight.describe(),
+            "examples": self._columns(),
         }
 
-    def measure(self, row: Row) -> tuple[dict[str, Any], Subject | None]:
-        """A row's figures as JSON, and what its cost can be measured on."""
+    def describe_judges(self) -> dict[str, Any]:
+        """How well the judges do, as JSON."""
+        of_scenes = self.sight.of_scenes()
+        return self.reference.record | {"format": FORMAT, "scenes": of_scenes}
+
+    def measure(self, row: Row) -> Measured:
+        """Draw a row's images and measure them."""
         record = {
             "format": FORMAT,
             "name": row.name,
@@ -114,33 +140,28 @@ class Measurement:
             "protocol": self.protocol,
         }
         if row.images is not None:
-            return record | self._given(row, row.images), None
-        guide = self.stand.guide(row)
-        origins = [self.stand.backend.origin, self.judge.origin]
-        origins += [guide.origin] if guide else []
-        if guide and guide.origin.sha256 and guide.origin.sha256 == self.judge.origin.sha256:
-            raise UsageError(
-                f"row {row.name!r} is guided by the judge, which would judge itself",
-                hint="guide with other weights",
-            )
-        trials = self._tune(row, guide)
-        candidate = choose(trials).candidate if trials else None
+            found, examples = self._given(row, row.images)
+            return Measured(record | found, examples, None)
+        guides = self.stand.guides(row)
+        self._check_independent(row, guides)
+        training = training_of(row, guides)
+        origins = [self.stand.backend.origin, *self.sight.origins]
+        origins += [guide.origin for guide in guides]
+        trials = self._tune(row, guides)
+        objective = {name: self.experiment.fidelity[name] for name in self._objective(row)}
+        candidate = choose(trials, objective).candidate if trials else None
         num, seed = self.experiment.num, self.experiment.seed
-        images, counts = self._draw(row, guide, candidate, num, seed, row.name)
-        targets = balanced(num, len(self.pictures.names))
-        assessment = self.reference.assess(self.judge.look(images), targets)
+        run = self.stand.run(
+            row, guides, candidate, num=num, seed=seed, batch=self.experiment.block
+        )
+        images, counts = self._draw(run, row.name)
+        verdict, of_scenes = self.sight.look(images)
+        assessment = self.reference.assess(verdict, self.stand.aims.classes(num), of_scenes)
         assessment.save(self._kept(row))
-        return record | {
-            "guide": provenance(guide.origin)
-            | {
-                "loss": guide.loss_name,
-                "through": row.through,
-                "normalize": row.normalize,
-                "experts": _experts(guide),
-            }
-            if guide
-            else None,
+        figures = record | {
+            **_guides(row, guides),
             "chosen": attrs.asdict(candidate) if candidate else None,
+            "objective": list(objective),
             "tuning": [made.record() for made in trials],
             "figures": assessment.record(),
             "per_image": {
@@ -148,10 +169,13 @@ class Measurement:
                 for name, count in attrs.asdict(counts).items()
                 if name.endswith(("forwards", "backwards"))
             },
+            "training": training,
             "skipped": counts.skipped,
             "broken": counts.broken,
             "environment": environment(origins),
-        }, Subject(row, guide, candidate)
+        }
+        examples = images[self.stand.aims.examples(EXAMPLES)]
+        return Measured(figures, examples, Subject(row, guides, candidate))
 
     def differences(self) -> dict[str, Any]:
         """How far each row that was measured is from each baseline, as JSON."""
@@ -174,9 +198,26 @@ class Measurement:
             },
         }
 
-    def _given(self, row: Row, path: str) -> dict[str, Any]:
-        """The figures of pictures that are there already."""
-        pictures, num = read_pictures(Path(path)), self.experiment.num
+    def _columns(self) -> list[str] | None:
+        """The classes that examples are to show; None for scenes."""
+        aims = self.stand.aims
+        return None if aims.scenes is not None else [aims.names[k] for k in aims.examples(EXAMPLES)]
+
+    def _objective(self, row: Row) -> tuple[str, ...]:
+        return row.objective or self.experiment.objective
+
+    def _check_independent(self, row: Row, guides: tuple[LoadedGuide, ...]) -> None:
+        judging = {origin.sha256 for origin in self.sight.origins} - {None}
+        if judging & {guide.origin.sha256 for guide in guides}:
+            raise UsageError(
+                f"row {row.name!r} is guided by the judge, which would judge itself",
+                hint="guide with other weights",
+            )
+
+    def _given(self, row: Row, path: str) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        """The figures of pictures that are there already; each was to show what it shows."""
+        scenes, num = self._read(Path(path)), self.experiment.num
+        pictures = scenes.pictures
         if pictures.names != self.pictures.names or len(pictures) < num:
             raise UsageError(
                 f"row {row.name!r} has {len(pictures)} pictures of {len(pictures.names)} classes",
@@ -187,37 +228,65 @@ class Measurement:
                 f"the pictures of row {row.name!r} are the reference itself",
                 hint="render others, of another seed",
             )
-        verdict = self.judge.look(pictures.images[:num])
-        return {
-            "pictures": {"sha256": pictures.sha256},
-            "figures": self.reference.assess(verdict, pictures.labels[:num]).record(),
-        }
+        first = scenes.part(0, num)
+        verdict, of_scenes = self.sight.look_at(first)
+        assessment = self.reference.assess(verdict, first.pictures.labels, of_scenes)
+        record = {"pictures": {"sha256": pictures.sha256}, "figures": assessment.record()}
+        return record, self._examples(first.pictures)
 
-    def _tune(self, row: Row, guide: LoadedGuide | None) -> list[Trial]:
+    def _examples(self, pictures: Pictures) -> NDArray[np.uint8]:
+        """Of pictures that are there already: of the classes that drawn ones show, if they can."""
+        wanted = self.stand.aims.examples(EXAMPLES)
+        if self.stand.aims.scenes is None:
+            found = [np.flatnonzero(pictures.labels == label) for label in wanted]
+            if all(len(members) for members in found):
+                wanted = [int(members[0]) for members in found]
+        return pictures.images[wanted]
+
+    def _read(self, path: Path) -> Scenes:
+        if judges := self.experiment.judges:
+            return read_scenes(path, {judge.truth for judge in judges})
+        return Scenes(read_pictures(path), {})
+
+    def _tune(self, row: Row, guides: tuple[LoadedGuide, ...]) -> list[Trial]:
         num, seed = self.experiment.tuning.num, self.experiment.tuning.seed
-        targets = balanced(num, len(self.pictures.names))
+        targets = self.stand.aims.classes(num, tuning=True)
         trials = []
         for number, candidate in enumerate(row.candidates, 1):
+            run = self.stand.run(
+                row, guides, candidate, num=num, seed=seed, batch=self.experiment.block, tuning=True
+            )
             what = f"{row.name}, candidate {number} of {len(row.candidates)}"
-            images, _ = self._draw(row, guide, candidate, num, seed, what)
-            trials.append(trial(candidate, self.judge.look(images), targets, self.reference))
+            images, _ = self._draw(run, what)
+            verdict, of_scenes = self.sight.look(images, tuning=True)
+            trials.append(trial(candidate, verdict, targets, self.reference, of_scenes))
         return trials
 
-    def _draw(
-        self,
-        row: Row,
-        guide: LoadedGuide | None,
-        candidate: Candidate | None,
-        num: int,
-        seed: int,
-        what: str,
-    ) -> tuple[NDArray[np.uint8], Counts]:
-        run = self.stand.run(row, guide, candidate, num=num, seed=seed, batch=self.experiment.block)
+    def _draw(self, run: Plan, what: str) -> tuple[NDArray[np.uint8], Counts]:
         return draw(run, self.images / "blocks", lambda done, of: self.watch(what, done, of))
 
     def _kept(self, row: Row) -> Path:
         """Where a row's resampled figures are kept, for differences from other rows."""
         return self.images / "resampled" / digest(self.protocol) / f"{row.name}.npz"
+
+
+def _guides(row: Row, guides: tuple[LoadedGuide, ...]) -> dict[str, Any]:
+    """What steers, as JSON: `guide` where it is one, `guides` where they are several."""
+    described = [
+        provenance(loaded.origin)
+        | {
+            "loss": loaded.loss_name,
+            "through": row.through,
+            "normalize": row.normalize,
+            "experts": _experts(loaded),
+        }
+        | ({} if given.aim is None else {"aim": given.aim})
+        for given, loaded in zip(row.steering, guides, strict=True)
+    ]
+    if not row.guides:
+        return {"guide": described[0] if described else None}
+    pairs = zip(row.guides, described, strict=True)
+    return {"guide": None, "guides": [{**guide, "scale": given.scale} for given, guide in pairs]}
 
 
 def _experts(guide: LoadedGuide) -> dict[str, Any] | None:

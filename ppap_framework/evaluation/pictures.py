@@ -1,9 +1,12 @@
-"""Labelled pictures that are there already: what generated images are measured against."""
+"""Labelled pictures that are there already: what generated images are measured against, and scenes
+that they are aimed at.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from ppap_framework.errors import AssetError
 from ppap_framework.targets import decode_target
 
-__all__ = ["Pictures", "read_pictures"]
+__all__ = ["Pictures", "Scenes", "read_pictures", "read_scenes"]
 
 _KEYS = ("images", "labels", "class_names")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -43,6 +46,38 @@ class Pictures:
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()
 
 
+@attrs.frozen(eq=False)
+class Scenes:
+    """Pictures with what is there to see in them.
+
+    Attributes:
+        pictures: S of them, with their classes.
+        truths: By name, (S, ...): of each picture.
+    """
+
+    pictures: Pictures
+    truths: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @property
+    def sha256(self) -> str:
+        """Of everything."""
+        whole = hashlib.sha256(self.pictures.sha256.encode())
+        for name, truth in sorted(self.truths.items()):
+            whole.update(f"{name} {truth.dtype} {truth.shape} ".encode() + truth.tobytes())
+        return whole.hexdigest()
+
+    def part(self, start: int, stop: int) -> Scenes:
+        """Scenes `start` to `stop` - 1."""
+        images, labels = self.pictures.images[start:stop], self.pictures.labels[start:stop]
+        return Scenes(
+            Pictures(images, labels, self.pictures.names),
+            {name: truth[start:stop] for name, truth in self.truths.items()},
+        )
+
+
 def read_pictures(path: Path) -> Pictures:
     """Read labelled pictures.
 
@@ -61,14 +96,45 @@ def read_pictures(path: Path) -> Pictures:
             f"there are no pictures {str(path)!r}",
             hint="name an .npz file, or a folder with a folder of pictures for each class",
         )
+    return _from_arrays(path, _arrays(path, _KEYS))
+
+
+def read_scenes(path: Path, truths: Collection[str]) -> Scenes:
+    """Read scenes.
+
+    Args:
+        path: An .npz file as for `read_pictures`, with arrays of what is there.
+        truths: The names of these, each (N, ...) of numbers.
+
+    Raises:
+        AssetError: Where it is no such file.
+    """
+    pictures = read_pictures(path)
+    hint = "it holds an array for each judge's `truth`, with an entry for each picture"
+    if path.is_dir():
+        raise AssetError(f"{str(path)!r} is a folder, which holds no scenes", hint=hint)
+    found = _arrays(path, truths)
+    if missing := sorted(set(truths) - set(found)):
+        raise AssetError(f"{str(path)!r} has no {', '.join(missing)}", hint=hint)
+    for name, truth in found.items():
+        if truth.dtype.kind not in "uif" or len(truth.shape) < 2 or len(truth) != len(pictures):
+            raise AssetError(
+                f"{str(path)!r} has {len(pictures)} pictures and {name} of {truth.dtype} and "
+                f"shape {truth.shape}",
+                hint=hint,
+            )
+    return Scenes(pictures, found)
+
+
+def _arrays(path: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Those of the arrays that a file holds."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays: dict[str, NDArray[Any]] = {name: file[name] for name in _KEYS if name in file}
+            return {name: file[name] for name in names if name in file}
     except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise AssetError(
             f"{str(path)!r} is no .npz file: {error}", hint="write it with numpy.savez"
         ) from error
-    return _from_arrays(path, arrays)
 
 
 def _from_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> Pictures:

@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppap_framework.errors import PpapError
+from ppap_framework.evaluation.cells import spoken
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    from ppap_framework.evaluation.report import Results
+    from ppap_framework.evaluation.results import Results
 
 __all__ = ["confusion_plot", "new_figure", "save_figure", "tuning_plot"]
 
 
 def tuning_plot(results: Results, path: Path) -> None:
-    """Hit rate and FID over the scale, a line for each row and interval; the chosen one is marked.
+    """What rows chose by, and FID, over the scale: a line for each row and interval; the chosen one
+    is marked.
 
     Raises:
         PpapError: Where matplotlib is not installed.
     """
-    figure = new_figure(9.0, 3.6)
-    axes = figure.subplots(1, 2)
+    names = [*(results.objectives or ["hit"]), "fid"]
+    figure = new_figure(4.5 * len(names), 3.6)
+    axes = figure.subplots(1, len(names))
     scales = []
     for number, row in enumerate(row for row in results.rows if row.get("tuning")):
         for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
@@ -37,20 +40,25 @@ def tuning_plot(results: Results, path: Path) -> None:
             scales += [trial["scale"] for trial in trials]
             whole = (low, high) == (0.0, 1.0)
             label = row["title"] + ("" if whole else f", {low:g}–{high:g}")
-            _line(axes, row, trials, label, f"C{number % 10}", "-" if whole else "--")
-    for axis, what in zip(axes, ("hit rate", "FID"), strict=True):
+            for axis, name in zip(axes, names, strict=True):
+                _line(axis, name, row, trials, label, f"C{number % 10}", "-" if whole else "--")
+    for axis, name in zip(axes, names, strict=True):
         axis.set(
-            xlabel="scale", ylabel=what, xscale="log" if min(scales, default=0) > 0 else "linear"
+            xlabel="scale",
+            ylabel=spoken(name),
+            xscale="log" if min(scales, default=0) > 0 else "linear",
         )
         axis.grid(alpha=0.3)
-    axes[0].set_ylim(0.0, 1.0)
+        if name.startswith("hit"):
+            axis.set_ylim(0.0, 1.0)
     if scales:
         axes[0].legend(fontsize="small")
     save_figure(figure, path)
 
 
 def _line(
-    axes: Any,
+    axis: Any,
+    name: str,
     row: dict[str, Any],
     trials: list[dict[str, Any]],
     label: str,
@@ -58,15 +66,23 @@ def _line(
     style: str,
 ) -> None:
     x = [trial["scale"] for trial in trials]
-    hits = [[trial["hit"][key] for trial in trials] for key in ("value", "low", "high")]
-    distances = [np.nan if trial["fid"] is None else trial["fid"] for trial in trials]
-    axes[0].fill_between(x, hits[1], hits[2], color=colour, alpha=0.15, linewidth=0)
-    for axis, y in zip(axes, (hits[0], distances), strict=True):
-        axis.plot(x, y, style, color=colour, marker=".", label=label)
-        chosen = row["chosen"]
-        for trial, value in zip(trials, y, strict=True):
-            if (trial["scale"], trial["interval"]) == (chosen["scale"], chosen["interval"]):
-                axis.plot(trial["scale"], value, "o", color=colour, markersize=9, fillstyle="none")
+    if name == "fid":
+        y = [_known(trial["fid"]) for trial in trials]
+    else:
+        y, low, high = (
+            [_known(trial[name][key]) for trial in trials] for key in ("value", "low", "high")
+        )
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(x, y, style, color=colour, marker=".", label=label)
+    chosen = row["chosen"]
+    for trial, value in zip(trials, y, strict=True):
+        if (trial["scale"], trial["interval"]) == (chosen["scale"], chosen["interval"]):
+            axis.plot(trial["scale"], value, "o", color=colour, markersize=9, fillstyle="none")
+
+
+def _known(value: float | None) -> float:
+    """A number, or one that is not drawn."""
+    return np.nan if value is None else value
 
 
 def confusion_plot(results: Results, path: Path) -> None:

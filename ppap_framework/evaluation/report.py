@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
-
-from ppap_framework.errors import AssetError
-from ppap_framework.evaluation.files import FORMAT, read_json, replacing
+from ppap_framework.evaluation import cells
+from ppap_framework.evaluation.files import replacing
 from ppap_framework.evaluation.plots import confusion_plot, tuning_plot
+from ppap_framework.evaluation.report_cost import cost, training
+from ppap_framework.evaluation.results import Results, find_results, guides_of
 
-__all__ = ["Results", "find_results", "render", "report"]
+__all__ = ["render", "report"]
 
 _ENOUGH = 1024  # images in a row
 _QUALITY = ("fid", "kid", "precision", "recall", "spread")
-_HEADINGS = {
-    "hit": "hit rate ↑",
-    "sure": "judge is sure",
-    "fid": "FID ↓",
-    "kid": "KID × 1000 ↓",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "spread": "spread",
-}
 _NOTES = """\
 Intervals are 95 % and come from resampling images. *Hit rate*: the judge takes the image for the \
 class it was to show. *Judge is sure*: it gives some class, right or \
@@ -34,61 +24,6 @@ wrong, more than 0.9. *FID*, *KID*, *precision* \
 and *recall* compare the judge's features with those of the reference. *Spread*: variance of these \
 features within a class, 1 is that of the reference and less is less diverse.
 """
-
-
-@attrs.frozen
-class Results:
-    """What `evaluate` wrote into a folder.
-
-    Attributes:
-        folder: That folder.
-        experiment: What was measured.
-        judge: How well the judge does.
-        rows: Those that were measured, in the table's order.
-        differences: By baseline and row.
-    """
-
-    folder: Path
-    experiment: dict[str, Any]
-    judge: dict[str, Any]
-    rows: list[dict[str, Any]]
-    differences: dict[str, dict[str, Any]]
-
-    @classmethod
-    def read(cls, folder: Path) -> Results:
-        """Read a folder.
-
-        Raises:
-            AssetError: Where files are missing, or were not measured in the same way.
-        """
-        experiment = _read(folder / "experiment.json")
-        paths = [folder / "rows" / f"{name}.json" for name in experiment["rows"]]
-        rows = [_read(path) for path in paths if path.is_file()]
-        differences = _read(folder / "differences.json")
-        for file in (*rows, differences):
-            if file["protocol"] != experiment["protocol"]:
-                raise AssetError(
-                    f"{file.get('name', 'differences')!r} in {str(folder)!r} was not measured as "
-                    "experiment.json says",
-                    hint="evaluate it again",
-                )
-        return cls(folder, experiment, _read(folder / "judge.json"), rows, differences["from"])
-
-    def title(self, name: str) -> str:
-        """Of a row."""
-        return next((row["title"] for row in self.rows if row["name"] == name), name)
-
-
-def find_results(folder: Path) -> list[Results]:
-    """The results in a folder, or in each of the folders in it.
-
-    Raises:
-        AssetError: Where there are none, or they cannot be read.
-    """
-    found = sorted(path.parent for path in folder.glob("**/experiment.json"))
-    if not found:
-        raise AssetError(f"there are no results in {str(folder)!r}", hint="`ppap evaluate` first")
-    return [Results.read(path) for path in found]
 
 
 def report(folder: Path, out: Path) -> list[Path]:
@@ -128,11 +63,13 @@ def _section(result: Results, place: Path) -> str:
         f"## {experiment['title']}\n",
         f"{experiment['text'].strip()}\n" if experiment["text"] else "",
         _setting(result),
+        _examples(result, place),
         _fidelity(result),
         _quality(result),
         _notes(result),
         *(_differences(result, baseline) for baseline in result.differences),
-        _cost(result),
+        cost(result),
+        training(result),
         _tuning(result, place),
         _judge(result, place),
         _sources(result, place),
@@ -143,15 +80,23 @@ def _section(result: Results, place: Path) -> str:
 def _setting(result: Results) -> str:
     experiment, protocol = result.experiment, result.experiment["protocol"]
     backend, judge = experiment["backend"], experiment["judge"]
+    scenes = protocol.get("scenes")
+    aim = f"scene i mod {scenes['num']}" if scenes else f"class i mod {_classes(result)}"
     text = (
         f"{protocol['num']:,} images a row from {backend['component']} "
         f"({backend['checkpoint'] or 'no checkpoint'}) in {protocol['steps']} DDIM steps, "
         f"{'products in bfloat16, ' if protocol.get('precision') == 'bfloat16' else ''}"
-        f"seed {protocol['seed']}; image i aims at class i mod "
-        f"{len(result.judge['class_names'])}, with the same noise in every row. Reference: "
-        f"{result.judge['pictures']:,} pictures. Judge: {judge['component']} "
+        f"seed {protocol['seed']}; image i aims at {aim}, with the same noise in every row. "
+        f"Reference: {result.judge['pictures']:,} pictures. Judge: {judge['component']} "
         f"({judge['checkpoint']}), which guides nothing.\n"
     )
+    for other in experiment.get("judges") or ():
+        reciprocal = "the reciprocal of " if other["reciprocal"] else ""
+        text += (
+            f"*{other['name']}*: {other['component']} ({other['checkpoint']}), which guides "
+            f"nothing either, looks at each image, and `{other['loss']}` measures what it sees "
+            f"against {reciprocal}the true {other['truth']} of the scene.\n"
+        )
     if protocol["num"] < _ENOUGH:
         text += f"\n**A sketch: with fewer than {_ENOUGH:,} images a row, read nothing into it.**\n"
     if missing := set(experiment["rows"]) - {row["name"] for row in result.rows}:
@@ -159,33 +104,77 @@ def _setting(result: Results) -> str:
     return text
 
 
+def _classes(result: Results) -> int:
+    return len(result.judge["class_names"])
+
+
+def _examples(result: Results, place: Path) -> str:
+    """Strips of images, where `evaluate` left some."""
+    strips = [(row["title"], result.folder / "rows" / f"{row['name']}.png") for row in result.rows]
+    scenes = result.folder / "scenes.png"
+    lines = [(title, path) for title, path in [("scenes", scenes), *strips] if path.is_file()]
+    if not lines:
+        return ""
+    seen = [other["name"] for other in result.experiment.get("judges") or ()]
+    columns = result.experiment.get("examples")
+    text = (
+        f"Columns aim at {', '.join(columns)}."
+        if columns
+        else "Columns aim at the first scenes."
+        + (
+            f" Below images: what the judges see in them ({', '.join(seen)}), and below scenes: "
+            "what is there."
+            if seen
+            else ""
+        )
+    )
+    rows = [[title, f"![{title}]({cells.link(path, place)})"] for title, path in lines]
+    return f"{text} Nobody picked them.\n\n{cells.table(['', 'images'], rows)}"
+
+
 def _fidelity(result: Results) -> str:
-    names = ["hit", *(f"hit_{part}" for part in result.experiment["parts"]), "sure"]
+    shown = result.shown
+    headings = [cells.heading(name, best) for name, best in shown.items()]
+    names = list(shown)
+    if any(name.startswith("hit") for name in names):
+        names.append("sure")
+        headings.append(cells.heading("sure"))
     rows = [
-        [row["title"], _chosen(row), *(_show(name, row["figures"][name]) for name in names)]
+        [
+            row["title"],
+            cells.chosen(row),
+            *(cells.show(name, row["figures"][name]) for name in names),
+        ]
         for row in result.rows
     ]
-    headings = [_HEADINGS.get(n, f"{n.removeprefix('hit_')} right ↑") for n in names]
-    return f"### Does it show what it was to show?\n\n{_table(['row', 'scale', *headings], rows)}"
+    title = "### Does it show what it was to show?"
+    return f"{title}\n\n{cells.table(['row', 'scale', *headings], rows)}"
 
 
 def _quality(result: Results) -> str:
     rows = [
-        [row["title"], *(_show(name, row["figures"][name]) for name in _QUALITY)]
+        [row["title"], *(cells.show(name, row["figures"][name]) for name in _QUALITY)]
         for row in result.rows
     ]
-    headings = [_HEADINGS[name] for name in _QUALITY]
-    return f"### How good and how diverse are the images?\n\n{_table(['row', *headings], rows)}"
+    headings = [cells.heading(name) for name in _QUALITY]
+    return (
+        f"### How good and how diverse are the images?\n\n{cells.table(['row', *headings], rows)}"
+    )
 
 
 def _notes(result: Results) -> str:
     lines = [f"- {row['title']}: {row['text']}" for row in result.rows if row["text"]]
     for row in result.rows:
-        if experts := (row.get("guide") or {}).get("experts"):
-            lines.append(
-                f"- {row['title']}: guided by {experts['num_experts']} experts, "
-                f"{experts['name']} ({experts['sha256'][:12]})."
-            )
+        guides = guides_of(row)
+        if len(guides) > 1:
+            told = ", ".join(f"{guide['component']} times {guide['scale']:g}" for guide in guides)
+            lines.append(f"- {row['title']}: the scale is a factor; {told}.")
+        lines += [
+            f"- {row['title']}: guided by {experts['num_experts']} experts, {experts['name']} "
+            f"({experts['sha256'][:12]})."
+            for guide in guides
+            if (experts := guide.get("experts"))
+        ]
         for key, what in (
             ("skipped", "gradients were not finite and left out"),
             ("broken", "images were not finite and are grey where they were not"),
@@ -201,48 +190,17 @@ def _notes(result: Results) -> str:
 
 
 def _differences(result: Results, baseline: str) -> str:
-    names = ("hit", *_QUALITY)
+    names = [*(name for name in result.shown if not name.startswith("hit_")), *_QUALITY]
     rows = [
-        [result.title(name), *(_show(n, found[n], signed=True) for n in names)]
+        [result.title(name), *(cells.show(n, found[n], signed=True) for n in names)]
         for name, found in result.differences[baseline].items()
     ]
-    headings = [_HEADINGS[name] for name in names]
+    headings = [cells.heading(name, result.shown.get(name)) for name in names]
     return (
         f"### Differences from {result.title(baseline)}\n\n"
         "Paired: image by image of the same noise and target. Bold where the interval leaves out "
         "0; one in twenty would where there is no difference.\n\n"
-        + _table(["row", *headings], rows)
-    )
-
-
-def _cost(result: Results) -> str:
-    costs = [(row, row["cost"]) for row in result.rows if row["cost"]]
-    if not costs:
-        return ""
-    rows = [
-        [
-            row["title"],
-            *(f"{count:g}" for count in row["per_image"].values()),
-            f"{cost['seconds']:.3g}",
-            f"{min(cost['rounds']):.3g} – {max(cost['rounds']):.3g}",
-            f"{cost['peak_memory'] / 2**20:.0f}" if cost["peak_memory"] else "–",
-        ]
-        for row, cost in costs
-    ]
-    headings = [name.replace("_", " ") for name in costs[0][0]["per_image"]]
-    table = _table(["row", *headings, "seconds", "from – to", "peak memory, MiB"], rows)
-    settings = sorted(
-        {
-            f"{cost['images_at_once']} images at once, {len(cost['rounds'])} rounds in turn, "
-            f"{cost['threads']} thread{'s' * (cost['threads'] > 1)}, {cost['device']}, "
-            f"{row['environment']['gpu'] or row['environment']['processor']}"
-            for row, cost in costs
-        }
-    )
-    return (
-        f"### What an image costs\n\n{table}\n"
-        "Seconds are the median of rounds in which the rows take turns; memory is the peak of a "
-        f"process that draws one batch ({'; '.join(settings)}).\n"
+        + cells.table(["row", *headings], rows)
     )
 
 
@@ -251,31 +209,46 @@ def _tuning(result: Results, place: Path) -> str:
     if not tuned:
         return ""
     tuning = result.experiment["protocol"]["tuning"]
+    common = all(result.objective(row) == result.objectives for row in tuned)
+    shown = {name: best for name, best in result.shown.items() if name in result.objectives}
     rows = [
         [
             row["title"] if trial is row["tuning"][0] else "",
-            _scale(trial["scale"], trial["interval"]) + (" (chosen)" if _is(row, trial) else ""),
-            _show("hit", trial["hit"]),
-            _number("fid", trial["fid"]),
-            _number("spread", trial["spread"]),
+            cells.scale(trial["scale"], trial["interval"])
+            + (" (chosen)" if _is(row, trial) else ""),
+            *(cells.show(name, trial[name]) for name in shown),
+            cells.number("fid", trial["fid"]),
+            cells.number("spread", trial["spread"]),
         ]
         for row in tuned
         for trial in row["tuning"]
     ]
+    headings = [cells.heading(name, best) for name, best in shown.items()]
+    by = f"By {_best(result, result.objectives)}" if common else "Each row by figures of its own"
+    words = "; ".join(f"{row['title']} by {_best(result, result.objective(row))}" for row in tuned)
+    figures = " and ".join([*map(cells.spoken, shown), "FID"])
     return (
         "### How scales were chosen\n\n"
-        f"By the highest hit rate of {tuning['num']} images of seed {tuning['seed']}, which no "
-        "other figure uses, among as many candidates for each row. FID depends on the number of "
-        "images: this one compares candidates, and nothing else.\n\n"
-        f"![hit rate and FID over scale]({_link(result.folder / 'tuning.svg', place)})\n\n"
-        + _table(["row", "scale", "hit rate ↑", "FID ↓", "spread"], rows)
+        f"{by}, on {tuning['num']} images of seed {tuning['seed']} that no other figure uses, "
+        f"among as many candidates for each row{'' if common else f': {words}'}. FID depends on "
+        "the number of images: this one compares candidates, and nothing else.\n"
+        f"\n![{figures} over scale]({cells.link(result.folder / 'tuning.svg', place)})\n\n"
+        + cells.table(["row", "scale", *headings, "FID ↓", "spread"], rows)
     )
+
+
+def _best(result: Results, objective: Sequence[str]) -> str:
+    if len(objective) > 1:
+        return f"the best mean of {', '.join(map(cells.spoken, objective))}"
+    (name,) = objective
+    lowest = result.shown.get(name) == "lower"
+    return f"the {'lowest' if lowest else 'highest'} {cells.spoken(name)}"
 
 
 def _judge(result: Results, place: Path) -> str:
     judge, names = result.judge, result.judge["class_names"]
     shares = [
-        f"{name.removeprefix('hit_')} {_show(name, found)}"
+        f"{name.removeprefix('hit_')} {cells.show(name, found)}"
         for name, found in judge["figures"].items()
         if name.startswith("hit_")
     ]
@@ -289,61 +262,36 @@ def _judge(result: Results, place: Path) -> str:
         key=lambda mistake: (-mistake[0], *mistake[1:]),
     )
     common = ", ".join(f"{true} as {seen} ({count})" for count, true, seen in mistakes[:5])
+    scenes = judge.get("scenes")
+    told = ", ".join(
+        f"{cells.spoken(name)} {cells.show(name, found)}"
+        for name, found in (scenes["figures"].items() if scenes else ())
+    )
     return (
         "### The judge\n\n"
         f"On the {judge['pictures']:,} pictures of the reference it is right in "
-        f"{_show('hit', judge['figures']['hit'])}{''.join(f', {share}' for share in shares)}, and "
-        f"sure in {_show('sure', judge['figures']['sure'])}."
+        f"{cells.show('hit', judge['figures']['hit'])}"
+        f"{''.join(f', {share}' for share in shares)}, and "
+        f"sure in {cells.show('sure', judge['figures']['sure'])}."
         + (f" Its most common mistakes: {common}." if common else "")
-        + f"\n\n![confusion matrix]({_link(result.folder / 'confusion.svg', place)})\n"
+        + (
+            f" On the {scenes['num']} scenes themselves, which a perfect row would draw again: "
+            f"{told}."
+            if scenes and told
+            else ""
+        )
+        + f"\n\n![confusion matrix]({cells.link(result.folder / 'confusion.svg', place)})\n"
     )
 
 
 def _sources(result: Results, place: Path) -> str:
     files = ", ".join(
-        f"[{row['name']}]({_link(result.folder / 'rows' / row['name'], place)}.json)"
+        f"[{row['name']}]({cells.link(result.folder / 'rows' / row['name'], place)}.json)"
         for row in result.rows
     )
     commands = sorted({" ".join(row["command"]) for row in result.rows if row["command"]})
     made = "; ".join(f"`{command}`" for command in commands)
     return f"Figures: {files}." + (f" Made by {made}.\n" if made else "\n")
-
-
-def _read(path: Path) -> Any:
-    value = read_json(path)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise AssetError(f"{str(path)!r} is of another format", hint="evaluate again")
-    return value
-
-
-def _show(name: str, found: Mapping[str, float | None], *, signed: bool = False) -> str:
-    """A figure with its interval; bold where it is a difference that is not 0."""
-    low, high = found["low"], found["high"]
-    if low is None or high is None:
-        return _number(name, found["value"], signed=signed)
-    value, *ends = (_number(name, number, signed=signed) for number in (found["value"], low, high))
-    text = f"{value} [{', '.join(ends)}]"
-    return f"**{text}**" if signed and low * high > 0 else text
-
-
-def _number(name: str, value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return "–"
-    if name == "kid":
-        value *= 1000.0
-    digits = 2 if name in ("fid", "kid") else 3
-    return f"{value:{'+' if signed else ''}.{digits}f}"
-
-
-def _scale(scale: float | str, interval: Sequence[float]) -> str:
-    low, high = interval
-    shown = scale if isinstance(scale, str) else f"{scale:g}"
-    return shown + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")
-
-
-def _chosen(row: Mapping[str, Any]) -> str:
-    chosen = row.get("chosen")
-    return _scale(chosen["scale"], chosen["interval"]) if chosen else "–"
 
 
 def _is(row: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
@@ -353,13 +301,3 @@ def _is(row: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
 def _at_edge(row: Mapping[str, Any]) -> bool:
     scales = {trial["scale"] for trial in row.get("tuning") or ()} - {"auto"}
     return len(scales) > 1 and row["chosen"]["scale"] in (min(scales), max(scales))
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def _link(path: Path, place: Path) -> str:
-    return Path(os.path.relpath(path, place)).as_posix()

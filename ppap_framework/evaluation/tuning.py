@@ -1,12 +1,14 @@
-"""How a row gets its scale and interval: the candidate with the highest hit rate on tuning seeds.
+"""How a row gets its scale and interval: the candidate that does best on tuning seeds.
 
-Hit rate alone is no free lunch: it rises with the scale for a while as quality and diversity fall.
-That is why distance and spread stand beside it for every candidate.
+What is best is the experiment's to say: by default the hit rate. It alone is no free lunch: it
+rises with the scale for a while as quality and diversity fall. That is why distance and spread
+stand beside it for every candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -14,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppap_framework.evaluation import metrics
-from ppap_framework.evaluation.assessment import Reference, hit_share
-from ppap_framework.evaluation.experiment import Candidate
-from ppap_framework.evaluation.intervals import Interval, rounded
+from ppap_framework.evaluation.assessment import Reference, hit_shares, mean
+from ppap_framework.evaluation.experiment import Best
+from ppap_framework.evaluation.intervals import Floats, Interval, rounded
 from ppap_framework.evaluation.judge import Verdict
+from ppap_framework.evaluation.row import Candidate
 
-__all__ = ["OBJECTIVE", "Trial", "choose", "trial"]
-
-OBJECTIVE = "hit"
+__all__ = ["Trial", "choose", "trial"]
 
 
 @attrs.frozen
@@ -30,13 +31,13 @@ class Trial:
 
     Attributes:
         candidate: Scale and interval.
-        hit: The share of images that the judge takes for their target.
+        figures: How far images show what they aim at, by name.
         fid: Of so few images; to compare candidates by, and with nothing else.
         spread: Likewise.
     """
 
     candidate: Candidate
-    hit: Interval
+    figures: dict[str, Interval]
     fid: float
     spread: float
 
@@ -45,26 +46,52 @@ class Trial:
         return {
             "scale": self.candidate.scale,
             "interval": list(self.candidate.interval),
-            "hit": self.hit.record(),
+            **{name: figure.record() for name, figure in self.figures.items()},
             "fid": rounded(self.fid),
             "spread": rounded(self.spread),
         }
 
 
 def trial(
-    candidate: Candidate, verdict: Verdict, targets: NDArray[np.int64], reference: Reference
+    candidate: Candidate,
+    verdict: Verdict,
+    targets: NDArray[np.int64],
+    reference: Reference,
+    of_scenes: Mapping[str, Floats],
 ) -> Trial:
-    """Measure a candidate by what the judge sees in N images, which aimed at `targets`, (N,)."""
+    """Measure a candidate by what judges see in N images.
+
+    Args:
+        candidate: That drew them.
+        verdict: What the judge sees.
+        targets: (N,), the class that each was to show.
+        reference: Pictures of which the truth is known.
+        of_scenes: By name, (N,): how judges of scenes judge them.
+    """
     features = reference.projection(verdict.features)
     ones = np.ones((1, len(features)))
     return Trial(
         candidate,
-        hit_share(verdict, targets),
+        hit_shares(verdict, targets, reference.parts)
+        | {name: mean(values) for name, values in of_scenes.items()},
         metrics.fid(features, reference.features),
         float(metrics.spread(features, verdict.classes, reference.variances, ones)[0]),
     )
 
 
-def choose(trials: Sequence[Trial]) -> Trial:
-    """The one with the highest hit rate, and of several such the first."""
-    return max(trials, key=lambda made: made.hit.value)
+def choose(trials: Sequence[Trial], objective: Mapping[str, Best]) -> Trial:
+    """The one that does best, and of several such the first.
+
+    Args:
+        trials: One at least.
+        objective: Figures, and which of two values is better. Of several figures the mean counts,
+            those that are better low taken as negative; one that is not finite is worst.
+    """
+
+    def score(made: Trial) -> float:
+        signs = {"lower": -1.0, "higher": 1.0}
+        values = [signs[best] * made.figures[name].value for name, best in objective.items()]
+        found = float(np.mean(values))
+        return found if math.isfinite(found) else -math.inf
+
+    return max(trials, key=score)

@@ -176,6 +176,9 @@ class Grey(GuidanceModel):
         return images.mean(1)
 
     def target(self, given: TargetInput) -> Target:
+        if given.array is not None:
+            levels = given.array.float()[None]
+            return Target(value=levels, label="levels", picture=levels.expand(3, -1, -1))
         if given.image is None:
             raise UsageError(f"{given.source!r} is no picture", hint="give the path of one")
         levels = torch.tensor(list(given.image.convert("L").tobytes())) / 127.5 - 1.0
@@ -237,6 +240,21 @@ class Square(TaskLoss):
 
     def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         return {}
+
+
+class Distance(TaskLoss):
+    def __init__(self, options: None) -> None:
+        self.options = options
+
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).abs().mean((1, 2))
+
+    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.energy(student, teacher)
+
+    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        distance = self.energy(prediction, target)
+        return {"distance": distance, "likeness": 1.0 - distance, "unknown": distance * torch.nan}
 
 
 class Shift(nn.Module):

@@ -62,6 +62,9 @@ def ppap_task_losses() -> list[TaskLossSpec]:
         TaskLossSpec(
             name="toy-square", summary="Squares.", factory=f"{parts}:Square", task="brightness"
         ),
+        TaskLossSpec(
+            name="toy-distance", summary="Metres.", factory=f"{parts}:Distance", task="brightness"
+        ),
     ]
 
 
