@@ -475,7 +475,7 @@ class TestEvaluation:
             ({"truth": "depth"}, "has no depth"),
             ({"lower": ("nothing",)}, "judge 'grey' measures no nothing"),
             ({"guider": "grey:grye"}, "grye"),
-            ({"guider": "colour:colour-3", "loss": None}, "is no colour"),
+            ({"guider": "colour:colour-3", "loss": None}, "measures no distance, likeness"),
         ],
     )
     def test_of_judges_that_do_not_fit_is_refused(
