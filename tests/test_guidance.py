@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ppap_framework.components import GuidanceModel, Prediction, Target, TargetInput, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.guidance.conflicts import without_conflicts
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
 BATCH = 4
@@ -352,6 +353,113 @@ class TestNormalise:
             assert bool((found == 0).all())
 
 
+def pulls(seed: int, count: int, size: float = 1.0) -> list[Tensor]:
+    """Of four images, between which every sign of a dot product occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    return [size * torch.randn(BATCH, 3, 2, 2, generator=generator) for _ in range(count)]
+
+
+def dots(one: Tensor, other: Tensor) -> Tensor:
+    """Cosines, (B,)."""
+    a, b = one.flatten(1).double(), other.flatten(1).double()
+    return torch.nn.functional.cosine_similarity(a, b, eps=0)
+
+
+seeds = st.integers(0, 2**31)
+FAR, SIGNS = torch.full((BATCH,), 10.0), torch.tensor([1.0, -1.0, 1.0, -1.0])
+
+
+class TestConflicts:
+    @given(seeds, st.sampled_from([1e-20, 1.0, 1e10]), st.floats(1e-3, 1e3))
+    def test_of_two_guides_neither_pulls_against_the_other(
+        self, seed: int, size: float, ratio: float
+    ) -> None:
+        one, other = pulls(seed, 2, size)
+        other = other * ratio
+        (first, changed), (second, also) = without_conflicts([one, other])
+        against = dots(one, other) < 0
+        assert torch.equal(changed.flatten(), against)
+        assert torch.equal(also.flatten(), against)
+        for left, right in ((first, other), (second, one), (first + second, one)):
+            assert bool((dots(left, right) > -1e-5).all())
+        # What is left of a pull is what is normal to the other: Pythagoras.
+        cosine = dots(one, other)[against]
+        shorter = first.flatten(1).double().norm(dim=1) / one.flatten(1).double().norm(dim=1)
+        torch.testing.assert_close(shorter[against], (1 - cosine**2).sqrt(), atol=1e-4, rtol=1e-3)
+
+    @given(seeds)
+    def test_without_a_conflict_nothing_changes(self, seed: int) -> None:
+        one, other = pulls(seed, 2)
+        agreeing = torch.where((dots(one, other) < 0)[:, None, None, None], -other, other)
+        for before, (after, changed) in zip(
+            (one, agreeing), without_conflicts([one, agreeing]), strict=True
+        ):
+            assert torch.equal(after, before)
+            assert not bool(changed.any())
+
+    @given(seeds, st.integers(3, 5))
+    def test_of_several_guides_is_algorithm_1(self, seed: int, count: int) -> None:
+        given = pulls(seed, count)
+        found = without_conflicts(given)
+        for image in range(BATCH):
+            flat = [one[image].flatten().double().numpy() for one in given]
+            for k, (after, _) in enumerate(found):
+                wanted = flat[k].copy()
+                for j in range(count):
+                    if j != k and (dot := wanted @ flat[j]) < 0:
+                        wanted -= dot / (flat[j] @ flat[j]) * flat[j]
+                assert after[image].flatten().tolist() == pytest.approx(wanted, abs=1e-4)
+
+    def test_opposite_guides_come_to_nothing_and_zero_is_no_conflict(self) -> None:
+        (one,) = pulls(0, 1)
+        for after, _ in without_conflicts([one, -one]):
+            torch.testing.assert_close(after, torch.zeros_like(one), atol=1e-6, rtol=0)
+        (after, changed), (zero, _) = without_conflicts([one, torch.zeros_like(one)])
+        assert torch.equal(after, one)
+        assert not bool(changed.any() | zero.any())
+
+    @both
+    def test_guides_are_parted_image_by_image_and_counted(self, through) -> None:
+        # One network and another that resembles it, which want the same of two images.
+        network, like = Counted(0), Counted(1)
+        wanted = [Target(value=v[:, None, None, None], label="") for v in (FAR, FAR * SIGNS)]
+        guides = [
+            guide(0, network, scale=2.0, target=wanted[0]),
+            guide(1, lambda x: network(x) + 0.5 * like(x), scale=3.0, target=wanted[1]),
+        ]
+        kept = EnergyGuidance(guides, through=through)
+        removed = EnergyGuidance(guides, through=through, conflicts="remove")
+        at = denoiser(lambda x: 0.0 * x)  # x0 is then x_t / alpha, and both ways are comparable
+        x = images()
+        seen = x if through == "noisy" else at(x).x0
+        clean = NoiseLevel(torch.full((BATCH,), torch.inf, dtype=torch.float64))
+        level = LEVEL if through == "noisy" else clean
+        alone = [-one.scale * one.gradient(seen, level) for one in guides]
+        chain = 1.0 if through == "noisy" else (1 / LEVEL.alpha)[:, None, None, None].float()
+        against = dots(*alone) < 0
+        assert torch.equal(against, SIGNS < 0)
+        (first, _), (second, _) = without_conflicts(alone)
+        found = pull(removed, x, at)
+        torch.testing.assert_close(found, chain * (first + second), atol=1e-7, rtol=1e-4)
+        same = pull(kept, x, at)
+        torch.testing.assert_close(same, chain * sum(alone), atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(found[~against], same[~against], atol=0, rtol=0)
+        counted = [one.conflicts for one in removed.statistics.guides]
+        assert counted == [int(against.sum())] * 2
+        assert [one.conflicts for one in kept.statistics.guides] == [0, 0]
+
+    def test_a_bad_image_conflicts_with_nothing(self) -> None:
+        bad = guide(0, look=poisoned(Counted(0), 1, float("nan")))
+        found = pull(EnergyGuidance([bad, guide(1)], conflicts="remove"))
+        alone = pull(EnergyGuidance([guide(1)]))
+        assert torch.equal(found[1], alone[1])
+        assert bool(found.isfinite().all())
+
+    def test_must_be_known(self) -> None:
+        with pytest.raises(UsageError, match="'drop'"):
+            EnergyGuidance([], conflicts="drop")  # type: ignore[arg-type]
+
+
 class TestStatistics:
     def test_cost_of_noisy(self) -> None:
         guides, network = [guide(0), guide(1)], Counted(100)
@@ -405,6 +513,7 @@ class TestStatistics:
                     "forwards": 0,
                     "backwards": 0,
                     "skipped": 0,
+                    "conflicts": 0,
                     "times": (),
                     "gradient_norms": (),
                 },

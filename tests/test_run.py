@@ -145,6 +145,7 @@ class TestResults:
                 "colour.upside-down=true",
             ),
             *("--guider-model", "colour=tiny", "--out", "out", "--normalize", "--through", "clean"),
+            *("--conflicts", "remove"),
         )
         assert (code, err) == (0, "")
         config = record("out")["config"]
@@ -155,6 +156,9 @@ class TestResults:
         assert (grey["name"], grey["scale"], grey["interval"]) == ("grey", 7.0, [0.0, 1.0])
         assert grey["target"] == "ref.png"
         assert (config["through"], config["normalize"]) == ("clean", True)
+        assert config["conflicts"] == "remove"
+        counted = [guide["conflicts"] for guide in record("out")["guidance"]["guides"]]
+        assert all(isinstance(count, int) for count in counted)
         assert Path("out/seen/000-grey.png").is_file()
 
     def test_one_guide_needs_no_prefix_and_takes_one(self, run: Run, site: Path) -> None:

@@ -64,6 +64,8 @@ def grid_of(result: Result) -> Image.Image:
             f"{guide.name} aims at {guide.target.label} · scale {scale_words(guide)}{pull}{when}"
             f" · through {through}"
         )
+    if settings.conflicts == "remove":
+        header.append("what of a guide's pull points against another's is removed")
     if len(result.images) > MAX_IMAGES:
         header.append(f"the first {MAX_IMAGES} of {len(result.images)} images")
     names = ", ".join(loaded.guide.name for loaded in run.guides)

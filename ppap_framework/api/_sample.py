@@ -18,7 +18,7 @@ from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._settings import Precision, SamplerName, Settings
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PluginError, PpapError
-from ppap_framework.guidance import EnergyGuidance, Guide, Through
+from ppap_framework.guidance import Conflicts, EnergyGuidance, Guide, Through
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.sampling import NoiseSource, trajectory
 
@@ -64,6 +64,7 @@ def sample(
     eta: float = 0.0,
     through: Through = "noisy",
     normalize: bool = False,
+    conflicts: Conflicts = "keep",
     batch: int = 8,
     device: str = "auto",
     precision: Precision = "float32",
@@ -86,6 +87,7 @@ def sample(
         eta: Of DDIM, in [0, 1]: 0 is deterministic.
         through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
         normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
+        conflicts: Whether to "keep" or "remove" what of a guide's pull points against another's.
         batch: How many images at once; changes an image by rounding errors only.
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
         precision: "float32", or "bfloat16" for the networks' products, which is faster where the
@@ -107,6 +109,7 @@ def sample(
         eta=eta,
         through=through,
         normalize=normalize,
+        conflicts=conflicts,
         batch=batch,
         device=device,
         precision=precision,
@@ -134,7 +137,10 @@ def draw(
     """
     settings, device = run.settings, run.device
     guidance = EnergyGuidance(
-        [loaded.guide for loaded in run.guides], settings.through, settings.normalize
+        [loaded.guide for loaded in run.guides],
+        settings.through,
+        settings.normalize,
+        settings.conflicts,
     )
     networks: list[nn.Module] = [stage.network for stage in run.backend.stages]
     networks += [loaded.guide.model for loaded in run.guides]

@@ -10,7 +10,7 @@ import torch
 
 from ppap_framework.api._problems import Problems
 from ppap_framework.errors import UsageError
-from ppap_framework.guidance import Through
+from ppap_framework.guidance import Conflicts, Through
 
 __all__ = ["Precision", "SamplerName", "Settings", "find_device"]
 
@@ -31,6 +31,7 @@ class Settings:
         eta: Of DDIM, in [0, 1]: 0 is deterministic.
         through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
         normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
+        conflicts: Whether to "keep" or "remove" what of a guide's pull points against another's.
         batch: How many images at once; changes an image by rounding errors only.
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
         precision: "bfloat16" computes the networks' products in it, which pays where the processor
@@ -47,6 +48,7 @@ class Settings:
     eta: float = 0.0
     through: Through = "noisy"
     normalize: bool = False
+    conflicts: Conflicts = "keep"
     batch: int = 8
     device: str = "auto"
     precision: Precision = "float32"
@@ -91,7 +93,12 @@ class Settings:
             )
 
     def _wrong_choices(self) -> Iterator[UsageError]:
-        known = {"sampler": SamplerName, "through": Through, "precision": Precision}
+        known = {
+            "sampler": SamplerName,
+            "through": Through,
+            "conflicts": Conflicts,
+            "precision": Precision,
+        }
         for name, kind in known.items():
             choices = get_args(kind)
             if getattr(self, name) not in choices:

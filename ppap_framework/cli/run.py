@@ -87,6 +87,12 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     help="Where guides look: at the noisy image or, through the denoiser, at its prediction.",
 )
 @option("--normalize", is_flag=True, help="Bring each guide's gradient to unit size first.")
+@option(
+    "--conflicts",
+    type=click.Choice(["keep", "remove"]),
+    default="keep",
+    help="What of a guide's pull points against another's.",
+)
 @option("--num", type=int, default=4, help="How many images.")
 @option("--batch", type=int, default=8, help="How many at once.")
 @option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
@@ -297,6 +303,7 @@ def _show_plan(run: api.Plan, as_json: bool) -> None:
         guide = loaded.guide
         low, high = guide.interval
         unit = " of unit gradients" if settings.normalize else ""
+        unit += ", conflicts removed" if settings.conflicts == "remove" else ""
         print_fields(
             f"guide {guide.name}",
             {

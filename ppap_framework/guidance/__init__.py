@@ -1,11 +1,13 @@
 """Guidance: gradients of guides' energies at x_t or at the predicted clean image."""
 
+from ppap_framework.guidance.conflicts import Conflicts
 from ppap_framework.guidance.energy import EnergyGuidance, Through
 from ppap_framework.guidance.guide import Guide, faults_of_pull
 from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.guidance.statistics import GuidanceStatistics, GuideStatistics
 
 __all__ = [
+    "Conflicts",
     "EnergyGuidance",
     "GuidanceStatistics",
     "Guide",

@@ -9,12 +9,15 @@ Two ways to it, of which a guided step takes one:
         each guide looks at the predicted clean image x0 = x0(x_t), not clipped, and one backward
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
+
+Where guides pull against each other, what conflicts can be removed before the pulls -s_k dE_k are
+added; see `ppap_framework.guidance.conflicts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import attrs
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.guidance.conflicts import Conflicts, without_conflicts
 from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
@@ -51,20 +55,27 @@ class EnergyGuidance:
             before the scales, so that a scale says how far eps moves in units of its own standard
             deviation times sigma. Through "clean", the denoiser then turns the sum of the guides'
             gradients and does not change its length. A gradient of 0 stays 0.
+        conflicts: Whether to "keep" or to "remove", image by image, the component of each guide's
+            pull that points against another's, where the guides look and before pulls are added.
 
     Raises:
-        UsageError: Where `through` is neither of the two.
+        UsageError: Where `through` or `conflicts` is neither of the two.
     """
 
     guides: tuple[Guide, ...] = attrs.field(converter=_tuple)
     through: Through = "noisy"
     normalise: bool = False
+    conflicts: Conflicts = "keep"
     _tally: Tally = attrs.field(factory=Tally)
 
     def __attrs_post_init__(self) -> None:
         if self.through not in ("noisy", "clean"):
             raise UsageError(
                 f"guides cannot look through {self.through!r}", hint="use noisy or clean"
+            )
+        if self.conflicts not in get_args(Conflicts):
+            raise UsageError(
+                f"conflicts of guides cannot be {self.conflicts!r}", hint="use keep or remove"
             )
 
     @property
@@ -124,8 +135,10 @@ class EnergyGuidance:
         return prediction.detach(), torch.where(finite, gradient, 0.0)
 
     def _pull(self, images: Tensor, level: NoiseLevel, time: float, acting: _Scales) -> Tensor:
-        """-sum_k s_k dE_k/d images, (B, C, H, W), each gradient normalised where asked for."""
-        total = torch.zeros_like(images)
+        """-sum_k s_k dE_k/d images, (B, C, H, W), each gradient normalised and rid of conflicts
+        where asked for.
+        """
+        pulls = {}
         for k, s in acting.items():
             scale = s.to(images) if isinstance(s, Tensor) else s
             gradient = self.guides[k].gradient(images, level)
@@ -135,8 +148,13 @@ class EnergyGuidance:
             self._tally.guide(k, time, norms, finite)
             if self.normalise:
                 gradient = _rescaled(gradient, norms, images[0].numel() ** 0.5)
-            total = total - scale * torch.where(finite, gradient, 0.0)
-        return total
+            pulls[k] = -scale * torch.where(finite, gradient, 0.0)
+        if self.conflicts == "remove":
+            parted = without_conflicts(list(pulls.values()))
+            for k, (pull, changed) in zip(pulls, parted, strict=True):
+                self._tally.conflicts(k, changed.sum())
+                pulls[k] = pull
+        return torch.stack(list(pulls.values())).sum(0)
 
 
 def _norms(gradient: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class GuideStatistics:
         backwards: Images that it was differentiated for, likewise.
         skipped: Gradients that were not finite and therefore left out.
         times: t / T of each step at which it acted, in the order of the steps.
+        conflicts: Pulls that lost the component against another guide's; 0 where conflicts were
+            kept.
         gradient_norms: Mean over images of the norm of dE/dx at each of these, unscaled and where
             finite, x being what the guide saw; None where no image's was.
     """
@@ -27,6 +29,7 @@ class GuideStatistics:
     forwards: int
     backwards: int
     skipped: int
+    conflicts: int
     times: tuple[float, ...]
     gradient_norms: tuple[float | None, ...]
 
@@ -53,6 +56,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._guides: dict[int, dict[float, Tensor]] = {}
+        self._conflicts: dict[int, Tensor] = {}
         self._denoiser_forwards = 0
         self._denoiser_backwards = 0
         self._denoiser_skipped: Tensor | int = 0
@@ -71,6 +75,11 @@ class Tally:
         figures = torch.stack([kept, finite.sum().to(norms), zero + len(norms)])
         steps = self._guides.setdefault(position, {})
         steps[time] = steps[time] + figures if time in steps else figures
+
+    def conflicts(self, position: int, images: Tensor) -> None:
+        """Add pulls of one guide that were changed: (), integer."""
+        before = self._conflicts.get(position)
+        self._conflicts[position] = images if before is None else before + images
 
     def denoiser(self, images: int, *, differentiated: bool = False) -> None:
         """Add one call of the denoiser on a batch."""
@@ -99,6 +108,7 @@ class Tally:
             forwards=looked,
             backwards=looked,
             skipped=looked - round(sum(finite for _, finite, _ in rows)),
+            conflicts=int(self._conflicts.get(position, 0)),
             times=tuple(steps),
             gradient_norms=tuple(total / n if n else None for total, n, _ in rows),
         )
