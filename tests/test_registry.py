@@ -147,6 +147,7 @@ def test_an_unknown_name_gets_the_nearest_and_what_is_installed(typed: str) -> N
         ("adapter", "lora", "ppap-plugin-lora"),
         ("adapter", "bias", "ppap-plugin-bias"),
         ("loss", "cross-entropy", "ppap-plugin-classifier"),
+        ("loss", "segmentation-cross-entropy", "ppap-plugin-segmentation"),
     ],
 )
 def test_a_first_party_name_gets_its_distribution(

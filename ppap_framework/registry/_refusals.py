@@ -19,7 +19,10 @@ FIRST_PARTY: dict[ComponentKind, dict[str, str]] = {
         "depth": "ppap-plugin-midas",
         "segmentation": "ppap-plugin-segmentation",
     },
-    "loss": {"cross-entropy": "ppap-plugin-classifier"},
+    "loss": {
+        "cross-entropy": "ppap-plugin-classifier",
+        "segmentation-cross-entropy": "ppap-plugin-segmentation",
+    },
     "adapter": {"bias": "ppap-plugin-bias", "lora": "ppap-plugin-lora"},
 }
 """Which distribution of this project supplies what, for the hint when it is not installed."""

@@ -41,6 +41,45 @@ def publish(
         metrics: What was measured of the network.
         default: Whether the component takes it when nothing else is asked for.
     """
+    path = WEIGHTS / f"{name}.safetensors"
+    save_checkpoint(path, _halves(state), architecture, {"name": name, "training": training})
+    _write_card(path, name, component, kind, summary, training, metrics, default)
+    return path
+
+
+def publish_folder(
+    name: str,
+    component: str,
+    summary: str,
+    network: Any,
+    preprocessor: Mapping[str, Any],
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    default: bool,
+) -> Path:
+    """Write `weights/NAME/`, a folder as transformers saves it, in half precision, and
+    `weights/NAME.json`. The weights state config and preprocessing as well, and so are whole
+    without the folder.
+
+    Args:
+        network: A model of transformers, with the averaged weights.
+        preprocessor: What `preprocessor_config.json` shall say. The rest is as for `publish`.
+    """
+    config = json.loads(network.config.to_json_string())
+    config |= {"architectures": [type(network).__name__], "dtype": "float16"}
+    folder = WEIGHTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, content in (("config", config), ("preprocessor_config", preprocessor)):
+        (folder / f"{file}.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    path = folder / "model.safetensors"
+    architecture = {"config": config, "preprocessor": dict(preprocessor)}
+    notes = {"name": name, "training": training}
+    save_checkpoint(path, _halves(network.state_dict()), architecture, notes)
+    _write_card(path, name, component, "guider", summary, training, metrics, default)
+    return path
+
+
+def _halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     halves = {
         key: value.half() if value.is_floating_point() else value for key, value in state.items()
     }
@@ -51,14 +90,25 @@ def publish(
     ]
     if too_large:
         raise ValueError(f"not finite in half precision: {too_large}")
-    path = WEIGHTS / f"{name}.safetensors"
-    save_checkpoint(path, halves, architecture, {"name": name, "training": training})
+    return halves
+
+
+def _write_card(
+    path: Path,
+    name: str,
+    component: str,
+    kind: Any,
+    summary: str,
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    default: bool,
+) -> None:
     card = Card(
         name=name,
         component=component,
         kind=kind,
         summary=summary,
-        uri=f"package://ppap_plugin_shapes/weights/{name}.safetensors",
+        uri=f"package://ppap_plugin_shapes/{path.relative_to(WEIGHTS.parent).as_posix()}",
         sha256=file_sha256(path),
         size=path.stat().st_size,
         licence="Apache-2.0",
@@ -66,7 +116,6 @@ def publish(
         default=default,
     )
     record = {"card": attrs.asdict(card), "training": dict(training), "metrics": dict(metrics)}
-    partial = path.with_suffix(".partial")
+    partial = WEIGHTS / f"{name}.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path.with_suffix(".json"))
-    return path
+    partial.replace(WEIGHTS / f"{name}.json")

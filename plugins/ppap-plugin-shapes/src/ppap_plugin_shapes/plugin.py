@@ -1,7 +1,8 @@
 """What this distribution supplies: checkpoints and default targets for components of others.
 
-Each file `weights/NAME.json` is the card of `weights/NAME.safetensors`, or of the experts in
-`weights/NAME.experts.safetensors`, with a record beside it of how they were made.
+Each file `weights/NAME.json` is the card of `weights/NAME.safetensors`, of a folder `weights/NAME/`
+as transformers saves it, or of the experts in `weights/NAME.experts.safetensors`, with a record
+beside it of how they were made.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from ppap_framework.plugin import Asset, Card, DefaultTarget, ExpertBundle, hook
 
 PPAP_API = (1, 0)
 
+_DENSE = ("depth", "segmentation")  # these look at every pixel, and aim at a picture
+_SCENE = "package://ppap_plugin_shapes/references/scene-4.png"
+
 
 @hookimpl
 def ppap_assets() -> list[Asset]:
-    """The cards of all weights and experts here, and what the classifiers aim at by default."""
+    """The cards of all weights and experts here, and what guides aim at by default."""
     files = resources.files("ppap_plugin_shapes").joinpath("weights").iterdir()
     texts = {file.name: file.read_text() for file in files if file.name.endswith(".json")}
     records = [json.loads(texts[name]) for name in sorted(texts)]
     cards = [Card(**record["card"]) for record in records if "card" in record]
     bundles = [ExpertBundle(**record["experts"]) for record in records if "experts" in record]
     targets = [
-        DefaultTarget(guider=card.component, checkpoint=card.name, text="red cube")
+        DefaultTarget(
+            guider=card.component,
+            checkpoint=card.name,
+            text=_SCENE if card.component in _DENSE else "red cube",
+        )
         for card in cards
         if card.kind == "guider"
     ]

@@ -1,0 +1,1 @@
+"""Guidance by semantic segmentation networks, and their task loss."""

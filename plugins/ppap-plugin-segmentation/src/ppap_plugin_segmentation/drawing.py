@@ -1,0 +1,169 @@
+"""Pictures of segmentations for people: the classes in colours over the image, and a legend.
+
+The first colours are those of Okabe and Ito (2008, "Color universal design"), which people with any
+kind of colour vision tell apart; the others follow at golden-ratio steps of hue.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+__all__ = ["draw_segmentation", "draw_target", "palette"]
+
+_SIDE, _LEGEND, _MARGIN = 128, 128, 8  # in pixels
+_ROW, _SWATCH, _ROWS = 16, 10, 7
+_PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 32), (96, 98, 104)
+_COLOUR = 0.65  # its share; the rest is the image in grey
+_OKABE_ITO = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (0, 114, 178),
+    (213, 94, 0),
+    (240, 228, 66),
+)
+_GOLDEN = 0.6180339887498949
+
+
+def palette(number: int) -> NDArray[np.uint8]:
+    """A colour for each of `number` classes: (number, 3)."""
+    colours = list(_OKABE_ITO[:number])
+    for index in range(len(colours), number):
+        value, saturation = ((0.95, 0.9), (0.6, 0.85), (0.85, 0.45))[index % 3]
+        red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, saturation, value)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return np.array(colours, np.uint8).reshape(number, 3)
+
+
+def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> Tensor:
+    """Each image in grey below the colours of its classes, beside a legend of the largest ones.
+
+    Args:
+        classes: (B, h, w), int64; what is no class stays white.
+        images: (B, 3, H, W) in [-1, 1].
+        names: Of the K classes.
+
+    Returns:
+        (B, 3, 128, 256), float32 in [-1, 1], on the CPU.
+    """
+    numbers = classes.detach().cpu().numpy()
+    pixels = _to_uint8(images)
+    drawings = [_draw(n, picture, names) for n, picture in zip(numbers, pixels, strict=True)]
+    return torch.stack([_from_uint8(drawing) for drawing in drawings])
+
+
+def draw_target(classes: Tensor, picture: Tensor | None, names: Sequence[str]) -> Tensor:
+    """A mask with its legend and, above it, the picture in which it was found.
+
+    Args:
+        classes: (h, w), int64; what is no class stays white.
+        picture: (3, H, W) in [-1, 1], or None.
+        names: Of the K classes.
+
+    Returns:
+        (3, 256, 256), or (3, 128, 256) without a picture; float32 in [-1, 1].
+    """
+    numbers = classes.cpu().numpy()
+    if picture is None:
+        return _from_uint8(_draw(numbers, None, names))
+    pixels = _to_uint8(picture[None])[0]
+    canvas = Image.new("RGB", (_SIDE + _LEGEND, 2 * _SIDE), _PAPER)
+    canvas.paste(_fitted(Image.fromarray(pixels)), (0, 0))
+    canvas.paste(Image.fromarray(_draw(numbers, pixels, names)), (0, _SIDE))
+    pen = ImageDraw.Draw(canvas)
+    words = "the picture, and\nbelow it what the\nguide sees there"
+    pen.multiline_text((_SIDE + _MARGIN, 2), words, _FAINT, ImageFont.load_default(12))
+    return _from_uint8(np.asarray(canvas))
+
+
+def _draw(
+    classes: NDArray[np.int64], picture: NDArray[np.uint8] | None, names: Sequence[str]
+) -> NDArray[np.uint8]:
+    canvas = Image.new("RGB", (_SIDE + _LEGEND, _SIDE), _PAPER)
+    canvas.paste(_fitted(_overlay(classes, picture, len(names))), (0, 0))
+    pen = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
+    colours = palette(len(names))
+    rows = _shares(classes, names)
+    left, right = _SIDE + _MARGIN, _SIDE + _LEGEND - 2
+    for place, (index, share) in enumerate(rows[:_ROWS]):
+        top = 2 + place * _ROW
+        fill = _rgb(colours[index]) if index >= 0 else _PAPER
+        box = (left, top + 2, left + _SWATCH, top + 2 + _SWATCH)
+        pen.rectangle(box, fill=fill, outline=_FAINT)
+        figure = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
+        name = names[index].split(",")[0] if index >= 0 else "left out"
+        start = left + _SWATCH + 5
+        room = right - start - font.getlength(f" {figure}")
+        pen.text((start, top), _cut(name, room, font), _INK, font)
+        pen.text((right, top), figure, _FAINT, font, anchor="ra")
+    if len(rows) > _ROWS:
+        more = f"and {len(rows) - _ROWS} more"
+        pen.text((left, 2 + _ROWS * _ROW), more, _FAINT, ImageFont.load_default(11))
+    return np.asarray(canvas)
+
+
+def _overlay(
+    classes: NDArray[np.int64], picture: NDArray[np.uint8] | None, number: int
+) -> Image.Image:
+    """Colours of classes, over a picture in grey where there is one."""
+    colours = np.concatenate([palette(number), np.full((1, 3), 255, np.uint8)])
+    painted = Image.fromarray(colours[np.where((classes >= 0) & (classes < number), classes, -1)])
+    if picture is None:
+        return painted
+    size = (
+        max(picture.shape[1], classes.shape[1]),
+        max(picture.shape[0], classes.shape[0]),
+    )
+    grey = Image.fromarray(picture).convert("L").convert("RGB")
+    grey = grey.resize(size, Image.Resampling.NEAREST)
+    return Image.blend(grey, painted.resize(size, Image.Resampling.NEAREST), _COLOUR)
+
+
+def _shares(classes: NDArray[np.int64], names: Sequence[str]) -> list[tuple[int, float]]:
+    """Each class that is there and its share of the pixels, the largest first; -1 is none."""
+    known = np.where((classes >= 0) & (classes < len(names)), classes, -1)
+    indices, counts = np.unique(known, return_counts=True)
+    order = sorted(zip(counts.tolist(), indices.tolist(), strict=True), key=lambda row: -row[0])
+    return [(index, count / known.size) for count, index in order]
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """A square's worth of it: small pictures keep their pixels, large ones are averaged."""
+    scale = _SIDE / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    return picture.resize(size, method)
+
+
+def _cut(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(text + "…") > room:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _rgb(colour: NDArray[np.uint8]) -> tuple[int, int, int]:
+    red, green, blue = colour.tolist()
+    return red, green, blue
+
+
+def _to_uint8(images: Tensor) -> NDArray[np.uint8]:
+    """(B, 3, H, W) in [-1, 1] to (B, H, W, 3)."""
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    return array
+
+
+def _from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) to (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1

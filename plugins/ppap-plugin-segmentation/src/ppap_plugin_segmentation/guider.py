@@ -1,0 +1,224 @@
+"""Semantic segmentation networks as guides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint
+from ppap_framework.classification import find_class
+from ppap_framework.components import GuidanceModel, Target, TargetInput
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.transformers_models import (
+    ImageInput,
+    ModelFiles,
+    find_model,
+    load_network,
+    make_input,
+)
+from ppap_plugin_segmentation import torchvision_models
+from ppap_plugin_segmentation.drawing import draw_segmentation, draw_target
+from ppap_plugin_segmentation.loss import resized_logits
+from ppap_plugin_segmentation.masks import mask_from, picture_from
+from ppap_plugin_segmentation.options import SegmentationOptions
+
+__all__ = ["SegmentationGuide", "make_segmentation"]
+
+_LARGEST = 512  # side of targets, for networks that take images as they come
+
+
+def make_segmentation(
+    options: SegmentationOptions, checkpoint: Checkpoint | None
+) -> SegmentationGuide:
+    """The factory of the guider `segmentation`.
+
+    Raises:
+        UsageError: Where nothing says which model it is, or no library knows it.
+        AssetError: Where the checkpoint does not fit, or weights cannot be had.
+    """
+    model = options.model
+    if model is None and checkpoint is None:
+        raise UsageError(
+            "guider 'segmentation' needs a model or a checkpoint",
+            hint="type --guider-model deeplabv3_resnet50, a folder, owner/name of the hub, or "
+            "--guider-checkpoint PATH",
+        )
+    known = model in torchvision_models.model_names()
+    if model is not None and not known and not _may_be_transformers(model):
+        raise torchvision_models.unknown_model(model)
+    if known or (checkpoint is not None and "model" in checkpoint.architecture):
+        guide = _of_torchvision(options, checkpoint)
+    else:
+        guide = _of_transformers(options, checkpoint)
+    if options.size is not None:
+        guide.check_size()
+    return guide
+
+
+@final
+class SegmentationGuide(GuidanceModel):
+    """A frozen segmentation network, with its resize and normalisation, and class names.
+
+    Images, and the masks and pictures that it is aimed at, are seen whole: one that is not square
+    is stretched to the square that the network is shown.
+
+    Args:
+        network: From images as `shown` makes them to an answer.
+        class_names: K of them, in order.
+        shown: Resize and normalisation.
+        answer: Takes the logits (B, K, h, w) out of what the network returns.
+        options: What counts in a target.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        class_names: Sequence[str],
+        shown: ImageInput,
+        *,
+        answer: Callable[[Any], Tensor],
+        options: SegmentationOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self.class_names = tuple(class_names)
+        self._shown = shown
+        self._answer = answer
+        self._options = options or SegmentationOptions()
+        self.eval().requires_grad_(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as its library makes it."""
+        return self._network
+
+    @property
+    def native_size(self) -> int | None:
+        """The side in pixels of the images that the network is shown; None for any."""
+        return self._shown.size
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        """Logits (B, K, h, w) of images (B, 3, H, W), at whatever resolution the network gives
+        them; the noise level is ignored.
+        """
+        return self._answer(self._network(self._shown(images)))
+
+    def target(self, given: TargetInput) -> Target:
+        """A picture, whose likeliest classes become the target; a mask of class indices; or the
+        name or number of a class that shall be everywhere.
+        """
+        names, options = self.class_names, self._options
+        if given.text is not None:
+            index = find_class(given.text, names)
+            mask = torch.full((1, 1, 1), index)
+            label = f"{names[index].split(',')[0]} everywhere"
+            return Target(value=mask, label=label, picture=draw_target(mask[0], None, names))
+        picture = picture_from(given, options.target_kind)
+        name = Path(given.source).name if given.source else ""
+        if picture is None:
+            mask = mask_from(given, names, options.ignore_index, self._largest)
+            drawn = draw_target(mask[0], None, names)
+            return Target(value=mask, label=f"mask {name}".rstrip(), picture=drawn)
+        mask = self._found_in(picture)
+        drawn = draw_target(mask[0], picture[0], names)
+        return Target(value=mask, label=f"the classes of {name or 'a picture'}", picture=drawn)
+
+    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """Each image in grey below the colours of its likeliest classes, with a legend: (B, 3, 128,
+        256).
+        """
+        size = (
+            max(prediction.shape[-2], images.shape[-2]),
+            max(prediction.shape[-1], images.shape[-1]),
+        )
+        classes = resized_logits(prediction.detach(), size).argmax(1)
+        return draw_segmentation(classes, images, self.class_names)
+
+    def describe(self, prediction: Tensor) -> list[str]:
+        """Nothing: the legend of `render` says it."""
+        return []
+
+    @torch.no_grad()
+    def check_size(self) -> None:
+        """Look at an image of the native size.
+
+        Raises:
+            UsageError: Where the network cannot.
+        """
+        side = self._largest
+        try:
+            self(torch.zeros(1, 3, side, side))
+        except Exception as error:  # whatever a network says to sides that it cannot halve
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"the network cannot be shown images of {side} pixels: {reason}",
+                hint="choose another --guider-option size, or leave it out",
+            ) from error
+
+    @property
+    def _largest(self) -> int:
+        return self.native_size or _LARGEST
+
+    @torch.no_grad()
+    def _found_in(self, picture: Tensor) -> Tensor:
+        """The likeliest classes of a picture (1, 3, H, W), at the network's size: (1, h, w)."""
+        height, width = picture.shape[-2:]
+        size = (min(height, self._largest), min(width, self._largest))
+        if self.native_size is None and (height, width) != size:
+            picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
+        logits = self(picture.to(next(self._network.parameters()).device))
+        return resized_logits(logits, size).argmax(1).cpu()
+
+
+def _of_torchvision(
+    options: SegmentationOptions, checkpoint: Checkpoint | None
+) -> SegmentationGuide:
+    if checkpoint is not None:
+        loaded = torchvision_models.from_checkpoint(checkpoint, options.model, options.size)
+    else:
+        assert options.model is not None
+        loaded = torchvision_models.from_torchvision(options.model, options.size)
+    return SegmentationGuide(*loaded, answer=_torchvision_answer, options=options)
+
+
+def _of_transformers(
+    options: SegmentationOptions, checkpoint: Checkpoint | None
+) -> SegmentationGuide:
+    files = find_model(options.model, checkpoint)
+    network: Any = load_network(files, "semantic-segmentation")
+    names = _class_names(files, network.config.id2label)
+    shown = make_input(files, size=options.size)
+    return SegmentationGuide(network, names, shown, answer=_transformers_answer, options=options)
+
+
+def _may_be_transformers(model: str) -> bool:
+    return "/" in model or Path(model).expanduser().exists()
+
+
+def _torchvision_answer(answer: Mapping[str, Tensor]) -> Tensor:
+    return answer["out"]
+
+
+def _transformers_answer(answer: Any) -> Tensor:
+    logits: Tensor = answer.logits
+    return logits
+
+
+def _class_names(files: ModelFiles, id2label: Mapping[int, str]) -> list[str]:
+    """The names of all classes, in order.
+
+    Raises:
+        AssetError: Where the numbers of the config's classes have gaps.
+    """
+    if sorted(id2label) != list(range(len(id2label))):
+        raise AssetError(
+            f"the classes of {files.name!r} are not numbered from 0 on",
+            hint="correct id2label in its config.json",
+        )
+    return [str(id2label[index]) for index in range(len(id2label))]
