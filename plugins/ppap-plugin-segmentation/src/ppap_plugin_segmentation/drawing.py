@@ -7,6 +7,7 @@ kind of colour vision tell apart; the others follow at golden-ratio steps of hue
 from __future__ import annotations
 
 import colorsys
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,16 +32,25 @@ _OKABE_ITO = (
     (240, 228, 66),
 )
 _GOLDEN = 0.6180339887498949
+_APART, _CLOSER = 40.0, 0.98
+"""How far colours are from one another in RGB; and what becomes of that where none is found."""
 
 
 def palette(number: int) -> NDArray[np.uint8]:
     """A colour for each of `number` classes: (number, 3)."""
-    colours = list(_OKABE_ITO[:number])
-    for index in range(len(colours), number):
+    colours = [np.array(colour, float) for colour in _OKABE_ITO[:number]]
+    apart = _APART
+    for index in itertools.count(len(colours)):
+        if len(colours) >= number:
+            break
         value, saturation = ((0.95, 0.9), (0.6, 0.85), (0.85, 0.45))[index % 3]
-        red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, saturation, value)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return np.array(colours, np.uint8).reshape(number, 3)
+        tint = colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, saturation, value)
+        colour = np.round(255.0 * np.array(tint))
+        if min(np.linalg.norm(colour - other) for other in colours) >= apart:
+            colours.append(colour)
+        else:
+            apart *= _CLOSER  # many classes have to be content with less
+    return np.array(colours).astype(np.uint8).reshape(number, 3)
 
 
 def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> Tensor:

@@ -76,7 +76,7 @@ def mask_from(given: TargetInput, names: Sequence[str], ignore_index: int, large
             f"the mask {source} holds numbers that are not whole", hint=_range(names, ignore_index)
         )
     counts = values != ignore_index
-    found = values[counts].unique().tolist()
+    found = torch.unique(values[counts]).tolist()
     unknown = [index for index in found if not 0 <= index < len(names)]
     if unknown:
         listed = ", ".join(map(str, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")

@@ -32,7 +32,8 @@ _three: Any = (min_len(3), max_len(3))  # one for each channel
 
 def model_names() -> list[str]:
     """The segmentation models of this torchvision."""
-    return list_models(module=torchvision.models.segmentation)
+    names: list[str] = list_models(module=torchvision.models.segmentation)
+    return names
 
 
 @attrs.frozen(kw_only=True)
