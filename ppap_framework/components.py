@@ -4,6 +4,7 @@ Conventions, the same everywhere:
 
 - Images are float tensors (B, 3, H, W) in [-1, 1].
 - Timesteps are those of the stage's base schedule, int64, 0 being the least noisy.
+- What a backend of several stages draws goes from one stage to the next; guides steer the first.
 - An abstract class leaves everything abstract that a plugin decides; what is implemented here is
 final.
 """
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
 __all__ = [
+    "CascadedStage",
     "DiffusionBackend",
     "ExpertAdapter",
     "GuidanceModel",
     "Prediction",
+    "Recipe",
     "Stage",
     "Target",
     "TargetInput",
@@ -169,13 +172,52 @@ class Stage(abc.ABC):
         """
 
 
+@final
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """How a later stage is sampled, by DDIM, whatever was asked of the first one.
+
+    Attributes:
+        respacing: Which base timesteps are kept, as `sampling.space_timesteps` reads it, such as
+            "fast27".
+        eta: Of DDIM, in [0, 1]: 0 is deterministic.
+        temperature: The factor of the initial noise.
+    """
+
+    respacing: str = attrs.field(validator=attrs.validators.instance_of(str))
+    eta: float = attrs.field(
+        default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]
+    )
+    temperature: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+
+
+class CascadedStage(Stage):
+    """A stage that goes on from what the one before it drew, such as an upsampler (Ho et al. 2021,
+    arXiv 2106.15282). No guide steers it.
+    """
+
+    @property
+    @abc.abstractmethod
+    def recipe(self) -> Recipe:
+        """How it is sampled."""
+
+    @abc.abstractmethod
+    def conditioned(self, condition: Any, images: Tensor) -> Any:
+        """The condition that `denoise` wants for these images.
+
+        Args:
+            condition: What `DiffusionBackend.encode` made for them.
+            images: (B, 3, H, W) in [-1, 1], what the stage before drew.
+        """
+
+
 class DiffusionBackend(abc.ABC):
     """A diffusion model: one or more stages, of which the first is the one that guides steer."""
 
     @property
     @abc.abstractmethod
     def stages(self) -> tuple[Stage, ...]:
-        """In the order in which they run; at least one."""
+        """In the order in which they run: one, and any number of `CascadedStage`s behind it."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:

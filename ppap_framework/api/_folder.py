@@ -2,8 +2,9 @@
 
     000.png ...                  the images
     seen/000-GUIDE.png ...       what each guide sees in them
+    stages/NAME/000.png ...      what the backend's earlier stages drew, where it has several
     unguided/000.png ...         the same noise without guides, where it was asked for,
-    unguided/seen/...            and what each guide sees there
+    unguided/seen/... and so on  and what each guide sees there
     naive/...                    likewise with guides that look without their experts
     grid.png                     all of them, labelled
     run.json                     how they came about
@@ -38,7 +39,7 @@ from ppap_framework.errors import PpapError, UsageError
 
 __all__ = ["RunFolder", "check_folder", "check_writable", "fresh_folder"]
 
-_RECORD, _GRID = "run.json", "grid.png"
+_RECORD, _GRID, _STAGES = "run.json", "grid.png", "stages"
 _OURS = re.compile(r"\d{3,}(-\w[\w.-]*)?\.png")
 _FORMAT = 1
 
@@ -211,6 +212,12 @@ class RunFolder:
         file = folder / f"{number:0{digits}d}.png"
         (folder / "seen" if drawn.seen else folder).mkdir(parents=True, exist_ok=True)
         write_png(file, to_pictures(drawn.images[index : index + 1])[0])
+        stages = {}
+        for name, pictures in drawn.earlier.items():
+            picture = folder / _STAGES / name / file.name
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            write_png(picture, to_pictures(pictures[index : index + 1])[0])
+            stages[name] = picture.relative_to(self.path).as_posix()
         sights = {}
         for name, seen in drawn.seen.items():
             picture = folder / "seen" / f"{number:0{digits}d}-{name}.png"
@@ -221,12 +228,13 @@ class RunFolder:
                 "says": seen.words[index],
                 **figures,
             }
-        return {"file": file.relative_to(self.path).as_posix(), "seen": sights}
+        entry = {"file": file.relative_to(self.path).as_posix(), "seen": sights}
+        return entry | {"stages": stages} if stages else entry
 
     def _clear(self) -> None:
         """Remove the earlier run's files, and nothing else."""
         for folder in (self.path, self.path / "unguided", self.path / "naive"):
-            for inner in (folder / "seen", folder):
+            for inner in (*_entries(folder / _STAGES), folder / "seen", folder):
                 for entry in _entries(inner):
                     if _OURS.fullmatch(entry.name):
                         entry.unlink()

@@ -18,11 +18,19 @@ from ppap_framework.api._found_guide import LoadedGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._settings import Settings, find_device
+from ppap_framework.api._stages import later_stages
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
-from ppap_framework.sampling import Process, Step, ddim_step, ddpm_step, timesteps_for
+from ppap_framework.sampling import (
+    Continuation,
+    Process,
+    Step,
+    ddim_step,
+    ddpm_step,
+    timesteps_for,
+)
 
 __all__ = ["Cost", "Plan", "check_backend", "plan", "scale_words"]
 
@@ -58,7 +66,8 @@ class Plan:
         guides: That steer.
         experts: Those of each guide, or None.
         settings: How.
-        process: The backend's reverse process over the kept timesteps.
+        process: The reverse process of the backend's first stage over the kept timesteps.
+        later: The stages that go on from there, as far as it was asked for.
         device: Where.
     """
 
@@ -67,12 +76,28 @@ class Plan:
     experts: tuple[ChosenExperts | None, ...]
     settings: Settings
     process: Process
+    later: tuple[Continuation, ...] = ()
     device: torch.device
 
     @property
     def stage(self) -> Stage:
-        """The backend's one stage."""
+        """The stage that guides steer: the backend's first."""
         return self.backend.stages[0]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """All that will run, in their order."""
+        return (self.stage, *(following.stage for following in self.later))
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """Of each of `stages`."""
+        return (self.process, *(following.process for following in self.later))
+
+    @property
+    def steps(self) -> int:
+        """That an image takes, of all stages together."""
+        return sum(map(len, self.processes))
 
     @property
     def step(self) -> Step:
@@ -93,7 +118,7 @@ class Plan:
     @property
     def cost(self) -> Cost:
         """What it will take."""
-        num, steps = self.settings.num, len(self.process)
+        num = self.settings.num
         schedule = self.process.schedule
         acting = {
             loaded.guide.name: [
@@ -106,8 +131,8 @@ class Plan:
         either = {t for acted in acting.values() for t in acted}
         naive = "naive" in self.compared
         return Cost(
-            denoiser_parameters=sum(_count(stage.network) for stage in self.backend.stages),
-            denoiser_forwards=num * steps * (1 + len(self.compared)),
+            denoiser_parameters=sum(_count(stage.network) for stage in self.stages),
+            denoiser_forwards=num * self.steps * (1 + len(self.compared)),
             denoiser_backwards=num * len(either) if self.settings.through == "clean" else 0,
             guide_parameters={g.guide.name: _count(g.guide.model.network) for g in self.guides},
             guide_forwards={
@@ -160,6 +185,15 @@ class Plan:
             "image_shape": list(self.stage.image_shape),
             "schedule": self.process.schedule.name,
             "timesteps": list(self.process.timesteps),
+            "stages": [
+                {
+                    "name": stage.name,
+                    "image_shape": list(stage.image_shape),
+                    "schedule": process.schedule.name,
+                    "timesteps": list(process.timesteps),
+                }
+                for stage, process in zip(self.stages, self.processes, strict=True)
+            ],
         }
 
 
@@ -228,6 +262,7 @@ def plan(
         experts=tuple(experts for _, experts in manned),
         settings=settings,
         process=process,
+        later=later_stages(loaded, settings.stage),
         device=find_device(settings.device),
     )
 
@@ -236,19 +271,15 @@ def check_backend(loaded: LoadedBackend, settings: Settings) -> None:
     """Accept a backend that can be sampled from with these settings.
 
     Raises:
-        UsageError: Where it has more than one stage, fewer timesteps than there shall be steps, or
-            does not understand the prompt.
+        UsageError: Where it has fewer timesteps than there shall be steps, no stage of the name at
+            which to stop, a later stage that cannot go on from the one before it, or does not
+            understand the prompt.
     """
-    first, *others = loaded.stages
-    if others:
-        names = ", ".join(stage.name for stage in loaded.stages)
-        raise UsageError(
-            f"backend {loaded.origin.component!r} has the stages {names}",
-            hint="this version samples from backends of one stage",
-        )
     problems = Problems()
     with problems.collected():
-        timesteps_for(first.schedule.num_timesteps, settings.steps)
+        later_stages(loaded, settings.stage)
+    with problems.collected():
+        timesteps_for(loaded.stages[0].schedule.num_timesteps, settings.steps)
     with problems.collected():
         prompts = settings.prompts(slice(0, settings.num))
         different = None if prompts is None else list(dict.fromkeys(prompts))

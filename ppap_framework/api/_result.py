@@ -42,12 +42,14 @@ class Drawn:
     """Images, and what each guide sees in them.
 
     Attributes:
-        images: (B, 3, H, W), float32 in [-1, 1], on the CPU.
-        seen: By the guide's name.
+        images: (B, 3, H, W), float32 in [-1, 1], on the CPU: of the last stage.
+        seen: What each guide sees in them, by its name.
+        earlier: What the stages before the last drew, by their names: (B, 3, H, W) of other sizes.
     """
 
     images: Tensor
     seen: Mapping[str, Seen]
+    earlier: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     @classmethod
     def joined(cls, parts: Sequence[Drawn]) -> Drawn:
@@ -65,6 +67,9 @@ class Drawn:
                     },
                 )
                 for name in first.seen
+            },
+            earlier={
+                name: torch.cat([part.earlier[name] for part in parts]) for name in first.earlier
             },
         )
 

@@ -20,7 +20,7 @@ from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PluginError, PpapError
 from ppap_framework.guidance import Conflicts, EnergyGuidance, Guide, Through
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.sampling import NoiseSource, trajectory
+from ppap_framework.sampling import NoiseSource, cascade, trajectory
 
 __all__ = ["Batch", "Progress", "draw", "sample"]
 
@@ -70,6 +70,7 @@ def sample(
     precision: Precision = "float32",
     compare: bool = False,
     prompt: str | Sequence[str] | None = None,
+    stage: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Draw images.
@@ -95,6 +96,7 @@ def sample(
         compare: Whether to draw the same noise without guides, too, and where experts guide, also
             with the untouched networks in their place.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
+        stage: At which of the backend's stages to stop, such as "base"; None for the last.
         progress: Called after every step.
 
     Raises:
@@ -115,6 +117,7 @@ def sample(
         precision=precision,
         compare=compare,
         prompt=prompt,
+        stage=stage,
     )
     return draw(plan(backend, guides, settings), progress=progress)
 
@@ -142,7 +145,7 @@ def draw(
         settings.normalize,
         settings.conflicts,
     )
-    networks: list[nn.Module] = [stage.network for stage in run.backend.stages]
+    networks: list[nn.Module] = [stage.network for stage in run.stages]
     networks += [loaded.guide.model for loaded in run.guides]
     steps = _Steps(progress, run)
     batches: list[Batch] = []
@@ -217,12 +220,13 @@ def _draw_batch(
     count = rows.stop - rows.start
     noise = NoiseSource(run.settings.seed, rows.start)
     x = noise((count, *run.stage.image_shape)).to(run.device)
+    condition = run.backend.encode(run.settings.prompts(rows), count)
     walk = trajectory(
         run.stage,
         run.process,
         x,
         noise,
-        condition=run.backend.encode(run.settings.prompts(rows), count),
+        condition=condition,
         step=run.step,
         guidance=guidance.rows(rows.start, rows.stop) if guidance else None,
     )
@@ -230,15 +234,36 @@ def _draw_batch(
         for state in walk:
             x = state.x
             steps.take(count)
-    broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        _check_finite(x, rows, guided=guidance is not None)
+        drawn = [x.clamp(-1.0, 1.0)]
+        drawn += cascade(
+            run.later,
+            drawn[0],
+            condition,
+            seed=run.settings.seed,
+            start=rows.start,
+            watch=steps.take,
+        )
+    *earlier, images = drawn
+    _check_finite(images, rows, guided=False)
+    seen = {guide.name: _look(guide.rows(rows.start, rows.stop), images) for guide in guides}
+    return Drawn(
+        images=images.cpu(),
+        seen=seen,
+        earlier={
+            stage.name: pictures.cpu()
+            for stage, pictures in zip(run.stages[:-1], earlier, strict=True)
+        },
+    )
+
+
+def _check_finite(images: Tensor, rows: slice, *, guided: bool) -> None:
+    broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if broken:
         raise PpapError(
             f"image {rows.start + broken[0]} came out not finite",
-            hint="lower the scale, or use more steps" if guidance else "the backend is broken",
+            hint="lower the scale, or use more steps" if guided else "the backend is broken",
         )
-    images = x.clamp(-1.0, 1.0)
-    seen = {guide.name: _look(guide.rows(rows.start, rows.stop), images) for guide in guides}
-    return Drawn(images=images.cpu(), seen=seen)
 
 
 @torch.no_grad()
@@ -266,7 +291,8 @@ def _look(guide: Guide, images: Tensor) -> Seen:
 
 def _nothing(run: Plan) -> Drawn:
     return Drawn(
-        images=torch.empty(0, *run.stage.image_shape),
+        images=torch.empty(0, *run.stages[-1].image_shape),
+        earlier={stage.name: torch.empty(0, *stage.image_shape) for stage in run.stages[:-1]},
         seen={
             loaded.guide.name: Seen(pictures=np.empty((0, 1, 1, 3), np.uint8), words=(), figures={})
             for loaded in run.guides

@@ -39,6 +39,7 @@ class Settings:
         compare: Whether the same noise is also drawn without guides and, where experts guide, with
             the untouched networks in their place.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
+        stage: At which of the backend's stages to stop; None for the last.
     """
 
     num: int = 4
@@ -54,6 +55,7 @@ class Settings:
     precision: Precision = "float32"
     compare: bool = False
     prompt: str | Sequence[str] | None = None
+    stage: str | None = None
 
     def prompts(self, rows: slice) -> list[str] | None:
         """The prompts of images `rows.start` to `rows.stop` - 1; None for no prompt."""

@@ -202,7 +202,10 @@ def _set_option(text: str, guides: Sequence[GuideRequest]) -> None:
 
 
 def typed_option(
-    component: str, key: str, text: str, kind: Literal["guider", "loss", "adapter"] = "guider"
+    component: str,
+    key: str,
+    text: str,
+    kind: Literal["backend", "guider", "loss", "adapter"] = "guider",
 ) -> Any:
     """The value of a component's option, read as the type that its options class declares for it.
 

@@ -12,7 +12,7 @@ import click
 
 from ppap_framework.cli import State
 from ppap_framework.cli.config import Command, option, problems_of
-from ppap_framework.cli.output import print_fields, print_json
+from ppap_framework.cli.output import print_json
 from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +41,20 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @click.command("run", cls=Command)
 @option("--backend", required=True, metavar="NAME", help="The diffusion model.")
 @option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@option(
+    "--backend-option",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="The diffusion model's own options; `ppap plugins info NAME` lists them.",
+)
 @option("--prompt", help="What the diffusion model is told, where it takes a prompt.")
+@option(
+    "--cfg",
+    metavar="NUMBER",
+    help="How much the prompt weighs: the scale of classifier-free guidance, where the diffusion "
+    "model has that option.",
+)
+@option("--stage", metavar="NAME", help="Stop at this stage of the model, such as base.")
 @option(
     "--guider",
     multiple=True,
@@ -135,7 +148,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                     "its default; --target picks another"
                 )
     if given["dry_run"]:
-        _show_plan(run, given["json"])
+        from ppap_framework.cli.run_plan import show_plan
+
+        show_plan(run, given["json"])
         return 0
     return _draw(run, given, state)
 
@@ -169,14 +184,15 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
     backends, guides = [], []
     if given["backend"] is not None:
         with problems.collected():
-            backends.append(
-                api.find_backend(given["backend"], checkpoint=given["checkpoint"], offline=offline)
+            found = api.find_backend(
+                given["backend"], checkpoint=given["checkpoint"], offline=offline
             )
+            backends.append(attrs.evolve(found, options=_backend_options(found.spec.name, given)))
     for request in requests:
         with problems.collected():
-            found = _find(request, given["scale"], given["allow_mismatch"], offline)
-            found.experts.check(found.name, settings.through)
-            guides.append(found)
+            guide = _find(request, given["scale"], given["allow_mismatch"], offline)
+            guide.experts.check(guide.name, settings.through)
+            guides.append(guide)
     problems.check()
 
     loaded, aimed = [], []
@@ -213,6 +229,15 @@ def _find(
         allow_mismatch=allow_mismatch,
         offline=offline,
     )
+
+
+def _backend_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    from ppap_framework.cli.training_options import typed_pairs
+
+    texts = list(given["backend_option"])
+    if given["cfg"] is not None:
+        texts.append(f"cfg={given['cfg']}")
+    return typed_pairs("--backend-option", texts, name, "backend")
 
 
 def _set_threads(threads: int | None) -> None:
@@ -284,81 +309,6 @@ def _progress(state: State) -> Iterator[Callable[[api.Progress], None] | None]:
     ) as bar:
         task = bar.add_task("drawing", total=None)
         yield lambda progress: bar.update(task, completed=progress.steps, total=progress.of)
-
-
-def _show_plan(run: api.Plan, as_json: bool) -> None:
-    import attrs
-
-    from ppap_framework import api
-
-    cost, settings = run.cost, run.settings
-    if as_json:
-        print_json({"config": run.record(), "cost": attrs.asdict(cost)})
-        return
-    print_fields(
-        "backend",
-        {**_source(run.backend.origin), "parameters": _count(cost.denoiser_parameters)},
-    )
-    for loaded, experts in zip(run.guides, run.experts, strict=True):
-        guide = loaded.guide
-        low, high = guide.interval
-        unit = " of unit gradients" if settings.normalize else ""
-        unit += ", conflicts removed" if settings.conflicts == "remove" else ""
-        print_fields(
-            f"guide {guide.name}",
-            {
-                **_source(loaded.origin),
-                "parameters": _count(cost.guide_parameters[guide.name]),
-                "target": guide.target.label,
-                "loss": loaded.loss_name,
-                "experts": _experts(experts),
-                "scale": f"{api.scale_words(guide)}{unit}",
-                "acts": f"from t/T {low:g} to {high:g}, through the {settings.through} image",
-            },
-        )
-    _, height, width = run.stage.image_shape
-    schedule = run.process.schedule
-    eta = f", eta {settings.eta:g}" if settings.eta else ""
-    print_fields(
-        "images",
-        {
-            "number": f"{settings.num} of {height}x{width}, {settings.batch} at once",
-            "seed": settings.seed,
-            "sampler": f"{settings.sampler}{eta}",
-            "steps": f"{len(run.process)} of {schedule.num_timesteps}, schedule {schedule.name}",
-            "device": run.device,
-        },
-    )
-    print_fields(
-        "cost in images, steps counted singly",
-        {
-            "denoiser forwards": cost.denoiser_forwards,
-            "denoiser backwards": cost.denoiser_backwards,
-            **{f"{name} forwards": count for name, count in cost.guide_forwards.items()},
-            **{f"{name} backwards": count for name, count in cost.guide_forwards.items()},
-        },
-    )
-
-
-def _source(origin: api.Origin) -> dict[str, Any]:
-    return {
-        "name": origin.component,
-        "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
-        "checkpoint": origin.checkpoint,
-    }
-
-
-def _experts(experts: api.ChosenExperts | None) -> str:
-    if experts is None:
-        return "none"
-    return f"{len(experts.ranges)} of {experts.name}, {experts.path} ({str(experts.sha256)[:12]})"
-
-
-def _count(number: int) -> str:
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
 
 
 def _note(text: str) -> None:

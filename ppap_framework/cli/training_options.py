@@ -28,6 +28,7 @@ __all__ = [
     "show_bundle",
     "teacher_of",
     "training_options",
+    "typed_pairs",
 ]
 
 Watch = Callable[[Any], None]
@@ -168,10 +169,10 @@ def teacher_of(given: dict[str, Any]) -> Teacher:
     return teacher(
         given["guider"],
         loss=given["loss"],
-        loss_options=_pairs("--loss-option", given["loss_option"], found.loss_name, "loss"),
+        loss_options=typed_pairs("--loss-option", given["loss_option"], found.loss_name, "loss"),
         model=given["guider_model"],
         checkpoint=given["guider_checkpoint"],
-        options=_pairs("--guider-option", given["guider_option"], given["guider"], "guider"),
+        options=typed_pairs("--guider-option", given["guider_option"], given["guider"], "guider"),
     )
 
 
@@ -190,7 +191,7 @@ def adapters_of(texts: Sequence[str]) -> Adapters:
         name, options = _adapter(text)
         registry().spec("adapter", name)
         pairs = [part for part in options.split(",") if part]
-        found.append((name, _pairs("--adapter", pairs, name, "adapter")))
+        found.append((name, typed_pairs("--adapter", pairs, name, "adapter")))
         if [other for other, _ in found].count(name) > 1:
             raise UsageError(f"--adapter {name} is given twice", hint="give each adapter once")
     return found or DEFAULT_ADAPTERS
@@ -295,7 +296,13 @@ def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None, Wa
         )
 
 
-def _pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
+def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
+    """A component's options as typed, KEY=VALUE each.
+
+    Raises:
+        UsageError: Where a text cannot be read, a key is given twice, or a value has another type.
+        PluginError: Where there is no such component.
+    """
     from ppap_framework.cli.guide_options import typed_option
 
     found: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from ppap_framework.evaluation.environment import provenance
 from ppap_framework.evaluation.files import FORMAT, digest, replacing, write_json
 from ppap_framework.evaluation.pixels import to_pixels
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.sampling import NoiseSource, sample
+from ppap_framework.sampling import NoiseSource, cascade, sample
 
 __all__ = ["Counts", "draw", "draw_block", "identity"]
 
@@ -99,19 +99,23 @@ def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Dra
         settings.through,
         settings.normalize,
     )
+    condition = run.backend.encode(None, count)
     with products_in(settings.precision, run.device):
         x = sample(
             run.stage,
             run.process,
             x,
             noise,
-            condition=run.backend.encode(None, count),
+            condition=condition,
             step=run.step,
             guidance=guidance,
         )
+        if run.later:
+            base = x.clamp(-1.0, 1.0)
+            *_, x = cascade(run.later, base, condition, seed=settings.seed, start=start)
     done = guidance.statistics
     return to_pixels(x), Counts(
-        denoiser_forwards=done.denoiser_forwards,
+        denoiser_forwards=done.denoiser_forwards + count * (run.steps - len(run.process)),
         denoiser_backwards=done.denoiser_backwards,
         guide_forwards=sum(guide.forwards for guide in done.guides),
         guide_backwards=sum(guide.backwards for guide in done.guides),
@@ -142,6 +146,7 @@ def identity(run: Plan) -> dict[str, Any]:
         "sampler": settings.sampler,
         "eta": settings.eta,
         "timesteps": list(run.process.timesteps),
+        **({"later": run.record()["stages"][1:]} if run.later else {}),
         "seed": settings.seed,
         "block": settings.batch,
         "device": run.device.type,

@@ -1,5 +1,6 @@
 """Reverse diffusion: which timesteps to visit, a step, the walk, and the variational bound."""
 
+from ppap_framework.sampling.cascade import Continuation, cascade
 from ppap_framework.sampling.process import Process
 from ppap_framework.sampling.random import NoiseSource
 from ppap_framework.sampling.respacing import space_timesteps, timesteps_for
@@ -8,11 +9,13 @@ from ppap_framework.sampling.vlb import hybrid_loss, variational_bound_term
 from ppap_framework.sampling.walk import Guidance, State, inversion, sample, trajectory
 
 __all__ = [
+    "Continuation",
     "Guidance",
     "NoiseSource",
     "Process",
     "State",
     "Step",
+    "cascade",
     "ddim_inversion_step",
     "ddim_step",
     "ddpm_step",

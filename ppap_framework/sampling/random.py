@@ -21,10 +21,13 @@ class NoiseSource:
     Attributes:
         seed: Of the whole job.
         start: The number of the batch's first image; image i has its stream from (seed, i).
+        stage: Of the backend, 0 being the first: each has streams of its own, so that one does not
+            depend on how the other is sampled.
     """
 
     seed: int
     start: int = 0
+    stage: int = 0
     _streams: dict[int, Generator] = attrs.field(factory=dict, init=False)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
@@ -43,6 +46,7 @@ class NoiseSource:
 
     def _stream(self, image: int) -> Generator:
         if image not in self._streams:
-            digest = hashlib.blake2b(f"{self.seed}/{image}".encode(), digest_size=8).digest()
+            name = f"{self.seed}/{image}" + (f"/{self.stage}" if self.stage else "")
+            digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
             self._streams[image] = Generator().manual_seed(int.from_bytes(digest, "big"))
         return self._streams[image]

@@ -140,16 +140,17 @@ def _settings(run: Plan, layout: Layout, threads: int) -> dict[str, Any]:
     """Everything that determines the bytes of a set on one kind of machine, as JSON."""
     origin = run.backend.origin.record()
     backend = {name: origin[name] for name in ("component", "checkpoint", "sha256", "options")}
-    stage, settings = run.stage, run.settings
+    settings = run.settings
     return {
         "backend": {**backend, "weights_sha256": backend_sha256(run.backend.inner)},
         "stages": [
             {
                 "name": stage.name,
                 "image_shape": list(stage.image_shape),
-                "schedule": run.process.schedule.name,
-                "timesteps": list(run.process.timesteps),
+                "schedule": process.schedule.name,
+                "timesteps": list(process.timesteps),
             }
+            for stage, process in zip(run.stages, run.processes, strict=True)
         ],
         "num": settings.num,
         "seed": settings.seed,
@@ -193,7 +194,7 @@ class _Synthesis:
     ) -> None:
         self._folder, self._job, self._workers, self._progress = folder, job, workers, progress
         self._blocks = folder.pending()
-        self._steps = len(job.run.process)
+        self._steps = job.run.steps
         images = sum(len(job.layout.block_images(block)) for block in self._blocks)
         self._done = (job.layout.num - images) * self._steps
         self._start = time.perf_counter()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ppap_framework.api import Plan, frozen
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.sampling import NoiseSource, trajectory
+from ppap_framework.sampling import NoiseSource, cascade, trajectory
 from ppap_framework.transfer.synthesis_files import replacing
 from ppap_framework.transfer.synthesis_layout import Layout
 from ppap_framework.transfer.synthesis_shards import members
@@ -118,12 +118,18 @@ def _draw(run: Plan, images: range, watch: Callable[[int], None]) -> dict[str, N
     for state in trajectory(run.stage, run.process, x, noise, condition=condition, step=run.step):
         x = state.x
         watch(count)
-    broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if broken:
-        raise PpapError(
-            f"image {images[broken[0]]} came out not finite", hint="the backend is broken"
-        )
-    return {run.stage.name: _pixels(x)}
+    seed = run.settings.seed
+    drawn = [x.clamp(-1.0, 1.0)]
+    drawn += cascade(run.later, drawn[0], condition, seed=seed, start=images.start, watch=watch)
+    for pictures in drawn:
+        broken = (~pictures.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if broken:
+            raise PpapError(
+                f"image {images[broken[0]]} came out not finite", hint="the backend is broken"
+            )
+    return {
+        stage.name: _pixels(pictures) for stage, pictures in zip(run.stages, drawn, strict=True)
+    }
 
 
 def _pixels(x: Tensor) -> NDArray[np.uint8]:
