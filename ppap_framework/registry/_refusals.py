@@ -20,6 +20,7 @@ FIRST_PARTY: dict[ComponentKind, dict[str, str]] = {
         "segmentation": "ppap-plugin-segmentation",
     },
     "loss": {
+        "clip-similarity": "ppap-plugin-glide",
         "cross-entropy": "ppap-plugin-classifier",
         "segmentation-cross-entropy": "ppap-plugin-segmentation",
     },

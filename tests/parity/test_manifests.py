@@ -12,6 +12,7 @@ from torch import nn
 import ppap_plugin_adm
 import ppap_plugin_glide
 from ppap_plugin_adm.trunk import Trunk
+from ppap_plugin_glide import released
 from ppap_plugin_glide.unet import TextUNet
 
 BUILDERS: dict[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
@@ -46,3 +47,16 @@ def test_manifest(record: dict[str, Any]) -> None:
         cast = network.cast if isinstance(network, TextUNet) else network.cast_torso
         cast(torch.float16)
         assert rows(network) == expected("dtype_after_convert_to_fp16")
+
+
+CONVERTED = {
+    **{stage["official_class"]: stage["config"] for stage in released.STAGES.values()},
+    "glide_text2im.clip.encoders.": released.CLIP_CONFIG,
+}
+
+
+@pytest.mark.parity("manifest", official_class=CONVERTED)
+def test_what_conversion_states_is_what_was_released(record: dict[str, Any]) -> None:
+    official_class = record["official_class"]
+    stated = next(c for name, c in CONVERTED.items() if official_class.startswith(name))
+    assert {name: record["config"][name] for name in stated} == stated

@@ -14,6 +14,7 @@ from ppap_framework.components import DiffusionBackend, Prediction, Stage, Varia
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.noise import NoiseSchedule
 from ppap_plugin_adm.architecture import Process, class_names, load_network
+from ppap_plugin_adm.meaning import Meaning
 
 __all__ = ["AdmBackend", "AdmStage", "make_adm"]
 
@@ -56,9 +57,7 @@ class AdmStage(Stage):
         self._network = network
         self._process = process
         self._image_size = image_size
-        self._schedule = process.noise_schedule()
-        abar = self._schedule.alphas_cumprod
-        self._alpha_sigma = torch.stack([abar.sqrt(), (1 - abar).sqrt()])  # (2, T), float64
+        self._meaning = Meaning(process)
 
     @property
     def name(self) -> str:
@@ -73,7 +72,7 @@ class AdmStage(Stage):
     @property
     def schedule(self) -> NoiseSchedule:
         """The schedule that the network was trained on."""
-        return self._schedule
+        return self._meaning.schedule
 
     @property
     def variance(self) -> VarianceKind:
@@ -93,26 +92,13 @@ class AdmStage(Stage):
             t: (B,), int64 base timesteps.
             condition: (B,), int64 classes, of a class-conditional network; else None.
         """
-        if self._alpha_sigma.device != x_t.device:
-            wide = x_t.device.type != "mps"  # which has no float64
-            self._alpha_sigma = self._alpha_sigma.to(
-                x_t.device, torch.float64 if wide else torch.float32
-            )
-        t = t.to(x_t.device)
-        alpha, sigma = self._alpha_sigma[:, t, None, None, None]  # each (B, 1, 1, 1)
         y = None if condition is None else condition.to(x_t.device)
         output = self._network(
             x_t.contiguous(memory_format=torch.channels_last),
-            self._process.network_timesteps(t),
+            self._process.network_timesteps(t.to(x_t.device)),
             y,
         )
-        # Samplers compute in the layout of x_t; a mixture of two would slow each of their steps.
-        output = output.float().contiguous()
-        mean, variance = output, None
-        if self.variance == "learned_range":
-            mean, variance = output.chunk(2, dim=1)
-        make = {"eps": Prediction.from_eps, "x0": Prediction.from_x0, "v": Prediction.from_v}
-        return make[self._process.predicts](mean, x_t, alpha, sigma, variance)
+        return self._meaning(output, x_t, t)
 
 
 @final

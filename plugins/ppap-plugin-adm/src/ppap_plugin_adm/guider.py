@@ -33,6 +33,17 @@ def make_adm_classifier(options: None, checkpoint: Checkpoint) -> AdmClassifierG
     )
 
 
+def at_size(images: Tensor, size: int, *, noisy: bool) -> Tensor:
+    """Images (B, 3, H, W) as (B, 3, size, size): clean ones by averaging, noisy ones by picking the
+    nearest pixels, since an average of pixels is less noisy than it is taken for.
+    """
+    if images.shape[-2:] == (size, size):
+        return images
+    if noisy:
+        return F.interpolate(images, (size, size), mode="nearest-exact")
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
 @final
 class AdmClassifierGuide(GuidanceModel):
     """A classifier that was trained on noisy images and is told how noisy they are.
@@ -77,11 +88,7 @@ class AdmClassifierGuide(GuidanceModel):
             t = torch.zeros(len(images), dtype=torch.int64)
         else:
             t = self._schedule.nearest_timestep(level)
-        size = (self.native_size, self.native_size)
-        if images.shape[-2:] != size and level is None:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        elif images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode="nearest-exact")
+        images = at_size(images, self.native_size, noisy=level is not None)
         logits: Tensor = self._network(
             images.contiguous(memory_format=torch.channels_last),
             self._process.network_timesteps(t.to(images.device)),

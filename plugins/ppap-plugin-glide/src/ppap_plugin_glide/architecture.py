@@ -1,0 +1,167 @@
+"""What a checkpoint states of itself, and the networks that it describes.
+
+A backend's file holds one stage or both, names prefixed with "base." and "upsampler.":
+
+{"base": {"official_class": "glide_text2im.text2im_model.Text2ImUNet",
+          "config": {...},                                     the constructor's arguments
+          "image_size": 64,
+          "process": {"schedule": "cosine", "timesteps": 1000}},     as in ppap-plugin-adm
+ "upsampler": {"official_class": "glide_text2im.text2im_model.SuperResText2ImUNet",
+               "config": {...}, "image_size": 256, "process": {...},
+               "recipe": {"respacing": "fast27", "eta": 0.0, "temperature": 0.997}},
+ "tokenizer": {...}}                                           a tokenizer.json
+
+The recipe may be left out; it is then the published one, as here. The guider's file holds both
+encoders, names prefixed with "image_encoder." and "text_encoder.":
+
+{"official_class": "glide_text2im.clip.model_creation.CLIPModel",
+ "config": {...},                                              the published configuration
+ "tokenizer": {...}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, final
+
+import attrs
+import torch
+from attrs.validators import and_, gt, in_, instance_of
+from tokenizers import Tokenizer
+from torch import nn
+
+from ppap_framework.checkpoints import Checkpoint, load_into
+from ppap_framework.components import Recipe
+from ppap_framework.errors import AssetError, UsageError
+from ppap_plugin_adm.architecture import Process
+from ppap_plugin_glide._build import build
+from ppap_plugin_glide.tokens import read_tokenizer
+
+__all__ = [
+    "BASE",
+    "CLIP",
+    "UPSAMPLER",
+    "ClipArchitecture",
+    "GlideArchitecture",
+    "StageArchitecture",
+    "load_networks",
+]
+
+BASE = "glide_text2im.text2im_model.Text2ImUNet"
+UPSAMPLER = "glide_text2im.text2im_model.SuperResText2ImUNet"
+CLIP = "glide_text2im.clip.model_creation.CLIPModel"
+
+_Record = TypeVar("_Record")
+
+
+def _of(record: type[_Record], name: str, value: Any) -> _Record:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name!r} must be an object, not {value!r}")
+    return record(**value)
+
+
+def _process(value: Any) -> Process:
+    process = _of(Process, "process", value)
+    process.noise_schedule()
+    return process
+
+
+def _recipe(value: Any) -> Recipe:
+    return value if isinstance(value, Recipe) else _of(Recipe, "recipe", value)
+
+
+def _tokenizer(value: Any) -> Tokenizer:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'tokenizer' must be an object, not {type(value).__name__}")
+    return read_tokenizer(value)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class StageArchitecture:
+    """One stage.
+
+    Attributes:
+        official_class: The published class of its network.
+        config: That constructor's arguments.
+        image_size: Side of the pictures, in pixels.
+        process: That the network was trained on.
+        recipe: How it is sampled, where it is the upsampler.
+    """
+
+    official_class: str = attrs.field(validator=in_((BASE, UPSAMPLER)))
+    config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
+    image_size: int = attrs.field(validator=and_(instance_of(int), gt(0)))
+    process: Process = attrs.field(converter=_process)
+    recipe: Recipe = attrs.field(
+        default=Recipe(respacing="fast27", temperature=0.997), converter=_recipe
+    )
+
+    @property
+    def name(self) -> str:
+        """By its class: "base" or "upsampler"."""
+        return "base" if self.official_class == BASE else "upsampler"
+
+
+def _stage(official_class: str, name: str, value: Any) -> StageArchitecture:
+    stage = _of(StageArchitecture, name, value)
+    if stage.official_class != official_class:
+        raise ValueError(f"{name!r} is a {stage.official_class}, not a {official_class}")
+    return stage
+
+
+def _base(value: Any) -> StageArchitecture:
+    return _stage(BASE, "base", value)
+
+
+def _upsampler(value: Any) -> StageArchitecture | None:
+    return None if value is None else _stage(UPSAMPLER, "upsampler", value)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class GlideArchitecture:
+    """A backend, as the module's docstring shows."""
+
+    base: StageArchitecture = attrs.field(converter=_base)
+    tokenizer: Tokenizer = attrs.field(converter=_tokenizer)
+    upsampler: StageArchitecture | None = attrs.field(default=None, converter=_upsampler)
+
+    def __attrs_post_init__(self) -> None:
+        if self.upsampler is not None and self.upsampler.image_size <= self.base.image_size:
+            raise ValueError(
+                f"the upsampler draws {self.upsampler.image_size} pixels a side, no more than the "
+                f"base with {self.base.image_size}"
+            )
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ClipArchitecture:
+    """A noised CLIP, as the module's docstring shows."""
+
+    official_class: str = attrs.field(validator=in_((CLIP,)))
+    config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
+    tokenizer: Tokenizer = attrs.field(converter=_tokenizer)
+
+
+def load_networks(
+    checkpoint: Checkpoint, stated: Mapping[str, tuple[str, Mapping[str, Any]]]
+) -> nn.ModuleDict:
+    """Build networks and load them from one file: frozen and in evaluation mode.
+
+    Args:
+        checkpoint: In which each name is prefixed with that of its network.
+        stated: Class and constructor's arguments of each network, by its name.
+
+    Raises:
+        AssetError: Where one cannot be built, or the weights do not fit.
+    """
+    try:
+        with torch.device("meta"):  # where building takes no time; the weights replace it all
+            together = nn.ModuleDict({name: build(*given) for name, given in stated.items()})
+    except UsageError as error:
+        raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
+    load_into(together, checkpoint)
+    together.requires_grad_(False).eval()
+    return together

@@ -1,0 +1,283 @@
+"""GLIDE as a backend: a text-conditional base stage that guides steer, and an upsampler.
+
+Nichol et al. 2021, arXiv 2112.10741. Classifier-free guidance (Ho and Salimans 2022, arXiv
+2207.12598) happens within `denoise`: the network's mean is u + s (c - u), where it says c of the
+prompt and u of the empty one, and its variance is what it says of the prompt. Whether it predicts
+eps, x0 or v makes no difference, since each is a linear function of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import attrs
+import torch
+from torch import Tensor
+
+from ppap_framework.checkpoints import Checkpoint, read_architecture
+from ppap_framework.components import (
+    CascadedStage,
+    DiffusionBackend,
+    Prediction,
+    Recipe,
+    Stage,
+    VarianceKind,
+)
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.noise import NoiseSchedule
+from ppap_plugin_adm.meaning import Meaning
+from ppap_plugin_adm.unet import with_low_res
+from ppap_plugin_glide.architecture import GlideArchitecture, StageArchitecture, load_networks
+from ppap_plugin_glide.options import GlideOptions
+from ppap_plugin_glide.tokens import PromptTokens, Texts
+from ppap_plugin_glide.unet import EncodedText, TextUNet
+
+__all__ = ["BaseStage", "Condition", "GlideBackend", "UpsamplerStage", "make_glide"]
+
+
+def make_glide(options: GlideOptions, checkpoint: Checkpoint) -> GlideBackend:
+    """The factory of the backend `glide`.
+
+    Raises:
+        AssetError: Where the checkpoint is not of GLIDE, or its parts do not fit together.
+    """
+    architecture = read_architecture(checkpoint, GlideArchitecture)
+    stages = [architecture.base]
+    if architecture.upsampler is not None:
+        stages.append(architecture.upsampler)
+    loaded = load_networks(
+        checkpoint, {stage.name: (stage.official_class, stage.config) for stage in stages}
+    )
+    networks = []
+    for stage in stages:
+        network = loaded[stage.name]
+        assert isinstance(network, TextUNet)
+        networks.append(network.to(memory_format=torch.channels_last))
+        _check_channels(checkpoint.name, stage, network)
+    base, *others = networks
+    for upsampler in others:
+        ours, theirs = _reading(base), _reading(upsampler)
+        if ours != theirs:
+            raise AssetError(
+                f"{checkpoint.name!r}: its base reads {ours}, its upsampler {theirs}",
+                hint="both stages read one text, so an upsampler of this base is wanted",
+            )
+    try:
+        tokens = PromptTokens(architecture.tokenizer, base.vocabulary, base.text_ctx)
+    except ValueError as error:
+        raise AssetError(
+            f"{checkpoint.name!r}: {error}", hint="its tokenizer is that of another model"
+        ) from error
+    base_stage = BaseStage(base, architecture.base, options.cfg)
+    if architecture.upsampler is None:
+        return GlideBackend(base_stage, None, tokens)
+    return GlideBackend(base_stage, UpsamplerStage(others[0], architecture.upsampler), tokens)
+
+
+def _reading(network: TextUNet) -> str:
+    return f"{network.text_ctx} tokens of {network.vocabulary}"
+
+
+def _check_channels(name: str, stage: StageArchitecture, network: TextUNet) -> None:
+    given = network.config.in_channels, network.config.out_channels
+    wanted = 3, 6 if stage.process.variance == "learned_range" else 3
+    if given != wanted:
+        raise AssetError(
+            f"{name!r}: its {stage.name} takes {given[0]} channels and gives {given[1]}, where a "
+            f"process with variance {stage.process.variance!r} has {wanted[0]} and {wanted[1]}",
+            hint="its architecture is stated wrongly",
+        )
+
+
+@final
+@attrs.frozen(eq=False)
+class Condition:
+    """What B images are conditioned on.
+
+    Attributes:
+        texts: Their prompts.
+        empty: The empty prompt, B times; None where the prompts are all empty themselves.
+        low_res: (B, 3, h, w) in [-1, 1], what the stage before drew; None for the first stage.
+    """
+
+    texts: Texts
+    empty: Texts | None
+    low_res: Tensor | None = None
+    # One reading serves all steps: (network, texts) by their identity.
+    _read: dict[tuple[int, int], EncodedText] = attrs.field(factory=dict, init=False)
+
+    def read_by(self, network: TextUNet, texts: Texts, device: torch.device) -> EncodedText:
+        """What a network's transformer makes of some of the texts, computed once."""
+        key = id(network), id(texts)
+        if key not in self._read:
+            with torch.no_grad():
+                self._read[key] = network.encode_text(
+                    texts.tokens.to(device), texts.mask.to(device)
+                )
+        return self._read[key]
+
+
+@final
+class BaseStage(Stage):
+    """The stage that guides steer.
+
+    Args:
+        network: Frozen, in evaluation mode.
+        architecture: What its outputs mean, and the size of its pictures.
+        cfg: The scale of classifier-free guidance.
+    """
+
+    def __init__(self, network: TextUNet, architecture: StageArchitecture, cfg: float) -> None:
+        self._network = network
+        self._architecture = architecture
+        self._meaning = Meaning(architecture.process)
+        self._cfg = cfg
+
+    @property
+    def name(self) -> str:
+        """The first: "base"."""
+        return "base"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return (3, self._architecture.image_size, self._architecture.image_size)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that the network was trained on."""
+        return self._meaning.schedule
+
+    @property
+    def variance(self) -> VarianceKind:
+        """As the checkpoint states."""
+        return self._architecture.process.variance
+
+    @property
+    def network(self) -> TextUNet:
+        """The U-Net with its text transformer."""
+        return self._network
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        """Predict the clean image and the noise.
+
+        Args:
+            x_t: (B, 3, H, W), float32.
+            t: (B,), int64 base timesteps.
+            condition: Of these B images.
+        """
+        network = self._network
+        told = self._architecture.process.network_timesteps(t.to(x_t.device))
+        x = x_t.contiguous(memory_format=torch.channels_last)
+        text = condition.read_by(network, condition.texts, x_t.device)
+        if condition.empty is None or self._cfg == 1.0:
+            return self._meaning(network.predict(x, told, text), x_t, t)
+        empty = condition.read_by(network, condition.empty, x_t.device)
+        both = network.predict(
+            torch.cat([x, x]), torch.cat([told, told]), EncodedText.joined(text, empty)
+        )
+        output, without = both.chunk(2)
+        mean, variance = output[:, :3], output[:, 3:]
+        guided = without[:, :3] + self._cfg * (mean - without[:, :3])
+        return self._meaning(torch.cat([guided, variance], dim=1), x_t, t)
+
+
+@final
+class UpsamplerStage(CascadedStage):
+    """The stage that enlarges what the base drew, told the same text, without guidance.
+
+    Args:
+        network: Frozen, in evaluation mode.
+        architecture: What its outputs mean, the size of its pictures, and its recipe.
+    """
+
+    def __init__(self, network: TextUNet, architecture: StageArchitecture) -> None:
+        self._network = network
+        self._architecture = architecture
+        self._meaning = Meaning(architecture.process)
+
+    @property
+    def name(self) -> str:
+        """The second: "upsampler"."""
+        return "upsampler"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return (3, self._architecture.image_size, self._architecture.image_size)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule that the network was trained on."""
+        return self._meaning.schedule
+
+    @property
+    def variance(self) -> VarianceKind:
+        """As the checkpoint states."""
+        return self._architecture.process.variance
+
+    @property
+    def network(self) -> TextUNet:
+        """The U-Net with its text transformer."""
+        return self._network
+
+    @property
+    def recipe(self) -> Recipe:
+        """As the checkpoint states, or the published one."""
+        return self._architecture.recipe
+
+    def conditioned(self, condition: Condition, images: Tensor) -> Condition:
+        """With the images rounded to 8 bits, as those were that the network was trained on."""
+        low_res = ((images + 1.0) * 127.5).round() / 127.5 - 1.0
+        return attrs.evolve(condition, low_res=low_res)
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        """Predict the clean image and the noise.
+
+        Args:
+            x_t: (B, 3, H, W), float32.
+            t: (B,), int64 base timesteps.
+            condition: Of these B images, what the stage before drew among it.
+        """
+        assert condition.low_res is not None
+        told = self._architecture.process.network_timesteps(t.to(x_t.device))
+        seen = with_low_res(x_t, condition.low_res.to(x_t))
+        text = condition.read_by(self._network, condition.texts, x_t.device)
+        output = self._network.predict(
+            seen.contiguous(memory_format=torch.channels_last), told, text
+        )
+        return self._meaning(output, x_t, t)
+
+
+@final
+class GlideBackend(DiffusionBackend):
+    """GLIDE.
+
+    Args:
+        base: The first stage.
+        upsampler: The second, if there is one.
+        tokens: What both read.
+    """
+
+    def __init__(
+        self, base: BaseStage, upsampler: UpsamplerStage | None, tokens: PromptTokens
+    ) -> None:
+        self._stages: tuple[Stage, ...] = (base,) if upsampler is None else (base, upsampler)
+        self._tokens = tokens
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The base, and the upsampler where there is one."""
+        return self._stages
+
+    def encode(self, prompts: Sequence[str] | None, batch: int) -> Condition:
+        """The prompts as tokens; no prompts are empty ones, and neither has anything to guide.
+
+        Raises:
+            UsageError: Where there is not one for each image, or one is no Unicode text.
+        """
+        if prompts is not None and len(prompts) != batch:
+            raise UsageError(f"{len(prompts)} prompts were given for {batch} images")
+        texts = self._tokens([""] * batch if prompts is None else prompts)
+        return Condition(texts, self._tokens([""] * batch) if texts.mask.any() else None)

@@ -1,0 +1,127 @@
+"""GLIDE's noised CLIP as a guide (Nichol et al. 2021, arXiv 2112.10741, section 4.4)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint, read_architecture
+from ppap_framework.components import GuidanceModel, Target, TargetInput
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.noise import NoiseLevel, noise_schedule
+from ppap_plugin_adm.guider import at_size
+from ppap_plugin_glide.architecture import ClipArchitecture, load_networks
+from ppap_plugin_glide.config import NoisedClipConfig
+from ppap_plugin_glide.noised_clip import ImageEncoder, TextEncoder, unit
+from ppap_plugin_glide.tokens import ClipTokens
+
+__all__ = ["NoisedClipGuide", "make_clip"]
+
+
+def make_clip(options: None, checkpoint: Checkpoint) -> NoisedClipGuide:
+    """The factory of the guider `clip`.
+
+    Raises:
+        AssetError: Where the checkpoint is not of a noised CLIP, or its parts do not fit together.
+    """
+    architecture = read_architecture(checkpoint, ClipArchitecture)
+    names = {"image_encoder": "ImageEncoder", "text_encoder": "TextEncoder"}
+    loaded = load_networks(
+        checkpoint,
+        {
+            name: (f"glide_text2im.clip.encoders.{encoder}", architecture.config)
+            for name, encoder in names.items()
+        },
+    )
+    image_encoder, text_encoder = (loaded[name] for name in names)
+    assert isinstance(image_encoder, ImageEncoder)
+    assert isinstance(text_encoder, TextEncoder)
+    config = NoisedClipConfig(**architecture.config)
+    try:
+        tokens = ClipTokens(architecture.tokenizer, config.n_vocab, config.max_text_len)
+        return NoisedClipGuide(image_encoder, text_encoder, tokens, config)
+    except (ValueError, UsageError) as error:
+        reason = error.message if isinstance(error, UsageError) else error
+        raise AssetError(
+            f"{checkpoint.name!r}: {reason}", hint="its parts are those of different models"
+        ) from error
+
+
+@final
+class NoisedClipGuide(GuidanceModel):
+    """A CLIP that was trained on noisy images and is told how noisy they are; its target is a text.
+
+    It is told the timestep of its own schedule that is closest to the noise level. Without a level,
+    images are taken for clean: timestep 0. Images of another size are resized as those of ADM's
+    classifier are.
+
+    Args:
+        image_encoder: Embeds noisy images.
+        text_encoder: Embeds the target.
+        tokens: What the text encoder reads.
+        config: Its noise schedule, image size and logit scale.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        tokens: ClipTokens,
+        config: NoisedClipConfig,
+    ) -> None:
+        super().__init__()
+        self._image_encoder = image_encoder
+        self._text_encoder = text_encoder
+        self._tokens = tokens
+        self._config = config
+        self._schedule = noise_schedule(config.beta_schedule, config.n_timesteps)
+        self.eval().requires_grad_(False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The image encoder."""
+        return self._image_encoder
+
+    @property
+    def native_size(self) -> int:
+        """The side of the images that it was trained on."""
+        return self._config.image_size
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        """Embeddings (B, D) of images (B, 3, H, W) with that much noise, as long as the logit
+        scale.
+        """
+        if level is None:
+            t = torch.zeros(len(images), dtype=torch.int64)
+        else:
+            t = self._schedule.nearest_timestep(level)
+        pixels = (at_size(images, self.native_size, noisy=level is not None) + 1.0) * 127.5
+        embedding = self._image_encoder(pixels, t.to(images.device))
+        return self._config.logit_scale * unit(embedding)
+
+    @torch.no_grad()
+    def target(self, given: TargetInput) -> Target:
+        """The embedding of a text.
+
+        Raises:
+            UsageError: Where there is none, or nothing in it.
+        """
+        if given.text is None or not given.text.strip():
+            raise UsageError(
+                f"{given.source or 'nothing'!r} is no text",
+                hint='type what the image should show, such as "a red cube"',
+            )
+        tokens, length = self._tokens(given.text)
+        device = next(self._text_encoder.parameters()).device
+        embedding = unit(self._text_encoder(tokens.to(device), length.to(device)))
+        return Target(value=embedding.float().cpu(), label=given.text.strip()[:80])
+
+    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
+        """The images themselves: an embedding shows nothing."""
+        return images
+
+    def describe(self, prediction: Tensor) -> list[str]:
+        """Nothing: an embedding has no words."""
+        return []
