@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/ppap run --backend adm --guider adm-classifier --target "red cube" --compare --seed 0 --num 8 --out runs/demo --overwrite
+	$(BIN)/ppap run --backend adm --guider classifier --target "red cube" --compare --seed 0 --num 8 --out runs/demo --overwrite
 
 test: lint types contracts
 	$(BIN)/python -m pytest -q

@@ -87,7 +87,7 @@ def random_state(
     generator = torch.Generator().manual_seed(seed)
     network = build(official_class, config)
     for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
+        nn.init.normal_(parameter, std=0.3, generator=generator)
     return dict(network.state_dict())
 
 

@@ -22,9 +22,9 @@ ROOT = Path(os.environ.get("PPAP_PARITY_DIR") or Path(__file__).parent)
 
 
 def network_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The case whose network is used, wherever it lies."""
-    (path,) = ROOT.rglob(f"{name}.json")
-    return json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+    """The case whose network is used, wherever its tensors lie."""
+    (path,) = ROOT.rglob(f"{name}.safetensors")
+    return json.loads(path.with_suffix(".json").read_text()), load_file(path)
 
 
 def relative_l2(actual: Tensor, expected: Tensor) -> float:
@@ -54,7 +54,8 @@ def test_guided_sampling(record: dict[str, Any], tensors: dict[str, Tensor]) -> 
     condition = Condition(Texts(tokens[:rows], mask[:rows]), Texts(tokens[rows:], mask[rows:]))
     tolerance = record["tolerance"]["value"]
 
-    process = Process(stage.schedule, space_timesteps(1000, record["timestep_respacing"]))
+    steps = space_timesteps(1000, record["timestep_respacing"])
+    process = Process(stage.schedule, steps, stage.variance)
     noises = iter(tensors["noises"][:, :rows])
     states = list(
         trajectory(

@@ -181,11 +181,12 @@ class TestSampling:
         assert torch.equal(copy.stages[0].denoise(x_t, t, copy.encode(PROMPTS, 3)).eps, expected)
 
 
-class TestPrompts:
-    @pytest.fixture(scope="class")
-    def tokens(self) -> PromptTokens:
-        return PromptTokens(read_tokenizer(letters("<end>")), VOCABULARY, 12)
+@pytest.fixture(scope="module")
+def tokens() -> PromptTokens:
+    return PromptTokens(read_tokenizer(letters("<end>")), VOCABULARY, 12)
 
+
+class TestPrompts:
     @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
     def test_any_text_is_cut_or_padded(self, tokens: PromptTokens, text: str) -> None:
         texts = tokens([text])

@@ -1,0 +1,63 @@
+"""What the distribution offers is there, is what its cards say, and works together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import ppap_framework as ppap
+from ppap_framework.checkpoints import fetch, file_sha256
+from ppap_framework.components import TargetInput
+from ppap_framework.experts import read_bundle_info, verify_bundle
+from ppap_framework.plugin import AssetFile, DefaultTarget, ExpertBundle
+from ppap_plugin_shapes.plugin import ppap_assets
+from ppap_plugin_shapes.world import CLASS_NAMES
+
+ASSETS = ppap_assets()
+FILES = [asset for asset in ASSETS if isinstance(asset, AssetFile)]
+BUNDLES = [asset for asset in FILES if isinstance(asset, ExpertBundle)]
+
+
+@pytest.mark.parametrize("asset", FILES, ids=lambda asset: asset.name)
+def test_files_are_what_their_cards_say(asset: AssetFile) -> None:
+    path = fetch(asset)
+    assert (file_sha256(path), path.stat().st_size) == (asset.sha256, asset.size)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_bundles_are_for_the_networks_here(bundle: ExpertBundle) -> None:
+    path = fetch(bundle)
+    verify_bundle(path)
+    info = read_bundle_info(path)
+    assert (info.guide.component, info.backend.component) == (bundle.guider, bundle.backend)
+    assert info.scales is not None
+    run = ppap.sample(bundle.backend, [ppap.guide(bundle.guider)], num=1, steps=1)
+    assert run.plan.experts[0] is not None
+    assert run.plan.experts[0].name == bundle.name
+
+
+def test_default_targets_are_among_the_classes() -> None:
+    targets = [asset for asset in ASSETS if isinstance(asset, DefaultTarget)]
+    classifiers = [target for target in targets if target.guider == "classifier"]
+    assert classifiers
+    assert {target.text for target in classifiers} <= {*CLASS_NAMES}
+
+
+def test_experts_lead_where_the_untouched_network_does_not() -> None:
+    """By the eyes of the judge, which guides nothing."""
+    aims = torch.arange(0, 32, 2)
+    guide = ppap.guide("classifier", target=aims.numpy())
+    drawn = ppap.sample("adm", [guide], num=16, steps=25, batch=16, seed=3, compare=True)
+    judge = ppap.guide("classifier", checkpoint="shapes-judge", target="red cube", experts="none")
+    names = [judge.guide.model.target(TargetInput(text=name)).value for name in CLASS_NAMES]
+    hits = {}
+    for name, images in (
+        ("experts", drawn.images),
+        *((n, d.images) for n, d in drawn.compared.items()),
+    ):
+        with torch.no_grad():
+            seen = judge.guide.model(images).argmax(1)
+        hits[name] = int((seen == torch.cat(names)[aims]).sum())
+    assert hits["experts"] >= 10
+    assert hits["naive"] <= 5
+    assert hits["unguided"] <= 3
