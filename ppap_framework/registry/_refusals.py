@@ -22,6 +22,8 @@ FIRST_PARTY: dict[ComponentKind, dict[str, str]] = {
     "loss": {
         "clip-similarity": "ppap-plugin-glide",
         "cross-entropy": "ppap-plugin-classifier",
+        "depth-mse": "ppap-plugin-midas",
+        "depth-ssi": "ppap-plugin-midas",
         "segmentation-cross-entropy": "ppap-plugin-segmentation",
     },
     "adapter": {"bias": "ppap-plugin-bias", "lora": "ppap-plugin-lora"},

@@ -1,0 +1,1 @@
+"""Guidance by any depth network of transformers, and the losses of depth."""

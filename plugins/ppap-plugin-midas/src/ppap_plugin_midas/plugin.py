@@ -1,0 +1,42 @@
+"""What this distribution supplies."""
+
+from __future__ import annotations
+
+from ppap_framework.plugin import GuiderSpec, TaskLossSpec, hookimpl
+
+PPAP_API = (1, 0)
+
+
+@hookimpl
+def ppap_guiders() -> list[GuiderSpec]:
+    """The guider `depth`."""
+    return [
+        GuiderSpec(
+            name="depth",
+            summary="Any depth network of transformers (DPT/MiDaS, Depth Anything, GLPN, ZoeDepth)",
+            factory="ppap_plugin_midas.guider:make_depth",
+            options="ppap_plugin_midas.options:DepthOptions",
+            task="depth",
+            default_loss="depth-ssi",
+            needs_checkpoint=False,
+        )
+    ]
+
+
+@hookimpl
+def ppap_task_losses() -> list[TaskLossSpec]:
+    """The losses `depth-ssi` and `depth-mse`."""
+    return [
+        TaskLossSpec(
+            name="depth-ssi",
+            summary="Absolute difference of depth maps, whatever their scale and shift",
+            factory="ppap_plugin_midas.loss:make_ssi",
+            task="depth",
+        ),
+        TaskLossSpec(
+            name="depth-mse",
+            summary="Squared difference of depth maps as they are",
+            factory="ppap_plugin_midas.loss:make_mse",
+            task="depth",
+        ),
+    ]

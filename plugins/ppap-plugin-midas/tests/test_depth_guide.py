@@ -1,0 +1,351 @@
+"""Depth networks of several architectures, from a folder to guided images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from experts_toy import SCHEDULE
+from PIL import Image
+from torch import Tensor, nn
+from transfer_toy import Pictures, pictures
+
+from ppap_framework.api import guide as ppap_guide
+from ppap_framework.api import sample
+from ppap_framework.checkpoints import open_checkpoint
+from ppap_framework.components import DiffusionBackend, Prediction, Stage
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.experts import load_bundle
+from ppap_framework.targets import decode_target
+from ppap_framework.transfer import Recipe, distillation, teacher, transfer
+from ppap_framework.transformers_models import ImageInput
+from ppap_plugin_midas.guider import DepthGuide, make_depth
+from ppap_plugin_midas.loss import ScaleShiftInvariant
+from ppap_plugin_midas.options import DepthOptions
+
+NECK: dict[str, Any] = {
+    "neck_hidden_sizes": [8, 8, 8, 8],
+    "fusion_hidden_size": 8,
+    "reassemble_factors": [2, 1, 1, 0.5],
+}
+DINO: dict[str, Any] = {
+    "model_type": "dinov2",
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    "reshape_hidden_states": False,
+}
+CONFIGS: dict[str, Any] = {
+    "dpt": transformers.DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        **NECK,
+    ),
+    "depth_anything": transformers.DepthAnythingConfig(
+        backbone_config=dict(DINO),
+        reassemble_hidden_size=16,
+        patch_size=8,
+        head_hidden_size=8,
+        **NECK,
+    ),
+    "metric_depth_anything": transformers.DepthAnythingConfig(
+        backbone_config=dict(DINO),
+        reassemble_hidden_size=16,
+        patch_size=8,
+        head_hidden_size=8,
+        depth_estimation_type="metric",
+        max_depth=10,
+        **NECK,
+    ),
+    "glpn": transformers.GLPNConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=8,
+        drop_path_rate=0.0,
+    ),
+}
+FAMILY = transformers.MODEL_FOR_DEPTH_ESTIMATION_MAPPING
+kinds = pytest.mark.parametrize("kind", sorted(CONFIGS))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders that transformers saved, of networks that react to what they see."""
+    made = {}
+    for kind, config in CONFIGS.items():
+        torch.manual_seed(0)
+        network = FAMILY[type(config)](config)
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(3)
+                elif "head" in name:  # a ReLU must not end in nothing but zeros
+                    parameter.fill_(0.5)
+        made[kind] = tmp_path_factory.mktemp(kind)
+        network.save_pretrained(made[kind])
+        if kind != "glpn":
+            processor = {"size": {"height": 32, "width": 32}, "resample": 2}
+            (made[kind] / "preprocessor_config.json").write_text(json.dumps(processor))
+    return made
+
+
+def guide(folder: Path, **options: Any) -> DepthGuide:
+    return make_depth(DepthOptions(model=str(folder), **options), None)
+
+
+def images(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+class TestArchitectures:
+    @kinds
+    def test_says_what_transformers_says_and_larger_is_nearer(
+        self, kind: str, folders: dict[str, Path]
+    ) -> None:
+        made = guide(folders[kind])
+        theirs = FAMILY[type(CONFIGS[kind])].from_pretrained(folders[kind]).eval()
+        assert made.native_size == (None if kind == "glpn" else 32)
+        batch = images(2, 3, 32, 32)
+        given = (batch + 1) / 2 if kind == "glpn" else batch
+        with torch.no_grad():
+            expected = theirs(given).predicted_depth
+            said = made(batch)
+        metric = kind in ("glpn", "metric_depth_anything")
+        torch.testing.assert_close(said, 1 / expected if metric else expected)
+        assert said.ndim == 3
+        assert made.describe(said) == []
+        drawn = made.render(said, batch)
+        assert drawn.shape == (2, 3, *said.shape[1:])
+        assert drawn.abs().max() <= 1
+        other = guide(folders[kind], predicts="disparity" if metric else "depth")
+        with torch.no_grad():
+            turned = other(batch)
+        torch.testing.assert_close(turned, expected if metric else 1 / expected.clamp_min(0.01))
+
+    @kinds
+    def test_looks_at_any_size_image_by_image_with_a_gradient(
+        self, kind: str, folders: dict[str, Path]
+    ) -> None:
+        made = guide(folders[kind])
+        for height, width in ((32, 32), (20, 50), (64, 64)):
+            batch = images(2, 3, height, width).requires_grad_(True)
+            said = made(batch)
+            said.sum().backward()
+            assert batch.grad is not None
+            assert batch.grad.isfinite().all()
+            assert batch.grad.abs().amax((1, 2, 3)).min() > 0
+            torch.testing.assert_close(made(batch[1:]), said[1:], atol=1e-4, rtol=1e-4)
+
+    @kinds
+    def test_experts_learn_are_saved_and_guide(
+        self, kind: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hasten(monkeypatch)
+        made, backend = guide(folders[kind]), Drawing()
+        batch = images(2, 3, 32, 32)
+        bare = made(batch)
+        bundle = transfer(
+            backend,
+            teacher(made, loss=ScaleShiftInvariant()),
+            Pictures({"base": pictures(10, 32)}),
+            out=tmp_path,
+            num_experts=2,
+            adapters=(("lora", {"rank": 2}), ("bias", {})),
+            recipe=Recipe(iterations=4, shared=0.25, batch=4, held_out=0.2, validate_every=2),
+            keep=False,
+            device="cpu",
+        )
+        assert torch.equal(made(batch), bare)  # experts leave the network as it was
+        experts = load_bundle(bundle.path, made, backend)
+        experts.activate(1)
+        assert not torch.equal(made(batch), bare)
+        experts.activate(None)
+        reference = Image.new("RGB", (32, 32), "navy")
+        reference.paste("white", (8, 8, 20, 24))
+        aimed = ppap_guide(
+            made, name="depth", loss=ScaleShiftInvariant(), target=reference, experts=experts
+        )
+        drawn = sample(backend, [aimed], num=2, steps=3, compare=True, device="cpu")
+        assert drawn.unguided is not None
+        assert drawn.images.isfinite().all()
+        assert not torch.equal(drawn.images, drawn.unguided.images)
+        experts.detach()
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few batches for statistics, and a plot that takes no time."""
+
+    def plot(lines: Any, phases: Any, path: Path) -> None:
+        for suffix in (".svg", ".png"):
+            path.with_suffix(suffix).touch()
+
+    monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 1)
+    module = sys.modules["ppap_framework.transfer.transfer"]  # the package calls the function so
+    monkeypatch.setattr(module, "plot_losses", plot)
+
+
+class Drawing(DiffusionBackend):
+    """Draws grey: its noise is the whole image."""
+
+    def __init__(self) -> None:
+        self._stage = Grey()
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return (self._stage,)
+
+    def encode(self, prompts: Any, batch: int) -> Any:
+        return None
+
+
+class Grey(Stage):
+    name = "base"
+    image_shape = (3, 32, 32)
+    schedule = SCHEDULE
+    variance = "fixed_small"
+    network = nn.Linear(1, 1)
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
+        level = SCHEDULE.level(t)
+        alpha, sigma = (part.view(-1, 1, 1, 1) for part in (level.alpha, level.sigma))
+        return Prediction.from_eps(x_t / sigma.to(x_t), x_t, alpha, sigma)
+
+
+class Ramp(nn.Module):
+    """Stands for a network: disparity is the mean of the channels it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        return type("Output", (), {"predicted_depth": self.weight * pixel_values.mean(1)})
+
+
+def simple(size: int | None = 16, **named: Any) -> DepthGuide:
+    return DepthGuide(Ramp(), ImageInput(size=size), **named)
+
+
+def ramp(mode: str, width: int = 16, height: int = 16) -> Image.Image:
+    grey = np.tile(np.linspace(0, 255, width), (height, 1)).astype(np.uint8)
+    return Image.fromarray(grey).convert(mode)
+
+
+class TestTargets:
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+    def test_pictures_of_any_mode(self, mode: str, tmp_path: Path) -> None:
+        path = tmp_path / ("reference.tif" if mode == "CMYK" else "reference.png")
+        ramp(mode).save(path)
+        target = simple().target(decode_target(str(path)))
+        assert target.value.shape == (1, 16, 16)
+        assert target.value[0, 0].diff().mean() > 0
+        assert target.label == f"the depth of {path.name}"
+        assert target.picture is not None
+        assert target.picture.shape == (3, 16, 32)  # the picture, and its depth beside it
+        assert target.picture.abs().max() <= 1
+
+    @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (5000, 3), (900, 700)])
+    def test_pictures_of_any_size(self, width: int, height: int) -> None:
+        for size in (16, None):
+            target = simple(size).target(decode_target(ramp("RGB", width, height)))
+            assert target.value.isfinite().all()
+            assert target.picture is not None
+            assert max(target.picture.shape) <= 1024
+
+    def test_a_picture_that_is_not_square_keeps_its_middle(self) -> None:
+        picture = Image.new("RGB", (48, 16), "red")
+        picture.paste("white", (16, 0, 32, 16))
+        target = simple().target(decode_target(picture))
+        torch.testing.assert_close(target.value, torch.ones(1, 16, 16))
+
+    def test_turned_and_animated_pictures(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down, which is left to right for a ramp
+        ramp("RGB").save(tmp_path / "turned.png", exif=exif)
+        turned = simple().target(decode_target(tmp_path / "turned.png"))
+        assert turned.value[0, 0].diff().mean() < 0
+        frames = [Image.new("RGB", (16, 16), "black")]
+        ramp("RGB").save(tmp_path / "moving.gif", save_all=True, append_images=frames)
+        moving = simple().target(decode_target(tmp_path / "moving.gif"))
+        assert moving.value[0, 0].diff().mean() > 0
+
+    def test_maps(self, tmp_path: Path) -> None:
+        near = np.linspace(1000, 60000, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(near).save(tmp_path / "map.png")
+        np.save(tmp_path / "map.npy", near.astype(np.float64))
+        for name in ("map.png", "map.npy"):
+            target = simple().target(decode_target(tmp_path / name))
+            torch.testing.assert_close(target.value[0], torch.from_numpy(near.astype(np.float32)))
+            assert target.label == f"the depth map {name}"
+            assert target.picture is not None
+            assert target.picture.shape == (3, 8, 8)
+        each = simple().target(decode_target(np.stack([near, near[::-1]]).astype(np.float32)))
+        assert each.value.shape == (2, 8, 8)
+        wide = simple().target(decode_target(np.arange(48.0).reshape(4, 12)))
+        torch.testing.assert_close(wide.value[0], torch.arange(48.0).reshape(4, 12)[:, 4:8])
+
+    def test_maps_of_distances(self) -> None:
+        given = np.array([[1.0, 2.0], [4.0, 0.0]])
+        target = simple(target_map="depth").target(decode_target(given))
+        expected = torch.tensor([[[1.0, 0.5], [0.25, torch.nan]]])
+        torch.testing.assert_close(target.value, expected, equal_nan=True)
+        for wrong, message in ((-given, "negative depths"), (0 * given, "no depth is known")):
+            with pytest.raises(UsageError, match=message):
+                simple(target_map="depth").target(decode_target(wrong))
+
+    @pytest.mark.parametrize("given", ["red cube", np.zeros(5), np.zeros((2, 3, 4, 5)), 3])
+    def test_others_are_refused(self, given: Any) -> None:
+        with pytest.raises(UsageError, match="a depth network cannot aim at") as caught:
+            simple().target(decode_target(given))
+        assert "16-bit PNG or NPY" in str(caught.value)
+
+
+class TestRefusals:
+    def test_types_whose_numbers_nobody_knows(
+        self, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ppap_plugin_midas import guider
+
+        monkeypatch.setattr(guider, "_PREDICTS", {})
+        with pytest.raises(UsageError, match="whose numbers may be disparity or depth"):
+            guide(folders["glpn"])
+        assert guide(folders["glpn"], predicts="depth").native_size is None
+
+    def test_nothing_named_and_nothing_fitting(self, folders: dict[str, Path]) -> None:
+        with pytest.raises(UsageError, match="no model is named"):
+            make_depth(DepthOptions(), None)
+        with pytest.raises(UsageError, match="neither a folder"):
+            make_depth(DepthOptions(model="./absent"), None)
+        foreign = open_checkpoint(folders["glpn"] / "model.safetensors")
+        with pytest.raises(AssetError, match="do not fit DPTForDepthEstimation"):
+            make_depth(DepthOptions(model=str(folders["dpt"])), foreign)
+        with pytest.raises(ValueError, match="size"):
+            DepthOptions(size=0)
+
+    def test_the_size_can_be_chosen(self, folders: dict[str, Path]) -> None:
+        made = guide(folders["dpt"], size=61)
+        assert made.native_size == 64  # a whole number of patches
+        assert made(images(1, 3, 32, 32)).isfinite().all()
+
+    def test_listing_imports_nothing_heavy(self) -> None:
+        code = (
+            "import sys, ppap_plugin_midas.plugin, ppap_plugin_midas.options\n"
+            "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
