@@ -78,6 +78,21 @@ class TestGrid:
         assert {box[1] for box in boxes} == {boxes[0][1]}
         assert boxes[0][0] < boxes[1][0] < boxes[2][0]
 
+    @pytest.mark.parametrize(
+        ("size", "shown"),
+        [((32, 32), (128, 128)), ((64, 32), (256, 128)), ((96, 32), (192, 64)), ((1, 99), (2, 198)),
+         ((1024, 512), (256, 128))],
+    )  # fmt: skip
+    def test_a_target_of_two_pictures_is_as_large_as_theirs(
+        self, size: tuple[int, int], shown: tuple[int, int]
+    ) -> None:
+        beside = solid(COLOURS[1], *size)
+        row = Row(title="row", pictures=[solid(COLOURS[0])], captions=[[]], beside=beside)
+        grid = draw_grid([], [row])
+        left, _, wide, high = box_of(grid, COLOURS[1])
+        assert (wide, high) == shown
+        assert left + wide <= box_of(grid, COLOURS[0])[0]
+
     def test_small_pictures_keep_their_pixels(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
         row = Row(title="", pictures=[Image.fromarray(pixels)], captions=[[]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 from PIL import Image, ImageDraw, ImageFont
@@ -118,14 +118,21 @@ def draw_grid(header: Sequence[str], rows: Sequence[Row]) -> Image.Image:
         header: Lines.
         rows: Of as many pictures each; they are broken together.
     """
-    rows = [attrs.evolve(row, pictures=[_fitted(p) for p in row.pictures]) for row in rows]
+    rows = [
+        attrs.evolve(
+            row,
+            pictures=[_fitted(picture) for picture in row.pictures],
+            beside=None if row.beside is None else _fitted(row.beside, min),
+        )
+        for row in rows
+    ]
     count = len(rows[0].pictures)
     wide = max((p.width for row in rows for p in row.pictures), default=_TILE)
     columns = max(1, min(count, _COLUMNS))
     heights = [_height(row) for row in rows]
     blocks = -(-count // columns)
     title_width = max(
-        [_TITLES, *(_fitted(row.beside).width + _GAP for row in rows if row.beside is not None)]
+        [_TITLES, *(row.beside.width + _GAP for row in rows if row.beside is not None)]
     )
     width = max(
         2 * _MARGIN + title_width + columns * (wide + _GAP),
@@ -161,7 +168,7 @@ def _draw_row(
         pen.text((_MARGIN, below), line, _INK, _TEXT)
         below += _TEXT_LINE
     if row.beside is not None:
-        canvas.paste(_fitted(row.beside), (_MARGIN, below + _GAP // 2))
+        canvas.paste(row.beside, (_MARGIN, below + _GAP // 2))
     tall = max(picture.height for picture in row.pictures)
     for column, index in enumerate(shown):
         left = _MARGIN + title_width + column * (wide + _GAP)
@@ -178,18 +185,23 @@ def _draw_row(
 def _height(row: Row) -> int:
     tall = max((picture.height for picture in row.pictures), default=_TILE)
     lines = max((len(c) for c in row.captions), default=0) * _CAPTION_LINES
-    beside = _fitted(row.beside).height + 3 * _TEXT_LINE if row.beside is not None else 0
+    beside = row.beside.height + 3 * _TEXT_LINE if row.beside is not None else 0
     return max(tall + lines * _TEXT_LINE, beside) + _GAP
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    """Small pictures with each pixel enlarged by the same whole number, large ones averaged."""
+def _fitted(picture: Image.Image, legible: Callable[[Sequence[int]], int] = max) -> Image.Image:
+    """Small pictures with each pixel enlarged by the same whole number, large ones averaged.
+
+    Args:
+        legible: Which side is enlarged to that of a tile: the longest, or as far as there is room
+            the shortest, for what may be several pictures side by side.
+    """
     longest = max(picture.size)
     if longest > _LARGEST:
         scale = _LARGEST / longest
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         return picture.resize(size, Image.Resampling.LANCZOS)
-    factor = -(-_TILE // longest)
+    factor = min(-(-_TILE // legible(picture.size)), max(1, _LARGEST // longest))
     size = picture.width * factor, picture.height * factor
     return picture.resize(size, Image.Resampling.NEAREST)
 
