@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from ppap_plugin_midas.loss import DepthMSE, ScaleShiftInvariant, depth_metrics
 SSI, MSE = ScaleShiftInvariant(), DepthMSE()
 
 seeds = st.integers(0, 2**31)
+quick = settings(max_examples=30, deadline=None)
 scales, shifts = st.floats(1e-3, 1e3), st.floats(-10, 10)
 
 
@@ -31,6 +32,7 @@ def ssi_by_hand(d: np.ndarray, wanted: np.ndarray) -> float:
 
 
 class TestScaleShiftInvariant:
+    @quick
     @given(seeds, st.integers(2, 6), st.integers(2, 6))
     def test_is_its_definition(self, seed: int, height: int, width: int) -> None:
         d, wanted = maps(seed, 3, height, width), maps(seed + 1, 3, height, width)
@@ -41,6 +43,7 @@ class TestScaleShiftInvariant:
         for found in (SSI.energy(d, wanted), SSI.transfer(d, wanted)):
             torch.testing.assert_close(found, torch.tensor(expected).float(), atol=1e-3, rtol=0)
 
+    @quick
     @given(seeds, scales, shifts, scales, shifts)
     def test_scale_and_shift_of_either_map_do_not_matter(
         self, seed: int, s: float, t: float, s2: float, t2: float
@@ -50,6 +53,7 @@ class TestScaleShiftInvariant:
         torch.testing.assert_close(changed, SSI.energy(d, wanted), atol=1e-3, rtol=0)
         assert (SSI.energy(d, s * (d + t)) < 1e-3).all()
 
+    @quick
     @given(seeds)
     def test_bounds_and_batches(self, seed: int) -> None:
         d, wanted = maps(seed, 4, 6, 5), maps(seed + 1, 4, 6, 5)
@@ -118,6 +122,7 @@ class TestTargets:
 
 
 class TestMetrics:
+    @quick
     @given(seeds)
     def test_are_their_definitions(self, seed: int) -> None:
         d, wanted = maps(seed, 2, 5, 5), maps(seed + 1, 2, 5, 5)
@@ -136,6 +141,7 @@ class TestMetrics:
             for name, value in expected.items():
                 assert told[name][row].item() == pytest.approx(value, abs=1e-4), name
 
+    @quick
     @given(seeds, scales, shifts)
     def test_a_map_that_is_only_scaled_is_perfect(self, seed: int, s: float, t: float) -> None:
         wanted = maps(seed, 1, 5, 5)
