@@ -78,7 +78,9 @@ class TestScaleShiftInvariant:
     def test_the_gradient_is_that_of_differences(self) -> None:
         d = maps(0, 1, 3, 3).double().requires_grad_(True)
         wanted = maps(1, 1, 3, 3).double()
-        assert torch.autograd.gradcheck(lambda x: SSI.energy(x, wanted).double(), d, 1e-3, 1e-3)
+        assert torch.autograd.gradcheck(
+            lambda x: SSI.energy(x, wanted).double(), d, eps=1e-3, atol=1e-3
+        )
 
 
 class TestMSE:
