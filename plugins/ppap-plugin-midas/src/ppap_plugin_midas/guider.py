@@ -63,7 +63,7 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
 
 
 def _meaning(config: Any) -> Meaning | None:
-    stated = getattr(config, "depth_estimation_type", None)
+    stated = getattr(config, "depth_estimation_type", "")  # only some configs have it
     return _BY_CONFIG.get(stated) or _PREDICTS.get(config.model_type)
 
 

@@ -30,7 +30,9 @@ class DepthOptions:
 
     model: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
     size: int | None = attrs.field(default=None, validator=optional([instance_of(int), ge(1)]))
-    predicts: Meaning | None = attrs.field(
+    predicts: Literal["disparity", "depth"] | None = attrs.field(
         default=None, validator=optional(in_(("disparity", "depth")))
     )
-    target_map: Meaning = attrs.field(default="disparity", validator=in_(("disparity", "depth")))
+    target_map: Literal["disparity", "depth"] = attrs.field(
+        default="disparity", validator=in_(("disparity", "depth"))
+    )
