@@ -78,10 +78,10 @@ class TestBase:
         with_prompt, without = said(backend, PROMPTS), said(backend, [""] * 3)
         prediction = backend.stages[0].denoise(*noisy(), backend.encode(PROMPTS, 3))
         expected = without[:, :3] + 3.0 * (with_prompt - without)[:, :3]
-        torch.testing.assert_close(prediction.eps, expected, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(prediction.variance, with_prompt[:, 3:], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(prediction.eps, expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(prediction.variance, with_prompt[:, 3:], atol=1e-3, rtol=1e-3)
         assert (expected - with_prompt[:, :3])[[0, 2]].abs().amax((1, 2, 3)).min() > 0.01
-        torch.testing.assert_close(prediction.eps[1], without[1, :3], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(prediction.eps[1], without[1, :3], atol=1e-3, rtol=1e-3)
 
     @pytest.mark.parametrize("prompts", [None, ["", "", ""]])
     def test_no_prompt_is_the_empty_one_unguided(
