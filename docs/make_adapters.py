@@ -212,7 +212,7 @@ def costs_table(found: dict[str, Any]) -> list[str]:
     milliseconds = {name: 1000 * value for name, value in step["seconds"].items()}
     threads = f"{step['threads']} thread{'s' if step['threads'] > 1 else ''}"
     images = f"{step['batch']} images of {step['size']} x {step['size']}"
-    switches = f"{step['switches_in_25_steps']:g} in 25 steps"
+    switches = f"{step['switches_in_25_steps']:.2g} in 25 steps"
     lines = [
         f"| ResNet-50, {images}, {threads} | ms |",
         "|---|---|",
