@@ -4,8 +4,10 @@ The base is train_adm.py's U-Net with a small text transformer; one caption in t
 classifier-free guidance has something to differ from (Ho and Salimans 2022, arXiv 2207.12598). The
 upsampler sees the averaged picture, rounded to 8 bits and now and then blurred, beside the noisy
 one, as GLIDE's does (Nichol et al. 2021, arXiv 2112.10741). Both learn v and the variance, as
-train_adm.py explains. The tokenizer is a byte-level BPE over the captions: a word of theirs is a
-token, and any other text is still a text.
+train_adm.py explains, and both begin with the weights that it published: what a picture of this
+world looks like need not be learnt three times. The upsampler learns from crops, and one step in
+four from whole pictures, a quarter as many, which costs the same. The tokenizer is a
+byte-level BPE over the captions: a word of theirs is a token, and any other text is still a text.
 
     python train_glide.py base --state ~/ppap-train
     python train_glide.py upsampler --state ~/ppap-train
@@ -23,7 +25,7 @@ import attrs
 import click
 import torch
 import torch.nn.functional as F
-from publish import publish
+from publish import WEIGHTS, publish
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -74,6 +76,9 @@ PROCESSES = {
     for name, schedule in (("base", "cosine"), ("upsampler", "linear"))
 }
 
+START = "shapes-adm"  # whose weights both begin with
+CROP = 32  # pixels a side, of the upsampler's pictures
+
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -92,6 +97,17 @@ def tokenizer_of(texts: list[str]) -> dict[str, Any]:
     tokenizer.add_tokens([END])
     content: dict[str, Any] = json.loads(tokenizer.to_str())
     return content
+
+
+def begun(network: nn.Module) -> nn.Module:
+    """A network with the weights of the unconditional one wherever it has the same; the channels
+    and keys that it lacks begin at nothing and at random.
+    """
+    own = network.state_dict()
+    for name, values in load_file(WEIGHTS / f"{START}.safetensors").items():
+        own[name].zero_()
+        own[name][tuple(slice(size) for size in values.shape)] = values.float()
+    return network
 
 
 @attrs.frozen
@@ -140,6 +156,17 @@ def shrunk(images: Tensor, generator: torch.Generator | None) -> Tensor:
     return ((small + 1.0) * 127.5).round() / 127.5 - 1.0
 
 
+def cropped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One crop of each, that begins at an even pixel, as the small picture's pixels do."""
+    room = (images.shape[-1] - CROP) // 2 + 1
+    rows, columns = 2 * torch.randint(room, (2, len(images)), generator=generator)
+    crops = [
+        image[:, row : row + CROP, column : column + CROP]
+        for image, row, column in zip(images, rows, columns, strict=True)
+    ]
+    return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+
+
 def loss_terms(process: Process, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Any:
     """The squared error of v, and the bound in bits per dimension and step."""
     schedule = process.schedule
@@ -153,7 +180,7 @@ def loss_terms(process: Process, output: Tensor, x0: Tensor, t: Tensor, noise: T
 
 
 def loss_of(
-    kept: Kept, name: str, network: nn.Module, forward: Any, batch: int, bfloat16: bool
+    kept: Kept, name: str, network: nn.Module, forward: Any, size: int, bfloat16: bool
 ) -> Loss:
     """The loss of one batch; nothing in it is drawn but from the step's generator."""
     process = process_of(name)
@@ -161,8 +188,12 @@ def loss_of(
     empty = tokens_of(kept.tokenizer)([""])
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        crops = name == "upsampler" and torch.rand((), generator=generator) < 0.75
+        batch = size if name == "base" or crops else size // 4
         chosen = torch.randint(len(kept.images), (batch,), generator=generator)
         x0 = to_images(kept.images[chosen])  # not mirrored: captions know left from right
+        if crops:
+            x0 = cropped(x0, generator)
         silent = (torch.rand(batch, generator=generator) < EMPTY)[:, None]
         tokens = torch.where(silent, empty.tokens, kept.texts.tokens[chosen])
         mask = torch.where(silent, empty.mask, kept.texts.mask[chosen])
@@ -256,9 +287,9 @@ def stage_command(name: str, usual: int) -> click.Command:
     ) -> None:
         kept = Kept.of(state, SIZES[name])
         torch.manual_seed(0)
-        network = build(CLASSES[name], config_of(kept.tokenizer))
+        network = begun(build(CLASSES[name], config_of(kept.tokenizer)))
         network.to(memory_format=torch.channels_last)
-        forward = torch.compile(network) if compiled else network
+        forward = torch.compile(network, dynamic=False) if compiled else network
         plan = Plan(steps=steps, decay=decay, batch=batch, learning_rate=5e-4, seed=12, warmup=500)
         folder = state / f"glide-{name}"
         loss = loss_of(kept, name, network, forward, batch, bfloat16)

@@ -7,9 +7,8 @@ time embedding; and every attention layer looks at all of them beside the pixels
 from __future__ import annotations
 
 from abc import ABC
-from typing import final
+from typing import NamedTuple, final
 
-import attrs
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +29,8 @@ __all__ = [
 ]
 
 
-@final
-@attrs.frozen(eq=False)
-class EncodedText:
-    """What the text transformer makes of B texts.
+class EncodedText(NamedTuple):
+    """What the text transformer makes of B texts; a tuple, since torch.compile follows one.
 
     Attributes:
         pooled: (B, E), to be added to the time embedding.
