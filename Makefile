@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
 RENDERS := runs/renders/reference.npz runs/renders/fresh.npz runs/renders/scenes.npz
-LEARN = $(BIN)/ppap transfer --backend adm --guider classifier --precision bfloat16 --validate-every 200 --no-keep
+SYNTHETIC := runs/synthetic/shapes-adm
+LEARN = $(BIN)/ppap transfer --backend adm --precision bfloat16 --validate-every 200 --no-keep
+EXPERTS := classifier-experts depth-experts segmentation-experts
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results classifier-experts $(RESULTS) shares costs clean
+.PHONY: help demo test slow parity lint types contracts results synthetic $(EXPERTS) $(RESULTS) shares costs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,14 +60,25 @@ $(RESULTS): %: %.toml $(RENDERS)
 	$(BIN)/ppap evaluate $< --out $@
 
 docs/results/adm-classifier: classifier-experts
+docs/results/adm-depth: depth-experts
+docs/results/adm-segmentation: segmentation-experts
+docs/results/adm-together: classifier-experts depth-experts segmentation-experts
 
 # Each of these commands goes on where it was, and does nothing where it was done.
-classifier-experts: runs/renders/labelled.npz
-	$(BIN)/ppap synthesize --backend adm --num 4096 --seed 500 --out runs/synthetic/shapes-adm
+synthetic: $(VENV)/.installed
+	$(BIN)/ppap synthesize --backend adm --num 4096 --seed 500 --out $(SYNTHETIC)
+
+classifier-experts: synthetic runs/renders/labelled.npz
 	for number in 1 2 5 10; do \
-		$(LEARN) --data runs/synthetic/shapes-adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
+		$(LEARN) --guider classifier --data $(SYNTHETIC) --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
 	done
-	$(LEARN) --supervised --data $< --adapter full --learning-rate 0.001 --num-experts 5 --out runs/experts/classifier-supervised
+	$(LEARN) --guider classifier --supervised --data runs/renders/labelled.npz --adapter full --learning-rate 0.001 --num-experts 5 \
+		--out runs/experts/classifier-supervised
+
+depth-experts segmentation-experts: %-experts: synthetic
+	for number in 1 5; do \
+		$(LEARN) --guider $* --data $(SYNTHETIC) --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
+	done
 
 runs/renders/labelled.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 912 --num 4096 --out $@

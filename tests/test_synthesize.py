@@ -185,6 +185,28 @@ class TestImages:
         expected = ((sampled + 1.0) * 127.5).round().to(torch.uint8)
         assert torch.equal(data.load(), expected)
 
+    def test_prompts_are_told_in_turn(self, backend: LoadedBackend, tmp_path: Path) -> None:
+        told, same = ["darker", "brighter", "darker"], {"num": 5, "steps": 4, "seed": 3}
+        data = synthesize(backend, out=tmp_path / "set", block=2, shard=4, prompts=told, **same)
+        five = [*told, *told[:2]]
+        sampled = ppap.sample(backend, batch=2, prompt=five, **same).images
+        assert torch.equal(data.load(), ((sampled + 1.0) * 127.5).round().to(torch.uint8))
+        said: list[str] = []
+        for shard in sorted((tmp_path / "set").glob("*.tar")):
+            with tarfile.open(shard) as tar:
+                for member in tar:
+                    if member.name.endswith(".json"):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        said.append(json.load(file)["prompt"])
+        assert said == five
+
+    @pytest.mark.parametrize("prompts", [[], "darker"])
+    def test_no_list_of_prompts(self, backend: LoadedBackend, tmp_path: Path, prompts: Any) -> None:
+        with pytest.raises(UsageError, match="list of texts"):
+            synthesize(backend, out=tmp_path / "set", prompts=prompts, **TINY)
+        assert not (tmp_path / "set").exists()
+
     def test_come_from_the_distribution(self, backend: LoadedBackend, tmp_path: Path) -> None:
         data = synthesize(backend, out=tmp_path / "set", num=512, steps=10)
         mean, _ = data.moments()
@@ -548,6 +570,31 @@ class TestCommands:
             assert culprit in first
             assert hint.startswith("hint: ")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_prompts_from_a_file(self, run: Run, backend: LoadedBackend, tmp_path: Path) -> None:
+        (tmp_path / "said.txt").write_text("darker\n\n  brighter  \r\n")
+        assert run(*DRAW, "--prompts", "said.txt", "--out", "set").code == 0
+        told = ["darker", "brighter"]
+        other = synthesize(backend, out=tmp_path / "other", prompts=told, **SMALL)
+        assert content(Path("set")) == content(other.path)
+        code, _, err = run(*DRAW, "--out", "set")
+        assert code == 2
+        assert "prompts_sha256" in err
+
+    def test_prompts_that_cannot_be_told(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "blank.txt").write_text(" \n\n")
+        (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+        (tmp_path / "other.txt").write_text("louder\n")
+        for name, exit_code, culprit in (
+            ("none.txt", 4, "cannot read the prompts in 'none.txt': No such file"),
+            ("latin.txt", 4, "no UTF-8 text"),
+            ("blank.txt", 2, "no prompts in 'blank.txt'"),
+            ("other.txt", 2, "'louder' is no prompt"),
+        ):
+            code, out, err = run(*DRAW, "--prompts", name, "--out", "set")
+            assert (code, out) == (exit_code, "")
+            assert culprit in err.splitlines()[0]
+            assert not Path("set").exists()
 
     def test_options_from_a_file(self, run: Run, whole: Path, tmp_path: Path) -> None:
         (tmp_path / "ppap.toml").write_text(

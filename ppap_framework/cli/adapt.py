@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli import State
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, problems_of
 from ppap_framework.cli.output import print_json
 from ppap_framework.cli.training_options import (
@@ -34,8 +35,7 @@ _INTERRUPTED = 130
 
 
 @click.command("adapt", cls=Command)
-@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@backend_options
 @guide_options
 @option("--num", type=int, default=2048, help="How many images the diffusion model draws.")
 @option("--steps", type=int, default=25, help="Steps from noise to each.")
@@ -61,7 +61,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     ppap adapt --backend adm --guider classifier
     ppap run --backend adm --guider classifier --target "red cube"
     """
-    from ppap_framework.api import Problems, find_backend
+    from ppap_framework.api import Problems
     from ppap_framework.transfer import adapt, check_adapt
 
     state = ctx.ensure_object(State)
@@ -87,7 +87,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
             device=given["device"],
         )
     with problems.collected():
-        found.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
+        found.append(backend_of(given))
     with problems.collected():
         adapters = adapters_of(given["adapter"])
     if not problems.errors:

@@ -12,6 +12,7 @@ import attrs
 import click
 
 from ppap_framework.cli import State
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import print_json, print_table
 from ppap_framework.errors import UsageError
@@ -31,8 +32,7 @@ _LEAST = {"num": 2, "levels": 2, "steps": 1, "num_experts": 1, "batch": 1, "thre
 
 
 @click.command("diagnose", cls=Command)
-@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@backend_options
 @option("--guider", required=True, metavar="NAME", help="The network to look into.")
 @option("--target", help="What its gradients shall lead to: as in `ppap run`.")
 @option("--guider-model", help="Which network, where the guider knows several.")
@@ -148,7 +148,7 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError], state: State) -
             data.append(_data(given["data"], given["num"]))
     if given["backend"] is not None:
         with problems.collected():
-            backends.append(api.find_backend(given["backend"], checkpoint=given["checkpoint"]))
+            backends.append(backend_of(given))
     values = {
         name: [given[option]] if given[option] is not None else []
         for name, option in (

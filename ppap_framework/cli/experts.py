@@ -9,6 +9,7 @@ import attrs
 import click
 
 from ppap_framework.cli import State
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
 from ppap_framework.cli.output import print_fields, print_json, print_table
 from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
@@ -163,8 +164,7 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
 
 @command.command("calibrate")
 @click.argument("source")
-@option("--backend", required=True, metavar="NAME", help="The diffusion model that they steer.")
-@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@backend_options
 @guide_options
 @option("--num", type=int, default=32, help="Trajectories of a trial.")
 @option("--steps", type=int, default=25, help="Steps of a trajectory.")
@@ -184,7 +184,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
-    from ppap_framework.api import Problems, find_backend
+    from ppap_framework.api import Problems
     from ppap_framework.experts import bundle_by_name
     from ppap_framework.transfer import calibrate
     from ppap_framework.transfer.transfer_folder import calibration_path
@@ -196,7 +196,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     with problems.collected():
         bundles.append(_own(bundle_by_name(source)))
     with problems.collected():
-        backends.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
+        backends.append(backend_of(given))
     with problems.collected():
         learner.append(teacher_of(given))
     problems.check()

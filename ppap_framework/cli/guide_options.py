@@ -21,7 +21,7 @@ from ppap_framework.api import Problems
 from ppap_framework.errors import UsageError
 from ppap_framework.registry import registry
 
-__all__ = ["GuideRequest", "parse_guides", "read_scale", "typed_option"]
+__all__ = ["GuideRequest", "parse_guides", "read_scale", "typed_option", "typed_pairs"]
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -237,3 +237,22 @@ def typed_option(
             f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give a {wanted}"
         )
     return text
+
+
+def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
+    """A component's options as typed, KEY=VALUE each.
+
+    Raises:
+        UsageError: Where a text cannot be read, a key is given twice, or a value has another type.
+        PluginError: Where there is no such component.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise UsageError(f"{flag} {text!r} cannot be read", hint="type KEY=VALUE")
+        if key in found:
+            raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
+        found[key] = typed_option(component, key, value.strip(), kind)
+    return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ppap_framework.cli import State
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import print_json
 from ppap_framework.errors import UsageError
@@ -39,14 +40,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 
 
 @click.command("run", cls=Command)
-@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
-@option(
-    "--backend-option",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="The diffusion model's own options; `ppap plugins info NAME` lists them.",
-)
+@backend_options
 @option("--prompt", help="What the diffusion model is told, where it takes a prompt.")
 @option(
     "--cfg",
@@ -184,10 +178,8 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
     backends, guides = [], []
     if given["backend"] is not None:
         with problems.collected():
-            found = api.find_backend(
-                given["backend"], checkpoint=given["checkpoint"], offline=offline
-            )
-            backends.append(attrs.evolve(found, options=_backend_options(found.spec.name, given)))
+            cfg = [f"cfg={given['cfg']}"] if given["cfg"] is not None else []
+            backends.append(backend_of(given, *cfg, offline=offline))
     for request in requests:
         with problems.collected():
             guide = _find(request, given["scale"], given["allow_mismatch"], offline)
@@ -229,15 +221,6 @@ def _find(
         allow_mismatch=allow_mismatch,
         offline=offline,
     )
-
-
-def _backend_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
-    from ppap_framework.cli.training_options import typed_pairs
-
-    texts = list(given["backend_option"])
-    if given["cfg"] is not None:
-        texts.append(f"cfg={given['cfg']}")
-    return typed_pairs("--backend-option", texts, name, "backend")
 
 
 def _set_threads(threads: int | None) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli import State
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import print_json
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework import api
@@ -28,10 +29,15 @@ _SETTINGS = (
 
 
 @click.command("synthesize", cls=Command)
-@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@backend_options
 @option("--out", required=True, metavar="FOLDER", help="Where to write, or to go on.")
 @option("--num", type=int, default=2048, help="How many images.")
+@option(
+    "--prompts",
+    metavar="FILE",
+    help="What the model is told, a line for each image, from the top again where they end; left "
+    "out, it is told nothing.",
+)
 @option("--steps", type=int, default=25, help="Steps from noise to image.")
 @option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="How to step.")
 @option("--eta", type=float, default=0.0, help="Fresh noise in DDIM, from 0 to 1.")
@@ -106,12 +112,30 @@ def _prepare(
             workers=kept["workers"],
             threads=kept["threads"],
         )
+    with problems.collected():
+        kept["prompts"] = _prompts(given["prompts"])
     found = []
     if given["backend"] is not None:
         with problems.collected():
-            found.append(api.find_backend(given["backend"], checkpoint=given["checkpoint"]))
+            found.append(backend_of(given))
     problems.check()
     return found[0].load(), kept
+
+
+def _prompts(path: str | None) -> list[str] | None:
+    """The lines of a file that are not blank."""
+    if path is None:
+        return None
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise AssetError(
+            f"cannot read the prompts in {path!r}: {reason}", hint="a text file, a prompt a line"
+        ) from error
+    if prompts := [line.strip() for line in lines if line.strip()]:
+        return prompts
+    raise UsageError(f"there are no prompts in {path!r}", hint="write one a line")
 
 
 @contextmanager

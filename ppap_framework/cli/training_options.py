@@ -11,6 +11,7 @@ import click
 
 from ppap_framework.cli import State
 from ppap_framework.cli.config import option
+from ppap_framework.cli.guide_options import typed_pairs
 from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ __all__ = [
     "show_bundle",
     "teacher_of",
     "training_options",
-    "typed_pairs",
 ]
 
 Watch = Callable[[Any], None]
@@ -294,24 +294,3 @@ def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None, Wa
             ),
             lambda calibrated: watch("calibrating", calibrated.trials, calibrated.most),
         )
-
-
-def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
-    """A component's options as typed, KEY=VALUE each.
-
-    Raises:
-        UsageError: Where a text cannot be read, a key is given twice, or a value has another type.
-        PluginError: Where there is no such component.
-    """
-    from ppap_framework.cli.guide_options import typed_option
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip().replace("-", "_")
-        if not equals or not key:
-            raise UsageError(f"{flag} {text!r} cannot be read", hint="type KEY=VALUE")
-        if key in found:
-            raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
-        found[key] = typed_option(component, key, value.strip(), kind)
-    return found

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ppap_framework.cli import State
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, problems_of
 from ppap_framework.cli.output import print_json
 from ppap_framework.cli.training_options import (
@@ -31,8 +32,7 @@ _INTERRUPTED = 130
 
 
 @click.command("transfer", cls=Command)
-@option("--backend", required=True, metavar="NAME", help="The diffusion model.")
-@option("--checkpoint", metavar="NAME|PATH", help="Its weights.")
+@backend_options
 @guide_options
 @option("--data", required=True, metavar="FOLDER", help="What `ppap synthesize` drew.")
 @option("--out", required=True, metavar="FOLDER", help="Where to write, or to go on.")
@@ -56,7 +56,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     \b
     ppap transfer --backend adm --guider classifier --data runs/synthetic --out runs/experts
     """
-    from ppap_framework.api import Problems, find_backend
+    from ppap_framework.api import Problems
     from ppap_framework.transfer import LabelledImages, SyntheticData, check_transfer, transfer
 
     state = ctx.ensure_object(State)
@@ -77,7 +77,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
             device=given["device"],
         )
     with problems.collected():
-        found.append(find_backend(given["backend"], checkpoint=given["checkpoint"]))
+        found.append(backend_of(given))
     with problems.collected():
         data.append((LabelledImages if given["supervised"] else SyntheticData)(given["data"]))
     with problems.collected():

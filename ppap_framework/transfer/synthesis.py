@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
+import json
 import os
 import platform
 import time
@@ -48,6 +50,7 @@ def synthesize(
     workers: int | None = 1,
     threads: int = 1,
     device: str = "auto",
+    prompts: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,
@@ -73,6 +76,8 @@ def synthesize(
             spawned processes.
         threads: Of each worker on the CPU.
         device: "auto", or as torch calls it.
+        prompts: What the backend is told: image i has prompt i, and they begin anew where they end.
+            None for nothing, which is how experts for any prompt are taught.
         overwrite: Whether to remove a set of other settings.
         progress: Called as blocks get on, with what earlier calls did counted in.
         command: What was typed, for the record.
@@ -86,7 +91,14 @@ def synthesize(
     """
     path = Path(out).expanduser()
     settings = Settings(
-        num=num, steps=steps, seed=seed, sampler=sampler, eta=eta, batch=block, device=device
+        num=num,
+        steps=steps,
+        seed=seed,
+        sampler=sampler,
+        eta=eta,
+        batch=block,
+        device=device,
+        prompt=_each(prompts, num),
     )
     check_synthesis(path, settings, shard=shard, workers=workers, threads=threads)
     layout = Layout(num, block, shard)
@@ -128,6 +140,15 @@ def check_synthesis(
     problems.check()
 
 
+def _each(prompts: Sequence[str] | None, num: int) -> list[str] | None:
+    """A prompt for each image."""
+    if prompts is None:
+        return None
+    if isinstance(prompts, str) or not prompts:
+        raise UsageError("prompts must be a list of texts, with one at least", hint="or None")
+    return [prompts[image % len(prompts)] for image in range(num)]
+
+
 def _automatic_workers(device: torch.device, threads: int) -> int:
     """One for each `threads` cores that this process may use, at most 8; 1 beside a GPU."""
     if device.type != "cpu":
@@ -141,6 +162,7 @@ def _settings(run: Plan, layout: Layout, threads: int) -> dict[str, Any]:
     origin = run.backend.origin.record()
     backend = {name: origin[name] for name in ("component", "checkpoint", "sha256", "options")}
     settings = run.settings
+    prompts = settings.prompts(slice(0, settings.num))
     return {
         "backend": {**backend, "weights_sha256": backend_sha256(run.backend.inner)},
         "stages": [
@@ -152,6 +174,7 @@ def _settings(run: Plan, layout: Layout, threads: int) -> dict[str, Any]:
             }
             for stage, process in zip(run.stages, run.processes, strict=True)
         ],
+        **({} if prompts is None else {"prompts_sha256": _sha256(prompts)}),
         "num": settings.num,
         "seed": settings.seed,
         "steps": settings.steps,
@@ -163,6 +186,10 @@ def _settings(run: Plan, layout: Layout, threads: int) -> dict[str, Any]:
         "device": run.device.type,
         "versions": _versions(run),
     }
+
+
+def _sha256(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _versions(run: Plan) -> dict[str, str]:

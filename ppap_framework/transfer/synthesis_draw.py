@@ -77,11 +77,12 @@ class Job:
         """
         images = self.layout.block_images(block)
         seed = self.run.settings.seed
-        pictures = _draw(self.run, images, watch)
+        prompts = self.run.settings.prompts(slice(images.start, images.stop))
+        pictures = _draw(self.run, images, prompts, watch)
         with replacing(self.folder / f"{block:05d}") as file:
             for row, image in enumerate(images):
                 stages = {stage: pixels[row] for stage, pixels in pictures.items()}
-                file.write(members(image, stages, seed))
+                file.write(members(image, stages, seed, prompts[row] if prompts else None))
 
 
 def drawn(
@@ -109,12 +110,14 @@ def drawn(
                 yield block
 
 
-def _draw(run: Plan, images: range, watch: Callable[[int], None]) -> dict[str, NDArray[np.uint8]]:
+def _draw(
+    run: Plan, images: range, prompts: Sequence[str] | None, watch: Callable[[int], None]
+) -> dict[str, NDArray[np.uint8]]:
     """One batch: what each stage drew, (B, H, W, 3)."""
     count = len(images)
     noise = NoiseSource(run.settings.seed, images.start)
     x = noise((count, *run.stage.image_shape)).to(run.device)
-    condition = run.backend.encode(None, count)
+    condition = run.backend.encode(prompts, count)
     for state in trajectory(run.stage, run.process, x, noise, condition=condition, step=run.step):
         x = state.x
         watch(count)

@@ -35,15 +35,19 @@ def member_names(image: int, stages: Sequence[str]) -> list[str]:
     return [f"{image:08d}.{ending}" for ending in (*endings, "json")]
 
 
-def members(image: int, pictures: Mapping[str, NDArray[np.uint8]], seed: int) -> bytes:
+def members(
+    image: int, pictures: Mapping[str, NDArray[np.uint8]], seed: int, prompt: str | None = None
+) -> bytes:
     """An image as consecutive members of a tar file.
 
     Args:
         image: Its number.
         pictures: (H, W, 3) of each stage, in the order of the stages.
         seed: With the number, where it was drawn from.
+        prompt: What the backend was told, if anything.
     """
-    said = json.dumps({"index": image, "seed": seed}).encode()
+    told = {} if prompt is None else {"prompt": prompt}
+    said = json.dumps({"index": image, "seed": seed, **told}).encode()
     contents = [*map(_png, pictures.values()), said]
     names = member_names(image, list(pictures))
     return b"".join(map(_member, names, contents))
