@@ -167,6 +167,11 @@ class TestExperimentFiles:
                 'guider = "colour"\nscales = [1]',
                 "unequal numbers of candidates to choose from: guided 3, renders 1",
             ),
+            (
+                'images = "others.npz"',
+                'images = "others.npz"\nprompt = "brighter"',
+                "has images, and tells the backend how to draw",
+            ),
             ('judge = "', 'judge = "nobody" #', 'write "guider:checkpoint"'),
             ("[tuning]", "tuning = 3\n[other]", "[tuning] is no table"),
             ("title =", "title", "neither TOML nor JSON"),
@@ -386,6 +391,22 @@ class TestBlocks:
         more = stand.run(guided, guide, guided.candidates[0], num=8, seed=3, batch=4)
         draw(more, tmp_path)  # more images of the same are added to what is there
         assert len(list(tmp_path.iterdir())) == 3
+
+    def test_of_other_prompts_are_others(self, experiment: Experiment, tmp_path: Path) -> None:
+        stand = Stand.load(experiment, NAMES, "cpu")
+        drawn = {}
+        for prompt in ("brighter", "darker", None):
+            told = attrs.evolve(experiment.rows[0], prompt=prompt)
+            run = stand.run(told, (), num=6, seed=3, batch=4)
+            drawn[prompt], _ = draw(run, tmp_path)
+            again, _ = draw(run, tmp_path)
+            assert (again == drawn[prompt]).all()
+        assert len(list(tmp_path.glob("*/*.npz"))) == 6
+        wanted = ppap.sample("toy", num=6, steps=5, seed=3, device="cpu", prompt="brighter").images
+        wanted = ((wanted + 1) * 127.5).permute(0, 2, 3, 1)
+        assert np.abs(drawn["brighter"] - wanted.numpy()).max() <= 1.0
+        means = [drawn[prompt].mean() for prompt in ("darker", None, "brighter")]
+        assert means == sorted(set(means))
 
     def test_say_what_was_not_finite(
         self, experiment: Experiment, monkeypatch: pytest.MonkeyPatch

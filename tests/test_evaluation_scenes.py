@@ -271,6 +271,22 @@ class TestScenes:
 
 
 class TestAims:
+    def test_classes_may_go_in_turn(self, home: Path) -> None:
+        told = FILE.replace("num = 8\n[tuning]", 'num = 8\nclasses = "turn"\n[tuning]')
+        (home / "turn.toml").write_text(told)
+        turn = Aims.of(read_experiment(home / "turn.toml"), NAMES)
+        own = Aims.of(read_experiment(home / "scenes.toml"), NAMES)
+        assert (turn.indices(16) == own.indices(16)).all()
+        assert turn.classes(16).tolist() == [0, 1, 2, 3] * 4
+        assert own.classes(8).tolist() == own.scenes.pictures.labels[:8].tolist()  # type: ignore[union-attr]  # it has scenes
+        for aims, tuning in ((turn, False), (own, False), (own, True)):
+            names = [NAMES[label] for label in aims.classes(8, tuning=tuning)]
+            assert aims.texts("a {class} {thing}", 8, tuning=tuning) == [
+                f"a {name} {{thing}}" for name in names
+            ]
+        assert turn.words("scene") == own.words("scene")
+        assert turn.words("class") != own.words("class")
+
     def test_are_scenes_in_turn_and_others_for_tuning(self, stand: Stand, home: Path) -> None:
         aims = stand.aims
         labels = np.load(home / "scenes.npz")["labels"]

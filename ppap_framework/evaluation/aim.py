@@ -45,11 +45,13 @@ class Aims:
         names: Of the classes.
         scenes: None for classes.
         reported: How many of the scenes are reported.
+        in_turn: Whether classes are aimed at in turn, whatever the scenes show.
     """
 
     names: tuple[str, ...]
     scenes: Scenes | None = None
     reported: int = 0
+    in_turn: bool = False
 
     @classmethod
     def of(cls, experiment: Experiment, names: tuple[str, ...]) -> Aims:
@@ -76,7 +78,8 @@ class Aims:
                 f"{experiment.tuning.num} tune",
                 hint=f"render {needed} at least",
             )
-        return cls(names, scenes.part(0, needed), reported)
+        in_turn = experiment.scenes.classes == "turn"
+        return cls(names, scenes.part(0, needed), reported, in_turn)
 
     def check(self, experiment: Experiment) -> None:
         """Accept numbers of images with which targets are aimed at equally often.
@@ -86,6 +89,8 @@ class Aims:
         """
         if self.scenes is not None:
             balanced(experiment.num, self.reported, "scenes")
+            if self.in_turn:
+                balanced(experiment.num, len(self.names))
             return
         for num in (experiment.num, experiment.tuning.num):
             balanced(num, len(self.names))
@@ -101,7 +106,22 @@ class Aims:
     def classes(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
         """The class that each of N images is to show, (N,)."""
         indices = self.indices(num, tuning=tuning)
-        return indices if self.scenes is None else self.scenes.pictures.labels[indices]
+        return indices if self.scenes is None else self._labels[indices]
+
+    def texts(self, template: str, num: int, *, tuning: bool = False) -> list[str]:
+        """What the backend is told for each of N images: the template with the name of its class
+        for "{class}".
+        """
+        classes = self.classes(num, tuning=tuning)
+        return [template.replace("{class}", self.names[label]) for label in classes]
+
+    @property
+    def _labels(self) -> NDArray[np.int64]:
+        """The class that goes with each scene."""
+        assert self.scenes is not None
+        if not self.in_turn:
+            return self.scenes.pictures.labels
+        return np.arange(len(self.scenes)) % len(self.names)
 
     def examples(self, number: int) -> list[int]:
         """Images that show different targets: `number` of them, or fewer."""
@@ -129,7 +149,7 @@ class Aims:
             if self.scenes is None:
                 values = of_class
             else:
-                values = [of_class[label] for label in self.scenes.pictures.labels]
+                values = [of_class[label] for label in self._labels]
         else:
             assert self.scenes is not None
             values = [model.target(self._given(aim, k)).value for k in range(len(self.scenes))]
@@ -140,14 +160,17 @@ class Aims:
         """Which image aims at which target: everything that determines it."""
         if self.scenes is None:
             return f"image i at class i mod {len(self.names)} of {', '.join(self.names)}"
-        what = f"the class, of {', '.join(self.names)}, of scene" if aim == "class" else "scene"
+        names = ", ".join(self.names)
+        if aim == "class" and self.in_turn:
+            return f"image i at class i mod {len(self.names)} of {names}"
+        what = f"the class, of {names}, of scene" if aim == "class" else "scene"
         which = "i" if tuning else f"i mod {self.reported}"
         part = (self.reported, len(self.scenes)) if tuning else (0, self.reported)
         return f"image i at {what} {which} of {self.scenes.part(*part).pictures.sha256}"
 
     def _given(self, aim: Aim, index: int) -> TargetInput:
         if aim == "class":
-            label = index if self.scenes is None else self.scenes.pictures.labels[index]
+            label = index if self.scenes is None else self._labels[index]
             return self._named(self.names[label])
         assert self.scenes is not None
         given = decode_target(Image.fromarray(self.scenes.pictures.images[index]))

@@ -1,8 +1,9 @@
 """Images of a run, drawn in blocks that are kept, so that a kill costs one block at most.
 
 Blocks lie in a folder named by everything that determines an image: weights, guide, scale, seed and
-so on, but not how many there are. Rows that ask for the same images share them, and images of other
-settings are never taken for these. Versions of the code are not part of the name.
+so on, but not how many there are; a block is named by its images, and by what the backend was told.
+Rows that ask for the same images share them, and images of other settings are never taken for
+these. Versions of the code are not part of the name.
 """
 
 from __future__ import annotations
@@ -65,15 +66,17 @@ def draw(run: Plan, root: Path, watch: Callable[[int, int], None] | None = None)
     Raises:
         PpapError: Where a block cannot be written, or experts are not those that were chosen.
     """
-    settings = identity(run)
-    folder = root / digest(settings)
-    write_json(folder / "settings.json", settings)
+    identified, settings = identity(run), run.settings
+    folder = root / digest(identified)
+    write_json(folder / "settings.json", identified)
     blocks = []
     guides: Sequence[Guide] | None = None
     with contextlib.ExitStack() as stack:
         for start in range(0, run.settings.num, run.settings.batch):
             stop = min(start + run.settings.batch, run.settings.num)
-            path = folder / f"{start:06d}-{stop:06d}.npz"
+            prompts = settings.prompts(slice(start, stop))
+            said = "" if prompts is None else f"-{digest(prompts)}"
+            path = folder / f"{start:06d}-{stop:06d}{said}.npz"
             block = _read(path, stop - start)
             if block is None:
                 if guides is None:
@@ -99,7 +102,7 @@ def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Dra
         settings.through,
         settings.normalize,
     )
-    condition = run.backend.encode(None, count)
+    condition = run.backend.encode(settings.prompts(slice(start, stop)), count)
     with products_in(settings.precision, run.device):
         x = sample(
             run.stage,

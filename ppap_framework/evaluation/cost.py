@@ -79,7 +79,7 @@ def kept_costs(
     """
     timing = attrs.asdict(stand.experiment.timing) | {"threads": torch.get_num_threads()}
     paths = {
-        name: folder / f"{name}-{digest([identity(_run(stand, subject)), timing])}.json"
+        name: folder / f"{name}-{digest(_costly(stand, subject, timing))}.json"
         for name, subject in subjects.items()
     }
     missing = {n: subject for n, subject in subjects.items() if again or not paths[n].is_file()}
@@ -88,6 +88,12 @@ def kept_costs(
             write_json(paths[name], cost.record())
     records = {name: read_json(path) for name, path in paths.items()}
     return {name: Cost(**record) for name, record in records.items()}
+
+
+def _costly(stand: Stand, subject: Subject, timing: dict[str, Any]) -> list[Any]:
+    """All that a cost depends on, as JSON."""
+    told = [] if subject.row.prompt is None else [subject.row.prompt]
+    return [identity(_run(stand, subject)), timing, *told]
 
 
 def measure(stand: Stand, subjects: Mapping[str, Subject]) -> dict[str, Cost]:

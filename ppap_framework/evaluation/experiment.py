@@ -52,6 +52,15 @@ and more judges hold what they see against what is there:
         {guider = "classifier", scale = 4.0, aim = "class"},    # of the scene
     ]
 
+A model that takes prompts is told one, about the class at which an image aims:
+
+    stage = "base"                          # at which images are measured; left out, the last
+
+    [[rows]]
+    name = "told"
+    prompt = "a {class}"
+    backend_options = {cfg = 2.0}           # the model's own
+
 TOML, or JSON of the same form. Paths are relative to the file.
 """
 
@@ -99,10 +108,15 @@ class SceneFile:
         pictures: Labelled pictures with arrays of what is there; see `pictures.read_scenes`.
         num: How many reported images aim at. Those that rows are tuned with aim at the scenes
             after them.
+        classes: The class that image i is to show: that of its "scene", or, whatever is there,
+            those of the reference in "turn".
     """
 
     pictures: str = attrs.field(validator=values.text)
     num: int = attrs.field(default=256, validator=values.whole)
+    classes: Literal["scene", "turn"] = attrs.field(
+        default="scene", validator=in_(("scene", "turn"))
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -158,6 +172,7 @@ class Experiment:
         text: Below the title.
         backend: That draws.
         checkpoint: Of the backend.
+        stage: Of the backend, at which images are measured; None for the last.
         judge: "guider:checkpoint", a classifier that never guides.
         reference: Labelled pictures; see `pictures.read_pictures`.
         parts: What the words of a class's name stand for, to count them by themselves.
@@ -181,6 +196,7 @@ class Experiment:
     text: str = attrs.field(default="", validator=values.text)
     backend: str = attrs.field(validator=values.text)
     checkpoint: str | None = attrs.field(default=None, validator=optional(values.text))
+    stage: str | None = attrs.field(default=None, validator=optional(values.text))
     judge: str = attrs.field(validator=values.text)
     reference: str = attrs.field(validator=values.text)
     parts: tuple[str, ...] = attrs.field(default=(), converter=values.texts)
@@ -244,9 +260,12 @@ class Experiment:
 
     @property
     def shown(self) -> dict[str, Best]:
-        """Those of `fidelity` that say something: classes count where a guide aims at them."""
+        """Those of `fidelity` that say something: classes count where a guide or a prompt aims at
+        them.
+        """
         aims = {self.aim(guide) for row in self.rows for guide in row.steering}
-        classes = self.scenes is None or "class" in aims
+        told = any(row.prompt for row in self.rows)
+        classes = self.scenes is None or "class" in aims or told
         return {n: best for n, best in self.fidelity.items() if classes or not n.startswith("hit")}
 
     def aim(self, guide: RowGuide) -> Aim:

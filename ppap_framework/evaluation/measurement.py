@@ -142,6 +142,8 @@ class Measurement:
         if row.images is not None:
             found, examples = self._given(row, row.images)
             return Measured(record | found, examples, None)
+        told = {"prompt": row.prompt, "backend_options": dict(row.backend_options)}
+        record |= {name: value for name, value in told.items() if value}
         guides = self.stand.guides(row)
         self._check_independent(row, guides)
         training = training_of(row, guides)

@@ -83,6 +83,9 @@ class Row:
             calibrated.
         intervals: [lo, hi] as t / T.
         objective: Figures by which it chooses; none for those of the experiment.
+        prompt: What the backend is told, "{class}" standing for the class that an image is to show;
+            none for nothing.
+        backend_options: Of the backend.
         training: Records that say how many seconds its experts took: the `transfer.json` of their
             training, and the `run.json` of the data they learned from.
         images: Labelled pictures to measure instead of drawn ones, as for the reference.
@@ -110,6 +113,8 @@ class Row:
         default=((0.0, 1.0),), converter=values.intervals, validator=min_len(1)
     )
     objective: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
+    prompt: str | None = attrs.field(default=None, validator=optional(values.text))
+    backend_options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
     training: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
     images: str | None = attrs.field(default=None, validator=optional(values.text))
 
@@ -123,6 +128,8 @@ class Row:
                 raise ValueError(f"has {', '.join(given)} and no guider")
         elif self.guides:
             raise ValueError("has a guider and guides; it is one or the other")
+        if self.images is not None and (self.prompt is not None or self.backend_options):
+            raise ValueError("has images, and tells the backend how to draw")
         if not self.steering:
             if self.training:
                 raise ValueError("has a training and no guider")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ppap_framework import api
 from ppap_framework.evaluation.aim import Aims
 from ppap_framework.evaluation.experiment import DenseJudge, Experiment
+from ppap_framework.evaluation.files import digest
 from ppap_framework.evaluation.judge import Judge
 from ppap_framework.evaluation.row import Candidate, Row, RowGuide
 from ppap_framework.evaluation.scene_judge import SceneJudge
@@ -34,6 +35,7 @@ class Stand:
     aims: Aims
     device: str
     backend: api.LoadedBackend
+    _told: dict[str, api.LoadedBackend] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def load(cls, experiment: Experiment, names: Sequence[str], device: str) -> Stand:
@@ -50,8 +52,7 @@ class Stand:
         aims = Aims.of(experiment, tuple(names))
         loaded = api.backend(experiment.backend, checkpoint=experiment.checkpoint)
         stand = cls(experiment, aims, device, loaded)
-        for stage in loaded.stages:
-            stage.network.to(stand.place).eval().requires_grad_(False)
+        _placed(loaded, stand.place)
         return stand
 
     @property
@@ -119,6 +120,8 @@ class Stand:
             through=row.through if row else "noisy",
             normalize=row.normalize if row else False,
             batch=batch,
+            prompt=self._prompts(row, num, tuning),
+            stage=self.experiment.stage,
             device=self.device,
             precision=self.experiment.precision,
         )
@@ -128,7 +131,27 @@ class Stand:
             for given, loaded in zip(row.steering, guides, strict=True):
                 words = self.aims.words(self.experiment.aim(given), tuning=tuning)
                 aimed.append(_pulling(_aimed(loaded, indices, words), given, candidate))
-        return api.plan(self.backend, aimed, settings)
+        return api.plan(self.backend if row is None else self.told(row), aimed, settings)
+
+    def told(self, row: Row) -> api.LoadedBackend:
+        """The backend with a row's options.
+
+        Raises:
+            PpapError: As `ppap_framework.backend`.
+        """
+        if not (options := dict(row.backend_options)):
+            return self.backend
+        key = digest(options)
+        if key not in self._told:
+            asked = self.experiment
+            loaded = api.backend(asked.backend, checkpoint=asked.checkpoint, options=options)
+            self._told[key] = _placed(loaded, self.place)
+        return self._told[key]
+
+    def _prompts(self, row: Row | None, num: int, tuning: bool) -> list[str] | None:
+        if row is None or row.prompt is None:
+            return None
+        return self.aims.texts(row.prompt, num, tuning=tuning)
 
     def _guide(self, row: Row, given: RowGuide, name: str) -> api.LoadedGuide:
         aim = self.experiment.aim(given)
@@ -178,6 +201,13 @@ class Subject:
     row: Row
     guides: tuple[api.LoadedGuide, ...]
     candidate: Candidate | None
+
+
+def _placed(backend: api.LoadedBackend, device: torch.device) -> api.LoadedBackend:
+    """The backend, its networks frozen on a device."""
+    for stage in backend.stages:
+        stage.network.to(device).eval().requires_grad_(False)
+    return backend
 
 
 def _aimed(loaded: api.LoadedGuide, indices: NDArray[np.int64], words: str) -> api.LoadedGuide:
