@@ -209,7 +209,8 @@ def trained(
     experts = experts_of(model, number, seed, ending)
     info = describe(
         experts,
-        backend.stages[0],
+        backend.stages[0].schedule,
+        backend.stages[0].image_shape[1:],
         guide=identity,
         backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
         adapters=[AdapterConfig(name="shift", options={"ending": ending})],

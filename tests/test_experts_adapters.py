@@ -82,7 +82,8 @@ def test_trained_saved_found_and_guiding(
     assert not torch.allclose(wanted, untrained)
     info = describe(
         experts,
-        backend.stages[0],
+        backend.stages[0].schedule,
+        backend.stages[0].image_shape[1:],
         guide=guide,
         backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
         adapters=configs,

@@ -57,7 +57,8 @@ def write_experts(
             parameter.copy_(shift)
     info = describe(
         experts,
-        stage,
+        stage.schedule,
+        stage.image_shape[1:],
         guide=identities[0],
         backend=identities[1],
         adapters=[ADAPTER],

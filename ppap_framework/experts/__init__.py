@@ -3,7 +3,7 @@
     guide = Identity(component="classifier", checkpoint=None, sha256=guide_sha256(model))
     experts = ExpertSet(model, NoiseRanges.equal(stage.schedule, 5), {"lora": lora, "bias": bias})
     with experts.training(0): ...                       # gradients reach experts.parameters(0)
-    save_bundle(path, experts, describe(experts, stage, guide=guide, ...))
+    save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
 
     bundle = choose_bundle("auto", model, backend)      # verified, and for these very weights
     experts = load_bundle(bundle.path, model, backend)

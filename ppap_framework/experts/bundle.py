@@ -155,7 +155,7 @@ def load_bundle(
     info, state = verify_bundle(path)
     check_match(path, Present(model, backend).differences(info), allow_mismatch)
     adapters = {config.name: make_adapter(config) for config in info.adapters}
-    experts = ExpertSet(model, info.ranges, adapters)
+    experts = ExpertSet(model, info.ranges, adapters, info.preprocessing)
     try:
         experts.load_state_dict(state)
     except PpapError as error:

@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 from attrs.validators import and_, deep_iterable, min_len, optional
 
-from ppap_framework.components import Stage
 from ppap_framework.errors import UsageError
 from ppap_framework.experts._record import (
     count,
@@ -27,6 +26,8 @@ from ppap_framework.experts._record import (
 from ppap_framework.experts.identity import InputConvention
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet
+from ppap_framework.noise import NoiseSchedule
+from ppap_framework.preprocessing import Preprocessing
 
 __all__ = ["FORMAT", "AdapterConfig", "BundleInfo", "Identity", "describe"]
 
@@ -44,16 +45,17 @@ class Identity:
     Attributes:
         component: The name of its backend or guider, or the class of an object of the user's own.
         checkpoint: How its weights were called; None where they had no name.
-        sha256: Of its weights: `guide_sha256` or `backend_sha256`. This alone decides.
+        sha256: Of its weights: `guide_sha256` or `backend_sha256`. This alone decides. None where
+            nobody recorded it, as a backend's may be.
     """
 
     component: str = attrs.field(validator=text)
     checkpoint: str | None = attrs.field(validator=optional(text))
-    sha256: str = attrs.field(validator=digest)
+    sha256: str | None = attrs.field(validator=optional(digest))
 
     def __str__(self) -> str:
         of = f" {self.checkpoint!r}" if self.checkpoint else ""
-        return f"{self.component}{of} ({self.sha256[:12]})"
+        return f"{self.component}{of} ({self.sha256[:12] if self.sha256 else 'unknown weights'})"
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +83,10 @@ def _input(given: Any) -> InputConvention | None:
     return None if given is None else record(InputConvention, given)
 
 
+def _preprocessing(given: Any) -> Preprocessing | None:
+    return None if given is None else record(Preprocessing, given)
+
+
 def _scales(given: Iterable[float] | None) -> tuple[float, ...] | None:
     return None if given is None else floats(given)
 
@@ -92,7 +98,8 @@ class BundleInfo:
     Attributes:
         format: `FORMAT`.
         guide: The network that was adapted, as it was before.
-        backend: The diffusion model whose images it learned from.
+        backend: The diffusion model whose images it learned from; its weights may be unknown, and
+            are not compared then.
         adapters: In the order in which they are attached.
         boundaries: As in `NoiseRanges`, N - 1 log-SNRs.
         schedule: The name of the backend's noise schedule.
@@ -100,6 +107,7 @@ class BundleInfo:
             before number i + 1.
         image_space: "rgb", three channels in [-1, 1].
         resolution: Height and width of the images that were noised.
+        preprocessing: Of those images before the network saw them; None for the guide's own.
         input: What the network was fed for them; None where that could not be measured.
         network_parameters: Of the untouched network.
         expert_parameters: N numbers of trainable parameters.
@@ -127,6 +135,7 @@ class BundleInfo:
     resolution: tuple[int, ...] = attrs.field(
         converter=integers, validator=and_(_counts, must_be("two", lambda value: len(value) == 2))
     )
+    preprocessing: Preprocessing | None = attrs.field(default=None, converter=_preprocessing)
     input: InputConvention | None = attrs.field(converter=_input)
     network_parameters: int = attrs.field(validator=count)
     expert_parameters: tuple[int, ...] = attrs.field(converter=integers, validator=_counts)
@@ -138,6 +147,8 @@ class BundleInfo:
 
     def __attrs_post_init__(self) -> None:
         faults = []
+        if self.guide.sha256 is None:
+            faults.append("guide: sha256 must be known")
         try:
             NoiseRanges(self.boundaries)
         except UsageError as error:
@@ -168,7 +179,10 @@ class BundleInfo:
 
     def to_json(self) -> str:
         """One line; equal records give equal text, and every number comes back exactly."""
-        return json.dumps(attrs.asdict(self), sort_keys=True, allow_nan=False)
+        said = attrs.asdict(self)
+        if self.preprocessing is None:  # which versions before it can read
+            del said["preprocessing"]
+        return json.dumps(said, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, content: str) -> BundleInfo:
@@ -183,12 +197,15 @@ class BundleInfo:
             raise ValueError("it is nested too deep") from error
         if isinstance(given, dict) and (stated := given.get("format")) != FORMAT:
             raise ValueError(f"it is of format {stated!r:.20}, and this version reads {FORMAT}")
+        if isinstance(given, dict):
+            given.setdefault("preprocessing", None)
         return read_record(cls, given)
 
 
 def describe(
     experts: ExpertSet,
-    stage: Stage,
+    schedule: NoiseSchedule,
+    resolution: Sequence[int],
     *,
     guide: Identity,
     backend: Identity,
@@ -203,7 +220,8 @@ def describe(
 
     Args:
         experts: That were trained.
-        stage: The backend's guided one, on whose images.
+        schedule: Of the noise of the images that they learned from.
+        resolution: Height and width of these.
         guide: Of the network before experts were attached.
         backend: Likewise, of the diffusion model.
         adapters: What the set's adapters were made from, in order. The rest is as in `BundleInfo`.
@@ -211,17 +229,17 @@ def describe(
     Raises:
         ValueError: As `BundleInfo`.
     """
-    _, height, width = stage.image_shape
-    owned = experts.ranges.timesteps(stage.schedule)
+    owned = experts.ranges.timesteps(schedule)
     return BundleInfo(
         guide=guide,
         backend=backend,
         adapters=adapters,
         boundaries=experts.ranges.boundaries,
-        schedule=stage.schedule.name,
+        schedule=schedule.name,
         timesteps=[0, *(timesteps.stop for timesteps in owned)],
-        resolution=(height, width),
-        input=InputConvention.measure(experts.model, (height, width)),
+        resolution=resolution,
+        preprocessing=experts.preprocessing,
+        input=InputConvention.measure(experts.student, tuple(resolution)),
         network_parameters=experts.network_parameters,
         expert_parameters=[
             sum(parameter.numel() for parameter in experts.parameters(index))

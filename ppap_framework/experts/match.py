@@ -9,6 +9,7 @@ from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import UsageError
 from ppap_framework.experts.identity import InputConvention, backend_sha256, guide_sha256
 from ppap_framework.experts.info import BundleInfo
+from ppap_framework.experts.set import student_of
 
 __all__ = ["WAIVABLE", "Present", "check_waivers"]
 
@@ -49,15 +50,11 @@ class Present:
                 f"they are for the weights of {info.guide}, and those of this "
                 f"{type(self._model).__name__} are ({self._guide[:12]})"
             )
-        else:
-            here = InputConvention.measure(self._model, info.resolution)
-            if (here is None) != (info.input is None) or (
-                here is not None and info.input is not None and not here.matches(info.input)
-            ):
-                found["input"] = f"their network was fed {info.input}, and this one is fed {here}"
+        elif words := self._fed_otherwise(info):
+            found["input"] = words
         if self._backend is None:
             return found
-        if self._drawn_by != info.backend.sha256:
+        if info.backend.sha256 not in (None, self._drawn_by):
             found["backend"] = (
                 f"they learned from {info.backend}, and this backend's weights are "
                 f"({str(self._drawn_by)[:12]})"
@@ -69,6 +66,19 @@ class Present:
                 f"are {' x '.join(map(str, resolution))}"
             )
         return found
+
+    def _fed_otherwise(self, info: BundleInfo) -> str:
+        """In what a network differs that is fed as the bundle says; empty where it does not."""
+        try:
+            student = student_of(self._model, info.preprocessing)
+        except UsageError as error:
+            return error.message
+        here = InputConvention.measure(student, info.resolution)
+        if here is None and info.input is None:
+            return ""
+        if here is not None and info.input is not None and here.matches(info.input):
+            return ""
+        return f"their network was fed {info.input}, and this one is fed {here}"
 
 
 def check_waivers(allow_mismatch: Collection[str]) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ppap_framework.components import ExpertAdapter, GuidanceModel
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.predictions import each_tensor, joined
+from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
 
-__all__ = ["ExpertSet", "Look", "has_experts"]
+__all__ = ["ExpertSet", "Look", "has_experts", "student_of"]
 
 Look: TypeAlias = Callable[[Tensor, NoiseLevel], Any]
 """From B images and their noise levels to a prediction, as `GuidanceModel.forward`."""
@@ -34,6 +35,23 @@ def has_experts(network: nn.Module) -> bool:
     return network in _owned
 
 
+def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> GuidanceModel:
+    """What experts look through: the guide, or another around the same network that feeds it so.
+
+    Raises:
+        UsageError: Where the guide cannot be told how to feed its network.
+    """
+    if preprocessing is None:
+        return model
+    if not isinstance(model, PreprocessingGuide):
+        raise UsageError(
+            f"these experts were shown images otherwise, and {type(model).__name__} shows them in "
+            "its own way alone",
+            hint="use a guider whose preprocessing can be exchanged, such as `classifier`",
+        )
+    return model.preprocessed(preprocessing)
+
+
 @final
 class ExpertSet:
     """N experts that share one network, of which one at a time is merged into its weights.
@@ -45,26 +63,36 @@ class ExpertSet:
         model: Around the network.
         ranges: Of the N experts.
         adapters: By name. They are attached here, in this order, and must not share tensors.
+        preprocessing: What experts are fed, where that is not what the model feeds.
 
     Attributes:
         model: As given.
         ranges: As given.
         adapters: As given.
+        preprocessing: As given.
+        student: What experts look through: the model, unless they are fed otherwise.
         network_parameters: Of the untouched network.
 
     Raises:
         ValueError: Where the network has experts already, or there are no adapters.
-        UsageError: Where an adapter finds nothing to adapt.
+        UsageError: Where an adapter finds nothing to adapt, or the model cannot be told how to feed
+            its network.
     """
 
     def __init__(
-        self, model: GuidanceModel, ranges: NoiseRanges, adapters: Mapping[str, ExpertAdapter]
+        self,
+        model: GuidanceModel,
+        ranges: NoiseRanges,
+        adapters: Mapping[str, ExpertAdapter],
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         if has_experts(model.network):
             raise ValueError("the network has experts already; detach them first")
         if not adapters:
             raise ValueError("experts need an adapter")
         self.model = model
+        self.student = student_of(model, preprocessing)
+        self.preprocessing = preprocessing
         self.ranges = ranges
         self.adapters = dict(adapters)
         self.network_parameters = sum(p.numel() for p in model.network.parameters())
@@ -108,14 +136,15 @@ class ExpertSet:
 
         Args:
             level: B levels. Where they belong to one expert, it is merged and the model itself
-                returned, so that looking costs what it costs without experts.
+                returned, or the student, so that looking costs what it costs without experts.
         """
         owners = set(self._owners(level))
         if len(owners) > 1:
             return self._grouped
+        look: Look = self.model
         for owner in owners:  # none of no images
-            self._merge(owner)
-        return self.model
+            look = self._merged(owner)
+        return look
 
     def forward(self, images: Tensor, level: NoiseLevel) -> Any:
         """Look at each image with the expert that owns its noise level.
@@ -185,8 +214,9 @@ class ExpertSet:
             for log_snr in level.log_snr.tolist()
         ]
 
-    def _merge(self, owner: int) -> None:
+    def _merged(self, owner: int) -> GuidanceModel:
         self.activate(None if owner == _CLEAN else owner)
+        return self.model if owner == _CLEAN else self.student
 
     def _grouped(self, images: Tensor, level: NoiseLevel) -> Any:
         owners = torch.tensor(self._owners(level))  # (B,)
@@ -208,5 +238,4 @@ class ExpertSet:
         return each_tensor(lambda tensor: tensor[order.to(tensor.device)], joined(parts))
 
     def _look(self, owner: int, images: Tensor, level: NoiseLevel) -> Any:
-        self._merge(owner)
-        return self.model(images, level)
+        return self._merged(owner)(images, level)

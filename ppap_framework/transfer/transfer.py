@@ -264,7 +264,8 @@ def _train(plan: TransferPlan, images: Images, folder: TransferFolder, session: 
             metrics = session.train(Distillation(course))
             info = describe(
                 experts,
-                plan.stage,
+                plan.stage.schedule,
+                plan.stage.image_shape[1:],
                 guide=plan.guide_identity,
                 backend=plan.backend_identity,
                 adapters=plan.adapters,

@@ -7,20 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.preprocessing import Preprocessing
 from ppap_plugin_classifier import plugin
 from ppap_plugin_classifier.guider import ClassifierGuide, make_classifier
 from ppap_plugin_classifier.options import ClassifierOptions
-from ppap_plugin_classifier.timm_models import InputConfig
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 NAMES = ["red cube", "blue cube", "red sphere"]
@@ -58,20 +60,20 @@ class Recorder(nn.Module):
         return shown.mean((2, 3))
 
 
-def shown(config: InputConfig, batch: Tensor) -> Tensor:
+def shown(config: Preprocessing, batch: Tensor) -> Tensor:
     recorder = Recorder()
     ClassifierGuide(recorder, "abc", config)(batch)
     return recorder.shown
 
 
-PLAIN = InputConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic")
+PLAIN = Preprocessing(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic")
 
 
 class TestWhatTheNetworkSees:
     def test_normalisation_is_timms(self) -> None:
         from timm.data import create_transform
 
-        config = InputConfig(
+        config = Preprocessing(
             size=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bicubic"
         )
         pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -85,7 +87,7 @@ class TestWhatTheNetworkSees:
     @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
     @pytest.mark.parametrize("side", [16, 31, 50, 200])
     def test_resize_is_pils(self, interpolation: Any, side: int) -> None:
-        config = InputConfig(size=32, mean=PLAIN.mean, std=PLAIN.std, interpolation=interpolation)
+        config = Preprocessing(size=32, mean=PLAIN.mean, std=PLAIN.std, interpolation=interpolation)
         batch = images(1, 3, side, side)
         method = getattr(Image.Resampling, interpolation.upper())
         expected = np.stack(
@@ -98,6 +100,37 @@ class TestWhatTheNetworkSees:
     def test_the_native_size_passes_untouched(self) -> None:
         batch = images(2, 3, 32, 32)
         torch.testing.assert_close(shown(PLAIN, batch), batch, atol=0, rtol=0)
+
+    def test_without_a_size_any_passes_untouched(self) -> None:
+        batch = images(2, 3, 20, 27)
+        free = attrs.evolve(PLAIN, size=None)
+        torch.testing.assert_close(shown(free, batch), batch, atol=0, rtol=0)
+
+    @pytest.mark.parametrize("antialias", [True, False])
+    def test_told_otherwise(self, antialias: bool) -> None:
+        recorder = Recorder()
+        own = ClassifierGuide(recorder, "abc", PLAIN).double()
+        other = own.preprocessed(
+            Preprocessing(
+                size=24,
+                mean=(0.4, 0.5, 0.6),
+                std=(0.2, 0.3, 0.4),
+                interpolation="bilinear",
+                antialias=antialias,
+            )
+        )
+        assert other.network is recorder
+        assert (other.native_size, own.native_size) == (24, 32)
+        batch = images(1, 3, 48, 48).double()
+        other(batch)
+        small = (
+            F.interpolate(batch, (24, 24), mode="bilinear", antialias=True)
+            if antialias
+            else F.avg_pool2d(batch, 2)  # what two taps of bilinear are at half the size
+        )
+        mean, std = torch.tensor([[0.4, 0.5, 0.6], [0.2, 0.3, 0.4]])[:, :, None, None]
+        expected = ((small + 1) / 2 - mean) / std
+        torch.testing.assert_close(recorder.shown, expected, atol=1e-6, rtol=1e-6)
 
     def test_nothing_is_clipped(self) -> None:
         batch = 10 * images(1, 3, 32, 32)

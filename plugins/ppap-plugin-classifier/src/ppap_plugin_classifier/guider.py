@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ppap_framework.checkpoints import Checkpoint
 from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
-from ppap_framework.components import GuidanceModel, Target, TargetInput
+from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
 from ppap_plugin_classifier.options import ClassifierOptions
-from ppap_plugin_classifier.timm_models import InputConfig, from_checkpoint, from_hub
+from ppap_plugin_classifier.timm_models import from_checkpoint, from_hub
 
 __all__ = ["ClassifierGuide", "make_classifier"]
 
@@ -38,7 +39,7 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
 
 
 @final
-class ClassifierGuide(GuidanceModel):
+class ClassifierGuide(PreprocessingGuide):
     """A frozen classifier, with the resize and normalisation it was trained with, and class names.
 
     Images are resized to the network's native size, antialiased, as timm's own transforms do, but
@@ -48,17 +49,19 @@ class ClassifierGuide(GuidanceModel):
     Args:
         network: From images (B, 3, size, size) to logits (B, K).
         class_names: K of them, in order.
-        config: How the network wants its images.
+        preprocessing: How the network wants its images.
     """
 
-    def __init__(self, network: nn.Module, class_names: Sequence[str], config: InputConfig) -> None:
+    def __init__(
+        self, network: nn.Module, class_names: Sequence[str], preprocessing: Preprocessing
+    ) -> None:
         super().__init__()
         self._network = network
         self.class_names = tuple(class_names)
-        self._config = config
+        self._preprocessing = preprocessing
         # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
-        mean = torch.tensor(config.mean, dtype=torch.float64)[:, None, None]
-        std = torch.tensor(config.std, dtype=torch.float64)[:, None, None]
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)[:, None, None]
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)[:, None, None]
         self._scale: Tensor
         self._shift: Tensor
         self.register_buffer("_scale", (0.5 / std).float(), persistent=False)
@@ -71,15 +74,24 @@ class ClassifierGuide(GuidanceModel):
         return self._network
 
     @property
-    def native_size(self) -> int:
-        """The side in pixels of the images that the network was trained on."""
-        return self._config.size
+    def native_size(self) -> int | None:
+        """The side in pixels of the images that the network was trained on; None for any."""
+        return self._preprocessing.size
+
+    def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
+        """See `PreprocessingGuide.preprocessed`."""
+        other = ClassifierGuide(self._network, self.class_names, preprocessing)
+        # Where this one is, the network included.
+        other._scale, other._shift = other._scale.to(self._scale), other._shift.to(self._shift)
+        return other
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        size = (self.native_size, self.native_size)
-        if images.shape[-2:] != size:
-            images = F.interpolate(images, size, mode=self._config.interpolation, antialias=True)
+        how = self._preprocessing
+        if how.size is not None and images.shape[-2:] != (how.size, how.size):
+            images = F.interpolate(
+                images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias
+            )
         logits: Tensor = self._network(torch.addcmul(self._shift, images, self._scale))
         return logits
 

@@ -1,10 +1,10 @@
-"""From a name or a checkpoint to a timm model, with its input configuration and class names."""
+"""From a name or a checkpoint to a timm model, with what it is fed and class names."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import timm
@@ -15,30 +15,14 @@ from torch import nn
 
 from ppap_framework.checkpoints import Checkpoint, load_into, read_architecture
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.preprocessing import Preprocessing
 
-__all__ = ["InputConfig", "from_checkpoint", "from_hub"]
+__all__ = ["from_checkpoint", "from_hub"]
 
-_Loaded = tuple[nn.Module, Sequence[str], "InputConfig"]
+_Loaded = tuple[nn.Module, Sequence[str], Preprocessing]
 
 _number = instance_of((int, float))
 _three: Any = (min_len(3), max_len(3))  # one for each channel
-
-
-@attrs.frozen(kw_only=True)
-class InputConfig:
-    """How a network wants its images.
-
-    Attributes:
-        size: Side in pixels.
-        mean: Of each channel, for images in [0, 1].
-        std: Likewise.
-        interpolation: Of the resize.
-    """
-
-    size: int
-    mean: Sequence[float]
-    std: Sequence[float]
-    interpolation: Literal["bilinear", "bicubic"]
 
 
 @attrs.frozen(kw_only=True)
@@ -110,7 +94,7 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
             hint="its architecture is stated wrongly, or this timm is of another version",
         ) from error
     load_into(network, checkpoint)
-    config = _input_config(network)
+    config = _preprocessing(network)
     config = attrs.evolve(
         config,
         size=stated.input_size or config.size,
@@ -136,7 +120,7 @@ def from_hub(model: str) -> _Loaded:
             f"timm's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
             hint=f"download {_address(model)} elsewhere, then add --guider-checkpoint FILE",
         ) from error
-    return network, _class_names(network), _input_config(network)
+    return network, _class_names(network), _preprocessing(network)
 
 
 def _check_known(model: str, *, hub: bool) -> None:
@@ -189,9 +173,9 @@ def _num_classes(model: str, checkpoint: Checkpoint) -> int | None:
     return None if weight is None else len(weight)
 
 
-def _input_config(network: nn.Module) -> InputConfig:
+def _preprocessing(network: nn.Module) -> Preprocessing:
     resolved: dict[str, Any] = resolve_model_data_config(network)
-    return InputConfig(
+    return Preprocessing(
         size=resolved["input_size"][-1],
         mean=resolved["mean"],
         std=resolved["std"],
