@@ -77,7 +77,7 @@ classifier-experts: synthetic runs/renders/labelled.npz
 
 depth-experts segmentation-experts: %-experts: synthetic
 	for number in 1 5; do \
-		$(LEARN) --guider $* --data $(SYNTHETIC) --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
+		$(LEARN) --guider $* --iterations 2400 --learn-batch 32 --data $(SYNTHETIC) --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
 	done
 
 runs/renders/labelled.npz: | $(VENV)/.installed

@@ -281,9 +281,11 @@ class TestAims:
         assert own.classes(8).tolist() == own.scenes.pictures.labels[:8].tolist()  # type: ignore[union-attr]  # it has scenes
         for aims, tuning in ((turn, False), (own, False), (own, True)):
             names = [NAMES[label] for label in aims.classes(8, tuning=tuning)]
-            assert aims.texts("a {class} {thing}", 8, tuning=tuning) == [
-                f"a {name} {{thing}}" for name in names
+            assert aims.texts("see {class} {thing}", 8, tuning=tuning) == [
+                f"see {name} {{thing}}" for name in names
             ]
+        told = Aims(("orange cube", "red cube")).texts("{a class}, {class}", 2)
+        assert told == ["an orange cube, orange cube", "a red cube, red cube"]
         assert turn.words("scene") == own.words("scene")
         assert turn.words("class") != own.words("class")
 

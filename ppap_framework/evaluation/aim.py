@@ -36,6 +36,10 @@ def balanced(images: int, targets: int, what: str = "classes") -> NDArray[np.int
     return np.arange(images) % targets
 
 
+def _article(name: str) -> str:
+    return "an" if name[:1].lower() in set("aeiou") else "a"
+
+
 @final
 @attrs.frozen(eq=False)
 class Aims:
@@ -110,10 +114,12 @@ class Aims:
 
     def texts(self, template: str, num: int, *, tuning: bool = False) -> list[str]:
         """What the backend is told for each of N images: the template with the name of its class
-        for "{class}".
+        for "{class}", or behind its article for "{a class}".
         """
-        classes = self.classes(num, tuning=tuning)
-        return [template.replace("{class}", self.names[label]) for label in classes]
+        return [
+            template.replace("{class}", name).replace("{a class}", f"{_article(name)} {name}")
+            for name in (self.names[label] for label in self.classes(num, tuning=tuning))
+        ]
 
     @property
     def _labels(self) -> NDArray[np.int64]:

@@ -58,7 +58,7 @@ A model that takes prompts is told one, about the class at which an image aims:
 
     [[rows]]
     name = "told"
-    prompt = "a {class}"
+    prompt = "{a class}"                    # or "{class}", without its article
     backend_options = {cfg = 2.0}           # the model's own
 
 TOML, or JSON of the same form. Paths are relative to the file.

@@ -83,8 +83,8 @@ class Row:
             calibrated.
         intervals: [lo, hi] as t / T.
         objective: Figures by which it chooses; none for those of the experiment.
-        prompt: What the backend is told, "{class}" standing for the class that an image is to show;
-            none for nothing.
+        prompt: What the backend is told, "{a class}" standing for the class that an image is to
+            show, "{class}" for its bare name; none for nothing.
         backend_options: Of the backend.
         training: Records that say how many seconds its experts took: the `transfer.json` of their
             training, and the `run.json` of the data they learned from.

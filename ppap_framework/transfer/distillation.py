@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ppap_framework.api import products_in
 from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
@@ -329,9 +330,7 @@ class Distillation:
         course = self.course
         x0 = course.images(batch.images + first)
         x_t = course.schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
-        with torch.autocast(
-            x0.device.type, torch.bfloat16, enabled=course.recipe.precision == "bfloat16"
-        ):
+        with products_in(course.recipe.precision, x0.device):
             return course.experts.model(
                 x_t.contiguous(memory_format=torch.channels_last),
                 course.schedule.level(batch.timesteps),
