@@ -241,7 +241,8 @@ class TargetInput:
         text: Words, a name or a number, as typed.
         image: A picture, upright, RGB with 8 bits or single-channel with 16 (mode "I;16"), indexed
             pictures as they are.
-        array: Anything numeric that is no picture: (H, W), (C, H, W) or a vector.
+        array: Anything numeric that is no picture: (H, W), (C, H, W) or a vector. But for vectors
+            NaN stands for what is not known, infinities having become that.
         source: Where it came from, for messages.
     """
 

@@ -2,8 +2,10 @@
 
 Words stay words. Pictures, from files or from memory, become upright images in one of three forms:
 RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed (mode "P"), whose indices may be
-the labels of a mask. Anything else that is numeric becomes a tensor. Files are taken for hostile:
-few formats, a size that is bounded before anything is unpacked, and nothing in them is run.
+the labels of a mask. Grey ones of fewer than 8 bits are indexed, too: their numbers are 0 to 1, 3
+or 15, which a grey palette shows as they look. Anything else that is numeric becomes a tensor; maps
+may hold gaps. Files are taken for hostile: few formats, a size that is bounded before anything is
+unpacked, and nothing in them is run.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ppap_framework.components import TargetInput
@@ -47,6 +49,7 @@ _PICTURES = {
 }
 _ARRAY = ".npy"
 _LARGEST_16_BIT = 65_535
+_FEW_LEVELS = {"L;2": 4, "L;4": 16}  # what Pillow calls them before it spreads them over 8 bits
 _KINDS = "give words, an index, a picture or an array"
 
 
@@ -144,16 +147,46 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(source)
     image.seek(0)
+    levels = _few_levels(image)
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         return _from_array(np.asarray(upright), source)
-    return TargetInput(image=_canonical(upright, source), source=source)
+    return TargetInput(image=_canonical(upright, levels, source), source=source)
 
 
-def _canonical(image: Image.Image, source: str) -> Image.Image:
-    """RGB, "I;16" or "P"; what is transparent shows white behind it."""
+def _few_levels(image: Image.Image) -> int | None:
+    """How many shades a grey image of fewer than 8 bits can have; None for all others.
+
+    Of 2 and 4 bits a file says so only until it is decoded.
+    """
+    if image.mode == "1":
+        return 2
+    if image.mode == "L" and isinstance(image, ImageFile.ImageFile) and image.tile:
+        stored = image.tile[0][3]
+        return _FEW_LEVELS.get(stored[0] if isinstance(stored, tuple) else str(stored))
+    return None
+
+
+def _indexed(image: Image.Image, levels: int) -> Image.Image:
+    """A grey image as numbers from 0 to levels - 1, in a palette of the same greys."""
+    step = 255 // (levels - 1)
+    numbers = Image.fromarray(np.asarray(image.convert("L")) // step)
+    numbers.putpalette([shade for k in range(levels) for shade in (k * step,) * 3])
+    return numbers
+
+
+def _canonical(image: Image.Image, levels: int | None, source: str) -> Image.Image:
+    """RGB, "I;16" or "P"; what is transparent shows white behind it.
+
+    Args:
+        image: Upright.
+        levels: As `_few_levels`.
+        source: For messages.
+    """
     if image.mode == "P":
         return image
+    if levels is not None and not image.has_transparency_data:
+        return _indexed(image, levels)
     if image.mode.startswith("I"):
         numbers = np.asarray(image).astype(np.int64)
         if numbers.min() < 0 or numbers.max() > _LARGEST_16_BIT:
@@ -186,8 +219,11 @@ def _from_tensor(tensor: Tensor, source: str) -> TargetInput:
     if tensor.is_complex():
         raise UsageError(f"target {source!r} holds complex numbers", hint="give real ones")
     real = tensor.float() if tensor.is_floating_point() else tensor.long()
-    if broken := int((~real.isfinite()).sum()):
-        raise UsageError(f"target {source!r} holds {broken} numbers that are not finite")
+    known = real.isfinite()
+    if broken := int((~known).sum()):
+        if real.ndim < 2 or broken == real.numel():
+            raise UsageError(f"target {source!r} holds {broken} numbers that are not finite")
+        real = torch.where(known, real, torch.nan)
     return TargetInput(array=real, source=source)
 
 

@@ -23,6 +23,7 @@ from ppap_framework.api import LoadedGuide, Progress, Settings, frozen, peak_mem
 from ppap_framework.api._pictures import to_uint8
 from ppap_framework.components import DiffusionBackend, TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.experts import weights_sha256
 from ppap_framework.guidance import EnergyGuidance
 from ppap_framework.sampling import NoiseSource, Process, ddpm_step, timesteps_for
 from ppap_framework.sampling import sample as walk
@@ -648,6 +649,7 @@ class TestSave:
             import hashlib
 
             assert part["sha256"] == hashlib.sha256(content).hexdigest()
+            assert part["weights_sha256"] is None  # the file's says it
         spent = record["guidance"]["guides"][0]
         assert spent["times"] == [0.25, 0.0]
         assert all(norm > 0 for norm in spent["gradient_norms"])
@@ -662,6 +664,22 @@ class TestSave:
                 float(result.seen["colour"].figures["energy"][i])
             )
             assert seen["broken"] is None  # it is not a number
+
+    def test_weights_without_a_file_are_known_by_their_values(
+        self, toy: DiffusionBackend, tmp_path: Path
+    ) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
+        hashes = []
+        for name in ("one", "same", "other"):
+            if name == "other":
+                network[1].bias.data[0] += 1
+            guide = ppap.guide(network, target=1, loss=lambda said, wanted: said[:, wanted[0]])
+            ppap.sample(toy, [guide], num=1, steps=1).save(tmp_path / name)
+            (recorded,) = json.loads((tmp_path / name / "run.json").read_text())["config"]["guides"]
+            assert recorded["sha256"] is None
+            assert recorded["weights_sha256"] == weights_sha256(network.state_dict())
+            hashes.append(recorded["weights_sha256"])
+        assert hashes[0] == hashes[1] != hashes[2]
 
     def test_what_is_there_is_not_overwritten(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         ppap.sample(toy, num=3, steps=2).save(tmp_path)

@@ -160,7 +160,53 @@ def test_floating_pictures_are_arrays(tmp_path: Path) -> None:
 def test_grey_is_three_equal_channels() -> None:
     grey = np.array([[0, 7, 255]], np.uint8)
     assert np.array_equal(np.asarray(picture(Image.fromarray(grey))), np.stack([grey] * 3, -1))
-    assert np.asarray(picture(Image.new("1", (1, 1), 1))).tolist() == [[[255] * 3]]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_of_few_bits_the_numbers_are_kept_and_the_greys(
+    tmp_path: Path, bits: int, kind: str
+) -> None:
+    levels = 2**bits
+    numbers = np.arange(16, dtype=np.uint8).reshape(2, 8) % levels
+    path = tmp_path / f"mask.{kind}"
+    write = {"png": png_of_few_bits, "tiff": tiff_of_few_bits}[kind]
+    path.write_bytes(write(numbers, bits))
+    found = picture(path)
+    assert found.mode == "P"
+    assert np.array_equal(np.asarray(found), numbers)
+    shades = np.asarray(found.convert("RGB"))
+    assert np.array_equal(shades, np.stack([numbers * (255 // (levels - 1))] * 3, -1))
+
+
+def test_a_picture_of_one_bit_in_memory() -> None:
+    found = picture(Image.fromarray(np.array([[True, False]])))
+    assert np.asarray(found).tolist() == [[1, 0]]
+    assert np.asarray(found.convert("RGB")).tolist() == [[[255] * 3, [0] * 3]]
+
+
+def packed(numbers: np.ndarray, bits: int) -> list[bytes]:
+    """Rows of numbers, so many bits each, the first in the highest."""
+    rows = []
+    for row in numbers:
+        digits = "".join(f"{number:0{bits}b}" for number in row)
+        rows.append(int(digits, 2).to_bytes(len(digits) // 8, "big"))
+    return rows
+
+
+def png_of_few_bits(numbers: np.ndarray, bits: int) -> bytes:
+    rows = b"".join(b"\0" + row for row in packed(numbers, bits))
+    return png(numbers.shape[1], numbers.shape[0], rows, bits)
+
+
+def tiff_of_few_bits(numbers: np.ndarray, bits: int) -> bytes:
+    height, width = numbers.shape
+    data = b"".join(packed(numbers, bits))
+    # Width, height, bits, no compression, black is 0, where the data begin, rows, how many bytes.
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 278: height, 279: len(data)}
+    header = struct.pack("<2sHI", b"II", 42, 8 + len(data))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return header + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def test_indexed_pictures_keep_their_indices(tmp_path: Path) -> None:
@@ -253,12 +299,12 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         decode_target(str(tmp_path / "y.png"))
 
 
-def png(width: int, height: int, data: bytes) -> bytes:
+def png(width: int, height: int, data: bytes, bits: int = 8) -> bytes:
     def chunk(name: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
@@ -322,9 +368,20 @@ def test_array_files(tmp_path: Path) -> None:
     assert np.array_equal(array.numpy(), values)
 
 
+def test_maps_may_have_gaps(tmp_path: Path) -> None:
+    given = np.array([[1.0, np.inf, 2.0], [np.nan, -np.inf, 3.0]])
+    np.save(tmp_path / "x.npy", given)
+    for source in (given, tmp_path / "x.npy", torch.from_numpy(given)):
+        array = decode_target(source).array
+        assert array is not None
+        assert array[array.isfinite()].tolist() == [1.0, 2.0, 3.0]
+        assert int(array.isnan().sum()) == 3
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
+        (np.full((2, 2), np.inf), "4 numbers that are not finite"),
         (np.array([1.0, np.nan]), "1 numbers that are not finite"),
         (torch.tensor([torch.inf]), "not finite"),
         (np.array(["a"]), "not numbers"),

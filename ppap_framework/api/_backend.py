@@ -14,6 +14,7 @@ from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
 from ppap_framework.checkpoints import Checkpoint
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
+from ppap_framework.experts import backend_sha256
 from ppap_framework.plugin import BackendSpec
 from ppap_framework.registry import Registry, registry
 
@@ -102,7 +103,8 @@ def backend(
             raise UsageError("a backend that is already made takes no checkpoint and no options")
         if isinstance(source, LoadedBackend):
             return source
-        return LoadedBackend(source, Origin(component=type(source).__qualname__))
+        origin = Origin(component=type(source).__qualname__, weights_sha256=backend_sha256(source))
+        return LoadedBackend(source, origin)
     return find_backend(source, checkpoint=checkpoint, options=options).load()
 
 

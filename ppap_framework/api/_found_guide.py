@@ -18,6 +18,7 @@ from ppap_framework.api._problems import Problems
 from ppap_framework.checkpoints import Checkpoint, package_file
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import UsageError
+from ppap_framework.experts import guide_sha256
 from ppap_framework.guidance import Guide, faults_of_pull
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import Registry, registry
@@ -100,6 +101,7 @@ class FoundGuide:
             checkpoint=self.checkpoint.name if self.checkpoint else None,
             path=self.checkpoint.path if self.checkpoint else None,
             sha256=self.checkpoint.sha256 if self.checkpoint else None,
+            weights_sha256=None if self.checkpoint else guide_sha256(model),
             options=self.options,
             load_seconds=time.perf_counter() - start,
             suppliers=suppliers(

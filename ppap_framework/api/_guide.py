@@ -18,7 +18,7 @@ from ppap_framework.api._found_guide import (
     requested,
 )
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
-from ppap_framework.api._origin import Origin, suppliers
+from ppap_framework.api._origin import Origin, own_sha256, suppliers
 from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import Guide
@@ -122,7 +122,11 @@ def guide(
             scale=pull,
             interval=interval,
         ),
-        origin=Origin(component=label, suppliers=suppliers(plugins, named)),
+        origin=Origin(
+            component=label,
+            weights_sha256=own_sha256(source),
+            suppliers=suppliers(plugins, named),
+        ),
         loss_name=loss_name(loss),
         target_source=given.source,
         experts=request,

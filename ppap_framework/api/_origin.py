@@ -9,12 +9,13 @@ from typing import Any, Literal
 import attrs
 
 from ppap_framework.checkpoints import Checkpoint, open_checkpoint
-from ppap_framework.components import TaskLoss
+from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import AssetError
+from ppap_framework.experts import guide_sha256, has_experts
 from ppap_framework.plugin import Card, ComponentSpec
 from ppap_framework.registry import Registry
 
-__all__ = ["Origin", "find_checkpoint", "suppliers"]
+__all__ = ["Origin", "find_checkpoint", "own_sha256", "suppliers"]
 
 _CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
@@ -30,6 +31,9 @@ class Origin:
         checkpoint: The name of its checkpoint; None where it has none.
         path: The checkpoint's file.
         sha256: Of that file.
+        weights_sha256: Where there is no such file, as for a folder, a name of the hub or a network
+            of the user's own: of the values of its weights, as `experts.weights_sha256`. None also
+            for a network to which experts are attached.
         options: With which it was made.
         load_seconds: How long that took.
         suppliers: Versions of the distributions that it came from, weights and loss included.
@@ -41,6 +45,7 @@ class Origin:
     checkpoint: str | None = None
     path: Path | None = None
     sha256: str | None = None
+    weights_sha256: str | None = None
     options: dict[str, Any] = attrs.field(factory=dict)
     load_seconds: float = 0.0
     suppliers: dict[str, str | None] = attrs.field(factory=dict)
@@ -53,6 +58,11 @@ class Origin:
             "options": {name: _plain(value) for name, value in self.options.items()},
             "load_seconds": round(self.load_seconds, 3),
         }
+
+
+def own_sha256(model: GuidanceModel) -> str | None:
+    """Of the weights of a guide of the user's own; None where experts are attached to it."""
+    return None if has_experts(model.network) else guide_sha256(model)
 
 
 def suppliers(

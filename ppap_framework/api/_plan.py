@@ -15,7 +15,7 @@ from torch import nn
 from ppap_framework.api._backend import LoadedBackend, backend
 from ppap_framework.api._experts import ChosenExperts, ExpertRequest
 from ppap_framework.api._found_guide import LoadedGuide
-from ppap_framework.api._origin import Origin
+from ppap_framework.api._origin import Origin, own_sha256
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._settings import Settings, find_device
 from ppap_framework.api._stages import later_stages
@@ -326,7 +326,9 @@ def _check_shared(guides: Sequence[tuple[LoadedGuide, ChosenExperts | None]]) ->
 def _bare(guide: Guide) -> LoadedGuide:
     return LoadedGuide(
         guide=guide,
-        origin=Origin(component=type(guide.model).__qualname__),
+        origin=Origin(
+            component=type(guide.model).__qualname__, weights_sha256=own_sha256(guide.model)
+        ),
         loss_name=type(guide.loss).__name__,
         target_source=guide.target.label,
         experts=ExpertRequest(source=guide.experts or "none"),

@@ -184,4 +184,5 @@ def _experts(guide: Guide, experts: ChosenExperts) -> dict[str, Any]:
 def _weights(origin: Origin) -> dict[str, Any]:
     """What a component computes with, whichever version of it is installed."""
     whole = provenance(origin)
-    return {name: whole[name] for name in ("component", "checkpoint", "sha256", "options")}
+    names = ("component", "checkpoint", "sha256", "weights_sha256", "options")
+    return {name: whole[name] for name in names if name in whole}

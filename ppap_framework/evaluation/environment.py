@@ -34,6 +34,8 @@ def environment(origins: Iterable[Origin]) -> dict[str, Any]:
 def provenance(origin: Origin) -> dict[str, Any]:
     """What a component is, wherever its file lies: as JSON."""
     record = origin.record()
+    if record["sha256"] is not None:  # the file's hash says it
+        del record["weights_sha256"]
     return {name: value for name, value in record.items() if name not in ("path", "load_seconds")}
 
 

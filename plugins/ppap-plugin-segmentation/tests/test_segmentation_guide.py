@@ -134,6 +134,13 @@ class TestTargets:
         assert torch.equal(aimed.value, wanted)
         assert aimed.label == "mask mask.png"
 
+    def test_a_mask_of_one_bit_is_of_two_classes(self, tmp_path: Path) -> None:
+        Image.fromarray(HALVES == 2).save(tmp_path / "mask.png")
+        aimed = guide().target(decode_target(tmp_path / "mask.png"))
+        assert torch.equal(aimed.value, torch.from_numpy(HALVES // 2)[None])
+        as_picture = guide(target_kind="picture").target(decode_target(tmp_path / "mask.png"))
+        assert as_picture.label == "the classes of mask.png"
+
     def test_arrays(self) -> None:
         one = guide().target(TargetInput(array=torch.from_numpy(HALVES)))
         assert torch.equal(one.value, torch.from_numpy(HALVES)[None])
@@ -173,6 +180,7 @@ class TestTargets:
             (np.arange(50)[None], {}, "46 indices that are no class: 4, 5", "255 is left out"),
             (np.array([[0, 255]]), {"ignore_index": 7}, "no class: 255", "7 is left out"),
             (np.array([[0.5, 1.0]]), {}, "not whole", "0 (wall)"),
+            (np.array([[np.nan, 1.0]]), {}, "not whole", "0 (wall)"),
             (np.array([[255, 255]]), {}, "nothing but pixels to leave out", "255"),
             (np.zeros(3), {}, r"shape \(3,\)", "(H, W)"),
             (np.zeros((1, 1, 2, 2)), {}, r"shape \(1, 1, 2, 2\)", "(B, H, W)"),
