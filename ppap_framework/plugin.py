@@ -174,6 +174,9 @@ class Card(AssetFile):
         component: The name of the backend or guider that it is for.
         kind: Which of the two that is.
         image_size: Height and width in pixels of the images that it draws or reads.
+        parameters: Of the network; from four bytes each, its size is told where none is published.
+        prefix: Stands before the names of the file's tensors in the component, such as "base.": a
+            component of several networks, of which the file holds one.
         architecture: What the component's factory needs to build the network, where the file does
             not say it itself.
         default: Whether it is taken when nothing else is asked for. A card of the component's own
@@ -185,6 +188,10 @@ class Card(AssetFile):
         validator=attrs.validators.in_(("backend", "guider"))
     )
     image_size: int = attrs.field(validator=attrs.validators.instance_of(int))
+    parameters: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(int))
+    )
+    prefix: str = attrs.field(default="", validator=_text)
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
     default: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from web import Web, serving
 
 from ppap_framework.checkpoints import (
     cache_dir,
     fetch,
+    location,
+    noted_sha256,
     open_checkpoint,
     package_file,
     save_checkpoint,
 )
 from ppap_framework.errors import AssetError
 from ppap_framework.plugin import Card
+
+BLOCK = 1 << 16  # bytes that are written at a time
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +61,11 @@ def card(content: bytes, uri: str = "https://127.0.0.1:1/some/weights.safetensor
 
 
 @pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A web of one file, instead of a network; what it is asked for is noted."""
-    pooch_core = pytest.importorskip("pooch.core")
-    state: dict[str, Any] = {"content": b"", "asked": []}
-
-    def download(url: str, output_file: str, _: object) -> None:
-        state["asked"].append(url)
-        Path(output_file).write_bytes(state["content"])
-
-    monkeypatch.setattr(pooch_core, "choose_downloader", lambda url, progressbar: download)
-    return state
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server of one file, in the place of every host."""
+    with serving() as web:
+        monkeypatch.setenv("PPAP_MIRROR", web.address)
+        yield web
 
 
 class TestHttps:
@@ -72,49 +73,175 @@ class TestHttps:
         target = cache / "thing" / "tiny" / "weights.safetensors"
         with pytest.raises(AssetError) as caught:
             fetch(card(content))
-        assert "\n" not in str(caught.value)
-        assert "cannot download 'tiny' from https://127.0.0.1:1/some/weights" in str(caught.value)
-        assert str(target) in caught.value.hint
+        assert caught.value.message == (
+            f"cannot download 'tiny' from {card(content).uri}: there is no connection"
+        )
+        assert f"download {card(content).uri} and put it at {target}, or" in caught.value.hint
         assert not target.exists()
 
     def test_by_hand(self, content: bytes, cache: Path) -> None:
         target = cache / "thing" / "tiny" / "weights.safetensors"
         target.parent.mkdir(parents=True)
         target.write_bytes(content)
-        assert fetch(card(content), offline=True) == target
+        assert fetch(card(content), offline=True) == location(card(content)) == target
         checkpoint = open_checkpoint(card(content), offline=True)
         assert checkpoint.name == "tiny"
         assert checkpoint.sha256 == card(content).sha256
 
-    def test_downloads_once(self, content: bytes, web: dict[str, Any]) -> None:
-        web["content"] = content
-        assert fetch(card(content)).read_bytes() == content
-        assert fetch(card(content)).read_bytes() == content
-        assert web["asked"] == [card(content).uri]
+    def test_downloads_once(self, content: bytes, web: Web) -> None:
+        web.content = content
+        path = fetch(card(content))
+        assert path.read_bytes() == content
+        assert fetch(card(content)) == path
+        assert web.asked == [("HEAD", None), ("GET", None)]
+        assert web.paths == {"/some/weights.safetensors"}
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
 
-    def test_a_damaged_copy_is_downloaded_again(self, content: bytes, web: dict[str, Any]) -> None:
-        web["content"] = content
+    def test_a_damaged_copy_is_downloaded_again(self, content: bytes, web: Web) -> None:
+        web.content = content
         path = fetch(card(content))
         path.write_bytes(content[:-1] + b"!")
         assert fetch(card(content)).read_bytes() == content
 
+    @pytest.mark.parametrize("sent", [b"", b"<html>Sign in</html>", None])
     def test_another_file_is_refused_and_not_kept(
-        self, content: bytes, web: dict[str, Any], cache: Path
+        self, content: bytes, web: Web, cache: Path, sent: bytes | None
     ) -> None:
-        web["content"] = content[:-1] + b"!"
-        with pytest.raises(AssetError, match="hash"):
+        web.content = content[:-1] + b"!" if sent is None else sent
+        with pytest.raises(AssetError, match="is not the file of 'tiny'") as caught:
             fetch(card(content))
+        assert "\n" not in str(caught.value)
         assert not any(path.is_file() for path in cache.rglob("*"))
 
-    def test_without_hash_the_size_still_counts(self, content: bytes, web: dict[str, Any]) -> None:
-        web["content"] = content + b"!"
+    def test_without_hash_the_size_still_counts(self, content: bytes, web: Web) -> None:
+        web.content = content + b"!"
         with pytest.raises(AssetError, match=f"{len(content) + 1} bytes instead of {len(content)}"):
             fetch(attrs.evolve(card(content), sha256=None))
 
-    def test_offline(self, content: bytes) -> None:
+    def test_not_found(self, content: bytes, web: Web) -> None:
+        web.status = 404
+        with pytest.raises(AssetError, match="404") as caught:
+            fetch(card(content))
+        assert f"{web.address}/some/weights.safetensors" in caught.value.hint
+
+    def test_no_room(self, content: bytes, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+        web.content = content
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+        with pytest.raises(AssetError, match=f"{len(content)} bytes are to come, 0 are free"):
+            fetch(card(content))
+        assert web.asked == [("HEAD", None)]
+
+    @pytest.mark.parametrize("variable", [False, True])
+    def test_offline(
+        self, content: bytes, web: Web, monkeypatch: pytest.MonkeyPatch, variable: bool
+    ) -> None:
+        if variable:
+            monkeypatch.setenv("PPAP_OFFLINE", "1")
         with pytest.raises(AssetError, match="downloads are off") as caught:
-            open_checkpoint(card(content), offline=True)
-        assert card(content).uri in caught.value.hint
+            open_checkpoint(card(content), offline=not variable)
+        assert f"{web.address}/some/weights.safetensors" in caught.value.hint
+        assert web.asked == []
+
+
+class TestResuming:
+    @pytest.fixture
+    def content(self, tmp_path: Path) -> bytes:
+        """Several blocks of what is written at a time."""
+        path = tmp_path / "long.safetensors"
+        save_checkpoint(path, {"a": torch.arange(60_000.0)}, {})
+        return path.read_bytes()
+
+    def cut_off(self, content: bytes, web: Web) -> Path:
+        """A first attempt, of which one block arrives."""
+        web.content, web.cut = content, BLOCK + 100
+        with pytest.raises(AssetError, match="cannot download"):
+            fetch(card(content))
+        path = location(card(content))
+        assert not path.exists()
+        assert path.with_name(f"{path.name}.part").read_bytes() == content[:BLOCK]
+        web.cut, web.asked = None, []
+        return path
+
+    def test_goes_on_where_it_was(self, content: bytes, web: Web) -> None:
+        path = self.cut_off(content, web)
+        assert fetch(card(content)).read_bytes() == content
+        assert web.asked == [("HEAD", None), ("GET", f"bytes={BLOCK}-")]
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    def test_cut_off_more_than_once(self, content: bytes, web: Web) -> None:
+        self.cut_off(content, web)
+        web.cut = BLOCK + 5
+        with pytest.raises(AssetError):
+            fetch(card(content))
+        web.cut = None
+        assert fetch(card(content)).read_bytes() == content
+        assert web.asked[-1] == ("GET", f"bytes={2 * BLOCK}-")
+
+    def test_another_file_by_now_is_fetched_from_the_start(self, content: bytes, web: Web) -> None:
+        self.cut_off(bytes(len(content)), web)
+        web.content, web.tag = content, '"two"'
+        assert fetch(card(content)).read_bytes() == content
+        assert web.asked == [("HEAD", None), ("GET", None)]
+
+    def test_a_server_without_ranges(self, content: bytes, web: Web) -> None:
+        self.cut_off(content, web)
+        web.ranges = False
+        assert fetch(card(content)).read_bytes() == content
+        assert web.asked == [("HEAD", None), ("GET", None)]
+
+    def test_a_server_that_lies_about_ranges(self, content: bytes, web: Web) -> None:
+        path = self.cut_off(content, web)
+        web.lies = True
+        with pytest.raises(AssetError, match=f"{len(content) + BLOCK} of {len(content)} bytes"):
+            fetch(card(content))
+        assert not path.exists()
+        assert fetch(card(content)).read_bytes() == content
+
+    def test_a_damaged_part_is_noticed_and_thrown_away(self, content: bytes, web: Web) -> None:
+        path = self.cut_off(content, web)
+        path.with_name(f"{path.name}.part").write_bytes(bytes(BLOCK))
+        with pytest.raises(AssetError, match="its SHA-256 is"):
+            fetch(card(content))
+        assert fetch(card(content)).read_bytes() == content
+
+
+class TestFirstUse:
+    """A card without a hash: what is used first is what holds."""
+
+    def bare(self, content: bytes) -> Card:
+        return attrs.evolve(card(content), sha256=None, size=None)
+
+    def test_is_noted_as_sha256sum_writes_it(self, content: bytes, web: Web) -> None:
+        web.content = content
+        path = fetch(self.bare(content))
+        assert noted_sha256(path) == hashlib.sha256(content).hexdigest()
+        note = path.with_name(f"{path.name}.sha256")
+        assert note.read_text() == f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+
+    @pytest.mark.parametrize("offline", [False, True])
+    def test_a_change_is_refused_and_not_fetched_over(
+        self, content: bytes, web: Web, offline: bool
+    ) -> None:
+        web.content = content
+        path = fetch(self.bare(content))
+        path.write_bytes(content[:-1] + b"!")
+        with pytest.raises(AssetError, match="not what it was when it was used first") as caught:
+            fetch(self.bare(content), offline=offline)
+        assert str(path) in str(caught.value)
+        assert path.read_bytes() == content[:-1] + b"!"
+        path.with_name(f"{path.name}.sha256").unlink()
+        assert fetch(self.bare(content)) == path
+
+    def test_by_hand(self, content: bytes) -> None:
+        path = location(self.bare(content))
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        assert fetch(self.bare(content), offline=True) == path
+        assert noted_sha256(path) == hashlib.sha256(content).hexdigest()
+
+    def test_a_published_hash_needs_no_note(self, content: bytes, web: Web) -> None:
+        web.content = content
+        assert noted_sha256(fetch(card(content))) is None
 
 
 class TestHub:

@@ -6,9 +6,10 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import attrs
+import torch
 
 from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
 from ppap_framework.checkpoints import Checkpoint
@@ -18,7 +19,9 @@ from ppap_framework.experts import backend_sha256
 from ppap_framework.plugin import BackendSpec
 from ppap_framework.registry import Registry, registry
 
-__all__ = ["FoundBackend", "LoadedBackend", "backend", "find_backend"]
+__all__ = ["DType", "FoundBackend", "LoadedBackend", "backend", "find_backend"]
+
+DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 
 @final
@@ -64,6 +67,12 @@ class FoundBackend:
         start = time.perf_counter()
         provider = self.registry.provider(self.spec)
         made = self.registry.make(self.spec, self.options, self.checkpoint)
+        dtype = self.checkpoint.dtype
+        if dtype is not None and not _computes_in(made, dtype):
+            raise UsageError(
+                f"backend {self.spec.name!r} does not cast its weights to {_name(dtype)}",
+                hint="leave out --dtype; --precision is of the products alone",
+            )
         origin = Origin(
             component=self.spec.name,
             distribution=provider.distribution,
@@ -72,6 +81,7 @@ class FoundBackend:
             path=self.checkpoint.path,
             sha256=self.checkpoint.sha256,
             options=self.options,
+            dtype=None if dtype is None else _name(dtype),
             load_seconds=time.perf_counter() - start,
             suppliers=suppliers(self.registry, self.spec, self.checkpoint.card),
         )
@@ -83,6 +93,7 @@ def backend(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    dtype: DType | None = None,
 ) -> LoadedBackend:
     """A diffusion model, ready to sample from.
 
@@ -92,6 +103,9 @@ def backend(
         checkpoint: The name of one of the backend's checkpoints, or the path of a file; None for
             its default.
         options: The backend's own options.
+        dtype: To which weights are cast while they are loaded, as far as the backend computes in
+            it; norms, embeddings and the last layer stay float32. None leaves them as the network
+            has them: float32.
 
     Raises:
         PluginError: Where no plugin, or more than one, supplies the backend, or it is broken.
@@ -99,13 +113,13 @@ def backend(
         UsageError: For options that it does not take.
     """
     if isinstance(source, DiffusionBackend):
-        if checkpoint is not None or options:
+        if checkpoint is not None or options or dtype is not None:
             raise UsageError("a backend that is already made takes no checkpoint and no options")
         if isinstance(source, LoadedBackend):
             return source
         origin = Origin(component=type(source).__qualname__, weights_sha256=backend_sha256(source))
         return LoadedBackend(source, origin)
-    return find_backend(source, checkpoint=checkpoint, options=options).load()
+    return find_backend(source, checkpoint=checkpoint, options=options, dtype=dtype).load()
 
 
 def find_backend(
@@ -113,6 +127,7 @@ def find_backend(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
+    dtype: DType | None = None,
     offline: bool = False,
 ) -> FoundBackend:
     """The backend that `backend` would load; what can be wrong without reading weights is found.
@@ -123,7 +138,8 @@ def find_backend(
     Raises:
         PluginError: As `backend`.
         AssetError: As `backend`, but for the architecture.
-        UsageError: Where `source` is a path and it is not clear for which backend.
+        UsageError: Where `source` is a path and it is not clear for which backend, or there is no
+            such dtype.
     """
     plugins = registry()
     name = source if isinstance(source, str) else os.fspath(source)
@@ -136,8 +152,25 @@ def find_backend(
         name, checkpoint = _only_backend(plugins, name), Path(name)
     spec = plugins.spec("backend", name)
     wanted = checkpoint if checkpoint is None or isinstance(checkpoint, str) else Path(checkpoint)
+    if dtype is not None and dtype not in get_args(DType):
+        raise UsageError(
+            f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(get_args(DType))}"
+        )
     found = find_checkpoint(plugins, name, "backend", wanted, offline=offline)
+    if dtype is not None:
+        found = attrs.evolve(found, dtype=getattr(torch, dtype))
     return FoundBackend(plugins, spec, found, dict(options or {}))
+
+
+def _computes_in(made: DiffusionBackend, dtype: torch.dtype) -> bool:
+    return all(
+        any(parameter.dtype == dtype for parameter in stage.network.parameters())
+        for stage in made.stages
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _is_path(name: str) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from ppap_framework.checkpoints import Checkpoint, open_checkpoint
+from ppap_framework.checkpoints import Checkpoint, join_checkpoints, open_checkpoint
 from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import AssetError
 from ppap_framework.experts import guide_sha256, has_experts
@@ -35,6 +36,7 @@ class Origin:
             of the user's own: of the values of its weights, as `experts.weights_sha256`. None also
             for a network to which experts are attached.
         options: With which it was made.
+        dtype: To which its weights were cast while they were loaded; None for as they were stored.
         load_seconds: How long that took.
         suppliers: Versions of the distributions that it came from, weights and loss included.
     """
@@ -47,6 +49,7 @@ class Origin:
     sha256: str | None = None
     weights_sha256: str | None = None
     options: dict[str, Any] = attrs.field(factory=dict)
+    dtype: str | None = None
     load_seconds: float = 0.0
     suppliers: dict[str, str | None] = attrs.field(factory=dict)
 
@@ -89,7 +92,9 @@ def find_checkpoint(
         registry: Whose cards count.
         component: The name of the backend or guider.
         kind: Which of the two it is.
-        wanted: The name of a card or the path of a file; None for the default card.
+        wanted: The name of a card or the path of a file; a file that does not say what it is is
+            what its name says that it is published as, or CARD=PATH says. Several of them, joined
+            by "+", are one checkpoint. None is the default card.
         offline: Whether to raise instead of downloading.
 
     Raises:
@@ -98,6 +103,14 @@ def find_checkpoint(
     """
     if wanted is None:
         return open_checkpoint(registry.default_card(component, kind), offline=offline)
+    text = os.fspath(wanted)
+    if "+" in text and not Path(text).expanduser().exists():
+        return join_checkpoints(
+            [
+                find_checkpoint(registry, component, kind, part, offline=offline)
+                for part in text.split("+")
+            ]
+        )
     if isinstance(wanted, str) and _CARD_NAME.fullmatch(wanted):
         try:
             source: Card | Path | str = registry.card(component, kind, wanted)
@@ -106,7 +119,10 @@ def find_checkpoint(
                 raise
             source = wanted
         return open_checkpoint(source, offline=offline)
-    return open_checkpoint(wanted)
+    name, equals, path = text.partition("=")
+    if equals and _CARD_NAME.fullmatch(name) and not Path(text).exists():
+        return open_checkpoint(path, like=registry.card(component, kind, name))
+    return open_checkpoint(text, like=registry.card_of_file(component, kind, Path(text).name))
 
 
 def _plain(value: Any) -> Any:

@@ -17,20 +17,32 @@ from __future__ import annotations
 from ppap_framework.checkpoints._architecture import read_architecture
 from ppap_framework.checkpoints._checkpoint import (
     Checkpoint,
-    load_into,
+    join_checkpoints,
     open_checkpoint,
     save_checkpoint,
 )
 from ppap_framework.checkpoints._digest import file_sha256
-from ppap_framework.checkpoints._fetch import cache_dir, fetch, package_file
+from ppap_framework.checkpoints._fetch import (
+    cache_dir,
+    check,
+    fetch,
+    location,
+    noted_sha256,
+    package_file,
+)
+from ppap_framework.checkpoints._load import load_into
 from ppap_framework.checkpoints._safetensors import write_safetensors
 
 __all__ = [
     "Checkpoint",
     "cache_dir",
+    "check",
     "fetch",
     "file_sha256",
+    "join_checkpoints",
     "load_into",
+    "location",
+    "noted_sha256",
     "open_checkpoint",
     "package_file",
     "read_architecture",

@@ -30,7 +30,8 @@ def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
     if not stated:
         raise AssetError(
             f"{checkpoint.name!r} does not state its architecture",
-            hint="ppap_framework.checkpoints.save_checkpoint writes a file that does",
+            hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
+            "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
         )
     missing = [name for name in required if name not in stated]
     unknown = [name for name in stated if name not in {field.name for field in fields}]

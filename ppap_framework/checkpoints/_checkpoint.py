@@ -1,16 +1,17 @@
-"""Opening a checkpoint, loading it into a network, and saving one."""
+"""Opening checkpoints, joining them, and saving one."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppap_framework.checkpoints._archive import ZIP_MAGIC, load_archive
 from ppap_framework.checkpoints._digest import file_sha256
@@ -19,7 +20,7 @@ from ppap_framework.checkpoints._safetensors import load_safetensors, read_heade
 from ppap_framework.errors import AssetError
 from ppap_framework.plugin import Card
 
-__all__ = ["Checkpoint", "load_into", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "join_checkpoints", "open_checkpoint", "save_checkpoint"]
 
 _ARCHITECTURE = "ppap.architecture"
 _NOTES = "ppap.notes"
@@ -39,6 +40,10 @@ class Checkpoint:
         architecture: What the component's factory builds the network from; empty where nobody says.
         metadata: The strings that a safetensors file carries beside its tensors.
         card: The record that led to it, if one did.
+        prefix: Stands before the names of the file's tensors.
+        parts: Where several files are one checkpoint, each of them; `path` is then the first's.
+        dtype: What weights are to be cast to while they are loaded, as far as the network computes
+            in it; None leaves them as the network has them.
     """
 
     name: str
@@ -46,11 +51,16 @@ class Checkpoint:
     architecture: Mapping[str, Any]
     metadata: Mapping[str, str]
     card: Card | None = None
+    prefix: str = ""
+    parts: tuple[Checkpoint, ...] = ()
+    dtype: torch.dtype | None = None
 
     @property
     def sha256(self) -> str:
-        """Of the file, computed when first asked for."""
-        return file_sha256(self.path)
+        """Of the file, computed when first asked for; of several, that of their hashes in a row."""
+        if not self.parts:
+            return file_sha256(self.path)
+        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU, mapped from the file where its format allows.
@@ -58,14 +68,18 @@ class Checkpoint:
         Raises:
             AssetError: Where the file is damaged or is a pickle that wants code to run.
         """
+        if self.parts:
+            return {name: value for part in self.parts for name, value in part.state_dict().items()}
         load = load_safetensors if _container(self.path) == "safetensors" else load_archive
-        return _reading(self.path, load)
+        state = _reading(self.path, load)
+        return {f"{self.prefix}{name}": value for name, value in state.items()}
 
 
 def open_checkpoint(
     source: Card | Path | str,
     *,
     architecture: Mapping[str, Any] | None = None,
+    like: Card | None = None,
     offline: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint and verify its container; where the format allows, no tensor is read.
@@ -73,6 +87,7 @@ def open_checkpoint(
     Args:
         source: A card, whose file is downloaded when it is missing, or the path of a file.
         architecture: What to take it for where neither the file nor the card says.
+        like: A card that a file at a path is taken to be of, where it does not say what it is.
         offline: Whether to raise instead of downloading.
 
     Raises:
@@ -86,50 +101,42 @@ def open_checkpoint(
         metadata = _reading(path, read_header).metadata
     else:
         _reading(path, load_archive)
-    stated: Mapping[str, Any] = card.architecture if card else {}
+    name = card.name if card else path.name
     if _ARCHITECTURE in metadata:
         stated = _architecture(path, metadata[_ARCHITECTURE])
-    name = card.name if card else path.name
-    return Checkpoint(name, path, stated or architecture or {}, metadata, card)
+        return Checkpoint(name, path, stated or architecture or {}, metadata, card)
+    known = card or like
+    if known is None or not known.architecture:
+        return Checkpoint(name, path, architecture or {}, metadata, card)
+    return Checkpoint(name, path, known.architecture, metadata, card, known.prefix)
 
 
-def load_into(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Give a network the weights of a checkpoint: every key must fit, in name and shape.
-
-    Tensors of the network's own dtype and device are taken as they lie in the mapped file, without
-    a copy; others are cast. A network on the meta device lands on the CPU. Its parameters become
-    new objects, so optimisers come later.
+def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
+    """Several files as one checkpoint: the networks of one component, each under its own prefix.
 
     Raises:
-        AssetError: Where the two differ; the message counts and names what is missing,
-            unexpected, or of another shape.
+        AssetError: Where two state different things, or bring a tensor of the same name.
     """
-    state = checkpoint.state_dict()
-    own = module.state_dict()
-    missing = [_short(name) for name in own if name not in state]
-    unexpected = [_short(name) for name in state if name not in own]
-    reshaped = [
-        f"{_short(name)} {_kind(state[name])} instead of {_kind(own[name])}"
-        for name in own
-        if name in state and _kind(state[name]) != _kind(own[name])
-    ]
-    faults = [
-        f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", reshaped),
-        )
-        if items
-    ]
-    if faults:
+    name = "+".join(part.name for part in parts)
+    architecture: dict[str, Any] = {}
+    for part in parts:
+        differing = [
+            key for key, value in part.architecture.items() if architecture.get(key, value) != value
+        ]
+        if differing:
+            raise AssetError(
+                f"the parts of {name!r} do not belong together: they differ in "
+                + ", ".join(map(repr, differing)),
+                hint="join the networks of one component, such as glide-base+glide-upsample",
+            )
+        architecture |= part.architecture
+    prefixes = [part.prefix for part in parts]
+    if "" in prefixes or len(set(prefixes)) < len(prefixes):
         raise AssetError(
-            f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}: "
-            + "; ".join(faults),
-            hint="it is of another architecture, or the architecture is stated wrongly",
+            f"the parts of {name!r} are not different networks of one component",
+            hint="join files of which each holds one network",
         )
-    fitted = {name: _like(tensor, own[name]) for name, tensor in state.items()}
-    module.load_state_dict(fitted, assign=True)
+    return Checkpoint(name, parts[0].path, architecture, {}, parts=tuple(parts))
 
 
 def save_checkpoint(
@@ -230,23 +237,3 @@ def _architecture(path: Path, text: str) -> Mapping[str, Any]:
             f"the architecture that {str(path)!r} states is not a JSON object", hint="save it again"
         )
     return architecture
-
-
-def _kind(tensor: Tensor) -> str:
-    """Shape, and the sort of number where a cast would lose what it means."""
-    shape = str(tuple(tensor.shape))
-    return (
-        shape
-        if tensor.is_floating_point()
-        else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
-    )
-
-
-def _like(tensor: Tensor, own: Tensor) -> Tensor:
-    return tensor.to(
-        dtype=own.dtype, device="cpu" if own.device == torch.device("meta") else own.device
-    )
-
-
-def _short(name: str) -> str:
-    return repr(name) if len(name) <= 100 else f"{name[:99]!r}..."

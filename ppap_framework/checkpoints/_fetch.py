@@ -1,19 +1,24 @@
-"""Where the file of a card is, and how it comes there."""
+"""Where the file of a card is, and how it comes there.
+
+Its hash is the published one. Where none is published, the hash of the file that was used first is
+noted beside it, as `sha256sum` writes it, and holds from then on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ppap_framework.checkpoints._digest import file_sha256
+from ppap_framework.checkpoints._download import download
 from ppap_framework.errors import AssetError
 from ppap_framework.plugin import Card, ExpertBundle
 
-__all__ = ["cache_dir", "fetch", "package_file"]
+__all__ = ["cache_dir", "check", "fetch", "location", "noted_sha256", "package_file"]
 
 File: TypeAlias = Card | ExpertBundle
 
@@ -27,30 +32,72 @@ def cache_dir() -> Path:
     return Path(pooch.os_cache("ppap"))
 
 
+def location(card: File) -> Path:
+    """Where the file of a card lies, or would be put.
+
+    Raises:
+        AssetError: Where it is of a package that is not there, or the card's address is none.
+    """
+    return package_file(card.uri) if card.uri.startswith("package://") else _target(card)
+
+
 def fetch(card: File, *, offline: bool = False) -> Path:
     """The file of a card: downloaded when missing or damaged, of the size and hash that it states.
 
     A file that was put by hand where the download would have gone serves as well.
 
+    Args:
+        card: What is wanted.
+        offline: Whether to raise instead of downloading, as with `$PPAP_OFFLINE`.
+
     Raises:
-        AssetError: Where it cannot be had, or is not what the card says.
+        AssetError: Where it cannot be had, or is not what the card says, or not what it was.
     """
-    if card.uri.startswith("package://"):
-        path = package_file(card.uri)
-    else:
-        path = _target(card)
-        if not path.is_file() or _difference(path, card):
-            if offline:
-                raise AssetError(
-                    f"{card.name!r} is not here, and downloads are off", hint=_by_hand(card, path)
-                )
-            _download(card, path)
+    path = location(card)
+    packaged = card.uri.startswith("package://")
+    if not packaged and (not path.is_file() or _difference(path, card)):
+        if offline or os.environ.get("PPAP_OFFLINE", "0") not in ("", "0"):
+            raise AssetError(
+                f"{card.name!r} is not here, and downloads are off", hint=_by_hand(card, path)
+            )
+        _download(card, path)
+    check(card)
+    if card.sha256 is None and not packaged and noted_sha256(path) is None:
+        with contextlib.suppress(OSError):  # of a cache that may only be read
+            _note(path).write_text(f"{file_sha256(path)}  {path.name}\n")
+    return path
+
+
+def check(card: File) -> None:
+    """Compare the file of a card with what the card says, and with what was noted of it.
+
+    Raises:
+        AssetError: Where it is not there or differs.
+    """
+    path = location(card)
+    if not path.is_file():
+        raise AssetError(f"{card.name!r} is not here", hint=_by_hand(card, path))
     if difference := _difference(path, card):
         raise AssetError(
             f"{str(path)!r} is not the file of {card.name!r}: {difference}",
             hint=_by_hand(card, path),
         )
-    return path
+    noted = noted_sha256(path) if card.sha256 is None else None
+    if noted is not None and noted != file_sha256(path):
+        raise AssetError(
+            f"{str(path)!r} is not what it was when it was used first: its SHA-256 is "
+            f"{file_sha256(path)} instead of {noted}",
+            hint=f"delete it to fetch it again; delete {str(_note(path))!r} to trust what is there",
+        )
+
+
+def noted_sha256(path: Path) -> str | None:
+    """The SHA-256 that a file had when it was used first; None where that was not noted."""
+    try:
+        digest = _note(path).read_text().split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+    return digest if len(digest) == 64 else None
 
 
 def package_file(uri: str) -> Path:
@@ -96,8 +143,10 @@ def _hub_parts(card: File) -> tuple[str, str, str]:
 
 
 def _url(card: File) -> str:
+    """Where a browser finds it; `$PPAP_MIRROR` stands in for the host of https:// addresses."""
     if not card.uri.startswith("hf://"):
-        return card.uri
+        mirror = os.environ.get("PPAP_MIRROR")
+        return f"{mirror.rstrip('/')}{urlsplit(card.uri).path}" if mirror else card.uri
     repository, revision, file = _hub_parts(card)
     return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
 
@@ -105,7 +154,10 @@ def _url(card: File) -> str:
 def _by_hand(card: File, path: Path) -> str:
     if card.uri.startswith("package://"):
         return "install its package again"
-    return f"download {_url(card)} and put it at {path}"
+    flag = "--experts"
+    if isinstance(card, Card):
+        flag = "--checkpoint" if card.kind == "backend" else "--guider-checkpoint"
+    return f"download {_url(card)} and put it at {path}, or name it with {flag} PATH"
 
 
 def _download(card: File, path: Path) -> None:
@@ -117,23 +169,27 @@ def _download(card: File, path: Path) -> None:
             repository, revision, file = _hub_parts(card)
             folder = cache_dir() / card.component / card.name
             huggingface_hub.hf_hub_download(repository, file, revision=revision, local_dir=folder)
-        else:
-            import pooch
-
-            pooch.get_logger().setLevel("WARNING")
-            pooch.retrieve(
-                card.uri,
-                known_hash=f"sha256:{card.sha256}" if card.sha256 else None,
-                fname=path.name,
-                path=path.parent,
-                progressbar=sys.stderr.isatty(),
-            )
+            return
+        part = download(_url(card), path)
     except Exception as error:  # the network, the disk, and two libraries with errors of their own
-        reason = " ".join(str(error).split())[:200]
         raise AssetError(
-            f"cannot download {card.name!r} from {_url(card)}: {type(error).__name__}: {reason}",
+            f"cannot download {card.name!r} from {_url(card)}: {_reason(error)}",
             hint=_by_hand(card, path),
         ) from error
+    if difference := _difference(part, card):
+        part.unlink()
+        raise AssetError(
+            f"{_url(card)} is not the file of {card.name!r}: {difference}",
+            hint=_by_hand(card, path),
+        )
+    _note(path).unlink(missing_ok=True)
+    part.replace(path)
+
+
+def _reason(error: Exception) -> str:
+    if type(error).__name__ in ("ConnectionError", "ConnectTimeout"):  # what they add is noise
+        return "there is no connection"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _difference(path: Path, card: File) -> str:
@@ -144,3 +200,7 @@ def _difference(path: Path, card: File) -> str:
     if card.sha256 is not None and file_sha256(path) != card.sha256:
         return f"its SHA-256 is {file_sha256(path)} instead of {card.sha256}"
     return ""
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")

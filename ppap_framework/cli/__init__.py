@@ -40,6 +40,10 @@ COMMANDS = {
     ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
     "experts": ("ppap_framework.cli.experts", "Show, check and calibrate experts."),
+    "checkpoints": (
+        "ppap_framework.cli.checkpoints",
+        "Show, fetch, check and convert the weights that plugins know of.",
+    ),
     "evaluate": (
         "ppap_framework.cli.evaluate",
         "Measure the rows of EXPERIMENT, a TOML or JSON file.",

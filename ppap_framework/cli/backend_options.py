@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from ppap_framework.cli.config import option
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ def backend_options(command: Any) -> Any:
             multiple=True,
             metavar="KEY=VALUE",
             help="The diffusion model's own options; `ppap plugins info NAME` lists them.",
+        ),
+        option(
+            "--dtype",
+            type=click.Choice(["float32", "bfloat16", "float16"]),
+            help="Cast its weights while they are loaded, but for those that need float32.",
         ),
         option("--checkpoint", metavar="NAME|PATH", help="Its weights."),
         option("--backend", required=True, metavar="NAME", help="The diffusion model."),
@@ -44,7 +51,12 @@ def backend_of(given: dict[str, Any], *more: str, offline: bool = False) -> Foun
     from ppap_framework.api import find_backend
     from ppap_framework.cli.guide_options import typed_pairs
 
-    found = find_backend(given["backend"], checkpoint=given["checkpoint"], offline=offline)
+    found = find_backend(
+        given["backend"],
+        checkpoint=given["checkpoint"],
+        dtype=given["dtype"],
+        offline=offline,
+    )
     texts = [*given["backend_option"], *more]
     options = typed_pairs("--backend-option", texts, found.spec.name, "backend")
     return attrs.evolve(found, options=options)

@@ -41,6 +41,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 
 @click.command("run", cls=Command)
 @backend_options
+@option("--offline", is_flag=True, help="Download nothing.")
 @option("--prompt", help="What the diffusion model is told, where it takes a prompt.")
 @option(
     "--cfg",
@@ -174,7 +175,7 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
         _set_threads(given["threads"])
     with problems.collected():
         _check_out(given["out"], given["overwrite"])
-    offline = given["dry_run"]
+    offline = given["dry_run"] or given["offline"]
     backends, guides = [], []
     if given["backend"] is not None:
         with problems.collected():

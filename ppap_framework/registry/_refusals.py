@@ -119,6 +119,12 @@ def card_hint(
     return hint
 
 
+def checkpoints_hint(name: str, known: Sequence[str]) -> str:
+    """What to do about a checkpoint that is not there, whatever it would be for."""
+    near = _nearest(name, known)
+    return (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
+
+
 def experts_hint(name: str, known: Sequence[str]) -> str:
     """What to do about experts that are not there; arguments as for `card_hint`."""
     return _one_of(name, known) if known else "name a file with --experts PATH"

@@ -141,6 +141,44 @@ class Registry:
             raise _refusals.contested(subject, flag, name, [record for record, _ in claims])
         return claims[0][1]
 
+    def card_of_file(self, component: str, kind: CardKind, file: str) -> Card | None:
+        """The checkpoint of a component that is published under a file name; None where it is not
+        one of them, or of several.
+        """
+        named = [c for c in self.cards(component, kind) if c.uri.rpartition("/")[2] == file]
+        return named[0] if len(named) == 1 else None
+
+    def every_card(self) -> list[Card]:
+        """All checkpoints: by their components, and then as plugins list them."""
+        offers = [card for _, card in self._assets(Card)]
+        return sorted(offers, key=lambda card: (card.kind, card.component))
+
+    def card_named(self, name: str) -> Card:
+        """The checkpoint of that name, whatever it is for.
+
+        Args:
+            name: Its name, or "distribution:name".
+
+        Raises:
+            AssetError: Where there is none.
+            PluginError: Where several distributions claim the name.
+        """
+        distribution, bare = split(name)
+        claims = [
+            (record, card)
+            for record, card in self._assets(Card)
+            if card.name == bare and distribution in (None, record.distribution)
+        ]
+        if not claims:
+            known = [card.name for card in self.every_card()]
+            raise AssetError(
+                f"no checkpoint is called {name!r}", hint=_refusals.checkpoints_hint(bare, known)
+            )
+        if len(claims) > 1:
+            records = [record for record, _ in claims]
+            raise _refusals.contested(f"checkpoint {bare!r}", "", name, records)
+        return claims[0][1]
+
     def default_card(self, component: str, kind: CardKind) -> Card:
         """The checkpoint of a component that is taken when none is asked for.
 

@@ -35,7 +35,7 @@ from ppap_framework.cli import main
 from ppap_framework.components import CascadedStage, Recipe
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.registry import registry
-from ppap_plugin_glide import released
+from ppap_plugin_glide import conversion
 from ppap_plugin_glide.backend import Condition, GlideBackend, make_glide
 from ppap_plugin_glide.options import GlideOptions
 from ppap_plugin_glide.tokens import PromptTokens, read_tokenizer
@@ -223,7 +223,7 @@ class TestCheckpointsThatAreNone:
             ({"base": None}, "lacks 'base'"),
             ({"tokenizer": None}, "lacks 'tokenizer'"),
             ({"tokenizer": {"model": "none"}}, "is no tokenizer.json"),
-            ({"tokenizer": "gpt2"}, "'tokenizer' must be an object"),
+            ({"tokenizer": "gpt3"}, "'tokenizer' must be an object"),
             ({"tokenizer": letters()}, "the tokenizer has 256 tokens, and the network knows 257"),
             ({"base": stage(UPSAMPLER, 4)}, f"'base' is a {UPSAMPLER}"),
             ({"base": stage("ADM", 4)}, "'official_class' must be in"),
@@ -272,10 +272,10 @@ def test_published_files_become_one(
         part = {k.removeprefix(prefix): v.clone() for k, v in whole.items() if k.startswith(prefix)}
         torch.save(part, tmp_path / f"{name}.pt")
     parts = stated()
-    monkeypatch.setattr(released, "STAGES", {k: parts[k] for k in ("base", "upsampler")})
-    monkeypatch.setattr(released, "gpt2_tokenizer", lambda: parts["tokenizer"])
+    monkeypatch.setattr(conversion, "STAGES", {k: parts[k] for k in ("base", "upsampler")})
+    monkeypatch.setattr(conversion, "gpt2_tokenizer", lambda: parts["tokenizer"])
     out = tmp_path / "out.safetensors"
-    released.convert_glide(tmp_path / "base.pt", tmp_path / "upsampler.pt", out)
+    conversion.convert_glide(tmp_path / "base.pt", tmp_path / "upsampler.pt", out)
     converted = open_checkpoint(out)
     assert converted.architecture == open_checkpoint(file).architecture
     assert {k: v.tolist() for k, v in converted.state_dict().items()} == {

@@ -104,8 +104,10 @@ def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architec
             network = build(architecture.official_class, architecture.config)
     except UsageError as error:
         raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
-    load_into(network, checkpoint)
-    network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    if checkpoint.dtype is not None:
+        network.cast_torso(checkpoint.dtype)  # on the meta device: cast as they are loaded
+    load_into(network, checkpoint, channels_last=True)
+    network.requires_grad_(False).eval()
     return network, architecture
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ppap_framework.plugin import BackendSpec, GuiderSpec, hookimpl
+from ppap_framework.plugin import Asset, BackendSpec, GuiderSpec, hookimpl
+from ppap_plugin_adm.released import cards
 
 PPAP_API = (1, 0)
 
@@ -32,3 +33,9 @@ def ppap_guiders() -> list[GuiderSpec]:
             noise_aware=True,
         )
     ]
+
+
+@hookimpl
+def ppap_assets() -> list[Asset]:
+    """The cards of the released checkpoints."""
+    return [*cards()]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ppap_framework.errors import PpapError
-from ppap_plugin_glide.released import convert_clip, convert_glide
+from ppap_plugin_glide.conversion import convert_clip, convert_glide
 
 
 def main() -> int:

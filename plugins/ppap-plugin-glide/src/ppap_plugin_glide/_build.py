@@ -11,6 +11,11 @@ from torch import nn
 from ppap_framework.errors import UsageError
 from ppap_plugin_adm.config import read_config
 from ppap_plugin_glide.config import (
+    BASE,
+    CLIP,
+    INPAINT_BASE,
+    INPAINT_UPSAMPLER,
+    UPSAMPLER,
     ImageEncoderConfig,
     NoisedClipConfig,
     TextEncoderConfig,
@@ -26,14 +31,13 @@ from ppap_plugin_glide.unet import (
 )
 
 _UNETS: dict[str, Callable[[TextUNetConfig], TextUNet]] = {
-    "glide_text2im.text2im_model.Text2ImUNet": Text2ImUNet,
-    "glide_text2im.text2im_model.SuperResText2ImUNet": SuperResText2ImUNet,
-    "glide_text2im.text2im_model.InpaintText2ImUNet": InpaintText2ImUNet,
-    "glide_text2im.text2im_model.SuperResInpaintText2ImUnet": SuperResInpaintText2ImUnet,
+    BASE: Text2ImUNet,
+    UPSAMPLER: SuperResText2ImUNet,
+    INPAINT_BASE: InpaintText2ImUNet,
+    INPAINT_UPSAMPLER: SuperResInpaintText2ImUnet,
 }
 _IMAGE_ENCODER = "glide_text2im.clip.encoders.ImageEncoder"
 _TEXT_ENCODER = "glide_text2im.clip.encoders.TextEncoder"
-_CLIP = "glide_text2im.clip.model_creation.CLIPModel"
 
 
 def build(official_class: str, config: Mapping[str, Any]) -> nn.Module:
@@ -50,12 +54,12 @@ def build(official_class: str, config: Mapping[str, Any]) -> nn.Module:
     """
     if official_class in _UNETS:
         return _UNETS[official_class](read_config(official_class, TextUNetConfig, config))
-    if official_class not in (_IMAGE_ENCODER, _TEXT_ENCODER, _CLIP):
-        names = ", ".join([*_UNETS, _IMAGE_ENCODER, _TEXT_ENCODER, _CLIP])
+    if official_class not in (_IMAGE_ENCODER, _TEXT_ENCODER, CLIP):
+        names = ", ".join([*_UNETS, _IMAGE_ENCODER, _TEXT_ENCODER, CLIP])
         raise UsageError(f"network class {official_class!r} is unknown", hint=f"one of {names}")
-    if official_class == _CLIP or "logit_scale" in config:
+    if official_class == CLIP or "logit_scale" in config:
         both = read_config(official_class, NoisedClipConfig, config)
-        if official_class == _CLIP:
+        if official_class == CLIP:
             return NoisedClip(both)
         config = attrs.asdict(
             both.image_encoder if official_class == _IMAGE_ENCODER else both.text_encoder

@@ -9,7 +9,7 @@ A backend's file holds one stage or both, names prefixed with "base." and "upsam
  "upsampler": {"official_class": "glide_text2im.text2im_model.SuperResText2ImUNet",
                "config": {...}, "image_size": 256, "process": {...},
                "recipe": {"respacing": "fast27", "eta": 0.0, "temperature": 0.997}},
- "tokenizer": {...}}                                           a tokenizer.json
+ "tokenizer": {...}}               a tokenizer.json; or "gpt2" or "clip", which packages ship
 
 The recipe may be left out; it is then the published one, as here. The guider's file holds both
 encoders, names prefixed with "image_encoder." and "text_encoder.":
@@ -35,23 +35,20 @@ from ppap_framework.components import Recipe
 from ppap_framework.errors import AssetError, UsageError
 from ppap_plugin_adm.architecture import Process
 from ppap_plugin_glide._build import build
+from ppap_plugin_glide.config import BASE, CLIP, UPSAMPLER
 from ppap_plugin_glide.tokens import read_tokenizer
+from ppap_plugin_glide.unet import TextUNet
+from ppap_plugin_glide.vocabularies import clip_tokenizer, gpt2_tokenizer
 
 __all__ = [
-    "BASE",
-    "CLIP",
-    "UPSAMPLER",
     "ClipArchitecture",
     "GlideArchitecture",
     "StageArchitecture",
     "load_networks",
 ]
 
-BASE = "glide_text2im.text2im_model.Text2ImUNet"
-UPSAMPLER = "glide_text2im.text2im_model.SuperResText2ImUNet"
-CLIP = "glide_text2im.clip.model_creation.CLIPModel"
-
 _Record = TypeVar("_Record")
+_PUBLISHED = {"gpt2": gpt2_tokenizer, "clip": clip_tokenizer}
 
 
 def _of(record: type[_Record], name: str, value: Any) -> _Record:
@@ -71,6 +68,8 @@ def _recipe(value: Any) -> Recipe:
 
 
 def _tokenizer(value: Any) -> Tokenizer:
+    if isinstance(value, str) and value in _PUBLISHED:
+        value = _PUBLISHED[value]()
     if not isinstance(value, Mapping):
         raise TypeError(f"'tokenizer' must be an object, not {type(value).__name__}")
     return read_tokenizer(value)
@@ -162,6 +161,10 @@ def load_networks(
             together = nn.ModuleDict({name: build(*given) for name, given in stated.items()})
     except UsageError as error:
         raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
-    load_into(together, checkpoint)
+    if checkpoint.dtype is not None:
+        for network in together.values():
+            if isinstance(network, TextUNet):
+                network.cast(checkpoint.dtype)  # on the meta device: cast as they are loaded
+    load_into(together, checkpoint, channels_last=True)
     together.requires_grad_(False).eval()
     return together

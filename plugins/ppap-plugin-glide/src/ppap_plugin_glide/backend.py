@@ -53,7 +53,7 @@ def make_glide(options: GlideOptions, checkpoint: Checkpoint) -> GlideBackend:
     for stage in stages:
         network = loaded[stage.name]
         assert isinstance(network, TextUNet)
-        networks.append(network.to(memory_format=torch.channels_last))
+        networks.append(network)
         _check_channels(checkpoint.name, stage, network)
     base, *others = networks
     for upsampler in others:

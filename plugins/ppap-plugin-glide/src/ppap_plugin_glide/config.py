@@ -14,7 +14,24 @@ from attrs.validators import and_, gt, instance_of
 
 from ppap_plugin_adm.config import TrunkConfig
 
-__all__ = ["ImageEncoderConfig", "NoisedClipConfig", "TextEncoderConfig", "TextUNetConfig"]
+__all__ = [
+    "BASE",
+    "CLIP",
+    "INPAINT_BASE",
+    "INPAINT_UPSAMPLER",
+    "UPSAMPLER",
+    "ImageEncoderConfig",
+    "NoisedClipConfig",
+    "TextEncoderConfig",
+    "TextUNetConfig",
+]
+
+# The published classes.
+BASE = "glide_text2im.text2im_model.Text2ImUNet"
+UPSAMPLER = "glide_text2im.text2im_model.SuperResText2ImUNet"
+INPAINT_BASE = "glide_text2im.text2im_model.InpaintText2ImUNet"
+INPAINT_UPSAMPLER = "glide_text2im.text2im_model.SuperResInpaintText2ImUnet"
+CLIP = "glide_text2im.clip.model_creation.CLIPModel"
 
 _count = and_(instance_of(int), gt(0))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ppap_framework.plugin import BackendSpec, GuiderSpec, TaskLossSpec, hookimpl
+from ppap_framework.plugin import Asset, BackendSpec, GuiderSpec, TaskLossSpec, hookimpl
+from ppap_plugin_glide.released import cards
 
 PPAP_API = (1, 0)
 
@@ -46,3 +47,9 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             task="image-text",
         )
     ]
+
+
+@hookimpl
+def ppap_assets() -> list[Asset]:
+    """The cards of the released checkpoints."""
+    return [*cards()]

@@ -1,21 +1,20 @@
-"""What the released checkpoints are, so that they become files that this plugin reads.
+"""What the released checkpoints are, and their cards, as openai/glide-text2im publishes them.
 
-The published files hold bare state dicts: `base.pt` and `upsample.pt`, `clip_image_enc.pt` and
-`clip_text_enc.pt`. Their configurations stand here; each pair becomes one file with its tokenizer.
+The published files hold bare state dicts, one network each, and no hashes are published. The size
+of the upsampler is what the server states. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
+from ppap_framework.plugin import Card
+from ppap_plugin_glide.config import BASE, CLIP, INPAINT_BASE, INPAINT_UPSAMPLER, UPSAMPLER
 
-from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
-from ppap_plugin_glide.architecture import BASE, CLIP, UPSAMPLER
-from ppap_plugin_glide.vocabularies import clip_tokenizer, gpt2_tokenizer
+__all__ = ["CLIP_CONFIG", "STAGES", "cards"]
 
-__all__ = ["CLIP_CONFIG", "STAGES", "convert_clip", "convert_glide"]
+_URL = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/{}.pt"
+_SIZES = {"upsample": 1593693639}
 
 _BOTH: dict[str, Any] = {
     "text_ctx": 128,
@@ -77,29 +76,75 @@ CLIP_CONFIG: dict[str, Any] = {
 }
 
 
-def convert_glide(base: Path, upsampler: Path, out: Path) -> None:
-    """Write a checkpoint of the backend from the published `base.pt` and `upsample.pt`.
-
-    Raises:
-        AssetError: Where a file cannot be read or written, or the vocabulary is not installed.
+def cards() -> list[Card]:
+    """One for each file: a backend's base, joined by "+" with its upsampler, and likewise the two
+    encoders of the noised CLIP.
     """
-    state = {**_prefixed("base", base), **_prefixed("upsampler", upsampler)}
-    save_checkpoint(out, state, {**STAGES, "tokenizer": gpt2_tokenizer()})
+    base, upsampler = (
+        {**STAGES["base"], "official_class": INPAINT_BASE},
+        {**STAGES["upsampler"], "official_class": INPAINT_UPSAMPLER},
+    )
+    nothing = "; nothing draws with it"
+    return [
+        _stage("glide-base", "base", 385030726, "Draws 64 x 64", "base", STAGES["base"]),
+        _stage(
+            *("glide-upsample", "upsample", 398361286, "From 64 to 256: glide-base+glide-upsample"),
+            *("upsampler", STAGES["upsampler"]),
+        ),
+        _stage(
+            *("glide-base-inpaint", "base_inpaint", 385037638, f"Fills in at 64 x 64{nothing}"),
+            *("base", base),
+        ),
+        _stage(
+            *("glide-upsample-inpaint", "upsample_inpaint", 398368198),
+            *(f"Fills in from 64 to 256{nothing}", "upsampler", upsampler),
+        ),
+        _encoder("clip-image-enc", "clip_image_enc", 86443776, "image_encoder"),
+        _encoder("clip-text-enc", "clip_text_enc", 71679488, "text_encoder"),
+    ]
 
 
-def convert_clip(image_encoder: Path, text_encoder: Path, out: Path) -> None:
-    """Write a checkpoint of the guider from `clip_image_enc.pt` and `clip_text_enc.pt`.
-
-    Raises:
-        AssetError: As `convert_glide`.
-    """
-    state = {
-        **_prefixed("image_encoder", image_encoder),
-        **_prefixed("text_encoder", text_encoder),
-    }
-    architecture = {"official_class": CLIP, "config": CLIP_CONFIG, "tokenizer": clip_tokenizer()}
-    save_checkpoint(out, state, architecture)
+def _stage(
+    name: str, file: str, parameters: int, summary: str, stage: str, stated: dict[str, Any]
+) -> Card:
+    architecture = {stage: stated, "tokenizer": "gpt2"}
+    return _card(
+        *(name, "glide", "backend", file, parameters, summary, f"{stage}."),
+        *(stated["image_size"], architecture),
+    )
 
 
-def _prefixed(name: str, path: Path) -> dict[str, Tensor]:
-    return {f"{name}.{key}": tensor for key, tensor in open_checkpoint(path).state_dict().items()}
+def _encoder(name: str, file: str, parameters: int, prefix: str) -> Card:
+    architecture = {"official_class": CLIP, "config": CLIP_CONFIG, "tokenizer": "clip"}
+    summary = "Half of the noised CLIP: clip-image-enc+clip-text-enc"
+    return _card(
+        *(name, "clip", "guider", file, parameters, summary, f"{prefix}."),
+        *(CLIP_CONFIG["image_size"], architecture),
+    )
+
+
+def _card(
+    name: str,
+    component: str,
+    kind: Literal["backend", "guider"],
+    file: str,
+    parameters: int,
+    summary: str,
+    prefix: str,
+    side: int,
+    architecture: dict[str, Any],
+) -> Card:
+    return Card(
+        name=name,
+        component=component,
+        kind=kind,
+        summary=summary,
+        uri=_URL.format(file),
+        sha256=None,
+        size=_SIZES.get(file),
+        parameters=parameters,
+        prefix=prefix,
+        licence="MIT",
+        image_size=side,
+        architecture=architecture,
+    )

@@ -1,0 +1,297 @@
+"""`ppap checkpoints`, and what `--checkpoint` makes of names and files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from web import Web, serving
+
+from ppap_framework.api import find_backend
+from ppap_framework.api._origin import find_checkpoint
+from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.cli import main
+from ppap_framework.errors import AssetError
+from ppap_framework.registry import registry
+
+PREFIX = "https://openaipublic.blob.core.windows.net/diffusion"
+UNCOND = f"{PREFIX}/jul-2021/256x256_diffusion_uncond.pt"
+
+Typed = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    with serving() as web:
+        monkeypatch.setenv("PPAP_MIRROR", web.address)
+        yield web
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
+    def run(*arguments: str | Path) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        return caught.value.code, *capsys.readouterr()
+
+    return run
+
+
+def refused(result: tuple[Any, str, str], *expected: str) -> None:
+    """Exit code 4, nothing on stdout, and a message and a hint in a line each."""
+    code, out, err = result
+    assert (code, out) == (4, "")
+    message, hint, *more = err.splitlines()
+    assert not more
+    assert message.startswith("ppap: error: ")
+    assert hint.startswith("hint: ")
+    for text in expected:
+        assert text in err
+
+
+def state(*names: str) -> dict[str, Tensor]:
+    return {name: torch.full((3,), float(i)) for i, name in enumerate(names)}
+
+
+def pickled(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+class TestRecords:
+    def test_list(self, typed: Typed, cache: Path) -> None:
+        code, out, err = typed("checkpoints", "list", "--json")
+        assert (code, err) == (0, "")
+        rows = {row["name"]: row for row in json.loads(out)}
+        row = rows["adm-256-uncond"]
+        path = cache / "adm" / "adm-256-uncond" / "256x256_diffusion_uncond.pt"
+        assert (row["uri"], row["path"], row["here"]) == (UNCOND, str(path), False)
+        assert (row["size"], row["licence"], row["image_size"]) == (2211383297, "MIT", 256)
+        assert rows["shapes-adm"]["here"]
+        assert rows["shapes-adm"]["bytes_here"] == rows["shapes-adm"]["size"]
+        _, out, _ = typed("checkpoints", "list")
+        lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+        assert "2.21 GB" in lines["adm-256-uncond"]
+        assert "about 1.54 GB" in lines["glide-base"]
+        assert lines.keys() >= rows.keys()
+        _, out, _ = typed("checkpoints", "list", "--here", "--json")
+        assert {row["name"] for row in json.loads(out)} == {n for n in rows if rows[n]["here"]}
+
+    def test_info(self, typed: Typed) -> None:
+        code, out, _ = typed("checkpoints", "info", "adm-256-uncond")
+        assert code == 0
+        for text in (UNCOND, "MIT", "552,814,086", "2.21 GB", "config.channel_mult", "linear"):
+            assert text in out
+        _, out, _ = typed("checkpoints", "info", "glide-base")
+        assert "none is published" in out
+        _, out, _ = typed("checkpoints", "info", "ppap-plugin-adm:adm-64", "--json")
+        assert json.loads(out)["architecture"]["process"]["schedule"] == "cosine"
+
+    def test_where(self, typed: Typed, cache: Path) -> None:
+        code, out, _ = typed("checkpoints", "where", "clip-text-enc")
+        assert (code, out) == (0, f"{cache / 'clip' / 'clip-text-enc' / 'clip_text_enc.pt'}\n")
+        _, out, _ = typed("checkpoints", "where", "shapes-adm")
+        assert Path(out.strip()).is_file()
+
+    @pytest.mark.parametrize("command", ["info", "where", "download", "verify"])
+    def test_unknown(self, typed: Typed, command: str) -> None:
+        result = typed("checkpoints", command, "adm-256-uncnd")
+        refused(result, "no checkpoint is called 'adm-256-uncnd'", "did you mean 'adm-256-uncond'")
+
+
+class TestDownload:
+    def test_verified_ever_after(self, typed: Typed, web: Web, cache: Path) -> None:
+        web.content = pickled(state("a", "b"))
+        path = cache / "glide" / "glide-base" / "base.pt"
+        assert typed("checkpoints", "download", "glide-base") == (0, f"{path}\n", "")
+        assert web.paths == {"/diffusion/dec-2021/base.pt"}
+        digest = hashlib.sha256(web.content).hexdigest()
+        code, out, _ = typed("checkpoints", "verify", "glide-base", "shapes-adm")
+        assert code == 0
+        first, second = out.splitlines()
+        assert first == f"glide-base: 2 tensors, SHA-256 {digest} as when it was used first"
+        assert second.endswith("as published")
+        path.write_bytes(pickled(state("a", "c")))
+        refused(typed("checkpoints", "verify", "glide-base"), "not what it was", digest)
+        code, out, _ = typed("checkpoints", "verify", "glide-base", "--json")
+        assert code == 4
+        assert not json.loads(out)[0]["sound"]
+
+    def test_another_file_than_published(self, typed: Typed, web: Web, cache: Path) -> None:
+        web.content = pickled(state("a"))
+        expected = f"{len(web.content)} bytes instead of 2211383297"
+        refused(typed("checkpoints", "download", "adm-256-uncond"), expected)
+        assert not any(path.is_file() for path in cache.rglob("*"))
+
+    @pytest.mark.parametrize("how", ["no network", "--offline", "PPAP_OFFLINE", "run", "run once"])
+    def test_says_what_to_fetch_and_where_to_put_it(
+        self, typed: Typed, cache: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        path = cache / "adm" / "adm-256-uncond" / "256x256_diffusion_uncond.pt"
+        address = UNCOND
+        if how in ("no network", "run once"):
+            monkeypatch.setenv("PPAP_MIRROR", "http://127.0.0.1:1")
+            address = f"http://127.0.0.1:1{UNCOND.removeprefix(PREFIX[: PREFIX.index('/diff')])}"
+        elif how == "PPAP_OFFLINE":
+            monkeypatch.setenv("PPAP_OFFLINE", "1")
+        drawing = ("run", "--backend", "adm", "--checkpoint", "adm-256-uncond")
+        arguments = {
+            "--offline": ("checkpoints", "download", "adm-256-uncond", "--offline"),
+            "run": (*drawing, "--offline"),
+            "run once": drawing,
+        }
+        result = typed(*arguments.get(how, ("checkpoints", "download", "adm-256-uncond")))
+        refused(result, f"download {address} and put it at {path}, or name it with --checkpoint")
+
+    def test_verify_of_what_is_not_here(self, typed: Typed) -> None:
+        refused(typed("checkpoints", "verify", "adm-64"), "'adm-64' is not here", "64x64_diffusion")
+
+    def test_verify_of_all(self, typed: Typed) -> None:
+        code, out, _ = typed("checkpoints", "verify")
+        assert code == 0
+        assert {line.partition(":")[0] for line in out.splitlines()} >= {"shapes-adm"}
+
+
+class TestFilesByHand:
+    """A published file has no word of what it is: its name has, or the user."""
+
+    def find(self, wanted: str, component: str = "adm", kind: Any = "backend") -> Any:
+        return find_checkpoint(registry(), component, kind, wanted, offline=True)
+
+    def test_is_what_it_is_called(self, tmp_path: Path) -> None:
+        torch.save(state("a"), tmp_path / "256x256_diffusion_uncond.pt")
+        found = self.find(str(tmp_path / "256x256_diffusion_uncond.pt"))
+        assert found.architecture == registry().card_named("adm-256-uncond").architecture
+        assert found.card is None
+        torch.save(state("a"), tmp_path / "base.pt")
+        assert list(self.find("base.pt", "glide").state_dict()) == ["base.a"]
+        assert self.find("base.pt").architecture == {}
+
+    def test_is_what_the_user_says(self, tmp_path: Path) -> None:
+        torch.save(state("a"), tmp_path / "mine=1.pt")
+        found = self.find("adm-64=mine=1.pt")
+        assert found.architecture == registry().card_named("adm-64").architecture
+        assert self.find("mine=1.pt").architecture == {}
+        with pytest.raises(AssetError, match="has no checkpoint 'adm-65'") as caught:
+            self.find("adm-65=mine=1.pt")
+        assert "adm-64" in caught.value.hint
+
+    def test_says_how_to_say_so(self, tmp_path: Path, typed: Typed) -> None:
+        torch.save(state("a"), tmp_path / "mine.pt")
+        result = typed("run", "--backend", "adm", "--checkpoint", "mine.pt")
+        refused(result, "'mine.pt' does not state its architecture", "CARD=PATH")
+
+    def test_what_a_file_states_goes_before_its_name(self, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path / "base.pt", state("a"), {"own": True})
+        found = self.find("base.pt", "glide")
+        assert found.architecture == {"own": True}
+        assert list(found.state_dict()) == ["a"]
+
+    def test_networks_of_one_component_are_joined(self, tmp_path: Path) -> None:
+        torch.save(state("a"), tmp_path / "base.pt")
+        torch.save(state("b", "a"), tmp_path / "upsample.pt")
+        found = self.find("base.pt+upsample.pt", "glide")
+        assert found.name == "base.pt+upsample.pt"
+        assert list(found.architecture) == ["base", "tokenizer", "upsampler"]
+        assert {n: t[0].item() for n, t in found.state_dict().items()} == {
+            "base.a": 0,
+            "upsampler.b": 0,
+            "upsampler.a": 1,
+        }
+        digests = "".join(
+            hashlib.sha256(Path(name).read_bytes()).hexdigest()
+            for name in ("base.pt", "upsample.pt")
+        )
+        assert found.sha256 == hashlib.sha256(digests.encode()).hexdigest()
+
+    @pytest.mark.parametrize(
+        ("wanted", "expected"),
+        [
+            ("base.pt+base.pt", "not different networks"),
+            ("base.pt+other.pt", "not different networks"),
+            ("base.pt+base_inpaint.pt", "differ in 'base'"),
+            ("base.pt+missing.pt", "no file 'missing.pt'"),
+        ],
+    )
+    def test_what_does_not_belong_together(
+        self, tmp_path: Path, wanted: str, expected: str
+    ) -> None:
+        for name in ("base.pt", "base_inpaint.pt", "other.pt"):
+            torch.save(state("a"), tmp_path / name)
+        with pytest.raises(AssetError, match=expected):
+            self.find(wanted, "glide")
+
+
+class TestConvert:
+    def test_of_a_published_file(self, typed: Typed, tmp_path: Path) -> None:
+        torch.save(state("b", "a"), tmp_path / "256x256_diffusion_uncond.pt")
+        result = typed("checkpoints", "convert", "256x256_diffusion_uncond.pt", "out.safetensors")
+        assert result == (0, "out.safetensors\n", "")
+        written = open_checkpoint(tmp_path / "out.safetensors")
+        card = registry().card_named("adm-256-uncond")
+        assert written.architecture == card.architecture
+        assert {n: t.tolist() for n, t in written.state_dict().items()} == {
+            "b": [0, 0, 0],
+            "a": [1, 1, 1],
+        }
+        assert json.loads(written.metadata["ppap.notes"])["sha256"] == (
+            hashlib.sha256(Path("256x256_diffusion_uncond.pt").read_bytes()).hexdigest()
+        )
+
+    def test_of_two_networks(self, typed: Typed, tmp_path: Path) -> None:
+        for name in ("clip_image_enc.pt", "clip_text_enc.pt"):
+            torch.save({**state("a"), "odd": torch.tensor([float("nan"), -0.0])}, tmp_path / name)
+        source = "clip-image-enc=clip_image_enc.pt+clip_text_enc.pt"
+        code, _, err = typed("checkpoints", "convert", source, "clip.safetensors")
+        assert (code, err) == (0, "")
+        written = open_checkpoint("clip.safetensors")
+        assert {name.partition(".")[0] for name in written.state_dict()} == {
+            *("image_encoder", "text_encoder")
+        }
+        assert written.architecture["tokenizer"] == "clip"
+
+    def test_draws_the_same(self, typed: Typed) -> None:
+        _, path, _ = typed("checkpoints", "where", "shapes-adm")
+        code, _, _ = typed("checkpoints", "convert", path.strip(), "out.safetensors")
+        assert code == 0
+        x_t, t = torch.randn(1, 3, 32, 32), torch.tensor([500])
+        outputs = [
+            find_backend("adm", checkpoint=file).load().stages[0].denoise(x_t, t, None).eps
+            for file in (None, "out.safetensors")
+        ]
+        assert torch.equal(*outputs)
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (("in.pt", "out.pt"), "does not end in .safetensors"),
+            (("in.pt", "there.safetensors"), "--overwrite replaces it"),
+        ],
+    )
+    def test_misuse(self, typed: Typed, arguments: tuple[str, str], expected: str) -> None:
+        Path("there.safetensors").touch()
+        code, _, err = typed("checkpoints", "convert", *arguments)
+        assert code == 2
+        assert expected in err
+        assert Path("there.safetensors").read_bytes() == b""
+
+    def test_of_what_nobody_knows(self, typed: Typed) -> None:
+        torch.save(state("a"), "mine.pt")
+        result = typed("checkpoints", "convert", "mine.pt", "out.safetensors")
+        refused(result, "does not state its architecture", "NAME=PATH")
+        assert not Path("out.safetensors").exists()
