@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from toy_distribution import install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api._grid import Row, draw_grid, grid_of
+from ppap_framework.api._grid import Aim, Row, draw_grid, grid_of
 from ppap_framework.api._pictures import to_uint8, write_png, writing
 from ppap_framework.errors import PpapError
 
@@ -80,18 +81,29 @@ class TestGrid:
 
     @pytest.mark.parametrize(
         ("size", "shown"),
-        [((32, 32), (128, 128)), ((64, 32), (256, 128)), ((96, 32), (192, 64)), ((1, 99), (2, 198)),
-         ((1024, 512), (256, 128))],
+        [((32, 32), (128, 128)), ((64, 32), (256, 128)), ((96, 32), (384, 128)),
+         ((384, 128), (384, 128)), ((160, 32), (480, 96)), ((1, 99), (2, 198)),
+         ((1024, 512), (512, 256)), ((99, 1000), (25, 256))],
     )  # fmt: skip
-    def test_a_target_of_two_pictures_is_as_large_as_theirs(
+    def test_targets_of_several_pictures_are_as_large_as_theirs(
         self, size: tuple[int, int], shown: tuple[int, int]
     ) -> None:
-        beside = solid(COLOURS[1], *size)
-        row = Row(title="row", pictures=[solid(COLOURS[0])], captions=[[]], beside=beside)
-        grid = draw_grid([], [row])
-        left, _, wide, high = box_of(grid, COLOURS[1])
-        assert (wide, high) == shown
-        assert left + wide <= box_of(grid, COLOURS[0])[0]
+        aims = [Aim(picture=solid(c, *size), caption="x") for c in COLOURS[1:4]]
+        row = Row(title="row", pictures=[solid(COLOURS[0])], captions=[[]])
+        grid = draw_grid([], [row], aims)
+        boxes = [box_of(grid, colour) for colour in COLOURS[1:4]]
+        assert {box[2:] for box in boxes} == {shown}
+        assert {box[1] for box in boxes} == {boxes[0][1]}
+        assert all(a[0] + a[2] < b[0] for a, b in pairwise(boxes))
+        assert boxes[0][1] + shown[1] < box_of(grid, COLOURS[0])[1]  # above the images
+
+    def test_nothing_is_wasted_on_a_tall_target_or_a_long_title(self) -> None:
+        row = Row(title="a title of many words " * 9, pictures=[solid(COLOURS[0])], captions=[[]])
+        alone = draw_grid([], [row])
+        aim = Aim(picture=solid(COLOURS[1], 10, 5000), caption="a long caption " * 9)
+        both = draw_grid(["a header of many words " * 30], [row], [aim])
+        assert both.width == alone.width
+        assert both.height < alone.height + 256 + 200
 
     def test_small_pictures_keep_their_pixels(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
@@ -131,7 +143,10 @@ class TestGrid:
             "a very long name of a class " * 9,
             "supercalifragilistic" * 5,
         ):
-            changed = np.argwhere(abs(drawn(caption) - blank).max(-1) > 60)
+            written = drawn(caption)
+            more = ((0, written.shape[0] - blank.shape[0]), (0, 0), (0, 0))
+            paper = np.pad(blank, more, constant_values=255)
+            changed = np.argwhere(abs(written - paper).max(-1) > 60)
             left, top, width, height = box_of(Image.fromarray(blank.astype(np.uint8)), COLOURS[0])
             assert len(changed) > 50
             assert changed[:, 0].min() >= top + height
@@ -150,6 +165,17 @@ class TestGrid:
         # Images with and without guides, what the guide of brightness sees in both, two more lines.
         assert rows.height > 3 * alone.height
         assert box_of(rows, (40, 40, 40))[2:] == (128, 128)  # the target
+
+    def test_of_several_guides_shows_what_each_is_aimed_at(self) -> None:
+        guides = [
+            ppap.guide("grey", target=Image.new("L", (8, 8), shade), name=f"grey-{shade}")
+            for shade in (40, 200)
+        ]
+        grid = grid_of(ppap.sample("toy", guides, num=2, steps=2))
+        one, other = box_of(grid, (40, 40, 40)), box_of(grid, (200, 200, 200))
+        assert one[2:] == other[2:] == (128, 128)
+        assert one[1] == other[1]
+        assert one[0] + 128 < other[0]
 
     def test_of_many_images_shows_the_first(self) -> None:
         few = grid_of(ppap.sample("toy", num=64, steps=1, batch=64))

@@ -1,30 +1,38 @@
-"""All images of a run in one labelled picture."""
+"""All images of a run in one labelled picture.
+
+Above, how they came about, and what the guides were aimed at; below, line by line, the same noise
+drawn without guides and with them, each followed by what every guide sees there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import attrs
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_framework.api._pictures import to_pictures
-from ppap_framework.api._plan import scale_words
+from ppap_framework.api._plan import Plan, scale_words
 from ppap_framework.api._result import Drawn, Result
 
-__all__ = ["MAX_IMAGES", "Row", "draw_grid", "grid_of"]
+__all__ = ["MAX_IMAGES", "Aim", "Row", "draw_grid", "grid_of"]
 
 MAX_IMAGES = 64
 """That a grid shows; the first ones."""
 
 _COLUMNS = 8
-_TILE, _LARGEST = 128, 256  # pixels: smaller pictures are enlarged, larger ones reduced
-_MARGIN, _GAP, _TITLES = 16, 8, 144
-_HEADER, _TEXT = ImageFont.load_default(18), ImageFont.load_default(13)
-_HEADER_LINE, _TEXT_LINE = 26, 17
-_CAPTION_LINES = 2
-_PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 32), (96, 98, 104)
+_TILE = 128  # pixels: to which smaller pictures are enlarged
+_LARGEST = (256, 256)  # width and height to which larger ones are reduced,
+_LARGEST_AIM = (512, 256)  # and those of targets, which may be several side by side
+_MARGIN, _GAP, _TITLES = 16, 8, 136
+_LEAST = 640  # for the lines of the header
+_HEADER, _TEXT = ImageFont.load_default(16), ImageFont.load_default(13)
+_HEADER_LINE, _TEXT_LINE = 22, 17
+_CAPTION_LINES, _TITLE_LINES = 2, 4
+_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 28, 32), (96, 98, 104), (208, 210, 214)
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 
 @attrs.frozen(kw_only=True)
@@ -35,13 +43,26 @@ class Row:
         title: What they are.
         pictures: The tiles.
         captions: Below each, any number of lines.
-        beside: To show below the title, or None.
+        begins: Whether something new begins with it, which a rule shows.
     """
 
     title: str
     pictures: Sequence[Image.Image]
     captions: Sequence[Sequence[str]]
-    beside: Image.Image | None = None
+    begins: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Aim:
+    """What a guide was aimed at.
+
+    Attributes:
+        picture: Of it, one or several side by side.
+        caption: Below it.
+    """
+
+    picture: Image.Image
+    caption: str
 
 
 def grid_of(result: Result) -> Image.Image:
@@ -50,43 +71,45 @@ def grid_of(result: Result) -> Image.Image:
     A guide's words stand below each image; where it has none, its pictures do.
     """
     run = result.plan
+    header = _header(run)
+    if len(result.images) > MAX_IMAGES:
+        header.append(f"the first {MAX_IMAGES} of {len(result.images)} images")
+    spoken = [name for name, seen in result.seen.items() if any(seen.words)]
+    if spoken:
+        header.append(f"below each image: what {' and '.join(spoken)} sees in it")
+    if len(spoken) < len(result.seen):
+        header.append("energy: how far what a guide sees is from its target")
+    titles = {"unguided": "unguided", "naive": "guided, without experts"}
+    rows = [row for name, drawn in result.compared.items() for row in _rows(titles[name], drawn)]
+    guided = "guided, with experts" if any(run.experts) else "guided" if run.guides else "unguided"
+    rows += _rows(guided, result.guided)
+    aims = [
+        Aim(picture=to_pictures(target.picture[None])[0], caption=f"{guide.name}: {target.label}")
+        for guide, target in ((loaded.guide, loaded.guide.target) for loaded in run.guides)
+        if target.picture is not None
+    ]
+    return draw_grid(header, rows, aims)
+
+
+def _header(run: Plan) -> list[str]:
     settings = run.settings
     eta = f", eta {settings.eta:g}" if settings.eta else ""
     source = " · ".join(filter(None, [run.backend.origin.component, run.backend.origin.checkpoint]))
-    header = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
+    lines = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
     for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
         low, high = guide.interval
         when = "" if guide.interval == (0.0, 1.0) else f" · from t/T {low:g} to {high:g}"
         pull = " · normalized" if settings.normalize else ""
-        through = f"{len(experts.ranges)} experts" if experts else settings.through
-        header.append(
+        where = "without experts" if settings.through == "noisy" else "through the clean image"
+        how = f"with {len(experts.ranges)} experts" if experts else where
+        lines.append(
             f"{guide.name} aims at {guide.target.label} · scale {scale_words(guide)}{pull}{when}"
-            f" · through {through}"
+            f" · {how}"
         )
     if settings.conflicts == "remove":
-        header.append("what of a guide's pull points against another's is removed")
-    if len(result.images) > MAX_IMAGES:
-        header.append(f"the first {MAX_IMAGES} of {len(result.images)} images")
-    names = ", ".join(loaded.guide.name for loaded in run.guides)
-    if speaking := [name for name, seen in result.seen.items() if any(seen.words)]:
-        header.append(f"below each image: what {' and '.join(speaking)} sees in it")
-    titles = {"unguided": "unguided", "naive": f"{names} without experts"}
-    rows = [row for name, drawn in result.compared.items() for row in _rows(titles[name], drawn)]
-    rows += _rows(_guided(names, any(run.experts)), result.guided)
-    aims = [loaded.guide.target.picture for loaded in run.guides]
-    pictures = [to_pictures(aim[None])[0] for aim in aims if aim is not None]
-    if pictures:
-        guided = next(k for k, row in enumerate(rows) if row.title.startswith("guided"))
-        title = f"{rows[guided].title}; the target:"
-        rows[guided] = attrs.evolve(rows[guided], title=title, beside=pictures[0])
-    return draw_grid(header, rows)
-
-
-def _guided(names: str, experts: bool) -> str:
-    if not names:
-        return "unguided"
-    return f"guided by {names} with experts" if experts else f"guided by {names}"
+        lines.append("what of a guide's pull points against another's is removed")
+    return lines
 
 
 def _rows(title: str, drawn: Drawn) -> list[Row]:
@@ -101,129 +124,162 @@ def _rows(title: str, drawn: Drawn) -> list[Row]:
     ]
     shown = [
         Row(
-            title=f"{name} sees",
+            title=f"what {name} sees",
             pictures=[Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]],
-            captions=[()] * len(images),
+            captions=[[f"energy {energy:.3g}"] for energy in seen.figures["energy"].tolist()],
         )
         for name, seen in drawn.seen.items()
         if name not in spoken
     ]
-    return [Row(title=title, pictures=to_pictures(images), captions=captions), *shown]
+    return [Row(title=title, pictures=to_pictures(images), captions=captions, begins=True), *shown]
 
 
-def draw_grid(header: Sequence[str], rows: Sequence[Row]) -> Image.Image:
+def draw_grid(header: Sequence[str], rows: Sequence[Row], aims: Sequence[Aim] = ()) -> Image.Image:
     """Draw rows of tiles, as many of which as fit stand side by side, below lines of text.
 
     Args:
         header: Lines.
         rows: Of as many pictures each; they are broken together.
+        aims: To show between the two.
     """
-    rows = [
-        attrs.evolve(
-            row,
-            pictures=[_fitted(picture) for picture in row.pictures],
-            beside=None if row.beside is None else _fitted(row.beside, min),
-        )
-        for row in rows
-    ]
+    rows = [attrs.evolve(row, pictures=[_tile(p) for p in row.pictures]) for row in rows]
+    aims = [attrs.evolve(aim, picture=_aim(aim.picture)) for aim in aims]
     count = len(rows[0].pictures)
     wide = max((p.width for row in rows for p in row.pictures), default=_TILE)
+    rows = [
+        attrs.evolve(row, captions=[_captions(lines, wide) for lines in row.captions])
+        for row in rows
+    ]
     columns = max(1, min(count, _COLUMNS))
-    heights = [_height(row) for row in rows]
+    inner = max(
+        _LEAST,
+        _TITLES + columns * (wide + _GAP),
+        _TITLES + sum(_aim_width(aim) + 2 * _GAP for aim in aims),
+    )
+    lines = [part for line in header for part in _wrapped(line, inner, 3, _HEADER)]
+    top = _MARGIN + len(lines) * _HEADER_LINE + _GAP
     blocks = -(-count // columns)
-    title_width = max(
-        [_TITLES, *(row.beside.width + _GAP for row in rows if row.beside is not None)]
-    )
-    width = max(
-        2 * _MARGIN + title_width + columns * (wide + _GAP),
-        2 * _MARGIN + max((int(_HEADER.getlength(line)) + 1 for line in header), default=0),
-    )
-    top = _MARGIN + len(header) * _HEADER_LINE + _GAP
-    height = top + blocks * (sum(heights) + _GAP) + _MARGIN
-    canvas = Image.new("RGB", (width, height), _PAPER)
+    height = top + _aims_height(aims) + blocks * sum(map(_height, rows)) + _MARGIN
+    canvas = Image.new("RGB", (inner + 2 * _MARGIN, height), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    for k, line in enumerate(header):
+    for k, line in enumerate(lines):
         pen.text((_MARGIN, _MARGIN + k * _HEADER_LINE), line, _INK, _HEADER)
+    if aims:
+        _draw_aims(canvas, pen, aims, top)
+        top += _aims_height(aims)
     for start in range(0, count, columns):
-        for row, row_height in zip(rows, heights, strict=True):
-            _draw_row(
-                canvas, pen, row, range(start, min(start + columns, count)), top, wide, title_width
-            )
-            top += row_height
-        top += _GAP
+        for row in rows:
+            _draw_row(canvas, pen, row, range(start, min(start + columns, count)), top, wide)
+            top += _height(row)
     return canvas
 
 
-def _draw_row(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    row: Row,
-    shown: range,
-    top: int,
-    wide: int,
-    title_width: int,
+def _draw_aims(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, aims: Sequence[Aim], top: int
 ) -> None:
-    below = top
-    for line in _wrapped(row.title, title_width - _GAP, 3):
-        pen.text((_MARGIN, below), line, _INK, _TEXT)
-        below += _TEXT_LINE
-    if row.beside is not None:
-        canvas.paste(row.beside, (_MARGIN, below + _GAP // 2))
+    top = _begin(canvas, pen, top)
+    pen.text((_MARGIN, top), "target" if len(aims) == 1 else "targets", _INK, _TEXT)
+    left = _MARGIN + _TITLES
+    tall = max(aim.picture.height for aim in aims)
+    for aim in aims:
+        canvas.paste(aim.picture, (left, top))
+        for k, line in enumerate(_aim_caption(aim)):
+            pen.text((left, top + tall + 2 + k * _TEXT_LINE), line, _FAINT, _TEXT)
+        left += _aim_width(aim) + 2 * _GAP
+
+
+def _draw_row(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, row: Row, shown: range, top: int, wide: int
+) -> None:
+    if row.begins:
+        top = _begin(canvas, pen, top)
+    ink = _INK if row.begins else _FAINT
+    for k, line in enumerate(_wrapped(row.title, _TITLES - _GAP, _TITLE_LINES)):
+        pen.text((_MARGIN, top + k * _TEXT_LINE), line, ink, _TEXT)
     tall = max(picture.height for picture in row.pictures)
     for column, index in enumerate(shown):
-        left = _MARGIN + title_width + column * (wide + _GAP)
+        left = _MARGIN + _TITLES + column * (wide + _GAP)
         canvas.paste(row.pictures[index], (left, top))
-        lines = [
-            line
-            for caption in row.captions[index]
-            for line in _wrapped(caption, wide, _CAPTION_LINES)
-        ]
-        for k, line in enumerate(lines):
+        for k, line in enumerate(row.captions[index]):
             pen.text((left, top + tall + 2 + k * _TEXT_LINE), line, _FAINT, _TEXT)
+
+
+def _begin(canvas: Image.Image, pen: ImageDraw.ImageDraw, top: int) -> int:
+    """Draw a rule, and say where to go on below it."""
+    pen.line((_MARGIN, top, canvas.width - _MARGIN, top), _RULE)
+    return top + _GAP
 
 
 def _height(row: Row) -> int:
     tall = max((picture.height for picture in row.pictures), default=_TILE)
-    lines = max((len(c) for c in row.captions), default=0) * _CAPTION_LINES
-    beside = row.beside.height + 3 * _TEXT_LINE if row.beside is not None else 0
-    return max(tall + lines * _TEXT_LINE, beside) + _GAP
+    lines = max(map(len, row.captions), default=0)
+    return tall + lines * _TEXT_LINE + _GAP + (_GAP if row.begins else 0)
 
 
-def _fitted(picture: Image.Image, legible: Callable[[Sequence[int]], int] = max) -> Image.Image:
+def _aims_height(aims: Sequence[Aim]) -> int:
+    if not aims:
+        return 0
+    lines = max(len(_aim_caption(aim)) for aim in aims)
+    return max(aim.picture.height for aim in aims) + lines * _TEXT_LINE + 2 * _GAP
+
+
+def _aim_width(aim: Aim) -> int:
+    return max(aim.picture.width, _TILE)
+
+
+def _aim_caption(aim: Aim) -> list[str]:
+    return _wrapped(aim.caption, _aim_width(aim), _CAPTION_LINES)
+
+
+def _tile(picture: Image.Image) -> Image.Image:
+    """An image, or what is seen in it: its longest side becomes that of a tile."""
+    return _fitted(picture, max(picture.size), _LARGEST)
+
+
+def _aim(picture: Image.Image) -> Image.Image:
+    """What may be several pictures side by side: as far as there is room, the shortest does."""
+    return _fitted(picture, min(picture.size), _LARGEST_AIM)
+
+
+def _fitted(picture: Image.Image, side: int, largest: tuple[int, int]) -> Image.Image:
     """Small pictures with each pixel enlarged by the same whole number, large ones averaged.
 
     Args:
-        legible: Which side is enlarged to that of a tile: the longest, or as far as there is room
-            the shortest, for what may be several pictures side by side.
+        picture: Of any size.
+        side: Which of its sides is to be enlarged to that of a tile.
+        largest: Width and height that it must not exceed.
     """
-    longest = max(picture.size)
-    if longest > _LARGEST:
-        scale = _LARGEST / longest
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    room = min(most / extent for most, extent in zip(largest, picture.size, strict=True))
+    if room < 1:
+        size = max(1, round(picture.width * room)), max(1, round(picture.height * room))
         return picture.resize(size, Image.Resampling.LANCZOS)
-    factor = min(-(-_TILE // legible(picture.size)), max(1, _LARGEST // longest))
+    factor = min(-(-_TILE // side), int(room))
     size = picture.width * factor, picture.height * factor
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
-def _wrapped(text: str, room: int, most: int) -> list[str]:
+def _captions(captions: Sequence[str], room: int) -> list[str]:
+    return [line for text in captions for line in _wrapped(text, room, _CAPTION_LINES)]
+
+
+def _wrapped(text: str, room: int, most: int, font: _Font = _TEXT) -> list[str]:
     """Lines that fit, at most so many, the last one cut where that is not enough."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _TEXT.getlength(longer) <= room:
+        if lines and font.getlength(longer) <= room:
             lines[-1] = longer
         else:
             lines.append(word)
     shown = lines[:most]
     if len(lines) > most:
         shown[-1] += "…"
-    return [_cut(line, room) for line in shown]
+    return [_cut(line, room, font) for line in shown]
 
 
-def _cut(line: str, room: int) -> str:
-    if _TEXT.getlength(line) <= room:
+def _cut(line: str, room: int, font: _Font) -> str:
+    if font.getlength(line) <= room:
         return line
-    while line and _TEXT.getlength(line + "…") > room:
+    while line and font.getlength(line + "…") > room:
         line = line[:-1]
     return line + "…"

@@ -101,10 +101,10 @@ class TestTargets:
         aimed = guide().target(decode_target(RED_BLUE))
         assert torch.equal(aimed.value, torch.from_numpy(HALVES)[None])
         assert aimed.picture is not None
-        assert aimed.picture.shape == (3, 256, 256)
-        # Its own colours at the top, and below them those of the classes.
+        assert aimed.picture.shape == (3, 128, 384)
+        # Its own colours on the left, and beside them those of the classes.
         assert aimed.picture[:, 20, 20].tolist() == [1.0, -1.0, -1.0]
-        assert aimed.picture[:, 148, 20].tolist() != aimed.picture[:, 148, 100].tolist()
+        assert aimed.picture[:, 20, 148].tolist() != aimed.picture[:, 20, 228].tolist()
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (333, 100)])
     def test_pictures_of_any_shape(self, size: tuple[int, int]) -> None:
@@ -236,7 +236,7 @@ class TestDrawing:
     def test_render(self, size: tuple[int, int]) -> None:
         made, batch = guide(), image(2, 3, *size)
         drawn = made.render(made(batch), batch)
-        assert drawn.shape == (2, 3, 128, 256)
+        assert drawn.shape == (2, 3, 128 + 4 * 16, 128)  # with a line for each class
         assert drawn.abs().max() <= 1
         assert made.describe(made(batch)) == []
 
@@ -260,6 +260,7 @@ class TestDrawing:
         drawn = made.target(TargetInput(array=mask)).picture
         assert drawn is not None
         assert drawn.shape == (3, 128, 256)
+        assert made.render(torch.zeros(1, 30, 8, 8), image(1, 3, 8, 8)).shape == (1, 3, 256, 128)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def palette(number: int) -> NDArray[np.uint8]:
 
 
 def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> Tensor:
-    """Each image in grey below the colours of its classes, beside a legend of the largest ones.
+    """Each image in grey below the colours of its classes, above a legend of the largest ones.
 
     Args:
         classes: (B, h, w), int64; what is no class stays white.
@@ -62,16 +62,17 @@ def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> 
         names: Of the K classes.
 
     Returns:
-        (B, 3, 128, 256), float32 in [-1, 1], on the CPU.
+        (B, 3, 128 + legend, 128), float32 in [-1, 1], on the CPU; the legend has the height that K
+        classes need, 128 at most.
     """
     numbers = classes.detach().cpu().numpy()
     pixels = _to_uint8(images)
-    drawings = [_draw(n, picture, names) for n, picture in zip(numbers, pixels, strict=True)]
+    drawings = [_draw_below(n, picture, names) for n, picture in zip(numbers, pixels, strict=True)]
     return torch.stack([_from_uint8(drawing) for drawing in drawings])
 
 
 def draw_target(classes: Tensor, picture: Tensor | None, names: Sequence[str]) -> Tensor:
-    """A mask with its legend and, above it, the picture in which it was found.
+    """A mask with its legend and, on its left, the picture in which it was found.
 
     Args:
         classes: (h, w), int64; what is no class stays white.
@@ -79,33 +80,44 @@ def draw_target(classes: Tensor, picture: Tensor | None, names: Sequence[str]) -
         names: Of the K classes.
 
     Returns:
-        (3, 256, 256), or (3, 128, 256) without a picture; float32 in [-1, 1].
+        (3, 128, 384), or (3, 128, 256) without a picture; float32 in [-1, 1].
     """
     numbers = classes.cpu().numpy()
-    if picture is None:
-        return _from_uint8(_draw(numbers, None, names))
-    pixels = _to_uint8(picture[None])[0]
-    canvas = Image.new("RGB", (_SIDE + _LEGEND, 2 * _SIDE), _PAPER)
-    canvas.paste(_fitted(Image.fromarray(pixels)), (0, 0))
-    canvas.paste(Image.fromarray(_draw(numbers, pixels, names)), (0, _SIDE))
-    pen = ImageDraw.Draw(canvas)
-    words = "the picture, and\nbelow it what the\nguide sees there"
-    pen.multiline_text((_SIDE + _MARGIN, 2), words, _FAINT, ImageFont.load_default(12))
+    pixels = None if picture is None else _to_uint8(picture[None])[0]
+    tiles = [_overlay(numbers, pixels, len(names))]
+    if pixels is not None:
+        tiles.insert(0, Image.fromarray(pixels))
+    canvas = Image.new("RGB", (len(tiles) * _SIDE + _LEGEND, _SIDE), _PAPER)
+    for place, tile in enumerate(tiles):
+        canvas.paste(_fitted(tile), (place * _SIDE, 0))
+    _draw_legend(canvas, (len(tiles) * _SIDE + _MARGIN, 0), numbers, names)
     return _from_uint8(np.asarray(canvas))
 
 
-def _draw(
-    classes: NDArray[np.int64], picture: NDArray[np.uint8] | None, names: Sequence[str]
+def _draw_below(
+    classes: NDArray[np.int64], picture: NDArray[np.uint8], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    canvas = Image.new("RGB", (_SIDE + _LEGEND, _SIDE), _PAPER)
+    rows = min(len(names), _ROWS + 1)
+    canvas = Image.new("RGB", (_SIDE, _SIDE + rows * _ROW), _PAPER)
     canvas.paste(_fitted(_overlay(classes, picture, len(names))), (0, 0))
+    _draw_legend(canvas, (0, _SIDE), classes, names)
+    return np.asarray(canvas)
+
+
+def _draw_legend(
+    canvas: Image.Image,
+    corner: tuple[int, int],
+    classes: NDArray[np.int64],
+    names: Sequence[str],
+) -> None:
+    """The largest classes by name, from a corner to the right edge."""
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     colours = palette(len(names))
     rows = _shares(classes, names)
-    left, right = _SIDE + _MARGIN, _SIDE + _LEGEND - 2
+    left, right = corner[0], canvas.width - 2
     for place, (index, share) in enumerate(rows[:_ROWS]):
-        top = 2 + place * _ROW
+        top = corner[1] + 1 + place * _ROW
         fill = _rgb(colours[index]) if index >= 0 else _PAPER
         box = (left, top + 2, left + _SWATCH, top + 2 + _SWATCH)
         pen.rectangle(box, fill=fill, outline=_FAINT)
@@ -117,8 +129,8 @@ def _draw(
         pen.text((right, top), figure, _FAINT, font, anchor="ra")
     if len(rows) > _ROWS:
         more = f"and {len(rows) - _ROWS} more"
-        pen.text((left, 2 + _ROWS * _ROW), more, _FAINT, ImageFont.load_default(11))
-    return np.asarray(canvas)
+        top = corner[1] + 1 + _ROWS * _ROW
+        pen.text((left, top), more, _FAINT, ImageFont.load_default(11))
 
 
 def _overlay(

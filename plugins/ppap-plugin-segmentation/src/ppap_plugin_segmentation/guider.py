@@ -130,8 +130,8 @@ class SegmentationGuide(GuidanceModel):
         return Target(value=mask, label=f"the classes of {name or 'a picture'}", picture=drawn)
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """Each image in grey below the colours of its likeliest classes, with a legend: (B, 3, 128,
-        256).
+        """Each image in grey below the colours of its likeliest classes, and a legend below that:
+        (B, 3, 128 to 256, 128).
         """
         size = (
             max(prediction.shape[-2], images.shape[-2]),
