@@ -1,4 +1,4 @@
-"""A guide of known make, and an adapter that shifts biases."""
+"""Guides of known make, and an adapter that shifts biases."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from ppap_framework.experts import (
     guide_sha256,
 )
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, linear_schedule
+from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
 
 SCHEDULE = linear_schedule(100)
 
@@ -77,6 +78,38 @@ class TinyGuide(GuidanceModel):
 
     def describe(self, prediction: Any) -> list[str]:
         return []
+
+
+class Told(PreprocessingGuide):
+    """Any network, fed as it is told."""
+
+    def __init__(self, network: nn.Module, how: Preprocessing) -> None:
+        super().__init__()
+        self._network, self._how = network, how
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    @property
+    def native_size(self) -> int | None:
+        return None
+
+    def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
+        return Told(self._network, preprocessing)
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        mean, std = (torch.tensor(x)[:, None, None] for x in (self._how.mean, self._how.std))
+        return self._network(((images + 1) / 2 - mean) / std)
+
+    def target(self, given: TargetInput) -> Target:
+        raise NotImplementedError
+
+    def render(self, prediction: Any, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def describe(self, prediction: Any) -> list[str]:
+        raise NotImplementedError
 
 
 class Shift(ExpertAdapter):

@@ -10,10 +10,9 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, make_adapter, trained
-from torch import Tensor, nn
+from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, Told, make_adapter, trained
+from torch import Tensor
 
-from ppap_framework.components import GuidanceModel, Target, TargetInput
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import (
     BundleInfo,
@@ -28,41 +27,9 @@ from ppap_framework.experts import (
     save_bundle,
 )
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
+from ppap_framework.preprocessing import Preprocessing
 
 RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
-
-
-class Told(PreprocessingGuide):
-    """The toy's network, fed as it is told."""
-
-    def __init__(self, network: nn.Module, how: Preprocessing) -> None:
-        super().__init__()
-        self._network, self._how = network, how
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
-    @property
-    def native_size(self) -> int | None:
-        return None
-
-    def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
-        return Told(self._network, preprocessing)
-
-    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        mean, std = (torch.tensor(x)[:, None, None] for x in (self._how.mean, self._how.std))
-        return self._network(((images + 1) / 2 - mean) / std)
-
-    def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
-        raise NotImplementedError
 
 
 def told() -> Told:

@@ -30,7 +30,7 @@ from ppap_framework.checkpoints._fetch import (
     noted_sha256,
     package_file,
 )
-from ppap_framework.checkpoints._load import load_into
+from ppap_framework.checkpoints._load import load_into, misfits
 from ppap_framework.checkpoints._safetensors import write_safetensors
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "join_checkpoints",
     "load_into",
     "location",
+    "misfits",
     "noted_sha256",
     "open_checkpoint",
     "package_file",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from ppap_framework.checkpoints._checkpoint import Checkpoint
 from ppap_framework.checkpoints._pages import MappedPages
 from ppap_framework.errors import AssetError
 
-__all__ = ["load_into"]
+__all__ = ["load_into", "misfits"]
 
 _SMALL = 2**28  # bytes
 
@@ -35,6 +37,31 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     """
     state = checkpoint.state_dict()
     own = module.state_dict()
+    if faults := misfits(state, own):
+        raise AssetError(
+            f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}: "
+            + faults,
+            hint="it is of another architecture, or the architecture is stated wrongly",
+        )
+    small = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) < _SMALL
+    pages = MappedPages(part.path for part in checkpoint.parts or (checkpoint,))
+    fitted = {}
+    for name in own:
+        tensor = state.pop(name)
+        fitted[name] = _like(tensor, own[name], channels_last, small)
+        if fitted[name].data_ptr() != tensor.data_ptr():
+            pages.let_go(tensor)
+    module.load_state_dict(fitted, assign=True)
+
+
+def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """In what tensors by name are not those that are wanted: counted, the first of each kind named;
+    empty where they are.
+
+    Args:
+        state: As they are.
+        own: Of the names, shapes and kinds of number that are wanted.
+    """
     missing = [_short(name) for name in own if name not in state]
     unexpected = [_short(name) for name in state if name not in own]
     reshaped = [
@@ -51,21 +78,7 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
         )
         if items
     ]
-    if faults:
-        raise AssetError(
-            f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}: "
-            + "; ".join(faults),
-            hint="it is of another architecture, or the architecture is stated wrongly",
-        )
-    small = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) < _SMALL
-    pages = MappedPages(part.path for part in checkpoint.parts or (checkpoint,))
-    fitted = {}
-    for name in own:
-        tensor = state.pop(name)
-        fitted[name] = _like(tensor, own[name], channels_last, small)
-        if fitted[name].data_ptr() != tensor.data_ptr():
-            pages.let_go(tensor)
-    module.load_state_dict(fitted, assign=True)
+    return "; ".join(faults)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -39,7 +39,7 @@ COMMANDS = {
         "Measure what a network understands of noised images, and what its experts do.",
     ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
-    "experts": ("ppap_framework.cli.experts", "Show, check and calibrate experts."),
+    "experts": ("ppap_framework.cli.experts", "Show, check, calibrate and import experts."),
     "checkpoints": (
         "ppap_framework.cli.checkpoints",
         "Show, fetch, check and convert the weights that plugins know of.",

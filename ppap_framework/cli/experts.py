@@ -1,4 +1,4 @@
-"""`ppap experts`: bundles of experts, read from their files alone, and calibrated."""
+"""`ppap experts`: bundles of experts, read from their files alone, calibrated, and imported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from ppap_framework.cli import State
 from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
+from ppap_framework.cli.experts_import import import_experts
 from ppap_framework.cli.output import print_fields, print_json, print_table
 from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
 from ppap_framework.errors import AssetError, UsageError
@@ -26,10 +27,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("experts")
 def command() -> None:
-    """Show, check and calibrate experts.
+    """Show, check, calibrate and import experts.
 
     SOURCE is the path of a bundle, or a name that `ppap experts list` shows.
     """
+
+
+command.add_command(import_experts)
 
 
 @command.command("list")

@@ -43,9 +43,12 @@ from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, des
 from ppap_framework.experts.match import WAIVABLE
 from ppap_framework.experts.proposal import MOST_EXPERTS, propose_boundaries, propose_number
 from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.released import import_released, released_experts
+from ppap_framework.experts.released_file import METHODS, Method
 from ppap_framework.experts.set import ExpertSet, Look, has_experts
 
 __all__ = [
+    "METHODS",
     "MOST_EXPERTS",
     "SUFFIX",
     "WAIVABLE",
@@ -56,6 +59,7 @@ __all__ = [
     "Identity",
     "InputConvention",
     "Look",
+    "Method",
     "NoiseRanges",
     "backend_sha256",
     "bundle_by_name",
@@ -67,6 +71,7 @@ __all__ = [
     "find_bundles",
     "guide_sha256",
     "has_experts",
+    "import_released",
     "installed_adapter",
     "keep_bundle",
     "load_bundle",
@@ -74,6 +79,7 @@ __all__ = [
     "propose_boundaries",
     "propose_number",
     "read_bundle_info",
+    "released_experts",
     "rescale_bundle",
     "save_bundle",
     "verify_bundle",

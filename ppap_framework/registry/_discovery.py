@@ -34,6 +34,7 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
+    ReleasedExperts,
     TaskLossSpec,
 )
 from ppap_framework.registry._records import (
@@ -55,7 +56,7 @@ _RETURNS: dict[str, tuple[type, ...]] = {
     "ppap_guiders": (GuiderSpec,),
     "ppap_task_losses": (TaskLossSpec,),
     "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
+    "ppap_assets": (Card, ExpertBundle, DefaultTarget, ReleasedExperts),
 }
 
 
@@ -289,6 +290,8 @@ def _check_unique(offered: list[ComponentSpec | Asset]) -> None:
             label = f"checkpoint {item.name!r} of {item.kind} {item.component!r}"
         elif isinstance(item, ExpertBundle):
             label = f"experts {item.name!r}"
+        elif isinstance(item, ReleasedExperts):
+            label = f"released experts of {item.name!r}"
         else:
             label = f"default target of guider {item.guider!r} with {item.checkpoint!r}"
         if label in seen:

@@ -54,7 +54,8 @@ class PluginRecord:
         hint: What to type about it; may be empty.
         error: What it raised, if it did.
         specs: The components that it supplies.
-        assets: The cards, bundles of experts and default targets that it supplies.
+        assets: The cards, bundles of experts, default targets and readings of released experts that
+            it supplies.
     """
 
     distribution: str

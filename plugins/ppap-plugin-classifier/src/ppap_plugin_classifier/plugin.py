@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ppap_framework.plugin import GuiderSpec, TaskLossSpec, hookimpl
+from ppap_framework.plugin import GuiderSpec, ReleasedExperts, TaskLossSpec, hookimpl
 
 PPAP_API = (1, 0)
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @hookimpl
@@ -34,4 +36,39 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             options="ppap_plugin_classifier.options:CrossEntropyOptions",
             task="classification",
         )
+    ]
+
+
+@hookimpl
+def ppap_assets() -> list[ReleasedExperts]:
+    """How the released experts of ResNet-50 and DeiT-S are to be read."""
+    return [
+        ReleasedExperts(
+            name="resnet50",
+            guider="classifier",
+            model="resnet50.tv2_in1k",
+            targets="conv1,layer*.conv1,layer*.conv2",
+            alpha=8.0,
+            # Raw images at their own size; only the teacher is shown normalised ones.
+            preprocessing={
+                "size": None,
+                "mean": (0.5, 0.5, 0.5),
+                "std": (0.5, 0.5, 0.5),
+                "interpolation": "bilinear",
+                "antialias": True,
+            },
+        ),
+        ReleasedExperts(
+            name="deit-s",
+            guider="classifier",
+            model="deit_small_patch16_224.fb_in1k",
+            targets="blocks.*.attn.qkv,blocks.*.attn.proj",
+            alpha=None,  # only merging multiplies by alpha / rank there, and nothing is merged
+            preprocessing={
+                **_IMAGENET,
+                "size": 224,
+                "interpolation": "bilinear",
+                "antialias": True,
+            },
+        ),
     ]

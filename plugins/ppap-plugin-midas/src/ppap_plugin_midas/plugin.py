@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppap_framework.plugin import GuiderSpec, TaskLossSpec, hookimpl
+from ppap_framework.plugin import GuiderSpec, ReleasedExperts, TaskLossSpec, hookimpl
 
 PPAP_API = (1, 0)
 
@@ -39,4 +39,16 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             factory="ppap_plugin_midas.loss:make_mse",
             task="depth",
         ),
+    ]
+
+
+@hookimpl
+def ppap_assets() -> list[ReleasedExperts]:
+    """Why the released experts of MiDaS_small cannot be had."""
+    return [
+        ReleasedExperts(
+            name="midas-small",
+            guider="depth",
+            refusal="their network, MiDaS_small, is none of those that transformers builds",
+        )
     ]
