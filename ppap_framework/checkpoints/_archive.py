@@ -22,6 +22,7 @@ from ppap_framework.errors import AssetError
 __all__ = ["ZIP_MAGIC", "load_archive"]
 
 ZIP_MAGIC = b"PK\x03\x04"
+_TIED = 4  # times the file; networks save a weight that they use twice under two names
 _WRAPPINGS = ("state_dict", "model")  # where training programs put the weights among other things
 
 
@@ -53,7 +54,14 @@ def load_archive(path: Path) -> dict[str, Tensor]:
             f"{str(path)!r} is a truncated or damaged checkpoint: {type(error).__name__}: {reason}",
             hint="fetch or save it again",
         ) from error
-    return _state_dict(path, loaded)
+    state = _state_dict(path, loaded)
+    size, unpacked = path.stat().st_size, sum(t.numel() * t.element_size() for t in state.values())
+    if unpacked > _TIED * size:
+        raise AssetError(
+            f"{str(path)!r} has {size} bytes, and its tensors would take {unpacked} bytes",
+            hint="they repeat what is there once; save it again with contiguous tensors",
+        )
+    return state
 
 
 def _check_archive(path: Path) -> None:
