@@ -242,8 +242,10 @@ class ReleasedExperts:
         model: What that guider calls the network they were made of.
         targets: The layers that are adapted, as the adapter `lora` takes them.
         alpha: Changes are multiplied by alpha / rank; None: by 1.
-        preprocessing: The fields of `ppap_framework.preprocessing.Preprocessing`: what they are
-            fed.
+        preprocessing: The fields of `ppap_framework.preprocessing.Preprocessing`: what experts with
+            low-rank changes are fed.
+        network_preprocessing: Likewise of whole networks that were fine-tuned; empty where it is
+            the same.
         backend: The diffusion model whose images they learned from.
         schedule: Of its noise, of 1000 timesteps.
         resolution: Side in pixels of its images.
@@ -256,6 +258,7 @@ class ReleasedExperts:
     targets: str = attrs.field(default="", validator=_text)
     alpha: float | None = None
     preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
+    network_preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
     backend: str = attrs.field(default="adm", validator=_check_name)
     schedule: str = attrs.field(default="linear", validator=_text)
     resolution: int = attrs.field(default=256, validator=attrs.validators.instance_of(int))

@@ -94,11 +94,16 @@ def save(folder: Path, states: list[State], name: str = "{}_max{}.ckpt") -> list
     return paths
 
 
-def imported(paths: list[Path], model: Told | None = None, **said: Any) -> BundleInfo:
+def imported(
+    paths: list[Path],
+    model: Told | None = None,
+    reading: ReleasedExperts = READING,
+    **said: Any,
+) -> BundleInfo:
     model = model or guide()
     identity = Identity(component="look", checkpoint=None, sha256=guide_sha256(model))
     out = paths[0].parent / "made.experts.safetensors"
-    return import_released(paths, model, READING, out, guide=identity, **said)
+    return import_released(paths, model, reading, out, guide=identity, **said)
 
 
 def refusal(paths: list[Path], model: Told | None = None, **said: Any) -> PpapError:
@@ -145,6 +150,15 @@ class TestWhatIsImported:
                 assert torch.equal(now[f"{layer}.bias"], state[f"net.{layer}.{inner}.bias"])
             for part in ("weight", "bias", "running_mean", "running_var"):
                 assert torch.equal(now[f"1.{part}"], state[f"net.1.{part}"])
+
+    def test_whole_networks_may_be_fed_otherwise(self, tmp_path: Path) -> None:
+        shown = {**READING.preprocessing, "mean": (0.1, 0.2, 0.3)}
+        reading = attrs.evolve(READING, network_preprocessing=shown)
+        [path] = save(tmp_path / "whole", [whole(0)])
+        assert imported([path], reading=reading).preprocessing == Preprocessing(**shown)
+        [path] = save(tmp_path / "ppap", [low_rank(0)])
+        raw = Preprocessing(**READING.preprocessing)
+        assert imported([path], reading=reading).preprocessing == raw
 
     def test_one_network_for_all(self, tmp_path: Path) -> None:
         info = imported(save(tmp_path, [whole(0)], "toy_finetune.ckpt"))

@@ -113,12 +113,15 @@ def import_released(
     files = [read_released(path, own) for path in in_order(paths)]
     method = method_of(files, method)
     configs = _adapters(files[0], model.network, experts)
+    fed = experts.preprocessing
+    if not files[0].low_rank:
+        fed = experts.network_preprocessing or fed
     schedule = noise_schedule(experts.schedule, _TIMESTEPS)
     held = ExpertSet(
         model,
         _ranges(schedule, len(files)),
         {config.name: installed_adapter(config) for config in configs},
-        Preprocessing(**experts.preprocessing),
+        Preprocessing(**fed),
     )
     try:
         held.load_state_dict(_state(files, held.state_dict(), own))

@@ -30,6 +30,7 @@ from ppap_framework.experts import (
     import_released,
     load_bundle,
     read_bundle_info,
+    released_experts,
 )
 from ppap_framework.noise import NoiseLevel, linear_schedule
 from ppap_framework.plugin import ReleasedExperts
@@ -245,6 +246,27 @@ def test_what_the_bundle_says(released: Released, bundle: Path) -> None:
     assert info.input.shape == ((3, 256, 256) if conv else (3, 224, 224))
     assert info.recipe["method"] == "ppap"
     assert [file.split()[0] for file in info.recipe["files"]] == ["0_max2.ckpt", "1_max2.ckpt"]
+
+
+@pytest.mark.slow
+def test_whole_networks(released: Released, tmp_path: Path) -> None:
+    """Without adapters there is none of their normalisation. DeiT-S lies within what resizes."""
+    conv = released.architecture == "resnet50"
+    torch.manual_seed(0)
+    network = importlib.import_module("timm").create_model(released.model).eval()
+    path = tmp_path / "network_finetune.ckpt"
+    inner = "" if conv else "classifier."
+    torch.save({inner + name: tensor for name, tensor in network.state_dict().items()}, path)
+    model, out = released.guide(), tmp_path / "whole.experts.safetensors"
+    reading = released_experts(released.architecture)
+    import_released([path], model, reading, out, guide=identity(model))
+    x = torch.randn(1, 3, 96, 96)
+    resize = importlib.import_module("torchvision.transforms").Resize((224, 224))
+    experts = load_bundle(out, model)
+    level = NoiseLevel(SCHEDULE.log_snr[:1])
+    with torch.no_grad():
+        expected = network(x if conv else resize(x))
+        torch.testing.assert_close(experts.at(level)(x, level), expected, rtol=1e-4, atol=1e-4)
 
 
 def bare(network: nn.Module) -> Told:

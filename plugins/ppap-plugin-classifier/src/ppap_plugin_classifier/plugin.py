@@ -6,7 +6,9 @@ from ppap_framework.plugin import GuiderSpec, ReleasedExperts, TaskLossSpec, hoo
 
 PPAP_API = (1, 0)
 
+_RAW = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # images stay in [-1, 1]
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_RESIZE = {"interpolation": "bilinear", "antialias": True}
 
 
 @hookimpl
@@ -49,14 +51,8 @@ def ppap_assets() -> list[ReleasedExperts]:
             model="resnet50.tv2_in1k",
             targets="conv1,layer*.conv1,layer*.conv2",
             alpha=8.0,
-            # Raw images at their own size; only the teacher is shown normalised ones.
-            preprocessing={
-                "size": None,
-                "mean": (0.5, 0.5, 0.5),
-                "std": (0.5, 0.5, 0.5),
-                "interpolation": "bilinear",
-                "antialias": True,
-            },
+            # At their own size. The teacher alone is shown normalised ones.
+            preprocessing={"size": None, **_RAW, **_RESIZE},
         ),
         ReleasedExperts(
             name="deit-s",
@@ -64,11 +60,8 @@ def ppap_assets() -> list[ReleasedExperts]:
             model="deit_small_patch16_224.fb_in1k",
             targets="blocks.*.attn.qkv,blocks.*.attn.proj",
             alpha=None,  # only merging multiplies by alpha / rank there, and nothing is merged
-            preprocessing={
-                **_IMAGENET,
-                "size": 224,
-                "interpolation": "bilinear",
-                "antialias": True,
-            },
+            # Adapters come with a normalisation, and the network they are put into resizes.
+            preprocessing={"size": 224, **_IMAGENET, **_RESIZE},
+            network_preprocessing={"size": 224, **_RAW, **_RESIZE},
         ),
     ]
