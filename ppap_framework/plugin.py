@@ -246,7 +246,7 @@ class ReleasedExperts:
             low-rank changes are fed.
         network_preprocessing: Likewise of whole networks that were fine-tuned; empty where it is
             the same.
-        backend: The diffusion model whose images they learned from.
+        backend: The diffusion model that they guide.
         schedule: Of its noise, of 1000 timesteps.
         resolution: Side in pixels of its images.
         refusal: Why they cannot be imported, in a few words; empty where they can.
