@@ -45,6 +45,18 @@ DINO: dict[str, Any] = {
     "out_features": ["stage1", "stage2", "stage3", "stage4"],
     "reshape_hidden_states": False,
 }
+BEIT: dict[str, Any] = {
+    "model_type": "beit",
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "use_relative_position_bias": True,
+    "reshape_hidden_states": False,
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
 CONFIGS: dict[str, Any] = {
     "dpt": transformers.DPTConfig(
         hidden_size=16,
@@ -79,7 +91,17 @@ CONFIGS: dict[str, Any] = {
         decoder_hidden_size=8,
         drop_path_rate=0.0,
     ),
+    "zoedepth": transformers.ZoeDepthConfig(
+        backbone_config=dict(BEIT),
+        bottleneck_features=8,
+        num_relative_features=8,
+        bin_embedding_dim=8,
+        num_attractors=[4, 2, 2, 1],
+        bin_configurations=[{"n_bins": 8, "min_depth": 0.001, "max_depth": 10.0}],
+        **{**NECK, "reassemble_factors": [4, 2, 1, 0.5]},
+    ),
 }
+METRIC = ("glpn", "metric_depth_anything", "zoedepth")
 FAMILY = transformers.MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 kinds = pytest.mark.parametrize("kind", sorted(CONFIGS))
 
@@ -94,7 +116,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 if parameter.ndim > 1:
-                    parameter.mul_(3)
+                    parameter.mul_(9 if kind == "zoedepth" else 3)  # it is deeper
                 elif "head" in name:  # a ReLU must not end in nothing but zeros
                     parameter.fill_(0.5)
         made[kind] = tmp_path_factory.mktemp(kind)
@@ -126,7 +148,7 @@ class TestArchitectures:
         with torch.no_grad():
             expected = theirs(given).predicted_depth
             said = made(batch)
-        metric = kind in ("glpn", "metric_depth_anything")
+        metric = kind in METRIC
         torch.testing.assert_close(said, 1 / expected if metric else expected)
         assert said.ndim == 3
         assert made.describe(said) == []

@@ -1,8 +1,9 @@
-"""Networks of four architectures: loaded, taught to read noise, and guiding."""
+"""Networks of six architectures: loaded, taught to read noise, and guiding."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +115,23 @@ def beit() -> nn.Module:
     )
 
 
-def lraspp() -> nn.Module:
-    return get_model(
-        "lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=len(NAMES)
-    )
+def of_torchvision(model: str) -> nn.Module:
+    return get_model(model, weights=None, weights_backbone=None, num_classes=len(NAMES))
 
 
-MAKERS = {maker.__name__: maker for maker in (segformer, upernet, beit, lraspp)}
+TORCHVISION = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
+MAKERS = {
+    **{maker.__name__: maker for maker in (segformer, upernet, beit)},
+    **{model: partial(of_torchvision, model) for model in TORCHVISION},
+}
 
 
 def saved(folder: Path, name: str) -> nn.Module:
     torch.manual_seed(0)
     network: Any = MAKERS[name]().eval()
-    if name == "lraspp":
+    if name in TORCHVISION:
         stated = {
-            "model": "lraspp_mobilenet_v3_large",
+            "model": name,
             "class_names": list(NAMES),
             "input_size": SIZE,
             "mean": [0.5, 0.5, 0.5],
@@ -160,7 +163,14 @@ def test_a_size_that_a_network_cannot_be_shown(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # torchvision has it with 33 million parameters and no fewer; DeepLab goes the same way.
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("fcn") else ())
+        for name in MAKERS
+    ],
+)
 def test_from_a_folder_to_guided_images(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +180,7 @@ def test_from_a_folder_to_guided_images(
 
     batch = images(2, 3, SIZE, SIZE)
     answer = network(batch * 2)  # ((x + 1) / 2 - 0.5) / 0.25
-    wanted = answer["out"] if name == "lraspp" else answer.logits
+    wanted = answer["out"] if name in TORCHVISION else answer.logits
     torch.testing.assert_close(made(batch), wanted, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(made(batch[1:]), made(batch)[1:], atol=1e-4, rtol=1e-3)
 
