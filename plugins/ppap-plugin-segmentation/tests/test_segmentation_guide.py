@@ -141,6 +141,41 @@ class TestTargets:
         as_picture = guide(target_kind="picture").target(decode_target(tmp_path / "mask.png"))
         assert as_picture.label == "the classes of mask.png"
 
+    @pytest.mark.parametrize(
+        ("stated", "indices"),
+        [
+            ("floor,red cube", [0, 1]),
+            ("cube, floor", [1, 0]),
+            ("7=red cube,3=floor", [3, 7]),
+            ("3=1,7=2", [3, 7]),
+        ],
+    )
+    def test_masks_with_names_of_their_own(self, stated: str, indices: list[int]) -> None:
+        floor, cube = indices
+        given = np.array([[floor, cube], [255, cube]])
+        value = guide(mask_classes=stated).target(decode_target(given)).value
+        assert value.tolist() == [[[1, 2], [-1, 2]]]
+
+    @pytest.mark.parametrize(
+        ("stated", "message", "hint"),
+        [
+            ("floor,red kube", "no class 'red kube'", "red cube"),
+            ("x=floor", "'x' in mask_classes", "3=floor"),
+            ("3=floor,3=wall", "'3' in mask_classes", "3=floor"),
+            ("-1=floor", "'-1' in mask_classes", "3=floor"),
+            ("floor,,wall", "class to aim at is empty", "wall"),
+        ],
+    )
+    def test_names_that_masks_cannot_have(self, stated: str, message: str, hint: str) -> None:
+        with pytest.raises(UsageError, match=message) as caught:
+            guide(mask_classes=stated)
+        assert hint in caught.value.hint
+
+    def test_indices_that_have_no_name(self) -> None:
+        with pytest.raises(UsageError, match="2 indices that are no class: 0, 4") as caught:
+            guide(mask_classes="3=floor,7=cube").target(decode_target(np.array([[0, 4, 7]])))
+        assert "3 (floor), 7 (red cube), and 255 is left out" in caught.value.hint
+
     def test_arrays(self) -> None:
         one = guide().target(TargetInput(array=torch.from_numpy(HALVES)))
         assert torch.equal(one.value, torch.from_numpy(HALVES)[None])

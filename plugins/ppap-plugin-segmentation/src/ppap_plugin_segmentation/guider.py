@@ -25,7 +25,7 @@ from ppap_framework.transformers_models import (
 from ppap_plugin_segmentation import torchvision_models
 from ppap_plugin_segmentation.drawing import draw_segmentation, draw_target
 from ppap_plugin_segmentation.loss import resized_logits
-from ppap_plugin_segmentation.masks import mask_from, picture_from
+from ppap_plugin_segmentation.masks import MaskClasses, mask_from, picture_from
 from ppap_plugin_segmentation.options import SegmentationOptions
 
 __all__ = ["SegmentationGuide", "make_segmentation"]
@@ -74,6 +74,9 @@ class SegmentationGuide(GuidanceModel):
         shown: Resize and normalisation.
         answer: Takes the logits (B, K, h, w) out of what the network returns.
         options: What counts in a target.
+
+    Raises:
+        UsageError: Where the options name classes that it does not have.
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class SegmentationGuide(GuidanceModel):
         self._shown = shown
         self._answer = answer
         self._options = options or SegmentationOptions()
+        self._mask_classes = MaskClasses.read(
+            self._options.mask_classes, self.class_names, self._options.ignore_index
+        )
         self.eval().requires_grad_(False)
 
     @property
@@ -122,7 +128,7 @@ class SegmentationGuide(GuidanceModel):
         picture = picture_from(given, options.target_kind)
         name = Path(given.source).name if given.source else ""
         if picture is None:
-            mask = mask_from(given, names, options.ignore_index, self._largest)
+            mask = mask_from(given, self._mask_classes, self._largest)
             drawn = draw_target(mask[0], None, names)
             return Target(value=mask, label=f"mask {name}".rstrip(), picture=drawn)
         mask = self._found_in(picture)

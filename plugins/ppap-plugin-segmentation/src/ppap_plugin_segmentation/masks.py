@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
 
+import attrs
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ppap_framework.classification import find_class
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import UsageError
 
-__all__ = ["IGNORED", "mask_from", "picture_from"]
+__all__ = ["IGNORED", "MaskClasses", "mask_from", "picture_from"]
 
 IGNORED = -1
 """In a target, a pixel that does not count."""
@@ -51,13 +54,59 @@ def picture_from(given: TargetInput, kind: Literal["auto", "mask", "picture"]) -
     return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-def mask_from(given: TargetInput, names: Sequence[str], ignore_index: int, largest: int) -> Tensor:
+@final
+@attrs.frozen(kw_only=True)
+class MaskClasses:
+    """What the indices of masks mean.
+
+    Attributes:
+        classes: By index, the network's class.
+        names: Of the network's K classes.
+        ignore_index: The index of pixels that do not count.
+    """
+
+    classes: Mapping[int, int]
+    names: Sequence[str]
+    ignore_index: int
+
+    @classmethod
+    def read(cls, stated: str | None, names: Sequence[str], ignore_index: int) -> MaskClasses:
+        """From names separated by commas, for 0, 1 and so on or each after its index and "=".
+
+        Raises:
+            UsageError: Where there is no such class, or something else before the "=" than an index
+                of its own.
+        """
+        classes = {index: index for index in range(len(names))}
+        if stated is not None:
+            classes = {}
+            for place, part in enumerate(stated.split(",")):
+                before, equals, name = part.rpartition("=")
+                index = before.strip() if equals else str(place)
+                if not re.fullmatch(r"[0-9]{1,9}", index) or int(index) in classes:
+                    raise UsageError(
+                        f"{index!r} in mask_classes is not an index of its own",
+                        hint="type names alone, or such as 3=floor,7=wall",
+                    )
+                classes[int(index)] = find_class(name, names)
+        return cls(classes=classes, names=names, ignore_index=ignore_index)
+
+    def said(self) -> str:
+        """In words, for hints."""
+        rows = [f"{index} ({self.names[number]})" for index, number in sorted(self.classes.items())]
+        listed = f"{rows[0]} to {rows[-1]}" if len(rows) > _SHOWN else ", ".join(rows)
+        return (
+            f"classes are {listed}, and {self.ignore_index} is left out, which --guider-option "
+            "mask_classes=NAMES and ignore_index=N change"
+        )
+
+
+def mask_from(given: TargetInput, classes: MaskClasses, largest: int) -> Tensor:
     """The classes in an indexed or grey image, or in an array (H, W) or (B, H, W).
 
     Args:
         given: An image or an array.
-        names: Of the K classes.
-        ignore_index: The index of pixels that do not count.
+        classes: What its indices mean.
         largest: Sides above it are reduced to it, by nearest neighbour, since a network of that
             size sees no more.
 
@@ -65,32 +114,32 @@ def mask_from(given: TargetInput, names: Sequence[str], ignore_index: int, large
         (B, h, w), int64 in [0, K), or `IGNORED`.
 
     Raises:
-        UsageError: Where it is no mask, holds indices that are neither a class nor `ignore_index`,
-            or nothing that counts; the message names them.
+        UsageError: Where it is no mask, holds indices that are neither of a class nor left out, or
+            nothing that counts; the message names them.
     """
     source = repr(given.source or "the target")
     numbers = _numbers(given, source)
     values = numbers.to(torch.int64)
     if bool((values != numbers).any()):
-        raise UsageError(
-            f"the mask {source} holds numbers that are not whole", hint=_range(names, ignore_index)
-        )
-    counts = values != ignore_index
+        raise UsageError(f"the mask {source} holds numbers that are not whole", hint=classes.said())
+    counts = values != classes.ignore_index
     found = torch.unique(values[counts]).tolist()
-    unknown = [index for index in found if not 0 <= index < len(names)]
+    unknown = [index for index in found if index not in classes.classes]
     if unknown:
         listed = ", ".join(map(str, unknown[:_SHOWN])) + (", ..." if len(unknown) > _SHOWN else "")
         picture = "; for a picture, add --guider-option target_kind=picture"
         raise UsageError(
             f"the mask {source} holds {len(unknown)} indices that are no class: {listed}",
-            hint=_range(names, ignore_index) + (picture if given.image is not None else ""),
+            hint=classes.said() + (picture if given.image is not None else ""),
         )
     if not found:
         raise UsageError(
             f"the mask {source} holds nothing but pixels to leave out",
-            hint=_range(names, ignore_index),
+            hint=classes.said(),
         )
-    mask = torch.where(counts, values, IGNORED)
+    mask = torch.full_like(values, IGNORED)
+    for index in found:
+        mask[values == index] = classes.classes[index]
     size = (min(mask.shape[-2], largest), min(mask.shape[-1], largest))
     if mask.shape[-2:] != size:
         mask = F.interpolate(mask[:, None].double(), size, mode="nearest-exact")[:, 0].long()
@@ -129,11 +178,3 @@ def _indices(image: Image.Image) -> np.ndarray | None:
     first: np.ndarray = pixels[..., 0]
     grey = (pixels[..., 1] == first).all() and (pixels[..., 2] == first).all()
     return first if grey else None
-
-
-def _range(names: Sequence[str], ignore_index: int) -> str:
-    last = len(names) - 1
-    return (
-        f"classes are 0 ({names[0]}) to {last} ({names[last]}), and {ignore_index} is left out, "
-        "which --guider-option ignore_index=N changes"
-    )

@@ -32,6 +32,8 @@ class SegmentationOptions:
         ignore_index: In a mask, the index of pixels that do not count.
         target_kind: What a target file is: a "picture", in which the network finds the classes, or
             a "mask" of class indices. "auto" takes indexed and grey ones for masks.
+        mask_classes: What the indices of a mask mean, by the network's own names: "floor,red cube"
+            for 0 and 1, or "3=floor,7=red cube". None: the network's own numbers.
     """
 
     model: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
@@ -40,6 +42,7 @@ class SegmentationOptions:
     target_kind: Literal["auto", "mask", "picture"] = attrs.field(
         default="auto", validator=in_(_KINDS)
     )
+    mask_classes: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
 
 
 @attrs.frozen(kw_only=True)
