@@ -11,7 +11,7 @@ RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results synthetic $(EXPERTS) $(RESULTS) shares costs clean
+.PHONY: help demo test slow parity lint types contracts results synthetic $(EXPERTS) $(RESULTS) shares costs full-size clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make slow     what takes longer than a few minutes"
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
+	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
 # One stamp for all: made anew when any distribution's metadata changes.
@@ -94,6 +95,9 @@ runs/renders/scenes.npz: | $(VENV)/.installed
 
 shares costs: $(VENV)/.installed
 	$(BIN)/python docs/make_adapters.py $@
+
+full-size: $(VENV)/.installed
+	$(BIN)/python docs/make_checkpoints.py measure
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
