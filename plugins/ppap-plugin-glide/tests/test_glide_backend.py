@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -30,12 +31,12 @@ from PIL import Image
 from torch import Tensor
 
 import ppap_framework as ppap
-from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.checkpoints import join_checkpoints, open_checkpoint, save_checkpoint
 from ppap_framework.cli import main
 from ppap_framework.components import CascadedStage, Recipe
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.registry import registry
-from ppap_plugin_glide import conversion
+from ppap_plugin_glide import conversion, released
 from ppap_plugin_glide.backend import Condition, GlideBackend, make_glide
 from ppap_plugin_glide.options import GlideOptions
 from ppap_plugin_glide.tokens import PromptTokens, read_tokenizer
@@ -281,6 +282,39 @@ def test_published_files_become_one(
     assert {k: v.tolist() for k, v in converted.state_dict().items()} == {
         k: v.tolist() for k, v in whole.items()
     }
+
+
+def test_two_published_files_draw_as_one(tmp_path: Path, file: Path, backend: GlideBackend) -> None:
+    whole, parts = open_checkpoint(file).state_dict(), stated()
+    cards = {card.prefix: card for card in reversed(released.cards())}
+    opened = []
+    for name in ("base", "upsampler"):
+        prefix = f"{name}."
+        part = {k.removeprefix(prefix): v.clone() for k, v in whole.items() if k.startswith(prefix)}
+        torch.save(part, tmp_path / f"{name}.pt")
+        architecture = {name: parts[name], "tokenizer": parts["tokenizer"]}
+        card = attrs.evolve(cards[prefix], architecture=architecture)
+        opened.append(open_checkpoint(tmp_path / f"{name}.pt", like=card))
+    joined = make_glide(GlideOptions(cfg=3.0), join_checkpoints(opened))
+    condition = joined.encode(PROMPTS, 3)
+    with torch.no_grad():
+        base = [b.stages[0].denoise(*noisy(), condition).eps for b in (joined, backend)]
+        assert torch.equal(*base)
+        low_res = torch.zeros(3, 3, 4, 4)
+        upsampled = []
+        for b in (joined, backend):
+            upsampler = b.stages[1]
+            assert isinstance(upsampler, CascadedStage)
+            told = upsampler.conditioned(condition, low_res)
+            upsampled.append(upsampler.denoise(*noisy(8), told).eps)
+        assert torch.equal(*upsampled)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "clip"])
+def test_a_tokenizer_may_be_named(tmp_path: Path, name: str) -> None:
+    """The published ones come with packages; here they are of another network."""
+    with pytest.raises(AssetError, match=r"tokenizer has \d{5} tokens, and the network knows 257"):
+        make_glide(GlideOptions(), glide(tmp_path, tokenizer=name))
 
 
 class TestCommandLine:
