@@ -1,0 +1,61 @@
+"""docs/guides.md is followed: its files are made, its commands typed, its messages compared."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppap_framework.cli import main
+
+PAGE = (Path(__file__).parents[3] / "docs" / "guides.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+LINES = PAGE.replace("\\\n", " ").splitlines()
+COMMANDS = [line.strip() for line in LINES if line.startswith("    ppap run")]
+FAILURES = re.findall(r"    \$ (ppap .*)\n    (ppap: error: .*)\n    (hint: .*)", PAGE)
+
+Typed = Callable[[str], tuple[int, str, str]]
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Typed:
+    """Types a command in a folder with the page's files."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile(PROGRAMS[0], "guides.md", "exec"), {})
+
+    def type_(command: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main(shlex.split(command)[1:])
+        code = caught.value.code
+        assert isinstance(code, int)
+        return (code, *capsys.readouterr())
+
+    return type_
+
+
+def test_there_is_something_to_follow() -> None:
+    assert (len(PROGRAMS), len(COMMANDS), len(FAILURES)) == (2, 13, 3)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(typed: Typed, command: str) -> None:
+    code, out, err = typed(f"{command} --dry-run")
+    assert code == 0, err
+    assert "shapes-adm" in out
+
+
+@pytest.mark.parametrize(("command", "error", "hint"), FAILURES)
+def test_messages(typed: Typed, command: str, error: str, hint: str) -> None:
+    code, out, err = typed(command)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [error, hint]
+
+
+def test_the_python_program(typed: Typed, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(PROGRAMS[1], "guides.md", "exec"), {})
+    assert capsys.readouterr().out.count("tensor(") == 2
