@@ -68,7 +68,8 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("size", "tile"),
         [((32, 32), 128), ((8, 8), 128), ((50, 50), 150), ((128, 128), 128), ((200, 200), 200),
-         ((512, 512), 256), ((16, 32), (64, 128)), ((512, 256), (256, 128))],
+         ((512, 512), 256), ((256, 384), (256, 384)), ((300, 900), (128, 384)), ((16, 32), (64, 128)),
+         ((512, 256), (256, 128))],
     )  # fmt: skip
     def test_tiles_are_legible(self, size: tuple[int, int], tile: int | tuple[int, int]) -> None:
         wide, high = (tile, tile) if isinstance(tile, int) else tile
@@ -82,7 +83,8 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("size", "shown"),
         [((32, 32), (128, 128)), ((64, 32), (256, 128)), ((96, 32), (384, 128)),
-         ((384, 128), (384, 128)), ((160, 32), (480, 96)), ((1, 99), (2, 198)),
+         ((384, 128), (384, 128)), ((160, 32), (640, 128)), ((192, 32), (576, 96)),
+         ((1, 99), (2, 198)),
          ((1024, 512), (512, 256)), ((99, 1000), (25, 256))],
     )  # fmt: skip
     def test_targets_of_several_pictures_are_as_large_as_theirs(

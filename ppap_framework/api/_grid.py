@@ -23,8 +23,8 @@ MAX_IMAGES = 64
 
 _COLUMNS = 8
 _TILE = 128  # pixels: to which smaller pictures are enlarged
-_LARGEST = (256, 256)  # width and height to which larger ones are reduced,
-_LARGEST_AIM = (512, 256)  # and those of targets, which may be several side by side
+_LARGEST = (256, 384)  # width and height to which larger ones are reduced, a legend included,
+_LARGEST_AIM = (640, 256)  # and those of targets, which may be several side by side
 _MARGIN, _GAP, _TITLES = 16, 8, 136
 _LEAST = 640  # for the lines of the header
 _HEADER, _TEXT = ImageFont.load_default(16), ImageFont.load_default(13)

@@ -20,13 +20,22 @@ FAILURES = re.findall(r"    \$ (ppap .*)\n    (ppap: error: .*)\n    (hint: .*)"
 Typed = Callable[[str], tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the page's files."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(PROGRAMS[0], "guides.md", "exec"), {})
+    return folder
+
+
 @pytest.fixture
 def typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Typed:
-    """Types a command in a folder with the page's files."""
-    monkeypatch.chdir(tmp_path)
-    exec(compile(PROGRAMS[0], "guides.md", "exec"), {})
+    """Types a command there."""
+    monkeypatch.chdir(folder)
 
     def type_(command: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:

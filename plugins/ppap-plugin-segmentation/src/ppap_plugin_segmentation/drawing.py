@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["draw_segmentation", "draw_target", "palette"]
 
-_SIDE, _LEGEND, _MARGIN = 128, 128, 8  # in pixels
+_SIDE, _LARGE_SIDE, _LEGEND, _MARGIN = 128, 256, 128, 8  # in pixels
 _ROW, _SWATCH, _ROWS = 16, 10, 7
 _PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 32), (96, 98, 104)
 _COLOUR = 0.65  # its share; the rest is the image in grey
@@ -62,8 +62,8 @@ def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> 
         names: Of the K classes.
 
     Returns:
-        (B, 3, 128 + legend, 128), float32 in [-1, 1], on the CPU; the legend has the height that K
-        classes need, 128 at most.
+        (B, 3, side + legend, side), float32 in [-1, 1], on the CPU, the side being 128, and 256 for
+        images as large as that; the legend has the height that K classes need, 128 at most.
     """
     numbers = classes.detach().cpu().numpy()
     pixels = _to_uint8(images)
@@ -80,27 +80,29 @@ def draw_target(classes: Tensor, picture: Tensor | None, names: Sequence[str]) -
         names: Of the K classes.
 
     Returns:
-        (3, 128, 384), or (3, 128, 256) without a picture; float32 in [-1, 1].
+        (3, side, 2 side + 128), or (3, side, side + 128) without a picture; float32 in [-1, 1]. The
+        side is 128, and 256 for what is as large as that.
     """
     numbers = classes.cpu().numpy()
     pixels = None if picture is None else _to_uint8(picture[None])[0]
     tiles = [_overlay(numbers, pixels, len(names))]
     if pixels is not None:
         tiles.insert(0, Image.fromarray(pixels))
-    canvas = Image.new("RGB", (len(tiles) * _SIDE + _LEGEND, _SIDE), _PAPER)
+    side = _side(*tiles[0].size)
+    canvas = Image.new("RGB", (len(tiles) * side + _LEGEND, side), _PAPER)
     for place, tile in enumerate(tiles):
-        canvas.paste(_fitted(tile), (place * _SIDE, 0))
-    _draw_legend(canvas, (len(tiles) * _SIDE + _MARGIN, 0), numbers, names)
+        canvas.paste(_fitted(tile, side), (place * side, 0))
+    _draw_legend(canvas, (len(tiles) * side + _MARGIN, 0), numbers, names)
     return _from_uint8(np.asarray(canvas))
 
 
 def _draw_below(
     classes: NDArray[np.int64], picture: NDArray[np.uint8], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    rows = min(len(names), _ROWS + 1)
-    canvas = Image.new("RGB", (_SIDE, _SIDE + rows * _ROW), _PAPER)
-    canvas.paste(_fitted(_overlay(classes, picture, len(names))), (0, 0))
-    _draw_legend(canvas, (0, _SIDE), classes, names)
+    rows, side = min(len(names), _ROWS + 1), _side(*picture.shape[:2])
+    canvas = Image.new("RGB", (side, side + rows * _ROW), _PAPER)
+    canvas.paste(_fitted(_overlay(classes, picture, len(names)), side), (0, 0))
+    _draw_legend(canvas, (0, side), classes, names)
     return np.asarray(canvas)
 
 
@@ -158,9 +160,14 @@ def _shares(classes: NDArray[np.int64], names: Sequence[str]) -> list[tuple[int,
     return [(index, count / known.size) for count, index in order]
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
+def _side(*extents: int) -> int:
+    """Of the square in which something of this width and height is shown."""
+    return _LARGE_SIDE if max(extents) >= _LARGE_SIDE else _SIDE
+
+
+def _fitted(picture: Image.Image, side: int) -> Image.Image:
     """A square's worth of it: small pictures keep their pixels, large ones are averaged."""
-    scale = _SIDE / max(picture.size)
+    scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
     return picture.resize(size, method)

@@ -136,8 +136,8 @@ class SegmentationGuide(GuidanceModel):
         return Target(value=mask, label=f"the classes of {name or 'a picture'}", picture=drawn)
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """Each image in grey below the colours of its likeliest classes, and a legend below that:
-        (B, 3, 128 to 256, 128).
+        """Each image in grey below the colours of its likeliest classes, and a legend below that,
+        as `draw_segmentation` does.
         """
         size = (
             max(prediction.shape[-2], images.shape[-2]),
