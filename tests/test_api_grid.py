@@ -68,8 +68,8 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("size", "tile"),
         [((32, 32), 128), ((8, 8), 128), ((50, 50), 150), ((128, 128), 128), ((200, 200), 200),
-         ((512, 512), 256), ((256, 384), (256, 384)), ((300, 900), (128, 384)), ((16, 32), (64, 128)),
-         ((512, 256), (256, 128))],
+         ((512, 512), 256), ((256, 384), (256, 384)), ((300, 900), (128, 384)),
+         ((16, 32), (64, 128)), ((512, 256), (256, 128))],
     )  # fmt: skip
     def test_tiles_are_legible(self, size: tuple[int, int], tile: int | tuple[int, int]) -> None:
         wide, high = (tile, tile) if isinstance(tile, int) else tile
