@@ -233,7 +233,7 @@ WRONG = (
     Wrong("depth", "a dog", 2, "cannot aim at the words 'a dog'", "16-bit PNG or NPY"),
     Wrong("depth", "vector.npy", 2, "shape (5,)", "16-bit PNG or NPY"),
     Wrong("segmentation", "spere", 2, "'spere'", "sphere"),
-    Wrong("segmentation", "mask.png", 2, "2 indices that are no class: 9, 77", "(wall) to 5"),
+    Wrong("segmentation", "mask.png", 2, "2 indices that are no class: 9, 77", "5 (cone)"),
     Wrong("segmentation", "vector.npy", 2, "shape (5,)", "(H, W)"),
 )
 
@@ -288,7 +288,7 @@ def test_a_folder_guides_as_the_default_does_and_its_weights_are_recorded(
 
 @pytest.fixture
 def mask(tmp_path: Path) -> Path:
-    """Wall above, floor below, a cube in the middle, and a corner that is left out."""
+    """Wall above, floor below, a sphere in the middle, and a corner that is left out."""
     classes = np.zeros((32, 32), np.uint8)
     classes[14:] = 1
     classes[8:24, 8:24] = 2
