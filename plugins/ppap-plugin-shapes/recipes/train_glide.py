@@ -315,8 +315,10 @@ for stage, number in (("base", 20_000), ("upsampler", 10_000)):
 
 @main.command("publish")
 @click.option("--state", type=click.Path(path_type=Path), required=True)
-def publish_both(state: Path) -> None:
-    """Put both trained stages into the package, as one file."""
+def publish_stages(state: Path) -> None:
+    """Put the trained stages into the package, as one file: the base, and the upsampler if it is
+    trained.
+    """
     kept = json.loads((state / f"captions-{DATA_SEED}-{DATA_COUNT}.json").read_text())
     tokenizer = kept["tokenizer"]
     weights: dict[str, Tensor] = {}
@@ -325,6 +327,8 @@ def publish_both(state: Path) -> None:
     metrics: dict[str, Any] = {}
     for name, official_class in CLASSES.items():
         folder = state / f"glide-{name}"
+        if name == "upsampler" and not (folder / "done.st").exists():
+            continue
         weights |= {f"{name}.{key}": t for key, t in load_file(folder / "done.st").items()}
         architecture[name] = {
             "official_class": official_class,
@@ -339,10 +343,17 @@ def publish_both(state: Path) -> None:
         "shapes-glide",
         "glide",
         "backend",
-        "Small scenes of solids from their captions, 32 x 32, and larger",
+        "Small scenes of solids from their captions, 32 x 32"
+        + (", and 64 x 64" if "upsampler" in metrics else ""),
         weights,
         architecture,
-        {**training, "data_count": DATA_COUNT, "empty_captions": EMPTY, "vlb_weight": VLB_WEIGHT},
+        {
+            **training,
+            "begun_with": START,
+            "data_count": DATA_COUNT,
+            "empty_captions": EMPTY,
+            "vlb_weight": VLB_WEIGHT,
+        },
         metrics,
         default=True,
     )
