@@ -15,7 +15,7 @@ from PIL import Image
 from toy_distribution import install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api._grid import Aim, Row, draw_grid, grid_of
+from ppap_framework.api._grid import Aim, Row, _short, draw_grid, grid_of
 from ppap_framework.api._pictures import to_uint8, write_png, writing
 from ppap_framework.errors import PpapError
 
@@ -167,6 +167,16 @@ class TestGrid:
         # Images with and without guides, what the guide of brightness sees in both, two more lines.
         assert rows.height > 3 * alone.height
         assert box_of(rows, (40, 40, 40))[2:] == (128, 128)  # the target
+
+    def test_of_a_prompt_says_what_was_told(self) -> None:
+        def grid(prompt: str | list[str] | None) -> Image.Image:
+            return grid_of(ppap.sample("toy", num=1, steps=2, prompt=prompt))
+
+        bare, told, each = grid(None), grid("brighter"), grid(["brighter"])
+        assert told.height == each.height > bare.height
+        assert told.tobytes() != each.tobytes()
+        assert _short("a  red\ncube") == "a red cube"
+        assert _short("x" * 300) == "x" * 79 + "…"
 
     def test_of_several_guides_shows_what_each_is_aimed_at(self) -> None:
         guides = [

@@ -30,6 +30,7 @@ _LEAST = 640  # for the lines of the header
 _HEADER, _TEXT = ImageFont.load_default(16), ImageFont.load_default(13)
 _HEADER_LINE, _TEXT_LINE = 22, 17
 _CAPTION_LINES, _TITLE_LINES = 2, 4
+_PROMPT = 80  # characters of a prompt that are shown
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 28, 32), (96, 98, 104), (208, 210, 214)
 
 _Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
@@ -91,11 +92,22 @@ def grid_of(result: Result) -> Image.Image:
     return draw_grid(header, rows, aims)
 
 
+def _short(text: str) -> str:
+    """A text on one line that fits beside pictures."""
+    line = " ".join(text.split())
+    return line if len(line) <= _PROMPT else line[: _PROMPT - 1] + "…"
+
+
 def _header(run: Plan) -> list[str]:
     settings = run.settings
     eta = f", eta {settings.eta:g}" if settings.eta else ""
     source = " · ".join(filter(None, [run.backend.origin.component, run.backend.origin.checkpoint]))
     lines = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
+    if settings.prompt is not None:
+        each = not isinstance(settings.prompt, str)
+        lines.append(
+            "each told a prompt of its own" if each else f"told: {_short(settings.prompt)}"
+        )
     for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
         low, high = guide.interval
