@@ -104,10 +104,9 @@ def _header(run: Plan) -> list[str]:
     source = " · ".join(filter(None, [run.backend.origin.component, run.backend.origin.checkpoint]))
     lines = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
     if settings.prompt is not None:
-        each = not isinstance(settings.prompt, str)
-        lines.append(
-            "each told a prompt of its own" if each else f"told: {_short(settings.prompt)}"
-        )
+        told = settings.prompt
+        each = "each told a prompt of its own"
+        lines.append(f"told: {_short(told)}" if isinstance(told, str) else each)
     for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
         low, high = guide.interval

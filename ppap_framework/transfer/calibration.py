@@ -252,8 +252,10 @@ class _Trials:
         Raises:
             UsageError: Where that cannot be.
         """
-        grey = torch.zeros(2, *backend.stages[-1].image_shape)
-        _energies(teacher, grey, _targets(teacher, grey))  # refused at once, before any is drawn
+        # Refused at once, before any is drawn; in colour, since grey may pass for a mask or a map.
+        tinted = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
+        probe = tinted.expand(2, *backend.stages[-1].image_shape)
+        _energies(teacher, probe, _targets(teacher, probe))
         pictures = _drawn(backend, [], settings).images
         own = _targets(teacher, pictures)
         # Picture i came from the noise that trajectory i starts from, and is not its target.

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ppap_framework as ppap
+from ppap_framework import transfer
 from ppap_framework.api import LoadedGuide
 from ppap_framework.cli import main
 from ppap_framework.components import Target
 from ppap_framework.experts import weights_sha256
 from ppap_framework.targets import decode_target
+from ppap_framework.transfer import Recipe
 
 PACKAGE = Path(str(files("ppap_plugin_shapes")))
 SCENE = np.asarray(Image.open(PACKAGE / "references" / "scene-2.png").convert("RGB"))
@@ -343,3 +345,17 @@ class TestTogether:
         figures = {name: set(seen) - {"file", "says"} for name, seen in image["seen"].items()}
         assert figures["depth"] == {"energy", "abs_rel", "delta1", "correlation"}
         assert figures["segmentation"] == {"energy", "mean_iou", "pixel_accuracy"}
+
+
+@kinds
+def test_experts_are_made_and_calibrated_and_guide(kind: str, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"num": 10, "steps": 2, "num_experts": 2}
+    few |= {"keep": False, "recipe": Recipe(iterations=4, batch=4, held_out=0.2)}
+    teacher = transfer.teacher(kind)
+    bundle = transfer.adapt("adm", teacher, out=tmp_path / "out", calibrate=False, **few)
+    transfer.calibrate("adm", teacher, bundle.path, num=4, steps=2)
+    guide = ppap.guide(kind, experts=bundle.path)
+    images = ppap.sample("adm", [guide], num=2, steps=4).images
+    bare = ppap.sample("adm", [ppap.guide(kind, experts="none", scale=4.0)], num=2, steps=4).images
+    assert images.isfinite().all()
+    assert not torch.equal(images, bare)
