@@ -156,7 +156,7 @@ def _explain(figure: Figure, diagnosis: Diagnosis) -> None:
     from matplotlib.lines import Line2D
 
     def line(name: str, **style: object) -> Line2D:
-        return Line2D([], [], label=name, **style)  # type: ignore[arg-type]
+        return Line2D([], [], label=name, **style)  # type: ignore[arg-type]  # keywords of its own
 
     shown = [line("untouched network", color=_UNTOUCHED)]
     if diagnosis.experts is not None:
