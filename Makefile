@@ -63,7 +63,6 @@ $(RESULTS): %: %.toml $(RENDERS)
 docs/results/adm-classifier: classifier-experts
 docs/results/adm-depth: depth-experts
 docs/results/adm-segmentation: segmentation-experts
-docs/results/adm-together: classifier-experts depth-experts segmentation-experts
 
 # Each of these commands goes on where it was, and does nothing where it was done.
 synthetic: $(VENV)/.installed
