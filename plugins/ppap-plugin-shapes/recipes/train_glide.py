@@ -11,7 +11,7 @@ byte-level BPE over the captions: a word of theirs is a token, and any other tex
 
     python train_glide.py base --state ~/ppap-train
     python train_glide.py upsampler --state ~/ppap-train
-    python train_glide.py publish --state ~/ppap-train
+    python publish_glide.py --state ~/ppap-train
 """
 
 from __future__ import annotations
@@ -25,9 +25,23 @@ import attrs
 import click
 import torch
 import torch.nn.functional as F
-from publish import WEIGHTS, publish
+from glide import (
+    CLASSES,
+    DATA_COUNT,
+    DATA_SEED,
+    EMPTY,
+    PROCESSES,
+    SIZES,
+    START,
+    VLB_WEIGHT,
+    captions,
+    captions_file,
+    config_of,
+    tokenizer_of,
+    tokens_of,
+)
+from publish import WEIGHTS
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import gaussian_blur
@@ -37,66 +51,12 @@ from ppap_framework.components import Prediction
 from ppap_framework.noise import NoiseSchedule, noise_schedule
 from ppap_framework.sampling import Process, variational_bound_term
 from ppap_plugin_glide import build
-from ppap_plugin_glide.tokens import PromptTokens, Texts, read_tokenizer
-from ppap_plugin_shapes.world.sampling import sample_scene
+from ppap_plugin_glide.tokens import Texts
 
-DATA_SEED, DATA_COUNT = 1, 30_000
 TEST_SEED, TEST_COUNT, HELD_OUT = 900, 2_000, 1_000
-EMPTY = 0.1  # share of captions
-VLB_WEIGHT = 1e-3
-END = "<|endoftext|>"
-WORDS = 400  # of the tokenizer, bytes included
-CONTEXT = 24  # the longest caption has 22 tokens
-SIZES = {"base": 32, "upsampler": 64}
-CLASSES = {
-    "base": "glide_text2im.text2im_model.Text2ImUNet",
-    "upsampler": "glide_text2im.text2im_model.SuperResText2ImUNet",
-}
-CONFIG = {
-    "in_channels": 3,
-    "model_channels": 64,
-    "out_channels": 6,
-    "num_res_blocks": 1,
-    "attention_resolutions": [4],
-    "dropout": 0.0,
-    "channel_mult": [1, 1, 2],
-    "conv_resample": False,
-    "num_head_channels": 32,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "text_ctx": CONTEXT,
-    "xf_width": 128,
-    "xf_layers": 4,
-    "xf_heads": 4,
-    "xf_final_ln": True,
-    "xf_padding": True,
-}
-PROCESSES = {
-    name: {"schedule": schedule, "timesteps": 1000, "predicts": "v", "variance": "learned_range"}
-    for name, schedule in (("base", "cosine"), ("upsampler", "linear"))
-}
-
-START = "shapes-adm"  # whose weights both begin with
 CROP = 32  # pixels a side, of the upsampler's pictures
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
-
-
-def captions(seed: int, count: int) -> list[str]:
-    """Of the first scenes of a seed, without rendering them."""
-    return [sample_scene(seed, index).caption for index in range(count)]
-
-
-def tokenizer_of(texts: list[str]) -> dict[str, Any]:
-    """A tokenizer.json that knows the words of texts, and all bytes; the last token ends a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=WORDS, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator((text.lower() for text in texts), trainer)
-    tokenizer.add_tokens([END])
-    content: dict[str, Any] = json.loads(tokenizer.to_str())
-    return content
 
 
 def begun(network: nn.Module) -> nn.Module:
@@ -122,7 +82,7 @@ class Kept:
     def of(cls, state: Path, size: int) -> Kept:
         """Renders of one size with their captions."""
         state.mkdir(parents=True, exist_ok=True)
-        path = state / f"captions-{DATA_SEED}-{DATA_COUNT}.json"
+        path = captions_file(state)
         if not path.exists():
             said = captions(DATA_SEED, DATA_COUNT)
             partial = path.with_suffix(".partial")
@@ -132,17 +92,6 @@ class Kept:
         images, _ = rendered(state, DATA_SEED, DATA_COUNT, size)
         tokens = tokens_of(record["tokenizer"])
         return cls(record["tokenizer"], tokens(record["captions"]), images)
-
-
-def tokens_of(tokenizer: dict[str, Any]) -> PromptTokens:
-    """The tokenizer with the context of the networks."""
-    read = read_tokenizer(tokenizer)
-    return PromptTokens(read, read.get_vocab_size(), CONTEXT)
-
-
-def config_of(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of both networks."""
-    return {**CONFIG, "tokenizer": {"n_vocab": read_tokenizer(tokenizer).get_vocab_size()}}
 
 
 def shrunk(images: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -254,7 +203,7 @@ def held_out(state: Path, name: str, kept: Kept, network: nn.Module) -> dict[str
 
 @click.group()
 def main() -> None:
-    """Train the two stages, one after the other or side by side, and publish both."""
+    """Train the two stages, one after the other or side by side."""
 
 
 def stage_command(name: str, usual: int) -> click.Command:
@@ -311,53 +260,6 @@ def stage_command(name: str, usual: int) -> click.Command:
 
 for stage, number in (("base", 20_000), ("upsampler", 10_000)):
     main.add_command(stage_command(stage, number))
-
-
-@main.command("publish")
-@click.option("--state", type=click.Path(path_type=Path), required=True)
-def publish_stages(state: Path) -> None:
-    """Put the trained stages into the package, as one file: the base, and the upsampler if it is
-    trained.
-    """
-    kept = json.loads((state / f"captions-{DATA_SEED}-{DATA_COUNT}.json").read_text())
-    tokenizer = kept["tokenizer"]
-    weights: dict[str, Tensor] = {}
-    architecture: dict[str, Any] = {"tokenizer": tokenizer}
-    training: dict[str, Any] = {"recipe": "train_glide.py", "data_seed": DATA_SEED}
-    metrics: dict[str, Any] = {}
-    for name, official_class in CLASSES.items():
-        folder = state / f"glide-{name}"
-        if name == "upsampler" and not (folder / "done.st").exists():
-            continue
-        weights |= {f"{name}.{key}": t for key, t in load_file(folder / "done.st").items()}
-        architecture[name] = {
-            "official_class": official_class,
-            "config": config_of(tokenizer),
-            "image_size": SIZES[name],
-            "process": PROCESSES[name],
-        }
-        record = json.loads((folder / "done.json").read_text())
-        metrics[name] = record.pop("metrics")
-        training[name] = record
-    path = publish(
-        "shapes-glide",
-        "glide",
-        "backend",
-        "Small scenes of solids from their captions, 32 x 32"
-        + (", and 64 x 64" if "upsampler" in metrics else ""),
-        weights,
-        architecture,
-        {
-            **training,
-            "begun_with": START,
-            "data_count": DATA_COUNT,
-            "empty_captions": EMPTY,
-            "vlb_weight": VLB_WEIGHT,
-        },
-        metrics,
-        default=True,
-    )
-    click.echo(str(path))
 
 
 if __name__ == "__main__":
