@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from training import halved
 
 from ppap_framework.checkpoints import file_sha256, save_checkpoint
 from ppap_framework.plugin import Card
@@ -80,9 +81,7 @@ def publish_folder(
 
 
 def _halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    halves = {
-        key: value.half() if value.is_floating_point() else value for key, value in state.items()
-    }
+    halves = halved(state)
     too_large = [
         key
         for key, value in halves.items()

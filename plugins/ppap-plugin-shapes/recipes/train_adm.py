@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from publish import publish
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from training import Plan, rendered, to_images, train
+from training import Plan, halved, mirrored, rendered, to_images, train
 
 from ppap_framework.components import Prediction
 from ppap_framework.noise import noise_schedule
@@ -87,8 +87,7 @@ def main(state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (batch,), generator=generator)
         x0 = to_images(images[chosen])
-        mirrored = torch.rand(batch, generator=generator) < 0.5
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+        (x0,) = mirrored(generator, x0)
         # One timestep from each of `batch` equal ranges: the same expectation as independent
         # draws, less variance.
         u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
@@ -113,7 +112,7 @@ def main(state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat
         steps=steps, decay=decay, batch=batch, learning_rate=5e-4, seed=11, warmup=500, ema=0.999
     )
     average, seconds = train(network, plan, state / "adm", loss)
-    network.load_state_dict({key: value.half() for key, value in average.items()})
+    network.load_state_dict(halved(average))
     metrics = held_out(network, process, rendered(state, TEST_SEED, TEST_COUNT)[0])
     training = {
         "recipe": "train_adm.py",

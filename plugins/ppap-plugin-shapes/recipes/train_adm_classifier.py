@@ -18,7 +18,7 @@ from publish import publish
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_adm import PROCESS
-from training import Plan, rendered, to_images, train
+from training import Plan, halved, mirrored, rendered, to_images, train
 
 from ppap_framework.noise import noise_schedule
 from ppap_plugin_adm import build
@@ -66,9 +66,7 @@ def main(state: Path, compiled: bool, bfloat16: bool) -> None:
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (PLAN.batch,), generator=generator)
-        x0, y = to_images(images[chosen]), labels[chosen]
-        mirrored = torch.rand(len(x0), generator=generator) < 0.5
-        x0 = torch.where(mirrored[:, None, None, None], x0.flip(3), x0)
+        (x0,), y = mirrored(generator, to_images(images[chosen])), labels[chosen]
         u = (torch.arange(PLAN.batch) + torch.rand(PLAN.batch, generator=generator)) / PLAN.batch
         t = (u * schedule.num_timesteps).long()
         noise = torch.randn(x0.shape, generator=generator).contiguous(
@@ -80,7 +78,7 @@ def main(state: Path, compiled: bool, bfloat16: bool) -> None:
         return F.cross_entropy(logits, y), {"accuracy": accuracy}
 
     average, seconds = train(network, PLAN, state / "adm-classifier", loss)
-    network.load_state_dict({key: value.half() for key, value in average.items()})
+    network.load_state_dict(halved(average))
     network.eval()
     test_images, test_labels = rendered(state, TEST_SEED, TEST_COUNT)
     metrics: dict[str, object] = {"fresh_renders": 2000}

@@ -3,9 +3,8 @@
 `guide` is the off-the-shelf network: a ResNet-18 of reduced width (He et al. 2016), trained on
 clean renders and nothing else, so that it has never seen noise. `judge` measures results and never
 guides: a ConvNeXt (Liu et al. 2022) of another seed and other data, trained on renders that are
-    shifted, softened and lightly grained, so that it forgives what generated
-pictures have and renders have not. Its last features are 64 wide, few enough to estimate a
-covariance from 2,048 pictures.
+shifted, softened and lightly grained, so that it forgives what generated pictures have and renders
+have not. Its last features are 64 wide, few enough to estimate a covariance from 2,048 pictures.
 
     python train_classifiers.py guide --state ~/ppap-train
 """
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from publish import publish
 from torch import Tensor, nn
-from training import Plan, rendered, to_images, train
+from training import Plan, grained, halved, mirrored, rendered, to_images, train
 
 from ppap_plugin_shapes.world import CLASS_NAMES, COLOURS
 
@@ -85,22 +84,13 @@ def make(recipe: Recipe) -> nn.Module:
     return timm.create_model(recipe.model, num_classes=len(CLASS_NAMES), **recipe.model_args)
 
 
-def grained(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to two pixels, soften half of them, and add faint noise."""
-    batch = len(x)
-    dy, dx = torch.randint(-2, 3, (2, batch), generator=generator)
+def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image moved by up to two pixels."""
+    dy, dx = torch.randint(-2, 3, (2, len(x)), generator=generator)
     rows = (torch.arange(x.shape[2]) + dy[:, None]).clamp(0, x.shape[2] - 1)
     columns = (torch.arange(x.shape[3]) + dx[:, None]).clamp(0, x.shape[3] - 1)
-    x = x[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
-        0, 3, 1, 2
-    )
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    weight = torch.rand(batch, 1, 1, 1, generator=generator) * (
-        torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
-    )
-    sigma = 0.08 * torch.rand(batch, 1, 1, 1, generator=generator)
-    x = torch.lerp(x, soft, weight) + sigma * torch.randn(x.shape, generator=generator)
-    return x.contiguous(memory_format=torch.channels_last)
+    moved = x[torch.arange(len(x))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -123,22 +113,17 @@ def main(which: str, state: Path) -> None:
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
-        x, y = to_images(images[chosen]), labels[chosen]
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        logits = network(grained(x, generator) if recipe.grain else x)
+        (x,), y = mirrored(generator, to_images(images[chosen])), labels[chosen]
+        if recipe.grain:
+            x = grained(shifted(x, generator), generator)
+        logits = network(x.contiguous(memory_format=torch.channels_last))
         accuracy = (logits.argmax(1) == y).float().mean().item()
         return F.cross_entropy(logits, y, label_smoothing=0.05 if recipe.grain else 0.0), {
             "accuracy": accuracy
         }
 
     average, seconds = train(network, recipe.plan, state / which, loss)
-    network.load_state_dict(
-        {
-            key: value.half() if value.is_floating_point() else value
-            for key, value in average.items()
-        }
-    )
+    network.load_state_dict(halved(average))
     test_images, test_labels = rendered(state, TEST_SEED, TEST_COUNT)
     guessed = predictions(network, test_images)
     colours = len(COLOURS)

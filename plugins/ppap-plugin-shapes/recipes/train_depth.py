@@ -11,22 +11,19 @@ lightly grained, so that it forgives what generated pictures have and renders ha
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
-import numpy as np
 import torch
 import torch.nn.functional as F
 from publish import publish_folder
 from torch import Tensor, nn
-from training import RENDER_BLOCK, Plan, to_images, train
+from training import Plan, grained, halved, mirrored, rendered, to_images, train
 from transformers import CONFIG_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
 
 from ppap_plugin_midas.loss import ScaleShiftInvariant, depth_metrics
-from ppap_plugin_shapes.world import render
 
 TEST_SEED, TEST_COUNT = 900, 2000
 PREPROCESSOR = {
@@ -128,41 +125,6 @@ def make(recipe: Recipe) -> nn.Module:
     return MODEL_FOR_DEPTH_ESTIMATION_MAPPING[type(config)](config)
 
 
-def _render_block(seed: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-    scenes = render(seed, range(start, start + RENDER_BLOCK), 32)
-    return scenes.images, scenes.depth
-
-
-def deep(folder: Path, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` scenes of a seed: images (N, 3, 32, 32) uint8 and distances (N, 32, 32),
-    rendered once and kept.
-    """
-    path = folder / f"deep-{seed}-{count}.npz"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        starts = range(0, count, RENDER_BLOCK)
-        with ProcessPoolExecutor(2) as pool:
-            blocks = list(pool.map(_render_block, [seed] * len(starts), starts))
-        images = np.concatenate([images for images, _ in blocks])[:count].transpose(0, 3, 1, 2)
-        depth = np.concatenate([depth for _, depth in blocks])[:count]
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, images=images, depth=depth)
-        partial.replace(path)
-    with np.load(path) as file:
-        return torch.from_numpy(file["images"]), torch.from_numpy(file["depth"])
-
-
-def grained(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Soften half of the images, and add faint noise to all."""
-    batch = len(x)
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    weight = torch.rand(batch, 1, 1, 1, generator=generator) * (
-        torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
-    )
-    sigma = 0.08 * torch.rand(batch, 1, 1, 1, generator=generator)
-    return torch.lerp(x, soft, weight) + sigma * torch.randn(x.shape, generator=generator)
-
-
 def shown(network: nn.Module, x: Tensor, which: str) -> Tensor:
     """What a network predicts of images, in its own units: (B, 32, 32)."""
     maps = network(pixel_values=x if which == "guide" else (x + 1) / 2).predicted_depth
@@ -185,7 +147,7 @@ def measure(network: nn.Module, images: Tensor, depth: Tensor, which: str) -> di
 )
 def main(which: str, state: Path) -> None:
     recipe = RECIPES[which]
-    images, depth = deep(state, recipe.data_seed, recipe.data_count)
+    images, depth = rendered(state, recipe.data_seed, recipe.data_count, truth="depth")
     torch.manual_seed(recipe.plan.seed)
     network: Any = make(recipe)
     if which == "guide":  # it ends in a ReLU, which must not begin with nothing but zeros
@@ -194,10 +156,7 @@ def main(which: str, state: Path) -> None:
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
-        x, z = to_images(images[chosen]), depth[chosen]
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        z = torch.where(mirrored[:, None, None], z.flip(2), z)
+        x, z = mirrored(generator, to_images(images[chosen]), depth[chosen])
         x = grained(x, generator) if which == "judge" else x
         with torch.autocast("cpu", torch.bfloat16):
             said = shown(network, x, which)
@@ -211,12 +170,9 @@ def main(which: str, state: Path) -> None:
         return absolute + 0.5 * shape, {"absolute": absolute.item(), "shape": shape.item()}
 
     average, seconds = train(network, recipe.plan, state / f"depth-{which}", loss)
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
-    network.load_state_dict(halves)
-    metrics = {
-        "fresh_renders": TEST_COUNT,
-        **measure(network, *deep(state, TEST_SEED, TEST_COUNT), which),
-    }
+    network.load_state_dict(halved(average))
+    fresh = rendered(state, TEST_SEED, TEST_COUNT, truth="depth")
+    metrics = {"fresh_renders": TEST_COUNT, **measure(network, *fresh, which)}
     training = {
         "recipe": f"train_depth.py {which}",
         **attrs.asdict(recipe.plan),

@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import gaussian_blur
-from training import Plan, rendered, to_images, train
+from training import Plan, halved, rendered, to_images, train
 
 from ppap_framework.components import Prediction
 from ppap_framework.noise import NoiseSchedule, noise_schedule
@@ -243,7 +243,7 @@ def stage_command(name: str, usual: int) -> click.Command:
         folder = state / f"glide-{name}"
         loss = loss_of(kept, name, network, forward, batch, bfloat16)
         average, seconds = train(network, plan, folder, loss)
-        halves = {key: value.half() for key, value in average.items()}
+        halves = halved(average)
         network.load_state_dict(halves)
         record = {
             **attrs.asdict(plan),

@@ -12,21 +12,19 @@ what generated pictures have and renders have not.
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
-import numpy as np
 import torch
 import torch.nn.functional as F
 from publish import publish_folder
 from torch import Tensor, nn
-from training import RENDER_BLOCK, Plan, to_images, train
+from training import Plan, grained, halved, mirrored, rendered, to_images, train
 from transformers import CONFIG_MAPPING, AutoModelForSemanticSegmentation
 
-from ppap_plugin_shapes.world import SEGMENTATION_NAMES, render
+from ppap_plugin_shapes.world import SEGMENTATION_NAMES
 
 TEST_SEED, TEST_COUNT = 900, 2000
 PREPROCESSOR = {
@@ -129,41 +127,6 @@ def make(recipe: Recipe) -> nn.Module:
     return AutoModelForSemanticSegmentation.from_config(config)
 
 
-def _render_block(seed: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-    scenes = render(seed, range(start, start + RENDER_BLOCK), 32)
-    return scenes.images, scenes.segmentation
-
-
-def segmented(folder: Path, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """The first `count` scenes of a seed: images (N, 3, 32, 32) uint8 and classes (N, 32, 32),
-    rendered once and kept.
-    """
-    path = folder / f"segmented-{seed}-{count}.npz"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        starts = range(0, count, RENDER_BLOCK)
-        with ProcessPoolExecutor(2) as pool:
-            blocks = list(pool.map(_render_block, [seed] * len(starts), starts))
-        images = np.concatenate([images for images, _ in blocks])[:count].transpose(0, 3, 1, 2)
-        classes = np.concatenate([classes for _, classes in blocks])[:count]
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, images=images, classes=classes)
-        partial.replace(path)
-    with np.load(path) as file:
-        return torch.from_numpy(file["images"]), torch.from_numpy(file["classes"]).long()
-
-
-def grained(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Soften half of the images, and add faint noise to all."""
-    batch = len(x)
-    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    weight = torch.rand(batch, 1, 1, 1, generator=generator) * (
-        torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
-    )
-    sigma = 0.08 * torch.rand(batch, 1, 1, 1, generator=generator)
-    return torch.lerp(x, soft, weight) + sigma * torch.randn(x.shape, generator=generator)
-
-
 def logits_of(network: nn.Module, x: Tensor) -> Tensor:
     """(B, K, 32, 32)."""
     return F.interpolate(network(x).logits, x.shape[-2:], mode="bilinear", align_corners=False)
@@ -197,24 +160,20 @@ def measure(network: nn.Module, images: Tensor, classes: Tensor) -> dict[str, ob
 )
 def main(which: str, state: Path) -> None:
     recipe = RECIPES[which]
-    images, classes = segmented(state, recipe.data_seed, recipe.data_count)
+    images, classes = rendered(state, recipe.data_seed, recipe.data_count, truth="segmentation")
     torch.manual_seed(recipe.plan.seed)
     network = make(recipe)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
-        x, y = to_images(images[chosen]), classes[chosen]
-        mirrored = torch.rand(len(x), generator=generator) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        y = torch.where(mirrored[:, None, None], y.flip(2), y)
+        x, y = mirrored(generator, to_images(images[chosen]), classes[chosen])
         logits = logits_of(network, grained(x, generator) if recipe.grain else x)
         accuracy = (logits.argmax(1) == y).float().mean().item()
         return F.cross_entropy(logits, y), {"accuracy": accuracy}
 
     average, seconds = train(network, recipe.plan, state / f"segmentation-{which}", loss)
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
-    network.load_state_dict(halves)
-    metrics = measure(network, *segmented(state, TEST_SEED, TEST_COUNT))
+    network.load_state_dict(halved(average))
+    metrics = measure(network, *rendered(state, TEST_SEED, TEST_COUNT, truth="segmentation"))
     training = {
         "recipe": f"train_segmentation.py {which}",
         **attrs.asdict(recipe.plan),

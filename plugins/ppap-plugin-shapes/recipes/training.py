@@ -1,5 +1,5 @@
-"""What the recipes share: a seeded training loop that can be killed at any moment, and rendered
-pictures kept on disk.
+"""What the recipes share: a seeded training loop that can be killed at any moment, rendered
+pictures kept on disk, and what is done to them by chance.
 
 The examples of step s are a pure function of (seed, s), so that a resumed training goes on as if
 never interrupted. The learning rate rises over `warmup` steps, stays, and falls linearly to zero
@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppap_plugin_shapes.world import render
@@ -50,37 +53,66 @@ class Plan:
         return min(self.ema, (1 + step) / (10 + step))
 
 
-def _render_block(seed: int, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _render_block(seed: int, start: int, size: int, truth: str) -> tuple[np.ndarray, np.ndarray]:
     scenes = render(seed, range(start, start + RENDER_BLOCK), size)
-    return scenes.images, scenes.labels
+    return scenes.images, getattr(scenes, truth)
 
 
 def rendered(
-    folder: Path, seed: int, count: int, size: int = 32, workers: int = 2
+    folder: Path,
+    seed: int,
+    count: int,
+    size: int = 32,
+    truth: Literal["labels", "depth", "segmentation"] = "labels",
 ) -> tuple[Tensor, Tensor]:
-    """The first `count` scenes of a seed: images (N, 3, size, size) uint8 and labels (N,),
-    rendered once and kept.
+    """The first `count` scenes of a seed, rendered once and kept: images (N, 3, size, size) uint8,
+    and labels (N,), distances or classes (N, size, size).
     """
-    path = folder / f"renders-{seed}-{count}-{size}.npz"
+    kept = "" if truth == "labels" else f"-{truth}"
+    path = folder / f"renders-{seed}-{count}-{size}{kept}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, count, RENDER_BLOCK)
-        with ProcessPoolExecutor(workers) as pool:
-            blocks = list(
-                pool.map(_render_block, [seed] * len(starts), starts, [size] * len(starts))
-            )
+        with ProcessPoolExecutor(2) as pool:
+            blocks = list(pool.map(partial(_render_block, seed, size=size, truth=truth), starts))
         images = np.concatenate([images for images, _ in blocks])[:count].transpose(0, 3, 1, 2)
-        labels = np.concatenate([labels for _, labels in blocks])[:count]
-        partial = path.with_suffix(".partial.npz")
-        np.savez(partial, images=images, labels=labels)
-        partial.replace(path)
+        truths = np.concatenate([truths for _, truths in blocks])[:count]
+        unfinished = path.with_suffix(".partial.npz")
+        np.savez(unfinished, images=images, **{truth: truths})
+        unfinished.replace(path)
     with np.load(path) as file:
-        return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]).long()
+        truths = torch.from_numpy(file[truth])
+        truths = truths if truths.is_floating_point() else truths.long()
+        return torch.from_numpy(file["images"]), truths
 
 
 def to_images(pixels: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], channels last."""
     return (pixels.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+
+
+def mirrored(generator: torch.Generator, *maps: Tensor) -> list[Tensor]:
+    """Each of B images, (B, ..., W), flipped by chance, and what belongs to it likewise."""
+    chosen = torch.rand(len(maps[0]), generator=generator) < 0.5
+    return [torch.where(chosen.view(-1, *[1] * (m.ndim - 1)), m.flip(-1), m) for m in maps]
+
+
+def grained(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images softened, and faint noise on all: what generated pictures have, and
+    renders have not.
+    """
+    batch = len(x)
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    weight = torch.rand(batch, 1, 1, 1, generator=generator) * (
+        torch.rand(batch, 1, 1, 1, generator=generator) < 0.5
+    )
+    sigma = 0.08 * torch.rand(batch, 1, 1, 1, generator=generator)
+    return torch.lerp(x, soft, weight) + sigma * torch.randn(x.shape, generator=generator)
+
+
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are published: floating point in half precision."""
+    return {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -123,7 +155,7 @@ def train(
         average, step, seconds = state["average"], state["step"], state["seconds"]
 
     def save() -> None:
-        partial = state_file.with_suffix(".partial")
+        unfinished = state_file.with_suffix(".partial")
         torch.save(
             {
                 "network": network.state_dict(),
@@ -132,9 +164,9 @@ def train(
                 "step": step,
                 "seconds": seconds,
             },
-            partial,
+            unfinished,
         )
-        partial.replace(state_file)
+        unfinished.replace(state_file)
 
     stopping = False
 
