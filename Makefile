@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
 RENDERS := runs/renders/reference.npz runs/renders/fresh.npz runs/renders/scenes.npz
-SYNTHETIC := runs/synthetic/shapes-adm
-LEARN = $(BIN)/ppap transfer --backend adm --precision bfloat16 --validate-every 200 --no-keep
-EXPERTS := classifier-experts depth-experts segmentation-experts
+SYNTHETIC := runs/synthetic/shapes-
+LEARN = $(BIN)/ppap transfer --precision bfloat16 --validate-every 200 --no-keep
+SHORT := --iterations 2400 --learn-batch 32
+DENSE := depth-experts segmentation-experts
+GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
+EXPERTS := classifier-experts $(DENSE) $(GLIDE)
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results synthetic $(EXPERTS) $(RESULTS) shares costs full-size clean
+.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) shares costs full-size clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,26 +61,37 @@ results: $(RESULTS)
 
 # Always asked again: figures are made from the images in runs/evaluate, and those are made once.
 $(RESULTS): %: %.toml $(RENDERS)
-	$(BIN)/ppap evaluate $< --out $@
+	$(BIN)/ppap evaluate $< --out $@ --images runs/evaluate
 
 docs/results/adm-classifier: classifier-experts
 docs/results/adm-depth: depth-experts
 docs/results/adm-segmentation: segmentation-experts
+docs/results/glide-classifier: glide-classifier-experts
+docs/results/glide-depth docs/results/glide-prompt: glide-depth-experts
+docs/results/glide-segmentation: glide-segmentation-experts
 
 # Each of these commands goes on where it was, and does nothing where it was done.
-synthetic: $(VENV)/.installed
-	$(BIN)/ppap synthesize --backend adm --num 4096 --seed 500 --out $(SYNTHETIC)
+synthetic-adm: $(VENV)/.installed
+	$(BIN)/ppap synthesize --backend adm --num 4096 --seed 500 --out $(SYNTHETIC)adm
 
-classifier-experts: synthetic runs/renders/labelled.npz
+synthetic-glide: $(VENV)/.installed
+	$(BIN)/ppap synthesize --backend glide --num 2048 --seed 500 --out $(SYNTHETIC)glide
+
+classifier-experts: synthetic-adm runs/renders/labelled.npz
 	for number in 1 2 5 10; do \
-		$(LEARN) --guider classifier --data $(SYNTHETIC) --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
+		$(LEARN) --backend adm --guider classifier --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
 	done
-	$(LEARN) --guider classifier --supervised --data runs/renders/labelled.npz --adapter full --learning-rate 0.001 --num-experts 5 \
+	$(LEARN) --backend adm --guider classifier --supervised --data runs/renders/labelled.npz --adapter full --learning-rate 0.001 --num-experts 5 \
 		--out runs/experts/classifier-supervised
 
-depth-experts segmentation-experts: %-experts: synthetic
+$(DENSE): %-experts: synthetic-adm
 	for number in 1 5; do \
-		$(LEARN) --guider $* --iterations 2400 --learn-batch 32 --data $(SYNTHETIC) --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
+		$(LEARN) $(SHORT) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
+	done
+
+$(GLIDE): glide-%-experts: synthetic-glide
+	for number in 1 5; do \
+		$(LEARN) $(SHORT) --backend glide --guider $* --data $(SYNTHETIC)glide --num-experts $$number --out runs/experts/glide-$*-$$number || exit 1; \
 	done
 
 runs/renders/labelled.npz: | $(VENV)/.installed
