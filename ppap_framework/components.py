@@ -5,8 +5,8 @@ Conventions, the same everywhere:
 - Images are float tensors (B, 3, H, W) in [-1, 1].
 - Timesteps are those of the stage's base schedule, int64, 0 being the least noisy.
 - What a backend of several stages draws goes from one stage to the next; guides steer the first.
-- An abstract class leaves everything abstract that a plugin decides; what is implemented here is
-final.
+- An abstract class leaves everything abstract that a plugin decides, but for `Stage.evaluations`;
+  what else is implemented here is final.
 """
 
 from __future__ import annotations
@@ -170,6 +170,15 @@ class Stage(abc.ABC):
         Returns:
             float32, with `variance` set if and only if this stage's is "learned_range".
         """
+
+    def evaluations(self, condition: Any) -> int:
+        """How often the network looks at each image for one `denoise` with that condition: once, if
+        a stage does not say otherwise. Only for counting.
+
+        Args:
+            condition: What `DiffusionBackend.encode` made.
+        """
+        return 1
 
 
 @final

@@ -215,11 +215,14 @@ class TestDryRun:
         plan = json.loads(run(*STEER, "--dry-run", "--json", "--compare").out)
         assert plan["cost"] == {
             "denoiser_parameters": 193,
+            "stage_parameters": {"base": 193},
             "denoiser_forwards": 12,
             "denoiser_backwards": 0,
             "guide_parameters": {"colour": 12},
+            "expert_parameters": {},
             "guide_forwards": {"colour": 6},
         }
+        assert plan["estimate"]["guides"]["colour"]["forward"] == 2 * 3 * 4  # one linear layer
         run(*STEER, "--compare", "--out", "out")
         assert record("out")["config"] == plan["config"] | {
             "backend": record("out")["config"]["backend"],  # but for the time it took to load

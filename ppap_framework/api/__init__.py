@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ppap_framework.api._backend import FoundBackend, LoadedBackend, backend, find_backend
+from ppap_framework.api._cost import Cost
+from ppap_framework.api._estimate import Estimate, Look, estimate
 from ppap_framework.api._experts import ChosenExperts, ExpertRequest, ExpertSource
 from ppap_framework.api._folder import RunFolder, check_folder, check_writable, fresh_folder
 from ppap_framework.api._found_guide import (
@@ -18,7 +20,7 @@ from ppap_framework.api._in_use import frozen, peak_memory, products_in
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.api._pictures import to_pictures
-from ppap_framework.api._plan import Cost, Plan, check_backend, plan, scale_words
+from ppap_framework.api._plan import Plan, check_backend, plan, scale_words
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._sample import Batch, Progress, draw, sample
@@ -30,6 +32,7 @@ __all__ = [
     "ChosenExperts",
     "Cost",
     "Drawn",
+    "Estimate",
     "ExpertRequest",
     "ExpertSource",
     "FoundBackend",
@@ -37,6 +40,7 @@ __all__ = [
     "FunctionLoss",
     "LoadedBackend",
     "LoadedGuide",
+    "Look",
     "Loss",
     "ModuleGuide",
     "Origin",
@@ -56,6 +60,7 @@ __all__ = [
     "check_folder",
     "check_writable",
     "draw",
+    "estimate",
     "find_backend",
     "find_device",
     "find_guide",

@@ -44,6 +44,7 @@ class ChosenExperts:
         path: Of the bundle's file.
         sha256: Of that file.
         ranges: The noise levels that each expert owns.
+        parameters: Of each of the N.
         scales: N that they were calibrated with; None where nobody calibrated.
         own: The user's set; None for a bundle.
     """
@@ -52,6 +53,7 @@ class ChosenExperts:
     path: Path | None = None
     sha256: str | None = None
     ranges: NoiseRanges
+    parameters: tuple[int, ...]
     scales: tuple[float, ...] | None = None
     own: ExpertSet | None = None
 
@@ -68,8 +70,15 @@ class ChosenExperts:
             path=bundle.path,
             sha256=digest,
             ranges=info.ranges,
+            parameters=info.expert_parameters,
             scales=info.scales,
         )
+
+    @classmethod
+    def of_set(cls, experts: ExpertSet) -> ChosenExperts:
+        """The user's own."""
+        sizes = (sum(p.numel() for p in experts.parameters(k)) for k in range(len(experts)))
+        return cls(ranges=experts.ranges, parameters=tuple(sizes), own=experts)
 
     @property
     def calibration(self) -> RangeScales | None:
@@ -236,7 +245,7 @@ class ExpertRequest:
                     f"the experts of guide {guide!r} are not attached to its model",
                     hint="make the guide of `experts.model`",
                 )
-            return ChosenExperts(ranges=self.source.ranges, own=self.source)
+            return ChosenExperts.of_set(self.source)
         if has_experts(model.network):
             raise UsageError(
                 f"the network of guide {guide!r} has experts already",

@@ -251,6 +251,7 @@ class RunFolder:
             "command": self._command,
             "started": self._started.isoformat(timespec="seconds"),
             "config": self._run.record(),
+            "cost": attrs.asdict(self._run.cost),
             "versions": _versions(self._run),
         }
         if error:

@@ -20,20 +20,21 @@ _STATUS = Path("/proc/self/status")
 
 
 @contextlib.contextmanager
-def frozen(networks: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """A context in which networks are on a device, in evaluation mode, with parameters that ask for
-    no gradient, and give the same bytes every time.
+def frozen(networks: Sequence[nn.Module], device: torch.device | None) -> Iterator[None]:
+    """A context in which networks are on a device (None: where they are), in evaluation mode, with
+    parameters that ask for no gradient, and give the same bytes every time.
 
     Modes and parameters are at the end as they were found; the networks stay on the device.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     kernels: Any = contextlib.nullcontext()
-    if device.type == "cuda":  # the same kernels every time, for the same bytes
+    if device is not None and device.type == "cuda":
+        # The same kernels every time, for the same bytes.
         kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     try:
         for network in networks:
-            network.to(device).eval()
+            (network if device is None else network.to(device)).eval()
         for parameter in trained:
             parameter.requires_grad_(False)
         with kernels:

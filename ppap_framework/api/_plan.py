@@ -10,9 +10,9 @@ from typing import Any, final
 
 import attrs
 import torch
-from torch import nn
 
 from ppap_framework.api._backend import LoadedBackend, backend
+from ppap_framework.api._cost import Cost, cost_of
 from ppap_framework.api._experts import ChosenExperts, ExpertRequest
 from ppap_framework.api._found_guide import LoadedGuide
 from ppap_framework.api._origin import Origin, own_sha256
@@ -32,28 +32,9 @@ from ppap_framework.sampling import (
     timesteps_for,
 )
 
-__all__ = ["Cost", "Plan", "check_backend", "plan", "scale_words"]
+__all__ = ["Plan", "check_backend", "plan", "scale_words"]
 
 _FILE_NAME = re.compile(r"\w[\w.-]*")
-
-
-@attrs.frozen(kw_only=True)
-class Cost:
-    """What a run takes: how many images each network sees and is differentiated for.
-
-    Attributes:
-        denoiser_parameters: Of the backend's networks.
-        denoiser_forwards: Steps counted singly.
-        denoiser_backwards: Likewise.
-        guide_parameters: Of each guide's network, by the guide's name.
-        guide_forwards: Of each guide, and as many backwards; the last look is left out.
-    """
-
-    denoiser_parameters: int
-    denoiser_forwards: int
-    denoiser_backwards: int
-    guide_parameters: dict[str, int]
-    guide_forwards: dict[str, int]
 
 
 @final
@@ -118,27 +99,7 @@ class Plan:
     @property
     def cost(self) -> Cost:
         """What it will take."""
-        num = self.settings.num
-        schedule = self.process.schedule
-        acting = {
-            loaded.guide.name: [
-                t
-                for t in self.process.timesteps
-                if loaded.guide.acts(t / schedule.num_timesteps, schedule.level(torch.tensor([t])))
-            ]
-            for loaded in self.guides
-        }
-        either = {t for acted in acting.values() for t in acted}
-        naive = "naive" in self.compared
-        return Cost(
-            denoiser_parameters=sum(_count(stage.network) for stage in self.stages),
-            denoiser_forwards=num * self.steps * (1 + len(self.compared)),
-            denoiser_backwards=num * len(either) if self.settings.through == "clean" else 0,
-            guide_parameters={g.guide.name: _count(g.guide.model.network) for g in self.guides},
-            guide_forwards={
-                name: num * len(acted) * (2 if naive else 1) for name, acted in acting.items()
-            },
-        )
+        return cost_of(self)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[tuple[Guide, ...]]:
@@ -333,7 +294,3 @@ def _bare(guide: Guide) -> LoadedGuide:
         target_source=guide.target.label,
         experts=ExpertRequest(source=guide.experts or "none"),
     )
-
-
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

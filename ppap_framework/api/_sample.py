@@ -201,7 +201,7 @@ class _Steps:
     def __init__(self, watch: Callable[[Progress], None] | None, run: Plan) -> None:
         self._watch = watch
         self._done = 0
-        self._of = run.cost.denoiser_forwards
+        self._of = run.settings.num * run.steps * (1 + len(run.compared))
 
     def take(self, images: int) -> None:
         self._done += images
@@ -221,6 +221,9 @@ def _draw_batch(
     noise = NoiseSource(run.settings.seed, rows.start)
     x = noise((count, *run.stage.image_shape)).to(run.device)
     condition = run.backend.encode(run.settings.prompts(rows), count)
+    if guidance is not None:
+        guidance = guidance.rows(rows.start, rows.stop)
+        guidance = attrs.evolve(guidance, evaluations=run.stage.evaluations(condition))
     walk = trajectory(
         run.stage,
         run.process,
@@ -228,7 +231,7 @@ def _draw_batch(
         noise,
         condition=condition,
         step=run.step,
-        guidance=guidance.rows(rows.start, rows.stop) if guidance else None,
+        guidance=guidance,
     )
     with products_in(run.settings.precision, run.device):
         for state in walk:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppap_framework.cli.output import print_fields, print_json
+from ppap_framework.errors import PpapError
 
 if TYPE_CHECKING:
     from ppap_framework import api
@@ -25,12 +27,17 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
     from ppap_framework import api
 
     cost, settings = run.cost, run.settings
+    try:
+        estimate, unknown = api.estimate(run), ""
+    except PpapError as error:
+        estimate, unknown = None, error.message
     if as_json:
-        print_json({"config": run.record(), "cost": attrs.asdict(cost)})
+        known = attrs.asdict(estimate) if estimate else None
+        print_json({"config": run.record(), "cost": attrs.asdict(cost), "estimate": known})
         return
     print_fields(
         "backend",
-        {**_source(run.backend.origin), "parameters": _count(cost.denoiser_parameters)},
+        {**_source(run.backend.origin), "parameters": _each(cost.stage_parameters)},
     )
     for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
@@ -45,6 +52,7 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
                 "target": guide.target.label,
                 "loss": loaded.loss_name,
                 "experts": _experts(experts),
+                "of an expert": _range(cost.expert_parameters.get(guide.name, ())),
                 "scale": f"{api.scale_words(guide)}{unit}",
                 "acts": f"from t/T {low:g} to {high:g}, through the {settings.through} image",
             },
@@ -72,6 +80,38 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
             **{f"{name} backwards": count for name, count in cost.guide_forwards.items()},
         },
     )
+    if estimate is None:
+        print_fields("cost in products and memory", {"unknown": unknown})
+    else:
+        _show_estimate(estimate, min(settings.batch, settings.num))
+
+
+def _show_estimate(estimate: api.Estimate, together: int) -> None:
+    looks = {**estimate.stages, **estimate.guides}
+    print_fields(
+        "GFLOPs of a step of an image",
+        {
+            **{f"{name} forward": f"{look.forward / 1e9:.4g}" for name, look in looks.items()},
+            **{
+                f"{name} backward": f"{look.backward / 1e9:.4g}"
+                for name, look in looks.items()
+                if look.backward
+            },
+            **{
+                f"{name} before the first": f"{look.before / 1e9:.4g}"
+                for name, look in looks.items()
+                if look.before
+            },
+            "of the whole run": f"{estimate.flops / 1e9:.4g}",
+        },
+    )
+    print_fields(
+        "memory in MiB",
+        {
+            "weights": f"{estimate.weights / 2**20:.0f}",
+            "of a step": f"about {together * estimate.memory / 2**20:.0f} for {together} at once",
+        },
+    )
 
 
 def _continuation(following: Continuation) -> str:
@@ -95,6 +135,17 @@ def _experts(experts: api.ChosenExperts | None) -> str:
     if experts is None:
         return "none"
     return f"{len(experts.ranges)} of {experts.name}, {experts.path} ({str(experts.sha256)[:12]})"
+
+
+def _each(parameters: dict[str, int]) -> str:
+    counts = {name: _count(number) for name, number in parameters.items()}
+    return ", ".join(f"{name} {n}" if len(counts) > 1 else n for name, n in counts.items())
+
+
+def _range(parameters: Sequence[int]) -> str:
+    """Of all experts."""
+    ends = dict.fromkeys(_count(pick(parameters)) for pick in (min, max)) if parameters else {}
+    return f"{' to '.join(ends)} parameters" if ends else ""
 
 
 def _count(number: int) -> str:

@@ -35,7 +35,7 @@ class Counts:
     """What drawing took and what went wrong, steps counted singly.
 
     Attributes:
-        denoiser_forwards: Images that the denoiser looked at.
+        denoiser_forwards: Images that the denoiser's network looked at.
         denoiser_backwards: Images that it was differentiated for.
         guide_forwards: Images that guides looked at.
         guide_backwards: Images that they were differentiated for.
@@ -97,12 +97,13 @@ def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Dra
     settings, count = run.settings, stop - start
     noise = NoiseSource(settings.seed, start)
     x = noise((count, *run.stage.image_shape)).to(run.device)
+    condition = run.backend.encode(settings.prompts(slice(start, stop)), count)
     guidance = EnergyGuidance(
         [guide.rows(start, stop) for guide in guides],
         settings.through,
         settings.normalize,
+        evaluations=run.stage.evaluations(condition),
     )
-    condition = run.backend.encode(settings.prompts(slice(start, stop)), count)
     with products_in(settings.precision, run.device):
         x = sample(
             run.stage,
@@ -118,7 +119,8 @@ def draw_block(run: Plan, guides: Sequence[Guide], start: int, stop: int) -> Dra
             *_, x = cascade(run.later, base, condition, seed=settings.seed, start=start)
     done = guidance.statistics
     return to_pixels(x), Counts(
-        denoiser_forwards=done.denoiser_forwards + count * (run.steps - len(run.process)),
+        denoiser_forwards=done.denoiser_forwards
+        + count * sum(len(k.process) * k.stage.evaluations(condition) for k in run.later),
         denoiser_backwards=done.denoiser_backwards,
         guide_forwards=sum(guide.forwards for guide in done.guides),
         guide_backwards=sum(guide.backwards for guide in done.guides),

@@ -57,6 +57,7 @@ class EnergyGuidance:
             gradients and does not change its length. A gradient of 0 stays 0.
         conflicts: Whether to "keep" or to "remove", image by image, the component of each guide's
             pull that points against another's, where the guides look and before pulls are added.
+        evaluations: How often the denoiser's network looks at an image to denoise it, for counting.
 
     Raises:
         UsageError: Where `through` or `conflicts` is neither of the two.
@@ -66,6 +67,7 @@ class EnergyGuidance:
     through: Through = "noisy"
     normalise: bool = False
     conflicts: Conflicts = "keep"
+    evaluations: int = 1
     _tally: Tally = attrs.field(factory=Tally)
 
     def __attrs_post_init__(self) -> None:
@@ -97,12 +99,11 @@ class EnergyGuidance:
             for k, guide in enumerate(self.guides)
             if guide.acts(time, level)
         }
-        if not acting:
-            self._tally.denoiser(len(x_t))
-            return denoise(x_t), None
-        if self.through == "clean":
+        if acting and self.through == "clean":
             return self._through_denoiser(x_t, time, acting, denoise)
-        self._tally.denoiser(len(x_t))
+        self._tally.denoiser(len(x_t) * self.evaluations)
+        if not acting:
+            return denoise(x_t), None
         return denoise(x_t), self._pull(x_t, level, time, acting)
 
     def _through_denoiser(
@@ -112,7 +113,7 @@ class EnergyGuidance:
         acting: _Scales,
         denoise: Callable[[Tensor], Prediction],
     ) -> tuple[Prediction, Tensor]:
-        self._tally.denoiser(len(x_t), differentiated=True)
+        self._tally.denoiser(len(x_t) * self.evaluations, differentiated=True)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             prediction = denoise(x)

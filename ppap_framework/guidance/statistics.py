@@ -40,7 +40,8 @@ class GuidanceStatistics:
 
     Attributes:
         guides: Each guide's part.
-        denoiser_forwards: Images that the denoiser looked at, steps counted singly.
+        denoiser_forwards: Images that the denoiser's network looked at, steps counted singly, and
+            so is each look where a step takes several, as with classifier-free guidance.
         denoiser_backwards: Images that it was differentiated for, likewise.
         denoiser_skipped: Gradients that the denoiser made infinite, and which were left out.
     """
@@ -82,7 +83,7 @@ class Tally:
         self._conflicts[position] = images if before is None else before + images
 
     def denoiser(self, images: int, *, differentiated: bool = False) -> None:
-        """Add one call of the denoiser on a batch."""
+        """Add one call of the denoiser, whose network looks at so many images."""
         self._denoiser_forwards += images
         self._denoiser_backwards += images * differentiated
 

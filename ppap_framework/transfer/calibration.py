@@ -307,7 +307,7 @@ class _Trials:
         experts = self.guide.experts
         assert experts is not None
         guide = attrs.evolve(self.guide, scales=RangeScales(experts.ranges, scales))
-        chosen = ChosenExperts(ranges=experts.ranges, own=experts)
+        chosen = ChosenExperts.of_set(experts)
         loaded = LoadedGuide(
             guide=guide,
             origin=Origin(component=_NAME),

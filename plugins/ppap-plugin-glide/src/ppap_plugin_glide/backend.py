@@ -171,7 +171,7 @@ class BaseStage(Stage):
         told = self._architecture.process.network_timesteps(t.to(x_t.device))
         x = x_t.contiguous(memory_format=torch.channels_last)
         text = condition.read_by(network, condition.texts, x_t.device)
-        if condition.empty is None or self._cfg == 1.0:
+        if condition.empty is None or self.evaluations(condition) == 1:
             return self._meaning(network.predict(x, told, text), x_t, t)
         empty = condition.read_by(network, condition.empty, x_t.device)
         both = network.predict(
@@ -181,6 +181,10 @@ class BaseStage(Stage):
         mean, variance = output[:, :3], output[:, 3:]
         guided = without[:, :3] + self._cfg * (mean - without[:, :3])
         return self._meaning(torch.cat([guided, variance], dim=1), x_t, t)
+
+    def evaluations(self, condition: Condition) -> int:
+        """Two where there is something to guide away from, and else one."""
+        return 1 if condition.empty is None or self._cfg == 1.0 else 2
 
 
 @final
