@@ -355,7 +355,7 @@ class TestCommandLine:
         assert "then upsampler" in out
         assert "to 8x8 in 5 of 100 steps" in out
         code, out, _ = self.typed(capsys, file, "--dry-run", "--json")
-        assert json.loads(out)["cost"]["denoiser_forwards"] == 2 + 5
+        assert json.loads(out)["cost"]["denoiser_forwards"] == 2 * 2 + 5
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),
