@@ -675,6 +675,18 @@ class TestReport:
             write_strip(tmp_path / name, [pictures, pictures[:1]])
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
+    def test_lines_of_strips_fill_their_width_and_no_more_height(self, tmp_path: Path) -> None:
+        small = [np.full((32, 32, 3), value, np.uint8) for value in (10, 20)]
+        large = [np.full((150, 128, 3), value, np.uint8) for value in (30, 40)]
+        write_strip(tmp_path / "strip.png", [small, large])
+        with Image.open(tmp_path / "strip.png") as strip:
+            shown = np.asarray(strip.convert("RGB"))
+        assert shown.shape == (128 + 4 + 150, 128 + 4 + 128, 3)
+        assert [int(shown[row, column, 0]) for row in (127, 132) for column in (127, 132)] == [
+            *(10, 20),
+            *(30, 40),
+        ]
+
     def test_says_when_training_is_paid_back(self, results: Path, tmp_path: Path) -> None:
         found = row(results, "guided")
         found["training"] = {"seconds": 1234.0, "records": []}

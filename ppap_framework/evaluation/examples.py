@@ -16,7 +16,7 @@ __all__ = ["EXAMPLES", "write_strip"]
 EXAMPLES = 8
 """Images in a strip."""
 
-_TILE = 64  # pixels: smaller ones are enlarged
+_TILE = 64  # pixels a side: narrower ones are enlarged
 _GAP = 4
 
 
@@ -30,21 +30,24 @@ def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> Non
     Raises:
         PpapError: Where it cannot be written.
     """
-    tiles = [[_enlarged(picture) for picture in line] for line in lines]
-    width = max(tile.width for line in tiles for tile in line)
-    height = max(tile.height for line in tiles for tile in line)
+    width = max(_TILE, *(picture.shape[1] for line in lines for picture in line))
+    tiles = [[_enlarged(picture, width) for picture in line] for line in lines]
+    heights = [max(tile.height for tile in line) for line in tiles]
     columns = max(len(line) for line in tiles)
-    size = columns * (width + _GAP) - _GAP, len(tiles) * (height + _GAP) - _GAP
+    size = columns * (width + _GAP) - _GAP, sum(heights) + (len(heights) - 1) * _GAP
     strip = Image.new("RGBA", size)  # nothing between them, on whatever page it stands
-    for row, line in enumerate(tiles):
+    top = 0
+    for line, height in zip(tiles, heights, strict=True):
         for column, tile in enumerate(line):
-            strip.paste(tile, (column * (width + _GAP), row * (height + _GAP)))
+            strip.paste(tile, (column * (width + _GAP), top))
+        top += height + _GAP
     replacing(path, lambda partial: strip.save(partial, "PNG"))
 
 
-def _enlarged(picture: NDArray[np.uint8]) -> Image.Image:
+def _enlarged(picture: NDArray[np.uint8], width: int) -> Image.Image:
+    """By a whole number, so that pixels stay squares, as wide as there is room."""
     image = Image.fromarray(picture)
-    factor = -(-_TILE // max(image.size))
+    factor = max(1, width // image.width)
     return image.resize(
         (image.width * factor, image.height * factor), Image.Resampling.NEAREST
     ).convert("RGBA")

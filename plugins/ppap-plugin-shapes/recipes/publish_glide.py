@@ -1,5 +1,5 @@
 """Put the embedded GLIDE into the package, as one file: what train_glide.py trained, and what of it
-was published before.
+was published before; and measure how well it enlarges.
 
     python publish_glide.py --state ~/ppap-train
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import attrs
 import click
+import torch
+import torch.nn.functional as F
 from glide import (
     CLASSES,
     DATA_COUNT,
@@ -25,12 +27,21 @@ from glide import (
     VLB_WEIGHT,
     captions_file,
     config_of,
+    tokens_of,
 )
 from publish import WEIGHTS, publish
 from safetensors.torch import load_file
 from torch import Tensor
+from train_glide import TEST_COUNT, TEST_SEED, shrunk
+from training import rendered, to_images
 
 from ppap_framework.checkpoints import open_checkpoint
+from ppap_framework.sampling import Continuation, cascade
+from ppap_plugin_glide import build
+from ppap_plugin_glide.architecture import StageArchitecture
+from ppap_plugin_glide.backend import Condition, UpsamplerStage
+
+PICTURES = 64  # that the enlarging is measured with
 
 
 @click.command()
@@ -47,6 +58,9 @@ def main(state: Path) -> None:
     ]
     if "base" not in [stage.name for stage in stages]:
         raise click.ClickException("the base is neither trained nor published")
+    for stage in stages:
+        if stage.name == "upsampler":
+            stage.metrics["psnr"] = psnr(state, kept["tokenizer"], stage)
     path = publish(
         NAME,
         "glide",
@@ -120,6 +134,32 @@ def published(name: str, tokenizer: dict[str, Any]) -> Trained | None:
     }
     architecture = checkpoint.architecture[name]
     return Trained(name, weights, architecture, record["training"][name], record["metrics"][name])
+
+
+def psnr(state: Path, tokenizer: dict[str, Any], stage: Trained) -> dict[str, float]:
+    """How near to fresh renders the stage enlarges their halves, in dB: by its own recipe, in as
+    many steps as published, and bicubic interpolation beside it.
+    """
+    images, _ = rendered(state, TEST_SEED, TEST_COUNT, SIZES["upsampler"])
+    x0 = to_images(images[:PICTURES])
+    low = shrunk(x0, None)
+    condition = Condition(tokens_of(tokenizer)([""] * PICTURES), None)
+    network = build(CLASSES["upsampler"], config_of(tokenizer))
+    network.load_state_dict({key: value.float() for key, value in stage.weights.items()})
+    network.to(memory_format=torch.channels_last).eval()
+
+    def of(images: Tensor) -> float:
+        error = ((images.clamp(-1, 1) - x0) / 2).square().mean((1, 2, 3))
+        return round(-10 * error.log10().mean().item(), 2)
+
+    found = {"bicubic": of(F.interpolate(low, scale_factor=2, mode="bicubic"))}
+    for respacing in (RECIPE["respacing"], "fast27"):
+        stated = stage.architecture | {"recipe": {**RECIPE, "respacing": respacing}}
+        drawn = UpsamplerStage(network, StageArchitecture(**stated))
+        with torch.no_grad():
+            (enlarged,) = cascade([Continuation.of(drawn)], low, condition, seed=0, start=0)
+        found[f"respacing_{respacing}"] = of(enlarged)
+    return found
 
 
 if __name__ == "__main__":
