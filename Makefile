@@ -14,7 +14,7 @@ RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) shares costs full-size clean
+.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) shares costs architectures full-size clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make slow     what takes longer than a few minutes"
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
+	@echo "make architectures  try guides of many architectures, tiny and random, into docs/architectures.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
@@ -105,6 +106,9 @@ runs/renders/fresh.npz: | $(VENV)/.installed
 
 runs/renders/scenes.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 352 --out $@
+
+architectures: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python docs/make_architectures.py
 
 shares costs: $(VENV)/.installed
 	$(BIN)/python docs/make_adapters.py $@

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tiny_networks import DEPTH, SEGMENTATION
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
@@ -25,31 +26,7 @@ from ppap_framework.transformers_models import (
     make_input,
 )
 
-DPT = transformers.DPTConfig(
-    hidden_size=16,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    intermediate_size=32,
-    image_size=32,
-    patch_size=8,
-    backbone_out_indices=[0, 1, 2, 3],
-    neck_hidden_sizes=[8, 8, 8, 8],
-    fusion_hidden_size=8,
-    reassemble_factors=[1, 1, 1, 0.5],
-)
-GLPN = transformers.GLPNConfig(
-    depths=[1, 1, 1, 1],
-    hidden_sizes=[8, 8, 16, 16],
-    num_attention_heads=[1, 1, 2, 2],
-    decoder_hidden_size=8,
-)
-SEGFORMER = transformers.SegformerConfig(
-    depths=[1, 1, 1, 1],
-    hidden_sizes=[8, 8, 16, 16],
-    num_attention_heads=[1, 1, 2, 2],
-    decoder_hidden_size=8,
-    num_labels=3,
-)
+DPT, GLPN, SEGFORMER = DEPTH["dpt"], DEPTH["glpn"], SEGMENTATION["segformer"]
 KINDS: list[tuple[Task, Any, Any]] = [
     ("depth-estimation", transformers.DPTForDepthEstimation, DPT),
     ("depth-estimation", transformers.GLPNForDepthEstimation, GLPN),

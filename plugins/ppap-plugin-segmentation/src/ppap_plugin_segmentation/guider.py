@@ -18,6 +18,7 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.transformers_models import (
     ImageInput,
     ModelFiles,
+    Task,
     find_model,
     load_network,
     make_input,
@@ -31,6 +32,11 @@ from ppap_plugin_segmentation.options import SegmentationOptions
 __all__ = ["SegmentationGuide", "make_segmentation"]
 
 _LARGEST = 512  # side of targets, for networks that take images as they come
+
+_OF_MASKS = ("eomt", "mask2former", "maskformer")
+"""Types of transformers that say masks, and of each mask which class it is of."""
+
+_TINY = 1e-8  # a score of classes below which nothing is told apart
 
 
 def make_segmentation(
@@ -197,10 +203,13 @@ def _of_transformers(
     options: SegmentationOptions, checkpoint: Checkpoint | None
 ) -> SegmentationGuide:
     files = find_model(options.model, checkpoint)
-    network: Any = load_network(files, "semantic-segmentation")
+    of_masks = files.config.get("model_type") in _OF_MASKS
+    task: Task = "universal-segmentation" if of_masks else "semantic-segmentation"
+    network: Any = load_network(files, task)
     names = _class_names(files, network.config.id2label)
     shown = make_input(files, size=options.size)
-    return SegmentationGuide(network, names, shown, answer=_transformers_answer, options=options)
+    answer = _answer_in_masks if of_masks else _transformers_answer
+    return SegmentationGuide(network, names, shown, answer=answer, options=options)
 
 
 def _may_be_transformers(model: str) -> bool:
@@ -214,6 +223,17 @@ def _torchvision_answer(answer: Mapping[str, Tensor]) -> Tensor:
 def _transformers_answer(answer: Any) -> Tensor:
     logits: Tensor = answer.logits
     return logits
+
+
+def _answer_in_masks(answer: Any) -> Tensor:
+    """Logits per pixel of Q masks with a class each, (B, K, h, w): the logarithm of each class's
+    score, which is the sum over masks of p(class) p(pixel in mask).
+
+    Source: Cheng et al. 2021, arXiv 2107.06278, section 3.4, "semantic inference".
+    """
+    classes = answer.class_queries_logits.float().softmax(-1)[..., :-1]  # the last is "nothing"
+    masks = answer.masks_queries_logits.float().sigmoid()
+    return (torch.einsum("bqk,bqhw->bkhw", classes, masks) + _TINY).log()
 
 
 def _class_names(files: ModelFiles, id2label: Mapping[int, str]) -> list[str]:

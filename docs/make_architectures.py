@@ -1,0 +1,281 @@
+"""Tries guides of many architectures and counts their experts; writes the table of
+docs/architectures.md.
+
+    make architectures
+
+Of each family a tiny network with random weights is saved as a file, learns to read noise on images
+that the embedded ADM draws, and guides it with its experts. What experts of a network of ordinary
+size have is counted without its weights.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import timm
+import torch
+import transformers
+from PIL import Image
+from tiny_networks import TASKS, Task, named, saved
+from torch import Tensor, nn
+from torchvision.models import get_model
+from transfer_toy import anatomy
+
+import ppap_framework as ppap
+from ppap_framework.api import LoadedBackend, ModuleGuide
+from ppap_framework.experts import (
+    AdapterConfig,
+    ExpertSet,
+    NoiseRanges,
+    installed_adapter,
+    load_bundle,
+    read_bundle_info,
+)
+from ppap_framework.noise import linear_schedule
+from ppap_framework.transfer import Recipe, SyntheticData, teacher, transfer
+
+DOCS = Path(__file__).parent
+PAGE, RECORD = DOCS / "architectures.md", DOCS / "adapters" / "architectures.json"
+MARKS = "<!-- architectures -->\n", "<!-- end of architectures -->\n"
+
+GUIDERS: Mapping[Task, str] = {
+    "classification": "classifier",
+    "depth": "depth",
+    "segmentation": "segmentation",
+}
+SCALES: Mapping[Task, float] = {"classification": 2, "depth": 200, "segmentation": 2}
+STEPS, IMAGES = 10, 2
+RECIPE = Recipe(iterations=10, batch=8, learning_rate=0.001, held_out=0.5, validate_every=10)
+DEFAULT = (("lora", {"rank": 16, "alpha": 8.0}), ("bias", {}))
+TINY = (("lora", {"rank": 2, "alpha": 2.0}), ("bias", {}))
+
+
+Made = tuple[str, str, Callable[[], nn.Module]]
+
+
+def _timm(name: str) -> Made:
+    return "timm", name, lambda: timm.create_model(name)
+
+
+def _torchvision(name: str) -> Made:
+    return "torchvision", name, lambda: get_model(name, weights=None, weights_backbone=None)
+
+
+def _transformers(family: str, config: str, **options: Any) -> Made:
+    def make() -> nn.Module:
+        return getattr(transformers, family)(getattr(transformers, config)(**options))
+
+    return "transformers", f"{config}()", make
+
+
+FAMILIES: Mapping[str, tuple[str, Made]] = {
+    "resnet": ("ResNet", _timm("resnet50")),
+    "convnext": ("ConvNeXt", _timm("convnext_tiny")),
+    "vit": ("ViT", _timm("vit_base_patch16_224")),
+    "deit": ("DeiT, distilled", _timm("deit_small_distilled_patch16_224")),
+    "swin": ("Swin", _timm("swin_tiny_patch4_window7_224")),
+    "efficientnet": ("EfficientNet", _timm("efficientnet_b0")),
+    "mobilenet": ("MobileNet v3", _timm("mobilenetv3_large_100")),
+    "dpt": ("DPT (MiDaS)", _transformers("DPTForDepthEstimation", "DPTConfig")),
+    "depth_anything": (
+        "Depth Anything",
+        _transformers("DepthAnythingForDepthEstimation", "DepthAnythingConfig"),
+    ),
+    "metric_depth_anything": (
+        "Depth Anything, metric",
+        _transformers(
+            "DepthAnythingForDepthEstimation", "DepthAnythingConfig", depth_estimation_type="metric"
+        ),
+    ),
+    "glpn": ("GLPN", _transformers("GLPNForDepthEstimation", "GLPNConfig")),
+    "zoedepth": ("ZoeDepth", _transformers("ZoeDepthForDepthEstimation", "ZoeDepthConfig")),
+    "segformer": (
+        "SegFormer",
+        _transformers("SegformerForSemanticSegmentation", "SegformerConfig"),
+    ),
+    "upernet": ("UPerNet", _transformers("UperNetForSemanticSegmentation", "UperNetConfig")),
+    "beit": (
+        "BEiT",
+        _transformers("BeitForSemanticSegmentation", "BeitConfig", out_indices=[3, 5, 7, 11]),
+    ),
+    "mask2former": (
+        "Mask2Former",
+        _transformers("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig"),
+    ),
+    "maskformer": (
+        "MaskFormer",
+        _transformers("MaskFormerForInstanceSegmentation", "MaskFormerConfig"),
+    ),
+    "eomt": ("EoMT", _transformers("EomtForUniversalSegmentation", "EomtConfig")),
+    "lraspp_mobilenet_v3_large": ("LR-ASPP", _torchvision("lraspp_mobilenet_v3_large")),
+    "deeplabv3_mobilenet_v3_large": ("DeepLabv3", _torchvision("deeplabv3_resnet50")),
+    "fcn_resnet50": ("FCN", _torchvision("fcn_resnet50")),
+}
+"""Of each kind of tiny network the family, and one of ordinary size: its library, what that calls
+it, and how it makes it.
+"""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Stand:
+    """What all networks are tried on.
+
+    Attributes:
+        backend: The embedded ADM.
+        data: Images that it drew.
+        unguided: (IMAGES, 3, H, W), what it draws without a guide from the noise that guides see.
+    """
+
+    backend: LoadedBackend
+    data: SyntheticData
+    unguided: Tensor
+
+
+def make_stand(folder: Path) -> Stand:
+    """Load the backend and draw."""
+    backend = ppap.backend("adm")
+    data = ppap.synthesize(backend, num=16, steps=STEPS, seed=0, out=folder, device="cpu")
+    drawn = ppap.sample(backend, [], num=IMAGES, steps=STEPS, seed=0, device="cpu")
+    return Stand(backend=backend, data=data, unguided=drawn.images)
+
+
+def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]:
+    """From a file to guided images.
+
+    Raises:
+        AssertionError: Where anything is not finite, or a network is not left as it was.
+    """
+    network = folder / "network"
+    network.mkdir()
+    saved(kind, network)
+    learner = teacher(GUIDERS[task], **named(network))
+    learner.model(stand.unguided)  # at the first call transformers adds hooks of its own
+    before = anatomy(learner.model.network)
+    bundle = transfer(
+        stand.backend,
+        learner,
+        stand.data,
+        out=folder / "experts",
+        num_experts=1,
+        adapters=TINY,
+        recipe=RECIPE,
+        keep=False,
+        device="cpu",
+    )
+    assert anatomy(learner.model.network) == before
+    experts = load_bundle(bundle.path, learner.model, stand.backend.inner)
+    experts.activate(0)
+    assert anatomy(learner.model.network) != before
+    experts.detach()
+    assert anatomy(learner.model.network) == before
+
+    picture = Image.fromarray(stand.data.images([0])[0].permute(1, 2, 0).numpy())
+    target = {"classification": 1, "depth": picture, "segmentation": "cube"}[task]
+    aimed = ppap.guide(
+        GUIDERS[task], **named(network), target=target, scale=SCALES[task], experts=str(bundle.path)
+    )
+    guide = aimed.guide
+    with torch.no_grad():
+        unguided = guide.loss.energy(guide.model(stand.unguided), guide.target.value)
+    before = anatomy(guide.model.network)
+    drawn = ppap.sample(stand.backend, [aimed], num=IMAGES, steps=STEPS, seed=0, device="cpu")
+    assert anatomy(guide.model.network) == before
+    assert drawn.images.isfinite().all()
+    (statistics,) = drawn.stats.guidance.guides
+    assert statistics.skipped == 0
+    (seen,) = drawn.seen.values()
+    scores = read_bundle_info(bundle.path).metrics["experts"]
+    return {
+        "parameters": sum(p.numel() for p in learner.model.network.parameters()),
+        "loss": {key: _mean([score[key] for score in scores]) for key in ("untouched", "held_out")},
+        "energy": {"unguided": _mean(unguided), "guided": _mean(seen.figures["energy"])},
+        "moved": 127.5 * _mean((drawn.images - stand.unguided).abs()),
+    }
+
+
+def _mean(values: Any) -> float:
+    values = torch.as_tensor(values, dtype=torch.float64)
+    assert values.isfinite().all()
+    return float(values.mean())
+
+
+def counted(kind: str) -> dict[str, Any]:
+    """What an expert has, with the default recipe, of a network of ordinary size."""
+    _, (library, name, make) = FAMILIES[kind]
+    with torch.device("meta"):  # shapes, and no numbers
+        network = make().eval().requires_grad_(False)
+    made = {
+        adapter: installed_adapter(AdapterConfig(name=adapter, options=options))
+        for adapter, options in DEFAULT
+    }
+    experts = ExpertSet(ModuleGuide(network), NoiseRanges.equal(linear_schedule(), 1), made)
+    own = {adapter: [p.numel() for p in each.parameters(0)] for adapter, each in made.items()}
+    experts.detach()
+    return {
+        "library": library,
+        "name": name,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "low_rank_weights": len(own["lora"]) // 2,  # two factors each
+        "replaced_tensors": len(own["bias"]),
+        "expert_parameters": sum(map(sum, own.values())),
+    }
+
+
+def kinds() -> Iterator[tuple[str, Task]]:
+    """All of them, with what they do."""
+    for task, names in TASKS.items():
+        for kind in names:
+            yield kind, task
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    titles = ["family", "of ordinary size", "parameters", "LoRA", "biases, norms", "share"]
+    titles += ["tiny: parameters", "trained: loss", "guided: pixels"]
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    for row in rows:
+        size, tiny = row["ordinary"], row["tiny"]
+        cells = [
+            FAMILIES[row["kind"]][0],
+            f"{size['library']} `{size['name']}`",
+            f"{size['parameters'] / 1e6:.1f} M",
+            str(size["low_rank_weights"]),
+            str(size["replaced_tensors"]),
+            f"{size['expert_parameters'] / size['parameters']:.1%}",
+            f"{tiny['parameters']:,}",
+            f"{tiny['loss']['untouched']:.3g} to {tiny['loss']['held_out']:.3g}",
+            f"{tiny['moved']:.2g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_page() -> None:
+    """Put the table between its marks."""
+    head, rest = PAGE.read_text().split(MARKS[0])
+    _, tail = rest.split(MARKS[1])
+    lines = "".join(f"{line}\n" for line in table(json.loads(RECORD.read_text())))
+    PAGE.write_text(f"{head}{MARKS[0]}{lines}{MARKS[1]}{tail}")
+
+
+def main() -> None:
+    transformers.logging.disable_progress_bar()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        stand = make_stand(folder / "data")
+        for kind, task in kinds():
+            (folder / kind).mkdir()
+            tried = try_out(kind, task, stand, folder / kind)
+            rows.append({"kind": kind, "task": task, "tiny": tried, "ordinary": counted(kind)})
+            print(table(rows)[-1], flush=True)
+    RECORD.write_text(json.dumps(rows, indent=1) + "\n")
+    write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Guides of many architectures, from a file to guided images, and the page that says so."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributions import REPOSITORY
+from tiny_networks import TASKS
+
+from ppap_framework.transfer import distillation
+
+KINDS = [(kind, task) for task, kinds in TASKS.items() for kind in kinds]
+kinds = pytest.mark.parametrize(("kind", "task"), KINDS, ids=[kind for kind, _ in KINDS])
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    return runpy.run_path(str(REPOSITORY / "docs" / "make_architectures.py"))
+
+
+@pytest.fixture(scope="module")
+def rows(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["kind"]: row for row in json.loads(made["RECORD"].read_text())}
+
+
+@pytest.fixture(scope="module")
+def stand(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return made["make_stand"](tmp_path_factory.mktemp("architectures") / "data")
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        pytest.param(
+            *each, marks=pytest.mark.slow if each[0].startswith(("fcn", "deeplab")) else ()
+        )
+        for each in KINDS
+    ],
+)
+def test_learns_is_saved_guides_and_is_left_as_it_was(
+    kind: str,
+    task: str,
+    made: dict[str, Any],
+    rows: dict[str, Any],
+    stand: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_plot(*given: Any) -> None:
+        raise ModuleNotFoundError("matplotlib")
+
+    monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 1)
+    module = sys.modules["ppap_framework.transfer.transfer"]  # the package calls the function so
+    monkeypatch.setattr(module, "plot_losses", no_plot)
+    tried = made["try_out"](kind, task, stand, tmp_path)
+    assert tried["parameters"] == rows[kind]["tiny"]["parameters"]
+    assert tried["loss"]["untouched"] != tried["loss"]["held_out"]
+    assert tried["energy"]["unguided"] != tried["energy"]["guided"]
+    assert tried["moved"] > 0
+
+
+@kinds
+def test_counts(kind: str, task: str, made: dict[str, Any], rows: dict[str, Any]) -> None:
+    assert made["counted"](kind) == rows[kind]["ordinary"]
+
+
+def test_the_page(made: dict[str, Any], rows: dict[str, Any]) -> None:
+    assert [(kind, row["task"]) for kind, row in rows.items()] == KINDS
+    start, end = made["MARKS"]
+    between = made["PAGE"].read_text().partition(start)[2].partition(end)[0]
+    assert between.splitlines() == made["table"](list(rows.values()))
+    # Of the same network counted elsewhere, with its weights.
+    shares = json.loads((made["RECORD"].parent / "shares.json").read_text())
+    (resnet,) = (row for row in shares if row["network"] == "ResNet-50" and row["rank"] == 16)
+    assert rows["resnet"]["ordinary"]["expert_parameters"] == sum(resnet["ours"].values())
+    assert rows["resnet"]["ordinary"]["parameters"] == resnet["parameters"]
