@@ -1,4 +1,4 @@
-"""Any timm classifier as a guide."""
+"""Any classifier of timm or torchvision as a guide."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
+from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions
-from ppap_plugin_classifier.timm_models import from_checkpoint, from_hub
+from ppap_plugin_classifier.torchvision_models import of_torchvision
 
 __all__ = ["ClassifierGuide", "make_classifier"]
 
@@ -25,17 +26,24 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
     """The factory of the guider `classifier`.
 
     Raises:
-        UsageError: Where nothing says which model it is, or timm does not know it.
+        UsageError: Where nothing says which model it is, or its library does not know it.
         AssetError: Where the checkpoint does not fit, or the hub's weights cannot be had.
     """
-    if checkpoint is not None:
-        return ClassifierGuide(*from_checkpoint(checkpoint, options.model))
-    if options.model is None:
+    model = options.model
+    if model is None and checkpoint is None:
         raise UsageError(
             "guider 'classifier' needs a model or a checkpoint",
-            hint="type --guider-model resnet50 for timm's weights, or --guider-checkpoint PATH",
+            hint="type --guider-model resnet50 for timm's weights, torchvision/resnet50 for"
+            " torchvision's, or --guider-checkpoint PATH",
         )
-    return ClassifierGuide(*from_hub(options.model))
+    if checkpoint is not None and (checkpoint.architecture or not of_torchvision(model)):
+        return ClassifierGuide(*timm_models.from_checkpoint(checkpoint, model))
+    assert model is not None
+    if not of_torchvision(model):
+        return ClassifierGuide(*timm_models.from_hub(model))
+    if checkpoint is not None:
+        return ClassifierGuide(*torchvision_models.from_checkpoint(checkpoint, model))
+    return ClassifierGuide(*torchvision_models.from_torchvision(model))
 
 
 @final
