@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
 
 class PpapError(Exception):
     """A failure with a message for people.
@@ -44,3 +46,12 @@ class AssetError(PpapError):
     """Weights, expert bundles or other files that are missing, damaged or not what they say."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is not enough, on whatever device."""
+    # Torch's own is known by its name: importing torch to fail takes seconds. Of what it raises on
+    # the CPU and on MPS, the words say it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ppap_framework.api._backend import FoundBackend, LoadedBackend, backend, find_backend
+from ppap_framework.api._batches import first_batch
 from ppap_framework.api._cost import Cost
+from ppap_framework.api._drawing import Batch, Progress
 from ppap_framework.api._estimate import Estimate, Look, estimate
 from ppap_framework.api._experts import ChosenExperts, ExpertRequest, ExpertSource
 from ppap_framework.api._folder import RunFolder, check_folder, check_writable, fresh_folder
@@ -23,7 +25,7 @@ from ppap_framework.api._pictures import to_pictures
 from ppap_framework.api._plan import Plan, check_backend, plan, scale_words
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
-from ppap_framework.api._sample import Batch, Progress, draw, sample
+from ppap_framework.api._sample import draw, sample
 from ppap_framework.api._settings import Precision, SamplerName, Settings, find_device
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "find_backend",
     "find_device",
     "find_guide",
+    "first_batch",
     "fresh_folder",
     "frozen",
     "guide",

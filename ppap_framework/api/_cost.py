@@ -80,7 +80,8 @@ def _looks(run: Plan) -> list[int]:
     """Of each stage, how many images its network looks at while all images take one step."""
     settings = run.settings
     alike = settings.prompt is None or isinstance(settings.prompt, str)
-    size = 1 if alike else settings.batch  # else it depends on who is told what beside whom
+    at_once = settings.num if settings.batch == "auto" else settings.batch
+    size = 1 if alike else at_once  # else it depends on who is told what beside whom
     looks = [0] * len(run.stages)
     for start in range(0, 1 if alike else settings.num, size):
         count = min(size, settings.num - start)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Look", "estimate", "weights_of"]
 
+_CPU = torch.device("cpu")
+
 
 @attrs.frozen(kw_only=True)
 class Look:
@@ -71,7 +73,7 @@ def estimate(run: Plan) -> Estimate:
 
     imagined = Imagined()
     try:
-        with products_in(run.settings.precision, torch.device("cpu")):
+        with products_in(run.settings.precision, _CPU):
             stages = _stages(run, imagined)
             guides = {g.guide.name: _guide(run, g.guide, imagined) for g in run.guides}
     except Exception as error:
@@ -125,7 +127,7 @@ def _stages(run: Plan, imagined: Imagined) -> dict[str, Look]:
     looks: dict[str, Look] = {}
     before: Stage | None = None
     for stage in stages:
-        with frozen([stage.network], None):
+        with frozen([stage.network], _CPU, move=False):
             if before is not None:
                 assert isinstance(stage, CascadedStage)  # or it could not go on
                 enlarged = partial(_enlarged, stage, condition, before)
@@ -170,7 +172,7 @@ def _guide(run: Plan, guide: Guide, imagined: Imagined) -> Look:
     def look() -> None:
         guide.model(_blank(run.stage, guide.model), level)
 
-    with frozen([guide.model], None):
+    with frozen([guide.model], _CPU, move=False):
         _, forward = imagined.work(look)
         _, both = imagined.work(lambda: guide.gradient(_blank(run.stage, guide.model), level))
     return Look(forward=forward.flops, backward=both.flops - forward.flops, memory=both.memory)

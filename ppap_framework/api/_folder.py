@@ -30,11 +30,11 @@ import attrs
 import torch
 from PIL import Image
 
+from ppap_framework.api._drawing import Batch
 from ppap_framework.api._grid import grid_of
 from ppap_framework.api._pictures import to_pictures, write_png, write_text
 from ppap_framework.api._plan import Plan
 from ppap_framework.api._result import Drawn, Result, Stats
-from ppap_framework.api._sample import Batch
 from ppap_framework.errors import PpapError, UsageError
 
 __all__ = ["RunFolder", "check_folder", "check_writable", "fresh_folder"]
@@ -266,6 +266,7 @@ class RunFolder:
                     "total": round((now - self._started).total_seconds(), 3),
                 },
                 "peak_memory_bytes": stats.peak_memory,
+                "most_images_at_once": stats.most_at_once,
                 "grid": _GRID if count else None,
             }
         record["images"] = self._images

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -14,27 +14,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppap_framework.api._settings import Precision
 
-__all__ = ["frozen", "peak_memory", "products_in"]
+__all__ = ["Placement", "frozen", "peak_memory", "products_in"]
 
 _STATUS = Path("/proc/self/status")
 
 
 @contextlib.contextmanager
-def frozen(networks: Sequence[nn.Module], device: torch.device | None) -> Iterator[None]:
-    """A context in which networks are on a device (None: where they are), in evaluation mode, with
-    parameters that ask for no gradient, and give the same bytes every time.
+def frozen(
+    networks: Sequence[nn.Module], device: torch.device, *, move: bool = True
+) -> Iterator[None]:
+    """A context in which networks are on a device, in evaluation mode, with parameters that ask for
+    no gradient, and give the same bytes every time; with `move=False` they stay where they are.
 
     Modes and parameters are at the end as they were found; the networks stay on the device.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     kernels: Any = contextlib.nullcontext()
-    if device is not None and device.type == "cuda":
-        # The same kernels every time, for the same bytes.
+    if device.type == "cuda":  # the same kernels every time, for the same bytes
         kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     try:
         for network in networks:
-            (network if device is None else network.to(device)).eval()
+            (network.to(device) if move else network).eval()
         for parameter in trained:
             parameter.requires_grad_(False)
         with kernels:
@@ -44,6 +45,37 @@ def frozen(networks: Sequence[nn.Module], device: torch.device | None) -> Iterat
             module.training = training
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@final
+class Placement:
+    """Which networks are on the device: whatever was ever needed, or with `offload` what is needed
+    now alone, and the rest on the CPU.
+    """
+
+    def __init__(self, device: torch.device, *, offload: bool) -> None:
+        self._device = device
+        self._offload = offload
+        self._there: list[nn.Module] = []
+
+    def need(self, *networks: nn.Module) -> None:
+        """Have these on the device."""
+        if self._offload:
+            for network in self._there:
+                if network not in networks:
+                    network.to("cpu")
+            self._there = []
+        for network in networks:
+            network.to(self._device)
+        self._there += networks
+
+    @contextlib.contextmanager
+    def emptied(self) -> Iterator[None]:
+        """A context at whose end, with `offload`, nothing is on the device."""
+        try:
+            yield
+        finally:
+            self.need()
 
 
 @contextlib.contextmanager

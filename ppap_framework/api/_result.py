@@ -93,11 +93,13 @@ class Stats:
         seconds: From the first noise to the last look, of the finished images.
         peak_memory: In bytes, of the process, or on its device where that is a GPU; None where the
             system does not say.
+        most_at_once: Images in the largest batch.
     """
 
     guidance: GuidanceStatistics = attrs.field(repr=False)
     seconds: float
     peak_memory: int | None
+    most_at_once: int
 
 
 @final

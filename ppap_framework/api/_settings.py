@@ -32,7 +32,8 @@ class Settings:
         through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
         normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
         conflicts: Whether to "keep" or "remove" what of a guide's pull points against another's.
-        batch: How many images at once; changes an image by rounding errors only.
+        batch: How many images at once, or "auto" for as many as memory has room for; changes an
+            image by rounding errors only.
         device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
         precision: "bfloat16" computes the networks' products in it, which pays where the processor
             can; samplers and losses stay in float32.
@@ -40,6 +41,7 @@ class Settings:
             the untouched networks in their place.
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
         stage: At which of the backend's stages to stop; None for the last.
+        offload: Whether networks leave the device for the CPU while others work.
     """
 
     num: int = 4
@@ -50,12 +52,28 @@ class Settings:
     through: Through = "noisy"
     normalize: bool = False
     conflicts: Conflicts = "keep"
-    batch: int = 8
+    batch: int | Literal["auto"] = 8
     device: str = "auto"
     precision: Precision = "float32"
     compare: bool = False
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
+    offload: bool = False
+
+    @property
+    def block(self) -> int:
+        """The batch, where rounding errors matter.
+
+        Raises:
+            UsageError: Where it depends on the machine.
+        """
+        if self.batch == "auto":
+            raise UsageError(
+                "images cannot be drawn in blocks of 'auto': who is drawn beside whom decides on "
+                "their last bits",
+                hint="give a number",
+            )
+        return self.batch
 
     def prompts(self, rows: slice) -> list[str] | None:
         """The prompts of images `rows.start` to `rows.stop` - 1; None for no prompt."""
@@ -81,6 +99,8 @@ class Settings:
     def _wrong_numbers(self) -> Iterator[UsageError]:
         for name, usual in (("num", 4), ("steps", 25), ("batch", 8)):
             value = getattr(self, name)
+            if name == "batch" and value == "auto":
+                continue
             if not _is_whole(value) or value < 1:
                 yield UsageError(
                     f"{name} must be a whole number from 1, not {value}",
@@ -135,7 +155,7 @@ def find_device(name: str) -> torch.device:
             f"torch knows no device {name!r}", hint="use auto, cpu, cuda, cuda:1 or mps"
         ) from error
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # `meta` can be asked for nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UsageError(f"device {name!r} cannot be used: {reason}", hint="use cpu") from error

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import PpapError, is_out_of_memory
 
 __all__ = ["COMMANDS", "State", "colour", "main", "ppap"]
 
@@ -262,18 +262,13 @@ def _explain(error: Exception, debug: bool) -> int:
         case OSError():  # a full disk, say: whatever is foreseen has become a PpapError
             where = "" if error.filename is None else f": {str(error.filename)!r}"
             message, hint = f"{error.strerror or error}{where}", "--debug shows what wanted it"
-        case _ if _out_of_memory(error):
-            message, hint = f"out of memory: {error}", "a smaller --batch takes less"
+        case _ if is_out_of_memory(error):
+            message, hint = f"out of memory: {error}", "a smaller --batch or --block takes less"
         case _:
             message = f"this is a bug in ppap: {type(error).__name__}: {error}"
             hint = "please report it" + ("" if debug else "; --debug shows the traceback")
     _say(message, hint)
     return code
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # Torch's own error for GPUs is known by its name here: importing torch to fail takes seconds.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _say(message: str, hint: str) -> None:

@@ -35,6 +35,15 @@ def _scale(value: object) -> float | Literal["auto"]:
         raise click.BadParameter(f"{value!r} is neither a number nor auto.") from error
 
 
+def _batch(value: object) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither a whole number nor auto.") from error
+
+
 def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     return option(name, multiple=True, help=f"{text} With several guides: GUIDE=...")
 
@@ -102,7 +111,13 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     help="What of a guide's pull points against another's.",
 )
 @option("--num", type=int, default=4, help="How many images.")
-@option("--batch", type=int, default=8, help="How many at once.")
+@option(
+    "--batch",
+    type=_batch,
+    metavar="NUMBER|auto",
+    default=8,
+    help="How many at once; auto is as many as memory has room for.",
+)
 @option("--seed", type=int, default=0, help="Image i is drawn from (seed, i).")
 @option(
     "--compare",
@@ -111,7 +126,12 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 )
 @option("--out", metavar="FOLDER", help="Where to write; a new folder in runs/ if left out.")
 @option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
-@option("--device", default="auto", help="Such as cpu or cuda.")
+@option("--device", default="auto", help="Such as cpu, cuda, cuda:1 or mps.")
+@option(
+    "--offload",
+    is_flag=True,
+    help="Keep on the device what is at work, and the rest on the CPU: less memory, more time.",
+)
 @option(
     "--precision",
     type=click.Choice(["float32", "bfloat16"]),
@@ -142,6 +162,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                     f"{loaded.guide.name} aims at {loaded.guide.target.label!r}, "
                     "its default; --target picks another"
                 )
+    if given["offload"] and run.device.type == "cpu":
+        _note("--offload changes nothing on the CPU")
     if given["dry_run"]:
         from ppap_framework.cli.run_plan import show_plan
 

@@ -35,6 +35,7 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
         known = attrs.asdict(estimate) if estimate else None
         print_json({"config": run.record(), "cost": attrs.asdict(cost), "estimate": known})
         return
+    together = api.first_batch(run)
     print_fields(
         "backend",
         {**_source(run.backend.origin), "parameters": _each(cost.stage_parameters)},
@@ -63,7 +64,7 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
     print_fields(
         "images",
         {
-            "number": f"{settings.num} of {height}x{width}, {settings.batch} at once",
+            "number": f"{settings.num} of {height}x{width}, {together} at once",
             "seed": settings.seed,
             "sampler": f"{settings.sampler}{eta}",
             "steps": f"{len(run.process)} of {schedule.num_timesteps}, schedule {schedule.name}",
@@ -83,7 +84,7 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
     if estimate is None:
         print_fields("cost in products and memory", {"unknown": unknown})
     else:
-        _show_estimate(estimate, min(settings.batch, settings.num))
+        _show_estimate(estimate, together)
 
 
 def _show_estimate(estimate: api.Estimate, together: int) -> None:

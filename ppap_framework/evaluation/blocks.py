@@ -70,10 +70,11 @@ def draw(run: Plan, root: Path, watch: Callable[[int, int], None] | None = None)
     folder = root / digest(identified)
     write_json(folder / "settings.json", identified)
     blocks = []
+    size = settings.block
     guides: Sequence[Guide] | None = None
     with contextlib.ExitStack() as stack:
-        for start in range(0, run.settings.num, run.settings.batch):
-            stop = min(start + run.settings.batch, run.settings.num)
+        for start in range(0, run.settings.num, size):
+            stop = min(start + size, run.settings.num)
             prompts = settings.prompts(slice(start, stop))
             said = "" if prompts is None else f"-{digest(prompts)}"
             path = folder / f"{start:06d}-{stop:06d}{said}.npz"
@@ -153,7 +154,7 @@ def identity(run: Plan) -> dict[str, Any]:
         "timesteps": list(run.process.timesteps),
         **({"later": run.record()["stages"][1:]} if run.later else {}),
         "seed": settings.seed,
-        "block": settings.batch,
+        "block": settings.block,
         "device": run.device.type,
         "precision": settings.precision,
     }

@@ -16,6 +16,7 @@ added; see `ppap_framework.guidance.conflicts`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias, get_args
 
@@ -84,6 +85,10 @@ class EnergyGuidance:
     def statistics(self) -> GuidanceStatistics:
         """What was done so far, `rows` of this guidance included."""
         return self._tally.read([guide.name for guide in self.guides])
+
+    def fork(self) -> EnergyGuidance:
+        """The same guidance, which goes on counting by itself."""
+        return attrs.evolve(self, tally=copy.deepcopy(self._tally))
 
     def rows(self, start: int, stop: int) -> EnergyGuidance:
         """The guidance of images `start` to `stop` - 1 of a batch, with the same tally."""

@@ -9,7 +9,7 @@ from typing import Any, final
 import attrs
 from torch import Tensor
 
-from ppap_framework.components import CascadedStage
+from ppap_framework.components import CascadedStage, Stage
 from ppap_framework.sampling.process import Process
 from ppap_framework.sampling.random import NoiseSource
 from ppap_framework.sampling.respacing import space_timesteps
@@ -46,6 +46,7 @@ def cascade(
     seed: int,
     start: int = 0,
     watch: Callable[[int], None] | None = None,
+    ready: Callable[[Stage], None] | None = None,
 ) -> list[Tensor]:
     """Run later stages on finished images.
 
@@ -56,6 +57,7 @@ def cascade(
         seed: Noise of image i comes from (seed, i) and the stage alone.
         start: The number of the first image.
         watch: Called after every step with the number of images that took it.
+        ready: Called before each stage begins.
 
     Returns:
         The images of each of them, (B, 3, H', W') in [-1, 1].
@@ -63,6 +65,8 @@ def cascade(
     drawn = []
     for number, following in enumerate(later, start=1):
         stage, recipe = following.stage, following.stage.recipe
+        if ready:
+            ready(stage)
         noise = NoiseSource(seed, start, number)
         x = recipe.temperature * noise((len(images), *stage.image_shape)).to(images.device)
         walk = trajectory(

@@ -289,8 +289,8 @@ class _Trials:
         schedule = self.backend.stages[0].schedule
         pulls = []
         for t in timesteps_for(schedule.num_timesteps, self.settings.steps):
-            for start in range(0, len(self.pictures), self.settings.batch):
-                x0 = self.pictures[start : start + self.settings.batch].to(self._device)
+            for start in range(0, len(self.pictures), self.settings.block):
+                x0 = self.pictures[start : start + self.settings.block].to(self._device)
                 x_t, level = noised(x0, schedule, t, first=start)
                 guide = self.guide.rows(start, start + len(x0))
                 norms = torch.linalg.vector_norm(guide.gradient(x_t, level).flatten(1), dim=1)
@@ -383,8 +383,8 @@ def _log_errors(backend: LoadedBackend, images: Tensor, settings: Settings) -> T
     levels = NoiseLevel(torch.tensor(_NOISE, dtype=torch.float64))
     timesteps = stage.schedule.nearest_timestep(levels).tolist()
     logs = torch.empty(len(timesteps), len(images), dtype=torch.float64)
-    for start in range(0, len(images), settings.batch):
-        x0 = images[start : start + settings.batch].to(device)
+    for start in range(0, len(images), settings.block):
+        x0 = images[start : start + settings.block].to(device)
         condition = backend.encode(None, len(x0))
         for k, t in enumerate(timesteps):
             x_t, _ = noised(x0, stage.schedule, t, first=start)

@@ -133,7 +133,7 @@ def check_synthesis(
                 UsageError(f"{name} must be a whole number from 1, not {value}", hint="use 1, say")
             )
     with problems.collected():
-        Layout(settings.num, settings.batch, shard)
+        Layout(settings.num, settings.block, shard)
     with problems.collected():
         check_writable(out)
         check_content(out)
