@@ -108,7 +108,8 @@ def test_make_measures_every_experiment_as_its_file_says() -> None:
         header = experiment.read_text(encoding="utf-8").partition("\ntitle = ")[0]
         said = re.findall(r"^#   (.+)$", header, flags=re.MULTILINE)
         where = f"docs/results/{experiment.name}"
-        assert f"ppap evaluate {where} --out {where.removesuffix('.toml')}" in said
+        out = where.removesuffix(".toml")
+        assert f"ppap evaluate {where} --out {out} --images runs/evaluate" in said
         places = [commands.index(command) for command in said]
         assert places == sorted(places)
     assert commands[-1] == "ppap report docs/results --out docs/results.md"
