@@ -1,4 +1,6 @@
-"""docs/guides.md is followed: its files are made, its commands typed, its messages compared."""
+"""docs/guides.md is followed: its files are made, its commands typed, its messages compared. The
+runs that the README shows are typed, too.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,18 @@ import pytest
 
 from ppap_framework.cli import main
 
-PAGE = (Path(__file__).parents[3] / "docs" / "guides.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).parents[3]
+PAGE = (PROJECT / "docs" / "guides.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-LINES = PAGE.replace("\\\n", " ").splitlines()
-COMMANDS = [line.strip() for line in LINES if line.startswith("    ppap run")]
+FIRST = (PROJECT / "README.md").read_text(encoding="utf-8")
 FAILURES = re.findall(r"    \$ (ppap .*)\n    (ppap: error: .*)\n    (hint: .*)", PAGE)
+
+
+def commands(page: str) -> list[str]:
+    """The runs that a page shows, each on one line."""
+    lines = page.replace("\\\n", " ").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.startswith("    ppap run ")]
+
 
 Typed = Callable[[str], tuple[int, str, str]]
 
@@ -48,14 +57,15 @@ def typed(
 
 
 def test_there_is_something_to_follow() -> None:
-    assert (len(PROGRAMS), len(COMMANDS), len(FAILURES)) == (2, 13, 3)
+    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 16, 3)
+    assert len(commands(FIRST)) == 5
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*commands(PAGE), *commands(FIRST)])
 def test_commands(typed: Typed, command: str) -> None:
     code, out, err = typed(f"{command} --dry-run")
     assert code == 0, err
-    assert "shapes-adm" in out
+    assert "shapes-adm" in out or "shapes-glide" in out
 
 
 @pytest.mark.parametrize(("command", "error", "hint"), FAILURES)
