@@ -56,7 +56,7 @@ class Present:
             return found
         if info.backend.sha256 not in (None, self._drawn_by):
             found["backend"] = (
-                f"they learned from {info.backend}, and this backend's weights are "
+                f"they learned from {info.backend}, and this backend has other weights "
                 f"({str(self._drawn_by)[:12]})"
             )
         _, *resolution = self._backend.stages[0].image_shape
