@@ -14,11 +14,11 @@ RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) shares costs architectures full-size clean
+.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures full-size clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo     install everything into $(VENV), draw pictures that a classifier steered, into runs/demo/"
+	@echo "make demo     install everything into $(VENV), draw pictures that a depth network steered, into runs/demo/"
 	@echo "make test     lint, types, import contracts and tests"
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
@@ -36,7 +36,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/ppap run --backend adm --guider classifier --target "red cube" --compare --seed 0 --num 8 --out runs/demo --overwrite
+	$(BIN)/ppap run --backend glide --guider depth --compare --seed 0 --num 6 --out runs/demo --overwrite
 
 test: lint types contracts
 	$(BIN)/python -m pytest -q
@@ -93,6 +93,13 @@ $(DENSE): %-experts: synthetic-adm
 $(GLIDE): glide-%-experts: synthetic-glide
 	for number in 1 5; do \
 		$(LEARN) $(SHORT) --backend glide --guider $* --data $(SYNTHETIC)glide --num-experts $$number --out runs/experts/glide-$*-$$number || exit 1; \
+	done
+
+diagnosis: glide-segmentation-experts
+	for number in 1 5; do \
+		$(BIN)/ppap diagnose --backend glide --guider segmentation --data $(SYNTHETIC)glide --num 200 --levels 11 \
+			--experts runs/experts/glide-segmentation-$$number/glide-segmentation-$$number.experts.safetensors --out runs/diagnose/$$number && \
+		cp runs/diagnose/$$number/diagnose.json docs/diagnosis/glide-segmentation-$$number.json || exit 1; \
 	done
 
 runs/renders/labelled.npz: | $(VENV)/.installed

@@ -142,7 +142,7 @@ class FoundGuide:
                 packaged = default.text.startswith("package://")
                 given = decode_target(package_file(default.text) if packaged else default.text)
                 try:
-                    return model.target(given), given.source
+                    return model.target(given), default.text if packaged else given.source
                 except UsageError:
                     if own:
                         raise
