@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.preprocessing import Preprocessing
 from ppap_framework.transformers_models._files import ModelFiles
 from ppap_framework.transformers_models._network import make_config
 
@@ -82,6 +83,23 @@ class ImageInput(nn.Module):
         if self._reverse:
             images = images.flip(1)
         return torch.addcmul(self._shift, images, self._scale)
+
+    def preprocessing(self) -> Preprocessing:
+        """The same as a record, for guides whose preprocessing can be exchanged.
+
+        Raises:
+            AssetError: Where the network wants blue first, of which such records know nothing.
+        """
+        if self._reverse:
+            raise AssetError("the network wants blue first, which this guide cannot give it")
+        std = 0.5 / self._scale.double().flatten()
+        mean = 0.5 - self._shift.double().flatten() * std
+        return Preprocessing(
+            size=self.size,
+            mean=tuple(mean.tolist()),
+            std=tuple(std.tolist()),
+            interpolation="bicubic" if self._mode == "bicubic" else "bilinear",
+        )
 
 
 def make_input(files: ModelFiles, *, multiple: int = 1, size: int | None = None) -> ImageInput:

@@ -18,11 +18,14 @@ __all__ = ["Task", "load_network", "make_config"]
 
 _log = logging.getLogger(__name__)
 
-Task: TypeAlias = Literal["depth-estimation", "semantic-segmentation", "universal-segmentation"]
+Task: TypeAlias = Literal[
+    "depth-estimation", "image-classification", "semantic-segmentation", "universal-segmentation"
+]
 """What transformers has a family of classes for."""
 
 _FAMILIES: Mapping[Task, str] = {
     "depth-estimation": "MODEL_FOR_DEPTH_ESTIMATION_MAPPING",
+    "image-classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING",
     "semantic-segmentation": "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING",
     "universal-segmentation": "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING",
 }

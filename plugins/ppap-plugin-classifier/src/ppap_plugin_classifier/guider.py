@@ -1,4 +1,4 @@
-"""Any classifier of timm or torchvision as a guide."""
+"""Any classifier of timm, torchvision or transformers as a guide."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
 from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions
 from ppap_plugin_classifier.torchvision_models import of_torchvision
+from ppap_plugin_classifier.transformers_models import from_transformers, of_transformers
 
 __all__ = ["ClassifierGuide", "make_classifier"]
 
@@ -34,8 +35,10 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
         raise UsageError(
             "guider 'classifier' needs a model or a checkpoint",
             hint="type --guider-model resnet50 for timm's weights, torchvision/resnet50 for"
-            " torchvision's, or --guider-checkpoint PATH",
+            " torchvision's, a folder or owner/name of the hub, or --guider-checkpoint PATH",
         )
+    if not of_torchvision(model) and of_transformers(model, checkpoint):
+        return ClassifierGuide(*from_transformers(model, checkpoint))
     if checkpoint is not None and (checkpoint.architecture or not of_torchvision(model)):
         return ClassifierGuide(*timm_models.from_checkpoint(checkpoint, model))
     assert model is not None
@@ -100,7 +103,8 @@ class ClassifierGuide(PreprocessingGuide):
             images = F.interpolate(
                 images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias
             )
-        logits: Tensor = self._network(torch.addcmul(self._shift, images, self._scale))
+        said = self._network(torch.addcmul(self._shift, images, self._scale))
+        logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
         return logits
 
     def target(self, given: TargetInput) -> Target:

@@ -17,10 +17,11 @@ class ClassifierOptions:
     """Options of the guider `classifier`.
 
     Attributes:
-        model: A timm model, such as "resnet50" or "deit_small_patch16_224.fb_in1k", or one of
-            torchvision, such as "torchvision/resnet50". With a checkpoint it says what the
-            checkpoint is of, where that does not say so itself; without one its pretrained weights
-            come from the hub, or from torchvision.
+        model: A timm model, such as "resnet50" or "deit_small_patch16_224.fb_in1k"; one of
+            torchvision, such as "torchvision/resnet50"; or one of transformers, as a folder or as
+            "owner/name" of the hub. With a checkpoint it says what the checkpoint is of, where that
+            does not say so itself; without one its pretrained weights come from where the library
+            has them.
     """
 
     model: str | None = attrs.field(

@@ -17,7 +17,7 @@ def ppap_guiders() -> list[GuiderSpec]:
     return [
         GuiderSpec(
             name="classifier",
-            summary="Any classifier of timm or torchvision, by name or from a checkpoint",
+            summary="Any classifier of timm, torchvision or transformers, by name or file",
             factory="ppap_plugin_classifier.guider:make_classifier",
             options="ppap_plugin_classifier.options:ClassifierOptions",
             task="classification",
