@@ -203,6 +203,33 @@ class TestResults:
         assert record("out")["status"] == "complete"
 
 
+class TestMemory:
+    def test_as_many_at_once_as_there_is_room_for(self, run: Run) -> None:
+        assert run(*BASE, "--batch", "auto", "--num", "5", "--out", "out").code == 0
+        assert record("out")["config"]["batch"] == "auto"
+        assert record("out")["most_images_at_once"] == 5
+        assert "5 of 8x8, 5 at once" in run(*BASE, "--batch", "auto", "--num", "5", "--dry-run").out
+
+    def test_offloading_from_the_cpu_is_said_to_change_nothing(self, run: Run) -> None:
+        code, _, err = run(*BASE, "--offload", "--device", "cpu", "--out", "out")
+        assert (code, err) == (0, "ppap: --offload changes nothing on the CPU\n")
+        assert record("out")["config"]["offload"] is True
+
+    def test_memory_that_runs_out_is_one_line(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more of that")
+
+        monkeypatch.setattr("ppap_framework.api._drawing.trajectory", full)
+        code, _, err = run(*BASE, "--out", "out")
+        assert code == 1
+        said, hint = err.splitlines()
+        assert said.endswith("out of memory with 2 images at once: CUDA out of memory.")
+        assert hint.startswith("hint: what takes less: a smaller --batch")
+        assert record("out")["status"] == "failed"
+
+
 class TestDryRun:
     def test_shows_plan_and_cost_and_writes_nothing(self, run: Run, tmp_path: Path) -> None:
         code, out, _ = run(*STEER, "--compare", "--through", "clean", "--dry-run", "--out", "out")
@@ -291,6 +318,7 @@ WRONG = {
     "steps that are no number": Wrong((*BASE, "--steps", "many"), 2, "--steps: 'many'", "--help"),
     "zero images": Wrong((*BASE, "--num", "0"), 2, "num must be", "4"),
     "negative images": Wrong((*BASE, "--num", "-1"), 2, "not -1", "4"),
+    "batch of words": Wrong((*BASE, "--batch", "many"), 2, "'many' is neither", "--help"),
     "zero batch": Wrong((*BASE, "--batch", "0"), 2, "batch must be", "8"),
     "zero threads": Wrong((*BASE, "--threads", "0"), 2, "threads must be", "leave it out"),
     "infinite scale": Wrong((*STEER, "--scale", "inf"), 2, "'colour' must be finite, not inf", "4"),

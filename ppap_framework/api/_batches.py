@@ -88,7 +88,7 @@ def in_batches(num: int, size: int, draw: Callable[[slice], T], *, halve: bool) 
 def _too_many(count: int, error: Exception, halve: bool) -> PpapError:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
     smaller = ["a smaller --batch, or --batch auto"] if count > 1 else []
-    hints = [*smaller, "--offload", "--dtype bfloat16"]
+    hints = [*smaller, "--dtype bfloat16", "on a GPU --offload"]
     return PpapError(
         f"out of memory with {count} image{'s' * (count > 1)} at once: {reason}",
         hint=f"what takes less: {', '.join(hints)}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ppap_framework.api._batches import first_batch, in_batches
+from ppap_framework.api._compiled import compiled
 from ppap_framework.api._drawing import Batch, Drawing, Progress
 from ppap_framework.api._found_guide import LoadedGuide
 from ppap_framework.api._in_use import Placement, frozen, peak_memory
@@ -42,6 +44,7 @@ def sample(
     prompt: str | Sequence[str] | None = None,
     stage: str | None = None,
     offload: bool = False,
+    compile: bool = False,  # noqa: A002  # as torch calls it
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Draw images.
@@ -72,12 +75,14 @@ def sample(
         stage: At which of the backend's stages to stop, such as "base"; None for the last.
         offload: Whether networks leave the device for the CPU while others work, which takes less
             of its memory, and more time.
+        compile: Whether torch compiles the networks first, which takes a while and changes images
+            by rounding errors only.
         progress: Called after every step.
 
     Raises:
         UsageError: For everything that is wrong with the arguments, at once.
-        PpapError: As `ppap_framework.backend`, where an image comes out not finite, and where
-            memory is not enough.
+        PpapError: As `ppap_framework.backend`, where an image comes out not finite, where memory
+            is not enough, and where networks cannot be compiled.
     """
     settings = Settings(
         num=num,
@@ -95,6 +100,7 @@ def sample(
         prompt=prompt,
         stage=stage,
         offload=offload,
+        compile=compile,
     )
     return draw(plan(backend, guides, settings), progress=progress)
 
@@ -113,7 +119,8 @@ def draw(
         finished: Called with every batch that is finished.
 
     Raises:
-        PpapError: Where an image comes out not finite, or memory is not enough.
+        PpapError: Where an image comes out not finite, memory is not enough, or networks cannot be
+            compiled.
     """
     settings, device = run.settings, run.device
     networks: list[nn.Module] = [stage.network for stage in run.stages]
@@ -130,6 +137,7 @@ def draw(
         with (
             frozen(networks, device, move=not settings.offload),
             run.attached() as guides,
+            compiled(run) if settings.compile else contextlib.nullcontext(),
             place.emptied(),
         ):
             drawing = Drawing(run, guides, place, progress)

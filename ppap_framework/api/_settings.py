@@ -42,6 +42,7 @@ class Settings:
         prompt: What the backend is told: a text for all images, or one for each; None for nothing.
         stage: At which of the backend's stages to stop; None for the last.
         offload: Whether networks leave the device for the CPU while others work.
+        compile: Whether torch compiles the networks first; changes images by rounding errors only.
     """
 
     num: int = 4
@@ -59,6 +60,7 @@ class Settings:
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
     offload: bool = False
+    compile: bool = False
 
     @property
     def block(self) -> int:

@@ -138,6 +138,11 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     default="float32",
     help="Of the networks' products; bfloat16 is faster where the processor can.",
 )
+@option(
+    "--compile",
+    is_flag=True,
+    help="Let torch compile the networks first: takes a while, and pays where much is drawn.",
+)
 @option("--threads", type=int, help="Threads on the CPU; as torch likes if left out.")
 @option("--dry-run", is_flag=True, help="Show what would be done and what it costs; draw nothing.")
 @option("--json", is_flag=True, help="Print the record of the run as JSON.")

@@ -92,25 +92,25 @@ def _show_estimate(estimate: api.Estimate, together: int) -> None:
     print_fields(
         "GFLOPs of a step of an image",
         {
-            **{f"{name} forward": f"{look.forward / 1e9:.4g}" for name, look in looks.items()},
+            **{f"{name} forward": _giga(look.forward) for name, look in looks.items()},
             **{
-                f"{name} backward": f"{look.backward / 1e9:.4g}"
+                f"{name} backward": _giga(look.backward)
                 for name, look in looks.items()
                 if look.backward
             },
             **{
-                f"{name} before the first": f"{look.before / 1e9:.4g}"
+                f"{name} before the first": _giga(look.before)
                 for name, look in looks.items()
                 if look.before
             },
-            "of the whole run": f"{estimate.flops / 1e9:.4g}",
+            "of the whole run": _giga(estimate.flops),
         },
     )
     print_fields(
         "memory in MiB",
         {
-            "weights": f"{estimate.weights / 2**20:.0f}",
-            "of a step": f"about {together * estimate.memory / 2**20:.0f} for {together} at once",
+            "weights": f"{estimate.weights / 2**20:,.0f}",
+            "of a step": f"about {together * estimate.memory / 2**20:,.0f} for {together} at once",
         },
     )
 
@@ -147,6 +147,11 @@ def _range(parameters: Sequence[int]) -> str:
     """Of all experts."""
     ends = dict.fromkeys(_count(pick(parameters)) for pick in (min, max)) if parameters else {}
     return f"{' to '.join(ends)} parameters" if ends else ""
+
+
+def _giga(flops: int) -> str:
+    giga = flops / 1e9
+    return f"{giga:.4g}" if giga < 1000 else f"{giga:,.0f}"
 
 
 def _count(number: int) -> str:

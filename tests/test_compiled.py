@@ -1,0 +1,89 @@
+"""Compiled networks draw what the others draw."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ppap_framework as ppap
+from ppap_framework.api import Settings, plan
+from ppap_framework.api._compiled import compiled
+from ppap_framework.errors import PpapError
+
+ASKED: dict[str, Any] = {"num": 3, "batch": 3, "steps": 8, "seed": 1, "device": "cpu"}
+
+
+def traced(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks are compiled by noting that they are called."""
+
+    def noting(forward: Any) -> Any:
+        def noted(*given: Any, **more: Any) -> Any:
+            called.append(type(forward.__self__).__name__)
+            return forward(*given, **more)
+
+        return noted
+
+    monkeypatch.setattr(torch, "compile", noting)
+
+
+def test_both_networks_are_compiled_and_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend, guide = ppap.backend("adm"), ppap.guide("classifier", target="red cube")
+    called: list[str] = []
+    traced(called, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        result = ppap.sample(backend, [guide], **ASKED, compile=True)
+    assert called.count("UNetModel") == 8
+    assert called.count("ResNet") == 8 + 1  # and the last look
+    assert "not compiled" not in caplog.text
+    for network in (backend.stages[0].network, guide.guide.model.network):
+        assert "forward" not in vars(network)
+    assert torch.equal(result.images, ppap.sample(backend, [guide], **ASKED).images)
+    assert len(called) == 8 + 8 + 1
+
+
+def test_says_where_it_has_no_effect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    traced([], monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        ppap.sample("glide", **ASKED, compile=True)
+    assert "stage 'base' was not compiled" in caplog.text
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    backend = ppap.backend("adm")
+    network = backend.stages[0].network
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
+    small = nn.Linear(2, 2)
+    monkeypatch.setattr(type(network), "forward", lambda self, x, t, y: small(x.mT).mT)
+    torch._dynamo.reset()
+    run = plan(backend, (), Settings())
+    with pytest.raises(PpapError, match="cannot be compiled") as caught, compiled(run):
+        network(torch.zeros(1, 2, 2), None, None)
+    assert "--compile" in caught.value.hint
+    assert "forward" not in vars(network)
+
+
+@pytest.mark.slow  # compiles for minutes
+@pytest.mark.parametrize("through", ["noisy", "clean"])
+def test_images_are_the_same_with_experts_merged_meanwhile(through: Any) -> None:
+    backend = ppap.backend("adm")
+    experts = "auto" if through == "noisy" else "none"
+    guide = ppap.guide("classifier", target="red cube", experts=experts)
+    asked = {**ASKED, "num": 4, "through": through}  # the last batch is smaller
+    plain = ppap.sample(backend, [guide], **asked, compare=True)
+    found = ppap.sample(backend, [guide], **asked, compare=True, compile=True)
+    assert (found.images - plain.images).abs().max() < 2 / 255
+    assert plain.unguided is not None
+    # What experts see differs from what the network without them sees by far more than that.
+    other = plain.naive if through == "noisy" else plain.unguided
+    assert other is not None
+    assert (plain.images - other.images).abs().max() > 0.1
