@@ -48,6 +48,7 @@ from ppap_framework.transfer.loss_plot import plot_losses
 from ppap_framework.transfer.synthesis_files import locked
 
 MODULE = sys.modules["ppap_framework.transfer.transfer"]  # the package calls the function so
+SESSION = sys.modules["ppap_framework.transfer.transfer_session"]
 
 ADAPTERS = (("lora", {"rank": 2, "targets": ("1", "7")}), ("bias", {}))
 SHORT = Recipe(iterations=12, shared=0.25, batch=6, held_out=0.25, validate_every=2)
@@ -318,7 +319,7 @@ class TestGoingOn:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Saved at every iteration, or at looks alone."""
-        monkeypatch.setattr(MODULE, "_SAVE_SECONDS", seconds)
+        monkeypatch.setattr(SESSION, "_SAVE_SECONDS", seconds)
         for last in range(1, 13):
             out = tmp_path / str(last)
 
@@ -342,7 +343,7 @@ class TestGoingOn:
     def test_again_and_again(
         self, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(MODULE, "_SAVE_SECONDS", 0.0)
+        monkeypatch.setattr(SESSION, "_SAVE_SECONDS", 0.0)
 
         def leave(learned: Learned) -> None:
             left.append(learned.iterations)
