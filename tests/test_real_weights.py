@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import runpy
@@ -15,7 +16,7 @@ import skimage.data
 import torch
 from distributions import REPOSITORY
 from PIL import Image
-from real_networks import PHOTOGRAPHS, guide, judge, photograph
+from real_networks import GUIDE, JUDGE, PHOTOGRAPHS, file, guide, judge, photograph
 from transfer_toy import anatomy, attached
 
 import ppap_framework as ppap
@@ -44,6 +45,15 @@ def looks(folder: Path) -> dict[str, LoadedGuide]:
         name: ppap.guide("classifier", target=picture, experts="none", **each)
         for name, each in given.items()
     }
+
+
+@pytest.mark.parametrize("where", [GUIDE, JUDGE])
+def test_files_are_those_that_their_names_say(
+    where: tuple[str, str], looks: dict[str, LoadedGuide]
+) -> None:
+    path = file(*where)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest.startswith(path.stem.rpartition("-")[2])
 
 
 @pytest.mark.parametrize("who", ["guide", "judge"])
