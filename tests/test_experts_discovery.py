@@ -202,13 +202,17 @@ class TestChoosing:
             assert choose_bundle("auto", TinyGuide(), Backend()).name == "whole"
         assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
 
-    def test_auto_is_silent_about_other_guides_and_not_about_other_backends(
+    def test_auto_tells_of_other_backends_where_none_fit_and_never_of_other_guides(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         bundle("other-guide", model=TinyGuide(seed=5))
         bundle("other-backend", backend=Backend(seed=4))
         assert choose_bundle("auto", TinyGuide(), Backend()) is None
         assert [record.args[0] for record in caplog.records] == ["other-backend"]
+        caplog.clear()
+        bundle("fits", age=50)
+        assert choose_bundle("auto", TinyGuide(), Backend()).name == "fits"
+        assert not caplog.records
 
     def test_none(self) -> None:
         bundle("fits")

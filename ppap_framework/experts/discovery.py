@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import attrs
@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+_PASSED_OVER = "experts %r are passed over: %s"
 
 
 @attrs.frozen
@@ -168,17 +170,25 @@ def choose_bundle(
         info, _ = verify_bundle(bundle.path)
         check_match(bundle.path, present.differences(info), allow_mismatch)
         return bundle
+    of_others = []  # who guides two backends has experts for both: worth a word where none fit
     for bundle in find_bundles():
+        differences: Mapping[str, str] = {}
         try:
             info = bundle.info()
             if not present.is_for(info):
                 continue
-            check_match(bundle.path, present.differences(info), allow_mismatch)
+            differences = present.differences(info)
+            check_match(bundle.path, differences, allow_mismatch)
             verify_bundle(bundle.path)
         except AssetError as error:
-            _log.warning("experts %r are passed over: %s", bundle.name, error)
+            if "backend" in differences:
+                of_others.append((bundle.name, error))
+            else:
+                _log.warning(_PASSED_OVER, bundle.name, error)
             continue
         return bundle
+    for name, difference in of_others:
+        _log.warning(_PASSED_OVER, name, difference)
     return None
 
 
