@@ -630,6 +630,20 @@ class TestReport:
         (folder / "rows" / "guided.json").write_text(json.dumps(found))
         assert "at the edge" not in render([Results.read(folder)], folder)
 
+    def test_several_results_begin_with_all_rows_at_a_glance(self, page: tuple[Path, str]) -> None:
+        folder, text = page
+        assert "At a glance" not in text  # of a single one
+        result = Results.read(folder)
+        both = render([result, result], folder)
+        lines = both.partition("## At a glance")[2].partition("\n## ")[0].splitlines()
+        title = result.experiment["title"]
+        anchor = title.lower().replace(" ", "-")
+        for name in ("unguided", "guided"):
+            found = row(folder, name)["figures"]
+            shown = f"hit rate ↑ {found['hit']['value']:.3f} | {found['fid']['value']:.2f} |"
+            assert sum(f"| {row(folder, name)['title']} | {shown}" in line for line in lines) == 2
+        assert sum(f"[{title}](#{anchor})" in line for line in lines) == 2
+
     def test_says_which_rows_are_missing(self, page: tuple[Path, str]) -> None:
         folder, _ = page
         (folder / "rows" / "guided.json").unlink()

@@ -11,6 +11,7 @@ from ppap_framework.evaluation import cells
 from ppap_framework.evaluation.files import replacing
 from ppap_framework.evaluation.plots import confusion_plot, tuning_plot
 from ppap_framework.evaluation.report_cost import cost, training
+from ppap_framework.evaluation.report_glance import glance
 from ppap_framework.evaluation.results import Results, find_results, guides_of
 
 __all__ = ["render", "report"]
@@ -54,7 +55,8 @@ def render(results: Sequence[Results], place: Path) -> str:
         place: The folder that the text is for, from which links go out.
     """
     sections = [_section(result, place) for result in results]
-    return "\n".join(["# Results\n", "`ppap report` writes this page.\n", _NOTES, *sections])
+    parts = ["# Results\n", "`ppap report` writes this page.\n", glance(results), _NOTES, *sections]
+    return "\n".join(part for part in parts if part)
 
 
 def _section(result: Results, place: Path) -> str:
