@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
-from ppap_framework.checkpoints import Checkpoint
+from ppap_framework.checkpoints import Checkpoint, without_downloads
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import backend_sha256
@@ -55,6 +55,7 @@ class FoundBackend:
     spec: BackendSpec
     checkpoint: Checkpoint
     options: dict[str, Any]
+    offline: bool = False
 
     def load(self) -> LoadedBackend:
         """Build the networks and read their weights.
@@ -66,7 +67,8 @@ class FoundBackend:
         """
         start = time.perf_counter()
         provider = self.registry.provider(self.spec)
-        made = self.registry.make(self.spec, self.options, self.checkpoint)
+        with without_downloads(self.offline):
+            made = self.registry.make(self.spec, self.options, self.checkpoint)
         dtype = self.checkpoint.dtype
         if dtype is not None and not _computes_in(made, dtype):
             raise UsageError(
@@ -159,7 +161,7 @@ def find_backend(
     found = find_checkpoint(plugins, name, "backend", wanted, offline=offline)
     if dtype is not None:
         found = attrs.evolve(found, dtype=getattr(torch, dtype))
-    return FoundBackend(plugins, spec, found, dict(options or {}))
+    return FoundBackend(plugins, spec, found, dict(options or {}), offline)
 
 
 def _computes_in(made: DiffusionBackend, dtype: torch.dtype) -> bool:

@@ -15,7 +15,7 @@ from ppap_framework.api._experts import ExpertRequest, ExpertSource
 from ppap_framework.api._module_guide import FunctionLoss
 from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
 from ppap_framework.api._problems import Problems
-from ppap_framework.checkpoints import Checkpoint, package_file
+from ppap_framework.checkpoints import Checkpoint, package_file, without_downloads
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import guide_sha256
@@ -82,6 +82,7 @@ class FoundGuide:
     scale: float
     interval: tuple[float, float]
     experts: ExpertRequest
+    offline: bool = False
 
     def load(self) -> LoadedGuide:
         """Build the network, read its weights, and aim it.
@@ -93,7 +94,8 @@ class FoundGuide:
         """
         start = time.perf_counter()
         provider = self.registry.provider(self.spec)
-        model = self.registry.make(self.spec, self.options, self.checkpoint)
+        with without_downloads(self.offline):
+            model = self.registry.make(self.spec, self.options, self.checkpoint)
         origin = Origin(
             component=self.spec.name,
             distribution=provider.distribution,
@@ -213,6 +215,7 @@ def find_guide(
         scale=pull,
         interval=interval,
         experts=request,
+        offline=offline,
     )
 
 

@@ -31,14 +31,23 @@ from ppap_framework.checkpoints._fetch import (
     package_file,
 )
 from ppap_framework.checkpoints._load import load_into, misfits
+from ppap_framework.checkpoints._offline import (
+    asking_hub,
+    downloads_are_off,
+    in_torch_hub,
+    without_downloads,
+)
 from ppap_framework.checkpoints._safetensors import write_safetensors
 
 __all__ = [
     "Checkpoint",
+    "asking_hub",
     "cache_dir",
     "check",
+    "downloads_are_off",
     "fetch",
     "file_sha256",
+    "in_torch_hub",
     "join_checkpoints",
     "load_into",
     "location",
@@ -48,5 +57,6 @@ __all__ = [
     "package_file",
     "read_architecture",
     "save_checkpoint",
+    "without_downloads",
     "write_safetensors",
 ]

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.checkpoints._download import download
+from ppap_framework.checkpoints._offline import asking_hub, downloads_are_off
 from ppap_framework.errors import AssetError
 from ppap_framework.plugin import Card, ExpertBundle
 
@@ -48,7 +49,7 @@ def fetch(card: File, *, offline: bool = False) -> Path:
 
     Args:
         card: What is wanted.
-        offline: Whether to raise instead of downloading, as with `$PPAP_OFFLINE`.
+        offline: Whether to raise instead of downloading, as where `downloads_are_off`.
 
     Raises:
         AssetError: Where it cannot be had, or is not what the card says, or not what it was.
@@ -56,7 +57,7 @@ def fetch(card: File, *, offline: bool = False) -> Path:
     path = location(card)
     packaged = card.uri.startswith("package://")
     if not packaged and (not path.is_file() or _difference(path, card)):
-        if offline or os.environ.get("PPAP_OFFLINE", "0") not in ("", "0"):
+        if offline or downloads_are_off():
             raise AssetError(
                 f"{card.name!r} is not here, and downloads are off", hint=_by_hand(card, path)
             )
@@ -168,7 +169,10 @@ def _download(card: File, path: Path) -> None:
 
             repository, revision, file = _hub_parts(card)
             folder = cache_dir() / card.component / card.name
-            huggingface_hub.hf_hub_download(repository, file, revision=revision, local_dir=folder)
+            with asking_hub():
+                huggingface_hub.hf_hub_download(
+                    repository, file, revision=revision, local_dir=folder
+                )
             return
         part = download(_url(card), path)
     except Exception as error:  # the network, the disk, and two libraries with errors of their own

@@ -11,7 +11,13 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from ppap_framework.checkpoints import Checkpoint, open_checkpoint, read_architecture
+from ppap_framework.checkpoints import (
+    Checkpoint,
+    asking_hub,
+    downloads_are_off,
+    open_checkpoint,
+    read_architecture,
+)
 from ppap_framework.errors import AssetError, UsageError
 
 __all__ = ["ModelFiles", "find_model"]
@@ -188,32 +194,46 @@ def _folder(model: str, *, weights: bool) -> tuple[Path, str]:
 
 def _download(model: str, repository: str, revision: str | None, *, weights: bool) -> Path:
     """The folder of a hub's model, fetched file by file, and only what is read here."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    off = downloads_are_off()
+    missing = AssetError(
+        f"model {model!r} is not here, and downloads are off",
+        hint=f"download https://huggingface.co/{repository} elsewhere and give its folder",
+    )
 
     def fetch(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
         except LocalEntryNotFoundError:  # it may be there, and the hub cannot be asked
+            there_is_none = try_to_load_from_cache(repository, name, revision=revision) is not None
+            if there_is_none or (off and name in _WEIGHTS):
+                return None
             raise
         except EntryNotFoundError:
             return None
 
     try:
-        config = fetch(_CONFIG)
-        fetch(_PREPROCESSOR)
-        found = next(filter(None, map(fetch, _WEIGHTS)), None) if weights else None
-        if found is not None and found.name.endswith(_INDEX):
-            for shard in _shards(found):
-                fetch(shard.name)
+        with asking_hub():
+            config = fetch(_CONFIG)
+            fetch(_PREPROCESSOR)
+            found = next(filter(None, map(fetch, _WEIGHTS)), None) if weights else None
+            if found is not None and found.name.endswith(_INDEX):
+                for shard in _shards(found):
+                    fetch(shard.name)
     except AssetError:
         raise
     except Exception as error:  # the network, the disk, and the hub's own errors
+        if off and isinstance(error, LocalEntryNotFoundError):
+            raise missing from error
         reason = " ".join(str(error).split())[:200]
         raise AssetError(
             f"model {model!r} cannot be had from the hub: {type(error).__name__}: {reason}",
-            hint=f"download https://huggingface.co/{repository} elsewhere and give its folder",
+            hint=missing.hint,
         ) from error
+    if off and weights and found is None:
+        raise missing
     if config is None:
         raise AssetError(
             f"https://huggingface.co/{repository} has no {_CONFIG}",
