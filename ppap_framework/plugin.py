@@ -81,7 +81,7 @@ class ComponentSpec:
         factory: "package.module:attribute", a callable that makes the component from its options.
         options: "package.module:attribute" of an attrs class whose fields are the options, or None
             for no options.
-        licence: SPDX identifier of the component's own code.
+        licence: SPDX identifier of the component's own code; None where it is not stated.
     """
 
     name: str = attrs.field(validator=_check_name)
@@ -90,7 +90,7 @@ class ComponentSpec:
     options: str | None = attrs.field(
         default=None, validator=attrs.validators.optional(_check_factory)
     )
-    licence: str = attrs.field(default="Apache-2.0", validator=_text)
+    licence: str | None = attrs.field(default=None, validator=_optional_text)
 
 
 @attrs.frozen(kw_only=True)

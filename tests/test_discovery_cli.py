@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -297,11 +298,14 @@ def test_info_by_every_name(
     plugins = [found["plugin"] for found in info("mirror")["components"]]
     assert plugins == ["acme-one:one", "acme-two:two"]
     (one,) = info("acme-two:mirror")["components"]
-    assert (one["plugin"], one["task"], one["default_loss"]) == (
+    assert (one["plugin"], one["task"], one["default_loss"], one["licence"]) == (
         "acme-two:two",
         "reflection",
         "likeness",
+        None,
     )
+    said = environment.ppap("plugins", "info", "acme-two:mirror").stdout
+    assert re.search(r"licence +not stated", said)
     assert [found["plugin"] for found in info("Acme_Two")["plugins"]] == ["acme-two:two"]
     assert [found["plugin"] for found in info("two")["plugins"]] == ["acme-two:two"]
 

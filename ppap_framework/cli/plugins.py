@@ -232,6 +232,7 @@ def _unknown(name: str, found: Registry) -> PluginError:
 def _print_component(described: dict[str, Any]) -> None:
     fields = dict(described)
     title = f"{fields.pop('kind')} {fields.pop('name')}"
+    fields["licence"] = fields["licence"] or "not stated"
     options = fields.pop("options")
     checkpoints, experts = fields.pop("checkpoints", []), fields.pop("experts", [])
     if isinstance(options, str):

@@ -16,6 +16,7 @@ def ppap_backends() -> list[BackendSpec]:
             name="adm",
             summary="Ablated diffusion models, unconditional or class-conditional",
             factory="ppap_plugin_adm.backend:make_adm",
+            licence="Apache-2.0",
         )
     ]
 
@@ -31,6 +32,7 @@ def ppap_guiders() -> list[GuiderSpec]:
             task="classification",
             default_loss="cross-entropy",
             noise_aware=True,
+            licence="Apache-2.0",
         )
     ]
 

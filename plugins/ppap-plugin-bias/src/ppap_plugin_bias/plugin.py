@@ -15,10 +15,12 @@ def ppap_expert_adapters() -> list[AdapterSpec]:
             name="bias",
             summary="Biases, norm scales and shifts, and running statistics",
             factory="ppap_plugin_bias.adapter:make_bias",
+            licence="Apache-2.0",
         ),
         AdapterSpec(
             name="full",
             summary="Every parameter and running statistic; N experts are N times the network",
             factory="ppap_plugin_bias.adapter:make_full",
+            licence="Apache-2.0",
         ),
     ]

@@ -23,6 +23,7 @@ def ppap_guiders() -> list[GuiderSpec]:
             task="classification",
             default_loss="cross-entropy",
             needs_checkpoint=False,
+            licence="Apache-2.0",
         )
     ]
 
@@ -37,6 +38,7 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             factory="ppap_plugin_classifier.loss:CrossEntropy",
             options="ppap_plugin_classifier.options:CrossEntropyOptions",
             task="classification",
+            licence="Apache-2.0",
         )
     ]
 

@@ -17,6 +17,7 @@ def ppap_backends() -> list[BackendSpec]:
             summary="Text-conditional diffusion with classifier-free guidance, and its upsampler",
             factory="ppap_plugin_glide.backend:make_glide",
             options="ppap_plugin_glide.options:GlideOptions",
+            licence="Apache-2.0",
         )
     ]
 
@@ -32,6 +33,7 @@ def ppap_guiders() -> list[GuiderSpec]:
             task="image-text",
             default_loss="clip-similarity",
             noise_aware=True,
+            licence="Apache-2.0",
         )
     ]
 
@@ -45,6 +47,7 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             summary="The negative cosine between an image's and a text's embedding, scaled",
             factory="ppap_plugin_glide.loss:make_clip_similarity",
             task="image-text",
+            licence="Apache-2.0",
         )
     ]
 

@@ -16,5 +16,6 @@ def ppap_expert_adapters() -> list[AdapterSpec]:
             summary="Low-rank changes of the weights of linear, convolution and attention layers",
             factory="ppap_plugin_lora.adapter:make_lora",
             options="ppap_plugin_lora.options:LoraOptions",
+            licence="Apache-2.0",
         )
     ]

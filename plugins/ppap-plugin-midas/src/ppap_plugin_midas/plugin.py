@@ -19,6 +19,7 @@ def ppap_guiders() -> list[GuiderSpec]:
             task="depth",
             default_loss="depth-ssi",
             needs_checkpoint=False,
+            licence="Apache-2.0",
         )
     ]
 
@@ -32,12 +33,14 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             summary="Absolute difference of depth maps, whatever their scale and shift",
             factory="ppap_plugin_midas.loss:make_ssi",
             task="depth",
+            licence="Apache-2.0",
         ),
         TaskLossSpec(
             name="depth-mse",
             summary="Squared difference of depth maps as they are",
             factory="ppap_plugin_midas.loss:make_mse",
             task="depth",
+            licence="Apache-2.0",
         ),
     ]
 

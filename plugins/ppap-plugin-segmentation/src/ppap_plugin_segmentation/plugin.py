@@ -19,6 +19,7 @@ def ppap_guiders() -> list[GuiderSpec]:
             task="segmentation",
             default_loss="segmentation-cross-entropy",
             needs_checkpoint=False,
+            licence="Apache-2.0",
         )
     ]
 
@@ -33,5 +34,6 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             factory="ppap_plugin_segmentation.loss:SegmentationCrossEntropy",
             options="ppap_plugin_segmentation.options:SegmentationCrossEntropyOptions",
             task="segmentation",
+            licence="Apache-2.0",
         )
     ]
