@@ -496,6 +496,13 @@ class TestModuleGuide:
         with pytest.raises(UsageError):
             ppap.ModuleGuide(nn.Identity(), **arguments)
 
+    def test_an_index_beyond_the_outputs_is_one_line(self, toy: DiffusionBackend) -> None:
+        for loss in ("toy-cross-entropy", "toy-margin"):
+            beyond = ppap.guide(Brightness(), loss=loss, target=99, name="mine")
+            with pytest.raises(UsageError, match=r"'mine' says nothing with .* '99'") as caught:
+                ppap.sample(toy, [beyond], num=1, steps=2)
+            assert "number of its outputs" in caught.value.hint
+
     def test_targets(self) -> None:
         def value(target: object) -> Tensor:
             return ppap.guide(Brightness(), loss="toy-margin", target=target).guide.target.value
@@ -573,6 +580,11 @@ class TestSettings:
             ({"device": "abacus"}, "device 'abacus'"),
             ({"device": "cuda:99"}, "device 'cuda:99'"),
             ({"compare": True}, "nothing to compare"),
+            ({"prompt": 3}, "3 is none"),
+            ({"prompt": ["brighter", 3], "num": 2}, "3 is none"),
+            ({"guides": "colour"}, "'colour' is none"),
+            ({"guides": ["colour"]}, "'colour' is none"),
+            ({"guides": 3}, "a int is none"),
         ],
     )
     def test_errors(self, toy: DiffusionBackend, changes: Any, says: str) -> None:
@@ -591,6 +603,8 @@ class TestSettings:
         assert ppap.sample(toy, num=1, steps=steps).images.isfinite().all()
 
     def test_guides_that_do_not_go_together(self, toy: DiffusionBackend) -> None:
+        with pytest.raises(UsageError, match="a LoadedGuide is one"):
+            ppap.sample(toy, green())  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="2 guides called 'colour'"):
             ppap.sample(toy, [green(), green()])
         with pytest.raises(UsageError, match="cannot be called 'a/b'"):
@@ -625,8 +639,8 @@ class TestSave:
 
     def test_the_record(self, toy: DiffusionBackend, site: Path, tmp_path: Path) -> None:
         guide = green(scale=3.0, interval=(0.0, 0.5), options={"sharpness": 5.0})
-        result = ppap.sample(toy, [guide], num=2, steps=4, seed=9)
-        assert "guided=<images (2, 3, 8, 8)>, compared=nothing" in repr(result)
+        result = ppap.sample(toy, [guide], num=2, steps=4, seed=9, compare=True)
+        assert "guided=<images (2, 3, 8, 8)>, compared=unguided" in repr(result)
         assert len(repr(result)) < 200
         result.save(tmp_path)
 
@@ -641,7 +655,12 @@ class TestSave:
         assert config["timesteps"] == [0, 25, 50, 75]
         assert config["guides"][0]["target"] == "green"
         assert config["guides"][0]["interval"] == [0.0, 0.5]
-        assert config["guides"][0]["options"] == {"sharpness": 5.0}
+        assert config["guides"][0]["options"] == {
+            "sharpness": 5.0,
+            "upside_down": False,  # a default
+            "model": None,
+        }
+        assert result.plan.guides[0].origin.record()["options"] == {"sharpness": 5.0}
         assert record["versions"]["plugins"] == {"ppap-plugin-toy": "0.7"}
         assert record["versions"]["torch"] == torch.__version__
         for part, file in ((config["backend"], "toy-8"), (config["guides"][0], "colour-3")):
@@ -655,7 +674,7 @@ class TestSave:
         assert all(norm > 0 for norm in spent["gradient_norms"])
         assert spent["skipped"] == 0
         assert record["peak_memory_bytes"] > 1e7
-        assert record["seconds"]["sampling"] > 0
+        assert 0 < record["seconds"]["per_image"] < record["seconds"]["sampling"] / 2
         for i, entry in enumerate(record["images"]):
             seen = entry["seen"]["colour"]
             assert entry["file"] == f"00{i}.png"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,11 @@ from PIL import Image
 from toy_distribution import install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api._grid import Aim, Row, _short, draw_grid, grid_of
+from ppap_framework.api import ChosenExperts
+from ppap_framework.api._grid import Aim, Row, _guided, _header, _short, draw_grid, grid_of
 from ppap_framework.api._pictures import to_uint8, write_png, writing
 from ppap_framework.errors import PpapError
+from ppap_framework.experts import NoiseRanges
 
 COLOURS = [(255, 0, 0), (0, 200, 0), (0, 0, 255), (200, 0, 200), (0, 200, 200)]
 
@@ -177,6 +180,27 @@ class TestGrid:
         assert told.tobytes() != each.tobytes()
         assert _short("a  red\ncube") == "a red cube"
         assert _short("x" * 300) == "x" * 79 + "…"
+
+    def test_says_what_was_asked_for(self) -> None:
+        options = ppap.guide("colour", target="green", options={"sharpness": 5.0})
+        run = ppap.sample("toy", [options], num=1, steps=2).plan
+        backend = attrs.evolve(
+            run.backend, origin=attrs.evolve(run.backend.origin, options={"cfg": 5.0})
+        )
+        assert _header(attrs.evolve(run, backend=backend))[0].startswith("toy · toy-8 · cfg=5 · ")
+        assert _guided(run) == "guided"
+        chosen = ChosenExperts(
+            ranges=NoiseRanges((0.0,)), parameters=(1, 1), scales=(3.0, 1.5), name="x"
+        )
+        (colour,) = run.guides
+        calibrated = attrs.evolve(
+            colour, guide=attrs.evolve(colour.guide, scale=1.0, scales=chosen.calibration)
+        )
+        other = ppap.guide("grey", target=Image.new("L", (8, 8), 40), name="other")
+        mixed = attrs.evolve(run, guides=(calibrated, other), experts=(chosen, None))
+        assert _guided(mixed) == "guided, with experts of colour"
+        assert _guided(attrs.evolve(mixed, experts=(chosen, chosen))) == "guided, with experts"
+        assert "scales of experts, from little noise to much: 3, 1.5 ·" in _header(mixed)[1]
 
     def test_of_several_guides_shows_what_each_is_aimed_at(self) -> None:
         guides = [

@@ -22,7 +22,7 @@ from ppap_framework.api._in_use import frozen, peak_memory, products_in
 from ppap_framework.api._module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.api._origin import Origin
 from ppap_framework.api._pictures import to_pictures
-from ppap_framework.api._plan import Plan, check_backend, plan, scale_words
+from ppap_framework.api._plan import Plan, check_backend, option_words, plan, scale_words
 from ppap_framework.api._problems import Problems
 from ppap_framework.api._result import Drawn, Result, Seen, Stats
 from ppap_framework.api._sample import draw, sample
@@ -70,6 +70,7 @@ __all__ = [
     "fresh_folder",
     "frozen",
     "guide",
+    "option_words",
     "peak_memory",
     "plan",
     "products_in",

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import attrs
 import torch
 
-from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
+from ppap_framework.api._origin import Origin, find_checkpoint, resolved, suppliers
 from ppap_framework.checkpoints import Checkpoint, without_downloads
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
@@ -83,6 +83,7 @@ class FoundBackend:
             path=self.checkpoint.path,
             sha256=self.checkpoint.sha256,
             options=self.options,
+            resolved=resolved(self.registry, self.spec, self.options),
             dtype=None if dtype is None else _name(dtype),
             load_seconds=time.perf_counter() - start,
             suppliers=suppliers(self.registry, self.spec, self.checkpoint.card),

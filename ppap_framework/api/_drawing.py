@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
@@ -74,6 +75,7 @@ class Drawing:
         self._place = place
         self._watch = watch
         self._steps = 0
+        self.seconds = 0.0  # of the run's own images, without those they are compared with
         self._guidance = EnergyGuidance(
             guides, settings.through, settings.normalize, settings.conflicts
         )
@@ -91,8 +93,10 @@ class Drawing:
     def __call__(self, rows: slice) -> Batch:
         """Images `rows.start` to `rows.stop` - 1."""
         guidance, steps = self._guidance.fork(), self._steps
+        start = time.perf_counter()
         try:
             guided = self._draw(rows, guidance if self._guides else None)
+            seconds = time.perf_counter() - start
             compared = {}
             for name in self._run.compared:
                 for guide in self._guides:  # the next look through experts puts one in again
@@ -103,6 +107,7 @@ class Drawing:
             self._steps = steps
             raise
         self._guidance = guidance
+        self.seconds += seconds
         return Batch(start=rows.start, guided=guided, compared=compared)
 
     def _take(self, images: int) -> None:

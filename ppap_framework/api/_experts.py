@@ -140,7 +140,8 @@ class ChosenExperts:
         ]
         if idle:
             told = ", ".join(idle)
-            _log.warning("guide %r: of %d steps none is for %s", guide, len(process), told)
+            of = "1 step" if len(process) == 1 else f"{len(process)} steps"
+            _log.warning("guide %r: of %s none is for %s", guide, of, told)
 
 
 ExpertSource: TypeAlias = "str | os.PathLike[str] | ExpertSet | ChosenExperts"

@@ -262,7 +262,8 @@ class RunFolder:
                 "guidance": attrs.asdict(stats.guidance),
                 "seconds": {
                     "sampling": round(stats.seconds, 3),
-                    "per_image": round(stats.seconds / count, 4) if count else None,
+                    # of the images themselves, without those they are compared with
+                    "per_image": round(stats.own_seconds / count, 4) if count else None,
                     "total": round((now - self._started).total_seconds(), 3),
                 },
                 "peak_memory_bytes": stats.peak_memory,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppap_framework.api._experts import ExpertRequest, ExpertSource
 from ppap_framework.api._module_guide import FunctionLoss
-from ppap_framework.api._origin import Origin, find_checkpoint, suppliers
+from ppap_framework.api._origin import Origin, find_checkpoint, resolved, suppliers
 from ppap_framework.api._problems import Problems
 from ppap_framework.checkpoints import Checkpoint, package_file, without_downloads
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
@@ -105,6 +105,7 @@ class FoundGuide:
             sha256=self.checkpoint.sha256 if self.checkpoint else None,
             weights_sha256=None if self.checkpoint else guide_sha256(model),
             options=self.options,
+            resolved=resolved(self.registry, self.spec, self.options),
             load_seconds=time.perf_counter() - start,
             suppliers=suppliers(
                 self.registry,

@@ -13,8 +13,9 @@ import attrs
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_framework.api._pictures import to_pictures
-from ppap_framework.api._plan import Plan, scale_words
+from ppap_framework.api._plan import Plan, option_words, scale_words
 from ppap_framework.api._result import Drawn, Result
+from ppap_framework.guidance import Guide
 
 __all__ = ["MAX_IMAGES", "Aim", "Row", "draw_grid", "grid_of"]
 
@@ -77,19 +78,32 @@ def grid_of(result: Result) -> Image.Image:
         header.append(f"the first {MAX_IMAGES} of {len(result.images)} images")
     spoken = [name for name, seen in result.seen.items() if any(seen.words)]
     if spoken:
-        header.append(f"below each image: what {' and '.join(spoken)} sees in it")
+        verb = "sees" if len(spoken) == 1 else "see"
+        header.append(f"below each image: what {' and '.join(spoken)} {verb} in it")
     if len(spoken) < len(result.seen):
-        header.append("energy: how far what a guide sees is from its target")
+        header.append("energy: how far what a guide sees is from its target; lower is nearer")
     titles = {"unguided": "unguided", "naive": "guided, without experts"}
     rows = [row for name, drawn in result.compared.items() for row in _rows(titles[name], drawn)]
-    guided = "guided, with experts" if any(run.experts) else "guided" if run.guides else "unguided"
-    rows += _rows(guided, result.guided)
+    rows += _rows(_guided(run), result.guided)
     aims = [
         Aim(picture=to_pictures(target.picture[None])[0], caption=f"{guide.name}: {target.label}")
         for guide, target in ((loaded.guide, loaded.guide.target) for loaded in run.guides)
         if target.picture is not None
     ]
     return draw_grid(header, rows, aims)
+
+
+def _guided(run: Plan) -> str:
+    """What the row of the run's own images is called."""
+    expert = [
+        loaded.guide.name
+        for loaded, experts in zip(run.guides, run.experts, strict=True)
+        if experts
+    ]
+    if not expert:
+        return "guided" if run.guides else "unguided"
+    whose = "" if len(expert) == len(run.guides) else f" of {' and '.join(expert)}"
+    return f"guided, with experts{whose}"
 
 
 def _short(text: str) -> str:
@@ -101,12 +115,14 @@ def _short(text: str) -> str:
 def _header(run: Plan) -> list[str]:
     settings = run.settings
     eta = f", eta {settings.eta:g}" if settings.eta else ""
-    source = " · ".join(filter(None, [run.backend.origin.component, run.backend.origin.checkpoint]))
+    origin = run.backend.origin
+    told = [origin.component, origin.checkpoint, option_words(origin.options)]
+    source = " · ".join(filter(None, told))
     lines = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
     if settings.prompt is not None:
-        told = settings.prompt
+        prompt = settings.prompt
         each = "each told a prompt of its own"
-        lines.append(f"told: {_short(told)}" if isinstance(told, str) else each)
+        lines.append(f"told: {_short(prompt)}" if isinstance(prompt, str) else each)
     for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
         low, high = guide.interval
@@ -115,12 +131,17 @@ def _header(run: Plan) -> list[str]:
         where = "without experts" if settings.through == "noisy" else "through the clean image"
         how = f"with {len(experts.ranges)} experts" if experts else where
         lines.append(
-            f"{guide.name} aims at {guide.target.label} · scale {scale_words(guide)}{pull}{when}"
-            f" · {how}"
+            f"{guide.name} aims at {guide.target.label} · {_scale(guide)}{pull}{when} · {how}"
         )
     if settings.conflicts == "remove":
         lines.append("what of a guide's pull points against another's is removed")
     return lines
+
+
+def _scale(guide: Guide) -> str:
+    if guide.scales is None:
+        return f"scale {scale_words(guide)}"
+    return f"scales of experts, from little noise to much: {scale_words(guide)}"
 
 
 def _rows(title: str, drawn: Drawn) -> list[Row]:

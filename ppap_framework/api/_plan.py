@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -32,7 +32,7 @@ from ppap_framework.sampling import (
     timesteps_for,
 )
 
-__all__ = ["Plan", "check_backend", "plan", "scale_words"]
+__all__ = ["Plan", "check_backend", "option_words", "plan", "scale_words"]
 
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
@@ -125,7 +125,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """The resolved configuration, as JSON."""
         return {
-            "backend": self.backend.origin.record(),
+            "backend": self.backend.origin.resolved_record(),
             "guides": [
                 {
                     "name": loaded.guide.name,
@@ -136,7 +136,7 @@ class Plan:
                     "interval": list(loaded.guide.interval),
                     "loss": loaded.loss_name,
                     "experts": None if experts is None else experts.record(),
-                    **loaded.origin.record(),
+                    **loaded.origin.resolved_record(),
                 }
                 for loaded, experts in zip(self.guides, self.experts, strict=True)
             ],
@@ -175,7 +175,7 @@ def plan(
     settings.check()
     loaded = backend(source)
     check_backend(loaded, settings)
-    aimed = tuple(g if isinstance(g, LoadedGuide) else _bare(g) for g in guides)
+    aimed = _aimed(guides)
     problems = Problems()
     if settings.compare and not aimed:
         problems.errors.append(
@@ -248,6 +248,15 @@ def check_backend(loaded: LoadedBackend, settings: Settings) -> None:
     problems.check()
 
 
+def option_words(options: Mapping[str, Any]) -> str:
+    """A component's options, for people; those that are None are left out."""
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in options.items()
+        if value is not None
+    )
+
+
 def scale_words(guide: Guide) -> str:
     """How hard a guide pulls, for people."""
     if guide.scales is None:
@@ -282,6 +291,26 @@ def _check_shared(guides: Sequence[tuple[LoadedGuide, ChosenExperts | None]]) ->
                 f"guides {other.name!r} and {guide.name!r} share a network, and not its experts",
                 hint="make both of one GuidanceModel, with the same experts or with none",
             )
+
+
+def _aimed(guides: Any) -> tuple[LoadedGuide, ...]:
+    """The guides of a run.
+
+    Raises:
+        UsageError: Where it is no sequence of guides.
+    """
+    lone = isinstance(guides, str) or not isinstance(guides, Iterable)
+    aimed = []
+    for given in (guides,) if lone else guides:
+        if lone or not isinstance(given, LoadedGuide | Guide):
+            what = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+            raise UsageError(
+                f"guides must be a list of guides, and {what} is "
+                + ("one" if isinstance(given, LoadedGuide | Guide) else "none"),
+                hint='as in guides=[ppap.guide("depth")]',
+            )
+        aimed.append(given if isinstance(given, LoadedGuide) else _bare(given))
+    return tuple(aimed)
 
 
 def _bare(guide: Guide) -> LoadedGuide:

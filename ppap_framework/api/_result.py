@@ -91,6 +91,7 @@ class Stats:
     Attributes:
         guidance: What guidance did: gradient norms, skipped gradients, counts.
         seconds: From the first noise to the last look, of the finished images.
+        own_seconds: Likewise without what these were compared with.
         peak_memory: In bytes, of the process, or on its device where that is a GPU; None where the
             system does not say.
         most_at_once: Images in the largest batch.
@@ -98,6 +99,7 @@ class Stats:
 
     guidance: GuidanceStatistics = attrs.field(repr=False)
     seconds: float
+    own_seconds: float
     peak_memory: int | None
     most_at_once: int
 

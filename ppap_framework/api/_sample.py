@@ -159,6 +159,7 @@ def draw(
         stats=Stats(
             guidance=drawing.statistics,
             seconds=seconds,
+            own_seconds=drawing.seconds,
             peak_memory=peak_memory(device),
             most_at_once=max((len(batch.guided.images) for batch in batches), default=0),
         ),

@@ -132,8 +132,15 @@ class Settings:
                 )
         if self.eta and self.sampler == "ddpm":
             yield UsageError(f"eta is {self.eta}, and sampler 'ddpm' has none", hint="use ddim")
-        each = () if self.prompt is None or isinstance(self.prompt, str) else self.prompt
-        if each and len(each) != self.num:
+        if self.prompt is None or isinstance(self.prompt, str):
+            return
+        each: Sequence[object] = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]
+        if wrong := [prompt for prompt in each if not isinstance(prompt, str)]:
+            yield UsageError(
+                f"prompt must be a text, or one for each image, and {wrong[0]!r} is none",
+                hint='as in prompt="3"',
+            )
+        elif each and len(each) != self.num:
             yield UsageError(
                 f"{len(each)} prompts were given for {self.num} images",
                 hint="give one for all, or one for each",

@@ -38,7 +38,12 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
     together = api.first_batch(run)
     print_fields(
         "backend",
-        {**_source(run.backend.origin), "parameters": _each(cost.stage_parameters)},
+        {
+            **_source(run.backend.origin),
+            "parameters": _each(cost.stage_parameters),
+            "stages": _stages(run),
+            "prompt": _prompt(settings.prompt),
+        },
     )
     for loaded, experts in zip(run.guides, run.experts, strict=True):
         guide = loaded.guide
@@ -125,11 +130,30 @@ def _continuation(following: Continuation) -> str:
 
 
 def _source(origin: api.Origin) -> dict[str, Any]:
+    from ppap_framework import api
+
     return {
         "name": origin.component,
         "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
         "checkpoint": origin.checkpoint,
+        "options": api.option_words(origin.resolved),
     }
+
+
+def _stages(run: api.Plan) -> str:
+    """Where there are several: those that draw, and those that are left out."""
+    all_of_them = [stage.name for stage in run.backend.stages]
+    drawing = [stage.name for stage in run.stages]
+    left_out = all_of_them[len(drawing) :]
+    if len(all_of_them) == 1:
+        return ""
+    return ", ".join(drawing) + (f" (not {', '.join(left_out)})" if left_out else "")
+
+
+def _prompt(prompt: str | Sequence[str] | None) -> str:
+    if prompt is None:
+        return ""
+    return repr(prompt) if isinstance(prompt, str) else f"{len(prompt)}, one for each image"
 
 
 def _experts(experts: api.ChosenExperts | None) -> str:

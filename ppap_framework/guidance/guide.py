@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import torch
@@ -96,12 +97,13 @@ class Guide:
 
         Raises:
             PluginError: Where the model or loss gives no (B,) energies that images have a part in.
+            UsageError: Where the target is an index of nothing that the model says.
         """
         with torch.enable_grad():
             x = images.detach().requires_grad_()
             prediction = self.at(level)(x, level)
             with torch.autocast(x.device.type, enabled=False):
-                energy = self.loss.energy(widened(prediction), self.target.value.to(x.device))
+                energy = self._energy(widened(prediction), self.target.value.to(x.device))
             if energy.shape != x.shape[:1] or not energy.requires_grad:
                 raise PluginError(
                     f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}"
@@ -110,3 +112,15 @@ class Guide:
                 )
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return gradient
+
+    def _energy(self, prediction: Any, target: Tensor) -> Tensor:
+        try:
+            return self.loss.energy(prediction, target)
+        except (IndexError, RuntimeError) as error:
+            if "out of bounds" not in str(error):
+                raise
+            raise UsageError(
+                f"guide {self.name!r} says nothing with the index of its target "
+                f"{self.target.label!r}: {error}",
+                hint="give an index below the number of its outputs",
+            ) from error
