@@ -108,7 +108,16 @@ def _from_file(path: Path) -> TargetInput:
     with _decoding(source):
         if path.suffix.lower() == _ARRAY:
             # Mapping holds the header against the size of the file before it asks for memory.
-            return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), source)
+            try:
+                array = np.load(path, mmap_mode="r", allow_pickle=False)
+            except ValueError as error:
+                if "Python objects" not in str(error):
+                    raise
+                raise AssetError(
+                    f"target {source!r} is an array of objects, which are not read",
+                    hint="save numbers, as in np.save(path, array.astype(np.float32))",
+                ) from error
+            return _from_array(array, source)
         with Image.open(path, formats=_FORMATS) as image:
             return _from_image(image, source)
 
@@ -222,7 +231,10 @@ def _from_tensor(tensor: Tensor, source: str) -> TargetInput:
     known = real.isfinite()
     if broken := int((~known).sum()):
         if real.ndim < 2 or broken == real.numel():
-            raise UsageError(f"target {source!r} holds {broken} numbers that are not finite")
+            raise UsageError(
+                f"target {source!r} holds {broken} numbers that are not finite",
+                hint="a map may have gaps, but not be one; other targets have none",
+            )
         real = torch.where(known, real, torch.nan)
     return TargetInput(array=real, source=source)
 

@@ -82,6 +82,8 @@ class TestRecords:
         path = cache / "adm" / "adm-256-uncond" / "256x256_diffusion_uncond.pt"
         assert (row["uri"], row["path"], row["here"]) == (UNCOND, str(path), False)
         assert (row["size"], row["licence"], row["image_size"]) == (2211383297, "MIT", 256)
+        assert rows["glide-base"]["size"] is None
+        assert rows["glide-base"]["approximate_size"] == 4 * rows["glide-base"]["parameters"]
         assert rows["shapes-adm"]["here"]
         assert rows["shapes-adm"]["bytes_here"] == rows["shapes-adm"]["size"]
         _, out, _ = typed("checkpoints", "list")

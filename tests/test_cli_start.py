@@ -272,7 +272,9 @@ def test_how_much_is_logged(run: Try, arguments: list[str], level: int) -> None:
     assert seen == [level]
 
 
-@pytest.mark.parametrize("arguments", [["-q", "try"], ["-v", "try", "-v"], ["-v", "try", "--zzz"]])
+@pytest.mark.parametrize(
+    "arguments", [["try"], ["-q", "try"], ["-v", "try", "-v"], ["-v", "try", "--zzz"]]
+)
 def test_logging_is_put_back(
     run: Try, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,9 +285,11 @@ def test_logging_is_put_back(
 
     def body() -> None:
         streams.extend(handler.stream is sys.stderr for handler in root.handlers)
+        ours.critical("lost %d", 3)
 
-    code, _, _ = run(*arguments, body=body)
+    code, _, err = run(*arguments, body=body)
     assert (code, streams) in [(0, [True]), (2, [])]
+    assert ("ppap: lost 3\n" in err) == (code == 0)
     assert (ours.level, root.handlers) == (logging.CRITICAL, [])
 
 

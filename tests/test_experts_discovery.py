@@ -125,6 +125,14 @@ class TestFinding:
         assert bundle_by_name(str(path)).path == path
         assert bundle_by_name("a/b").path == Path("a/b")
 
+    def test_a_file_that_is_no_bundle_is_there_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("picture.png").write_bytes(b"x")
+        with pytest.raises(AssetError, match=r"'picture\.png' is"):
+            bundle_by_name("picture.png").info()
+
     def test_unknown_names(self, offer: Offer) -> None:
         with pytest.raises(AssetError, match="no experts are called 'mine'") as caught:
             bundle_by_name("mine")
@@ -201,6 +209,7 @@ class TestChoosing:
         with caplog.at_level(logging.WARNING):
             assert choose_bundle("auto", TinyGuide(), Backend()).name == "whole"
         assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
+        assert str(experts_dir()) not in caplog.text
 
     def test_auto_tells_of_other_backends_where_none_fit_and_never_of_other_guides(
         self, caplog: pytest.LogCaptureFixture
@@ -208,7 +217,9 @@ class TestChoosing:
         bundle("other-guide", model=TinyGuide(seed=5))
         bundle("other-backend", backend=Backend(seed=4))
         assert choose_bundle("auto", TinyGuide(), Backend()) is None
-        assert [record.args[0] for record in caplog.records] == ["other-backend"]
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert said.startswith("experts 'other-backend' are passed over: they learned from ")
+        assert said.endswith(" (--allow-mismatch backend)")
         caplog.clear()
         bundle("fits", age=50)
         assert choose_bundle("auto", TinyGuide(), Backend()).name == "fits"
@@ -256,6 +267,7 @@ class TestCommand:
         code, out, _ = ppap(capsys, "list")
         assert code == 0
         assert all(name in out for name in rows)
+        assert f" {path.stat().st_size / 1000:.0f} kB " in out
 
     def test_inspect(self, capsys: pytest.CaptureFixture[str]) -> None:
         path = bundle("mine", scales=[1.0, 2.5, 4.0], metrics={"agreement": 0.75})

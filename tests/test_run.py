@@ -237,6 +237,9 @@ class TestDryRun:
         assert list(tmp_path.iterdir()) == []
         for fact in ("toy-8", "ppap-plugin-toy 0.7", "green", "193", "3 of 100", "2 of 8x8"):
             assert fact in out
+        assert "sharpness=10, upside_down=False" in out
+        assert "prompt" not in out
+        assert "'brighter'" in run(*BASE, "--prompt", "brighter", "--dry-run").out
 
     def test_json(self, run: Run) -> None:
         plan = json.loads(run(*STEER, "--dry-run", "--json", "--compare").out)
@@ -268,6 +271,8 @@ WRONG = {
     "no backend": Wrong(("run",), 2, "--backend is required", "--help"),
     "unknown backend": Wrong(("run", "--backend", "tou"), 3, "'tou'", "did you mean 'toy'"),
     "unknown guider": Wrong((*BASE, "--guider", "color"), 3, "'color'", "did you mean 'colour'"),
+    "guider in capitals": Wrong((*BASE, "--guider", "Colour=2"), 2, "'Colour=2'", "mean 'colour'?"),
+    "option of nothing": Wrong(("run", "--backend"), 2, "requires an argument", "ppap run --help"),
     "unknown option": Wrong((*BASE, "--stesp", "3"), 2, "--stesp", "--help"),
     "unknown target": Wrong((*STEER, "--target", "purple"), 2, "'purple'", "green"),
     "ambiguous target": Wrong((*STEER, "--target", "red"), 2, "'red' is ambiguous", "light red"),
@@ -341,7 +346,10 @@ WRONG = {
         (*STEER, "--target", "blue", "--target", "green"), 2, "--target is given twice", "once"
     ),
     "target for whom": Wrong(
-        (*STEER, "--guider", "grey", "--target", "blue"), 2, "does not say for which", "colour=blue"
+        (*STEER, "--guider", "grey", "--target", "light red"),
+        2,
+        "does not say for which",
+        "--target 'colour=light red' or",
     ),
     "model of no guide": Wrong((*BASE, "--guider-model", "x"), 2, "--guider-model 'x'", "--guider"),
     "no target anywhere": Wrong(

@@ -614,7 +614,7 @@ class TestProcess:
         assert done.returncode == 0, done.stderr
         assert done.stdout == "out/grid.png\n"
         (line,) = done.stderr.splitlines()
-        assert line.startswith("guide 'colour': of 3 steps none is for expert ")
+        assert line.startswith("ppap: guide 'colour': of 3 steps none is for expert ")
         assert guides_of(tmp_path / "out")[0]["experts"]["path"] == str(kept)
         quiet = ppap_process(site, tmp_path, "-q", *typed, "--overwrite", PPAP_CACHE_DIR=str(cache))
         assert quiet.stderr == ""

@@ -92,14 +92,22 @@ def _set_log_level(state: State) -> None:
     import logging
 
     levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
-    root, ours = logging.getLogger(), logging.getLogger("ppap_framework")
+    ours = logging.getLogger("ppap_framework")
     state.afterwards.callback(ours.setLevel, ours.level)
-    if not root.handlers:  # whoever calls from Python may have arranged where logs go
-        stderr = logging.StreamHandler()
-        stderr.setFormatter(logging.Formatter("%(message)s"))
-        root.addHandler(stderr)
-        state.afterwards.callback(root.removeHandler, stderr)
     ours.setLevel(levels[max(-1, min(state.verbosity, 2))])
+
+
+def _show_logs(state: State) -> None:
+    """On stderr, as all that is said there."""
+    import logging
+
+    root = logging.getLogger()
+    if root.handlers:  # whoever calls from Python may have arranged where logs go
+        return
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(logging.Formatter("ppap: %(message)s"))
+    root.addHandler(stderr)
+    state.afterwards.callback(root.removeHandler, stderr)
 
 
 def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
@@ -155,6 +163,16 @@ class _Commands(click.Group):
             advice = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _show_logs(ctx.ensure_object(State))
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            name = ctx.invoked_subcommand or ""
+            if error.ctx is None and (command := self.get_command(ctx, name)):
+                error.ctx = click.Context(command, info_name=name, parent=ctx)  # whose help helps
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ppap_framework.cli.output import print_fields, print_json, print_table
+from ppap_framework.cli.output import print_fields, print_json, print_table, size_words
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
 if TYPE_CHECKING:
@@ -245,6 +245,7 @@ def _row(card: Card) -> dict[str, Any]:
         "path": path,
         "here": here,
         "bytes_here": _bytes(Path(path)) if here and path else None,
+        "approximate_size": _FLOAT32 * card.parameters if card.parameters else None,
     }
 
 
@@ -271,13 +272,10 @@ def _against(card: Card) -> str:
 
 def _size(row: dict[str, Any]) -> str:
     """In words; about, where it follows from the number of parameters."""
-    size = row["bytes_here"] or row["size"]
-    about = "" if size else "about "
-    size = size or _FLOAT32 * (row["parameters"] or 0)
-    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= of:
-            return f"{about}{size / of:.{2 if unit == 'GB' else 0}f} {unit}"
-    return f"{size} B" if size else "unknown"
+    if size := row["bytes_here"] or row["size"]:
+        return size_words(size)
+    about = row["approximate_size"]
+    return f"about {size_words(about)}" if about else "unknown"
 
 
 def _flat(architecture: Any, before: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ppap_framework.cli import State
 from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
 from ppap_framework.cli.experts_import import import_experts
-from ppap_framework.cli.output import print_fields, print_json, print_table
+from ppap_framework.cli.output import print_fields, print_json, print_table, size_words
 from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
 from ppap_framework.errors import AssetError, UsageError
 
@@ -66,7 +66,10 @@ def list_experts(as_json: bool) -> None:
         columns = ["name", "guider", "backend", "experts", "size", "path", "problem"]
         print_table(
             columns,
-            [["" if row[key] is None else str(row[key]) for key in columns] for row in rows],
+            [
+                ["" if row[key] is None else _shown(key, row[key]) for key in columns]
+                for row in rows
+            ],
         )
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
@@ -253,6 +256,10 @@ def _own(bundle: BundleFile) -> BundleFile:
 def _row(**known: Any) -> dict[str, Any]:
     keys = ["name", "plugin", "guider", "backend", "experts", "size", "path", "problem"]
     return dict.fromkeys(keys) | known
+
+
+def _shown(key: str, value: Any) -> str:
+    return size_words(value) if key == "size" else str(value)
 
 
 def _summary(bundle: BundleFile) -> dict[str, Any]:

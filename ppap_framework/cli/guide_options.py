@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from types import UnionType
@@ -117,7 +118,13 @@ def parse_guides(
 def _guide(text: str) -> GuideRequest:
     match = _GUIDER.fullmatch(text)
     if match is None or not _COMPONENT.fullmatch(match["name"]):
-        raise UsageError(f"--guider {text!r} cannot be read", hint=f"type {_FORM}")
+        known = {spec.name for spec in registry().specs("guider")}
+        name = "" if match is None else match["name"].lower().replace("_", "-")
+        near = difflib.get_close_matches(name, known, n=1) if _COMPONENT.fullmatch(name) else []
+        raise UsageError(
+            f"--guider {text!r} cannot be read",
+            hint=f"did you mean {near[0]!r}?" if near else f"type {_FORM}",
+        )
     scale = interval = None
     if match["scale"] is not None:
         try:
@@ -176,7 +183,7 @@ def _assigned(flag: str, text: str, guides: Sequence[GuideRequest]) -> tuple[Gui
     if len(guides) > 1:
         raise UsageError(
             f"{flag} {text!r} does not say for which guide it is",
-            hint=" or ".join(f"{flag} {name}={text}" for name in names),
+            hint=" or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in names),
         )
     return guides[0], text.strip()
 

@@ -55,6 +55,14 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     out.print(grid)
 
 
+def size_words(size: int) -> str:
+    """A number of bytes with a unit."""
+    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= of:
+            return f"{size / of:.{2 if unit == 'GB' else 0}f} {unit}"
+    return f"{size} B"
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value."""
     json.dump(value, sys.stdout, indent=2)

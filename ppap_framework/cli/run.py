@@ -169,6 +169,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
                 )
     if given["offload"] and run.device.type == "cpu":
         _note("--offload changes nothing on the CPU")
+    if given["cfg"] is not None and not given["prompt"]:
+        _note("--cfg weighs the prompt, and there is none: it changes nothing")
     if given["dry_run"]:
         from ppap_framework.cli.run_plan import show_plan
 

@@ -77,7 +77,7 @@ def _draw_disagreement(panel: Axes, diagnosis: Diagnosis) -> None:
         zorder=4,
     )
     panel.set_ylabel("transfer loss")
-    panel.set_title("answer: distance from that to the clean image", fontsize="medium")
+    panel.set_title("answer: distance to the clean image's answer", fontsize="medium")
 
 
 def _draw_norm(panel: Axes, diagnosis: Diagnosis) -> None:

@@ -125,6 +125,8 @@ def bundle_by_name(source: str, *, offline: bool = False) -> BundleFile:
         known = [*own, *(asset.name for asset in plugins.bundles())]
         if source.rpartition(":")[2] in known:
             raise
+    if path.exists():
+        return BundleFile(path.name, path)
     near = difflib.get_close_matches(source, known, n=1)
     raise AssetError(
         f"no experts are called {source!r}",
@@ -181,14 +183,17 @@ def choose_bundle(
             check_match(bundle.path, differences, allow_mismatch)
             verify_bundle(bundle.path)
         except AssetError as error:
+            left = [words for name, words in differences.items() if name not in allow_mismatch]
+            reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
+            told = bundle.name, reason + (f" ({error.hint})" if error.hint else "")
             if "backend" in differences:
-                of_others.append((bundle.name, error))
+                of_others.append(told)
             else:
-                _log.warning(_PASSED_OVER, bundle.name, error)
+                _log.warning(_PASSED_OVER, *told)
             continue
         return bundle
-    for name, difference in of_others:
-        _log.warning(_PASSED_OVER, name, difference)
+    for told in of_others:
+        _log.warning(_PASSED_OVER, *told)
     return None
 
 

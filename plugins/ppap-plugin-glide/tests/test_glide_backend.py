@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,7 @@ class TestPrompts:
     ) -> None:
         with caplog.at_level(logging.WARNING):
             long = backend.encode(["a" * 10_000] * 2, 2)
+            backend.encode(["a" * 10_000], 1)
         assert [r.getMessage() for r in caplog.records] == [
             f"the prompt {'a' * 40!r} has 10000 tokens, of which the first 12 count"
         ]
@@ -327,11 +328,15 @@ class TestCommandLine:
         registry.cache_clear()
 
     def typed(
-        self, capsys: pytest.CaptureFixture[str], file: Path, *arguments: str
+        self,
+        capsys: pytest.CaptureFixture[str],
+        file: Path,
+        *arguments: str,
+        prompt: Sequence[str] = ("--prompt", "a cat"),
     ) -> tuple[Any, str, str]:
         drawing = ("--backend", "glide", "--checkpoint", str(file), "--steps", "2", "--num", "1")
         with pytest.raises(SystemExit) as caught:
-            main(("run", *drawing, "--prompt", "a cat", *arguments))
+            main(("run", *drawing, *prompt, *arguments))
         return caught.value.code, *capsys.readouterr()
 
     def test_draws_both_stages(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +348,15 @@ class TestCommandLine:
         assert config["backend"]["options"] == {"cfg": 2.0}
         assert config["prompt"] == "a cat"
 
+    def test_a_weight_of_no_prompt_is_said_to_change_nothing(
+        self, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _, out, err = self.typed(
+            capsys, file, "--cfg", "5", "--stage", "base", "--dry-run", prompt=()
+        )
+        assert err == "ppap: --cfg weighs the prompt, and there is none: it changes nothing\n"
+        assert "base (not upsampler)" in out
+
     def test_stops_at_the_base(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, _, _ = self.typed(capsys, file, "--stage", "base", "--out", "out")
         assert code == 0
@@ -353,6 +367,8 @@ class TestCommandLine:
         code, out, _ = self.typed(capsys, file, "--dry-run")
         assert code == 0
         assert "then upsampler" in out
+        for fact in ("cfg=3", "base, upsampler", "'a cat'"):
+            assert fact in out
         assert "to 8x8 in 5 of 100 steps" in out
         code, out, _ = self.typed(capsys, file, "--dry-run", "--json")
         assert json.loads(out)["cost"]["denoiser_forwards"] == 2 * 2 + 5

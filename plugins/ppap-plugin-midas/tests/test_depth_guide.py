@@ -172,6 +172,8 @@ class TestTargets:
         with pytest.raises(UsageError, match="a depth network cannot aim at") as caught:
             simple().target(decode_target(given))
         assert "16-bit PNG or NPY" in str(caught.value)
+        with pytest.raises(UsageError, match=r"\(8, 8, 3\): \(H, W, 3\) is a colour array, no map"):
+            simple().target(decode_target(np.zeros((8, 8, 3))))
 
 
 class TestRefusals:

@@ -92,9 +92,10 @@ class PromptTokens:
         self._tokenizer = tokenizer
         self._padding = vocabulary - 1
         self._context = context
+        self._cut: set[str] = set()
 
     def __call__(self, texts: Sequence[str]) -> Texts:
-        """Tokenize texts; what does not fit is cut, with a warning in the log.
+        """Tokenize texts; what does not fit is cut, with one warning in the log for each text.
 
         Raises:
             UsageError: Where one is no Unicode text.
@@ -103,7 +104,8 @@ class PromptTokens:
         mask = torch.zeros_like(tokens, dtype=torch.bool)
         for row, text in enumerate(texts):
             ids = self.ids(text)
-            if len(ids) > self._context and text not in texts[:row]:
+            if len(ids) > self._context and text not in self._cut:
+                self._cut.add(text)
                 _log.warning(
                     "the prompt %r has %d tokens, of which the first %d count",
                     text[:40],

@@ -128,13 +128,16 @@ class DepthGuide(GuidanceModel):
             return self._of_picture(given.image, given.source)
         if given.image is not None:
             return self._of_map(torch.from_numpy(np.asarray(given.image).astype(np.float32)), given)
+        shape = () if given.array is None else tuple(given.array.shape)
+        if len(shape) == 3 and shape[2] == 3:
+            raise UsageError(
+                f"a depth network cannot aim at an array of shape {shape}: (H, W, 3) is a colour "
+                "array, no map",
+                hint="save it as a picture to copy its depth, or give a map (H, W)",
+            )
         if given.array is not None and given.array.ndim in (2, 3):
             return self._of_map(given.array.float(), given)
-        what = (
-            f"the words {given.text!r}"
-            if given.array is None
-            else f"an array of shape {tuple(given.array.shape)}"
-        )
+        what = f"the words {given.text!r}" if given.array is None else f"an array of shape {shape}"
         raise UsageError(
             f"a depth network cannot aim at {what}",
             hint="give a picture whose depth to copy, or a depth map as 16-bit PNG or NPY",
@@ -176,7 +179,10 @@ class DepthGuide(GuidanceModel):
                 )
             maps = torch.where(maps > 0, 1.0 / maps, torch.nan)
         if bool((maps.isfinite().sum((1, 2)) == 0).any()):
-            raise UsageError(f"no depth is known anywhere in {given.source!r}")
+            raise UsageError(
+                f"no depth is known anywhere in {given.source!r}",
+                hint="give a map with numbers where depth is known",
+            )
         nearer = "" if self._target_map == "disparity" else ", of distances"
         label = f"the depth map {_last(given.source)}{nearer}"
         return Target(value=maps, label=label, picture=colour_map(maps)[0])
