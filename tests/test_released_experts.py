@@ -363,3 +363,33 @@ class TestCommand:
     def test_an_architecture_is_needed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.ends("x.ckpt") == 2
         assert "--architecture is required" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("file", "message"),
+        [("reference.png", "is neither a safetensors file"), ("no/*.ckpt", "there is no file")],
+    )
+    def test_files_are_looked_at_before_their_network(
+        self,
+        file: str,
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        pytest.importorskip("ppap_plugin_classifier", reason="reads the architecture")
+        monkeypatch.setattr("ppap_framework.transfer.teacher", None)  # which cannot be called
+        (tmp_path / "reference.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        assert self.ends(str(tmp_path / file), "--architecture", "resnet50") == 4
+        error, _ = capsys.readouterr().err.splitlines()
+        assert message in error
+
+    def test_offline(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        constants = pytest.importorskip("huggingface_hub.constants")
+        pytest.importorskip("ppap_plugin_classifier", reason="reads the architecture")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        torch.save(low_rank(0), tmp_path / "0_max1.ckpt")
+        file = str(tmp_path / "0_max1.ckpt")
+        assert self.ends(file, "--architecture", "resnet50", "--offline") == 4
+        assert "are not here, and downloads are off" in capsys.readouterr().err

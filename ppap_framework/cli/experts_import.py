@@ -29,6 +29,7 @@ __all__ = ["import_experts"]
 )
 @option("--guider-model", help="The network that they were made of, if not the usual one.")
 @option("--guider-checkpoint", help="Its weights, by name or path; left out, they are downloaded.")
+@option("--offline", is_flag=True, help="Download nothing.")
 @option(
     "--out",
     metavar="FILE",
@@ -51,10 +52,12 @@ def import_experts(
         --guider classifier --guider-model resnet50.tv2_in1k \\
         --experts resnet50-5.experts.safetensors --target goldfish
     """
+    from ppap_framework.checkpoints import without_downloads
     from ppap_framework.experts import (
         SUFFIX,
         BundleFile,
         Identity,
+        check_released,
         guide_sha256,
         import_released,
         released_experts,
@@ -70,13 +73,16 @@ def import_experts(
             f"{str(out)!r} is there already",
             hint="--overwrite replaces it, or give another file with --out",
         )
-    learner = teacher(
-        architecture.guider,
-        model=given["guider_model"] or architecture.model,
-        checkpoint=given["guider_checkpoint"],
-    )
+    paths = [Path(file).expanduser() for file in files]
+    check_released(paths)  # before their network, which may have to be downloaded
+    with without_downloads(given["offline"]):
+        learner = teacher(
+            architecture.guider,
+            model=given["guider_model"] or architecture.model,
+            checkpoint=given["guider_checkpoint"],
+        )
     info = import_released(
-        [Path(file).expanduser() for file in files],
+        paths,
         learner.model,
         architecture,
         out,

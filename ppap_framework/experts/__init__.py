@@ -44,7 +44,7 @@ from ppap_framework.experts.match import WAIVABLE
 from ppap_framework.experts.proposal import MOST_EXPERTS, propose_boundaries, propose_number
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.released import import_released, released_experts
-from ppap_framework.experts.released_file import METHODS, Method
+from ppap_framework.experts.released_file import METHODS, Method, check_released
 from ppap_framework.experts.set import ExpertSet, Look, has_experts
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "NoiseRanges",
     "backend_sha256",
     "bundle_by_name",
+    "check_released",
     "choose_bundle",
     "describe",
     "disagreement",

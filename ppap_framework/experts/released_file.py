@@ -30,7 +30,15 @@ from torch import Tensor
 from ppap_framework.checkpoints import open_checkpoint
 from ppap_framework.errors import AssetError, UsageError
 
-__all__ = ["METHODS", "Method", "ReleasedFile", "in_order", "method_of", "read_released"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "ReleasedFile",
+    "check_released",
+    "in_order",
+    "method_of",
+    "read_released",
+]
 
 Method = Literal["finetune", "multi-experts", "ppap"]
 
@@ -95,6 +103,17 @@ def in_order(paths: Sequence[Path]) -> list[Path]:
             hint=f"give 0_max{total}.ckpt to {total - 1}_max{total}.ckpt, each once",
         )
     return [path for _, path in sorted(zip(numbers, paths, strict=True))]
+
+
+def check_released(paths: Sequence[Path]) -> None:
+    """Accept files that may be those of all experts, as far as that shows without their network.
+
+    Raises:
+        UsageError: As `in_order`.
+        AssetError: Where one is missing, damaged, or no file of tensors.
+    """
+    for path in in_order(paths):
+        open_checkpoint(path)
 
 
 def read_released(path: Path, own: Collection[str]) -> ReleasedFile:
