@@ -182,6 +182,10 @@ class Card(AssetFile):
             not say it itself.
         default: Whether it is taken when nothing else is asked for. A card of the component's own
             distribution goes before one of another.
+        joined: Where it is of no use alone, the names of cards with which it is, joined by "+",
+            such as "glide-base+glide-upsample"; empty where it stands alone.
+        refusal: Why nothing can be done with it but to fetch it, in a few words; empty where
+            something can.
     """
 
     component: str = attrs.field(validator=_check_name)
@@ -195,6 +199,8 @@ class Card(AssetFile):
     prefix: str = attrs.field(default="", validator=_text)
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
     default: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    joined: str = attrs.field(default="", validator=_text)
+    refusal: str = attrs.field(default="", validator=_text)
 
 
 @attrs.frozen(kw_only=True)

@@ -238,6 +238,46 @@ class TestFilesByHand:
         with pytest.raises(AssetError, match=expected):
             self.find(wanted, "glide")
 
+    def test_a_file_that_says_itself_what_it_is(self, tmp_path: Path, typed: Typed) -> None:
+        card = registry().card_named("adm-256-uncond")
+        save_checkpoint(tmp_path / "same.safetensors", state("a"), card.architecture)
+        save_checkpoint(tmp_path / "other.safetensors", state("a"), {"own": True})
+        assert self.find("adm-256-uncond=same.safetensors").architecture == card.architecture
+        with pytest.raises(AssetError, match="says itself what it is, and that is not") as caught:
+            self.find("adm-256-uncond=other.safetensors")
+        assert "leave out adm-256-uncond=" in caught.value.hint
+        source = "adm-256-uncond=other.safetensors"
+        refused(typed("checkpoints", "convert", source, "out.safetensors"), "says itself")
+
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [
+            (("adm", "adm-64-to-256"), ("cannot be used: nothing draws with it", "list` shows")),
+            (("glide", "glide-base-inpaint"), ("cannot be used", "list` shows")),
+            (("glide", "glide-upsample"), ("is of no use alone", "type glide-base+glide-upsample")),
+            (("glide", "glide-base+"), ("does not say what is to be joined", "glide-upsample")),
+            (("glide", "glide-base+glide-base"), ("not different networks",)),
+            (("adm", "adm-64+adm-128"), ("do not belong together",)),
+            (("adm", None, "clip", "clip-text-enc"), ("type clip-image-enc+clip-text-enc",)),
+            (("adm", None, "clip", None), ("or one of clip-image-enc+clip-text-enc",)),
+        ],
+    )
+    def test_what_is_of_no_use_is_not_downloaded(
+        self, typed: Typed, web: Web, flags: tuple[str | None, ...], expected: tuple[str, ...]
+    ) -> None:
+        names = ("--backend", "--checkpoint", "--guider", "--guider-checkpoint")
+        given = [text for pair in zip(names, flags, strict=False) if pair[1] for text in pair]
+        target = ("--target", "a cube") if "clip" in flags else ()
+        refused(typed("run", *given, *target), *expected)
+        assert not web.paths
+
+    def test_files_of_no_use_alone(self, tmp_path: Path) -> None:
+        for name in ("base.pt", "upsample.pt", "mine.pt"):
+            torch.save(state("a"), tmp_path / name)
+        with pytest.raises(AssetError, match="'glide-upsample' is of no use alone"):
+            self.find("upsample.pt", "glide")
+        assert self.find("glide-base=mine.pt+upsample.pt", "glide").parts
+
 
 class TestConvert:
     def test_of_a_published_file(self, typed: Typed, tmp_path: Path) -> None:

@@ -87,7 +87,12 @@ def test_devices_do_not_mix_and_schedules_stay_on_the_cpu(
         ("cude", "torch knows no device 'cude'", "auto, cpu, cuda"),
         ("cuda:x", "torch knows no device 'cuda:x'", "auto, cpu, cuda"),
         ("", "torch knows no device ''", "auto, cpu, cuda"),
-        ("meta", "device 'meta' cannot be used", "use cpu"),
+        ("meta", "device 'meta' cannot be used: it is not here, or computes nothing", "use cpu"),
+        ("hpu", "device 'hpu' cannot be used: it is not here, or computes nothing", "use cpu"),
+        pytest.param(
+            *("mps", "device 'mps' cannot be used: it is not here", "use cpu"),
+            marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is here"),
+        ),
         ("cuda:99", "device 'cuda:99' cannot be used", "use cpu"),
         ("xla", "device 'xla' cannot be used", "use cpu"),
     ],

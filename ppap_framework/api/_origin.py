@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from ppap_framework.checkpoints import Checkpoint, join_checkpoints, open_checkpoint
+from ppap_framework.checkpoints import (
+    Checkpoint,
+    join_checkpoints,
+    location,
+    open_as,
+    open_checkpoint,
+)
 from ppap_framework.components import GuidanceModel, TaskLoss
 from ppap_framework.errors import AssetError
 from ppap_framework.experts import guide_sha256, has_experts
@@ -118,31 +124,75 @@ def find_checkpoint(
         offline: Whether to raise instead of downloading.
 
     Raises:
-        AssetError: Where there is no such thing, or it is damaged.
+        AssetError: Where there is no such thing, it is damaged, or of no use as it is asked for.
         PluginError: Where several plugins claim the name.
     """
     if wanted is None:
         return open_checkpoint(registry.default_card(component, kind), offline=offline)
     text = os.fspath(wanted)
+    parts: list[str | Path] = [wanted]
     if "+" in text and not Path(text).expanduser().exists():
-        return join_checkpoints(
-            [
-                find_checkpoint(registry, component, kind, part, offline=offline)
-                for part in text.split("+")
-            ]
-        )
+        parts = [*text.split("+")]
+        if "" in parts:
+            raise AssetError(
+                f"{text!r} does not say what is to be joined",
+                hint="type names or files with a '+' between, such as glide-base+glide-upsample",
+            )
+    named = [_named(registry, component, kind, part) for part in parts]
+    cards = [card for card, _ in named if card is not None]
+    if len(named) > 1:  # before anything is downloaded
+        join_checkpoints([found for _, found in named])
+    _check_use(registry, component, kind, cards)
+    opened = [
+        found if found.card is None else open_checkpoint(found.card, offline=offline)
+        for _, found in named
+    ]
+    return opened[0] if len(opened) == 1 else join_checkpoints(opened)
+
+
+def _named(
+    registry: Registry, component: str, kind: Literal["backend", "guider"], wanted: str | Path
+) -> tuple[Card | None, Checkpoint]:
+    """What a file is said to be of, where it does not say so itself, and the file; that of a card
+    need not be here yet.
+    """
+    text = os.fspath(wanted)
     if isinstance(wanted, str) and _CARD_NAME.fullmatch(wanted):
         try:
-            source: Card | Path | str = registry.card(component, kind, wanted)
+            card: Card | None = registry.card(component, kind, wanted)
         except AssetError:
             if not Path(wanted).is_file():
                 raise
-            source = wanted
-        return open_checkpoint(source, offline=offline)
+            return None, open_checkpoint(wanted)
+        assert card is not None
+        unseen = Checkpoint(card.name, location(card), card.architecture, {}, card, card.prefix)
+        return card, unseen
     name, equals, path = text.partition("=")
     if equals and _CARD_NAME.fullmatch(name) and not Path(text).exists():
-        return open_checkpoint(path, like=registry.card(component, kind, name))
-    return open_checkpoint(text, like=registry.card_of_file(component, kind, Path(text).name))
+        said = card = registry.card(component, kind, name)
+        found = open_as(path, said)
+    else:
+        card = registry.card_of_file(component, kind, Path(text).name)
+        found = open_checkpoint(text, like=card)
+    return None if found.says_itself else card, found
+
+
+def _check_use(
+    registry: Registry, component: str, kind: Literal["backend", "guider"], cards: Sequence[Card]
+) -> None:
+    """Refuse what cannot be used as it is asked for."""
+    prefixes = {card.prefix for card in cards}
+    for card in cards:
+        if card.refusal:
+            raise AssetError(
+                f"checkpoint {card.name!r} cannot be used: {card.refusal}",
+                hint="`ppap checkpoints list` shows others",
+            )
+        needed = card.joined.split("+") if card.joined else []
+        if {registry.card(component, kind, name).prefix for name in needed} - prefixes:
+            raise AssetError(
+                f"checkpoint {card.name!r} is of no use alone", hint=f"type {card.joined}"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -165,9 +165,15 @@ def find_device(name: str) -> torch.device:
         ) from error
     try:
         torch.ones(1, device=device).item()  # `meta` can be asked for nothing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UsageError(f"device {name!r} cannot be used: {reason}", hint="use cpu") from error
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = "it is not here, or computes nothing"
+        if device.type == "cuda":  # of others torch speaks in backends and operators
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        raise UsageError(
+            f"device {name!r} cannot be used: {reason}", hint=f"use {' or '.join(here)}"
+        ) from error
     return device
 
 

@@ -18,6 +18,7 @@ from ppap_framework.checkpoints._architecture import read_architecture
 from ppap_framework.checkpoints._checkpoint import (
     Checkpoint,
     join_checkpoints,
+    open_as,
     open_checkpoint,
     save_checkpoint,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "location",
     "misfits",
     "noted_sha256",
+    "open_as",
     "open_checkpoint",
     "package_file",
     "read_architecture",

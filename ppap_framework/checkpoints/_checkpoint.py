@@ -20,7 +20,7 @@ from ppap_framework.checkpoints._safetensors import load_safetensors, read_heade
 from ppap_framework.errors import AssetError
 from ppap_framework.plugin import Card
 
-__all__ = ["Checkpoint", "join_checkpoints", "open_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "join_checkpoints", "open_as", "open_checkpoint", "save_checkpoint"]
 
 _ARCHITECTURE = "ppap.architecture"
 _NOTES = "ppap.notes"
@@ -61,6 +61,11 @@ class Checkpoint:
         if not self.parts:
             return file_sha256(self.path)
         return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
+    @property
+    def says_itself(self) -> bool:
+        """Whether the file states the architecture, and not a card."""
+        return _ARCHITECTURE in self.metadata
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU, mapped from the file where its format allows.
@@ -109,6 +114,21 @@ def open_checkpoint(
     if known is None or not known.architecture:
         return Checkpoint(name, path, architecture or {}, metadata, card)
     return Checkpoint(name, path, known.architecture, metadata, card, known.prefix)
+
+
+def open_as(path: Path | str, card: Card) -> Checkpoint:
+    """Find a file that is said to be of a card.
+
+    Raises:
+        AssetError: As `open_checkpoint`, and where the file says itself that it is something else.
+    """
+    found = open_checkpoint(path, like=card)
+    if card.architecture and found.architecture != card.architecture:
+        raise AssetError(
+            f"{found.name!r} says itself what it is, and that is not {card.name!r}",
+            hint=f"leave out {card.name}=, or name the file that it is of",
+        )
+    return found
 
 
 def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:

@@ -214,7 +214,7 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
 
 def _find(source: str) -> Checkpoint:
     """A checkpoint of whatever component, by names, paths, or both."""
-    from ppap_framework.checkpoints import join_checkpoints, open_checkpoint
+    from ppap_framework.checkpoints import join_checkpoints, open_as, open_checkpoint
     from ppap_framework.registry import registry
 
     if "+" in source and not Path(source).exists():
@@ -226,7 +226,7 @@ def _find(source: str) -> Checkpoint:
         return open_checkpoint(source, like=named[0] if len(named) == 1 else None)
     name, equals, path = source.partition("=")
     card = found.card_named(name)
-    return open_checkpoint(path, like=card) if equals else open_checkpoint(card)
+    return open_as(path, card) if equals else open_checkpoint(card)
 
 
 def _row(card: Card) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import ComponentKind
+from ppap_framework.plugin import Card, ComponentKind
 from ppap_framework.registry._records import PluginRecord, split
 
 FIRST_PARTY: dict[ComponentKind, dict[str, str]] = {
@@ -86,6 +86,12 @@ def contested(subject: str, flag: str, name: str, providers: Sequence[PluginReco
         hint = f"keep one: PPAP_DISABLE_PLUGINS={providers[-1].name}"
     claims = ", ".join(record.name for record in providers)
     return PluginError(f"{subject} is claimed by {len(providers)} plugins: {claims}", hint=hint)
+
+
+def of_use(cards: Iterable[Card]) -> list[str]:
+    """What may be typed of checkpoints: those that are of no use alone, joined."""
+    usable = [card.joined or card.name for card in cards if not card.refusal]
+    return list(dict.fromkeys(usable))
 
 
 def card_hint(

@@ -130,7 +130,7 @@ class Registry:
             if card.name == bare and distribution in (None, record.distribution)
         ]
         if not claims:
-            known = [card.name for _, card in offers]
+            known = _refusals.of_use([card for _, card in offers])
             raise AssetError(
                 f"{what} has no checkpoint {name!r}",
                 hint=_refusals.card_hint(kind, component, bare, known, self.records),
@@ -188,7 +188,7 @@ class Registry:
         cards = self.cards(component, kind)
         default = next((card for card in cards if card.default), None)
         if default is None:
-            known = [card.name for card in cards]
+            known = _refusals.of_use(cards)
             raise AssetError(
                 f"{kind} {split(component)[1]!r} has no default checkpoint",
                 hint=_refusals.card_hint(kind, component, "", known, self.records),

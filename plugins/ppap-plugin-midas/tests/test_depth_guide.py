@@ -192,6 +192,9 @@ class TestRefusals:
             make_depth(DepthOptions(), None)
         with pytest.raises(UsageError, match="neither a folder"):
             make_depth(DepthOptions(model="./absent"), None)
+        with pytest.raises(UsageError, match="torchvision has no depth networks") as caught:
+            make_depth(DepthOptions(model="torchvision/resnet50"), None)
+        assert "owner/name" in caught.value.hint
         foreign = open_checkpoint(folders["glpn"] / "model.safetensors")
         with pytest.raises(AssetError, match="do not fit DPTForDepthEstimation"):
             make_depth(DepthOptions(model=str(folders["dpt"])), foreign)

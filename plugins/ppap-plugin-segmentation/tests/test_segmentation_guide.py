@@ -396,6 +396,25 @@ class TestNames:
             make_segmentation(SegmentationOptions(model="deeplab_resnet50"), None)
         assert "deeplabv3_resnet50" in caught.value.hint
 
+    def test_the_name_of_the_library_may_stand_before(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setenv("PPAP_OFFLINE", "1")
+        name = "torchvision/deeplabv3_resnet50"
+        with pytest.raises(AssetError, match="torchvision's weights of 'deeplabv3_resnet50' are"):
+            make_segmentation(SegmentationOptions(model=name), None)
+        with pytest.raises(UsageError, match="no segmentation model 'resnet50'"):
+            make_segmentation(SegmentationOptions(model="torchvision/resnet50"), None)
+        network = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None)
+        save_checkpoint(tmp_path / "own.safetensors", network.state_dict(), {})
+        name = "torchvision/lraspp_mobilenet_v3_large"
+        made = make_segmentation(
+            SegmentationOptions(model=name), open_checkpoint(tmp_path / "own.safetensors")
+        )
+        loaded = made.network.state_dict()
+        assert all(torch.equal(loaded[key], own) for key, own in network.state_dict().items())
+
     @pytest.mark.parametrize(
         "wrong", [{"size": 0}, {"size": "8"}, {"target_kind": "photo"}, {"ignore_index": 1.5}]
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from ppap_framework.plugin import Card
 
 __all__ = ["cards"]
@@ -28,6 +30,7 @@ _SHA256 = {
     "256x256_diffusion_uncond": "a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1"
 }
 _SIZES = {"256x256_diffusion": 2215479544, "256x256_diffusion_uncond": 2211383297}
+_REFUSAL = "nothing draws with it"
 _IMAGENET = "ImageNet, {0} x {0}"
 
 # name: file, side, parameters, summary, what differs from most configurations
@@ -61,11 +64,11 @@ _DENOISERS: dict[str, tuple[str, int, int, str, dict[str, Any]]] = {
         {},
     ),
     "adm-64-to-256": (
-        *("64_256_upsampler", 256, 311795910, "Upsampler from 64 to 256; nothing draws with it"),
+        *("64_256_upsampler", 256, 311795910, "Upsampler from 64 to 256"),
         {**_UPSAMPLER, **_FOUR_HEADS},
     ),
     "adm-128-to-512": (
-        *("128_512_upsampler", 512, 308835270, "Upsampler from 128 to 512; nothing draws with it"),
+        *("128_512_upsampler", 512, 308835270, "Upsampler from 128 to 512"),
         {**_UPSAMPLER, "attention_resolutions": [16, 32]},
     ),
 }
@@ -94,8 +97,12 @@ def _denoiser(name: str) -> Card:
         "use_fp16": True,
         **differing,
     }
-    network = "SuperResModel" if "upsampler" in file else "UNetModel"
-    return _card(name, "adm", "backend", file, side, parameters, summary, network, config)
+    if "upsampler" not in file:
+        network = "UNetModel"
+        return _card(name, "adm", "backend", file, side, parameters, summary, network, config)
+    summary, network = f"{summary}; {_REFUSAL}", "SuperResModel"
+    card = _card(name, "adm", "backend", file, side, parameters, summary, network, config)
+    return attrs.evolve(card, refusal=_REFUSAL)
 
 
 def _classifier(name: str) -> Card:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import attrs
+
 from ppap_framework.plugin import Card
 from ppap_plugin_glide.config import BASE, CLIP, INPAINT_BASE, INPAINT_UPSAMPLER, UPSAMPLER
 
@@ -15,6 +17,7 @@ __all__ = ["CLIP_CONFIG", "STAGES", "cards"]
 
 _URL = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/{}.pt"
 _SIZES = {"upsample": 1593693639}
+_STAGES, _ENCODERS = "glide-base+glide-upsample", "clip-image-enc+clip-text-enc"
 
 _BOTH: dict[str, Any] = {
     "text_ctx": 128,
@@ -84,21 +87,25 @@ def cards() -> list[Card]:
         {**STAGES["base"], "official_class": INPAINT_BASE},
         {**STAGES["upsampler"], "official_class": INPAINT_UPSAMPLER},
     )
-    nothing = "; nothing draws with it"
-    return [
-        _stage("glide-base", "base", 385030726, "Draws 64 x 64", "base", STAGES["base"]),
+    refusal = "nothing draws with it"
+    upsample = _stage(
+        *("glide-upsample", "upsample", 398361286, f"From 64 to 256: {_STAGES}"),
+        *("upsampler", STAGES["upsampler"]),
+    )
+    fills = [
         _stage(
-            *("glide-upsample", "upsample", 398361286, "From 64 to 256: glide-base+glide-upsample"),
-            *("upsampler", STAGES["upsampler"]),
-        ),
-        _stage(
-            *("glide-base-inpaint", "base_inpaint", 385037638, f"Fills in at 64 x 64{nothing}"),
+            *("glide-base-inpaint", "base_inpaint", 385037638, f"Fills in at 64 x 64; {refusal}"),
             *("base", base),
         ),
         _stage(
             *("glide-upsample-inpaint", "upsample_inpaint", 398368198),
-            *(f"Fills in from 64 to 256{nothing}", "upsampler", upsampler),
+            *(f"Fills in from 64 to 256; {refusal}", "upsampler", upsampler),
         ),
+    ]
+    return [
+        _stage("glide-base", "base", 385030726, "Draws 64 x 64", "base", STAGES["base"]),
+        attrs.evolve(upsample, joined=_STAGES),
+        *(attrs.evolve(card, refusal=refusal) for card in fills),
         _encoder("clip-image-enc", "clip_image_enc", 86443776, "image_encoder"),
         _encoder("clip-text-enc", "clip_text_enc", 71679488, "text_encoder"),
     ]
@@ -116,11 +123,11 @@ def _stage(
 
 def _encoder(name: str, file: str, parameters: int, prefix: str) -> Card:
     architecture = {"official_class": CLIP, "config": CLIP_CONFIG, "tokenizer": "clip"}
-    summary = "Half of the noised CLIP: clip-image-enc+clip-text-enc"
-    return _card(
-        *(name, "clip", "guider", file, parameters, summary, f"{prefix}."),
-        *(CLIP_CONFIG["image_size"], architecture),
+    card = _card(
+        *(name, "clip", "guider", file, parameters, f"Half of the noised CLIP: {_ENCODERS}"),
+        *(f"{prefix}.", CLIP_CONFIG["image_size"], architecture),
     )
+    return attrs.evolve(card, joined=_ENCODERS)
 
 
 def _card(

@@ -48,6 +48,11 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
         UsageError: Where nothing says which model it is, or what its numbers are.
         AssetError: Where the files are missing, damaged, do not fit, or cannot be had.
     """
+    if (options.model or "").startswith("torchvision/"):
+        raise UsageError(
+            f"model {options.model!r}: torchvision has no depth networks",
+            hint="give a folder that transformers saved, or owner/name of the hub",
+        )
     files = find_model(options.model, checkpoint)
     network: Any = load_network(files, "depth-estimation", unused=_UNUSED)
     config = network.config

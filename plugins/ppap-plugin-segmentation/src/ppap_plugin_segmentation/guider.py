@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ def make_segmentation(
             hint="type --guider-model deeplabv3_resnet50, a folder, owner/name of the hub, or "
             "--guider-checkpoint PATH",
         )
+    if model is not None and model.startswith(torchvision_models.PREFIX):
+        model = model.removeprefix(torchvision_models.PREFIX)
+        options = attrs.evolve(options, model=model)
+        if model not in torchvision_models.model_names():
+            raise torchvision_models.unknown_model(model)
     known = model in torchvision_models.model_names()
     if model is not None and not known and not _may_be_transformers(model):
         raise torchvision_models.unknown_model(model)

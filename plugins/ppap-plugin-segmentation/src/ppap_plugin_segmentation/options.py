@@ -24,8 +24,9 @@ class SegmentationOptions:
     """Options of the guider `segmentation`.
 
     Attributes:
-        model: A torchvision model, such as "deeplabv3_resnet50", or a transformers model as the
-            path of a folder or "owner/name" on the hub. With a checkpoint it says what the
+        model: A torchvision model, such as "deeplabv3_resnet50", which may also be written
+            "torchvision/deeplabv3_resnet50", or a transformers model as the path of a folder or
+            "owner/name" on the hub. With a checkpoint it says what the
             checkpoint is of, where that does not say so itself.
         size: The side in pixels to which images are resized before the network sees them, in place
             of what the network was trained with.

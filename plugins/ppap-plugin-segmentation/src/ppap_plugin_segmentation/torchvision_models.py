@@ -22,9 +22,11 @@ from ppap_framework.checkpoints import (
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.transformers_models import ImageInput
 
-__all__ = ["from_checkpoint", "from_torchvision", "model_names", "unknown_model"]
+__all__ = ["PREFIX", "from_checkpoint", "from_torchvision", "model_names", "unknown_model"]
 
 _Loaded = tuple[nn.Module, Sequence[str], ImageInput]
+
+PREFIX = "torchvision/"  # may stand before its names, as those of classifiers need it
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as all of them want it
 _SIZE = 520  # to which torchvision resizes images before any of them
