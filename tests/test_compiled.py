@@ -47,13 +47,42 @@ def test_both_networks_are_compiled_and_left_as_they_were(
     assert len(called) == 8 + 8 + 1
 
 
-def test_says_where_it_has_no_effect(
+def test_both_networks_of_glide(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    traced([], monkeypatch)
+    backend, asked = ppap.backend("glide"), {**ASKED, "prompt": "a red cube"}
+    called: list[str] = []
+    traced(called, monkeypatch)
     with caplog.at_level(logging.WARNING):
-        ppap.sample("glide", **ASKED, compile=True)
-    assert "stage 'base' was not compiled" in caplog.text
+        result = ppap.sample(backend, **asked, compile=True)
+    assert called.count("Text2ImUNet") == 8
+    assert called.count("SuperResText2ImUNet") > 0
+    assert "not compiled" not in caplog.text
+    assert torch.equal(result.images, ppap.sample(backend, **asked).images)
+
+
+def test_says_after_a_step_where_it_has_no_effect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = ppap.backend("adm")
+    stage = backend.stages[0]
+
+    def uncalled(x_t: Any, t: Any, condition: Any) -> Any:
+        network: Any = stage.network
+        return stage._meaning(type(network).forward(network, x_t, t, None), x_t, t)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(stage, "denoise", uncalled)
+    traced([], monkeypatch)
+    told: list[int] = []
+    with caplog.at_level(logging.WARNING):
+        ppap.sample(
+            backend,
+            **ASKED,
+            compile=True,
+            progress=lambda _: told.append(caplog.text.count("stage 'base' is not compiled")),
+        )
+    assert told == [1] * 8
+    assert caplog.text.count("is not compiled") == 1
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

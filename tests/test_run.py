@@ -473,8 +473,9 @@ class TestOptions:
 class TestProcess:
     """What only a process of its own shows."""
 
+    @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
     def test_a_run_that_is_interrupted_leaves_what_is_finished(
-        self, site: Path, tmp_path: Path
+        self, site: Path, tmp_path: Path, how: signal.Signals
     ) -> None:
         process = start(
             site,
@@ -489,7 +490,7 @@ class TestProcess:
             assert time.monotonic() < patience
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         printed, err = process.communicate(timeout=300)
         assert process.returncode == 130, err
         assert "Traceback" not in err

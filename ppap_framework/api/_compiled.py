@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
@@ -20,10 +20,12 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def compiled(run: Plan) -> Iterator[None]:
+def compiled(run: Plan) -> Iterator[Callable[[], None]]:
     """A context in which `forward` of each network of a run is compiled when it is first called.
 
     Weights are what the compiled code is given, and no part of it: what experts merge is seen.
+    It gives what is to be called after a step, and warns then where the first stage has made one
+    without calling its network; of the others that is known in the end.
 
     Raises:
         PpapError: Where a network cannot be compiled, as without a compiler.
@@ -34,13 +36,19 @@ def compiled(run: Plan) -> Iterator[None]:
     named |= {g.guide.model.network: f"guide {g.guide.name!r}" for g in run.guides}
     kept = {network: vars(network).get("forward") for network in named}
     watched = {network: _Compiled(network) for network in named}
+
+    def check(*networks: nn.Module) -> None:
+        for network in networks:
+            if not watched[network].called and (name := named.pop(network, None)):
+                _log.warning("%s is not compiled: its network is used otherwise than called", name)
+
     try:
         for network, forward in watched.items():
             network.forward = forward
         with warnings.catch_warnings():
             # Tracing asks every tensor for its gradient, those in the middle of a graph as well.
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-            yield
+            yield lambda: check(run.stage.network)
     except TorchDynamoException as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise PpapError(
@@ -53,9 +61,7 @@ def compiled(run: Plan) -> Iterator[None]:
                 del network.forward
             else:
                 network.forward = before
-    for network, name in named.items():
-        if not watched[network].called:
-            _log.warning("%s was not compiled: its network is used otherwise than called", name)
+    check(*watched)
 
 
 @final

@@ -133,14 +133,20 @@ def draw(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     drawing = Drawing(run, (), place, progress)
+
+    def watch(step: Progress) -> None:
+        stepped()
+        if progress:
+            progress(step)
+
     try:
         with (
             frozen(networks, device, move=not settings.offload),
             run.attached() as guides,
-            compiled(run) if settings.compile else contextlib.nullcontext(),
+            compiled(run) if settings.compile else contextlib.nullcontext(lambda: None) as stepped,
             place.emptied(),
         ):
-            drawing = Drawing(run, guides, place, progress)
+            drawing = Drawing(run, guides, place, watch)
             start = time.perf_counter()
             for batch in in_batches(settings.num, size, drawing, halve=settings.batch == "auto"):
                 batches.append(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -171,6 +172,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
         _note("--offload changes nothing on the CPU")
     if given["cfg"] is not None and not given["prompt"]:
         _note("--cfg weighs the prompt, and there is none: it changes nothing")
+    if given["compile"] and not given["dry_run"]:
+        _note("networks are compiled as they are first used, which may take minutes")
     if given["dry_run"]:
         from ppap_framework.cli.run_plan import show_plan
 
@@ -286,7 +289,7 @@ def _draw(run: api.Plan, given: dict[str, Any], state: State) -> int:
         run, path, overwrite=given["overwrite"], command=["ppap", *sys.argv[1:]]
     )
     try:
-        with _progress(state) as watch:
+        with _terminable(), _progress(state) as watch:
             result = api.draw(run, progress=watch, finished=folder.add)
         grid = folder.finish(result)
     except BaseException as error:
@@ -305,6 +308,20 @@ def _draw(run: api.Plan, given: dict[str, Any], state: State) -> int:
         _note(f"interrupted; {len(result.images)} of {run.settings.num} images are in {path}")
         return _INTERRUPTED
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A context in which SIGTERM ends a run as Ctrl-C does, so that its record says so."""
+    try:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

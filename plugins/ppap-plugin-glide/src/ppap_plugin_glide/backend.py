@@ -27,7 +27,6 @@ from ppap_framework.components import (
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.noise import NoiseSchedule
 from ppap_plugin_adm.meaning import Meaning
-from ppap_plugin_adm.unet import with_low_res
 from ppap_plugin_glide.architecture import GlideArchitecture, StageArchitecture, load_networks
 from ppap_plugin_glide.options import GlideOptions
 from ppap_plugin_glide.tokens import PromptTokens, Texts
@@ -169,14 +168,12 @@ class BaseStage(Stage):
         """
         network = self._network
         told = self._architecture.process.network_timesteps(t.to(x_t.device))
-        x = x_t.contiguous(memory_format=torch.channels_last)
         text = condition.read_by(network, condition.texts, x_t.device)
         if condition.empty is None or self.evaluations(condition) == 1:
-            return self._meaning(network.predict(x, told, text), x_t, t)
+            return self._meaning(network(x_t, told, tokens=text), x_t, t)
         empty = condition.read_by(network, condition.empty, x_t.device)
-        both = network.predict(
-            torch.cat([x, x]), torch.cat([told, told]), EncodedText.joined(text, empty)
-        )
+        twice = EncodedText.joined(text, empty)
+        both = network(torch.cat([x_t, x_t]), torch.cat([told, told]), tokens=twice)
         output, without = both.chunk(2)
         mean, variance = output[:, :3], output[:, 3:]
         guided = without[:, :3] + self._cfg * (mean - without[:, :3])
@@ -246,11 +243,9 @@ class UpsamplerStage(CascadedStage):
         """
         assert condition.low_res is not None
         told = self._architecture.process.network_timesteps(t.to(x_t.device))
-        seen = with_low_res(x_t, condition.low_res.to(x_t))
         text = condition.read_by(self._network, condition.texts, x_t.device)
-        output = self._network.predict(
-            seen.contiguous(memory_format=torch.channels_last), told, text
-        )
+        low_res = condition.low_res.to(x_t)
+        output = self._network(x_t, told, low_res=low_res, tokens=text)
         return self._meaning(output, x_t, t)
 
 

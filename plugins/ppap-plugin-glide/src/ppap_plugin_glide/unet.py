@@ -128,6 +128,10 @@ class TextUNet(UNet, ABC):
         h = normalise(self.final_ln, h)
         return EncodedText(self.transformer_proj(last_token(h)), h)
 
+    def read(self, tokens: Tensor | EncodedText, mask: Tensor | None) -> EncodedText:
+        """What `encode_text` gives, or gave before."""
+        return tokens if isinstance(tokens, EncodedText) else self.encode_text(tokens, mask)
+
     def predict(self, x: Tensor, timesteps: Tensor, text: EncodedText) -> Tensor:
         """Run the U-Net.
 
@@ -140,6 +144,7 @@ class TextUNet(UNet, ABC):
             (B, out_channels, H, W), float32 whatever the torso computes in.
         """
         embedding = self.embed(timesteps)
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.denoise(x, embedding + text.pooled.to(embedding), text.tokens)
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -161,17 +166,22 @@ class Text2ImUNet(TextUNet):
         super().__init__(config, in_channels=config.in_channels)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, *, tokens: Tensor, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        *,
+        tokens: Tensor | EncodedText,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Predict noise, and raw variances where `out_channels` has room for them.
 
         Args:
             x: Noisy images (B, in_channels, H, W), nominally in [-1, 1] plus noise.
             timesteps: (B,), original (not respaced) indices.
-            tokens: (B, text_ctx), int64, as for `encode_text`; as is `mask`.
+            tokens: (B, text_ctx), int64, as for `encode_text`, as is `mask`; or what that gave.
             mask: (B, text_ctx), bool.
         """
-        return self.predict(x, timesteps, self.encode_text(tokens, mask))
+        return self.predict(x, timesteps, self.read(tokens, mask))
 
 
 @final
@@ -187,11 +197,11 @@ class SuperResText2ImUNet(TextUNet):
         timesteps: Tensor,
         *,
         low_res: Tensor,
-        tokens: Tensor,
+        tokens: Tensor | EncodedText,
         mask: Tensor | None = None,
     ) -> Tensor:
         """As `Text2ImUNet`, with low_res (B, in_channels, h, w) in [-1, 1] at any size."""
-        return self.predict(with_low_res(x, low_res), timesteps, self.encode_text(tokens, mask))
+        return self.predict(with_low_res(x, low_res), timesteps, self.read(tokens, mask))
 
 
 @final
@@ -208,14 +218,14 @@ class InpaintText2ImUNet(TextUNet):
         *,
         inpaint_image: Tensor | None = None,
         inpaint_mask: Tensor | None = None,
-        tokens: Tensor,
+        tokens: Tensor | EncodedText,
         mask: Tensor | None = None,
     ) -> Tensor:
         """As `Text2ImUNet`, with an image (B, 3, H, W) in [-1, 1] and where it is known (B, 1, H,
         W).
         """
         seen = with_known(x, inpaint_image, inpaint_mask)
-        return self.predict(seen, timesteps, self.encode_text(tokens, mask))
+        return self.predict(seen, timesteps, self.read(tokens, mask))
 
 
 @final
@@ -233,9 +243,9 @@ class SuperResInpaintText2ImUnet(TextUNet):
         inpaint_image: Tensor | None = None,
         inpaint_mask: Tensor | None = None,
         low_res: Tensor,
-        tokens: Tensor,
+        tokens: Tensor | EncodedText,
         mask: Tensor | None = None,
     ) -> Tensor:
         """As `InpaintText2ImUNet`, with low_res as for `SuperResText2ImUNet`."""
         seen = with_low_res(with_known(x, inpaint_image, inpaint_mask), low_res)
-        return self.predict(seen, timesteps, self.encode_text(tokens, mask))
+        return self.predict(seen, timesteps, self.read(tokens, mask))
