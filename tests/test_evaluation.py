@@ -630,6 +630,23 @@ class TestReport:
         (folder / "rows" / "guided.json").write_text(json.dumps(found))
         assert "at the edge" not in render([Results.read(folder)], folder)
 
+    @pytest.mark.parametrize(
+        ("num", "said"), [(1023, "A sketch"), (1024, "FID is biased"), (2048, "")]
+    )
+    def test_says_what_few_images_are_good_for(
+        self, page: tuple[Path, str], num: int, said: str
+    ) -> None:
+        folder, _ = page
+        result = Results.read(folder)
+        experiment = {
+            **result.experiment,
+            "protocol": {**result.experiment["protocol"], "num": num},
+        }
+        text = render([attrs.evolve(result, experiment=experiment)], folder)
+        assert [words for words in ("A sketch", "FID is biased") if words in text] == (
+            [said] if said else []
+        )
+
     def test_several_results_begin_with_all_rows_at_a_glance(self, page: tuple[Path, str]) -> None:
         folder, text = page
         assert "At a glance" not in text  # of a single one

@@ -17,6 +17,7 @@ from ppap_framework.evaluation.results import Results, find_results, guides_of
 __all__ = ["render", "report"]
 
 _ENOUGH = 1024  # images in a row
+_ENOUGH_FOR_FID = 2048
 _QUALITY = ("fid", "kid", "precision", "recall", "spread")
 _NOTES = """\
 Intervals are 95 % and come from resampling images. *Hit rate*: the judge takes the image for the \
@@ -101,6 +102,11 @@ def _setting(result: Results) -> str:
         )
     if protocol["num"] < _ENOUGH:
         text += f"\n**A sketch: with fewer than {_ENOUGH:,} images a row, read nothing into it.**\n"
+    elif protocol["num"] < _ENOUGH_FOR_FID:
+        text += (
+            f"\nFID is biased upwards with fewer than {_ENOUGH_FOR_FID:,} images, in all rows of "
+            "this table alike; KID is not.\n"
+        )
     if missing := set(experiment["rows"]) - {row["name"] for row in result.rows}:
         text += f"\nNot measured: {', '.join(sorted(missing))}.\n"
     return text
