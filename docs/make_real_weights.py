@@ -158,7 +158,7 @@ def measure(folder: Path, size: Size) -> dict[str, Any]:
     """Everything, on this machine."""
     given = guide(folder)
     learner, judging = teacher("classifier", **given), teacher("classifier", **judge()).model
-    names = learner.model.class_names  # type: ignore[attr-defined]
+    names = learner.model.class_names  # type: ignore[attr-defined]  # a classifier
     backend = ppap.backend("adm")
     drawn = [
         ppap.synthesize(

@@ -67,7 +67,7 @@ class Imagined:
 
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base class
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.flops = 0
         self.peak = 0
         self._live = 0

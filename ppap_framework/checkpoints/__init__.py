@@ -34,6 +34,7 @@ from ppap_framework.checkpoints._fetch import (
 from ppap_framework.checkpoints._load import load_into, misfits
 from ppap_framework.checkpoints._offline import (
     asking_hub,
+    asking_torch_hub,
     downloads_are_off,
     in_torch_hub,
     without_downloads,
@@ -43,6 +44,7 @@ from ppap_framework.checkpoints._safetensors import write_safetensors
 __all__ = [
     "Checkpoint",
     "asking_hub",
+    "asking_torch_hub",
     "cache_dir",
     "check",
     "downloads_are_off",

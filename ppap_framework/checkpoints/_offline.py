@@ -10,7 +10,15 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-__all__ = ["asking_hub", "downloads_are_off", "in_torch_hub", "without_downloads"]
+from ppap_framework.errors import AssetError
+
+__all__ = [
+    "asking_hub",
+    "asking_torch_hub",
+    "downloads_are_off",
+    "in_torch_hub",
+    "without_downloads",
+]
 
 _log = logging.getLogger(__name__)
 _off: ContextVar[bool] = ContextVar("ppap_offline", default=False)
@@ -67,6 +75,32 @@ def asking_hub() -> Iterator[None]:
         requests.removeFilter(say_once)
         requests.setLevel(level)
         told.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def asking_torch_hub(model: str, url: str) -> Iterator[None]:
+    """A context in which torchvision loads its weights of a model.
+
+    Args:
+        model: As it was asked for.
+        url: Of the weights, which are downloaded where they are not yet here.
+
+    Raises:
+        AssetError: Where they cannot be had; names the address.
+    """
+    hint = f"download {url} elsewhere, then add --guider-checkpoint FILE"
+    if downloads_are_off() and not in_torch_hub(url):
+        raise AssetError(
+            f"torchvision's weights of {model!r} are not here, and downloads are off", hint=hint
+        )
+    try:
+        yield
+    except Exception as error:  # the network, the disk, and whatever comes back
+        reason = " ".join(str(error).split())[:200]
+        raise AssetError(
+            f"torchvision's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
+            hint=hint,
+        ) from error
 
 
 def in_torch_hub(url: str) -> bool:

@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.transforms import InterpolationMode
 
-from ppap_framework.checkpoints import Checkpoint, downloads_are_off, in_torch_hub, load_into
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.checkpoints import Checkpoint, asking_torch_hub, load_into
+from ppap_framework.errors import UsageError
 from ppap_framework.preprocessing import Preprocessing
 
 __all__ = ["from_checkpoint", "from_torchvision", "of_torchvision"]
@@ -60,19 +60,8 @@ def from_torchvision(model: str) -> _Loaded:
     """
     name = _known(model)
     weights = get_model_weights(name).DEFAULT
-    hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
-    if downloads_are_off() and not in_torch_hub(weights.url):
-        raise AssetError(
-            f"torchvision's weights of {model!r} are not here, and downloads are off", hint=hint
-        )
-    try:
+    with asking_torch_hub(model, weights.url):
         network = get_model(name, weights=weights, progress=False)
-    except Exception as error:  # the network, the disk, and whatever comes back
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(
-            f"torchvision's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
-            hint=hint,
-        ) from error
     return network.eval(), list(weights.meta["categories"]), _preprocessing(weights)
 
 

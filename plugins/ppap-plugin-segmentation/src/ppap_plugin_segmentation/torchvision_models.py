@@ -14,8 +14,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from ppap_framework.checkpoints import (
     Checkpoint,
-    downloads_are_off,
-    in_torch_hub,
+    asking_torch_hub,
     load_into,
     read_architecture,
 )
@@ -118,19 +117,8 @@ def from_torchvision(model: str, size: int | None) -> _Loaded:
         AssetError: Where its weights cannot be had; names the address.
     """
     weights = get_model_weights(model).DEFAULT
-    hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
-    if downloads_are_off() and not in_torch_hub(weights.url):
-        raise AssetError(
-            f"torchvision's weights of {model!r} are not here, and downloads are off", hint=hint
-        )
-    try:
+    with asking_torch_hub(model, weights.url):
         network = get_model(model, weights=weights, progress=False)
-    except Exception as error:  # the network, the disk, and whatever comes back
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(
-            f"torchvision's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
-            hint=hint,
-        ) from error
     stated = _Architecture(model=model)
     names = list(weights.meta["categories"])
     return _without_auxiliary(network.eval()), names, _input(size or _SIZE, stated)
