@@ -23,12 +23,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.api import FunctionLoss, ModuleGuide
 from ppap_framework.components import Target
+from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.experts import AdapterConfig, ExpertSet, NoiseRanges, installed_adapter
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import linear_schedule
-from ppap_framework.sampling import Process, timesteps_for
+from ppap_framework.run import FunctionLoss, ModuleGuide
 
 DOCS = Path(__file__).parent
 PAGE, RECORDS = DOCS / "adapters.md", DOCS / "adapters"

@@ -27,7 +27,7 @@ from torchvision.models import get_model
 from transfer_toy import anatomy
 
 import ppap_framework as ppap
-from ppap_framework.api import LoadedBackend, ModuleGuide
+from ppap_framework.data import SyntheticData
 from ppap_framework.experts import (
     AdapterConfig,
     ExpertSet,
@@ -36,8 +36,9 @@ from ppap_framework.experts import (
     load_bundle,
     read_bundle_info,
 )
+from ppap_framework.learn import Recipe, teacher, transfer
 from ppap_framework.noise import linear_schedule
-from ppap_framework.transfer import Recipe, SyntheticData, teacher, transfer
+from ppap_framework.run import LoadedBackend, ModuleGuide
 
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "architectures.md", DOCS / "adapters" / "architectures.json"

@@ -33,7 +33,7 @@ LOADING = """
 import json, sys, time
 import torch
 import ppap_framework as ppap
-from ppap_framework.api import peak_memory
+from ppap_framework.run import peak_memory
 
 cpu = torch.device("cpu")
 before, start = peak_memory(cpu), time.perf_counter()

@@ -23,8 +23,8 @@ from torch import Tensor
 import ppap_framework as ppap
 from ppap_framework.components import GuidanceModel
 from ppap_framework.experts import ExpertSet, load_bundle
+from ppap_framework.learn import Recipe, teacher, transfer
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.transfer import Recipe, teacher, transfer
 
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "real-weights.md", DOCS / "adapters" / "real-weights.json"

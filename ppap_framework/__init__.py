@@ -17,10 +17,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppap_framework.api import ModuleGuide, Result, backend, guide, sample
+    from ppap_framework.data import SyntheticData, synthesize
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-    from ppap_framework.transfer import SyntheticData, synthesize
-    from ppap_framework.transfer.adapt import adapt  # mypy takes the name for the module otherwise
+    from ppap_framework.learn.adapt import adapt  # mypy takes the name for the module otherwise
+    from ppap_framework.run import ModuleGuide, Result, backend, guide, sample
 
 __all__ = [
     "AssetError",
@@ -39,7 +39,8 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("AssetError", "PluginError", "PpapError", "UsageError"), "errors"),
-    **dict.fromkeys(("SyntheticData", "adapt", "synthesize"), "transfer"),
+    **dict.fromkeys(("SyntheticData", "synthesize"), "data"),
+    "adapt": "learn",
 }
 """The modules of what does not come from `api`."""
 
@@ -47,7 +48,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES.get(name, "api")
+    home = _HOMES.get(name, "run")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, install, plugged, write_backend
 
 import ppap_framework as ppap
-from ppap_framework.api import LoadedGuide, Progress, Settings, frozen, peak_memory, plan
-from ppap_framework.api._pictures import to_uint8
 from ppap_framework.components import DiffusionBackend, TaskLoss
+from ppap_framework.diffusion import NoiseSource, Process, ddpm_step, timesteps_for
+from ppap_framework.diffusion import sample as walk
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import weights_sha256
 from ppap_framework.guidance import EnergyGuidance
-from ppap_framework.sampling import NoiseSource, Process, ddpm_step, timesteps_for
-from ppap_framework.sampling import sample as walk
+from ppap_framework.run import LoadedGuide, Progress, Settings, frozen, peak_memory, plan
+from ppap_framework.run.pictures import to_uint8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -763,7 +763,7 @@ class TestNetworksInUse:
     ) -> None:
         if silent:  # as other systems are
             monkeypatch.setattr(
-                "ppap_framework.api._in_use._STATUS", Path("/proc/self/no-such-file")
+                "ppap_framework.run.in_use._STATUS", Path("/proc/self/no-such-file")
             )
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         now, before = pages * os.sysconf("SC_PAGESIZE"), peak_memory(torch.device("cpu"))

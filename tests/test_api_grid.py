@@ -16,11 +16,11 @@ from PIL import Image
 from toy_distribution import install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api import ChosenExperts
-from ppap_framework.api._grid import Aim, Row, _guided, _header, _short, draw_grid, grid_of
-from ppap_framework.api._pictures import to_uint8, write_png, writing
 from ppap_framework.errors import PpapError
 from ppap_framework.experts import NoiseRanges
+from ppap_framework.run import ChosenExperts
+from ppap_framework.run.grid import Aim, Row, _guided, _header, _short, draw_grid, grid_of
+from ppap_framework.run.pictures import to_uint8, write_png, writing
 
 COLOURS = [(255, 0, 0), (0, 200, 0), (0, 0, 255), (200, 0, 200), (0, 200, 200)]
 

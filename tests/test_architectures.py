@@ -12,7 +12,7 @@ import pytest
 from distributions import REPOSITORY
 from tiny_networks import TASKS
 
-from ppap_framework.transfer import distillation
+from ppap_framework.learn import distillation
 
 KINDS = [(kind, task) for task, kinds in TASKS.items() for kind in kinds]
 kinds = pytest.mark.parametrize(("kind", "task"), KINDS, ids=[kind for kind, _ in KINDS])
@@ -55,7 +55,7 @@ def test_learns_is_saved_guides_and_is_left_as_it_was(
         raise ModuleNotFoundError("matplotlib")
 
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 1)
-    module = sys.modules["ppap_framework.transfer.transfer"]  # the package calls the function so
+    module = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
     monkeypatch.setattr(module, "plot_losses", no_plot)
     tried = made["try_out"](kind, task, stand, tmp_path)
     assert tried["parameters"] == rows[kind]["tiny"]["parameters"]

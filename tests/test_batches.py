@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from toy_distribution import install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api import Progress, Settings, estimate, first_batch, plan
-from ppap_framework.api import _batches as batches
-from ppap_framework.api._batches import in_batches
-from ppap_framework.api._in_use import Placement
 from ppap_framework.components import DiffusionBackend, Prediction
+from ppap_framework.data import synthesize
 from ppap_framework.errors import PpapError, UsageError, is_out_of_memory
-from ppap_framework.transfer import synthesize
+from ppap_framework.run import Progress, Settings, estimate, first_batch, plan
+from ppap_framework.run import _batches as batches
+from ppap_framework.run.batches import in_batches
+from ppap_framework.run.in_use import Placement
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions
 

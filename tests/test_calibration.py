@@ -20,16 +20,16 @@ from toy_experts import write_experts
 from transfer_toy import Means, Pictures, Square, anatomy, pictures
 
 import ppap_framework as ppap
-from ppap_framework.api import LoadedBackend, Settings
 from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.cli import main
 from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import read_bundle_info, rescale_bundle, verify_bundle
+from ppap_framework.learn import Calibrated, Recipe, adapt, calibrate, teacher, transfer
+from ppap_framework.learn import calibration as module
+from ppap_framework.learn import transfer as transfer_function
 from ppap_framework.registry import registry
-from ppap_framework.transfer import Calibrated, Recipe, adapt, calibrate, teacher, transfer
-from ppap_framework.transfer import calibration as module
-from ppap_framework.transfer import transfer as transfer_function
+from ppap_framework.run import LoadedBackend, Settings
 
 QUICK = {"num": 8, "steps": 5, "device": "cpu"}
 RECIPE = Recipe(iterations=12, shared=0.0, batch=4, held_out=0.2, validate_every=6)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppap_framework.transfer.scale_search import Loss, Scales, most_trials, search
+from ppap_framework.learn.scale_search import Loss, Scales, most_trials, search
 
 
 def losses(mean: Callable[[Scales], float], noise: float = 0.0, seed: int = 0) -> Callable:

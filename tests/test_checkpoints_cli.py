@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from web import Web, serving
 
-from ppap_framework.api import find_backend
-from ppap_framework.api._origin import find_checkpoint
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
 from ppap_framework.registry import registry
+from ppap_framework.run import find_backend
+from ppap_framework.run.origin import find_checkpoint
 
 PREFIX = "https://openaipublic.blob.core.windows.net/diffusion"
 UNCOND = f"{PREFIX}/jul-2021/256x256_diffusion_uncond.pt"

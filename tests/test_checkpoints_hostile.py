@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ppap_framework.api._in_use import peak_memory
 from ppap_framework.cli import main
+from ppap_framework.run.in_use import peak_memory
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "convert": ("checkpoints", "convert", "{}", "out.safetensors"),

@@ -38,7 +38,7 @@ DTYPES = ["float32", "bfloat16", "float16"]
 
 PROBE = """
 import attrs, json, sys, torch
-from ppap_framework.api._in_use import peak_memory
+from ppap_framework.run.in_use import peak_memory
 from ppap_framework.checkpoints import open_checkpoint
 from ppap_plugin_adm.backend import make_adm
 

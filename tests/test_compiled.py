@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import ppap_framework as ppap
-from ppap_framework.api import Settings, plan
-from ppap_framework.api._compiled import compiled
 from ppap_framework.errors import PpapError
+from ppap_framework.run import Settings, plan
+from ppap_framework.run.compiled import compiled
 
 ASKED: dict[str, Any] = {"num": 3, "batch": 3, "steps": 8, "seed": 1, "device": "cpu"}
 

@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import ppap_framework as ppap
-from ppap_framework.api import Plan, Settings, estimate, plan
-from ppap_framework.api._meter import Imagined
 from ppap_framework.cli import main
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PpapError
-from ppap_framework.evaluation.blocks import draw_block
+from ppap_framework.run import Plan, Settings, estimate, plan
+from ppap_framework.run.meter import Imagined
+from ppap_plugin_bench.blocks import draw_block
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions
 
@@ -108,7 +108,7 @@ class TestEstimate:
 
     def test_is_no_less_than_what_a_step_takes(self, adm: DiffusionBackend) -> None:
         """Every tensor that lives at once, counted while a batch is truly computed."""
-        from ppap_framework.api._meter import _Meter
+        from ppap_framework.run.meter import _Meter
 
         stage = adm.stages[0]
         with torch.no_grad(), _Meter() as meter:

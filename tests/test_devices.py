@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ppap_framework as ppap
-from ppap_framework.api import Settings, find_device, plan
+from ppap_framework.diffusion import Step, ddim_step, ddpm_step, trajectory
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance
-from ppap_framework.sampling import Step, ddim_step, ddpm_step, trajectory
+from ppap_framework.run import Settings, find_device, plan
 
 NAMES = ("classifier", "adm-classifier", "depth", "segmentation")
 

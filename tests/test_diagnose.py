@@ -22,18 +22,19 @@ import ppap_framework as ppap
 from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.cli import main
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
-from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.evaluation import Diagnosis, diagnose
-from ppap_framework.experts import (
+from ppap_framework.data import SyntheticData
+from ppap_framework.diagnosis import (
+    Diagnosis,
+    diagnose,
     disagreement,
-    keep_bundle,
     noised,
     propose_boundaries,
     propose_number,
 )
+from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.experts import keep_bundle
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.transfer import SyntheticData
 
 BACKEND = Backend()
 SCHEDULE = BACKEND.stages[0].schedule  # linear, 100 timesteps
@@ -457,7 +458,7 @@ def run(
     are not drawn.
     """
     monkeypatch.setattr(
-        "ppap_framework.evaluation.diagnosis.diagnosis_plot", lambda found, path: path.touch()
+        "ppap_framework.diagnosis.record.diagnosis_plot", lambda found, path: path.touch()
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))

@@ -16,8 +16,8 @@ import toy_distribution
 from distributions import REPOSITORY, Project
 from PIL import Image
 
-from ppap_framework.evaluation.report import render
-from ppap_framework.evaluation.results import find_results
+from ppap_plugin_bench.report import render
+from ppap_plugin_bench.results import find_results
 
 PLUGINS = "ppap-plugin-toy,ppap-plugin-brightness"
 RESULTS = REPOSITORY / "docs" / "results"

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from experts_toy import SCHEDULE, Backend
 from torch import nn
 
-from ppap_framework.api import FunctionLoss, ModuleGuide
 from ppap_framework.components import Target
+from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.experts import (
     AdapterConfig,
     ExpertSet,
@@ -31,7 +31,7 @@ from ppap_framework.experts import (
 )
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, linear_schedule
-from ppap_framework.sampling import Process, timesteps_for
+from ppap_framework.run import FunctionLoss, ModuleGuide
 
 RECIPES = {
     "lora+bias": [

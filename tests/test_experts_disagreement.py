@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
+from ppap_framework.diagnosis import disagreement, evenly_spaced, noised
+from ppap_framework.diffusion import NoiseSource
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import disagreement, evenly_spaced, noised
 from ppap_framework.noise import NoiseLevel, cosine_schedule, linear_schedule
-from ppap_framework.sampling import NoiseSource
 
 SCHEDULE = cosine_schedule(100)
 

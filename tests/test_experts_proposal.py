@@ -10,14 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppap_framework.diagnosis import MOST_EXPERTS, propose_boundaries, propose_number
+from ppap_framework.diagnosis.proposal import rising_fit
 from ppap_framework.errors import UsageError
-from ppap_framework.experts import (
-    MOST_EXPERTS,
-    NoiseRanges,
-    propose_boundaries,
-    propose_number,
-)
-from ppap_framework.experts.proposal import rising_fit
+from ppap_framework.experts import NoiseRanges
 from ppap_framework.noise import NoiseSchedule, cosine_schedule
 
 numbers = st.floats(-1e6, 1e6)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppap_framework.diffusion import Process, space_timesteps, timesteps_for
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import NoiseRanges
 from ppap_framework.noise import (
@@ -17,7 +18,6 @@ from ppap_framework.noise import (
     cosine_schedule,
     linear_schedule,
 )
-from ppap_framework.sampling import Process, space_timesteps, timesteps_for
 
 quick = settings(max_examples=40)
 

@@ -18,10 +18,10 @@ from huggingface_hub import constants
 from tiny_networks import DEPTH
 from torchvision.models import SqueezeNet1_1_Weights
 
-from ppap_framework.api import find_guide
 from ppap_framework.checkpoints import asking_hub, downloads_are_off, without_downloads
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
+from ppap_framework.run import find_guide
 from ppap_framework.transformers_models import find_model
 
 COMMIT = "0" * 40

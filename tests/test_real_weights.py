@@ -20,8 +20,8 @@ from real_networks import GUIDE, JUDGE, PHOTOGRAPHS, file, guide, judge, photogr
 from transfer_toy import anatomy, attached
 
 import ppap_framework as ppap
-from ppap_framework.api import LoadedGuide
 from ppap_framework.noise import linear_schedule
+from ppap_framework.run import LoadedGuide
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from toy_distribution import TIMESTEPS, install, plugged, ppap, start, write_backend
 
-from ppap_framework.api import Settings, guide
 from ppap_framework.cli import main
 from ppap_framework.cli.run import command
+from ppap_framework.run import Settings, guide
 
 BASE = ("run", "--backend", "toy", "--steps", "3", "--num", "2")
 STEER = (*BASE, "--guider", "colour")
@@ -221,7 +221,7 @@ class TestMemory:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more of that")
 
-        monkeypatch.setattr("ppap_framework.api._drawing.trajectory", full)
+        monkeypatch.setattr("ppap_framework.run.drawing.trajectory", full)
         code, _, err = run(*BASE, "--out", "out")
         assert code == 1
         said, hint = err.splitlines()

@@ -20,10 +20,10 @@ from toy_distribution import ppap as ppap_process
 from toy_experts import shifts, write_experts
 
 import ppap_framework as ppap
-from ppap_framework.api import ExpertRequest, LoadedGuide, Settings, plan
 from ppap_framework.checkpoints import file_sha256
 from ppap_framework.cli import main
 from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.diffusion import NoiseSource, Process, ddim_step, timesteps_for
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import (
     ExpertSet,
@@ -34,7 +34,7 @@ from ppap_framework.experts import (
     read_bundle_info,
 )
 from ppap_framework.guidance import Guide, RangeScales
-from ppap_framework.sampling import NoiseSource, Process, ddim_step, timesteps_for
+from ppap_framework.run import ExpertRequest, LoadedGuide, Settings, plan
 
 NUM, STEPS, SCALE = 3, 12, 4.0
 INTERVAL = 0.0, 0.7  # above, any pull drives the toy out of range, where all images are alike
@@ -453,7 +453,7 @@ class TestNothingIsLeftBehind:
         before = state_of(guide.guide.model)
         run = plan(toy, [guide], Settings(num=1, steps=3))
         write_experts(tmp_path, seed=9)
-        from ppap_framework.api import draw as draw_plan
+        from ppap_framework.run import draw as draw_plan
 
         with pytest.raises(AssetError, match="were replaced after they were chosen"):
             draw_plan(run)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_distribution import install, plugged
 
-from ppap_framework.api import Problems
 from ppap_framework.cli.guide_options import GuideRequest, parse_guides, typed_option
 from ppap_framework.errors import UsageError
+from ppap_framework.run import Problems
 
 
 def parsed(*guiders: str, **values: list[str]) -> tuple[list[GuideRequest], list[str]]:

@@ -23,10 +23,7 @@ from ppap_framework.components import (
     TaskLoss,
     VarianceKind,
 )
-from ppap_framework.errors import UsageError
-from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule, linear_schedule
-from ppap_framework.sampling import (
+from ppap_framework.diffusion import (
     NoiseSource,
     Process,
     ddim_step,
@@ -36,6 +33,9 @@ from ppap_framework.sampling import (
     timesteps_for,
     trajectory,
 )
+from ppap_framework.errors import UsageError
+from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule, linear_schedule
 
 MEAN, DEVIATION = 0.3, 0.5
 LINEAR, COSINE = linear_schedule(1000), cosine_schedule(1000)

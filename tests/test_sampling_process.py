@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ppap_framework.components import Prediction
+from ppap_framework.diffusion import Process, hybrid_loss, variational_bound_term
+from ppap_framework.diffusion.vlb import discretised_gaussian_nll, gaussian_kl
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import cosine_schedule, linear_schedule
-from ppap_framework.sampling import Process, hybrid_loss, variational_bound_term
-from ppap_framework.sampling.vlb import discretised_gaussian_nll, gaussian_kl
 
 SCHEDULES = {"linear": linear_schedule(1000), "cosine": cosine_schedule(50)}
 

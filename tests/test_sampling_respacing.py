@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppap_framework.diffusion import space_timesteps, timesteps_for
 from ppap_framework.errors import UsageError
-from ppap_framework.sampling import space_timesteps, timesteps_for
 
 
 def smallest_even_stride(length: int, count: int) -> int | None:

@@ -16,12 +16,12 @@ from torch import Tensor
 from toy_distribution import SIZE, TIMESTEPS, install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api import Progress, RunFolder, Settings, plan
 from ppap_framework.components import DiffusionBackend, Prediction, Recipe
+from ppap_framework.data import synthesize
+from ppap_framework.diffusion import NoiseSource, Process, space_timesteps
+from ppap_framework.diffusion import sample as walk
 from ppap_framework.errors import UsageError
-from ppap_framework.sampling import NoiseSource, Process, space_timesteps
-from ppap_framework.sampling import sample as walk
-from ppap_framework.transfer import synthesize
+from ppap_framework.run import Progress, RunFolder, Settings, plan
 
 ASKED: dict[str, Any] = {"num": 3, "steps": 5, "seed": 4}
 

@@ -24,13 +24,13 @@ from reaper import Death, Reaper
 from toy_distribution import MEANS, install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.api import LoadedBackend
 from ppap_framework.cli import main
+from ppap_framework.data import SyntheticData, synthesize
+from ppap_framework.data.files import locked
+from ppap_framework.data.layout import Layout
+from ppap_framework.data.shards import decode, end, member_names, members
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.transfer import SyntheticData, synthesize
-from ppap_framework.transfer.synthesis_files import locked
-from ppap_framework.transfer.synthesis_layout import Layout
-from ppap_framework.transfer.synthesis_shards import decode, end, member_names, members
+from ppap_framework.run import LoadedBackend
 
 SMALL: dict[str, Any] = {"num": 10, "steps": 3, "block": 2, "shard": 4, "seed": 5}
 """Five blocks in three shards, the last with a single block."""
@@ -639,7 +639,7 @@ class TestCommands:
 
     def test_shards_that_lie(self, whole: Path, tmp_path: Path) -> None:
         """A manifest made for shards that are swapped: the hashes are right, the images not."""
-        from ppap_framework.transfer.synthesis_files import digest
+        from ppap_framework.data.files import digest
 
         out = copied(whole, tmp_path / "set")
         one, two = out / "shard-00000.tar", out / "shard-00001.tar"

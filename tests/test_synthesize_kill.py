@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from toy_distribution import install, plugged, start
 
-from ppap_framework.transfer import synthesize
+from ppap_framework.data import synthesize
 
 NUM = 96
 DRAW = (

@@ -22,7 +22,8 @@ from reaper import Death, Reaper
 from torch import Tensor, nn
 from transfer_toy import Convolutions, Means, Pictures, Square, anatomy, pictures, seen
 
-from ppap_framework.api import FunctionLoss
+from ppap_framework.data import LabelledImages
+from ppap_framework.data.files import locked
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import (
     BundleFile,
@@ -33,22 +34,13 @@ from ppap_framework.experts import (
     has_experts,
     load_bundle,
 )
+from ppap_framework.learn import Learned, Phase, Recipe, Teacher, distillation, teacher, transfer
+from ppap_framework.learn.loss_plot import plot_losses
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
-from ppap_framework.transfer import (
-    LabelledImages,
-    Learned,
-    Phase,
-    Recipe,
-    Teacher,
-    distillation,
-    teacher,
-    transfer,
-)
-from ppap_framework.transfer.loss_plot import plot_losses
-from ppap_framework.transfer.synthesis_files import locked
+from ppap_framework.run import FunctionLoss
 
-MODULE = sys.modules["ppap_framework.transfer.transfer"]  # the package calls the function so
-SESSION = sys.modules["ppap_framework.transfer.transfer_session"]
+MODULE = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
+SESSION = sys.modules["ppap_framework.learn.session"]
 
 ADAPTERS = (("lora", {"rank": 2, "targets": ("1", "7")}), ("bias", {}))
 SHORT = Recipe(iterations=12, shared=0.25, batch=6, held_out=0.25, validate_every=2)
@@ -174,7 +166,7 @@ class TestResult:
 
     def test_the_experts_say_of_noise_what_was_scored(self, tmp_path: Path) -> None:
         """From the file, on another instance, against the teacher's answers."""
-        from ppap_framework.transfer.lessons import examination
+        from ppap_framework.learn.lessons import examination
 
         bundle = run(tmp_path)
         model, x0 = Convolutions(), seen(pictures())

@@ -12,18 +12,12 @@ import torch
 from experts_toy import SCHEDULE, Backend
 from transfer_toy import Convolutions, Pictures, Square, anatomy, pictures
 
+from ppap_framework.diagnosis import disagreement, evenly_spaced, propose_boundaries, propose_number
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts import (
-    BundleFile,
-    NoiseRanges,
-    disagreement,
-    evenly_spaced,
-    propose_boundaries,
-    propose_number,
-)
-from ppap_framework.transfer import Recipe, distillation, teacher, transfer
+from ppap_framework.experts import BundleFile, NoiseRanges
+from ppap_framework.learn import Recipe, distillation, teacher, transfer
 
-MODULE = sys.modules["ppap_framework.transfer.transfer"]
+MODULE = sys.modules["ppap_framework.learn.transfer"]
 RECIPE = Recipe(iterations=24, batch=6, held_out=0.25, validate_every=4, seed=3)
 
 
@@ -153,7 +147,7 @@ def test_labels_do_not_matter(tmp_path: Path) -> None:
     """What a supervised expert has to learn is measured by the untouched network as well."""
     import numpy as np
 
-    from ppap_framework.transfer import LabelledImages
+    from ppap_framework.data import LabelledImages
 
     images = pictures().permute(0, 2, 3, 1).numpy()
     labels = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).numpy()

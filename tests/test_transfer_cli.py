@@ -19,20 +19,13 @@ from transfer_toy import Means, Square, anatomy
 
 import ppap_framework as ppap
 from ppap_framework.cli import main
+from ppap_framework.data import LabelledImages, SyntheticData, synthesize
+from ppap_framework.diagnosis import propose_boundaries
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.experts import BundleFile, choose_bundle, experts_dir, propose_boundaries
+from ppap_framework.experts import BundleFile, choose_bundle, experts_dir
+from ppap_framework.learn import Recipe, adapt, distillation, teacher, transfer
+from ppap_framework.learn.transfer import Distillation
 from ppap_framework.registry import registry
-from ppap_framework.transfer import (
-    LabelledImages,
-    Recipe,
-    SyntheticData,
-    adapt,
-    distillation,
-    synthesize,
-    teacher,
-    transfer,
-)
-from ppap_framework.transfer.transfer import Distillation
 
 PLUGINS = "ppap-plugin-toy,ppap-plugin-bias,ppap-plugin-lora,ppap-plugin-classifier"
 FULL = (("full", {}),)

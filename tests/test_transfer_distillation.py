@@ -28,10 +28,10 @@ from transfer_toy import (
 from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
+from ppap_framework.learn import Recipe, distillation
+from ppap_framework.learn.distillation import Distillation, Report
+from ppap_framework.learn.lessons import examination, lesson
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.transfer import Recipe, distillation
-from ppap_framework.transfer.distillation import Distillation, Report
-from ppap_framework.transfer.lessons import examination, lesson
 
 ALPHAS = SCHEDULE.alphas_cumprod.sqrt()
 
@@ -629,7 +629,7 @@ class TestPrecision:
 
         plain, nested = attached(Means(), 2), attached(Nested(), 2)
         trained(course(plain, SHORT))
-        from ppap_framework.transfer.teacher import Answers
+        from ppap_framework.learn.teacher import Answers
 
         x0 = seen(pictures())
         answers = Answers(nested.model, x0.__getitem__, 20, 6).of

@@ -24,7 +24,7 @@ import torch
 
 sys.modules["matplotlib"] = None  # a plot would take longer than a training
 torch.set_num_threads(1)
-import ppap_framework.transfer, ppap_plugin_bias.adapter, ppap_plugin_toy.parts
+import ppap_framework.learn, ppap_plugin_bias.adapter, ppap_plugin_toy.parts
 from ppap_framework.cli import main
 
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()  # imports much, once for all

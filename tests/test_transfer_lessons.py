@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppap_framework.errors import UsageError
-from ppap_framework.transfer import Phase, Recipe
-from ppap_framework.transfer.lessons import Lesson, examination, lesson
+from ppap_framework.learn import Phase, Recipe
+from ppap_framework.learn.lessons import Lesson, examination, lesson
 
 SEEDS = st.integers(-(2**63), 2**64)
 RANGES = st.tuples(st.integers(0, 50), st.integers(1, 200)).map(lambda p: range(p[0], sum(p)))

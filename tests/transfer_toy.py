@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.experts import AdapterConfig, ExpertSet, NoiseRanges, installed_adapter
+from ppap_framework.learn import Recipe
+from ppap_framework.learn.distillation import Course, Distillation, Report
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
-from ppap_framework.transfer import Recipe
-from ppap_framework.transfer.distillation import Course, Distillation, Report
 
 
 class Square(TaskLoss):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn
 
 import click
@@ -44,15 +46,6 @@ COMMANDS = {
         "ppap_framework.cli.checkpoints",
         "Show, fetch, check and convert the weights that plugins know of.",
     ),
-    "evaluate": (
-        "ppap_framework.cli.evaluate",
-        "Measure the rows of EXPERIMENT, a TOML or JSON file.",
-    ),
-    "bench": ("ppap_framework.cli.bench", "Measure time and memory of the rows of EXPERIMENT."),
-    "report": (
-        "ppap_framework.cli.report",
-        "Write the figures in FOLDER, or in each folder in it, as Markdown with plots.",
-    ),
     "config": (
         "ppap_framework.cli.config",
         "Show the values of options, and where they come from.",
@@ -61,6 +54,17 @@ COMMANDS = {
     "doctor": ("ppap_framework.cli.doctor", "Check the installation and every plugin."),
 }
 """The module and the summary of each command: all that `ppap --help` needs."""
+
+_GROUP = "ppap.commands"
+"""The entry-point group of commands that plugins supply: "name = module:command"."""
+
+
+@functools.cache
+def plugin_commands() -> dict[str, EntryPoint]:
+    """Commands of installed distributions by name, not imported. The core's own names win."""
+    found = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)
+    return {entry.name: entry for entry in found if entry.name not in COMMANDS}
+
 
 _BUG = 1
 _INTERRUPTED = 130
@@ -146,20 +150,23 @@ class _Commands(click.Group):
     """A group over `COMMANDS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [*COMMANDS, *plugin_commands()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name in COMMANDS:
+            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        elif cmd_name in plugin_commands():
+            command = plugin_commands()[cmd_name].load()
+        else:
             return None
-        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         _accept_global_options(command)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             advice = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
         return super().resolve_command(ctx, args)
@@ -177,6 +184,11 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+        if added := plugin_commands():
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(
+                    [(name, f"from {entry.dist.name}") for name, entry in added.items()]  # type: ignore[union-attr]  # it was found in one
+                )
 
 
 def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:

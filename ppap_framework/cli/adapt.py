@@ -27,7 +27,7 @@ from ppap_framework.cli.training_options import (
 )
 
 if TYPE_CHECKING:
-    from ppap_framework.transfer import Boundaries
+    from ppap_framework.learn import Boundaries
 
 __all__ = ["command"]
 
@@ -61,8 +61,8 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     ppap adapt --backend adm --guider classifier
     ppap run --backend adm --guider classifier --target "red cube"
     """
-    from ppap_framework.api import Problems
-    from ppap_framework.transfer import adapt, check_adapt
+    from ppap_framework.learn import adapt, check_adapt
+    from ppap_framework.run import Problems
 
     state = ctx.ensure_object(State)
     problems = Problems()

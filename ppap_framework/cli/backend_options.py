@@ -9,7 +9,7 @@ import click
 from ppap_framework.cli.config import option
 
 if TYPE_CHECKING:
-    from ppap_framework.api import FoundBackend
+    from ppap_framework.run import FoundBackend
 
 __all__ = ["backend_of", "backend_options"]
 
@@ -44,12 +44,12 @@ def backend_of(given: dict[str, Any], *more: str, offline: bool = False) -> Foun
         offline: Whether to raise instead of downloading.
 
     Raises:
-        PpapError: As `ppap_framework.api.find_backend`, and for options that cannot be read.
+        PpapError: As `ppap_framework.run.find_backend`, and for options that cannot be read.
     """
     import attrs
 
-    from ppap_framework.api import find_backend
     from ppap_framework.cli.guide_options import typed_pairs
+    from ppap_framework.run import find_backend
 
     found = find_backend(
         given["backend"],

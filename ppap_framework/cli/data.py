@@ -25,8 +25,8 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(folder: Path, as_json: bool) -> int:
     """Check that nothing is missing or damaged: hashes, counts, and that pictures can be read."""
+    from ppap_framework.data import SyntheticData
     from ppap_framework.errors import AssetError
-    from ppap_framework.transfer import SyntheticData
 
     data = SyntheticData(folder)
     faults = data.faults()
@@ -57,7 +57,7 @@ def verify(folder: Path, as_json: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def stats(folder: Path, as_json: bool) -> None:
     """Show what a set holds, and the mean and spread of its colours."""
-    from ppap_framework.transfer import SyntheticData
+    from ppap_framework.data import SyntheticData
 
     data = SyntheticData(folder)
     settings, seconds = data.manifest["settings"], data.seconds

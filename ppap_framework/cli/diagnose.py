@@ -20,10 +20,10 @@ from ppap_framework.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.cli.guide_options import GuideRequest
-    from ppap_framework.evaluation import Diagnosis
-    from ppap_framework.transfer import SyntheticData
+    from ppap_framework.data import SyntheticData
+    from ppap_framework.diagnosis import Diagnosis
 
 __all__ = ["command"]
 
@@ -84,7 +84,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ppap diagnose --backend adm --guider classifier
     ppap diagnose --backend adm --guider classifier --data runs/synthetic --experts none
     """
-    from ppap_framework.evaluation import diagnose
+    from ppap_framework.diagnosis import diagnose
 
     state = ctx.ensure_object(State)
     job = _prepare(given, problems_of(ctx), state)
@@ -131,7 +131,7 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError], state: State) -
     """Everything that can be wrong is found before weights are read, and reported at once."""
     import torch
 
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.cli.guide_options import parse_guides
 
     problems = api.Problems()
@@ -211,8 +211,8 @@ def _too_small(given: dict[str, Any]) -> Iterator[UsageError]:
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    from ppap_framework import api
-    from ppap_framework.evaluation.diagnosis import RECORD
+    from ppap_framework import run as api
+    from ppap_framework.diagnosis.record import RECORD
 
     api.check_writable(out)
     if (out / RECORD).exists() and not overwrite:
@@ -223,7 +223,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 def _data(folder: str, num: int | None) -> SyntheticData:
-    from ppap_framework.transfer import SyntheticData
+    from ppap_framework.data import SyntheticData
 
     data = SyntheticData(folder)
     least = max(num or 0, _LEAST["num"])
@@ -236,7 +236,7 @@ def _data(folder: str, num: int | None) -> SyntheticData:
 
 
 def _find(request: GuideRequest, allow_mismatch: Sequence[str]) -> api.FoundGuide:
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.cli.guide_options import typed_option
 
     if request.scale is not None or request.interval is not None:
@@ -260,7 +260,7 @@ def _find(request: GuideRequest, allow_mismatch: Sequence[str]) -> api.FoundGuid
 
 def _settings(given: dict[str, Any], num: int) -> api.Settings:
     """How images are drawn where there are none."""
-    from ppap_framework import api
+    from ppap_framework import run as api
 
     return api.Settings(
         num=num,
@@ -275,7 +275,7 @@ def _check_backend(
     backend: api.LoadedBackend, data: SyntheticData | None, settings: api.Settings
 ) -> None:
     """Accept a backend that drew the images, or that can draw them."""
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.errors import AssetError
     from ppap_framework.experts import backend_sha256
 
@@ -290,7 +290,8 @@ def _check_backend(
 
 
 def _check_levels(backend: api.LoadedBackend, given: dict[str, Any]) -> None:
-    from ppap_framework.experts import NoiseRanges, evenly_spaced
+    from ppap_framework.diagnosis import evenly_spaced
+    from ppap_framework.experts import NoiseRanges
 
     schedule = backend.stages[0].schedule
     evenly_spaced(schedule, given["levels"])
@@ -313,7 +314,7 @@ def _images(job: _Job, given: dict[str, Any], state: State) -> tuple[Tensor, Ten
     """Images of the guided stage, and of the last one: (N, 3, H, W), uint8."""
     import torch
 
-    from ppap_framework import api
+    from ppap_framework import run as api
 
     if job.data is not None:
         rows = range(job.num)
@@ -332,8 +333,8 @@ def _images(job: _Job, given: dict[str, Any], state: State) -> tuple[Tensor, Ten
 
 def _about(job: _Job, given: dict[str, Any]) -> dict[str, Any]:
     """What was measured, and with what: as JSON."""
-    from ppap_framework.api import find_device
-    from ppap_framework.evaluation.environment import environment, provenance
+    from ppap_framework.diagnosis.environment import environment, provenance
+    from ppap_framework.run import find_device
 
     guide, backend = job.guide, job.backend.origin
     return {

@@ -191,10 +191,10 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
-    from ppap_framework.api import Problems
     from ppap_framework.experts import bundle_by_name
-    from ppap_framework.transfer import calibrate
-    from ppap_framework.transfer.transfer_folder import calibration_path
+    from ppap_framework.learn import calibrate
+    from ppap_framework.learn.folder import calibration_path
+    from ppap_framework.run import Problems
 
     problems = Problems()
     problems.errors += problems_of(ctx)

@@ -62,7 +62,7 @@ def import_experts(
         import_released,
         released_experts,
     )
-    from ppap_framework.transfer import teacher
+    from ppap_framework.learn import teacher
 
     for problem in problems_of(ctx):
         raise problem

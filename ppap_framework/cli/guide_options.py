@@ -18,9 +18,9 @@ from typing import Any, Literal, Union
 
 import attrs
 
-from ppap_framework.api import Problems
 from ppap_framework.errors import UsageError
 from ppap_framework.registry import registry
+from ppap_framework.run import Problems
 
 __all__ = ["GuideRequest", "parse_guides", "read_scale", "typed_option", "typed_pairs"]
 

@@ -18,7 +18,7 @@ from ppap_framework.cli.output import print_json
 from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.cli.guide_options import GuideRequest
 
 __all__ = ["command"]
@@ -186,7 +186,7 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
     """Everything that can be wrong is found before weights are read, and reported at once."""
     import attrs
 
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.cli.guide_options import parse_guides
 
     problems = api.Problems()
@@ -235,7 +235,7 @@ def _prepare(given: dict[str, Any], wrong: Sequence[UsageError]) -> api.Plan:
 def _find(
     request: GuideRequest, scale: api.Scale, allow_mismatch: Sequence[str], offline: bool
 ) -> api.FoundGuide:
-    from ppap_framework import api
+    from ppap_framework import run as api
     from ppap_framework.cli.guide_options import typed_option
 
     options = {
@@ -268,7 +268,7 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _check_out(out: str | None, overwrite: bool) -> None:
-    from ppap_framework import api
+    from ppap_framework import run as api
 
     if out is None:
         if overwrite:
@@ -281,7 +281,7 @@ def _check_out(out: str | None, overwrite: bool) -> None:
 
 
 def _draw(run: api.Plan, given: dict[str, Any], state: State) -> int:
-    from ppap_framework import api
+    from ppap_framework import run as api
 
     out = given["out"]
     path = Path(out).expanduser() if out else api.fresh_folder(_RUNS, run)

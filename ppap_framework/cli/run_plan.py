@@ -9,8 +9,8 @@ from ppap_framework.cli.output import print_fields, print_json
 from ppap_framework.errors import PpapError
 
 if TYPE_CHECKING:
-    from ppap_framework import api
-    from ppap_framework.sampling import Continuation
+    from ppap_framework import run as api
+    from ppap_framework.diffusion import Continuation
 
 __all__ = ["show_plan"]
 
@@ -24,7 +24,7 @@ def show_plan(run: api.Plan, as_json: bool) -> None:
     """
     import attrs
 
-    from ppap_framework import api
+    from ppap_framework import run as api
 
     cost, settings = run.cost, run.settings
     try:
@@ -130,7 +130,7 @@ def _continuation(following: Continuation) -> str:
 
 
 def _source(origin: api.Origin) -> dict[str, Any]:
-    from ppap_framework import api
+    from ppap_framework import run as api
 
     return {
         "name": origin.component,

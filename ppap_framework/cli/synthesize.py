@@ -17,7 +17,7 @@ from ppap_framework.cli.output import print_json
 from ppap_framework.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
-    from ppap_framework import api
+    from ppap_framework import run as api
 
 __all__ = ["command"]
 
@@ -60,7 +60,7 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     \b
     ppap synthesize --backend adm --num 2048 --out runs/synthetic
     """
-    from ppap_framework.transfer import synthesize
+    from ppap_framework.data import synthesize
 
     state = ctx.ensure_object(State)
     backend, settings = _prepare(given, problems_of(ctx))
@@ -91,8 +91,8 @@ def _prepare(
     """Everything that can be wrong is found before weights are read, and reported at once."""
     import attrs
 
-    from ppap_framework import api
-    from ppap_framework.transfer import check_synthesis
+    from ppap_framework import run as api
+    from ppap_framework.data import check_synthesis
 
     problems = api.Problems()
     problems.errors += wrong

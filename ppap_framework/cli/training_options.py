@@ -16,7 +16,7 @@ from ppap_framework.errors import UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
-    from ppap_framework.transfer import Adapters, Boundaries, Recipe, Teacher
+    from ppap_framework.learn import Adapters, Boundaries, Recipe, Teacher
 
 __all__ = [
     "adapters_of",
@@ -140,7 +140,7 @@ def training_options(command: Any, *, calibrate: bool) -> Any:
 
 def recipe_of(given: dict[str, Any]) -> Recipe:
     """The recipe that was asked for; it is checked elsewhere."""
-    from ppap_framework.transfer import Recipe
+    from ppap_framework.learn import Recipe
 
     return Recipe(
         iterations=given["iterations"],
@@ -160,10 +160,10 @@ def teacher_of(given: dict[str, Any]) -> Teacher:
     """The network that was asked for, loaded.
 
     Raises:
-        PpapError: As `ppap_framework.transfer.teacher`.
+        PpapError: As `ppap_framework.learn.teacher`.
     """
-    from ppap_framework.api import find_guide
-    from ppap_framework.transfer import teacher
+    from ppap_framework.learn import teacher
+    from ppap_framework.run import find_guide
 
     found = find_guide(given["guider"], loss=given["loss"], model=given["guider_model"])
     return teacher(
@@ -183,8 +183,8 @@ def adapters_of(texts: Sequence[str]) -> Adapters:
         UsageError: Where a text cannot be read, or an option has another type.
         PluginError: Where no plugin supplies one.
     """
+    from ppap_framework.learn import DEFAULT_ADAPTERS
     from ppap_framework.registry import registry
-    from ppap_framework.transfer import DEFAULT_ADAPTERS
 
     found: list[tuple[str, dict[str, Any]]] = []
     for text in texts:

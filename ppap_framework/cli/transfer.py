@@ -56,8 +56,9 @@ def command(ctx: click.Context, /, **given: Any) -> int:
     \b
     ppap transfer --backend adm --guider classifier --data runs/synthetic --out runs/experts
     """
-    from ppap_framework.api import Problems
-    from ppap_framework.transfer import LabelledImages, SyntheticData, check_transfer, transfer
+    from ppap_framework.data import LabelledImages, SyntheticData
+    from ppap_framework.learn import check_transfer, transfer
+    from ppap_framework.run import Problems
 
     state = ctx.ensure_object(State)
     problems = Problems()

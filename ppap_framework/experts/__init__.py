@@ -24,7 +24,6 @@ from ppap_framework.experts.bundle import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.experts.disagreement import disagreement, evenly_spaced, noised
 from ppap_framework.experts.discovery import (
     BundleFile,
     bundle_by_name,
@@ -41,7 +40,6 @@ from ppap_framework.experts.identity import (
 )
 from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
 from ppap_framework.experts.match import WAIVABLE
-from ppap_framework.experts.proposal import MOST_EXPERTS, propose_boundaries, propose_number
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.released import import_released, released_experts
 from ppap_framework.experts.released_file import METHODS, Method, check_released
@@ -49,7 +47,6 @@ from ppap_framework.experts.set import ExpertSet, Look, has_experts
 
 __all__ = [
     "METHODS",
-    "MOST_EXPERTS",
     "SUFFIX",
     "WAIVABLE",
     "AdapterConfig",
@@ -66,8 +63,6 @@ __all__ = [
     "check_released",
     "choose_bundle",
     "describe",
-    "disagreement",
-    "evenly_spaced",
     "experts_dir",
     "find_bundles",
     "guide_sha256",
@@ -76,9 +71,6 @@ __all__ = [
     "installed_adapter",
     "keep_bundle",
     "load_bundle",
-    "noised",
-    "propose_boundaries",
-    "propose_number",
     "read_bundle_info",
     "released_experts",
     "rescale_bundle",

@@ -21,9 +21,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from ppap_framework.diffusion import Process
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
-from ppap_framework.sampling import Process
 
 __all__ = ["NoiseRanges"]
 

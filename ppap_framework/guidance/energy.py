@@ -44,7 +44,7 @@ def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
 
 @attrs.frozen(eq=False)
 class EnergyGuidance:
-    """Several guides at once, as `ppap_framework.sampling.trajectory` wants its guidance.
+    """Several guides at once, as `ppap_framework.diffusion.trajectory` wants its guidance.
 
     Gradients that are not finite are left out, image by image, and counted: an image goes without
     that guide for that step, and no other image notices.
@@ -98,7 +98,7 @@ class EnergyGuidance:
     def __call__(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor | None]:
-        """Denoise x_t and find g; see `ppap_framework.sampling.Guidance`."""
+        """Denoise x_t and find g; see `ppap_framework.diffusion.Guidance`."""
         acting = {
             k: guide.scale_at(level)
             for k, guide in enumerate(self.guides)

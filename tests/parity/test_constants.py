@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ppap_framework.components import Prediction
+from ppap_framework.diffusion import Process, space_timesteps
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import noise_schedule
-from ppap_framework.sampling import Process, space_timesteps
 
 ROOT = Path(os.environ.get("PPAP_PARITY_DIR") or Path(__file__).parent)
 

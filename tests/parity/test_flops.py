@@ -14,9 +14,9 @@ from torch import nn
 
 import ppap_plugin_adm
 import ppap_plugin_glide
-from ppap_framework.api import LoadedBackend, Origin, Settings, estimate, plan
-from ppap_framework.api._meter import Imagined
 from ppap_framework.components import DiffusionBackend
+from ppap_framework.run import LoadedBackend, Origin, Settings, estimate, plan
+from ppap_framework.run.meter import Imagined
 from ppap_plugin_adm.architecture import Process
 from ppap_plugin_adm.backend import AdmBackend, AdmStage
 from ppap_plugin_glide.architecture import StageArchitecture

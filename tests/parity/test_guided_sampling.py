@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppap_framework.sampling import Process, ddpm_step, space_timesteps, trajectory
+from ppap_framework.diffusion import Process, ddpm_step, space_timesteps, trajectory
 from ppap_plugin_glide import build
 from ppap_plugin_glide.architecture import StageArchitecture
 from ppap_plugin_glide.backend import BaseStage, Condition

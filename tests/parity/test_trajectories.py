@@ -19,9 +19,7 @@ from ppap_framework.components import (
     TaskLoss,
     VarianceKind,
 )
-from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.noise import NoiseLevel, NoiseSchedule, noise_schedule
-from ppap_framework.sampling import (
+from ppap_framework.diffusion import (
     Process,
     State,
     Step,
@@ -31,6 +29,8 @@ from ppap_framework.sampling import (
     space_timesteps,
     trajectory,
 )
+from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, noise_schedule
 
 
 class Clock:

@@ -36,7 +36,7 @@ from train_glide import TEST_COUNT, TEST_SEED, shrunk
 from training import rendered, to_images
 
 from ppap_framework.checkpoints import open_checkpoint
-from ppap_framework.sampling import Continuation, cascade
+from ppap_framework.diffusion import Continuation, cascade
 from ppap_plugin_glide import build
 from ppap_plugin_glide.architecture import StageArchitecture
 from ppap_plugin_glide.backend import Condition, UpsamplerStage

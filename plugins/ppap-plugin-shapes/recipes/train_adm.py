@@ -26,8 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import Plan, halved, mirrored, rendered, to_images, train
 
 from ppap_framework.components import Prediction
+from ppap_framework.diffusion import Process, variational_bound_term
 from ppap_framework.noise import noise_schedule
-from ppap_framework.sampling import Process, variational_bound_term
 from ppap_plugin_adm import build
 
 DATA_SEED, DATA_COUNT = 1, 30_000

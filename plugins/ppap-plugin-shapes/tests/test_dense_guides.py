@@ -21,12 +21,12 @@ from torch import Tensor
 
 import ppap_framework as ppap
 from ppap_framework import transfer
-from ppap_framework.api import LoadedGuide
 from ppap_framework.cli import main
 from ppap_framework.components import Target
 from ppap_framework.experts import weights_sha256
+from ppap_framework.learn import Recipe
+from ppap_framework.run import LoadedGuide
 from ppap_framework.targets import decode_target
-from ppap_framework.transfer import Recipe
 
 PACKAGE = Path(str(files("ppap_plugin_shapes")))
 SCENE = np.asarray(Image.open(PACKAGE / "references" / "scene-2.png").convert("RGB"))

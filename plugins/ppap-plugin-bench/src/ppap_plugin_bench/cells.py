@@ -1,0 +1,82 @@
+"""Figures as cells of Markdown tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppap_plugin_bench.experiment import Best
+
+__all__ = ["chosen", "heading", "link", "number", "scale", "show", "spoken", "table"]
+
+_HEADINGS = {
+    "hit": "hit rate ↑",
+    "sure": "judge is sure",
+    "fid": "FID ↓",
+    "kid": "KID × 1000 ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "spread": "spread",
+}
+_ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+def heading(name: str, best: Best | None = None) -> str:
+    """Of a figure's column, with an arrow towards what is better."""
+    if name in _HEADINGS:
+        return _HEADINGS[name]
+    return spoken(name) + (f" {_ARROWS[best]}" if best else "")
+
+
+def spoken(name: str) -> str:
+    """A figure as people call it."""
+    if name.startswith("hit_"):
+        return f"{name.removeprefix('hit_')} right"
+    return {"hit": "hit rate", "fid": "FID", "kid": "KID"}.get(name, name.replace(".", " "))
+
+
+def show(name: str, found: Mapping[str, float | None], *, signed: bool = False) -> str:
+    """A figure with its interval; bold where it is a difference that is not 0."""
+    low, high = found["low"], found["high"]
+    if low is None or high is None:
+        return number(name, found["value"], signed=signed)
+    value, *ends = (number(name, end, signed=signed) for end in (found["value"], low, high))
+    text = f"{value} [{', '.join(ends)}]"
+    return f"**{text}**" if signed and low * high > 0 else text
+
+
+def number(name: str, value: float | None, *, signed: bool = False) -> str:
+    """A figure by itself; a dash where it is not finite."""
+    if value is None:
+        return "–"
+    if name == "kid":
+        value *= 1000.0
+    digits = 2 if name in ("fid", "kid") else 3
+    return f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def scale(value: float | str, interval: Sequence[float]) -> str:
+    """A scale, and where it acts if that is not everywhere."""
+    low, high = interval
+    shown = value if isinstance(value, str) else f"{value:g}"
+    return shown + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")
+
+
+def chosen(row: Mapping[str, Any]) -> str:
+    """The scale of a row."""
+    found = row.get("chosen")
+    return scale(found["scale"], found["interval"]) if found else "–"
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Numbers to the right of a first column of words."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def link(path: Path, place: Path) -> str:
+    """A path as it goes out from the page's folder."""
+    return Path(os.path.relpath(path, place)).as_posix()

@@ -1,0 +1,101 @@
+"""Figures as `evaluate` left them in a folder, read to be shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from ppap_framework.errors import AssetError
+from ppap_plugin_bench.experiment import Best
+from ppap_plugin_bench.files import FORMAT, read_json
+
+__all__ = ["Results", "find_results", "guides_of"]
+
+
+@attrs.frozen
+class Results:
+    """What `evaluate` wrote into a folder.
+
+    Attributes:
+        folder: That folder.
+        experiment: What was measured.
+        judge: How well the judge does.
+        rows: Those that were measured, in the table's order.
+        differences: By baseline and row.
+    """
+
+    folder: Path
+    experiment: dict[str, Any]
+    judge: dict[str, Any]
+    rows: list[dict[str, Any]]
+    differences: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """Read a folder.
+
+        Raises:
+            AssetError: Where files are missing, or were not measured in the same way.
+        """
+        experiment = _read(folder / "experiment.json")
+        paths = [folder / "rows" / f"{name}.json" for name in experiment["rows"]]
+        rows = [_read(path) for path in paths if path.is_file()]
+        differences = _read(folder / "differences.json")
+        for file in (*rows, differences):
+            if file["protocol"] != experiment["protocol"]:
+                raise AssetError(
+                    f"{file.get('name', 'differences')!r} in {str(folder)!r} was not measured as "
+                    "experiment.json says",
+                    hint="evaluate it again",
+                )
+        return cls(folder, experiment, _read(folder / "judge.json"), rows, differences["from"])
+
+    def title(self, name: str) -> str:
+        """Of a row."""
+        return next((row["title"] for row in self.rows if row["name"] == name), name)
+
+    @property
+    def shown(self) -> dict[str, Best]:
+        """Figures that say whether images show what they aim at, and which is better."""
+        parts = (f"hit_{part}" for part in self.experiment["parts"])
+        shown: dict[str, Best] = self.experiment.get("shown") or dict.fromkeys(
+            ("hit", *parts), "higher"
+        )
+        return shown
+
+    def objective(self, row: dict[str, Any]) -> list[str]:
+        """Figures by which a row chose its scale."""
+        return row.get("objective") or ["hit"]
+
+    @property
+    def objectives(self) -> list[str]:
+        """Those of all rows that chose."""
+        found = (self.objective(row) for row in self.rows if row.get("tuning"))
+        return list(dict.fromkeys(name for names in found for name in names))
+
+
+def guides_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What steers a row."""
+    guide = row.get("guide")
+    return row.get("guides") or ([guide] if guide else [])
+
+
+def find_results(folder: Path) -> list[Results]:
+    """The results in a folder, or in each of the folders in it.
+
+    Raises:
+        AssetError: Where there are none, or they cannot be read.
+    """
+    found = sorted(path.parent for path in folder.glob("**/experiment.json"))
+    if not found:
+        raise AssetError(f"there are no results in {str(folder)!r}", hint="`ppap evaluate` first")
+    return [Results.read(path) for path in found]
+
+
+def _read(path: Path) -> Any:
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise AssetError(f"{str(path)!r} is of another format", hint="evaluate again")
+    return value

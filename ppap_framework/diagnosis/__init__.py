@@ -1,0 +1,23 @@
+"""What a network reads at which noise level, and where experts should begin."""
+
+from __future__ import annotations
+
+from ppap_framework.diagnosis.diagnose import diagnose
+from ppap_framework.diagnosis.disagreement import disagreement, evenly_spaced, noised
+from ppap_framework.diagnosis.intervals import Interval
+from ppap_framework.diagnosis.proposal import MOST_EXPERTS, propose_boundaries, propose_number
+from ppap_framework.diagnosis.record import Clean, Diagnosis, Reading
+
+__all__ = [
+    "MOST_EXPERTS",
+    "Clean",
+    "Diagnosis",
+    "Interval",
+    "Reading",
+    "diagnose",
+    "disagreement",
+    "evenly_spaced",
+    "noised",
+    "propose_boundaries",
+    "propose_number",
+]

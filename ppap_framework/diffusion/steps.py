@@ -1,0 +1,137 @@
+r"""One step of a sampler: from a prediction at tau_i to the state at tau_{i-1}, or back.
+
+Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters in one of two ways:
+
+    mean shift:  mu + Sigma g                 (Dhariwal and Nichol 2021, arXiv 2105.05233, alg. 1)
+    score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
+
+The prediction that comes in has been clipped, if at all; x_0 that guidance has moved is not clipped
+again.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ppap_framework.components import Prediction
+from ppap_framework.diffusion.process import Process, at_index
+from ppap_framework.errors import UsageError
+
+__all__ = ["Step", "ddim_inversion_step", "ddim_step", "ddpm_step"]
+
+
+class Step(Protocol):
+    """What takes a sampler from tau_i to tau_{i-1}; `ddpm_step` and `ddim_step` do."""
+
+    def __call__(
+        self,
+        process: Process,
+        index: int,
+        prediction: Prediction,
+        noise: Tensor,
+        gradient: Tensor | None = None,
+        /,
+    ) -> tuple[Tensor, Prediction]:
+        """Take the step.
+
+        Args:
+            process: The reverse process.
+            index: i, in [0, S).
+            prediction: Of x_i, whose x_0 is already as it shall be.
+            noise: (B, C, H, W), standard normal, on any device.
+            gradient: (B, C, H, W), g, or None for no guidance.
+
+        Returns:
+            x_{i-1}, (B, C, H, W), and the prediction that it was made from.
+        """
+        ...
+
+
+def ddpm_step(
+    process: Process,
+    index: int,
+    prediction: Prediction,
+    noise: Tensor,
+    gradient: Tensor | None = None,
+    /,
+) -> tuple[Tensor, Prediction]:
+    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, alg. 2), guided by a mean shift.
+
+    The prediction that is returned stays unguided. See `Step`.
+    """
+    x_t = prediction.x_t
+    x = process.posterior_mean(prediction.x0, x_t, index)
+    variance, log_variance = process.reverse_variance(index, prediction.variance, x_t)
+    if gradient is not None:
+        x = x + variance * gradient
+    if index > 0:
+        x = x + torch.exp(0.5 * log_variance) * noise.to(x)
+    return x, prediction
+
+
+def ddim_step(
+    process: Process,
+    index: int,
+    prediction: Prediction,
+    noise: Tensor,
+    gradient: Tensor | None = None,
+    /,
+    *,
+    eta: float = 0.0,
+) -> tuple[Tensor, Prediction]:
+    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16), guided through the score.
+
+    Args:
+        eta: In [0, 1]: 0 is deterministic, 1 has the ancestral sampler's posterior variance. The
+            other arguments are those of `Step`.
+
+    Raises:
+        UsageError: For any other eta, for which there may be no such step.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
+    prediction = _guided(process, index, prediction, gradient)
+    x_t = prediction.x_t
+    abar = at_index(process.alphas_cumprod, index, x_t)
+    abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
+    sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
+    direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
+    x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
+    if sigma > 0.0:
+        x = x + sigma * noise.to(x)
+    return x, prediction
+
+
+def ddim_inversion_step(
+    process: Process, index: int, prediction: Prediction, gradient: Tensor | None = None
+) -> tuple[Tensor, Prediction]:
+    """The deterministic step the other way, to tau_{i+1} (Dhariwal and Nichol 2021, appendix F).
+
+    Args:
+        process: The reverse process.
+        index: i, in [0, S); from the last one it leads to pure noise, eps.
+        prediction: Of x_i.
+        gradient: (B, C, H, W), g, or None for no guidance.
+
+    Returns:
+        x_{i+1}, (B, C, H, W), and the prediction that it was made from.
+    """
+    prediction = _guided(process, index, prediction, gradient)
+    abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
+    x = abar_next.sqrt() * prediction.x0 + (1.0 - abar_next).sqrt() * prediction.eps
+    return x, prediction
+
+
+def _guided(
+    process: Process, index: int, prediction: Prediction, gradient: Tensor | None
+) -> Prediction:
+    if gradient is None:
+        return prediction
+    abar = at_index(process.alphas_cumprod, index, gradient)
+    shifted = prediction.with_eps(prediction.eps - (1.0 - abar).sqrt() * gradient)
+    # Under strong guidance x_0 and eps are large and nearly cancel. What is left is then down to
+    # the order of the arithmetic, here that of the published samplers: eps follows from x_0 again.
+    return prediction.with_x0(shifted.x0)

@@ -1,0 +1,148 @@
+"""Files that are complete or absent, whatever ends the process; JSON, hashes and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ppap_framework.errors import AssetError, PpapError, UsageError
+
+__all__ = [
+    "digest",
+    "file_sha256",
+    "locked",
+    "read_json",
+    "refusals",
+    "replacing",
+    "write_json",
+]
+
+_FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
+_WIDTH = 100
+
+
+@contextlib.contextmanager
+def refusals(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[None]:
+    """Convert an `OSError` in this context to an error that names the path.
+
+    Raises:
+        PpapError: Of the given type, for an `OSError`.
+    """
+    try:
+        yield
+    except OSError as refused:
+        reason = refused.strerror or refused
+        raise error(f"cannot write {str(path)!r}: {reason}", hint=hint) from refused
+
+
+@contextlib.contextmanager
+def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[Path]:
+    """A temporary path to write to. It is flushed to disk and renamed to `path` on success, and
+    removed otherwise. Missing parent folders are created.
+
+    Raises:
+        PpapError: Of the given type, if the system refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with refusals(path, error, hint):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any, hint: str = "") -> None:
+    """Write a JSON value, indented, with lists of plain values and short objects on one line.
+
+    Raises:
+        PpapError: If the system refuses.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    with replacing(path, hint=hint) as temporary:
+        temporary.write_text(_FLAT.sub(_joined, text) + "\n", encoding="utf-8")
+
+
+def _joined(match: re.Match[str]) -> str:
+    line = match[1] + re.sub(r"\n\s*", " ", match[2]) + match[3]
+    return line if match[1] == "[" or len(line) <= _WIDTH else match[0]
+
+
+def read_json(path: Path, hint: str = "") -> Any:
+    """The JSON value in a file; None if there is no such file.
+
+    Args:
+        path: The file.
+        hint: What to do if it is damaged.
+
+    Raises:
+        AssetError: If it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise AssetError(f"{str(path)!r} is damaged: {error}", hint=hint) from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, ASCII), 64 hexadecimal
+    digits.
+    """
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits.
+
+    Raises:
+        AssetError: If it cannot be read.
+    """
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                found.update(part)
+    except OSError as error:
+        raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on an empty file. The system releases it when the process ends.
+
+    Raises:
+        UsageError: If another process holds it.
+        PpapError: If the system refuses.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; nothing keeps two processes apart there
+        yield
+        return
+    with refusals(path):
+        file = path.open("ab")
+    with file:
+        with refusals(path):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"another process is writing to {str(path.parent)!r}",
+                    hint="wait for it, or give another folder",
+                ) from error
+        yield

@@ -1,0 +1,62 @@
+"""The losses of a training: a panel for each phase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppap_framework.learn.recipe import Phase
+
+__all__ = ["plot_losses"]
+
+
+def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
+    """Write `path`.png and `path`.svg.
+
+    Args:
+        lines: Of the log.
+        phases: Of the training.
+        path: Without suffix.
+
+    Raises:
+        ModuleNotFoundError: Where matplotlib is not installed.
+        OSError: Where they cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(phases))
+    rows = -(-len(phases) // columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 2.5 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    drawn: dict[str, Any] = {}
+    positive = True
+    for phase, panel in zip(phases, panels, strict=False):
+        own = [line for line in lines if line["phase"] == phase.name]
+        for key, label, style in (
+            ("loss", "training, one batch", {"color": "0.65", "linewidth": 0.9}),
+            ("held_out", "held-out images", {"color": "C0", "marker": ".", "linewidth": 1.4}),
+        ):
+            points = [(line["iteration"], line[key]) for line in own if line.get(key) is not None]
+            if points:
+                positive = positive and all(loss > 0 for _, loss in points)
+                [drawn[label]] = panel.plot(*zip(*points, strict=True), **style)
+        first, last = phase.timesteps.start, phase.timesteps.stop - 1
+        panel.set_title(f"{phase.name}: t = {first} to {last}", fontsize="medium")
+        panel.set_xlim(0, phase.iterations * 1.02)
+        panel.grid(which="both", alpha=0.3, linewidth=0.6)
+    for panel in panels[len(phases) :]:
+        panel.set_axis_off()
+    for panel in panels[: len(phases) : columns]:
+        panel.set_ylabel("transfer loss")
+    if drawn:
+        figure.legend(
+            drawn.values(), drawn.keys(), loc="outside upper center", ncols=2, fontsize="medium"
+        )
+        if positive:
+            panels[0].set_yscale("log")  # of all, since they share it
+    figure.supxlabel("iteration", fontsize="medium")
+    with matplotlib.rc_context({"svg.hashsalt": "ppap", "svg.fonttype": "none"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})

@@ -1,0 +1,126 @@
+"""How many images at once: as many as were asked for, or as many as memory has room for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from ppap_framework.errors import PpapError, is_out_of_memory
+from ppap_framework.run.estimate import estimate
+
+if TYPE_CHECKING:
+    from ppap_framework.run.plan import Plan
+
+__all__ = ["available_memory", "first_batch", "in_batches"]
+
+T = TypeVar("T")
+
+_USUAL = 8
+_MOST_ON_CPU = 32  # more at once is hardly quicker there
+_SHARE = 0.7  # of what is free: the rest is for what libraries set aside
+_CGROUP = Path("/sys/fs/cgroup")
+
+_log = logging.getLogger(__name__)
+
+
+def first_batch(run: Plan) -> int:
+    """How many images to draw at once, to begin with.
+
+    Those that were asked for; for "auto" as many as an estimate finds room for, on the CPU at most
+    32. Where nothing is known of a GPU's memory, all: `in_batches` then halves.
+    """
+    settings = run.settings
+    if settings.batch != "auto":
+        return min(settings.batch, settings.num)
+    most = min(settings.num, _MOST_ON_CPU) if run.device.type == "cpu" else settings.num
+    free = available_memory(run.device)
+    if free is None:
+        return min(most, _USUAL) if run.device.type == "cpu" else most
+    try:
+        taken = estimate(run)
+    except PpapError:
+        return min(most, _USUAL)
+    room = (_SHARE * free - taken.weights) / max(taken.memory, 1)
+    return max(1, min(most, int(room)))
+
+
+def in_batches(num: int, size: int, draw: Callable[[slice], T], *, halve: bool) -> Iterator[T]:
+    """Draw images 0 to `num` - 1, `size` at once.
+
+    Args:
+        num: How many.
+        size: At most so many at once.
+        draw: Draws images `rows.start` to `rows.stop` - 1; whatever it did without coming to an end
+            must not matter.
+        halve: Whether to go on with half as many at once where memory is not enough.
+
+    Raises:
+        PpapError: Where it is not enough for `size` images, or for one.
+    """
+    start = 0
+    while start < num:
+        rows = slice(start, min(start + size, num))
+        count = rows.stop - start
+        try:
+            done = [draw(rows)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if count == 1 or not halve:
+                raise _too_many(count, error, halve) from error
+            done = []
+        # The error and its traceback are gone by now, and with them what they kept in memory.
+        if done:
+            start = rows.stop
+            yield from done
+        else:
+            size = count // 2
+            _log.info("no memory for %d images at once; going on with %d", count, size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _too_many(count: int, error: Exception, halve: bool) -> PpapError:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    smaller = ["a smaller --batch, or --batch auto"] if count > 1 else []
+    hints = [*smaller, "--dtype bfloat16", "on a GPU --offload"]
+    return PpapError(
+        f"out of memory with {count} image{'s' * (count > 1)} at once: {reason}",
+        hint=f"what takes less: {', '.join(hints)}",
+    )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    free = [value for value in (_free_in_all(), _free_in_group()) if value is not None]
+    return min(free, default=None)
+
+
+def _free_in_all() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _free_in_group() -> int | None:
+    """What a container may still take; None where none is the limit."""
+    try:
+        most, now = ((_CGROUP / f"memory.{x}").read_text().strip() for x in ("max", "current"))
+        return max(0, int(most) - int(now))
+    except (OSError, ValueError):
+        return None

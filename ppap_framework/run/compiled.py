@@ -1,0 +1,77 @@
+"""Networks that torch compiles while they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from ppap_framework.errors import PpapError
+from ppap_framework.run.plan import Plan
+
+__all__ = ["compiled"]
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def compiled(run: Plan) -> Iterator[Callable[[], None]]:
+    """A context in which `forward` of each network of a run is compiled when it is first called.
+
+    Weights are what the compiled code is given, and no part of it: what experts merge is seen.
+    It gives what is to be called after a step, and warns then where the first stage has made one
+    without calling its network; of the others that is known in the end.
+
+    Raises:
+        PpapError: Where a network cannot be compiled, as without a compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # it takes seconds to import
+
+    named = {stage.network: f"stage {stage.name!r}" for stage in run.stages}
+    named |= {g.guide.model.network: f"guide {g.guide.name!r}" for g in run.guides}
+    kept = {network: vars(network).get("forward") for network in named}
+    watched = {network: _Compiled(network) for network in named}
+
+    def check(*networks: nn.Module) -> None:
+        for network in networks:
+            if not watched[network].called and (name := named.pop(network, None)):
+                _log.warning("%s is not compiled: its network is used otherwise than called", name)
+
+    try:
+        for network, forward in watched.items():
+            network.forward = forward
+        with warnings.catch_warnings():
+            # Tracing asks every tensor for its gradient, those in the middle of a graph as well.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            yield lambda: check(run.stage.network)
+    except TorchDynamoException as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise PpapError(
+            f"the networks cannot be compiled: {reason}",
+            hint="torch.compile wants a C++ compiler such as g++; or leave out --compile",
+        ) from error
+    finally:
+        for network, before in kept.items():
+            if before is None:
+                del network.forward
+            else:
+                network.forward = before
+    check(*watched)
+
+
+@final
+class _Compiled:
+    """A compiled `forward` that knows whether it was called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._forward = torch.compile(network.forward)
+        self.called = False
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        self.called = True
+        return self._forward(*given, **more)
