@@ -13,7 +13,6 @@ from typing import Any, TypeAlias, final
 
 import attrs
 
-from ppap_framework.checkpoints import file_sha256
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, UsageError
@@ -27,6 +26,7 @@ from ppap_framework.experts import (
     load_bundle,
 )
 from ppap_framework.experts.match import check_waivers
+from ppap_framework.files import file_sha256
 from ppap_framework.guidance import RangeScales, Through
 
 __all__ = ["ChosenExperts", "ExpertRequest", "ExpertSource"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
-import torch.nn.functional as F
+import attrs
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import Checkpoint
@@ -14,7 +13,7 @@ from ppap_framework.classification import class_target, describe_top_class, draw
 from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
+from ppap_framework.preprocessing import ImageInput, Preprocessing, PreprocessingGuide
 from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions
 from ppap_plugin_classifier.torchvision_models import of_torchvision
@@ -53,10 +52,6 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
 class ClassifierGuide(PreprocessingGuide):
     """A frozen classifier, with the resize and normalisation it was trained with, and class names.
 
-    Images are resized to the network's native size, antialiased, as timm's own transforms do, but
-    whole: timm's centre crop would hide the border from guidance. At the native size they pass as
-    they are.
-
     Args:
         network: From images (B, 3, size, size) to logits (B, K).
         class_names: K of them, in order.
@@ -69,14 +64,7 @@ class ClassifierGuide(PreprocessingGuide):
         super().__init__()
         self._network = network
         self.class_names = tuple(class_names)
-        self._preprocessing = preprocessing
-        # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)[:, None, None]
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)[:, None, None]
-        self._scale: Tensor
-        self._shift: Tensor
-        self.register_buffer("_scale", (0.5 / std).float(), persistent=False)
-        self.register_buffer("_shift", ((0.5 - mean) / std).float(), persistent=False)
+        self._shown = ImageInput(**attrs.asdict(preprocessing))
         self.eval().requires_grad_(False)
 
     @property
@@ -87,23 +75,17 @@ class ClassifierGuide(PreprocessingGuide):
     @property
     def native_size(self) -> int | None:
         """The side in pixels of the images that the network was trained on; None for any."""
-        return self._preprocessing.size
+        return self._shown.size
 
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
         other = ClassifierGuide(self._network, self.class_names, preprocessing)
-        # Where this one is, the network included.
-        other._scale, other._shift = other._scale.to(self._scale), other._shift.to(self._shift)
+        other._shown.to(next(self._shown.buffers()))  # device and dtype
         return other
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        how = self._preprocessing
-        if how.size is not None and images.shape[-2:] != (how.size, how.size):
-            images = F.interpolate(
-                images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias
-            )
-        said = self._network(torch.addcmul(self._shift, images, self._scale))
+        said = self._network(self._shown(images))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
         return logits
 

@@ -16,8 +16,8 @@ from ppap_framework.classification import find_class
 from ppap_framework.components import GuidanceModel, Target, TargetInput
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.preprocessing import ImageInput
 from ppap_framework.transformers_models import (
-    ImageInput,
     ModelFiles,
     Task,
     find_model,
