@@ -22,10 +22,6 @@ from ppap_framework.checkpoints._checkpoint import (
     save_checkpoint,
 )
 from ppap_framework.checkpoints._choice import find_checkpoint
-<<<<<<< HEAD
-=======
-from ppap_framework.checkpoints._digest import file_sha256
->>>>>>> main
 from ppap_framework.checkpoints._fetch import (
     cache_dir,
     check,
@@ -51,10 +47,6 @@ __all__ = [
     "downloading",
     "downloads_are_off",
     "fetch",
-<<<<<<< HEAD
-=======
-    "file_sha256",
->>>>>>> main
     "find_checkpoint",
     "in_torch_hub",
     "join_checkpoints",
