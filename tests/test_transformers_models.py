@@ -15,10 +15,10 @@ from PIL import Image
 from tiny_networks import DEPTH, SEGMENTATION
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.preprocessing import ImageInput
 from ppap_framework.transformers_models import (
-    ImageInput,
     ModelFiles,
     Task,
     find_model,
@@ -91,7 +91,7 @@ class TestLoading:
         )
         assert len(list(folder.glob("*.safetensors"))) > 1
         files = find_model(str(folder), None)
-        assert len(files.weights) == len(list(folder.glob("*.safetensors")))
+        assert len(files.weights.files) == len(list(folder.glob("*.safetensors")))
         pickled = tmp_path / "pickled"
         pickled.mkdir()
         shutil.copy(folder / "config.json", pickled)
@@ -205,9 +205,9 @@ class TestRefusals:
     def test_names_that_are_neither_folder_nor_of_the_hub(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
         given = {
-            str(tmp_path / "absent"): "neither a folder that is there nor a name of the hub",
-            "./models/dpt": "neither a folder",
-            "dpt": "neither a folder",
+            str(tmp_path / "absent"): "neither an existing folder nor a name of the hub",
+            "./models/dpt": "neither an existing",
+            "dpt": "neither an existing",
             str(folder / "model.safetensors"): "is a file",
         }
         for name, message in given.items():
@@ -216,17 +216,17 @@ class TestRefusals:
         with pytest.raises(UsageError, match="no model is named"):
             find_model(None, None)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(AssetError, match=r"config\.json' is not there"):
+        with pytest.raises(AssetError, match=r"there is no file .*config\.json'"):
             find_model(str(tmp_path / "empty"), None)
 
     def test_checkpoints_that_contradict_or_say_nothing(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
         alone = tmp_path / "alone.safetensors"
         shutil.copy(folder / "model.safetensors", alone)
-        with pytest.raises(UsageError, match="does not say of which model it is"):
+        with pytest.raises(UsageError, match="does not state which model it is"):
             find_model(None, open_checkpoint(alone))
         save_checkpoint(alone, {"a": torch.zeros(1)}, {"config": {"model_type": "dpt"}})
-        with pytest.raises(UsageError, match="says itself which model it is"):
+        with pytest.raises(UsageError, match="states which model it is"):
             find_model(str(folder), open_checkpoint(alone))
         save_checkpoint(alone, {"a": torch.zeros(1)}, {"model": "resnet18"})
         with pytest.raises(AssetError, match="of another architecture"):
@@ -239,7 +239,7 @@ class TestRefusals:
             raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-        with pytest.raises(AssetError, match="'owner/name' cannot be had from the hub") as caught:
+        with pytest.raises(AssetError, match="cannot download model 'owner/name'") as caught:
             find_model("owner/name", None)
         assert "https://huggingface.co/owner/name" in str(caught.value)
 
@@ -264,12 +264,7 @@ class TestRefusals:
 
 
 def files_of(config: Any, preprocessor: dict[str, Any]) -> ModelFiles:
-    return ModelFiles(
-        name="tiny",
-        config=json.loads(config.to_json_string()),
-        preprocessor=preprocessor,
-        weights=(),
-    )
+    return ModelFiles(json.loads(config.to_json_string()), preprocessor, Checkpoint("tiny", {}))
 
 
 class TestInput:
@@ -348,7 +343,7 @@ class TestInput:
         ],
     )
     def test_nonsense_is_refused(self, preprocessor: dict[str, Any]) -> None:
-        with pytest.raises(AssetError, match="the preprocessing of 'tiny' cannot be"):
+        with pytest.raises(AssetError, match="the preprocessing of 'tiny' is invalid"):
             make_input(files_of(DPT, preprocessor))
 
     def test_sizes_of_the_user_that_cannot_be(self) -> None:
