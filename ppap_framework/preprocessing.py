@@ -24,23 +24,8 @@ from ppap_framework.errors import AssetError
 __all__ = ["ImageInput", "Preprocessing", "PreprocessingGuide"]
 
 
-def _three(values: Iterable[float]) -> tuple[float, ...]:
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(values)
-
-
-def _check_three(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if len(value) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in value):
-        raise ValueError(f"{attribute.name} must be three finite numbers, not {value!r:.60}")
-
-
-def _check_positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not all(x > 0 for x in value):
-        raise ValueError(f"{attribute.name} must be above 0, not {value!r:.60}")
-
-
-def _check_size(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(f"{attribute.name} must be a whole number from 1 or none, not {value!r}")
 
 
 @final
@@ -59,15 +44,29 @@ class Preprocessing:
         ValueError: For anything else.
     """
 
-    size: int | None = attrs.field(validator=_check_size)
-    mean: tuple[float, ...] = attrs.field(converter=_three, validator=_check_three)
-    std: tuple[float, ...] = attrs.field(
-        converter=_three, validator=[_check_three, _check_positive]
-    )
+    size: int | None = attrs.field()
+    mean: tuple[float, ...] = attrs.field(converter=_floats)
+    std: tuple[float, ...] = attrs.field(converter=_floats)
     interpolation: Literal["bilinear", "bicubic"] = attrs.field(
         validator=in_(("bilinear", "bicubic"))
     )
     antialias: bool = attrs.field(default=True, validator=instance_of(bool))
+
+    @size.validator
+    def _check_size(self, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"size must be a whole number from 1 or none, not {value!r}")
+
+    @mean.validator
+    @std.validator
+    def _check_three(self, attribute: attrs.Attribute[Any], value: Any) -> None:
+        lowest, bound = (0, " above 0") if attribute.name == "std" else (-math.inf, "")
+        if len(value) != 3 or not all(
+            type(x) in (int, float) and lowest < x < math.inf for x in value
+        ):
+            raise ValueError(
+                f"{attribute.name} must be three finite numbers{bound}, not {value!r:.60}"
+            )
 
 
 @final

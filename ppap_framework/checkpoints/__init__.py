@@ -37,7 +37,7 @@ from ppap_framework.checkpoints._offline import (
     in_torch_hub,
     without_downloads,
 )
-from ppap_framework.checkpoints._safetensors import write_safetensors
+from ppap_framework.checkpoints._tensor_file import write_safetensors
 
 __all__ = [
     "Checkpoint",

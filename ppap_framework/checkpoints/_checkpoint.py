@@ -12,9 +12,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.checkpoints._container import read_metadata, read_tensors
 from ppap_framework.checkpoints._fetch import fetch
-from ppap_framework.checkpoints._safetensors import write_safetensors
+from ppap_framework.checkpoints._tensor_file import read_file, write_safetensors
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card
@@ -81,7 +80,7 @@ class Checkpoint:
         return {
             f"{prefix}{name}": tensor
             for path, prefix in self.files.items()
-            for name, tensor in read_tensors(path).items()
+            for name, tensor in read_file(path)[1].items()
         }
 
 
@@ -99,16 +98,18 @@ def open_checkpoint(
         AssetError: If the file is missing, empty, damaged, of an unknown kind, not the one of its
             card, or a pickle that wants code to run.
     """
+    card: Card | None = None
     if isinstance(source, Card):
-        name, path, card, known = source.name, fetch(source, offline=offline), source, source
+        card = like = source
+        path = fetch(source, offline=offline)
     else:
         path = Path(source).expanduser()
-        name, card, known = path.name, None, like
-    metadata = read_metadata(path)
-    if ARCHITECTURE in metadata or known is None:
+    name = card.name if card else path.name
+    metadata, _ = read_file(path)
+    if like is None or ARCHITECTURE in metadata:
         stated = _stated(path, metadata.get(ARCHITECTURE, "{}"))
         return Checkpoint(name, {path: ""}, stated, metadata, card)
-    return Checkpoint(name, {path: known.prefix}, known.architecture, metadata, card)
+    return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)
 
 
 def _stated(path: Path, text: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints._checkpoint import Checkpoint
-from ppap_framework.checkpoints._container import container
+from ppap_framework.checkpoints._tensor_file import container
 from ppap_framework.errors import AssetError
 
 __all__ = ["counted", "load_into", "misfits"]

@@ -1,57 +1,64 @@
-"""What kind of file of tensors a path is, its metadata and its tensors."""
+"""Files of tensors: telling their kind, reading them, and writing safetensors."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ppap_framework.checkpoints._archive import load_archive
 from ppap_framework.errors import AssetError
+from ppap_framework.files import replacing
 
-__all__ = ["Container", "container", "read_metadata", "read_tensors"]
-
-Container = Literal["safetensors", "zip", "pickle"]
-"""Tensors of the first two are mapped from the file."""
+__all__ = ["container", "read_file", "write_safetensors"]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _MAGIC = 64  # bytes
+_DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The strings that a safetensors file carries beside its tensors; none for other files.
+def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Verify a file by its header, or a pickle by reading it.
 
-    The file is verified: a safetensors file by its header, a pickle by reading it.
+    Returns:
+        The strings that a safetensors file carries beside its tensors, and all tensors by name, on
+        the CPU. If they are mapped, they are read when they are used; changes stay in memory.
 
     Raises:
         AssetError: If it is missing, damaged, of another kind, or wants code to run.
     """
     kind = container(path)
-    if kind != "safetensors":
-        with _reading(path):
-            load_archive(path, zipped=kind == "zip")
-        return {}
-    with _reading(path), safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, on the CPU; changes to them stay in memory.
-
-    Raises:
-        AssetError: As `read_metadata`.
-    """
-    kind = container(path)
     with _reading(path):
-        if kind == "safetensors":
-            return load_file(path)
-        return load_archive(path, zipped=kind == "zip")
+        if kind != "safetensors":
+            return {}, load_archive(path, zipped=kind == "zip")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return metadata, load_file(path)
 
 
 @contextlib.contextmanager
@@ -68,8 +75,8 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def container(path: Path) -> Container:
-    """The kind of a file, by its first bytes and, if those are not known, its name.
+def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
+    """The kind of a file, by its first bytes or else its name. The first two kinds are mapped.
 
     Raises:
         AssetError: If it is missing, empty or of another kind.
@@ -115,3 +122,41 @@ def _neighbors(folder: Path, name: str) -> str:
     close = difflib.get_close_matches(name, files, n=3, cutoff=0.5) or files[:3]
     where = repr(str(folder))
     return f"in {where} there is {', '.join(close)}" if close else f"{where} holds no checkpoints"
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a file that is complete or absent; equal content gives equal bytes.
+
+    The safetensors library writes metadata in a random order and copies all tensors to memory
+    first; this writes sorted metadata, and one tensor at a time. Tensors that share memory are
+    written separately.
+
+    Args:
+        path: File to write or replace; missing folders are created.
+        tensors: Tensors by name, on any device. No name may be `__metadata__`.
+        metadata: Strings by name.
+
+    Raises:
+        AssetError: If the file cannot be written.
+    """
+    # Wide dtypes first, so that every tensor is aligned to its own width.
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in order:
+        tensor, begin = tensors[name], end
+        end += tensor.numel() * tensor.element_size()
+        entries[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path, AssetError) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in order:
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
