@@ -15,21 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
-from ppap_framework.checkpoints import Checkpoint, load_into
-from ppap_framework.components import (
+from ppap_framework.author import (
+    Adaptation,
+    Checkpoint,
     DiffusionBackend,
     ExpertAdapter,
     GuidanceModel,
+    NoiseLevel,
+    NoiseSchedule,
+    ParametrizationAdapter,
     Prediction,
     Stage,
     Target,
     TargetInput,
     TaskLoss,
+    UsageError,
     VarianceKind,
+    cosine_schedule,
+    load_into,
 )
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
 from ppap_plugin_toy.options import ColourOptions, GreyOptions
 
 SHIFTS = {"darker": -0.5, "brighter": 0.5}

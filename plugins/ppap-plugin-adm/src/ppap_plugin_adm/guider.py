@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.noise import NoiseLevel
+from ppap_framework.author import (
+    Checkpoint,
+    GuidanceModel,
+    NoiseLevel,
+    Target,
+    TargetInput,
+    class_target,
+    describe_top_class,
+    draw_top_classes,
+)
 from ppap_plugin_adm.architecture import Process, class_names, load_network
 
 __all__ = ["AdmClassifierGuide", "make_adm_classifier"]

@@ -9,12 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
-from ppap_framework.components import Target, TargetInput
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
+from ppap_framework.author import (
+    Checkpoint,
+    NoiseLevel,
+    Preprocessing,
+    PreprocessingGuide,
+    Target,
+    TargetInput,
+    UsageError,
+    class_target,
+    describe_top_class,
+    draw_top_classes,
+)
 from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions
 from ppap_plugin_classifier.torchvision_models import of_torchvision

@@ -7,10 +7,17 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint, read_architecture
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseLevel, noise_schedule
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    GuidanceModel,
+    NoiseLevel,
+    Target,
+    TargetInput,
+    UsageError,
+    noise_schedule,
+    read_architecture,
+)
 from ppap_plugin_adm.guider import at_size
 from ppap_plugin_glide.architecture import ClipArchitecture, load_networks
 from ppap_plugin_glide.config import NoisedClipConfig

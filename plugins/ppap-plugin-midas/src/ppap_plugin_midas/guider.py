@@ -13,11 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.transformers_models import ImageInput, find_model, load_network, make_input
+from ppap_framework.author import (
+    Checkpoint,
+    GuidanceModel,
+    ImageInput,
+    NoiseLevel,
+    Target,
+    TargetInput,
+    UsageError,
+    find_model,
+    load_network,
+    make_input,
+)
 from ppap_plugin_midas.colours import colour_map
 from ppap_plugin_midas.options import DepthOptions, Meaning
 

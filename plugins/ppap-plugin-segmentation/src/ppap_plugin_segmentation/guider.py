@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import find_class
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.transformers_models import (
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    GuidanceModel,
     ImageInput,
     ModelFiles,
+    NoiseLevel,
+    Target,
+    TargetInput,
     Task,
+    UsageError,
+    find_class,
     find_model,
     load_network,
     make_input,
