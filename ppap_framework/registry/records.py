@@ -91,7 +91,7 @@ class Conflict:
 
 def normal(distribution: str) -> str:
     """The normal form of a distribution's name (PEP 503): lower case, hyphens."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    return re.sub(r"[-_.\s]+", "-", distribution).lower()
 
 
 def split(name: str) -> tuple[str | None, str]:
