@@ -28,14 +28,26 @@ if TYPE_CHECKING:
         list_guiders,
         list_losses,
     )
-    from ppap_framework.run import ModuleGuide, Result, backend, guide, sample
+    from ppap_framework.run import (
+        Compute,
+        GuideRequest,
+        ModuleGuide,
+        Result,
+        Sampling,
+        backend,
+        guide,
+        sample,
+    )
 
 __all__ = [
     "AssetError",
+    "Compute",
+    "GuideRequest",
     "ModuleGuide",
     "PluginError",
     "PpapError",
     "Result",
+    "Sampling",
     "SyntheticData",
     "UsageError",
     "adapt",
