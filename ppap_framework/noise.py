@@ -49,8 +49,8 @@ class NoiseLevel:
 
     @classmethod
     def clean(cls, batch: int) -> NoiseLevel:
-        """The level of clean images: log-SNR inf."""
-        return cls(torch.full((batch,), math.inf, dtype=torch.float64))
+        """The level of `batch` images without noise, log-SNR inf."""
+        return cls(torch.full((batch,), torch.inf, dtype=torch.float64, device="cpu"))
 
     @property
     def alpha(self) -> Tensor:
