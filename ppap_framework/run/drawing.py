@@ -1,7 +1,7 @@
 """The one loop that draws images, whoever asks: runs, synthetic sets, tables, diagnoses.
 
-    with drawing(plan) as draw:
-        pictures = draw(range(0, 8))        # by stage, the last one finished
+with drawing(plan) as draw:
+    pictures = draw(range(0, 8))        # by stage, the last one finished
 """
 
 from __future__ import annotations
