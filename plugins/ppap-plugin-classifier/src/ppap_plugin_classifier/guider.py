@@ -8,12 +8,19 @@ from typing import final
 import attrs
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
-from ppap_framework.components import Target, TargetInput
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.preprocessing import ImageInput, Preprocessing, PreprocessingGuide
+from ppap_framework.author import (
+    Checkpoint,
+    ImageInput,
+    NoiseLevel,
+    Preprocessing,
+    PreprocessingGuide,
+    Target,
+    TargetInput,
+    UsageError,
+    class_target,
+    describe_top_class,
+    draw_top_classes,
+)
 from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions
 from ppap_plugin_classifier.torchvision_models import of_torchvision
@@ -52,6 +59,10 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
 class ClassifierGuide(PreprocessingGuide):
     """A frozen classifier, with the resize and normalisation it was trained with, and class names.
 
+    Images are resized to the network's native size, antialiased, as timm's own transforms do, but
+    whole: timm's centre crop would hide the border from guidance. At the native size they pass as
+    they are.
+
     Args:
         network: From images (B, 3, size, size) to logits (B, K).
         class_names: K of them, in order.
@@ -64,6 +75,7 @@ class ClassifierGuide(PreprocessingGuide):
         super().__init__()
         self._network = network
         self.class_names = tuple(class_names)
+        self.preprocessing = preprocessing
         self._shown = ImageInput(**attrs.asdict(preprocessing))
         self.eval().requires_grad_(False)
 
@@ -71,11 +83,6 @@ class ClassifierGuide(PreprocessingGuide):
     def network(self) -> nn.Module:
         """The timm model as timm makes it."""
         return self._network
-
-    @property
-    def native_size(self) -> int | None:
-        """The side in pixels of the images that the network was trained on; None for any."""
-        return self._shown.size
 
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
