@@ -205,9 +205,9 @@ class TestRefusals:
     def test_names_that_are_neither_folder_nor_of_the_hub(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
         given = {
-            str(tmp_path / "absent"): "neither an existing folder nor a name of the hub",
-            "./models/dpt": "neither an existing",
-            "dpt": "neither an existing",
+            str(tmp_path / "absent"): "neither a folder that exists nor a name of the hub",
+            "./models/dpt": "neither a folder",
+            "dpt": "neither a folder",
             str(folder / "model.safetensors"): "is a file",
         }
         for name, message in given.items():

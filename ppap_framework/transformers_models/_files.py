@@ -152,7 +152,7 @@ def _folder(model: str, *, weights: bool) -> tuple[Path, str]:
     named = _HUB.fullmatch(model)
     if named is None:
         raise UsageError(
-            f"model {model!r} is neither an existing folder nor a name of the hub",
+            f"model {model!r} is neither a folder that exists nor a name of the hub",
             hint="give a folder with config.json, or owner/name",
         )
     hint = f"download https://huggingface.co/{named['repository']} elsewhere and give its folder"
