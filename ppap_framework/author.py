@@ -70,7 +70,6 @@ from ppap_framework.plugin import (
 from ppap_framework.predictions import each_tensor, joined, widened
 from ppap_framework.preprocessing import ImageInput, Preprocessing, PreprocessingGuide
 from ppap_framework.transformers_models import (
-    ModelFiles,
     Task,
     find_model,
     load_network,

@@ -261,7 +261,7 @@ class TestCommand:
             "name": "mine", "plugin": None, "guider": "look", "backend": "toy", "experts": 4,
             "size": path.stat().st_size, "path": str(path), "problem": None,
         }  # fmt: skip
-        assert "is not a sound safetensors file" in rows["rubbish"]["problem"]
+        assert "is truncated or damaged checkpoint" in rows["rubbish"]["problem"]
         assert rows["ready"]["plugin"] == "acme"
         assert rows["far"]["problem"] == "not downloaded"
         code, out, _ = ppap(capsys, "list")

@@ -103,7 +103,7 @@ class TestCaches:
         cached(tmp_path, "owner/name", tmp_path / "dpt")
         with without_downloads():
             files = find_model("owner/name", None)
-        assert files.weights.state_dict().keys() == network.state_dict().keys()
+        assert files.state_dict().keys() == network.state_dict().keys()
         assert not asked
 
     def test_what_may_be_on_the_hub_is_not_left_out(self, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ class TestCaches:
             absent = tmp_path / "hub" / "models--owner--name" / ".no_exist" / COMMIT
             absent.mkdir(parents=True)
             (absent / "preprocessor_config.json").touch()  # somebody did, and there is none
-            assert find_model("owner/name", None).preprocessor == {}
+            assert find_model("owner/name", None).architecture["preprocessor"] == {}
 
     def test_of_timm(self, tmp_path: Path, asked: list[Any]) -> None:
         network = timm.create_model("test_resnet.r160_in1k", pretrained=False)

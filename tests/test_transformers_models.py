@@ -19,7 +19,6 @@ from ppap_framework.checkpoints import Checkpoint, open_checkpoint, save_checkpo
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.preprocessing import ImageInput
 from ppap_framework.transformers_models import (
-    ModelFiles,
     Task,
     find_model,
     load_network,
@@ -91,7 +90,7 @@ class TestLoading:
         )
         assert len(list(folder.glob("*.safetensors"))) > 1
         files = find_model(str(folder), None)
-        assert len(files.weights.files) == len(list(folder.glob("*.safetensors")))
+        assert len(files.files) == len(list(folder.glob("*.safetensors")))
         pickled = tmp_path / "pickled"
         pickled.mkdir()
         shutil.copy(folder / "config.json", pickled)
@@ -115,7 +114,7 @@ class TestLoading:
         bare = tmp_path / "bare.safetensors"
         shutil.copy(folder / "model.safetensors", bare)
         of_both = find_model(str(folder), open_checkpoint(bare))
-        assert stating.preprocessor == {"size_divisor": 16}
+        assert stating.architecture["preprocessor"] == {"size_divisor": 16}
         images = torch.randn(1, 3, 32, 32)
         whole = answer(network, images)
         for files in (lying, of_both):
@@ -192,7 +191,7 @@ class TestRefusals:
         folder = dpt(tmp_path)
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-8])
-        with pytest.raises(AssetError, match="not a sound safetensors file"):
+        with pytest.raises(AssetError, match="truncated or damaged checkpoint"):
             find_model(str(folder), None)
         weights.unlink()
         with pytest.raises(AssetError, match=r"has a config\.json and no weights"):
@@ -263,8 +262,9 @@ class TestRefusals:
         assert asked == [("owner/name", name, "v1") for name in names]
 
 
-def files_of(config: Any, preprocessor: dict[str, Any]) -> ModelFiles:
-    return ModelFiles(json.loads(config.to_json_string()), preprocessor, Checkpoint("tiny", {}))
+def files_of(config: Any, preprocessor: dict[str, Any]) -> Checkpoint:
+    stated = {"config": json.loads(config.to_json_string()), "preprocessor": preprocessor}
+    return Checkpoint("tiny", {}, stated)
 
 
 class TestInput:

@@ -175,23 +175,19 @@ def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
         AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
     """
     stated, fields = checkpoint.architecture, attrs.fields(record)
-    required = [field.name for field in fields if field.default is attrs.NOTHING]
     if not stated:
         raise AssetError(
             f"{checkpoint.name!r} does not state its architecture",
             hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
             "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
         )
-    faults = {
-        "lacks": [name for name in required if name not in stated],
-        "has unknown": sorted(stated.keys() - {field.name for field in fields}),
-    }
-    if any(faults.values()):
-        listed = [
-            f"{fault} {', '.join(map(repr, names[:6]))}" for fault, names in faults.items() if names
-        ]
+    required = [field.name for field in fields if field.default is attrs.NOTHING]
+    known = {field.name for field in fields}
+    faults = [f"lacks {name!r}" for name in required if name not in stated]
+    faults += [f"has unknown {name!r}" for name in stated if name not in known]
+    if faults:
         raise AssetError(
-            f"{checkpoint.name!r} is of another architecture: what it states {', '.join(listed)}",
+            f"{checkpoint.name!r} is of another architecture: it {', '.join(faults[:6])}",
             hint=f"{', '.join(required)} must be stated",
         )
     try:

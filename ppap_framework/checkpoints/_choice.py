@@ -56,7 +56,14 @@ def find_checkpoint(
         return open_checkpoint(registry.default_card(component, kind), offline=offline)
     else:
         card, cards = partial(registry.card, component, kind), registry.cards(component, kind)
-    found = [_find(part, card, cards) for part in _split(wanted or "")]
+    text = os.fspath(wanted or "")
+    joined = "+" in text and not Path(text).expanduser().exists()
+    if joined and "" in text.split("+"):
+        raise AssetError(
+            f"{text!r} does not say what is to be joined",
+            hint="type names or files with a '+' between, such as glide-base+glide-upsample",
+        )
+    found = [_find(each, card, cards) for each in (text.split("+") if joined else [wanted or ""])]
     parts = [part for part, _ in found]
     if len(parts) > 1:  # before anything is downloaded
         common_architecture(parts)
@@ -66,18 +73,6 @@ def find_checkpoint(
         open_checkpoint(part, offline=offline) if isinstance(part, Card) else part for part in parts
     ]
     return opened[0] if len(opened) == 1 else join_checkpoints(opened)
-
-
-def _split(wanted: str | Path) -> list[str | Path]:
-    text = os.fspath(wanted)
-    if "+" not in text or Path(text).expanduser().exists():
-        return [wanted]
-    if "" in text.split("+"):
-        raise AssetError(
-            f"{text!r} does not say what is to be joined",
-            hint="type names or files with a '+' between, such as glide-base+glide-upsample",
-        )
-    return [*text.split("+")]
 
 
 def _find(

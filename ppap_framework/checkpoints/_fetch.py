@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -22,6 +23,8 @@ from ppap_framework.plugin import Card, ExpertBundle
 __all__ = ["cache_dir", "check", "fetch", "location", "noted_sha256", "package_file"]
 
 _File: TypeAlias = Card | ExpertBundle
+
+_HUB = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
 def cache_dir() -> Path:
@@ -128,14 +131,13 @@ def package_file(uri: str) -> Path:
 
 def _hub_parts(card: _File) -> tuple[str, str, str]:
     """hf://owner/name[@revision]/path/of/file as (repository, revision, file)."""
-    parts = card.uri.removeprefix("hf://").split("/", 2)
-    if len(parts) < 3 or not all(parts):
+    parts = _HUB.fullmatch(card.uri)
+    if parts is None:
         raise AssetError(
             f"card {card.name!r} has uri {card.uri!r}",
             hint="a file of the hub is hf://owner/name/file",
         )
-    repository, _, revision = f"{parts[0]}/{parts[1]}".partition("@")
-    return repository, revision or "main", parts[2]
+    return parts[1], parts[2] or "main", parts[3]
 
 
 def _url(card: _File) -> str:

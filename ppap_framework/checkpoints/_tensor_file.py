@@ -1,27 +1,35 @@
-"""Files of tensors: telling their kind, reading them, and writing safetensors."""
+"""Files of tensors: telling their kind, reading them, and writing safetensors.
+
+Files that `torch.save` wrote are pickles, and a pickle may ask for any function to be called.
+torch's restricted unpickler (`weights_only`) builds tensors and plain containers, and raises before
+it calls anything else.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppap_framework.checkpoints._archive import load_archive
 from ppap_framework.errors import AssetError
 from ppap_framework.files import replacing
 
 __all__ = ["container", "read_file", "write_safetensors"]
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_MAGIC = 64  # bytes
+_TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
+_WRAPPINGS = ("state_dict", "model")  # keys under which training programs save the weights
 _DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -43,36 +51,39 @@ _DTYPES = {
 
 
 def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Verify a file by its header, or a pickle by reading it.
+    """Verify a file and read it. If its kind can be mapped, tensors are read when they are used.
 
     Returns:
         The strings that a safetensors file carries beside its tensors, and all tensors by name, on
-        the CPU. If they are mapped, they are read when they are used; changes stay in memory.
+        the CPU. Changes to them stay in memory.
 
     Raises:
         AssetError: If it is missing, damaged, of another kind, or wants code to run.
     """
-    kind = container(path)
-    with _reading(path):
-        if kind != "safetensors":
-            return {}, load_archive(path, zipped=kind == "zip")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return metadata, load_file(path)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
     try:
-        yield
+        kind = container(path)
+        if kind == "safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            return metadata, load_file(path)
+        if kind == "zip":
+            _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged pickles cause warnings
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except AssetError:
+        raise
     except OSError as error:
         raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except Exception as error:  # a damaged file can raise anything
+        reason = " ".join(str(error).split())[:300]
         raise AssetError(
-            f"{str(path)!r} is not a sound safetensors file: {reason[:300]}",
-            hint="it is truncated or damaged; fetch or save it again",
+            f"{str(path)!r} is a truncated or damaged checkpoint: {type(error).__name__}: {reason}",
+            hint="fetch or save it again",
         ) from error
+    return {}, _state_dict(path, loaded)
 
 
 def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
@@ -80,13 +91,14 @@ def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
 
     Raises:
         AssetError: If it is missing, empty or of another kind.
+        OSError: If it cannot be read.
     """
     if path.is_dir():
         raise AssetError(f"{str(path)!r} is a folder, not a checkpoint", hint=_neighbors(path, ""))
     if not path.is_file():
         raise AssetError(f"there is no file {str(path)!r}", hint=_neighbors(path.parent, path.name))
-    with _reading(path), path.open("rb") as file:
-        first = file.read(_MAGIC)
+    with path.open("rb") as file:
+        first = file.read(64)
     if not first:
         raise AssetError(f"{str(path)!r} is empty", hint="fetch or save it again")
     if first[8:9] == b"{":  # the header, after its length
@@ -122,6 +134,68 @@ def _neighbors(folder: Path, name: str) -> str:
     close = difflib.get_close_matches(name, files, n=3, cutoff=0.5) or files[:3]
     where = repr(str(folder))
     return f"in {where} there is {', '.join(close)}" if close else f"{where} holds no checkpoints"
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that is incomplete or a bomb, without unpacking it."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    # torch stores members uncompressed: an honest file is never larger inside than outside.
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise AssetError(
+            f"{str(path)!r} is a compressed archive, {unpacked} bytes in {size}; torch writes none",
+            hint="unpack it if it contains a checkpoint; otherwise do not trust it",
+        )
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> AssetError:
+    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    if wanted is None:
+        return AssetError(
+            f"{str(path)!r} cannot be read: its pickle is damaged or holds more than tensors",
+            hint="save the bare state dict again, preferably as safetensors",
+        )
+    return AssetError(
+        f"{str(path)!r} wants {wanted[1]} to be called when it is loaded; nothing was run",
+        hint="if you trust its origin, load it yourself and save its state dict as safetensors",
+    )
+
+
+def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
+    candidates = [loaded]
+    if isinstance(loaded, Mapping):
+        candidates += [loaded[key] for key in _WRAPPINGS if key in loaded]
+    for candidate in candidates:
+        if isinstance(candidate, Mapping) and candidate and all(map(_is_plain, candidate.values())):
+            state = {str(name): tensor.detach() for name, tensor in candidate.items()}
+            size, unpacked = (
+                path.stat().st_size,
+                sum(t.numel() * t.element_size() for t in state.values()),
+            )
+            if unpacked > _TIED * size:
+                raise AssetError(
+                    f"{str(path)!r} has {size} bytes, and its tensors would take {unpacked} bytes",
+                    hint="they repeat the same bytes; save it again with contiguous tensors",
+                )
+            return state
+    what = type(loaded).__name__
+    if isinstance(loaded, Mapping):
+        what = f"mapping of {', '.join(repr(key)[:40] for key in list(loaded)[:3]) or 'nothing'}"
+    raise AssetError(
+        f"{str(path)!r} holds no state dict, but a {what}",
+        hint='a checkpoint maps names to tensors, alone or under "state_dict" or "model"',
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and type(value) in (Tensor, nn.Parameter)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def write_safetensors(

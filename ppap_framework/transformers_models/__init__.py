@@ -1,8 +1,8 @@
 """Networks of the transformers library, from a folder, a checkpoint or the hub.
 
-    files = find_model(options.model, checkpoint)       # config, preprocessor, verified weights
-    network = load_network(files, "depth-estimation")   # transformers' own class, weights checked
-    feed = make_input(files, multiple=patch_size)       # resize and normalization, differentiable
+    model = find_model(options.model, checkpoint)       # a checkpoint with configs and weights
+    network = load_network(model, "depth-estimation")   # transformers' own class, weights checked
+    feed = make_input(model, multiple=patch_size)       # resize and normalization, differentiable
 
 `feed(images)` gives what the network takes as `pixel_values`.
 
@@ -17,8 +17,8 @@ transformers is imported only when something is loaded.
 
 from __future__ import annotations
 
-from ppap_framework.transformers_models._files import ModelFiles, find_model
+from ppap_framework.transformers_models._files import find_model
 from ppap_framework.transformers_models._input import make_input
 from ppap_framework.transformers_models._network import Task, load_network
 
-__all__ = ["ModelFiles", "Task", "find_model", "load_network", "make_input"]
+__all__ = ["Task", "find_model", "load_network", "make_input"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ppap_framework.checkpoints import (
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import read_json
 
-__all__ = ["ModelFiles", "find_model"]
+__all__ = ["find_model"]
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = (  # in the order of transformers
@@ -34,34 +33,15 @@ _MAX_JSON = 10_000_000  # bytes
 _HUB = re.compile(r"(?P<repository>[\w][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-@attrs.frozen(eq=False)
-class ModelFiles:
-    """A model of the transformers library; tensors are read on demand.
-
-    Attributes:
-        config: Content of `config.json`.
-        preprocessor: Content of `preprocessor_config.json`; empty if there is none.
-        weights: The weights, in one file or several.
-    """
-
-    config: Mapping[str, Any]
-    preprocessor: Mapping[str, Any]
-    weights: Checkpoint
-
-    @property
-    def name(self) -> str:
-        """Name of the folder, the checkpoint or the hub's model, for messages."""
-        return self.weights.name
-
-
 @attrs.frozen(kw_only=True)
 class _Architecture:
     config: dict[str, Any] = attrs.field(validator=instance_of(dict))
     preprocessor: dict[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
 
 
-def find_model(model: str | None, checkpoint: Checkpoint | None) -> ModelFiles:
-    """Find a model.
+def find_model(model: str | None, checkpoint: Checkpoint | None) -> Checkpoint:
+    """Find a model: its weights, with the contents of its config and its preprocessor's config as
+    the architecture, {"config": {...}, "preprocessor": {...}}.
 
     Args:
         model: A folder, or "owner/name" or "owner/name@revision" of the Hugging Face hub if there
@@ -80,7 +60,7 @@ def find_model(model: str | None, checkpoint: Checkpoint | None) -> ModelFiles:
                 hint="leave --guider-model out",
             )
         stated = read_architecture(checkpoint, _Architecture)
-        return ModelFiles(stated.config, stated.preprocessor, checkpoint)
+        return attrs.evolve(checkpoint, architecture=attrs.asdict(stated))
     if model is not None:
         folder, name = _folder(model, weights=checkpoint is None)
     elif checkpoint is None:
@@ -98,7 +78,10 @@ def find_model(model: str | None, checkpoint: Checkpoint | None) -> ModelFiles:
         )
     config = _read(folder / _CONFIG)
     preprocessor = _read(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
-    return ModelFiles(config, preprocessor, checkpoint or _weights(folder, name))
+    return attrs.evolve(
+        checkpoint or _weights(folder, name),
+        architecture={"config": config, "preprocessor": preprocessor},
+    )
 
 
 def _weights(folder: Path, name: str) -> Checkpoint:

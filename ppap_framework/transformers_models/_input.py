@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ppap_framework.checkpoints import Checkpoint
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.preprocessing import ImageInput
-from ppap_framework.transformers_models._files import ModelFiles
 from ppap_framework.transformers_models._network import make_config
 
 __all__ = ["make_input"]
@@ -15,12 +15,12 @@ __all__ = ["make_input"]
 _BICUBIC = 3  # in the numbering of Pillow and transformers; all others are bilinear here
 
 
-def make_input(files: ModelFiles, *, multiple: int = 1, size: int | None = None) -> ImageInput:
+def make_input(model: Checkpoint, *, multiple: int = 1, size: int | None = None) -> ImageInput:
     """The resize and normalization of a model; what its preprocessor leaves out is the default of
     transformers for this type of model. Crops and padding are left out.
 
     Args:
-        files: The model.
+        model: The model, as `find_model` gives it.
         multiple: Number that must divide both sides, such as the size of the network's patches;
             the preprocessor may ask for more.
         size: Side in pixels of what the network is shown, in place of the preprocessor's.
@@ -33,7 +33,7 @@ def make_input(files: ModelFiles, *, multiple: int = 1, size: int | None = None)
 
     if size is not None and size < 1:
         raise UsageError(f"images cannot be resized to {size} pixels")
-    config = make_config(files)
+    config = make_config(model)
     if type(config) not in IMAGE_PROCESSOR_MAPPING:
         raise AssetError(
             f"transformers does not say what images a {config.model_type} wants",
@@ -41,7 +41,7 @@ def make_input(files: ModelFiles, *, multiple: int = 1, size: int | None = None)
         )
     processing = IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]  # the one without torchvision
     try:
-        wanted = processing.from_dict(dict(files.preprocessor)).to_dict()
+        wanted = processing.from_dict(dict(model.architecture["preprocessor"])).to_dict()
         if size is None and wanted.get("do_resize", True):
             size = _side(wanted.get("size"))
         steps = [int(wanted.get(key) or 1) for key in ("ensure_multiple_of", "size_divisor")]
@@ -59,7 +59,7 @@ def make_input(files: ModelFiles, *, multiple: int = 1, size: int | None = None)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AssetError(
-            f"the preprocessing of {files.name!r} is invalid: {reason}",
+            f"the preprocessing of {model.name!r} is invalid: {reason}",
             hint="its preprocessor_config.json is damaged",
         ) from error
 

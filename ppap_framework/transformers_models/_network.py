@@ -11,9 +11,8 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import nn
 
-from ppap_framework.checkpoints import counted
+from ppap_framework.checkpoints import Checkpoint, counted
 from ppap_framework.errors import AssetError
-from ppap_framework.transformers_models._files import ModelFiles
 
 __all__ = ["Task", "load_network", "make_config"]
 
@@ -25,14 +24,14 @@ Task: TypeAlias = Literal[
 """A task for which transformers has a family of classes."""
 
 
-def load_network(files: ModelFiles, task: Task, *, unused: str | None = None) -> nn.Module:
+def load_network(model: Checkpoint, task: Task, *, unused: str | None = None) -> nn.Module:
     """Build a model in float32, on the CPU and in evaluation mode, with its weights.
 
     transformers renames parameters that its older versions called otherwise. Tensors that the
     network does not use are logged; none that it uses may be missing.
 
     Args:
-        files: The model.
+        model: The model, as `find_model` gives it.
         task: What it must do.
         unused: Regular expression that matches the beginning of names of parameters that the
             network has but never uses, so that published files leave them out. They become 0.
@@ -43,15 +42,15 @@ def load_network(files: ModelFiles, task: Task, *, unused: str | None = None) ->
     """
     import transformers
 
-    config = make_config(files)
+    config = make_config(model)
     family = getattr(transformers, f"MODEL_FOR_{task.upper().replace('-', '_')}_MAPPING")
     if type(config) not in family:
         known = ", ".join(sorted(kind.model_type for kind in family))
         raise AssetError(
-            f"{files.name!r} is a {config.model_type}, which does no {task.replace('-', ' ')}",
+            f"{model.name!r} is a {config.model_type}, which does no {task.replace('-', ' ')}",
             hint=f"transformers {transformers.__version__} has {known} for that",
         )
-    state = files.weights.state_dict()
+    state = model.state_dict()
     try:
         with _quiet():
             network, told = family[type(config)].from_pretrained(
@@ -63,7 +62,7 @@ def load_network(files: ModelFiles, task: Task, *, unused: str | None = None) ->
                 output_loading_info=True,
             )
     except Exception as error:  # networks react in many ways to impossible sizes
-        raise _unfit(files, error) from error
+        raise _unfit(model, error) from error
     left_out = {name for name in told["missing_keys"] if unused and re.match(unused, name)}
     for name in left_out:
         nn.init.zeros_(network.get_parameter(name))
@@ -77,17 +76,17 @@ def load_network(files: ModelFiles, task: Task, *, unused: str | None = None) ->
     }
     if any(faults.values()):
         raise AssetError(
-            f"the weights of {files.name!r} do not fit {kind}: {counted(faults)}",
+            f"the weights of {model.name!r} do not fit {kind}: {counted(faults)}",
             hint="config and weights are of different models",
         )
     if extra := sorted(told["unexpected_keys"]):
         _log.warning(
-            "%r: %s does not use %d tensors, such as %s", files.name, kind, len(extra), extra[0]
+            "%r: %s does not use %d tensors, such as %s", model.name, kind, len(extra), extra[0]
         )
     return cast("nn.Module", network.eval())
 
 
-def make_config(files: ModelFiles) -> Any:
+def make_config(model: Checkpoint) -> Any:
     """The config as transformers' own class.
 
     Raises:
@@ -95,37 +94,37 @@ def make_config(files: ModelFiles) -> Any:
     """
     import transformers
 
-    stated = dict(files.config)
+    stated = dict(model.architecture["config"])
     kind = stated.pop("model_type", None)
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         version = f"transformers {transformers.__version__}"
         if "auto_map" in stated:
             raise AssetError(
-                f"{files.name!r} wants code of its own to be run; nothing was run",
+                f"{model.name!r} wants code of its own to be run; nothing was run",
                 hint=f"model type {kind!r} is none of {version}; name another model",
             )
         raise AssetError(
-            f"{files.name!r} is of model type {kind!r}, which {version} does not know",
+            f"{model.name!r} is of model type {kind!r}, which {version} does not know",
             hint="its config is damaged or newer; name another model",
         )
     try:
         with _quiet():
-            return transformers.CONFIG_MAPPING[kind](**_self_contained(files, stated))
+            return transformers.CONFIG_MAPPING[kind](**_self_contained(model, stated))
     except AssetError:
         raise
     except Exception as error:  # each config has checks of its own
-        raise _unfit(files, error) from error
+        raise _unfit(model, error) from error
 
 
-def _self_contained(files: ModelFiles, stated: Mapping[str, Any]) -> dict[str, Any]:
+def _self_contained(model: Checkpoint, stated: Mapping[str, Any]) -> dict[str, Any]:
     """A config that runs no code and fetches no other model, at any depth."""
     if isinstance(stated.get("backbone"), str) and not stated.get("use_timm_backbone"):
         raise AssetError(
-            f"{files.name!r} names backbone {stated['backbone']!r} instead of describing it",
+            f"{model.name!r} names backbone {stated['backbone']!r} instead of describing it",
             hint="load it with transformers and save it again: its config is then complete",
         )
     inner = {
-        name: _self_contained(files, value) if isinstance(value, dict) else value
+        name: _self_contained(model, value) if isinstance(value, dict) else value
         for name, value in stated.items()
         if name not in ("auto_map", "torch_dtype", "dtype")
     }
@@ -134,10 +133,10 @@ def _self_contained(files: ModelFiles, stated: Mapping[str, Any]) -> dict[str, A
     return inner
 
 
-def _unfit(files: ModelFiles, error: Exception) -> AssetError:
+def _unfit(model: Checkpoint, error: Exception) -> AssetError:
     reason = " ".join(str(error).split())[:300]
     return AssetError(
-        f"{files.name!r} cannot be built as its config says: {type(error).__name__}: {reason}",
+        f"{model.name!r} cannot be built as its config says: {type(error).__name__}: {reason}",
         hint="the config is wrong, or this transformers is of another version",
     )
 
