@@ -197,9 +197,10 @@ class TestRefusals:
         with pytest.raises(AssetError, match=r"has a config\.json and no weights"):
             find_model(str(folder), None)
         index = folder / "model.safetensors.index.json"
-        index.write_text(json.dumps({"weight_map": {"a": "../dpt/config.json"}}))
-        with pytest.raises(AssetError, match="does not say in which files beside it"):
-            find_model(str(folder), None)
+        for named in ("../dpt/config.json", ["model.safetensors"], 1):
+            index.write_text(json.dumps({"weight_map": {"a": named}}))
+            with pytest.raises(AssetError, match="does not say in which files beside it"):
+                find_model(str(folder), None)
 
     def test_names_that_are_neither_folder_nor_of_the_hub(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
