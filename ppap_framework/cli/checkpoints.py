@@ -12,7 +12,6 @@ from ppap_framework.cli.output import print_fields, print_json, print_table, siz
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
 if TYPE_CHECKING:
-    from ppap_framework.checkpoints import Checkpoint
     from ppap_framework.plugin import Card
 
 __all__ = ["command"]
@@ -134,7 +133,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     A file is held against the published hash, or against that of the file that was used first.
     Without NAME, all that are here. Exits with 4 where one is not sound.
     """
-    from ppap_framework.checkpoints import check, file_sha256, location, open_checkpoint
+    from ppap_framework.checkpoints import check, location, open_checkpoint
+    from ppap_framework.files import file_sha256
     from ppap_framework.registry import registry
 
     found = registry()
@@ -182,7 +182,8 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
     """
     import torch
 
-    from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+    from ppap_framework.checkpoints import find_checkpoint, open_checkpoint, save_checkpoint
+    from ppap_framework.registry import registry
 
     if out.suffix != ".safetensors":
         raise UsageError(
@@ -190,7 +191,7 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
         )
     if out.exists() and not overwrite:
         raise UsageError(f"{str(out)!r} is there already", hint="--overwrite replaces it")
-    checkpoint = _find(source)
+    checkpoint = find_checkpoint(registry(), None, None, source)
     if not checkpoint.architecture:
         raise AssetError(
             f"{checkpoint.name!r} does not state its architecture",
@@ -210,23 +211,6 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
         print_json({"path": str(out), "tensors": len(state), **notes})
     else:
         click.echo(out)
-
-
-def _find(source: str) -> Checkpoint:
-    """A checkpoint of whatever component, by names, paths, or both."""
-    from ppap_framework.checkpoints import join_checkpoints, open_as, open_checkpoint
-    from ppap_framework.registry import registry
-
-    if "+" in source and not Path(source).exists():
-        return join_checkpoints([_find(part) for part in source.split("+")])
-    found = registry()
-    if Path(source).expanduser().is_file():
-        file = Path(source).name
-        named = [c for c in found.every_card() if c.uri.rpartition("/")[2] == file]
-        return open_checkpoint(source, like=named[0] if len(named) == 1 else None)
-    name, equals, path = source.partition("=")
-    card = found.card_named(name)
-    return open_as(path, card) if equals else open_checkpoint(card)
 
 
 def _row(card: Card) -> dict[str, Any]:
