@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import from_uint8
 from ppap_framework.predictions import squared_difference
@@ -267,6 +268,19 @@ class TargetInput:
         if sum(part is not None for part in (self.text, self.image, self.array)) != 1:
             raise ValueError("a target is exactly one of text, image and array")
 
+    def number(self) -> float:
+        """The number that was typed.
+
+        Raises:
+            UsageError: If it is none.
+        """
+        try:
+            return float(self.text or "")
+        except ValueError:
+            raise UsageError(
+                f"{self.text or self.source!r} is no number", hint="type a number"
+            ) from None
+
     def pixels(self) -> Tensor:
         """The picture as images are: (3, H, W), float32 in [-1, 1], all channels alike where it is
         grey.
@@ -314,12 +328,12 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
     and treat each image of a batch by itself in evaluation mode.
+
+    Attributes:
+        network: The network itself, to which expert adapters attach. The constructor sets it.
     """
 
-    @property
-    @abc.abstractmethod
-    def network(self) -> nn.Module:
-        """The network itself, to which expert adapters attach."""
+    network: nn.Module
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
@@ -377,7 +391,15 @@ class GuidanceModel(nn.Module, abc.ABC):
 
 
 class TaskLoss(abc.ABC):
-    """A distance between predictions: what guidance descends and what experts learn from."""
+    """A distance between predictions: what guidance descends and what experts learn from.
+
+    Args:
+        options: Nothing, unless a loss says otherwise: a class without options of its own is its
+            own factory.
+    """
+
+    def __init__(self, options: None = None) -> None:
+        super().__init__()
 
     @abc.abstractmethod
     def energy(self, prediction: Any, target: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class ClassifierGuide(PreprocessingGuide):
         self, network: nn.Module, class_names: Sequence[str], preprocessing: Preprocessing
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
         # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
@@ -85,14 +85,9 @@ class ClassifierGuide(PreprocessingGuide):
         self.register_buffer("_shift", ((0.5 - mean) / std).float(), persistent=False)
         self.eval().requires_grad_(False)
 
-    @property
-    def network(self) -> nn.Module:
-        """The timm model as timm makes it."""
-        return self._network
-
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
-        other = ClassifierGuide(self._network, self.class_names, preprocessing)
+        other = ClassifierGuide(self.network, self.class_names, preprocessing)
         # Where this one is, the network included.
         other._scale, other._shift = other._scale.to(self._scale), other._shift.to(self._shift)
         return other
@@ -104,7 +99,7 @@ class ClassifierGuide(PreprocessingGuide):
             images = F.interpolate(
                 images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias
             )
-        said = self._network(torch.addcmul(self._shift, images, self._scale))
+        said = self.network(torch.addcmul(self._shift, images, self._scale))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
         return logits
 
@@ -112,7 +107,7 @@ class ClassifierGuide(PreprocessingGuide):
         """A class by index, name or unambiguous part of a name; an array of B indices; or the class
         that the network sees in a picture.
         """
-        device = next(self._network.parameters()).device
+        device = next(self.network.parameters()).device
         return class_target(given, self.class_names, lambda images: self(images.to(device)))
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
