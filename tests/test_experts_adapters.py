@@ -21,7 +21,7 @@ from ppap_framework.experts import (
     Identity,
     NoiseRanges,
     backend_sha256,
-    choose_bundle,
+    choose_experts,
     describe,
     guide_sha256,
     installed_adapter,
@@ -99,8 +99,8 @@ def test_trained_saved_found_and_guiding(
 
     keep_bundle(path)
     fresh = ModuleGuide(network(), size=32)
-    assert choose_bundle("auto", ModuleGuide(network(1), size=32), backend) is None
-    found = choose_bundle("auto", fresh, backend)
+    assert choose_experts("auto", "toy", ModuleGuide(network(1), size=32), backend) is None
+    found = choose_experts("auto", "toy", fresh, backend)
     assert found is not None
     loaded = load_bundle(found.path, fresh, backend)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from ppap_framework.cli import main
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
     bundle_by_name,
-    choose_bundle,
+    choose_experts,
     experts_dir,
     find_bundles,
     keep_bundle,
@@ -110,7 +110,7 @@ class TestFinding:
 
     def test_no_folder_is_no_fault(self) -> None:
         assert find_bundles() == []
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert choose_experts("auto", "toy", TinyGuide(), Backend()) is None
 
     def test_a_kept_copy_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.experts.safetensors"
@@ -168,12 +168,12 @@ class TestFinding:
             "ppap_framework.checkpoints._fetch._download",
             lambda *_: pytest.fail("it was downloaded"),
         )
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert choose_experts("auto", "toy", TinyGuide(), Backend()) is None
         assert find_bundles() == []
         with pytest.raises(AssetError, match="far"):
             bundle_by_name("far", offline=True)
         with pytest.raises(AssetError, match="far"):
-            choose_bundle("far", TinyGuide(), Backend(), offline=True)
+            choose_experts("far", "toy", TinyGuide(), Backend(), offline=True)
 
 
 class TestChoosing:
@@ -181,21 +181,21 @@ class TestChoosing:
         path = bundle("ready")
         offer("acme", "ready", path)
         model, backend = TinyGuide(), Backend()
-        assert choose_bundle("auto", model, backend).name == "ready"
+        assert choose_experts("auto", "toy", model, backend).name == "ready"
         bundle("fits", age=50, seed=1)
         bundle("fits-newer", age=40, seed=2)
         bundle("other-guide", model=TinyGuide(seed=5))
         bundle("other-normalisation", model=TinyGuide(mean=0.4))
         bundle("other-backend", backend=Backend(seed=4))
         bundle("other-size", backend=Backend(size=16))
-        assert choose_bundle("auto", model, backend).name == "fits-newer"
-        assert choose_bundle("auto", TinyGuide(seed=5), backend).name == "other-guide"
-        assert choose_bundle("auto", TinyGuide(seed=6), backend) is None
+        assert choose_experts("auto", "toy", model, backend).name == "fits-newer"
+        assert choose_experts("auto", "toy", TinyGuide(seed=5), backend).name == "other-guide"
+        assert choose_experts("auto", "toy", TinyGuide(seed=6), backend) is None
 
     def test_auto_honours_waivers(self) -> None:
         bundle("other-backend", backend=Backend(seed=4))
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
-        found = choose_bundle("auto", TinyGuide(), Backend(), allow_mismatch=["backend"])
+        assert choose_experts("auto", "toy", TinyGuide(), Backend()) is None
+        found = choose_experts("auto", "toy", TinyGuide(), Backend(), allow_mismatch=["backend"])
         assert found is not None
 
     def test_auto_passes_over_the_damaged_and_says_so(
@@ -207,7 +207,7 @@ class TestChoosing:
         rubbish = experts_dir() / "rubbish.experts.safetensors"
         rubbish.write_bytes(b"x")
         with caplog.at_level(logging.WARNING):
-            assert choose_bundle("auto", TinyGuide(), Backend()).name == "whole"
+            assert choose_experts("auto", "toy", TinyGuide(), Backend()).name == "whole"
         assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
         assert str(experts_dir()) not in caplog.text
 
@@ -216,29 +216,29 @@ class TestChoosing:
     ) -> None:
         bundle("other-guide", model=TinyGuide(seed=5))
         bundle("other-backend", backend=Backend(seed=4))
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert choose_experts("auto", "toy", TinyGuide(), Backend()) is None
         (said,) = (record.getMessage() for record in caplog.records)
         assert said.startswith("experts 'other-backend' are passed over: they learned from ")
         assert said.endswith(" (--allow-mismatch backend)")
         caplog.clear()
         bundle("fits", age=50)
-        assert choose_bundle("auto", TinyGuide(), Backend()).name == "fits"
+        assert choose_experts("auto", "toy", TinyGuide(), Backend()).name == "fits"
         assert not caplog.records
 
     def test_none(self) -> None:
         bundle("fits")
-        assert choose_bundle("none", TinyGuide(), Backend()) is None
+        assert choose_experts("none", "toy", TinyGuide(), Backend()) is None
 
     def test_a_name_or_path_that_does_not_match_is_refused(self) -> None:
         path = bundle("other", model=TinyGuide(seed=5))
         for source in ("other", str(path)):
             with pytest.raises(AssetError, match="guide: they are for the weights of look"):
-                choose_bundle(source, TinyGuide(), Backend())
-            assert choose_bundle(source, TinyGuide(seed=5), Backend()).path == path
+                choose_experts(source, "toy", TinyGuide(), Backend())
+            assert choose_experts(source, "toy", TinyGuide(seed=5), Backend()).path == path
         with pytest.raises(UsageError, match="cannot be allowed"):
-            choose_bundle("auto", TinyGuide(), Backend(), allow_mismatch=["guide"])
+            choose_experts("auto", "toy", TinyGuide(), Backend(), allow_mismatch=["guide"])
         with pytest.raises(AssetError, match="there is no file"):
-            choose_bundle("no/such.experts.safetensors", TinyGuide(), Backend())
+            choose_experts("no/such.experts.safetensors", "toy", TinyGuide(), Backend())
 
 
 class TestCommand:
