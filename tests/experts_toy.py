@@ -204,6 +204,10 @@ def experts_of(
     return experts
 
 
+def read(experts: ExpertSet, images: Tensor, level: NoiseLevel) -> Any:
+    return experts.at(level)(images, level)
+
+
 def make_adapter(config: AdapterConfig) -> ExpertAdapter:
     assert config == AdapterConfig(name="shift", options={"ending": "bias"})
     return Shift(**config.options)

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, experts_of, make_adapter, trained
+from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, experts_of, make_adapter, read, trained
 from torch import nn
 
 from ppap_framework.checkpoints import load_into, open_checkpoint, save_checkpoint
@@ -60,7 +60,7 @@ class TestRoundTrip:
         level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 40, 99])])
         x = torch.randn(3, 3, 8, 8)
         with torch.no_grad():
-            assert torch.equal(found.forward(x, level), wanted.forward(x, level))
+            assert torch.equal(read(found, x, level), read(wanted, x, level))
         assert found.ranges == wanted.ranges  # to the last bit
 
     def test_what_it_says_of_itself(self, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, Told, make_adapter, trained
+from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, Told, make_adapter, read, trained
 from torch import Tensor
 
 from ppap_framework.errors import AssetError, UsageError
@@ -71,7 +71,7 @@ def test_experts_are_fed_so_and_the_untouched_network_as_ever(path: Path) -> Non
     levels = [math.inf, SCHEDULE.log_snr[0].item(), SCHEDULE.log_snr[-1].item()]
     level = NoiseLevel(torch.tensor(levels, dtype=torch.float64))
     with torch.no_grad():
-        mixed = experts.forward(images, level)
+        mixed = read(experts, images, level)
         for row, (index, fed) in enumerate([(None, model), (0, None), (1, None)]):
             experts.activate(index)
             shown = fed(images) if fed else model.network(images)
@@ -90,7 +90,7 @@ def test_mixed_levels_are_differentiable(path: Path) -> None:
 
     def gradient(images: Tensor, level: NoiseLevel) -> Tensor:
         images = images.clone().requires_grad_()
-        experts.forward(images, level).square().sum().backward()
+        read(experts, images, level).square().sum().backward()
         assert images.grad is not None
         return images.grad
 

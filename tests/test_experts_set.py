@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from experts_toy import SCHEDULE, Shift, TinyGuide, experts_of
+from experts_toy import SCHEDULE, Shift, TinyGuide, experts_of, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def test_mixed_levels_are_as_one_by_one(timesteps: list[int | None]) -> None:
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
     x = images(len(timesteps))
     with torch.no_grad():
-        together = experts.forward(x, levels(timesteps))
+        together = read(experts, x, levels(timesteps))
         alone = torch.cat([oracles[owner(t)](x[i : i + 1]) for i, t in enumerate(timesteps)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
@@ -99,8 +99,8 @@ def test_nested_predictions_are_put_together() -> None:
     timesteps = [80, 3, None, 50, 3]
     x, level = images(5), levels(timesteps)
     with torch.no_grad():
-        found = experts_of(model).forward(x, level)
-        logits = experts_of(plain).forward(x, level)
+        found = read(experts_of(model), x, level)
+        logits = read(experts_of(plain), x, level)
     assert isinstance(found, dict)
     exp, (pair, nothing) = found["parts"]
     assert isinstance(found["parts"], list)
@@ -112,9 +112,9 @@ def test_nested_predictions_are_put_together() -> None:
 def test_a_prediction_that_cannot_be_put_together_is_named() -> None:
     model = TinyGuide(nested="record")
     experts = experts_of(model)
-    assert experts.forward(images(2), levels([1, 2])).logits.shape == (2, 5)
+    assert read(experts, images(2), levels([1, 2])).logits.shape == (2, 5)
     with pytest.raises(PluginError, match="Answer"):
-        experts.forward(images(2), levels([1, 99]))
+        read(experts, images(2), levels([1, 99]))
 
 
 @pytest.mark.parametrize("timesteps", [[80] * 4, [80, 3, 50, 3], [3, 80, None, 50], [None] * 4])
@@ -142,8 +142,8 @@ def test_a_stale_graph_is_refused_and_never_wrong() -> None:
     # Biases are no part of a graph; weights are.
     experts = experts_of(TinyGuide(), ending="weight")
     x = images(2).requires_grad_()
-    old = experts.forward(x, levels([90, 90]))
-    experts.forward(x, levels([1, 1]))
+    old = read(experts, x, levels([90, 90]))
+    read(experts, x, levels([1, 1]))
     with pytest.raises(RuntimeError, match="inplace"):
         torch.autograd.grad(old.sum(), x)
 
@@ -180,7 +180,7 @@ def test_the_network_is_left_as_it_was(actions: list[str], random: Any) -> None:
         if action == "at":
             experts.at(levels(t[:1] * 3))
         elif action == "mixed":
-            experts.forward(images(3), levels([*t[:2], None]))
+            read(experts, images(3), levels([*t[:2], None]))
         elif action == "train":
             index = owner(t[0])
             assert index is not None
@@ -238,7 +238,7 @@ def test_state_comes_back() -> None:
     fresh.load_state_dict(experts.state_dict())
     assert fresh.active is None
     with torch.no_grad():
-        assert torch.equal(fresh.forward(x, level), experts.forward(x, level))
+        assert torch.equal(read(fresh, x, level), read(experts, x, level))
     with pytest.raises(AssetError, match="'lora/x'"):
         fresh.load_state_dict({"lora/x": torch.ones(1)})
 
@@ -289,4 +289,4 @@ def test_an_interrupted_merge_is_repeated() -> None:
 
 def test_no_images_at_all() -> None:
     experts = experts_of(TinyGuide())
-    assert experts.forward(images(2)[:0], levels([])).shape == (0, 5)
+    assert read(experts, images(2)[:0], levels([])).shape == (0, 5)

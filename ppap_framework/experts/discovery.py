@@ -46,7 +46,7 @@ class BundleFile:
 
     @cached_property
     def info(self) -> BundleInfo:
-        """Its description: see `read_bundle_info`."""
+        """See `read_bundle_info`."""
         return read_bundle_info(self.path)
 
     @cached_property
@@ -82,12 +82,10 @@ class BundleFile:
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context in which the experts are attached to their guide; at its end, the network is as
-        it was found.
+        """A context in which the experts are attached to their guide; see `load_bundle`.
 
         Raises:
-            AssetError: If the file has changed since its SHA-256 was taken, or cannot be loaded:
-                see `load_bundle`.
+            AssetError: If the file has changed since its SHA-256 was taken.
         """
         if file_sha256(self.path) != self.sha256:
             raise AssetError(
