@@ -159,7 +159,7 @@ def test_clean_images_through_the_denoiser_are_the_untouched_network_s() -> None
 
 
 def test_a_guide_wants_the_experts_of_its_own_model() -> None:
-    with pytest.raises(ValueError, match="of another model"):
+    with pytest.raises(UsageError, match="of another model"):
         Guide(
             name="toy",
             model=TinyGuide(),
