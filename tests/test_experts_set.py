@@ -27,6 +27,11 @@ class CrossEntropy(TaskLoss):
         return F.cross_entropy(logits, target.expand(len(logits)), reduction="none")
 
 
+def guide_of(model: TinyGuide, experts: ExpertSet | None = None) -> Guide:
+    target = Target(value=torch.tensor([1]), label="one")
+    return Guide(name="toy", model=model, loss=CrossEntropy(), target=target, experts=experts)
+
+
 def shifted(model: TinyGuide, experts: ExpertSet, index: int | None) -> nn.Module:
     """The oracle: a network of its own for an expert, made before anything is merged."""
     network = copy.deepcopy(model.network)
@@ -53,12 +58,8 @@ def images(number: int, seed: int = 1) -> Tensor:
 
 
 def levels(timesteps: list[int | None]) -> NoiseLevel:
-    return NoiseLevel(
-        torch.tensor(
-            [math.inf if t is None else SCHEDULE.log_snr[t].item() for t in timesteps],
-            dtype=torch.float64,
-        )
-    )
+    values = [math.inf if t is None else SCHEDULE.log_snr[t].item() for t in timesteps]
+    return NoiseLevel(torch.tensor(values, dtype=torch.float64))
 
 
 def owner(t: int | None, number: int = 3) -> int | None:
@@ -94,10 +95,9 @@ def test_mixed_levels_are_as_one_by_one(timesteps: list[int | None]) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_nested_predictions_are_put_together() -> None:
+def test_nested_predictions_are_put_together_and_others_named() -> None:
     model, plain = TinyGuide(nested="mapping"), TinyGuide()
-    timesteps = [80, 3, None, 50, 3]
-    x, level = images(5), levels(timesteps)
+    x, level = images(5), levels([80, 3, None, 50, 3])
     with torch.no_grad():
         found = read(experts_of(model), x, level)
         logits = read(experts_of(plain), x, level)
@@ -107,14 +107,11 @@ def test_nested_predictions_are_put_together() -> None:
     assert nothing is None
     for part, wanted in ((found["logits"], logits), (exp, logits.exp()), (pair, logits[:, :2])):
         torch.testing.assert_close(part, wanted)
-
-
-def test_a_prediction_that_cannot_be_put_together_is_named() -> None:
-    model = TinyGuide(nested="record")
-    experts = experts_of(model)
+    experts = experts_of(TinyGuide(nested="record"))
     assert read(experts, images(2), levels([1, 2])).logits.shape == (2, 5)
     with pytest.raises(PluginError, match="Answer"):
         read(experts, images(2), levels([1, 99]))
+    assert read(experts_of(TinyGuide()), images(2)[:0], levels([])).shape == (0, 5)
 
 
 @pytest.mark.parametrize("timesteps", [[80] * 4, [80, 3, 50, 3], [3, 80, None, 50], [None] * 4])
@@ -122,15 +119,8 @@ def test_gradients_are_those_of_each_owner(timesteps: list[int | None]) -> None:
     model = TinyGuide()
     experts = experts_of(model, ending="")  # weights, too: a graph remembers those
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
-    guide = Guide(
-        name="toy",
-        model=model,
-        loss=CrossEntropy(),
-        target=Target(value=torch.tensor([1]), label="one"),
-        experts=experts,
-    )
     x = images(4)
-    found = guide.gradient(x, levels(timesteps))
+    found = guide_of(model, experts).gradient(x, levels(timesteps))
     for i, t in enumerate(timesteps):
         own = x[i : i + 1].clone().requires_grad_()
         energy = F.cross_entropy(oracles[owner(t)](own), torch.tensor([1]))
@@ -150,23 +140,15 @@ def test_a_stale_graph_is_refused_and_never_wrong() -> None:
 
 def test_clean_images_through_the_denoiser_are_the_untouched_network_s() -> None:
     model = TinyGuide()
-    loss, target = CrossEntropy(), Target(value=torch.tensor([1]), label="one")
-    bare = Guide(name="toy", model=TinyGuide(), loss=loss, target=target)
-    guide = Guide(name="toy", model=model, loss=loss, target=target, experts=experts_of(model))
-    clean = levels([None] * 2)
+    bare, guide, clean = (
+        guide_of(TinyGuide()),
+        guide_of(model, experts_of(model)),
+        levels([None] * 2),
+    )
     assert torch.equal(guide.gradient(images(2), clean), bare.gradient(images(2), clean))
     assert EnergyGuidance([guide], "clean").guides[0].experts is guide.experts
-
-
-def test_a_guide_wants_the_experts_of_its_own_model() -> None:
     with pytest.raises(UsageError, match="of another model"):
-        Guide(
-            name="toy",
-            model=TinyGuide(),
-            loss=CrossEntropy(),
-            target=Target(value=torch.tensor([1]), label="one"),
-            experts=experts_of(TinyGuide()),
-        )
+        guide_of(TinyGuide(), experts_of(TinyGuide()))
 
 
 @settings(max_examples=30)
@@ -285,8 +267,3 @@ def test_an_interrupted_merge_is_repeated() -> None:
     with torch.no_grad():
         oracle = experts_of(TinyGuide())
         assert torch.equal(model(images(1), level), oracle.at(level)(images(1), level))
-
-
-def test_no_images_at_all() -> None:
-    experts = experts_of(TinyGuide())
-    assert read(experts, images(2)[:0], levels([])).shape == (0, 5)

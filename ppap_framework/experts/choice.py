@@ -145,11 +145,10 @@ def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertS
 
 def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None:
     """Log which experts of a guide get no step of a process."""
-    steps, owned = ranges.coverage(process), ranges.timesteps(process.schedule)
     idle = ", ".join(
-        f"expert {k} ({f'timesteps {t.start} to {t.stop - 1}' if t else 'no timestep'})"
-        for k, t in enumerate(owned)
-        if not steps[k]
+        f"expert {k} ({f'timesteps {own.start} to {own.stop - 1}' if own else 'no timestep'})"
+        for k, own in enumerate(ranges.timesteps(process.schedule))
+        if not any(t in own for t in process.timesteps)
     )
     if idle:
         of = "1 step" if len(process) == 1 else f"{len(process)} steps"
