@@ -343,7 +343,7 @@ class TestCommand:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         pytest.importorskip("ppap_plugin_classifier", reason="builds the network")
-        monkeypatch.setattr("ppap_framework.learn.teacher", None)  # which cannot be called
+        monkeypatch.setattr("ppap_framework.run.GuideRequest", None)  # which cannot be called
         (tmp_path / "reference.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         assert self.ends(str(tmp_path / file), "--architecture", "resnet50") == 4
         error, _ = capsys.readouterr().err.splitlines()
