@@ -1,5 +1,5 @@
-"""Folders of resumable jobs: their content, one process at a time, the settings that they were begun
-with, and a record of every call.
+"""Folders of resumable jobs: their content, one process at a time, the settings that they were
+begun with, and a record of every call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEPT = "finished work is kept, and the same command continues it"
 
 
 def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Accept a folder that is missing, or in which every file that is not hidden belongs to the job.
+    """Accept a folder that is missing, or whose visible files all belong to the job.
 
     Args:
         path: The folder.
