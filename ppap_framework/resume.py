@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +20,7 @@ __all__ = [
     "Calls",
     "check_content",
     "check_settings",
+    "core_version",
     "differences",
     "opened",
     "remove_temporary",
@@ -47,6 +49,14 @@ def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
             f"{str(path)!r} holds other files, such as {min(others)!r}",
             hint="give a new or empty folder",
         )
+
+
+def core_version() -> str:
+    """The version of this package, for settings."""
+    try:
+        return metadata.version("ppap-framework")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 @contextlib.contextmanager
