@@ -138,9 +138,7 @@ class TransferPlan:
         return {"name": name, "options": self.guide.loss_options}
 
 
-def load_teacher(
-    guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None
-) -> Guide:
+def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
     """A guide whose network can teach experts. It needs no target.
 
     Args:
