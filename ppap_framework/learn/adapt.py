@@ -84,16 +84,7 @@ def adapt(
         progress=progress,
         command=command,
     )
-    return learn(
-        plan,
-        data,
-        path,
-        keep=keep,
-        overwrite=overwrite,
-        calibrate=calibrate,
-        progress=progress,
-        command=command,
-    )
+    return learn(plan, data, path, keep, overwrite, calibrate, progress, command)
 
 
 def check_adapt(

@@ -98,16 +98,7 @@ def transfer(
     check_transfer(path, recipe, compute, name)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss=loss, recipe=recipe, compute=compute, name=name)
-    return learn(
-        plan,
-        images,
-        path,
-        keep=keep,
-        overwrite=overwrite,
-        calibrate=calibrate,
-        progress=progress,
-        command=command,
-    )
+    return learn(plan, images, path, keep, overwrite, calibrate, progress, command)
 
 
 def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
@@ -132,7 +123,6 @@ def learn(
     plan: TransferPlan,
     images: Images,
     out: Path,
-    *,
     keep: bool,
     overwrite: bool,
     calibrate: bool,
@@ -158,7 +148,7 @@ def learn(
                     _train(plan, images, folder, calls, progress)
                 if importlib.util.find_spec("matplotlib"):
                     with refusals(out / "loss.png"):
-                        plot_losses(folder.lines(), plan.phases, out / "loss")
+                        plot_losses(folder.log, plan.phases, out / "loss")
         folder.tidy()
         verify_bundle(folder.bundle)
         if calibrate:
@@ -219,7 +209,7 @@ def _run(
             else:
                 calls.call["iterations"] += 1
                 if report.step % _LOG_EVERY == 0 or last:
-                    folder.log({**line, "loss": report.loss})
+                    folder.log.append({**line, "loss": report.loss})
                 if progress:
                     progress(Progress("learning", training.done, total, f"loss {report.loss:.3g}"))
                 if report.step % recipe.validate_every == 0 or last:
