@@ -691,9 +691,6 @@ def test_every_loss_learns_by_its_name() -> None:
         def transfer(self, student: Any, teacher: Any) -> Tensor:
             return (student - teacher).abs().sum(1)
 
-        def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-            raise NotImplementedError
-
     training = untrained(
         attached(Means(), 2),
         Recipe(iterations=200, learning_rate=0.02),
