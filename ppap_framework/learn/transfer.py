@@ -203,9 +203,8 @@ def _run(
             line = {"phase": phase.name, "iteration": report.step}
             last = report.step == phase.iterations
             if report.held_out:
-                folder.log(
-                    {**line, "held_out": report.loss if math.isfinite(report.loss) else None}
-                )
+                score = report.loss if math.isfinite(report.loss) else None
+                folder.log.append({**line, "held_out": score})
             else:
                 calls.call["iterations"] += 1
                 if report.step % _LOG_EVERY == 0 or last:
