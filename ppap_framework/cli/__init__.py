@@ -20,7 +20,7 @@ import click
 
 from ppap_framework.errors import PpapError, is_out_of_memory
 
-__all__ = ["COMMANDS", "State", "colour", "main", "ppap"]
+__all__ = ["COMMANDS", "GlobalOptions", "colour", "main", "ppap"]
 
 COMMANDS = {
     "run": ("ppap_framework.cli.run", "Draw images from a diffusion model, steered by guides."),
@@ -70,7 +70,7 @@ _BUG = 1
 _INTERRUPTED = 130
 
 
-class State:
+class GlobalOptions:
     """What the global options say; `click.Context.obj` of every command.
 
     Attributes:
@@ -86,13 +86,13 @@ class State:
 
 
 def _add_verbosity(ctx: click.Context, option: click.Parameter, count: int) -> None:
-    state = ctx.ensure_object(State)
+    state = ctx.ensure_object(GlobalOptions)
     if count:
         state.verbosity += count if option.name == "verbose" else -count
         _set_log_level(state)
 
 
-def _set_log_level(state: State) -> None:
+def _set_log_level(state: GlobalOptions) -> None:
     import logging
 
     levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
@@ -101,7 +101,7 @@ def _set_log_level(state: State) -> None:
     ours.setLevel(levels[max(-1, min(state.verbosity, 2))])
 
 
-def _show_logs(state: State) -> None:
+def _show_logs(state: GlobalOptions) -> None:
     """On stderr, as all that is said there."""
     import logging
 
@@ -115,7 +115,7 @@ def _show_logs(state: State) -> None:
 
 
 def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    state = ctx.ensure_object(State)
+    state = ctx.ensure_object(GlobalOptions)
     state.debug = state.debug or value
 
 
@@ -146,6 +146,9 @@ def _accept_global_options(command: click.Command) -> None:
             _accept_global_options(child)
 
 
+State = GlobalOptions  # until every command has moved
+
+
 class _Commands(click.Group):
     """A group over `COMMANDS`."""
 
@@ -172,7 +175,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        _show_logs(ctx.ensure_object(State))
+        _show_logs(ctx.ensure_object(GlobalOptions))
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
@@ -244,12 +247,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: What was typed after `ppap`; None for `sys.argv`.
     """
-    state = State()
+    state = GlobalOptions()
     with state.afterwards:
+        _end_as_interrupted(state)
         sys.exit(_run(arguments, state))
 
 
-def _run(arguments: Sequence[str] | None, state: State) -> int:
+def _end_as_interrupted(state: GlobalOptions) -> None:
+    """Let SIGTERM end a command as Ctrl-C does, so that records say so."""
+    import signal
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        state.afterwards.callback(signal.signal, signal.SIGTERM, before)
+
+
+def _run(arguments: Sequence[str] | None, state: GlobalOptions) -> int:
     try:
         result = ppap.main(
             None if arguments is None else list(arguments),
@@ -284,7 +297,7 @@ def _explain(error: Exception, debug: bool) -> int:
         case click.ClickException():
             code, message = error.exit_code, error.format_message()
         case click.Abort():
-            click.echo("ppap: interrupted", err=True)
+            click.echo(f"ppap: {'; '.join(['interrupted', *filter(None, error.args)])}", err=True)
             return _INTERRUPTED
         case ImportError() if not (error.name or "").startswith("ppap_framework"):
             message = f"the installation is not complete: {error}"

@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from ppap_framework.cli import GlobalOptions
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -67,3 +71,9 @@ def print_json(value: Any) -> None:
     """Print one JSON value."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def note(text: str) -> None:
+    """Print a line about a result on stderr, unless -q was given."""
+    if click.get_current_context().ensure_object(GlobalOptions).verbosity >= 0:
+        click.echo(f"ppap: {text}", err=True)
