@@ -6,6 +6,8 @@ Everything else that is raised is a defect of this project or of a plugin and ke
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -46,6 +48,36 @@ class AssetError(PpapError):
     """Weights, expert bundles or other files that are missing, damaged or not what they say."""
 
     exit_code = 4
+
+
+class Problems:
+    """Errors collected to be reported as one, so that a command need not be mended one by one."""
+
+    def __init__(self) -> None:
+        self.errors: list[PpapError] = []
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """A context whose `PpapError` is collected instead of raised."""
+        try:
+            yield
+        except PpapError as error:
+            self.errors.append(error)
+
+    def check(self) -> None:
+        """Raise what was collected, if anything.
+
+        Raises:
+            PpapError: The error, or all of them in one, of the type with the lowest exit code: a
+                command that is wrong in itself stays wrong whatever else is missing.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            kind = type(min(self.errors, key=lambda error: error.exit_code))
+            messages = dict.fromkeys(error.message for error in self.errors)
+            hints = dict.fromkeys(error.hint for error in self.errors if error.hint)
+            raise kind("; ".join(messages), hint="; ".join(hints))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

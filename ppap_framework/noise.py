@@ -47,6 +47,11 @@ class NoiseLevel:
 
     log_snr: Tensor
 
+    @classmethod
+    def clean(cls, batch: int) -> NoiseLevel:
+        """The level of `batch` images without noise, log-SNR inf."""
+        return cls(torch.full((batch,), torch.inf, dtype=torch.float64, device="cpu"))
+
     @property
     def alpha(self) -> Tensor:
         """(B,), float64: the factor of the clean image in the variance-preserving form."""

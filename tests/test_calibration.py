@@ -222,7 +222,7 @@ class TestWhatCannotBe:
                 recipe=RECIPE,
                 device="cpu",
             )
-        assert found.info().scales is None
+        assert found.info.scales is None
         [line] = caplog.messages
         assert "'Bare' cannot be calibrated" in line
 

@@ -131,7 +131,7 @@ class TestFinding:
         monkeypatch.chdir(tmp_path)
         Path("picture.png").write_bytes(b"x")
         with pytest.raises(AssetError, match=r"'picture\.png' is"):
-            bundle_by_name("picture.png").info()
+            _ = bundle_by_name("picture.png").info
 
     def test_unknown_names(self, offer: Offer) -> None:
         with pytest.raises(AssetError, match="no experts are called 'mine'") as caught:

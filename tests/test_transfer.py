@@ -148,7 +148,7 @@ class TestResult:
         data, guide, backend = Pictures({"base": pictures()}), network(), Backend()
         bundle = run(tmp_path, data=data, guide=guide, backend=backend)
         assert bundle == BundleFile(NAME, tmp_path / FILE)
-        info = bundle.info()
+        info = bundle.info
         assert info.guide.component == "Convolutions"
         assert info.guide.sha256 == guide_sha256(guide.model)
         assert info.backend.sha256 == backend_sha256(backend)
@@ -173,7 +173,7 @@ class TestResult:
         with torch.no_grad():
             answers = model(x0[15:])
         experts = load_bundle(bundle.path, model, Backend())
-        for expert, score in enumerate(bundle.info().metrics["experts"]):
+        for expert, score in enumerate(bundle.info.metrics["experts"]):
             timesteps = (range(50), range(50, 100))[expert]
             exam = examination(0, 1 + expert, count=5, timesteps=timesteps, shape=(3, 8, 8))
             x_t = SCHEDULE.add_noise(x0[15:], exam.timesteps, exam.noise)
@@ -223,7 +223,7 @@ class TestResult:
 
         inner = run(tmp_path / "b", backend=Inner(), boundaries=[20, 60], num_experts=None)
         assert inner.name == "inner-convolutions-3"
-        assert inner.info().timesteps == (0, 20, 60, 100)
+        assert inner.info.timesteps == (0, 20, 60, 100)
 
 
 class Watching(Means):

@@ -65,7 +65,7 @@ def test_they_begin_where_the_curve_proposes(tmp_path: Path, number: int | None)
     experts = number or propose_number(timesteps, values, 100)
     starts = propose_boundaries(timesteps, values, 100, experts)
     assert starts != [k * 100 // experts for k in range(1, experts)]  # which would prove nothing
-    info = bundle.info()
+    info = bundle.info
     assert info.timesteps == (0, *starts, 100)
     assert info.ranges == NoiseRanges.from_timesteps(SCHEDULE, starts)
     assert bundle.name == f"backend-convolutions-{experts}"
@@ -115,7 +115,7 @@ class TestResuming:
         ):
             with pytest.raises(UsageError, match="other settings"):
                 run(tmp_path, **changes)
-        assert run(tmp_path, boundaries=[50], overwrite=True).info().timesteps == (0, 50, 100)
+        assert run(tmp_path, boundaries=[50], overwrite=True).info.timesteps == (0, 50, 100)
         with pytest.raises(UsageError, match="other settings"):
             run(tmp_path, num_experts=2)
 
@@ -135,7 +135,7 @@ def test_too_few_iterations_for_as_many_experts_as_there_may_be(tmp_path: Path) 
     with pytest.raises(UsageError, match="6 iterations cannot be shared out among 10 experts"):
         run(tmp_path / "out", recipe=few)
     assert not (tmp_path / "out").exists()
-    assert len(run(tmp_path / "out", recipe=few, num_experts=4).info()) == 4
+    assert len(run(tmp_path / "out", recipe=few, num_experts=4).info) == 4
 
 
 def test_a_word_that_is_no_boundary(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class TestTransfer:
         assert (code, err) == (0, "")
         *table, path = out.splitlines()
         assert Path(path) == experts_dir() / FILE
-        info = BundleFile("mine", Path(path)).info()
+        info = BundleFile("mine", Path(path)).info
         cells = [line.split() for line in table if re.match(r"\s*\d", line)]
         scores = [f"{score['held_out']:.4g}" for score in info.metrics["experts"]]
         assert [(row[0], row[1:4], row[4], row[-1]) for row in cells] == [
@@ -133,7 +133,7 @@ class TestTransfer:
         )
         assert code == 0
         assert json.loads(out)["timesteps"] == [0, 10, 20, 100]
-        info = BundleFile("mine", Path("out/mine.experts.safetensors")).info()
+        info = BundleFile("mine", Path("out/mine.experts.safetensors")).info
         wanted = Recipe(
             iterations=30,
             shared=0.2,
@@ -157,7 +157,7 @@ class TestTransfer:
         assert code == 0
         [chained] = Path("chained").glob("*.safetensors")
         assert chained.name == FILE
-        assert BundleFile("c", chained).info().recipe["chain"] is True
+        assert BundleFile("c", chained).info.recipe["chain"] is True
 
     def test_supervised(self, run: Run) -> None:
         images = np.zeros((12, 8, 8, 3), np.uint8)
@@ -449,7 +449,7 @@ class TestAdapt:
         assert anatomy(network) == before
         wrapped = ppap.ModuleGuide(module) if kind == "module" else model
         assert choose_bundle("auto", wrapped, ppap.backend("toy")) == bundle
-        assert bundle.info().guide.component == {"module": "Sequential"}.get(kind, "Means")
+        assert bundle.info.guide.component == {"module": "Sequential"}.get(kind, "Means")
 
     def test_progress_and_going_on(self) -> None:
         settings: dict[str, Any] = {

@@ -86,7 +86,7 @@ def inspect(source: str, as_json: bool) -> None:
     from ppap_framework.experts import bundle_by_name
 
     bundle = bundle_by_name(source)
-    info = bundle.info()
+    info = bundle.info
     experts = _experts(info)
     if as_json:
         print_json(
@@ -265,7 +265,7 @@ def _shown(key: str, value: Any) -> str:
 def _summary(bundle: BundleFile) -> dict[str, Any]:
     row = _row(name=bundle.name, plugin=bundle.distribution, path=str(bundle.path))
     try:
-        info = bundle.info()
+        info = bundle.info
     except AssetError as error:
         return row | {"problem": error.message}
     return row | {

@@ -223,7 +223,7 @@ def boundaries_of(text: str | None) -> Boundaries:
 
 def bundle_record(bundle: BundleFile) -> dict[str, Any]:
     """What there is to say of trained experts, as JSON."""
-    info = bundle.info()
+    info = bundle.info
     return {
         "name": bundle.name,
         "path": str(bundle.path),

@@ -24,6 +24,14 @@ from ppap_framework.experts.bundle import (
     save_bundle,
     verify_bundle,
 )
+from ppap_framework.experts.choice import (
+    WantedExperts,
+    check_wanted,
+    choose_experts,
+    same_experts,
+    uses_experts,
+    warn_of_idle,
+)
 from ppap_framework.experts.discovery import (
     BundleFile,
     bundle_by_name,
@@ -58,10 +66,13 @@ __all__ = [
     "Look",
     "Method",
     "NoiseRanges",
+    "WantedExperts",
     "backend_sha256",
     "bundle_by_name",
     "check_released",
+    "check_wanted",
     "choose_bundle",
+    "choose_experts",
     "describe",
     "experts_dir",
     "find_bundles",
@@ -74,7 +85,10 @@ __all__ = [
     "read_bundle_info",
     "released_experts",
     "rescale_bundle",
+    "same_experts",
     "save_bundle",
+    "uses_experts",
     "verify_bundle",
+    "warn_of_idle",
     "weights_sha256",
 ]

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from ppap_framework.checkpoints import cache_dir, fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import AssetError
-from ppap_framework.experts.bundle import SUFFIX, check_match, read_bundle_info, verify_bundle
+from ppap_framework.experts.bundle import (
+    SUFFIX,
+    check_match,
+    load_bundle,
+    read_bundle_info,
+    verify_bundle,
+)
 from ppap_framework.experts.info import BundleInfo
 from ppap_framework.experts.match import Present, check_waivers
+from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.set import ExpertSet
+from ppap_framework.files import file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import Registry, registry
 
@@ -36,21 +48,72 @@ _PASSED_OVER = "experts %r are passed over: %s"
 
 @attrs.frozen
 class BundleFile:
-    """A bundle that is here.
+    """A bundle on disk. What is read of the file is read once.
 
     Attributes:
-        name: How it is asked for.
-        path: Of the file.
-        distribution: That supplies it; None for the user's own.
+        name: The name by which it is asked for.
+        path: The file.
+        distribution: The distribution that supplies it; None for a user's own.
     """
 
     name: str
     path: Path
     distribution: str | None = None
 
+    @cached_property
     def info(self) -> BundleInfo:
-        """As `read_bundle_info`."""
+        """Its description: see `read_bundle_info`."""
         return read_bundle_info(self.path)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return file_sha256(self.path)
+
+    @property
+    def ranges(self) -> NoiseRanges:
+        """The noise levels that each of the N experts owns."""
+        return self.info.ranges
+
+    @property
+    def scales(self) -> tuple[float, ...] | None:
+        """N calibrated guidance scales; None if the experts were not calibrated."""
+        return self.info.scales
+
+    @property
+    def expert_parameters(self) -> tuple[int, ...]:
+        """N numbers of trainable parameters."""
+        return self.info.expert_parameters
+
+    def record(self) -> dict[str, Any]:
+        """Name, path, hash, ranges and scales as JSON."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "num_experts": len(self.ranges),
+            "boundaries": list(self.ranges.boundaries),
+            "scales": None if self.scales is None else list(self.scales),
+        }
+
+    @contextlib.contextmanager
+    def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
+        """A context in which the experts are attached to their guide. The network is untouched
+        again at its end.
+
+        Raises:
+            AssetError: If the file has changed since its SHA-256 was taken, or cannot be loaded:
+                see `load_bundle`.
+        """
+        if file_sha256(self.path) != self.sha256:
+            raise AssetError(
+                f"experts {str(self.path)!r} were replaced after they were chosen", hint="run again"
+            )
+        experts = load_bundle(self.path, model)  # the backend was compared when they were chosen
+        try:
+            yield experts
+        finally:
+            experts.detach()
 
 
 def experts_dir() -> Path:
@@ -65,16 +128,8 @@ def keep_bundle(path: Path) -> Path:
         AssetError: Where that cannot be written.
     """
     kept = experts_dir() / path.name
-    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(path, temporary)
-            temporary.replace(kept)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise AssetError(f"cannot write {str(kept)!r}: {error.strerror or error}") from error
+    with replacing(kept, AssetError) as temporary:
+        shutil.copyfile(path, temporary)
     return kept
 
 
@@ -101,11 +156,12 @@ def find_bundles(
     return found + [_installed(plugins, asset, offline=True) for asset in here]
 
 
-def bundle_by_name(source: str, *, offline: bool = False) -> BundleFile:
+def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
     """The bundle that is asked for; that of a distribution is downloaded when it is not here.
 
     Args:
-        source: A path, the name of one of the user's own, or what a distribution calls it.
+        source: A path, the name of one of the user's own, or what a distribution calls it. A path
+            object is never taken for a name.
         offline: Whether to raise instead of downloading.
 
     Raises:
@@ -113,8 +169,11 @@ def bundle_by_name(source: str, *, offline: bool = False) -> BundleFile:
         PluginError: Where several distributions claim the name.
     """
     path = Path(source).expanduser()
+    if not isinstance(source, str):
+        path = path.absolute()
     if path.name.endswith(SUFFIX) or len(path.parts) > 1:
         return BundleFile(path.name.removesuffix(SUFFIX), path)
+    source = str(source)
     own = {bundle.name: bundle for bundle in find_bundles(plugins=Registry(()))}
     if source in own:
         return own[source]
@@ -138,7 +197,7 @@ def bundle_by_name(source: str, *, offline: bool = False) -> BundleFile:
 
 
 def choose_bundle(
-    source: str,
+    source: str | os.PathLike[str],
     model: GuidanceModel,
     backend: DiffusionBackend,
     *,
@@ -169,6 +228,7 @@ def choose_bundle(
     present = Present(model, backend)
     if source != "auto":
         bundle = bundle_by_name(source, offline=offline)
+        _ = bundle.info, bundle.sha256  # read before the check, so that a change is noticed
         info, _ = verify_bundle(bundle.path)
         check_match(bundle.path, present.differences(info), allow_mismatch)
         return bundle
@@ -176,9 +236,10 @@ def choose_bundle(
     for bundle in find_bundles():
         differences: Mapping[str, str] = {}
         try:
-            info = bundle.info()
+            info = bundle.info
             if not present.is_for(info):
                 continue
+            _ = bundle.sha256
             differences = present.differences(info)
             check_match(bundle.path, differences, allow_mismatch)
             verify_bundle(bundle.path)

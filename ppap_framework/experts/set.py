@@ -79,6 +79,12 @@ class ExpertSet:
             its network.
     """
 
+    name: None = None
+    path: None = None
+    sha256: None = None
+    scales: None = None
+    """A bundle has these: see `BundleFile`."""
+
     def __init__(
         self,
         model: GuidanceModel,
@@ -107,6 +113,35 @@ class ExpertSet:
     def __len__(self) -> int:
         """N."""
         return len(self.ranges)
+
+    @property
+    def expert_parameters(self) -> tuple[int, ...]:
+        """N numbers of trainable parameters."""
+        return tuple(sum(p.numel() for p in self.parameters(k)) for k in range(len(self)))
+
+    def record(self) -> dict[str, Any]:
+        """The ranges as JSON, under the keys of `BundleFile.record`."""
+        return {
+            "name": None,
+            "path": None,
+            "sha256": None,
+            "num_experts": len(self),
+            "boundaries": list(self.ranges.boundaries),
+            "scales": None,
+        }
+
+    @contextlib.contextmanager
+    def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
+        """A context in which experts are merged as needed; the untouched network is active again at
+        its end.
+
+        Args:
+            model: The set's own model.
+        """
+        try:
+            yield self
+        finally:
+            self.activate(None)
 
     @property
     def active(self) -> int | None:

@@ -1,10 +1,11 @@
-"""A guide: a network, what it is to see, and how hard it pulls."""
+"""A guide: a network, what it should see, and how hard it pulls."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import torch
@@ -12,17 +13,29 @@ from torch import Tensor
 
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import ExpertSet, Look
+from ppap_framework.experts import BundleFile, ExpertSet
 from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
 
-__all__ = ["Guide", "faults_of_pull"]
+__all__ = ["Experts", "Guide", "Scale", "scale_problems"]
+
+Scale: TypeAlias = "float | Literal['auto'] | None"
+"""Guidance scale: a number; "auto" for the calibrated scales of the guide's experts; None for those
+if there are any, and 4 otherwise."""
+
+Experts: TypeAlias = "str | Path | BundleFile | ExpertSet | None"
+"""Experts of a guide: a bundle's name or path, "auto" for the best bundle that matches, "none" or
+None for none, or experts that are chosen or attached already."""
 
 
-def faults_of_pull(name: str, scale: float, interval: tuple[float, float]) -> Iterator[UsageError]:
-    """What is wrong with how hard and where a guide of that name shall pull; see `Guide`."""
-    if not math.isfinite(scale):
+def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> Iterator[UsageError]:
+    """Everything that is wrong with a guide's scale and interval; see `Guide`."""
+    if isinstance(scale, str):
+        if scale != "auto":
+            yield UsageError(f"the scale {scale!r} is no number", hint="give a number, or auto")
+    elif scale is not None and not math.isfinite(scale):  # type: ignore[arg-type]  # a number
         yield UsageError(
             f"the scale of guide {name!r} must be finite, not {scale}", hint="use a scale of 4, say"
         )
@@ -36,69 +49,95 @@ def faults_of_pull(name: str, scale: float, interval: tuple[float, float]) -> It
 
 @attrs.frozen(kw_only=True, eq=False)
 class Guide:
-    """One energy E(x) of a batch, lower where the guide sees its target.
+    """One energy E(x) for each image of a batch, lower if the guide sees its target.
+
+    A guide is loaded, then planned, which settles its scale and experts, then attached to its
+    experts while images are drawn.
 
     Attributes:
-        name: How the guide is called in messages and files.
-        model: In evaluation mode. Its parameters get no gradients; where they do not ask for any,
-            a step takes less memory.
-        loss: The distance between what the model sees and the target.
-        target: What it should see.
-        scale: s in g = -s dE/dx; 0 switches the guide off.
-        interval: (lo, hi), where the guide acts: lo <= t / T < hi, of 0 <= lo < hi <= 1.
-        scales: Factors of `scale` that depend on the noise level; None for none.
-        experts: That are attached to the model and look at noisy images in its place.
+        name: Name in messages and files.
+        model: The network, in evaluation mode. A step takes less memory if its parameters require
+            no gradients.
+        loss: Distance between what the model sees and the target.
+        target: What it should see; None for a guide that only teaches experts.
+        scale: s in g = -s dE/dx; 0 switches the guide off. Before a run is planned also "auto" or
+            None, see `Scale`.
+        interval: (lo, hi) with 0 <= lo < hi <= 1; the guide acts if lo <= t / T < hi.
+        curve: Factor of the scale by noise level; None for a constant scale.
+        experts: Experts that read noisy images in the model's place: an attached `ExpertSet` or
+            None while images are drawn; before, see `Experts`.
+        allow_mismatch: Differences of a bundle that are accepted: "backend", "resolution".
+        noise_aware: Whether the model itself reads noise and takes no experts.
+        offline: Raise instead of downloading a bundle.
+        origin: Source of the model; None for an object of the user's own.
+        loss_name: Name of the loss.
+        loss_options: Options of the loss.
+        target_source: What the target was made of, as given.
+        target_is_default: Whether it was chosen because none was given.
 
     Raises:
-        UsageError: For a scale that is not finite or an interval that is none.
+        UsageError: If the scale is not finite or the interval empty.
     """
 
     name: str
     model: GuidanceModel
     loss: TaskLoss
-    target: Target
-    scale: float = 1.0
+    target: Target | None
+    scale: Scale = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    scales: RangeScales | None = None
-    experts: ExpertSet | None = None
+    curve: RangeScales | None = None
+    experts: Experts = None
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    noise_aware: bool = False
+    offline: bool = False
+    origin: Origin | None = None
+    loss_name: str = ""
+    loss_options: dict[str, Any] = attrs.field(factory=dict)
+    target_source: str = ""
+    target_is_default: bool = False
 
     def __attrs_post_init__(self) -> None:
-        for fault in faults_of_pull(self.name, self.scale, self.interval):
-            raise fault
-        if self.experts is not None and self.experts.model is not self.model:
+        for problem in scale_problems(self.name, self.scale, self.interval):
+            raise problem
+        if isinstance(self.experts, ExpertSet) and self.experts.model is not self.model:
             raise ValueError(f"the experts of guide {self.name!r} are of another model")
 
-    def at(self, level: NoiseLevel) -> Look:
-        """What looks at images of these levels, until the next call: see `ExpertSet.at`."""
-        return self.model if self.experts is None else self.experts.at(level)
+    def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
+        """The function that reads images of these levels, until the next call; see
+        `ExpertSet.at`.
+        """
+        return self.experts.at(level) if isinstance(self.experts, ExpertSet) else self.model
 
     def scale_at(self, level: NoiseLevel) -> float | Tensor:
-        """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU where it depends on them."""
-        return self.scale if self.scales is None else self.scale * self.scales.at(level)
+        """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU if there is a curve."""
+        assert isinstance(self.scale, float | int)  # the plan settled it
+        return self.scale if self.curve is None else self.scale * self.curve.at(level)
 
     def acts(self, time: float, level: NoiseLevel) -> bool:
-        """Whether the guide has a say at t / T = `time`, where images have these noise levels."""
+        """Whether the guide pulls at t / T = `time` on images of these noise levels."""
         low, high = self.interval
         return low <= time < high and bool(torch.as_tensor(self.scale_at(level)).any())
 
     def rows(self, start: int, stop: int) -> Guide:
-        """The guide of images `start` to `stop` - 1 of a batch."""
-        return attrs.evolve(self, target=self.target.rows(start, stop))
+        """The guide of images `start` to `stop` - 1 of a run."""
+        target = None if self.target is None else self.target.rows(start, stop)
+        return attrs.evolve(self, target=target)
 
     def gradient(self, images: Tensor, level: NoiseLevel) -> Tensor:
-        """dE/dx, unscaled.
+        """dE/dx, without the scale.
 
         Args:
             images: (B, 3, H, W), in the variance-preserving form.
             level: Their B noise levels.
 
         Returns:
-            (B, 3, H, W); that of an image depends on this image alone, finite or not.
+            (B, 3, H, W); each image's gradient depends on this image alone and may not be finite.
 
         Raises:
-            PluginError: Where the model or loss gives no (B,) energies that images have a part in.
-            UsageError: Where the target is an index of nothing that the model says.
+            PluginError: If the model and the loss give no (B,) energies that depend on the images.
+            UsageError: If the target is an index beyond the model's outputs.
         """
+        assert self.target is not None  # only teachers have none
         with torch.enable_grad():
             x = images.detach().requires_grad_()
             prediction = self.at(level)(x, level)
@@ -117,10 +156,10 @@ class Guide:
         try:
             return self.loss.energy(prediction, target)
         except (IndexError, RuntimeError) as error:
-            if "out of bounds" not in str(error):
+            if "out of bounds" not in str(error) or self.target is None:
                 raise
             raise UsageError(
-                f"guide {self.name!r} says nothing with the index of its target "
-                f"{self.target.label!r}: {error}",
+                f"the target index {self.target.label!r} of guide {self.name!r} is out of range: "
+                f"{error}",
                 hint="give an index below the number of its outputs",
             ) from error

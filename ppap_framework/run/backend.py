@@ -11,17 +11,19 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import attrs
 import torch
 
-from ppap_framework.checkpoints import Checkpoint, without_downloads
+from ppap_framework.checkpoints import Checkpoint, find_checkpoint, without_downloads
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import backend_sha256
+from ppap_framework.origin import Origin
 from ppap_framework.plugin import BackendSpec
 from ppap_framework.registry import Registry, registry
-from ppap_framework.run.origin import Origin, find_checkpoint, resolved, suppliers
+from ppap_framework.run.made import made_from
+from ppap_framework.runtime import isolated
 
 __all__ = ["DType", "FoundBackend", "LoadedBackend", "backend", "find_backend"]
 
-DType: TypeAlias = Literal["float32", "bfloat16", "float16"]
+DType: TypeAlias = Literal["float32", "bfloat16", "float16"] | torch.dtype
 
 
 @final
@@ -57,6 +59,7 @@ class FoundBackend:
     options: dict[str, Any]
     offline: bool = False
 
+    @isolated()
     def load(self) -> LoadedBackend:
         """Build the networks and read their weights.
 
@@ -66,7 +69,6 @@ class FoundBackend:
             UsageError: For options that it does not take.
         """
         start = time.perf_counter()
-        provider = self.registry.provider(self.spec)
         with without_downloads(self.offline):
             made = self.registry.make(self.spec, self.options, self.checkpoint)
         dtype = self.checkpoint.dtype
@@ -75,19 +77,8 @@ class FoundBackend:
                 f"backend {self.spec.name!r} does not cast its weights to {_name(dtype)}",
                 hint="leave out --dtype; --precision is of the products alone",
             )
-        origin = Origin(
-            component=self.spec.name,
-            distribution=provider.distribution,
-            version=provider.version,
-            checkpoint=self.checkpoint.name,
-            path=self.checkpoint.path,
-            sha256=self.checkpoint.sha256,
-            options=self.options,
-            resolved=resolved(self.registry, self.spec, self.options),
-            dtype=None if dtype is None else _name(dtype),
-            load_seconds=time.perf_counter() - start,
-            suppliers=suppliers(self.registry, self.spec, self.checkpoint.card),
-        )
+        seconds = time.perf_counter() - start
+        origin = made_from(self.registry, self.spec, self.options, self.checkpoint, seconds)
         return LoadedBackend(made, origin)
 
 

@@ -1,204 +1,216 @@
-"""Drawing a batch, guided and otherwise, and looking at it."""
+"""The one loop that draws images, whoever asks: runs, synthetic sets, tables, diagnoses.
+
+    with drawing(plan) as draw:
+        pictures = draw(range(0, 8))        # by stage, the last one finished
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import final
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias, final
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel
 from ppap_framework.diffusion import NoiseSource, cascade, trajectory
-from ppap_framework.errors import PluginError, PpapError
-from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.run.in_use import Placement, products_in
-from ppap_framework.run.pictures import to_uint8
+from ppap_framework.errors import PpapError
+from ppap_framework.experts import ExpertSet
+from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
+from ppap_framework.run.compiled import compiled
 from ppap_framework.run.plan import Plan
-from ppap_framework.run.result import Drawn, Seen
+from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
 
-__all__ = ["Batch", "Drawing", "Progress"]
+__all__ = ["Drawing", "Kind", "drawing"]
+
+Kind: TypeAlias = Literal["guided", "unguided", "naive"]
+"""Guided as planned; without guides; or by the same guides without their experts."""
 
 
-@attrs.frozen(kw_only=True)
-class Progress:
-    """How far a run is.
+@contextlib.contextmanager
+def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
+    """A context in which images of a plan are drawn: networks on the device, frozen, experts
+    attached, threads set. At its end everything is as it was, except that networks stay on the
+    device.
 
-    Attributes:
-        steps: Steps that are done, each counted once for every image.
-        of: Steps in all.
+    Args:
+        plan: The plan.
+        watch: Called after every step.
+
+    Raises:
+        AssetError: If a bundle changed since it was chosen.
+        PpapError: If networks are to be compiled and cannot be.
     """
+    compute = plan.compute
+    networks: list[nn.Module] = [stage.network for stage in plan.stages]
+    networks += [guide.model for guide in plan.guides]
+    threads = torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(isolated())
+        if compute.threads is not None:
+            torch.set_num_threads(compute.threads)
+            stack.callback(torch.set_num_threads, threads)
+        stack.enter_context(frozen(networks, plan.device, move=not compute.offload))
+        guides = stack.enter_context(_attached(plan.guides))
+        stepped = stack.enter_context(compiled(plan)) if compute.compile else None
+        draw = Drawing(plan, guides, watch, stepped)
+        stack.callback(draw.place)  # nothing is needed any more
+        yield draw
 
-    steps: int
-    of: int
 
-
-@attrs.frozen(kw_only=True, eq=False)
-class Batch:
-    """Images that have just been finished.
-
-    Attributes:
-        start: The number of the first.
-        guided: The images.
-        compared: Those of the same noise drawn otherwise, by the names in `Plan.compared`.
-    """
-
-    start: int
-    guided: Drawn
-    compared: Mapping[str, Drawn]
+@contextlib.contextmanager
+def _attached(guides: tuple[Guide, ...]) -> Iterator[tuple[Guide, ...]]:
+    """The guides with their experts attached; networks are restored at the end."""
+    sets: dict[int, ExpertSet] = {}  # guides that share a model share its experts
+    attached = []
+    with contextlib.ExitStack() as stack:
+        for guide in guides:
+            experts, key = guide.experts, id(guide.model)
+            if experts is not None:
+                assert not isinstance(experts, str)  # the plan chose
+                if key not in sets:
+                    sets[key] = stack.enter_context(experts.attached(guide.model))
+                guide = attrs.evolve(guide, experts=sets[key])
+            attached.append(guide)
+        yield tuple(attached)
 
 
 @final
 class Drawing:
-    """Draws batches of a run and counts what it does, batches that did not come to an end left out.
+    """Draws batches of a plan and counts what guidance did. Make it with `drawing`.
 
-    Args:
-        run: The plan.
-        guides: As `Plan.attached` gives them.
-        place: Where the networks are.
-        watch: Called after every step.
+    Attributes:
+        guides: The plan's guides, attached to their experts.
     """
 
     def __init__(
         self,
-        run: Plan,
-        guides: Sequence[Guide],
-        place: Placement,
-        watch: Callable[[Progress], None] | None,
+        plan: Plan,
+        guides: tuple[Guide, ...],
+        watch: Watch | None,
+        stepped: Callable[[], None] | None,
     ) -> None:
-        settings = run.settings
-        self._run = run
-        self._guides = guides
-        self._place = place
-        self._watch = watch
-        self._steps = 0
-        self.seconds = 0.0  # of the run's own images, without those they are compared with
-        self._guidance = EnergyGuidance(
-            guides, settings.through, settings.normalize, settings.conflicts
-        )
-        self._naive = EnergyGuidance(
-            [attrs.evolve(guide, experts=None) for guide in guides],
-            settings.through,
-            settings.normalize,
-        )
+        self.guides = guides
+        self._plan, self._watch, self._stepped = plan, watch, stepped
+        self._tally = Tally()
+        self._there: list[nn.Module] = []
+        self._done = 0
 
     @property
     def statistics(self) -> GuidanceStatistics:
-        """What guidance did."""
-        return self._guidance.statistics
+        """What guidance did so far in "guided" images."""
+        return self._tally.read([guide.name for guide in self.guides])
 
-    def __call__(self, rows: slice) -> Batch:
-        """Images `rows.start` to `rows.stop` - 1."""
-        guidance, steps = self._guidance.fork(), self._steps
-        start = time.perf_counter()
+    @contextlib.contextmanager
+    def atomic(self) -> Iterator[None]:
+        """A context whose work is not counted if it ends with an error."""
+        tally, done = self._tally.copy(), self._done
         try:
-            guided = self._draw(rows, guidance if self._guides else None)
-            seconds = time.perf_counter() - start
-            compared = {}
-            for name in self._run.compared:
-                for guide in self._guides:  # the next look through experts puts one in again
-                    if guide.experts is not None:
-                        guide.experts.activate(None)
-                compared[name] = self._draw(rows, self._naive if name == "naive" else None)
+            yield
         except BaseException:
-            self._steps = steps
+            self._tally, self._done = tally, done
             raise
-        self._guidance = guidance
-        self.seconds += seconds
-        return Batch(start=rows.start, guided=guided, compared=compared)
 
-    def _take(self, images: int) -> None:
-        run = self._run
-        self._steps += images
-        if self._watch:
-            of = run.settings.num * run.steps * (1 + len(run.compared))
-            self._watch(Progress(steps=self._steps, of=of))
+    def place(self, *networks: nn.Module) -> None:
+        """Have these networks on the device; if networks are offloaded, these alone."""
+        if self._plan.compute.offload:
+            for network in self._there:
+                if network not in networks:
+                    network.to("cpu")
+            self._there = list(networks)
+        for network in networks:
+            network.to(self._plan.device)
 
-    def _draw(self, rows: slice, guidance: EnergyGuidance | None) -> Drawn:
-        """Images, and what guides see in them, on the CPU."""
-        run, count = self._run, rows.stop - rows.start
-        models = [model for guide in self._guides for model in _models(guide)]
-        noise = NoiseSource(run.settings.seed, rows.start)
-        x = noise((count, *run.stage.image_shape)).to(run.device)
-        condition = run.backend.encode(run.settings.prompts(rows), count)
-        if guidance is not None:
-            guidance = attrs.evolve(
-                guidance.rows(rows.start, rows.stop),
-                evaluations=run.stage.evaluations(condition),
-            )
-        self._place.need(run.stage.network, *(models if guidance else ()))
+    def __call__(self, images: range, kind: Kind = "guided") -> dict[str, Tensor]:
+        """Draw a batch.
+
+        Args:
+            images: Numbers of the images, consecutive.
+            kind: What steers them.
+
+        Returns:
+            For each stage by name, in order: (B, 3, H, W) in [-1, 1], on the device.
+
+        Raises:
+            PpapError: If an image is not finite.
+        """
+        plan, sampling, count = self._plan, self._plan.sampling, len(images)
+        noise = NoiseSource(sampling.seed, images.start)
+        x = noise((count, *plan.stage.image_shape)).to(plan.device)
+        condition = plan.backend.encode(sampling.prompts(images), count)
+        guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
+        seeing = [model for guide in guidance.guides for model in models(guide)] if guidance else []
+        self.place(plan.stage.network, *seeing)
         walk = trajectory(
-            run.stage,
-            run.process,
+            plan.stage,
+            plan.process,
             x,
             noise,
             condition=condition,
-            step=run.step,
+            step=sampling.step,
             guidance=guidance,
         )
-        with products_in(run.settings.precision, run.device):
+        with computing_in(plan.compute.precision, plan.device):
             for state in walk:
                 x = state.x
-                self._take(count)
-            _check_finite(x, rows, guided=guidance is not None)
+                self._count(count)
+            _check_finite(x, images, guided=guidance is not None)
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
-                run.later,
+                plan.later,
                 drawn[0],
                 condition,
-                seed=run.settings.seed,
-                start=rows.start,
-                watch=self._take,
-                ready=lambda stage: self._place.need(stage.network),
+                seed=sampling.seed,
+                start=images.start,
+                watch=self._count,
+                ready=lambda stage: self.place(stage.network),
             )
-        *earlier, images = drawn
-        _check_finite(images, rows, guided=False)
-        self._place.need(*models)
-        return Drawn(
-            images=images.cpu(),
-            seen={g.name: _look(g.rows(rows.start, rows.stop), images) for g in self._guides},
-            earlier={
-                stage.name: pictures.cpu()
-                for stage, pictures in zip(run.stages[:-1], earlier, strict=True)
-            },
+        _check_finite(drawn[-1], images, guided=False)
+        return {stage.name: x for stage, x in zip(plan.stages, drawn, strict=True)}
+
+    def _guidance(self, images: range, kind: Kind, evaluations: int) -> EnergyGuidance | None:
+        """The plan's guidance of these images; the only place where one is made."""
+        if kind == "unguided" or not self.guides:
+            return None
+        guides = [guide.rows(images.start, images.stop) for guide in self.guides]
+        if kind == "naive":
+            for guide in guides:  # the next call with experts merges one again
+                if isinstance(guide.experts, ExpertSet):
+                    guide.experts.activate(None)
+            guides = [attrs.evolve(guide, experts=None) for guide in guides]
+        sampling = self._plan.sampling
+        return EnergyGuidance(
+            guides,
+            sampling.through,
+            sampling.normalize,
+            sampling.conflicts,
+            evaluations,
+            self._tally if kind == "guided" else Tally(),
         )
 
+    def _count(self, images: int) -> None:
+        if self._stepped:
+            self._stepped()
+        self._done += images
+        if self._watch:
+            plan = self._plan
+            total = plan.num * plan.steps * (1 + len(plan.compared))
+            self._watch(Progress("drawing", self._done, total))
 
-def _models(guide: Guide) -> list[GuidanceModel]:
-    """What looks: the guide's model, and what its experts look through."""
-    return [guide.model] if guide.experts is None else [guide.model, guide.experts.student]
+
+def models(guide: Guide) -> list[GuidanceModel]:
+    """The modules that a guide reads with: its model, and that of its experts if it differs."""
+    if not isinstance(guide.experts, ExpertSet) or guide.experts.student is guide.model:
+        return [guide.model]
+    return [guide.model, guide.experts.student]
 
 
-def _check_finite(images: Tensor, rows: slice, *, guided: bool) -> None:
+def _check_finite(images: Tensor, numbers: range, *, guided: bool) -> None:
     broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if broken:
         raise PpapError(
-            f"image {rows.start + broken[0]} came out not finite",
+            f"image {numbers[broken[0]]} came out not finite",
             hint="lower the scale, or use more steps" if guided else "the backend is broken",
         )
-
-
-@torch.no_grad()
-def _look(guide: Guide, images: Tensor) -> Seen:
-    """What a guide sees in finished images."""
-    clean = NoiseLevel(torch.full((len(images),), torch.inf, dtype=torch.float64))
-    prediction = guide.at(clean)(images, clean)  # the untouched network, whatever guided
-    target = guide.target.value.to(images.device)
-    words = tuple(guide.model.describe(prediction)) or ("",) * len(images)
-    pictures = guide.model.render(prediction, images)
-    figures = {"energy": guide.loss.energy(prediction, target)}
-    figures |= guide.loss.metrics(prediction, target)
-    wrong = [name for name, figure in figures.items() if figure.shape != (len(images),)]
-    if len(words) != len(images) or pictures.shape[:2] != (len(images), 3) or wrong:
-        raise PluginError(
-            f"guide {guide.name!r} saw {len(images)} images, and gave {len(words)} descriptions, "
-            f"pictures of shape {tuple(pictures.shape)} and {wrong or 'all'} figures misshapen"
-        )
-    return Seen(
-        pictures=to_uint8(pictures),
-        words=words,
-        figures={name: figure.float().cpu() for name, figure in figures.items()},
-    )

@@ -64,7 +64,7 @@ class ChosenExperts:
         Raises:
             AssetError: Where it cannot be read.
         """
-        info, digest = bundle.info(), file_sha256(bundle.path)
+        info, digest = bundle.info, file_sha256(bundle.path)
         return cls(
             name=bundle.name,
             path=bundle.path,
@@ -204,7 +204,7 @@ class ExpertRequest:
                 )
             if isinstance(self.source, str):
                 bundle = bundle_by_name(self.source, offline=self.offline)
-                self._check_scales(guide, True, bundle.info().scales)
+                self._check_scales(guide, True, bundle.info.scales)
         elif not self._wanted(through):
             self._check_scales(guide, False, None)
 

@@ -1,113 +1,88 @@
-"""How to sample: what can be settled before there is a backend."""
+"""The two records of a run: what determines its images, and how they are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, final, get_args
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import attrs
 import torch
 
-from ppap_framework.errors import UsageError
+from ppap_framework.diffusion import Step, ddim_step, ddpm_step
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.guidance import Conflicts, Through
-from ppap_framework.run.problems import Problems
+from ppap_framework.runtime import Precision, find_device
 
-__all__ = ["Precision", "SamplerName", "Settings", "find_device"]
+__all__ = ["Compute", "SamplerName", "Sampling", "check", "settle"]
 
-SamplerName = Literal["ddim", "ddpm"]
-Precision = Literal["float32", "bfloat16"]
+SamplerName: TypeAlias = Literal["ddim", "ddpm"]
 
 
 @final
 @attrs.frozen(kw_only=True)
-class Settings:
-    """How to sample.
+class Sampling:
+    """What determines an image, apart from the backend and the guides.
 
     Attributes:
-        num: How many images.
         steps: From noise to image, from 1 to the base length of the schedule.
-        seed: Noise of image i comes from (seed, i) alone.
-        sampler: "ddim", guided through the score, or "ddpm", guided by a mean shift.
-        eta: Of DDIM, in [0, 1]: 0 is deterministic.
-        through: Where guides look: at the "noisy" image, or at the predicted "clean" one.
-        normalize: Whether each guide's gradient is brought to a root mean square of 1 first.
-        conflicts: Whether to "keep" or "remove" what of a guide's pull points against another's.
-        batch: How many images at once, or "auto" for as many as memory has room for; changes an
-            image by rounding errors only.
-        device: "auto", or as torch calls it, such as "cpu" or "cuda:1".
-        precision: "bfloat16" computes the networks' products in it, which pays where the processor
-            can; samplers and losses stay in float32.
-        compare: Whether the same noise is also drawn without guides and, where experts guide, with
-            the untouched networks in their place.
-        prompt: What the backend is told: a text for all images, or one for each; None for nothing.
-        stage: At which of the backend's stages to stop; None for the last.
-        offload: Whether networks leave the device for the CPU while others work.
-        compile: Whether torch compiles the networks first; changes images by rounding errors only.
+        sampler: "ddim", guided through the score; "ddpm", guided by a mean shift; or any
+            `ppap_framework.diffusion.Step`.
+        eta: Stochasticity of DDIM, in [0, 1]; 0 is deterministic.
+        seed: The noise of image i is a function of (seed, i) alone.
+        through: The image that guides look at: the "noisy" one, or the predicted "clean" one, then
+            differentiated through the denoiser.
+        normalize: Scale each guide's gradient to a root mean square of 1 first.
+        conflicts: "keep" or "remove" gradient components that oppose another guide.
+        prompt: Text for all images, or one for each; None for an unconditional model.
+        stage: Name of the backend's last stage to run; None for all.
     """
 
-    num: int = 4
     steps: int = 25
-    seed: int = 0
-    sampler: SamplerName = "ddim"
+    sampler: SamplerName | Step = "ddim"
     eta: float = 0.0
+    seed: int = 0
     through: Through = "noisy"
     normalize: bool = False
     conflicts: Conflicts = "keep"
-    batch: int | Literal["auto"] = 8
-    device: str = "auto"
-    precision: Precision = "float32"
-    compare: bool = False
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
-    offload: bool = False
-    compile: bool = False
 
     @property
-    def block(self) -> int:
-        """The batch, where rounding errors matter.
+    def step(self) -> Step:
+        """The sampler's step."""
+        if callable(self.sampler):
+            return self.sampler
+        return ddpm_step if self.sampler == "ddpm" else partial(ddim_step, eta=self.eta)
 
-        Raises:
-            UsageError: Where it depends on the machine.
-        """
-        if self.batch == "auto":
-            raise UsageError(
-                "images cannot be drawn in blocks of 'auto': who is drawn beside whom decides on "
-                "their last bits",
-                hint="give a number",
-            )
-        return self.batch
+    @property
+    def sampler_name(self) -> str:
+        """The sampler's name; that of the function for a step of the user's own."""
+        if isinstance(self.sampler, str):
+            return self.sampler
+        function = self.sampler.func if isinstance(self.sampler, partial) else self.sampler
+        return getattr(function, "__qualname__", type(function).__qualname__)
 
-    def prompts(self, rows: slice) -> list[str] | None:
-        """The prompts of images `rows.start` to `rows.stop` - 1; None for no prompt."""
+    def prompts(self, images: range) -> list[str] | None:
+        """Prompts of some images; None for no prompt."""
         if self.prompt is None:
             return None
         if isinstance(self.prompt, str):
-            return [self.prompt] * (rows.stop - rows.start)
-        return list(self.prompt[rows])
+            return [self.prompt] * len(images)
+        return list(self.prompt[images.start : images.stop])
 
-    def check(self) -> None:
-        """Accept what can be right, whatever the backend and guides.
+    def record(self) -> dict[str, Any]:
+        """JSON; two records are equal if the images are."""
+        prompt = self.prompt
+        return attrs.asdict(self) | {
+            "sampler": self.sampler_name,
+            "prompt": prompt if isinstance(prompt, str | None) else list(prompt),
+        }
 
-        Raises:
-            UsageError: With everything that cannot.
-        """
-        problems = Problems()
-        problems.errors += self._wrong_numbers()
-        problems.errors += self._wrong_choices()
-        with problems.collected():
-            find_device(self.device)
-        problems.check()
-
-    def _wrong_numbers(self) -> Iterator[UsageError]:
-        for name, usual in (("num", 4), ("steps", 25), ("batch", 8)):
-            value = getattr(self, name)
-            if name == "batch" and value == "auto":
-                continue
-            if not _is_whole(value) or value < 1:
-                yield UsageError(
-                    f"{name} must be a whole number from 1, not {value}",
-                    hint=f"use {usual} for {name}, say",
-                )
+    def problems(self, num: int) -> Iterator[UsageError]:
+        """Everything that cannot be used, whatever the backend, for `num` images."""
+        yield from _whole("steps", self.steps, 1, 25)
         if not _is_whole(self.seed):
             yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
         if not 0.0 <= self.eta <= 1.0:
@@ -115,23 +90,14 @@ class Settings:
                 f"eta must lie between 0 and 1, not be {self.eta}",
                 hint="0 adds no noise, 1 as much as ancestral sampling",
             )
-
-    def _wrong_choices(self) -> Iterator[UsageError]:
-        known = {
-            "sampler": SamplerName,
-            "through": Through,
-            "conflicts": Conflicts,
-            "precision": Precision,
-        }
-        for name, kind in known.items():
-            choices = get_args(kind)
-            if getattr(self, name) not in choices:
-                yield UsageError(
-                    f"{name} cannot be {getattr(self, name)!r}",
-                    hint=f"choose one of {', '.join(choices)}",
-                )
-        if self.eta and self.sampler == "ddpm":
-            yield UsageError(f"eta is {self.eta}, and sampler 'ddpm' has none", hint="use ddim")
+        if not callable(self.sampler):
+            yield from _choice("sampler", self.sampler, SamplerName)
+        yield from _choice("through", self.through, Through)
+        yield from _choice("conflicts", self.conflicts, Conflicts)
+        if self.eta and self.sampler != "ddim":
+            yield UsageError(
+                f"eta is {self.eta}, and sampler {self.sampler_name!r} has none", hint="use ddim"
+            )
         if self.prompt is None or isinstance(self.prompt, str):
             return
         each: Sequence[object] = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]
@@ -140,41 +106,145 @@ class Settings:
                 f"prompt must be a text, or one for each image, and {wrong[0]!r} is none",
                 hint='as in prompt="3"',
             )
-        elif each and len(each) != self.num:
+        elif each and len(each) != num:
             yield UsageError(
-                f"{len(each)} prompts were given for {self.num} images",
+                f"{len(each)} prompts were given for {num} images",
                 hint="give one for all, or one for each",
             )
 
 
-def find_device(name: str) -> torch.device:
-    """The device of that name.
+def _precision(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Compute:
+    """How images are computed; it changes them by rounding errors only.
+
+    Attributes:
+        device: "auto", or as torch names it, such as "cpu" or "cuda:1", or a `torch.device`.
+        precision: Precision of matrix products and convolutions, "float32" or "bfloat16" (or
+            torch's dtypes); samplers and losses compute in float32.
+        batch: Batch size, or "auto" for as many images as memory has room for.
+        offload: Keep idle networks on the CPU: less memory on the device, more time.
+        compile: Compile the networks with torch first.
+        threads: Threads on the CPU; None for torch's own choice.
+    """
+
+    device: str | torch.device = "auto"
+    precision: Precision = attrs.field(default="float32", converter=_precision)
+    batch: int | Literal["auto"] = 8
+    offload: bool = False
+    compile: bool = False
+    threads: int | None = None
+
+    @property
+    def place(self) -> torch.device:
+        """The device.
+
+        Raises:
+            UsageError: If there is no such device.
+        """
+        return find_device(self.device)
+
+    @property
+    def fixed_batch(self) -> int:
+        """The batch size, if low-order bits of images matter.
+
+        Raises:
+            UsageError: If it depends on the machine.
+        """
+        if self.batch == "auto":
+            raise UsageError(
+                "the batch size changes low-order bits of images and cannot be 'auto' here",
+                hint="give a number",
+            )
+        return self.batch
+
+    def record(self) -> dict[str, Any]:
+        """JSON."""
+        return attrs.asdict(self) | {"device": str(self.device)}
+
+    def problems(self) -> Iterator[UsageError]:
+        """Everything that cannot be used."""
+        if self.batch != "auto":
+            yield from _whole("batch", self.batch, 1, 8)
+        if self.threads is not None:
+            yield from _whole("threads", self.threads, 1, 1)
+        yield from _choice("precision", self.precision, Precision)
+        try:
+            find_device(self.device)
+        except UsageError as error:
+            yield error
+
+
+def settle(
+    sampling: Sampling | None,
+    compute: Compute | None,
+    changes: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> tuple[Sampling, Compute]:
+    """Both records, with fields changed by keyword.
+
+    Args:
+        sampling: None for the defaults.
+        compute: Likewise.
+        changes: Values of fields of either record, by name.
+        defaults: Fields whose default is another here; used where a record is None.
 
     Raises:
-        UsageError: Where there is none.
+        UsageError: If a name is a field of neither.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"torch knows no device {name!r}", hint="use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    try:
-        torch.ones(1, device=device).item()  # `meta` can be asked for nothing
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = "it is not here, or computes nothing"
-        if device.type == "cuda":  # of others torch speaks in backends and operators
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        here += ["mps"] if torch.backends.mps.is_available() else []
-        raise UsageError(
-            f"device {name!r} cannot be used: {reason}", hint=f"use {' or '.join(here)}"
-        ) from error
-    return device
+    known: dict[str, Callable[..., Any]] = {}
+    for record in (Sampling, Compute):
+        known |= dict.fromkeys(attrs.fields_dict(record), record)
+    for name in changes:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"there is no setting {name!r}",
+                hint=f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}",
+            )
+
+    def fields(record: type, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if known[name] is record}
+
+    sampling = sampling or Sampling(**fields(Sampling, defaults or {}))
+    compute = compute or Compute(**fields(Compute, defaults or {}))
+    return (
+        attrs.evolve(sampling, **fields(Sampling, changes)),
+        attrs.evolve(compute, **fields(Compute, changes)),
+    )
+
+
+def check(num: int, sampling: Sampling, compute: Compute) -> None:
+    """Accept settings that can be right, whatever the backend and guides.
+
+    Raises:
+        UsageError: With everything that cannot.
+    """
+    problems = Problems()
+    problems.errors += _whole("num", num, 1, 4)
+    problems.errors += sampling.problems(num)
+    problems.errors += compute.problems()
+    problems.check()
+
+
+def _whole(name: str, value: object, least: int, usual: int) -> Iterator[UsageError]:
+    if not _is_whole(value) or value < least:  # type: ignore[operator]  # it is a whole number
+        yield UsageError(
+            f"{name} must be a whole number from {least}, not {value}",
+            hint=f"use {usual} for {name}, say",
+        )
+
+
+def _choice(name: str, value: object, kind: Any) -> Iterator[UsageError]:
+    choices = get_args(kind)
+    if value not in choices:
+        yield UsageError(
+            f"{name} cannot be {value!r}", hint=f"choose one of {', '.join(choices)}"
+        )
 
 
 def _is_whole(value: object) -> bool:

@@ -53,7 +53,7 @@ def _trained(guides: Sequence[LoadedGuide]) -> list[tuple[list[float], str | Non
     for guide in guides:
         chosen = guide.experts.source
         if isinstance(chosen, ChosenExperts) and chosen.path is not None:
-            info = BundleFile(chosen.path.name, chosen.path).info()
+            info = BundleFile(chosen.path.name, chosen.path).info
             found.append((list(info.boundaries), info.data_sha256))
     return found
 

@@ -1,0 +1,170 @@
+"""Which experts look in place of a guide: a bundle, a set of the user's own, or none."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from typing import TypeAlias
+
+from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.diffusion import Process
+from ppap_framework.errors import UsageError
+from ppap_framework.experts.discovery import BundleFile, bundle_by_name, choose_bundle
+from ppap_framework.experts.match import check_waivers
+from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.set import ExpertSet, has_experts
+
+__all__ = [
+    "WantedExperts",
+    "check_wanted",
+    "choose_experts",
+    "same_experts",
+    "uses_experts",
+    "warn_of_idle",
+]
+
+_log = logging.getLogger(__name__)
+
+WantedExperts: TypeAlias = "str | os.PathLike[str] | ExpertSet | BundleFile | None"
+"""What a user asks for: "none" or None; "auto" for the newest bundle that matches, if there is one;
+the path or the name of a bundle; an attached set; a bundle that was chosen before."""
+
+
+def uses_experts(wanted: WantedExperts, *, noise_aware: bool, through: str) -> bool:
+    """Whether experts could look at all: they are asked for, and there is noise for them to read.
+
+    Args:
+        wanted: The request.
+        noise_aware: Whether the guide reads noise without experts.
+        through: "noisy" or "clean", the images that guides look at.
+    """
+    return wanted not in (None, "none") and not noise_aware and through == "noisy"
+
+
+def check_wanted(
+    wanted: WantedExperts,
+    guide_name: str,
+    *,
+    noise_aware: bool = False,
+    through: str = "noisy",
+    allow_mismatch: Collection[str] = (),
+    offline: bool = False,
+) -> BundleFile | None:
+    """Check a request before any weights are read.
+
+    Args:
+        allow_mismatch: Which of `WAIVABLE` may differ.
+        offline: Whether to raise instead of downloading a bundle. The rest is as for
+            `choose_experts`.
+
+    Returns:
+        The bundle that is named, if one is.
+
+    Raises:
+        UsageError: If the guide takes no experts, or a difference cannot be waived.
+        AssetError: If the bundle is missing, or its header is damaged.
+    """
+    check_waivers(allow_mismatch)
+    if wanted in (None, "none", "auto"):
+        return None
+    if noise_aware:
+        raise UsageError(
+            f"guide {guide_name!r} reads noise by itself and takes no experts",
+            hint="leave the experts out",
+        )
+    if through == "clean":
+        raise UsageError(
+            f"guide {guide_name!r} looks through clean, where experts have no noise to read",
+            hint="look through noisy, or leave the experts out",
+        )
+    if isinstance(wanted, ExpertSet):
+        return None
+    bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
+    _ = bundle.info  # an unreadable header is refused here
+    return bundle
+
+
+def choose_experts(
+    wanted: WantedExperts,
+    guide_name: str,
+    model: GuidanceModel,
+    backend: DiffusionBackend,
+    *,
+    noise_aware: bool = False,
+    through: str = "noisy",
+    allow_mismatch: Collection[str] = (),
+    offline: bool = False,
+) -> BundleFile | ExpertSet | None:
+    """The experts that look in place of a guide.
+
+    Args:
+        wanted: The request. A `BundleFile` was compared with the backend when it was chosen, and is
+            taken as it is.
+        guide_name: The guide's name, for messages.
+        model: The guide, without experts other than those of `wanted`.
+        backend: The diffusion model that it steers.
+        noise_aware: Whether the guide reads noise without experts.
+        through: "noisy" or "clean", the images that guides look at.
+        allow_mismatch: Which of `WAIVABLE` may differ.
+        offline: Whether to raise instead of downloading a bundle.
+
+    Returns:
+        None for no experts. The SHA-256 of a bundle is taken.
+
+    Raises:
+        UsageError: As `check_wanted`, and if other experts are attached to the model.
+        AssetError: As `check_wanted`, and if the bundle is damaged or does not match.
+        PluginError: If several distributions claim its name.
+    """
+    check_wanted(
+        wanted,
+        guide_name,
+        noise_aware=noise_aware,
+        through=through,
+        allow_mismatch=allow_mismatch,
+        offline=offline,
+    )
+    if isinstance(wanted, BundleFile):
+        return wanted
+    if wanted is None or not uses_experts(wanted, noise_aware=noise_aware, through=through):
+        return None
+    if isinstance(wanted, ExpertSet):
+        if wanted.model is not model or not has_experts(model.network):
+            raise UsageError(
+                f"the experts of guide {guide_name!r} are not attached to its model",
+                hint="make the guide of `experts.model`",
+            )
+        return wanted
+    if has_experts(model.network):
+        raise UsageError(
+            f"the network of guide {guide_name!r} has experts already",
+            hint="give the guide these, or detach them",
+        )
+    return choose_bundle(wanted, model, backend, allow_mismatch=allow_mismatch, offline=offline)
+
+
+def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertSet | None) -> bool:
+    """Whether both are the same set, of the same file, or none."""
+    if isinstance(one, BundleFile) and isinstance(other, BundleFile):
+        return (one.path, one.sha256) == (other.path, other.sha256)
+    return one is other
+
+
+def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None:
+    """Log which experts get no step of a process.
+
+    Args:
+        guide_name: The guide's name.
+        ranges: The noise levels that each of its experts owns.
+        process: The reverse process that is guided.
+    """
+    steps, owned = ranges.coverage(process), ranges.timesteps(process.schedule)
+    idle = ", ".join(
+        f"expert {k} ({f'timesteps {t.start} to {t.stop - 1}' if t else 'no timestep'})"
+        for k, t in enumerate(owned)
+        if not steps[k]
+    )
+    if idle:
+        of = "1 step" if len(process) == 1 else f"{len(process)} steps"
+        _log.warning("guide %r: of %s none is for %s", guide_name, of, idle)

@@ -1,0 +1,63 @@
+"""The source of a component, for the record of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+__all__ = ["Origin"]
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """The source of a component.
+
+    Attributes:
+        component: Its name, or the class of an object that the user brought.
+        distribution: The distribution that supplies it; None for the user's own.
+        version: Version of the distribution.
+        checkpoint: Name of its checkpoint; None if it has none.
+        path: The checkpoint's file.
+        sha256: SHA-256 of that file.
+        weights_sha256: Without such a file (a folder, a name of the hub, the user's network), the
+            hash of the weights' values, as `experts.weights_sha256`; None if experts are attached.
+        options: Options that were given.
+        resolved: All options, defaults included.
+        dtype: Type to which the weights were cast while loading; None for as stored.
+        load_seconds: Seconds that loading took.
+        suppliers: Versions of all distributions involved, those of weights and loss included.
+    """
+
+    component: str
+    distribution: str | None = None
+    version: str | None = None
+    checkpoint: str | None = None
+    path: Path | None = None
+    sha256: str | None = None
+    weights_sha256: str | None = None
+    options: dict[str, Any] = attrs.field(factory=dict)
+    resolved: dict[str, Any] = attrs.field(factory=dict)
+    dtype: str | None = None
+    load_seconds: float = 0.0
+    suppliers: dict[str, str | None] = attrs.field(factory=dict)
+
+    @property
+    def short_name(self) -> str:
+        """The last part of "distribution:name" or of a class's qualified name, in lower case."""
+        return self.component.rpartition(":")[2].rpartition(".")[2].lower()
+
+    def record(self, *, resolved: bool = False) -> dict[str, Any]:
+        """JSON, with the options that were given, or all of them."""
+        record = attrs.asdict(self, filter=attrs.filters.exclude("suppliers", "resolved"))
+        options = self.resolved if resolved else self.options
+        return record | {
+            "path": str(self.path) if self.path else None,
+            "options": {name: _plain(value) for name, value in options.items()},
+            "load_seconds": round(self.load_seconds, 3),
+        }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,342 @@
+"""Guides as they are asked for, by name or as the user's own network."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import attrs
+from torch import Tensor, nn
+
+from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file, without_downloads
+from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
+from ppap_framework.errors import Problems, UsageError
+from ppap_framework.experts import check_wanted, guide_sha256, has_experts
+from ppap_framework.guidance import Experts, Guide, Scale, Through, scale_problems
+from ppap_framework.origin import Origin
+from ppap_framework.plugin import GuiderSpec, TaskLossSpec
+from ppap_framework.registry import registry
+from ppap_framework.run.made import made_from, suppliers
+from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
+from ppap_framework.runtime import isolated
+from ppap_framework.targets import decode_target
+
+__all__ = ["GuideRequest", "Loss", "guide"]
+
+Loss: TypeAlias = "str | TaskLoss | Callable[[Any, Tensor], Tensor]"
+"""A task loss by name or as an object, or a function of predictions and targets to energies (B,)."""
+
+
+def guide(
+    source: str | nn.Module,
+    *,
+    target: object = None,
+    scale: Scale = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+    loss: Loss | None = None,
+    loss_options: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+    experts: Experts = "auto",
+    allow_mismatch: Collection[str] = (),
+    name: str | None = None,
+) -> Guide:
+    """A guide, loaded and aimed.
+
+    Args:
+        source: Name of a guider that a plugin supplies, a `GuidanceModel`, or any network, which
+            is wrapped into a `ModuleGuide`.
+        target: What it should see: words, an index, the path of a picture or array, a PIL image,
+            an array or a tensor, as the guide understands it. None takes the default of the
+            guider's checkpoint, if there is one.
+        scale: Guidance scale; see `Scale`.
+        interval: (lo, hi), where it acts, as t / T; half-open, 1 is pure noise.
+        loss: What it descends; None for the guider's own. A bare network has none of its own.
+        loss_options: Options of a loss given by name.
+        model: Which network, for a guider that knows several: its option `model`.
+        checkpoint: Name of one of the guider's checkpoints, or the path of a file; None for its
+            default, or with `model` for that network's own.
+        options: Options of the guider.
+        mean: For a network: see `ModuleGuide`, as for `std` and `size`.
+        experts: Experts that read noisy images in the guide's place; see `Experts`. Without noise,
+            and for guides that read noise themselves, there are none.
+        allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
+        name: Name in messages and files; by default that of the guider or class.
+
+    Raises:
+        PluginError: If no plugin, or more than one, supplies the guider or loss, or one fails.
+        AssetError: If the checkpoint or a file of the target is missing, damaged or unfit.
+        UsageError: With all other arguments that cannot be used.
+    """
+    return GuideRequest(
+        source=source,
+        target=target,
+        scale=scale,
+        interval=interval,
+        loss=loss,
+        loss_options=loss_options or {},
+        model=model,
+        checkpoint=checkpoint,
+        options=options or {},
+        mean=mean,
+        std=std,
+        size=size,
+        experts=experts,
+        allow_mismatch=allow_mismatch,
+        name=name,
+    ).load()
+
+
+def _path(value: Any) -> Any:
+    """Paths stay paths: they are never taken for names, nor changed by a later chdir."""
+    return Path(value).expanduser().absolute() if isinstance(value, os.PathLike) else value
+
+
+@attrs.frozen
+class _Found:
+    """What a request names, found without reading weights."""
+
+    spec: GuiderSpec | None
+    checkpoint: Checkpoint | None
+    loss: TaskLossSpec | TaskLoss
+    target: TargetInput | None
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False, slots=False)
+class GuideRequest:
+    """A guide as it was asked for.
+
+    Attributes:
+        offline: Raise instead of downloading.
+
+    The other attributes are the arguments of `guide`.
+    """
+
+    source: str | nn.Module
+    target: object = None
+    scale: Scale = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    loss: Loss | None = None
+    loss_options: Mapping[str, Any] = attrs.field(factory=dict)
+    model: str | None = None
+    checkpoint: str | Path | None = attrs.field(default=None, converter=_path)
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    size: int | None = None
+    experts: Experts = attrs.field(default="auto", converter=_path)
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    name: str | None = None
+    offline: bool = False
+
+    @property
+    def label(self) -> str:
+        """The guide's name."""
+        if self.name:
+            return self.name
+        named = isinstance(self.source, str)
+        return self.source.rpartition(":")[2] if named else type(self.source).__name__  # type: ignore[union-attr]  # it is named
+
+    @property
+    def loss_name(self) -> str:
+        """Name of the loss."""
+        if self.loss is None:
+            spec = self._found.spec
+            return spec.default_loss if spec else ""
+        if isinstance(self.loss, str):
+            return self.loss
+        return getattr(self.loss, "__name__", type(self.loss).__name__)
+
+    def check(self, through: Through = "noisy") -> None:
+        """Find everything that can be wrong without reading weights.
+
+        Args:
+            through: Where guides look.
+
+        Raises:
+            PpapError: As `guide`.
+        """
+        spec = self._found.spec
+        check_wanted(
+            self.experts,
+            self.label,
+            noise_aware=bool(spec and spec.noise_aware),
+            through=through,
+            allow_mismatch=self.allow_mismatch,
+            offline=self.offline,
+        )
+
+    @isolated()
+    def load(self, *, aim: bool = True) -> Guide:
+        """Build the network, read its weights, and aim it.
+
+        Args:
+            aim: Whether it gets a target; one that only teaches needs none.
+
+        Raises:
+            PpapError: As `guide`.
+        """
+        self.check()
+        found = self._found
+        if found.spec is None:
+            model, origin = self._own_model()
+        else:
+            model, origin = self._plugin_model(found.spec, found.checkpoint)
+        target, source = self._aim(model) if aim else (None, "")
+        loss = found.loss
+        return Guide(
+            name=self.label,
+            model=model,
+            loss=registry().make(loss, self.loss_options)
+            if isinstance(loss, TaskLossSpec)
+            else loss,
+            target=target,
+            scale=self.scale,
+            interval=self.interval,
+            experts=self.experts,
+            allow_mismatch=self.allow_mismatch,
+            noise_aware=bool(found.spec and found.spec.noise_aware),
+            offline=self.offline,
+            origin=origin,
+            loss_name=self.loss_name,
+            loss_options=dict(self.loss_options),
+            target_source=source,
+            target_is_default=self.target is None,
+        )
+
+    @cached_property
+    def _found(self) -> _Found:
+        problems = Problems()
+        problems.errors += scale_problems(self.label, self.scale, self.interval)
+        given = None
+        if self.target is not None:
+            with problems.collected():
+                given = decode_target(self.target)
+        spec = checkpoint = loss = None
+        with problems.collected():
+            if isinstance(self.source, str):
+                spec = registry().spec("guider", self.source)
+                with problems.collected():
+                    self._check_named(spec)
+                with problems.collected():
+                    checkpoint = self._find_checkpoint(spec)
+            else:
+                self._check_own()
+            loss = self._find_loss(spec)
+        problems.check()
+        assert loss is not None
+        return _Found(spec, checkpoint, loss, given)
+
+    def _check_named(self, spec: GuiderSpec) -> None:
+        if self.mean is not None or self.std is not None or self.size is not None:
+            raise UsageError(
+                f"guider {self.source!r} has its own normalization and size",
+                hint="mean, std and size are for a network of your own",
+            )
+        registry().options(spec, self._all_options)
+
+    def _check_own(self) -> None:
+        if self.model is not None or self.checkpoint is not None or self.options:
+            raise UsageError(
+                "a network that is already made takes no model, checkpoint and options"
+            )
+
+    @property
+    def _all_options(self) -> dict[str, Any]:
+        return dict(self.options) | ({} if self.model is None else {"model": self.model})
+
+    def _find_checkpoint(self, spec: GuiderSpec) -> Checkpoint | None:
+        assert isinstance(self.source, str)
+        # The default checkpoint belongs to the default network; another has its own weights.
+        default = self.model is None and bool(registry().cards(self.source, "guider"))
+        if self.checkpoint is None and not (spec.needs_checkpoint or default):
+            return None
+        return find_checkpoint(
+            registry(), self.source, "guider", self.checkpoint, offline=self.offline
+        )
+
+    def _find_loss(self, spec: GuiderSpec | None) -> TaskLossSpec | TaskLoss:
+        loss = self.loss
+        if loss is None:
+            if spec is None:
+                raise UsageError(
+                    f"guide {self.label!r} needs a loss", hint='such as loss="cross-entropy"'
+                )
+            found = registry().default_loss(spec)
+        elif isinstance(loss, str):
+            found = registry().spec("loss", loss)
+            if spec is not None and found.task != spec.task:
+                fit = {
+                    other.name
+                    for other in registry().specs("loss")
+                    if isinstance(other, TaskLossSpec) and other.task == spec.task
+                }
+                raise UsageError(
+                    f"loss {loss!r} is for {found.task}, and guider {spec.name!r} does {spec.task}",
+                    hint=f"for that there is {', '.join(sorted(fit))}",
+                )
+        else:
+            if self.loss_options:
+                raise UsageError("a loss that is already made takes no options")
+            return loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
+        registry().options(found, self.loss_options)
+        return found
+
+    def _own_model(self) -> tuple[GuidanceModel, Origin]:
+        assert isinstance(self.source, nn.Module)
+        model = self.source
+        if not isinstance(model, GuidanceModel):
+            model = ModuleGuide(model, mean=self.mean, std=self.std, size=self.size)
+        loss = self._found.loss
+        return model, Origin(
+            component=self.label,
+            weights_sha256=None if has_experts(model.network) else guide_sha256(model),
+            suppliers=suppliers(registry(), loss if isinstance(loss, TaskLossSpec) else None),
+        )
+
+    def _plugin_model(
+        self, spec: GuiderSpec, checkpoint: Checkpoint | None
+    ) -> tuple[GuidanceModel, Origin]:
+        start, options = time.perf_counter(), self._all_options
+        with without_downloads(self.offline):
+            model: GuidanceModel = registry().make(spec, options, checkpoint)
+        loss = self._found.loss
+        others = (loss if isinstance(loss, TaskLossSpec) else None,)
+        origin = made_from(
+            registry(), spec, options, checkpoint, time.perf_counter() - start, others
+        )
+        digest = None if checkpoint else guide_sha256(model)
+        return model, attrs.evolve(origin, weights_sha256=digest)
+
+    def _aim(self, model: GuidanceModel) -> tuple[Target, str]:
+        given = self._found.target
+        if given is not None:
+            return model.target(given), given.source
+        spec, checkpoint = self._found.spec, self._found.checkpoint
+        if spec is None:
+            raise UsageError(f"guide {self.label!r} needs a target", hint="such as target=3")
+        # A checkpoint of the user's own has no default target; that of another one may do.
+        own = checkpoint.card if checkpoint else None
+        name = f"{registry().provider(spec).distribution}:{spec.name}"
+        for card in [own] if own else registry().cards(name, "guider"):
+            default = registry().default_target(name, card.name)
+            if default is not None:
+                packaged = default.text.startswith("package://")
+                given = decode_target(package_file(default.text) if packaged else default.text)
+                try:
+                    return model.target(given), default.text if packaged else given.source
+                except UsageError:
+                    if own:
+                        raise
+        raise UsageError(
+            f"guide {self.label!r} has nothing to aim at", hint="give it a target with --target"
+        )

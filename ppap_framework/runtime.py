@@ -1,0 +1,185 @@
+"""How networks are used: on which device, in which precision, frozen, whatever torch's global state
+is; and what a long computation reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import attrs
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ppap_framework.errors import UsageError
+
+__all__ = [
+    "Precision",
+    "Progress",
+    "Watch",
+    "computing_in",
+    "evaluating",
+    "find_device",
+    "frozen",
+    "generator",
+    "isolated",
+    "peak_memory",
+]
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+_STATUS = Path("/proc/self/status")
+
+
+@attrs.frozen
+class Progress:
+    """State of a long computation.
+
+    Attributes:
+        task: What is done, such as "drawing".
+        done: Steps done, those of earlier calls included.
+        total: All steps; an upper bound if fewer may do.
+        detail: A few words, such as the loss.
+    """
+
+    task: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+Watch: TypeAlias = Callable[[Progress], None]
+"""Called with the state of a long computation as it goes on."""
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """A context, or decorator, in which torch's default dtype is float32, its default device the
+    CPU, and inference mode off, so that the caller's global settings change no image.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def generator(*key: object) -> torch.Generator:
+    """A CPU random number generator whose state is a hash of the key's words, joined by "/"."""
+    words = "/".join(map(str, key))
+    seed = hashlib.blake2b(words.encode(), digest_size=8).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(seed, "big"))
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of that name; "auto" is a GPU if there is one.
+
+    Raises:
+        UsageError: If there is no such device, or it computes nothing.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"torch knows no device {name!r}", hint="use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    try:
+        torch.ones(1, device=device).item()  # `meta` exists and computes nothing
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = "it is not here, or computes nothing"
+        if device.type == "cuda":  # for others torch's message speaks of backends and operators
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        raise UsageError(
+            f"device {str(name)!r} cannot be used: {reason}", hint=f"use {' or '.join(here)}"
+        ) from error
+    return device
+
+
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """A context in which networks are in evaluation mode; every module's mode is restored."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        for network in networks:
+            network.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def frozen(
+    networks: Sequence[nn.Module], device: torch.device, *, move: bool = True
+) -> Iterator[None]:
+    """A context in which networks are on a device, in evaluation mode, without parameters that
+    require gradients, and compute the same bytes every time.
+
+    Modes and gradient flags are restored. Networks stay on the device; `move=False` leaves them
+    where they are.
+    """
+    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    kernels: Any = contextlib.nullcontext()
+    if device.type == "cuda":
+        kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    if move:
+        for network in networks:
+            network.to(device)
+    with evaluating(*networks), kernels:
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """A context in which matrix products and convolutions are computed in that precision."""
+    half = precision == "bfloat16"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
+        if half and device.type == "cpu":
+            # The backward pass of fused attention in bfloat16 is so slow on CPUs that a small
+            # SegFormer's gradients take twice as long with it as with two plain products.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Peak memory in bytes: of the process, or on the device if that is a GPU; None if the system
+    does not report it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # On Linux getrusage's peak survives exec, so a process begins with that of its parent.
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    own = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return own[0] if own else _peak_by_rusage()
+
+
+def _peak_by_rusage() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
