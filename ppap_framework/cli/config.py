@@ -1,7 +1,7 @@
-"""Options from flags, else from variables PPAP_COMMAND_OPTION, else from a file, else the defaults.
+"""Options from flags, else variables PPAP_COMMAND_OPTION, else a file, else the defaults.
 
-The file is the nearest `ppap.toml`, or `pyproject.toml` with a table `[tool.ppap]`, from the current
-folder upwards. It has a table for each command, and in it options by their names:
+The file is the nearest `ppap.toml`, or `pyproject.toml` with a table `[tool.ppap]`, from the
+current folder upwards. It has a table for each command, and in it options by their names:
 
     [run]
     backend = "adm"

@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli.global_options import GlobalOptions
+from ppap_framework.errors import AssetError, Problems
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["json_option", "note", "print_fields", "print_json", "print_table", "size_words"]
+__all__ = [
+    "json_option",
+    "note",
+    "print_fields",
+    "print_json",
+    "print_table",
+    "print_verified",
+    "size_words",
+]
 
 _PIPED_WIDTH = 160
 
@@ -62,6 +71,30 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     out = _console()
     out.print(title, style="bold")
     out.print(grid)
+
+
+def print_verified(
+    results: list[dict[str, Any]], sound: str, problems: Problems, as_json: bool
+) -> int:
+    """Print the results of a verification, and return the exit code.
+
+    Args:
+        results: A record for each file, with its "fault" or None.
+        sound: The line for a file without a fault, to be formatted with its record.
+        problems: The faults.
+        as_json: Whether to print the records instead.
+
+    Raises:
+        AssetError: The problems, if they are not printed as JSON.
+    """
+    if as_json:
+        print_json(results)
+        return AssetError.exit_code if problems.errors else 0
+    for result in results:
+        if result["fault"] is None:
+            click.echo(sound.format(**result))
+    problems.check()
+    return 0
 
 
 def size_words(size: int) -> str:
