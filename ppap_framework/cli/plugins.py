@@ -18,7 +18,6 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
-    ReleasedExperts,
 )
 from ppap_framework.registry import (
     FIRST_PARTY,
@@ -128,11 +127,6 @@ def describe_plugin(record: PluginRecord) -> dict[str, Any]:
         "components": [f"{kind_of(spec)} {spec.name}" for spec in record.specs],
         "checkpoints": [asset.name for asset in record.assets if isinstance(asset, Card)],
         "experts": [asset.name for asset in record.assets if isinstance(asset, ExpertBundle)],
-        "released_experts": [
-            asset.name
-            for asset in record.assets
-            if isinstance(asset, ReleasedExperts) and not asset.refusal
-        ],
         "default_targets": [
             f"{asset.text!r} for {asset.guider} with {asset.checkpoint}"
             for asset in record.assets

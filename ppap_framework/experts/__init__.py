@@ -49,12 +49,9 @@ from ppap_framework.experts.identity import (
 from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
 from ppap_framework.experts.match import WAIVABLE
 from ppap_framework.experts.ranges import NoiseRanges
-from ppap_framework.experts.released import import_released, released_experts
-from ppap_framework.experts.released_file import METHODS, Method, check_released
 from ppap_framework.experts.set import ExpertSet, Look, has_experts
 
 __all__ = [
-    "METHODS",
     "SUFFIX",
     "WAIVABLE",
     "AdapterConfig",
@@ -64,12 +61,10 @@ __all__ = [
     "Identity",
     "InputConvention",
     "Look",
-    "Method",
     "NoiseRanges",
     "WantedExperts",
     "backend_sha256",
     "bundle_by_name",
-    "check_released",
     "check_wanted",
     "choose_bundle",
     "choose_experts",
@@ -78,12 +73,10 @@ __all__ = [
     "find_bundles",
     "guide_sha256",
     "has_experts",
-    "import_released",
     "installed_adapter",
     "keep_bundle",
     "load_bundle",
     "read_bundle_info",
-    "released_experts",
     "rescale_bundle",
     "same_experts",
     "save_bundle",

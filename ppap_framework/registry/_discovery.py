@@ -34,7 +34,6 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
-    ReleasedExperts,
     TaskLossSpec,
 )
 from ppap_framework.registry._records import (
@@ -56,7 +55,7 @@ _RETURNS: dict[str, tuple[type, ...]] = {
     "ppap_guiders": (GuiderSpec,),
     "ppap_task_losses": (TaskLossSpec,),
     "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, ExpertBundle, DefaultTarget, ReleasedExperts),
+    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
 }
 
 
@@ -290,8 +289,6 @@ def _check_unique(offered: list[ComponentSpec | Asset]) -> None:
             label = f"checkpoint {item.name!r} of {item.kind} {item.component!r}"
         elif isinstance(item, ExpertBundle):
             label = f"experts {item.name!r}"
-        elif isinstance(item, ReleasedExperts):
-            label = f"released experts of {item.name!r}"
         else:
             label = f"default target of guider {item.guider!r} with {item.checkpoint!r}"
         if label in seen:

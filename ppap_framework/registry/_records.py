@@ -54,8 +54,7 @@ class PluginRecord:
         hint: What to type about it; may be empty.
         error: What it raised, if it did.
         specs: The components that it supplies.
-        assets: The cards, bundles of experts, default targets and readings of released experts that
-            it supplies.
+        assets: The cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str
