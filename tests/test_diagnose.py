@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -469,6 +470,25 @@ class TestCommand:
         again = diagnose(ppap.backend("toy"), guide, pixels, levels=4, num_experts=3)
         assert {**said, **again.record()} == said
 
+    def test_a_cascade_is_noised_at_its_first_stage_and_taught_by_its_last(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ppap_plugin_toy.cascade import ToyCascade
+
+        two = ppap.backend(ToyCascade(ppap.backend("toy")))
+        found = SimpleNamespace(load=lambda: two)
+        monkeypatch.setattr("ppap_framework.cli.diagnose.backend_of", lambda given: found)
+        assert run(*BASE, *SMALL, "--batch", "4", "--experts", "none").code == 0
+        drawn = ppap.sample(two, num=6, steps=2, batch=4).pictures["guided"]
+        small, large = (
+            torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2)
+            for x in (drawn.earlier["base"], drawn.images)
+        )
+        assert large.shape == (6, 3, 16, 16)
+        guide = ppap.guide("colour", target="green", experts="none")
+        again = diagnose(two, guide, small, large, levels=4, num_experts=3, batch=4)
+        assert {**record(), **again.record()} == record()
+
     def test_pictures_that_are_there(self, run: Run, data: SyntheticData) -> None:
         arguments = (*BASE, "--data", str(data.path), "--levels", "3", "--target", "blue")
         code, out, err = run("-q", *arguments, "--seed", "7", "--json", "--out", "all")
@@ -593,7 +613,7 @@ def test_a_classifier_off_the_shelf(site: Path, tmp_path: Path) -> None:
         site,
         tmp_path,
         *("diagnose", "--backend", "toy", "--guider", "classifier", "--target", "red cube"),
-        *("--num", "16", "--steps", "3", "--levels", "5", "--out", "out"),
+        *("--num", "64", "--steps", "3", "--levels", "5", "--out", "out"),
         PPAP_PLUGINS="ppap-plugin-toy,ppap-plugin-classifier,ppap-plugin-shapes",
         PPAP_CACHE_DIR=str(tmp_path / "cache"),
     )

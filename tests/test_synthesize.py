@@ -223,6 +223,23 @@ class TestImages:
             with pytest.raises(IndexError, match=f"no image {index}"):
                 data.images([index])
 
+    def test_a_set_of_the_first_format(
+        self, backend: LoadedBackend, whole: Path, tmp_path: Path
+    ) -> None:
+        """It called a batch a block."""
+        out = copied(whole, tmp_path / "set")
+        manifest = json.loads((out / "manifest.json").read_text())
+        manifest["settings"]["block"] = manifest["settings"].pop("batch")
+        write_manifest(out, {**manifest, "format": 1})
+        data = SyntheticData(out)
+        assert torch.equal(data.load(), SyntheticData(whole).load())
+        assert data.faults() == []
+        with pytest.raises(UsageError, match="block was 2, is now None"):
+            synthesize(backend, out=out, **SMALL)
+        write_manifest(out, {**manifest, "format": 3})
+        with pytest.raises(AssetError, match="has format 3"):
+            SyntheticData(out)
+
     def test_a_set_goes_to_other_processes(self, whole: Path) -> None:
         data = SyntheticData(whole)
         first = data.images([1])
@@ -360,6 +377,13 @@ class TestResuming:
         assert "continues" in caught.value.hint
         synthesize(backend, out=tmp_path / "set", **SMALL)
         assert content(tmp_path / "set") == content(whole)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """With the hash of its content."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps({**content, "sha256": digest(content)})
+    (folder / "manifest.json").write_text(text)
 
 
 def hurt(path: Path, damage: str) -> None:
@@ -617,9 +641,7 @@ class TestCommands:
             {**entries[1], "file": one.name},
             {**entries[0], "file": two.name},
         )
-        del manifest["sha256"]
-        manifest["sha256"] = digest(manifest)
-        (out / "manifest.json").write_text(json.dumps(manifest))
+        write_manifest(out, manifest)
         assert [fault.file for fault in SyntheticData(out).faults()] == [one.name, two.name]
 
     def test_a_manifest_that_was_edited(self, run: Run, whole: Path, tmp_path: Path) -> None:

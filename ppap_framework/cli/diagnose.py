@@ -55,7 +55,9 @@ _NUM = 256
     metavar="FIELD",
     help="Take experts although they learned from another `backend`, or at another `resolution`.",
 )
-@option("--data", metavar="FOLDER", help="A set of `ppap synthesize`; without it, images are drawn.")
+@option(
+    "--data", metavar="FOLDER", help="A set of `ppap synthesize`; without it, images are drawn."
+)
 @option(
     "--num",
     type=click.IntRange(2),
