@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ppap_framework.cli import PluginGroup, State
+from ppap_framework.cli import PluginGroup
 from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
 from ppap_framework.cli.output import print_fields, print_json, print_table, size_words
-from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
+from ppap_framework.cli.progress import progress
+from ppap_framework.cli.training_options import guide_of, guide_options
 from ppap_framework.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
@@ -187,34 +188,24 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
+    from ppap_framework.errors import Problems
     from ppap_framework.experts import bundle_by_name
-    from ppap_framework.learn import calibrate
-    from ppap_framework.learn.folder import calibration_path
-    from ppap_framework.run import Problems
+    from ppap_framework.learn import calibrate, calibration_path, load_teacher
 
     problems = Problems()
     problems.errors += problems_of(ctx)
     problems.check()
-    bundles, backends, learner = [], [], []
     with problems.collected():
-        bundles.append(_own(bundle_by_name(source)))
+        bundle = _own(bundle_by_name(source))
     with problems.collected():
-        backends.append(backend_of(given))
-    with problems.collected():
-        learner.append(teacher_of(given))
+        backend = backend_of(given)
+    request = guide_of(given, problems)
     problems.check()
-    [bundle] = bundles
-    with progress_bars(ctx.ensure_object(State)) as (_, _, watch):
+    assert request is not None
+    settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
+    with progress() as watch:
         found = calibrate(
-            backends[0].load(),
-            learner[0],
-            bundle.path,
-            num=given["num"],
-            steps=given["steps"],
-            seed=given["seed"],
-            batch=given["batch"],
-            device=given["device"],
-            progress=watch,
+            backend.load(), load_teacher(request), bundle.path, **settings, progress=watch
         )
     if as_json:
         print_json({"name": bundle.name, "path": str(bundle.path), **found.record()})
