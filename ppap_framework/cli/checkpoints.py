@@ -47,13 +47,11 @@ def list_checkpoints(here: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = [
-        row | {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
-        | {"here": "yes" if row["here"] else None}
-        for row in rows
-    ]  # fmt: skip
+    for row in rows:
+        row |= {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
+        row["here"] = "yes" if row["here"] else None
     columns = ["name", "for", "pixels", "size", "licence", "here", "summary"]
-    print_table(columns, [[row[column] for column in columns] for row in table])
+    print_table(columns, rows)
 
 
 @command.command("info")
@@ -131,7 +129,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     A file is compared with the published hash, or with the hash of the file that was used first.
     Without NAME, all that are here are checked. Exits with 4 if one is damaged.
     """
-    from ppap_framework.checkpoints import check, location, open_checkpoint
+    from ppap_framework.checkpoints import check, location, noted_sha256, open_checkpoint
     from ppap_framework.files import file_sha256
     from ppap_framework.registry import registry
 
