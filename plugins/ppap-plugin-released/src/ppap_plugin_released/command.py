@@ -45,9 +45,9 @@ def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **give
         --guider classifier --guider-model resnet50.tv2_in1k \\
         --experts resnet50-5.experts.safetensors --target goldfish
     """
-    from ppap_framework.checkpoints import open_checkpoint, without_downloads
+    from ppap_framework.checkpoints import open_checkpoint
     from ppap_framework.experts import SUFFIX, Identity, guide_sha256
-    from ppap_framework.learn import teacher
+    from ppap_framework.run import GuideRequest, guide_origin
     from ppap_plugin_released.architectures import find_architecture
     from ppap_plugin_released.files import in_order
     from ppap_plugin_released.importer import import_experts
@@ -64,21 +64,22 @@ def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **give
     paths = in_order([Path(file).expanduser() for file in files])
     for path in paths:  # before the network, which may have to be downloaded
         open_checkpoint(path)
-    with without_downloads(given["offline"]):
-        learner = teacher(
-            architecture.guider,
-            model=given["guider_model"] or architecture.model,
-            checkpoint=given["guider_checkpoint"],
-        )
+    guide = GuideRequest(
+        source=architecture.guider,
+        model=given["guider_model"] or architecture.model,
+        checkpoint=given["guider_checkpoint"],
+        offline=given["offline"],
+    ).load(aim=False)
+    origin = guide_origin(guide)
     info = import_experts(
         paths,
-        learner.model,
+        guide.model,
         architecture,
         out,
         guide=Identity(
-            component=learner.origin.component,
-            checkpoint=learner.origin.checkpoint or learner.origin.options["model"],
-            sha256=guide_sha256(learner.model),
+            component=origin.component,
+            checkpoint=origin.checkpoint or origin.options["model"],
+            sha256=guide_sha256(guide.model),
         ),
         method=given["method"],
     )
