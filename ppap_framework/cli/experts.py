@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
+from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
 from ppap_framework.cli.groups import Group
 from ppap_framework.cli.output import (
@@ -182,7 +182,6 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     problems = Problems()
     problems.errors += problems_of(ctx)
     problems.check()
-    sampling, compute = settings_of(given)
     with problems.collected():
         bundle = _own(bundle_by_name(source))
     with problems.collected():
@@ -190,15 +189,10 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     request = guide_of(given, problems)
     problems.check()
     assert request is not None
+    settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:
         found = calibrate(
-            backend.load(),
-            load_teacher(request),
-            bundle.path,
-            num=given["num"],
-            sampling=sampling,
-            compute=compute,
-            progress=watch,
+            backend.load(), load_teacher(request), bundle.path, **settings, progress=watch
         ).record()
     if as_json:
         print_json({"name": bundle.name, "path": str(bundle.path), **found})

@@ -87,7 +87,9 @@ def synthesize(
     layout = Layout(num, compute.fixed_batch, shard)
     run = plan(backend, (), num, sampling, compute)
     workers = workers or _automatic_workers(run)
-    with SynthesisFolder.opened(path, _identity(run, layout), layout, overwrite=overwrite) as folder:
+    with SynthesisFolder.opened(
+        path, _identity(run, layout), layout, overwrite=overwrite
+    ) as folder:
         if folder.complete:
             folder.tidy()
         else:
