@@ -13,8 +13,7 @@ imports `ppap_framework.plugin` instead: its records are here too.
 from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
 from ppap_framework.checkpoints import (
     Checkpoint,
-    asking_hub,
-    asking_torch_hub,
+    downloading,
     downloads_are_off,
     in_torch_hub,
     load_into,
@@ -69,10 +68,8 @@ from ppap_framework.plugin import (
     hookimpl,
 )
 from ppap_framework.predictions import each_tensor, joined, widened
-from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
+from ppap_framework.preprocessing import ImageInput, Preprocessing, PreprocessingGuide
 from ppap_framework.transformers_models import (
-    ImageInput,
-    ModelFiles,
     Task,
     find_model,
     load_network,

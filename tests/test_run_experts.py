@@ -20,7 +20,6 @@ from toy_distribution import ppap as ppap_process
 from toy_experts import shifts, write_experts
 
 import ppap_framework as ppap
-from ppap_framework.checkpoints import file_sha256
 from ppap_framework.cli import main
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import NoiseSource, Process, ddim_step, timesteps_for
@@ -33,6 +32,7 @@ from ppap_framework.experts import (
     load_bundle,
     read_bundle_info,
 )
+from ppap_framework.files import file_sha256
 from ppap_framework.guidance import Guide, RangeScales
 from ppap_framework.run import ExpertRequest, LoadedGuide, Settings, plan
 
