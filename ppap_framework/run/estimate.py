@@ -16,7 +16,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.run.counts import acting_at, counts_of
 from ppap_framework.run.plan import Plan
-from ppap_framework.runtime import computing_in, frozen
+from ppap_framework.runtime import computing_in, frozen, isolated
 
 if TYPE_CHECKING:
     from ppap_framework.run.meter import FakeTensors
@@ -63,6 +63,7 @@ class Estimate:
     memory: int
 
 
+@isolated()
 def estimate(run: Plan) -> Estimate:
     """What a run takes of a machine. No weights are read for it.
 
