@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from toy_distribution import install, plugged
+
+import ppap_framework as ppap
+from ppap_framework.run import LoadedBackend
 
 # The first example pays for lazy imports, and machines differ: time is no property of ours.
 settings.register_profile("ppap", deadline=None)
@@ -22,3 +27,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("PPAP_CACHE_DIR")
     if before is not None:
         os.environ["PPAP_CACHE_DIR"] = before
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The toy plugin, and no other: the folder where it is installed."""
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def toy(site: Path) -> LoadedBackend:
+    """The toy plugin's backend."""
+    return ppap.backend("toy")
