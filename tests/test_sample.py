@@ -268,7 +268,7 @@ class TestStep:
         assert found.plan.record()["sampler"] == name
 
     def test_has_no_eta(self, toy: DiffusionBackend) -> None:
-        with pytest.raises(UsageError, match="eta is 0.5, and sampler 'heun_like' has none"):
+        with pytest.raises(UsageError, match=r"eta is 0\.5, and sampler 'heun_like' has none"):
             ppap.sample(toy, sampler=heun_like, eta=0.5)
 
 

@@ -213,12 +213,10 @@ class RunFolder:
     ) -> dict[str, Any]:
         digits = max(3, len(str(self._run.num - 1)))
         file = folder / f"{number:0{digits}d}.png"
-        (folder / "seen" if drawn.seen else folder).mkdir(parents=True, exist_ok=True)
         _write_png(file, to_pil(drawn.images[index : index + 1])[0])
         stages = {}
         for name, pictures in drawn.earlier.items():
             picture = folder / _STAGES / name / file.name
-            picture.parent.mkdir(parents=True, exist_ok=True)
             _write_png(picture, to_pil(pictures[index : index + 1])[0])
             stages[name] = picture.relative_to(self.path).as_posix()
         sights = {}
