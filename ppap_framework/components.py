@@ -101,6 +101,8 @@ class Prediction:
         if self._eps is not None:
             return self._eps
         assert self._x0 is not None
+        if not self.alpha.all():  # zero terminal SNR: x_t is noise alone
+            return (self.x_t - self.alpha.to(self.x_t) * self._x0) / self.sigma.to(self.x_t)
         x_t, ratio = self.x_t, self.sigma / self.alpha
         return ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
 

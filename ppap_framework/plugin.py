@@ -43,7 +43,6 @@ __all__ = [
     "GuiderSpec",
     "PluginError",
     "PpapError",
-    "ReleasedExperts",
     "TaskLossSpec",
     "UsageError",
     "hookimpl",
@@ -253,38 +252,4 @@ class DefaultTarget:
     text: str = attrs.field(validator=_text)
 
 
-@attrs.frozen(kw_only=True)
-class ReleasedExperts:
-    """How the files are to be read that the authors of PPAP released of experts of one
-    architecture, and that their code leaves behind: for `ppap experts import --architecture NAME`.
-
-    Attributes:
-        name: Of the architecture.
-        guider: The name of the guider that builds their network.
-        model: What that guider calls the network they were made of.
-        targets: The layers that are adapted, as the adapter `lora` takes them.
-        alpha: Changes are multiplied by alpha / rank; None: by 1.
-        preprocessing: The fields of `ppap_framework.preprocessing.Preprocessing`: what experts with
-            low-rank changes are fed.
-        network_preprocessing: Likewise of whole networks that were fine-tuned; empty where it is
-            the same.
-        backend: The diffusion model that they guide.
-        schedule: Of its noise, of 1000 timesteps.
-        resolution: Side in pixels of its images.
-        refusal: Why they cannot be imported, in a few words; empty where they can.
-    """
-
-    name: str = attrs.field(validator=_check_name)
-    guider: str = attrs.field(validator=_check_name)
-    model: str = attrs.field(default="", validator=_text)
-    targets: str = attrs.field(default="", validator=_text)
-    alpha: float | None = None
-    preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
-    network_preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
-    backend: str = attrs.field(default="adm", validator=_check_name)
-    schedule: str = attrs.field(default="linear", validator=_text)
-    resolution: int = attrs.field(default=256, validator=_count)
-    refusal: str = attrs.field(default="", validator=_text)
-
-
-Asset: TypeAlias = Card | ExpertBundle | DefaultTarget | ReleasedExperts
+Asset: TypeAlias = Card | ExpertBundle | DefaultTarget

@@ -173,7 +173,8 @@ class TestGuidance:
             x_t, t / 1000, COSINE.level(at), lambda x: stage.denoise(x, at, None)
         )
         assert gradient is not None
-        _, guided = ddim_step(Process(COSINE, [t]), 0, prediction, x_t, gradient)
+        process = Process(COSINE, [max(t - 40, 0), t] if t else [t])
+        _, guided = ddim_step(process, len(process) - 1, prediction, x_t, gradient)
         wanted = self.TILTED.denoise(x_t, at, None)
         assert_close(guided.x0, wanted.x0, rtol=1e-3, atol=1e-4)
         assert_close(guided.eps, wanted.eps, rtol=1e-3, atol=1e-3)

@@ -18,7 +18,6 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
-    ReleasedExperts,
 )
 from ppap_framework.registry import (
     PluginRecord,
@@ -127,11 +126,6 @@ def describe_plugin(record: PluginRecord) -> dict[str, Any]:
         "components": [f"{spec.kind} {spec.name}" for spec in record.specs],
         "checkpoints": [asset.name for asset in record.assets if isinstance(asset, Card)],
         "experts": [asset.name for asset in record.assets if isinstance(asset, ExpertBundle)],
-        "released_experts": [
-            asset.name
-            for asset in record.assets
-            if isinstance(asset, ReleasedExperts) and not asset.refusal
-        ],
         "default_targets": [
             f"{asset.text!r} for {asset.guider} with {asset.checkpoint}"
             for asset in record.assets

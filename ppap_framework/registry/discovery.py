@@ -38,7 +38,6 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
-    ReleasedExperts,
     TaskLossSpec,
 )
 from ppap_framework.registry.lookup import Registry
@@ -62,7 +61,7 @@ _RETURNS: dict[str, tuple[type, ...]] = {
     "ppap_guiders": (GuiderSpec,),
     "ppap_task_losses": (TaskLossSpec,),
     "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, ExpertBundle, DefaultTarget, ReleasedExperts),
+    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
 }
 
 

@@ -39,7 +39,7 @@ class PluginRecord:
         hint: What to type about it; may be empty.
         error: The exception that it raised, if any.
         specs: The components that it supplies.
-        assets: The files and defaults that it supplies.
+        assets: The cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str
