@@ -1,4 +1,7 @@
-"""The walk of a batch along a process: from noise to images, or from images back to noise."""
+r"""Walking a diffusion process: from noise to images, and back.
+
+x_S ~ N(0, I);   for i = S - 1 ... 0:   x_i -> Prediction, clipped -> step -> x_{i-1}
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ __all__ = ["Guidance", "State", "inversion", "sample", "trajectory"]
 
 
 class Guidance(Protocol):
-    """What steers a walk; `ppap_framework.guidance.EnergyGuidance` does."""
+    """What steers a walk; see `ppap_framework.guidance.EnergyGuidance`."""
 
     def __call__(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor | None]:
-        """Denoise x_t, and say whither to move it.
+        """Denoise x_t and return the guidance gradient.
 
         Args:
             x_t: (B, C, H, W).
@@ -40,13 +43,13 @@ class Guidance(Protocol):
 
 @attrs.frozen(eq=False)
 class State:
-    """Where a walk stands after a step.
+    """A walk after a step.
 
     Attributes:
-        index: Of the process, from which the step was taken.
-        timestep: The base timestep of that index.
-        x: (B, C, H, W), the state that it led to.
-        prediction: That it was made from; its x0 is the preview of the final images.
+        index: Index in the process from which the step was taken.
+        timestep: Base timestep of that index.
+        x: (B, C, H, W), the new state.
+        prediction: The prediction that it was made from; its x0 previews the final images.
     """
 
     index: int
@@ -60,25 +63,10 @@ def sample(
     process: Process,
     x: Tensor,
     noise: Callable[[tuple[int, ...]], Tensor],
-    *,
-    condition: Any = None,
-    step: Step = ddim_step,
-    guidance: Guidance | None = None,
-    clip: bool = True,
-    denoised_fn: Callable[[Tensor], Tensor] | None = None,
+    **settings: Any,
 ) -> Tensor:
-    """The images at the end of `trajectory`, which says what the arguments are: (B, C, H, W)."""
-    for state in trajectory(
-        stage,
-        process,
-        x,
-        noise,
-        condition=condition,
-        step=step,
-        guidance=guidance,
-        clip=clip,
-        denoised_fn=denoised_fn,
-    ):
+    """The images at the end of `trajectory`, with its arguments: (B, C, H, W)."""
+    for state in trajectory(stage, process, x, noise, **settings):
         x = state.x
     return x
 
@@ -99,20 +87,20 @@ def trajectory(
     """Walk from noise to images, one state for each of the process's S timesteps.
 
     Args:
-        stage: Whose denoiser is asked, at base timesteps.
-        process: On the stage's schedule.
-        x: (B, C, H, W), float32, the initial noise; its device is where everything happens.
-        noise: Draws (B, C, H, W) for a step; a `NoiseSource`, of which `x` was the first draw.
+        stage: The stage, whose denoiser is called at base timesteps.
+        process: A process on the stage's schedule.
+        x: (B, C, H, W), float32, the initial noise, on the device to compute on.
+        noise: Draws (B, C, H, W) for a step; a `NoiseSource`, whose first draw was `x`.
         condition: What the backend encoded for these B images.
-        step: `ddim_step`, `partial(ddim_step, eta=...)` or `ddpm_step`.
+        step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
         guidance: What steers, or None.
-        clip: Whether each x_0 is clamped to [-1, 1] before it is used.
+        clip: Clamp each x_0 to [-1, 1] before it is used.
         denoised_fn: Changes each x_0, (B, C, H, W), before it is clamped.
     """
+    look = _Denoising(stage, process, condition, guidance, clip, denoised_fn)
     for index in reversed(range(len(process))):
         drawn = noise(tuple(x.shape))
-        prediction, gradient = _look(stage, process, index, x, condition, guidance)
-        prediction = _constrain(prediction, clip, denoised_fn)
+        prediction, gradient = look(x, index)
         x, prediction = step(process, index, prediction, drawn, gradient)
         yield State(index, process.timesteps[index], x, prediction)
 
@@ -137,43 +125,44 @@ def inversion(
             other arguments are those of `trajectory`.
 
     Raises:
-        UsageError: Where the process has a single timestep, which leaves nowhere to walk.
+        UsageError: If the process has a single timestep, which leaves nowhere to walk.
     """
     if len(process) < 2:
         raise UsageError("DDIM inversion needs at least two steps", hint="use more steps")
+    look = _Denoising(stage, process, condition, guidance, clip, denoised_fn)
     for index in range(len(process) - 1):
-        prediction, gradient = _look(stage, process, index, x, condition, guidance)
-        prediction = _constrain(prediction, clip, denoised_fn)
+        prediction, gradient = look(x, index)
         x, prediction = ddim_inversion_step(process, index, prediction, gradient)
         yield State(index, process.timesteps[index], x, prediction)
 
 
-def _look(
-    stage: Stage,
-    process: Process,
-    index: int,
-    x: Tensor,
-    condition: Any,
-    guidance: Guidance | None,
-) -> tuple[Prediction, Tensor | None]:
-    timestep = process.timesteps[index]
-    t = torch.full((x.shape[0],), timestep, device=x.device)  # (B,)
+@attrs.frozen
+class _Denoising:
+    """The clipped prediction and the guidance gradient at an index of a process."""
 
-    def denoise(x_t: Tensor) -> Prediction:
-        return stage.denoise(x_t, t, condition)
+    stage: Stage
+    process: Process
+    condition: Any
+    guidance: Guidance | None
+    clip: bool
+    denoised_fn: Callable[[Tensor], Tensor] | None
 
-    if guidance is None:
-        return denoise(x), None
-    time = timestep / process.schedule.num_timesteps
-    return guidance(x, time, process.level(index, x.shape[0]), denoise)
+    def __call__(self, x: Tensor, index: int) -> tuple[Prediction, Tensor | None]:
+        timestep = self.process.timesteps[index]
+        t = torch.full((x.shape[0],), timestep, dtype=torch.int64, device=x.device)  # (B,)
 
+        def denoise(x_t: Tensor) -> Prediction:
+            return self.stage.denoise(x_t, t, self.condition)
 
-def _constrain(
-    prediction: Prediction, clip: bool, denoised_fn: Callable[[Tensor], Tensor] | None
-) -> Prediction:
-    if not clip and denoised_fn is None:
-        return prediction
-    x0 = prediction.x0
-    if denoised_fn is not None:
-        x0 = denoised_fn(x0)
-    return prediction.with_x0(x0.clamp(-1.0, 1.0) if clip else x0)
+        if self.guidance is None:
+            prediction, gradient = denoise(x), None
+        else:
+            time = timestep / self.process.schedule.num_timesteps
+            level = self.process.level(index, x.shape[0])
+            prediction, gradient = self.guidance(x, time, level, denoise)
+        if self.clip or self.denoised_fn is not None:
+            x0 = prediction.x0
+            if self.denoised_fn is not None:
+                x0 = self.denoised_fn(x0)
+            prediction = prediction.with_x0(x0.clamp(-1.0, 1.0) if self.clip else x0)
+        return prediction, gradient

@@ -6,7 +6,6 @@ from ppap_framework.run.backend import FoundBackend, LoadedBackend, backend, fin
 from ppap_framework.run.batches import first_batch
 from ppap_framework.run.counts import Counts, counts_of
 from ppap_framework.run.drawing import Drawing, drawing
-from ppap_framework.run.estimate import Estimate, StepCost, estimate
 from ppap_framework.run.folder import RunFolder, check_folder, check_writable, fresh_folder
 from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.run.plan import (
@@ -30,7 +29,6 @@ __all__ = [
     "Compute",
     "Counts",
     "Drawing",
-    "Estimate",
     "FoundBackend",
     "FunctionLoss",
     "GuideRequest",
@@ -46,7 +44,6 @@ __all__ = [
     "Sampling",
     "Seen",
     "Stats",
-    "StepCost",
     "backend",
     "check",
     "check_backend",
@@ -55,7 +52,6 @@ __all__ = [
     "counts_of",
     "draw",
     "drawing",
-    "estimate",
     "find_backend",
     "first_batch",
     "fresh_folder",

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 
 from ppap_framework.errors import PpapError, is_out_of_memory
-from ppap_framework.run.estimate import estimate
 from ppap_framework.run.plan import Plan
 
 __all__ = ["available_memory", "first_batch", "in_batches"]
@@ -38,6 +37,8 @@ def first_batch(run: Plan) -> int:
     free = available_memory(run.device)
     if free is None:
         return min(most, _USUAL) if run.device.type == "cpu" else most
+    from ppap_framework.run.estimate import estimate  # it imports slow parts of torch
+
     try:
         taken = estimate(run)
     except PpapError:

@@ -1,4 +1,4 @@
-"""How many images each network of a run sees."""
+"""Network evaluations of a run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["Counts", "acting_at", "counts_of"]
 
 @attrs.frozen(kw_only=True)
 class Counts:
-    """Images that each network of a run sees and is differentiated for; each step counts.
+    """Parameters of each network of a run, and the images that it sees; each step counts.
 
     Attributes:
-        denoiser_parameters: Parameters of the backend's networks.
-        stage_parameters: Parameters of each stage's network, by the stage's name.
-        denoiser_forwards: Forward passes of these networks; see `Stage.evaluations`.
-        denoiser_backwards: Backward passes.
+        denoiser_parameters: Parameters of all stages together.
+        stage_parameters: Parameters by the stage's name.
+        denoiser_forwards: Images seen by the stages' networks; see `Stage.evaluations`.
+        denoiser_backwards: Images for which they are differentiated.
         guide_parameters: Parameters of each guide's network, by the guide's name.
         expert_parameters: Parameters of each of the N experts, by the guide's name.
-        guide_forwards: Forward passes of each guide, and as many backward ones; without the last
-            look at finished images.
+        guide_forwards: Images that each guide sees and is differentiated for, without the last look
+            at finished images.
     """
 
     denoiser_parameters: int
@@ -38,22 +38,19 @@ class Counts:
 
 @isolated()
 def counts_of(run: Plan) -> Counts:
-    """What a run takes."""
-    acting, evaluations = acting_at(run), _evaluations(run)
-    steps = [len(process) for process in run.processes]
-    either = {t for acted in acting.values() for t in acted}
+    """Count what a run takes."""
+    acting, passes = acting_at(run), _passes(run)
     stages = {stage.name: _count(stage.network) for stage in run.stages}
+    steps = sum(n * len(process) for n, process in zip(passes, run.processes, strict=True))
+    guided = len({t for acted in acting.values() for t in acted})
     return Counts(
         denoiser_parameters=sum(stages.values()),
         stage_parameters=stages,
-        denoiser_forwards=(1 + len(run.compared))
-        * sum(images * taken for images, taken in zip(evaluations, steps, strict=True)),
-        denoiser_backwards=evaluations[0] * len(either) if run.sampling.through == "clean" else 0,
+        denoiser_forwards=(1 + len(run.compared)) * steps,
+        denoiser_backwards=passes[0] * guided if run.sampling.through == "clean" else 0,
         guide_parameters={guide.name: _count(guide.model.network) for guide in run.guides},
         expert_parameters={
-            guide.name: guide.chosen.expert_parameters
-            for guide in run.guides
-            if guide.chosen is not None
+            guide.name: guide.chosen.expert_parameters for guide in run.guides if guide.chosen
         },
         guide_forwards={
             name: run.num * len(acted) * (2 if "naive" in run.compared else 1)
@@ -65,21 +62,20 @@ def counts_of(run: Plan) -> Counts:
 def acting_at(run: Plan) -> dict[str, list[int]]:
     """The timesteps at which each guide pulls, by its name."""
     schedule = run.process.schedule
-    return {
-        guide.name: [
-            t
-            for t in run.process.timesteps
-            if guide.acts(t / schedule.num_timesteps, schedule.level(torch.tensor([t])))
-        ]
-        for guide in run.guides
-    }
+
+    def acts(t: int) -> list[str]:
+        time, level = t / schedule.num_timesteps, schedule.level(torch.tensor([t]))
+        return [guide.name for guide in run.guides if guide.acts(time, level)]
+
+    acting = {t: acts(t) for t in run.process.timesteps}
+    return {g.name: [t for t, names in acting.items() if g.name in names] for g in run.guides}
 
 
-def _evaluations(run: Plan) -> list[int]:
+def _passes(run: Plan) -> list[int]:
     """Forward passes of each stage's network while all images take one step."""
     alike = run.sampling.prompt is None or isinstance(run.sampling.prompt, str)
     batch = run.num if run.compute.batch == "auto" else run.compute.batch
-    size = 1 if alike else batch  # prompts that differ may cost differently
+    size = 1 if alike else batch  # batches of prompts that differ may cost differently
     passes = [0] * len(run.stages)
     for start in range(0, 1 if alike else run.num, size):
         images = range(start, min(start + size, run.num))

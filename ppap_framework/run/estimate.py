@@ -1,14 +1,27 @@
-"""What a run takes of a machine: products and memory, found without computing anything."""
+"""FLOPs and memory of a run, found without computing it: on tensors that have a shape and no
+numbers, so that a network of any size is counted in seconds and no weights are read.
+
+FLOPs are those of matrix products and convolutions, two for each multiply-add, by torch's own
+formulas (`torch.utils.flop_counter`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import weakref
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from ppap_framework.components import CascadedStage, Stage
 from ppap_framework.errors import PpapError
@@ -18,10 +31,9 @@ from ppap_framework.run.counts import acting_at, counts_of
 from ppap_framework.run.plan import Plan
 from ppap_framework.runtime import computing_in, frozen, isolated
 
-if TYPE_CHECKING:
-    from ppap_framework.run.meter import FakeTensors
+__all__ = ["Estimate", "StepCost", "estimate"]
 
-__all__ = ["Estimate", "StepCost", "estimate", "weights_of"]
+T = TypeVar("T")
 
 _CPU = torch.device("cpu")
 
@@ -32,9 +44,9 @@ class StepCost:
 
     Attributes:
         before: FLOPs before an image's first step, such as for reading its prompt.
-        forward: FLOPs of looking.
-        backward: FLOPs of differentiating; 0 where nobody does.
-        memory: In bytes, the most that is in use at once of what is computed.
+        forward: FLOPs of a forward pass.
+        backward: FLOPs of a backward pass; 0 if there is none.
+        memory: Peak memory of activations, in bytes.
     """
 
     before: int = 0
@@ -45,15 +57,15 @@ class StepCost:
 
 @attrs.frozen(kw_only=True)
 class Estimate:
-    """What a run takes of a machine. A multiply-add is two FLOPs, and only matrix products and
-    convolutions count; memory is without what libraries set aside for themselves.
+    """What a run takes of a machine, without what libraries allocate for themselves.
 
     Attributes:
-        stages: By name.
-        guides: By name.
-        flops: Of the whole run, but for the guides' last look at finished images.
-        weights: In bytes: see `weights_of`.
-        memory: In bytes, for each image of a batch: of the step at which most is in use.
+        stages: Each stage, by name.
+        guides: Each guide, by name.
+        flops: FLOPs of the whole run, without the guides' last look at finished images.
+        weights: Bytes of networks, of all experts, and of the copy of a network's own weights that
+            is kept while an expert is merged (at most all of them).
+        memory: Bytes for each image of a batch, at the step that takes most.
     """
 
     stages: Mapping[str, StepCost]
@@ -65,14 +77,12 @@ class Estimate:
 
 @isolated()
 def estimate(run: Plan) -> Estimate:
-    """What a run takes of a machine. No weights are read for it.
+    """Estimate what a run takes of a machine.
 
     Raises:
-        PpapError: Where a component does something that depends on numbers, and cannot be counted.
+        PpapError: If a component does something that depends on numbers and cannot be counted.
     """
-    from ppap_framework.run.meter import FakeTensors  # it is slow to import
-
-    fake = FakeTensors()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with computing_in(run.compute.precision, _CPU):
             stages = _stages(run, fake)
@@ -81,37 +91,28 @@ def estimate(run: Plan) -> Estimate:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise PpapError(f"what a step takes cannot be counted: {reason}") from error
     base = stages[run.stage.name]
-    either = {t for acted in acting_at(run).values() for t in acted}
-    drawn = run.num * (1 + len(run.compared))
-    flops = sum(
-        drawn * (look.before + len(process) * look.forward)
-        for look, process in zip(stages.values(), run.processes, strict=True)
-    )
-    for name, count in counts_of(run).guide_forwards.items():
-        flops += count * (guides[name].forward + guides[name].backward)
+    guided = len({t for acted in acting_at(run).values() for t in acted})
+    flops = run.num * guided * base.backward
+    for cost, process in zip(stages.values(), run.processes, strict=True):
+        images = run.num * (1 + len(run.compared))
+        flops += images * (cost.before + len(process) * cost.forward)
+    for name, images in counts_of(run).guide_forwards.items():
+        flops += images * (guides[name].forward + guides[name].backward)
     graph = base.memory if base.backward else 0  # the denoiser's, kept while guides look
+    memory = [cost.memory for cost in stages.values()]
+    memory += [graph + cost.memory for cost in guides.values()]
     return Estimate(
-        stages=stages,
-        guides=guides,
-        flops=flops + run.num * len(either) * base.backward,
-        weights=weights_of(run),
-        memory=max(
-            [look.memory for look in stages.values()]
-            + [graph + look.memory for look in guides.values()]
-        ),
+        stages=stages, guides=guides, flops=flops, weights=_weights(run), memory=max(memory)
     )
 
 
-def weights_of(run: Plan) -> int:
-    """Bytes of the networks and of all experts, and of the copy of a network's own weights that is
-    kept while an expert is merged: at most all of them.
-    """
+def _weights(run: Plan) -> int:
     networks: dict[int, nn.Module] = {id(stage.network): stage.network for stage in run.stages}
     size = 0
     for guide in run.guides:
-        model, experts = guide.model, guide.chosen
-        if experts is not None and id(model) not in networks:
-            size += _size(model.network) + 4 * sum(experts.expert_parameters)
+        model = guide.model
+        if guide.chosen is not None and id(model) not in networks:
+            size += _size(model.network) + 4 * sum(guide.chosen.expert_parameters)
         networks[id(model)] = model
     return size + sum(map(_size, networks.values()))
 
@@ -120,66 +121,109 @@ def _size(network: nn.Module) -> int:
     return sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
 
 
-def _stages(run: Plan, fake: FakeTensors) -> dict[str, StepCost]:
-    """What each stage takes for a step of the first image."""
+def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
-    stages, condition = fake.copy((run.stages, condition))
+    stages, condition = _copy(fake, (run.stages, condition))
     differentiated = run.sampling.through == "clean" and bool(run.guides)
     costs: dict[str, StepCost] = {}
     before: Stage | None = None
     for stage in stages:
         with frozen([stage.network], _CPU, move=False):
             if before is not None:
-                assert isinstance(stage, CascadedStage)  # or it could not go on
-                enlarged = partial(_enlarged, stage, condition, before)
-                condition, _ = fake.work(enlarged)
+                assert isinstance(stage, CascadedStage)  # or it could not continue
+                images = partial(_image, before, before.network)
+                condition, *_ = _measured(
+                    fake, lambda s=stage, c=condition, x=images: s.conditioned(c, x())
+                )
             costs[stage.name] = _denoising(
-                stage, condition, fake, differentiated and before is None
+                fake, stage, condition, differentiated and before is None
             )
         before = stage
     return costs
 
 
-def _enlarged(stage: CascadedStage, condition: Any, before: Stage) -> Any:
-    return stage.conditioned(condition, _blank(before, before.network))
-
-
-def _denoising(stage: Stage, condition: Any, fake: FakeTensors, differentiated: bool) -> StepCost:
+def _denoising(
+    fake: FakeTensorMode, stage: Stage, condition: Any, differentiated: bool
+) -> StepCost:
     def denoise(gradient: bool) -> None:
-        x = _blank(stage, stage.network).requires_grad_(gradient)
+        x = _image(stage, stage.network).requires_grad_(gradient)
         t = torch.zeros(1, dtype=torch.int64, device=x.device)
         with torch.set_grad_enabled(gradient):
             x0 = stage.denoise(x, t, condition).x0
             if gradient:
                 torch.autograd.grad(x0.sum(), x)
 
-    _, first = fake.work(partial(denoise, False))
-    _, again = fake.work(partial(denoise, False))
-    _, both = fake.work(partial(denoise, True)) if differentiated else (None, again)
-    return StepCost(
-        before=first.flops - again.flops,  # a text is read once
-        forward=again.flops,
-        backward=both.flops - again.flops,
-        memory=max(first.memory, both.memory),
-    )
+    _, first, memory = _measured(fake, partial(denoise, False))
+    _, again, _ = _measured(fake, partial(denoise, False))
+    both = again
+    if differentiated:
+        _, both, memory = _measured(fake, partial(denoise, True))
+    # The first call reads the prompt, too.
+    return StepCost(before=first - again, forward=again, backward=both - again, memory=memory)
 
 
-def _guide(run: Plan, guide: Guide, fake: FakeTensors) -> StepCost:
-    """What a guide takes for a step of the first image; an expert takes what it does."""
+def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
+    """One step of a guide; an expert takes what its guide does."""
     level = NoiseLevel(torch.zeros(1, dtype=torch.float64))
-    guide = fake.copy(attrs.evolve(guide.rows(0, 1), experts=None))
+    guide = _copy(fake, attrs.evolve(guide.rows(0, 1), experts=None))
 
     @torch.no_grad()
-    def look() -> None:
-        guide.model(_blank(run.stage, guide.model), level)
+    def forward() -> None:
+        guide.model(_image(run.stage, guide.model), level)
 
     with frozen([guide.model], _CPU, move=False):
-        _, forward = fake.work(look)
-        _, both = fake.work(lambda: guide.gradient(_blank(run.stage, guide.model), level))
-    return StepCost(forward=forward.flops, backward=both.flops - forward.flops, memory=both.memory)
+        _, flops, _ = _measured(fake, forward)
+        _, both, memory = _measured(
+            fake, lambda: guide.gradient(_image(run.stage, guide.model), level)
+        )
+    return StepCost(forward=flops, backward=both - flops, memory=memory)
 
 
-def _blank(stage: Stage, beside: nn.Module) -> Tensor:
-    """An image of a stage, where a network is."""
+def _image(stage: Stage, beside: nn.Module) -> Tensor:
+    """A blank image of a stage, on a network's device."""
     device = next((p.device for p in beside.parameters()), None)
     return torch.zeros(1, *stage.image_shape, device=device)
+
+
+def _copy(fake: FakeTensorMode, real: T) -> T:
+    """A copy whose tensors have no numbers."""
+    with FakeCopyMode(fake):
+        return copy.deepcopy(real)
+
+
+def _measured(fake: FakeTensorMode, compute: Callable[[], T]) -> tuple[T, int, int]:
+    """The result of a function of copies, its FLOPs, and its peak memory in bytes."""
+    # Fused attention is counted on some devices only; the plain form takes the most memory.
+    with fake, sdpa_kernel(SDPBackend.MATH), _Meter() as meter:
+        result = compute()
+    return result, meter.flops, meter.peak
+
+
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base class
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.flops = self.peak = self._live = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if isinstance(func, OpOverload):
+            flops = flop_registry.get(func.overloadpacket)
+            self.flops += flops(*args, **kwargs, out_val=out) if flops else 0
+            for tensor in () if func.is_view else tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    self._allocated(tensor.untyped_storage())
+        return out
+
+    def _allocated(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            weakref.finalize(storage, self._freed, storage.nbytes())
+            self._live += storage.nbytes()
+            self.peak = max(self.peak, self._live)
+
+    def _freed(self, size: int) -> None:
+        self._live -= size

@@ -2,15 +2,15 @@
 
     000.png ...                  the images
     seen/000-GUIDE.png ...       what each guide sees in them
-    stages/NAME/000.png ...      what the backend's earlier stages drew, where it has several
-    unguided/000.png ...         the same noise without guides, where it was asked for,
+    stages/NAME/000.png ...      images of the backend's earlier stages, if there are several
+    unguided/000.png ...         the same noise without guides, if it was asked for,
     unguided/seen/... and so on  and what each guide sees there
-    naive/...                    likewise with guides that look without their experts
+    naive/...                    likewise, guided without experts
     grid.png                     all of them, labelled
-    run.json                     how they came about
+    run.json                     how they were made
 
-Every file is either whole or not there. `run.json` is there from the start, with the status
-"running", and in the end says "complete", "interrupted" or "failed".
+Every file is complete or absent. `run.json` exists from the start, with the status "running", and
+ends as "complete", "interrupted" or "failed".
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ import attrs
 import torch
 from PIL import Image
 
-from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.files import replacing, write_json
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.files import read_json, refusals, replacing, write_json
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.counts import counts_of
 from ppap_framework.run.grid import grid_of
@@ -40,25 +41,24 @@ from ppap_framework.run.sample import Batch
 
 __all__ = ["RunFolder", "check_folder", "check_writable", "fresh_folder"]
 
-_RECORD, _GRID, _STAGES = "run.json", "grid.png", "stages"
-_OURS = re.compile(r"\d{3,}(-\w[\w.-]*)?\.png")
+_RECORD, _GRID, _SEEN, _STAGES = "run.json", "grid.png", "seen", "stages"
+_KINDS = ("unguided", "naive")
 _FORMAT = 1
+_ELSEWHERE = "give another folder"
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Accept a folder that a run may be written to; nothing is written yet.
 
     Args:
-        folder: There or not.
+        folder: The folder; it need not exist.
         overwrite: Whether an earlier run in it may be replaced.
 
     Raises:
-        UsageError: Where it cannot be written, or holds an earlier run or anything else.
+        UsageError: If it cannot be written, or holds an earlier run or anything else.
     """
     check_writable(folder)
-    if not folder.exists():
-        return
-    files = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+    files = [entry.name for entry in _entries(folder) if not entry.name.startswith(".")]
     if _RECORD in files and not overwrite:
         raise UsageError(
             f"{str(folder)!r} holds an earlier run",
@@ -69,26 +69,26 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
             f"{str(folder)!r} holds other files, such as {min(files)!r}",
             hint="give a new or empty folder",
         )
+    if _RECORD in files:
+        _earlier(folder)
 
 
 def check_writable(folder: Path) -> None:
     """Accept a folder that can be made or written to; nothing is written yet.
 
     Raises:
-        UsageError: Where it cannot.
+        UsageError: If it cannot.
     """
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
     if not there.is_dir():
         raise UsageError(
-            f"cannot write to {str(folder)!r}: {str(there)!r} is no folder",
-            hint="give another folder",
+            f"cannot write to {str(folder)!r}: {str(there)!r} is no folder", hint=_ELSEWHERE
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(
-            f"cannot write to {str(folder)!r}: no permission in {str(there)!r}",
-            hint="give another folder",
+            f"cannot write to {str(folder)!r}: no permission in {str(there)!r}", hint=_ELSEWHERE
         )
 
 
@@ -96,7 +96,7 @@ def fresh_folder(root: Path, run: Plan) -> Path:
     """Make the next numbered folder for a run, such as runs/0001-adm-classifier-red-cube.
 
     Raises:
-        UsageError: Where it cannot be made.
+        UsageError: If it cannot be made.
     """
     words = [run.backend.origin.component]
     for guide in run.guides:
@@ -111,88 +111,77 @@ def fresh_folder(root: Path, run: Plan) -> Path:
         except FileExistsError:  # another run was quicker
             continue
         except OSError as error:
-            raise _refused(folder, error) from error
+            raise UsageError(
+                f"cannot make folder {str(folder)!r}: {error.strerror or error}", hint=_ELSEWHERE
+            ) from error
         return folder
-
-
-def _entries(root: Path) -> list[Path]:
-    return list(root.iterdir()) if root.is_dir() else []
-
-
-def _refused(folder: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot make folder {str(folder)!r}: {error.strerror or error}", hint="give another folder"
-    )
 
 
 class RunFolder:
     """Writes a run as it goes on. Make it with `create`.
 
     Attributes:
-        path: Of the folder.
-        record: What `run.json` says by now.
+        path: The folder.
+        record: The content of `run.json` so far.
     """
 
     def __init__(self, run: Plan, path: Path, command: list[str] | None) -> None:
         self.path = path
-        self._run = run
-        self._command = command
+        self.record: dict[str, Any] = {}
+        self._run, self._command = run, command
         self._started = datetime.datetime.now(datetime.timezone.utc)
         self._images: list[dict[str, Any]] = []
-        self.record: dict[str, Any] = {}
 
     @classmethod
     def create(
-        cls,
-        run: Plan,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        command: list[str] | None = None,
+        cls, run: Plan, path: Path, *, overwrite: bool = False, command: list[str] | None = None
     ) -> RunFolder:
-        """Make the folder, empty but for the record of a run that has begun.
+        """Make the folder, empty except for the record of a run that has begun.
 
         Args:
             run: The plan.
-            path: Of the folder.
-            overwrite: Whether to remove an earlier run from it.
-            command: What was typed, for the record.
+            path: The folder.
+            overwrite: Remove an earlier run's files from it, and no others.
+            command: The command line, for the record.
 
         Raises:
             UsageError: As `check_folder`.
         """
         check_folder(path, overwrite=overwrite)
         folder = cls(run, path, command)
-        try:
+        with refusals(path, UsageError, hint=_ELSEWHERE):
             path.mkdir(parents=True, exist_ok=True)
-            folder._clear()
-        except OSError as error:
-            raise _refused(path, error) from error
+            if (path / _RECORD).exists():
+                for file in _files_of(_earlier(path)):
+                    (path / file).unlink(missing_ok=True)
         folder._write_record("running")
         return folder
 
     def add(self, batch: Batch) -> None:
-        """Write a batch that is finished.
+        """Write a finished batch.
 
         Raises:
-            PpapError: Where that fails.
+            PpapError: If that fails.
         """
-        guided, *compared = batch.pictures.items()
-        for index in range(max(0, len(self._images) - batch.start), len(guided[1].images)):
-            number = batch.start + index
-            entry = self._write_image(self.path, number, guided[1], index)
-            for kind, pictures in compared:
-                entry[kind] = self._write_image(self.path / kind, number, pictures, index)
+        for index in range(
+            max(0, len(self._images) - batch.start), len(batch.pictures["guided"].images)
+        ):
+            number, entry = batch.start + index, {}
+            for kind, pictures in batch.pictures.items():
+                if kind == "guided":
+                    entry |= self._write_image("", number, pictures, index)
+                else:
+                    entry[kind] = self._write_image(kind, number, pictures, index)
             self._images.append(entry)
 
     def finish(self, result: Result) -> Path | None:
         """Write what is not written yet, the record and the grid.
 
         Returns:
-            The path of the grid; None where no image was finished.
+            The path of the grid; None if no image was finished.
 
         Raises:
-            PpapError: Where that fails.
+            PpapError: If that fails.
         """
         self.add(Batch(start=0, pictures=dict(result.pictures), seconds=0.0))
         self._write_record("interrupted" if result.interrupted else "complete", result.stats)
@@ -205,41 +194,25 @@ class RunFolder:
         """Record that the run ended with an error, if it did not end before; images stay."""
         if self.record["status"] == "running":
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            with contextlib.suppress(PpapError):  # the first error is the one to tell
+            with contextlib.suppress(PpapError):  # the first error is the one to report
                 self._write_record(status, error=f"{type(error).__name__}: {error}")
 
     def _write_image(
-        self, folder: Path, number: int, drawn: Pictures, index: int
+        self, kind: str, number: int, pictures: Pictures, index: int
     ) -> dict[str, Any]:
-        digits = max(3, len(str(self._run.num - 1)))
-        file = folder / f"{number:0{digits}d}.png"
-        _write_png(file, to_pil(drawn.images[index : index + 1])[0])
-        stages = {}
-        for name, pictures in drawn.earlier.items():
-            picture = folder / _STAGES / name / file.name
-            _write_png(picture, to_pil(pictures[index : index + 1])[0])
-            stages[name] = picture.relative_to(self.path).as_posix()
-        sights = {}
-        for name, seen in drawn.seen.items():
-            picture = folder / "seen" / f"{number:0{digits}d}-{name}.png"
-            _write_png(picture, Image.fromarray(seen.pictures[index]))
-            figures = {key: float(figure[index]) for key, figure in seen.figures.items()}
-            sights[name] = {
-                "file": picture.relative_to(self.path).as_posix(),
-                "says": seen.words[index],
-                **figures,
-            }
-        entry = {"file": file.relative_to(self.path).as_posix(), "seen": sights}
+        names = _names(kind, number, self._run.num, pictures.seen, pictures.earlier)
+        image, seen, stages = next(names), {}, {}
+        _write_png(self.path / image, to_pil(pictures.images[index : index + 1])[0])
+        for name, found in pictures.seen.items():
+            file = next(names)
+            _write_png(self.path / file, Image.fromarray(found.pictures[index]))
+            figures = {key: float(figure[index]) for key, figure in found.figures.items()}
+            seen[name] = {"file": file, "says": found.words[index], **figures}
+        for name, earlier in pictures.earlier.items():
+            stages[name] = next(names)
+            _write_png(self.path / stages[name], to_pil(earlier[index : index + 1])[0])
+        entry = {"file": image, "seen": seen}
         return entry | {"stages": stages} if stages else entry
-
-    def _clear(self) -> None:
-        """Remove the earlier run's files, and nothing else."""
-        for folder in (self.path, self.path / "unguided", self.path / "naive"):
-            for inner in (*_entries(folder / _STAGES), folder / "seen", folder):
-                for entry in _entries(inner):
-                    if _OURS.fullmatch(entry.name):
-                        entry.unlink()
-        (self.path / _GRID).unlink(missing_ok=True)
 
     def _write_record(
         self, status: str, stats: Stats | None = None, error: str | None = None
@@ -276,6 +249,52 @@ class RunFolder:
         write_json(self.path / _RECORD, self.record)
 
 
+def _names(
+    kind: str, number: int, num: int, guides: Mapping[str, Any], stages: Mapping[str, Any]
+) -> Iterator[str]:
+    """Files of one image: itself, what each guide sees in it, and its earlier stages."""
+    prefix = f"{kind}/" if kind else ""
+    digits = f"{number:0{max(3, len(str(num - 1)))}d}"
+    yield f"{prefix}{digits}.png"
+    yield from (f"{prefix}{_SEEN}/{digits}-{guide}.png" for guide in guides)
+    yield from (f"{prefix}{_STAGES}/{stage}/{digits}.png" for stage in stages)
+
+
+def _earlier(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+        UsageError: If its run.json is not that of a run.
+    """
+    try:
+        record = read_json(folder / _RECORD)
+        config = record["config"]
+        if record["format"] != _FORMAT or not isinstance(config["num"], int):
+            raise TypeError
+        _ = [*config["stages"], *config["guides"]]
+    except (AssetError, TypeError, KeyError) as error:
+        raise UsageError(
+            f"{str(folder / _RECORD)!r} is not the record of a run", hint="give another folder"
+        ) from error
+    return config  # type: ignore[no-any-return]  # JSON
+
+
+def _files_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """Every file that a run of this configuration writes, except its record."""
+    guides = {str(guide["name"]): None for guide in config["guides"]}
+    stages = {str(stage["name"]): None for stage in config["stages"][:-1]}
+    yield _GRID
+    for kind in ("", *_KINDS):
+        for number in range(config["num"]):
+            for name in _names(kind, number, config["num"], guides, stages):
+                if not Path(name).is_absolute() and ".." not in Path(name).parts:
+                    yield name
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
 def _write_png(path: Path, picture: Image.Image) -> None:
     with replacing(path) as temporary:
         picture.save(temporary, "PNG")
@@ -284,12 +303,8 @@ def _write_png(path: Path, picture: Image.Image) -> None:
 def _versions(run: Plan) -> dict[str, Any]:
     origins = [run.backend.origin, *map(guide_origin, run.guides)]
     plugins = {name: version for origin in origins for name, version in origin.suppliers.items()}
-    try:
-        core = metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        core = "unknown"
     return {
-        "ppap-framework": core,
+        "ppap-framework": core_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -297,8 +312,16 @@ def _versions(run: Plan) -> dict[str, Any]:
     }
 
 
+def core_version() -> str:
+    """The version of ppap-framework; "unknown" in a checkout that is not installed."""
+    try:
+        return metadata.version("ppap-framework")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
+    """JSON has no NaN and no infinity: they become null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

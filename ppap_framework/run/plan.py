@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import attrs
 import torch
 
-from ppap_framework.components import DiffusionBackend, Stage
+from ppap_framework.components import CascadedStage, DiffusionBackend, Stage
 from ppap_framework.diffusion import Continuation, Process, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
@@ -23,7 +23,6 @@ from ppap_framework.guidance import Guide, RangeScales, check_calibrated
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
 from ppap_framework.run.settings import Compute, Sampling, check
-from ppap_framework.run.stages import later_stages
 from ppap_framework.runtime import isolated
 
 __all__ = ["DEFAULT_SCALE", "Kind", "Plan", "check_backend", "option_words", "plan", "scale_words"]
@@ -226,7 +225,7 @@ def plan(
         sampling=sampling,
         compute=compute,
         process=process,
-        later=later_stages(loaded, sampling.stage),
+        later=_later_stages(loaded, sampling.stage),
         device=compute.place,
     )
 
@@ -241,7 +240,7 @@ def check_backend(loaded: LoadedBackend, num: int, sampling: Sampling) -> None:
     """
     problems = Problems()
     with problems.collected():
-        later_stages(loaded, sampling.stage)
+        _later_stages(loaded, sampling.stage)
     with problems.collected():
         timesteps_for(loaded.stages[0].schedule.num_timesteps, sampling.steps)
     with problems.collected():
@@ -249,6 +248,26 @@ def check_backend(loaded: LoadedBackend, num: int, sampling: Sampling) -> None:
         different = None if prompts is None else list(dict.fromkeys(prompts))
         loaded.encode(different, len(different or ["none"]))
     problems.check()
+
+
+def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
+    """The stages behind the first one that run, in order, up to the one named."""
+    names = [stage.name for stage in loaded.stages]
+    component = loaded.origin.component
+    if last is not None and last not in names:
+        raise UsageError(
+            f"backend {component!r} has no stage {last!r}", hint=f"choose one of {', '.join(names)}"
+        )
+    later = []
+    for stage in loaded.stages[1 : None if last is None else names.index(last) + 1]:
+        if not isinstance(stage, CascadedStage):
+            raise UsageError(
+                f"stage {stage.name!r} of backend {component!r} does not say how it goes on from "
+                "the stage before it",
+                hint=f"make it a CascadedStage, or stop at stage {names[0]!r}",
+            )
+        later.append(Continuation.of(stage))
+    return tuple(later)
 
 
 def option_words(options: Mapping[str, Any]) -> str:

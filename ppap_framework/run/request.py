@@ -26,7 +26,7 @@ from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, sca
 from ppap_framework.origin import Origin
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import registry
-from ppap_framework.run.made import made_from, suppliers
+from ppap_framework.run.backend import made_from, suppliers
 from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.runtime import isolated
 from ppap_framework.targets import decode_target
