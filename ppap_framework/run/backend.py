@@ -183,7 +183,7 @@ def made_from(
         spec: The component's.
         options: As given.
         checkpoint: Its weights.
-        seconds: That loading took.
+        seconds: Seconds that loading took.
         others: Components that belong to it, such as a loss.
     """
     provider = plugins.provider(spec)
