@@ -26,7 +26,7 @@ from ppap_framework.experts import (
     save_bundle,
 )
 from ppap_framework.plugin import ExpertBundle
-from ppap_framework.registry import PluginRecord, Registry
+from ppap_framework.registry import PluginRecord, Registry, conflicts
 
 Offer = Callable[..., ExpertBundle]
 
@@ -149,7 +149,7 @@ class TestFinding:
         with pytest.raises(PluginError, match="claimed by 2 plugins"):
             bundle_by_name("ready")
         assert bundle_by_name("acme:ready").distribution == "acme"
-        (conflict,) = Registry(tuple(plugins)).conflicts()
+        (conflict,) = conflicts(Registry(tuple(plugins)))
         assert conflict.subject == "experts 'ready'"
 
     def test_bundles_of_one_guider_or_backend(

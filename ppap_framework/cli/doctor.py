@@ -17,7 +17,7 @@ import click
 from ppap_framework.cli import version
 from ppap_framework.cli.output import print_fields, print_json, print_table
 from ppap_framework.cli.plugins import describe_plugin, print_idle
-from ppap_framework.registry import PluginRecord, Registry, discover
+from ppap_framework.registry import PluginRecord, Registry, conflicts, discover
 
 _PROBE = """
 import json, torch
@@ -76,7 +76,7 @@ def _examine(found: Registry) -> dict[str, Any]:
         },
         "torch": _probe_torch(),
         "plugins": [describe_plugin(record) for record in found.records],
-        "conflicts": [attrs.asdict(conflict) for conflict in found.conflicts()],
+        "conflicts": [attrs.asdict(conflict) for conflict in conflicts(found)],
         "unknown_plugin_names": [
             {"variable": variable, "name": name} for variable, name in found.unknown_names
         ],
@@ -178,7 +178,7 @@ def _print(report: dict[str, Any], found: Registry) -> None:
         if record.error is not None:
             click.secho(f"{record.name}, {record.status}:", bold=True)
             click.echo(record.traceback)
-    for conflict in found.conflicts():
+    for conflict in conflicts(found):
         outcome = f"{conflict.taken} is taken" if conflict.taken else "asking for it is an error"
         click.echo(f"conflict: {conflict.subject} of {', '.join(conflict.claims)}; {outcome}")
     for variable, name in found.unknown_names:
