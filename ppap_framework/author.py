@@ -12,8 +12,7 @@ imports `ppap_framework.plugin` instead; its records are here too.
 
 from ppap_framework.adaptation import *
 from ppap_framework.checkpoints import Checkpoint as Checkpoint
-from ppap_framework.checkpoints import asking_hub as asking_hub
-from ppap_framework.checkpoints import asking_torch_hub as asking_torch_hub
+from ppap_framework.checkpoints import downloading as downloading
 from ppap_framework.checkpoints import downloads_are_off as downloads_are_off
 from ppap_framework.checkpoints import in_torch_hub as in_torch_hub
 from ppap_framework.checkpoints import load_into as load_into

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.experts import AdapterConfig, ExpertSet, NoiseRanges, installed_adapter
 from ppap_framework.learn import Recipe
-from ppap_framework.learn.distillation import Course, Distillation, Report
-from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.learn.distillation import Distillation, Report
+from ppap_framework.learn.recipe import Phase
+from ppap_framework.learn.training_set import TrainingSet
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.runtime import Progress, evaluating
 
 
 class Square(TaskLoss):
@@ -121,7 +124,7 @@ def attached(model: GuidanceModel, experts: int = 2, **options: Mapping[str, Any
     return ExpertSet(model, NoiseRanges.equal(SCHEDULE, experts), made)
 
 
-def course(
+def untrained(
     experts: ExpertSet,
     recipe: Recipe,
     x0: Tensor | None = None,
@@ -129,37 +132,38 @@ def course(
     loss: TaskLoss | None = None,
     answers: Callable[[Tensor], Any] | None = None,
     images: Callable[[Tensor], Tensor] | None = None,
-    schedule: NoiseSchedule = SCHEDULE,
-    **changes: Any,
-) -> Course:
-    """What there is to learn from `x0`, (N, 3, H, W), with the untouched network as teacher."""
+    supervised: bool = False,
+    phases: tuple[Phase, ...] | None = None,
+) -> Distillation:
+    """A training on `x0`, (N, 3, H, W), with the untouched network as teacher."""
     x0 = seen(pictures()) if x0 is None else x0
     if answers is None:
-        modes = [(module, module.training) for module in experts.model.modules()]
-        with torch.no_grad():
-            answers = experts.model.eval()(x0, None).__getitem__
-        for module, training in modes:
-            module.training = training
-    return Course(
-        **{
-            "experts": experts,
-            "loss": loss or Square(),
-            "schedule": schedule,
-            "images": images or x0.__getitem__,
-            "answers": answers,
-            "supervised": False,
-            "count": len(x0),
-            "shape": tuple(x0.shape[1:]),
-            "recipe": recipe,
-            "phases": recipe.phases(experts.ranges.timesteps(schedule)),
-            **changes,
-        }
+        with torch.no_grad(), evaluating(experts.model):
+            answers = experts.model(x0, None).__getitem__
+    data = TrainingSet(
+        images=images or x0.__getitem__,
+        answers=answers,
+        supervised=supervised,
+        count=len(x0),
+        shape=(3, *x0.shape[2:]),
     )
+    phases = phases or recipe.phases(experts.ranges.timesteps(SCHEDULE))
+    return Distillation(experts, loss or Square(), SCHEDULE, data, recipe, phases)
 
 
-def trained(course: Course) -> list[Report]:
-    """All reports of a training."""
-    return list(Distillation(course).run())
+def trained(*arguments: Any, **named: Any) -> list[Report]:
+    """All reports of a training, with the arguments of `untrained`."""
+    return list(untrained(*arguments, **named).run())
+
+
+def stopping(at: int) -> Callable[[Progress], None]:
+    """Interrupts a training after so many iterations."""
+
+    def watch(progress: Progress) -> None:
+        if (progress.task, progress.done) == ("learning", at):
+            raise KeyboardInterrupt
+
+    return watch
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
-import torch.nn.functional as F
+import attrs
 from torch import Tensor, nn
 
 from ppap_framework.author import (
     Checkpoint,
+    ImageInput,
     NoiseLevel,
     Preprocessing,
     PreprocessingGuide,
@@ -76,30 +76,18 @@ class ClassifierGuide(PreprocessingGuide):
         self.network = network
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
-        # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)[:, None, None]
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)[:, None, None]
-        self._scale: Tensor
-        self._shift: Tensor
-        self.register_buffer("_scale", (0.5 / std).float(), persistent=False)
-        self.register_buffer("_shift", ((0.5 - mean) / std).float(), persistent=False)
+        self._shown = ImageInput(**attrs.asdict(preprocessing))
         self.eval().requires_grad_(False)
 
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
         other = ClassifierGuide(self.network, self.class_names, preprocessing)
-        # Where this one is, the network included.
-        other._scale, other._shift = other._scale.to(self._scale), other._shift.to(self._shift)
+        other._shown.to(next(self._shown.buffers()))  # device and dtype
         return other
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        how = self.preprocessing
-        if how.size is not None and images.shape[-2:] != (how.size, how.size):
-            images = F.interpolate(
-                images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias
-            )
-        said = self.network(torch.addcmul(self._shift, images, self._scale))
+        said = self.network(self._shown(images))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
         return logits
 

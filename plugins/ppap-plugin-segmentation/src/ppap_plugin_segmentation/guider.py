@@ -16,7 +16,6 @@ from ppap_framework.author import (
     Checkpoint,
     GuidanceModel,
     ImageInput,
-    ModelFiles,
     NoiseLevel,
     Target,
     TargetInput,
@@ -198,7 +197,7 @@ def _of_transformers(
     options: SegmentationOptions, checkpoint: Checkpoint | None
 ) -> SegmentationGuide:
     files = find_model(options.model, checkpoint)
-    of_masks = files.config.get("model_type") in _OF_MASKS
+    of_masks = files.architecture["config"].get("model_type") in _OF_MASKS
     task: Task = "universal-segmentation" if of_masks else "semantic-segmentation"
     network: Any = load_network(files, task)
     names = _class_names(files, network.config.id2label)
@@ -231,7 +230,7 @@ def _answer_in_masks(answer: Any) -> Tensor:
     return (torch.einsum("bqk,bqhw->bkhw", classes, masks) + _TINY).log()
 
 
-def _class_names(files: ModelFiles, id2label: Mapping[int, str]) -> list[str]:
+def _class_names(files: Checkpoint, id2label: Mapping[int, str]) -> list[str]:
     """The names of all classes, in order.
 
     Raises:
