@@ -26,6 +26,7 @@ from ppap_framework.registry import making, refusals
 from ppap_framework.registry.records import PluginRecord, label, split
 
 if TYPE_CHECKING:
+    from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
 
 Offers = list[tuple[PluginRecord, Any]]
@@ -254,6 +255,18 @@ class Registry:
         """
         return making.build_options(spec, given, self._label(spec))
 
+    @overload
+    def make(
+        self, spec: BackendSpec, options: Mapping[str, Any], checkpoint: Checkpoint
+    ) -> components.DiffusionBackend: ...
+    @overload
+    def make(
+        self, spec: GuiderSpec, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> components.GuidanceModel: ...
+    @overload
+    def make(self, spec: TaskLossSpec, options: Mapping[str, Any]) -> components.TaskLoss: ...
+    @overload
+    def make(self, spec: AdapterSpec, options: Mapping[str, Any]) -> components.ExpertAdapter: ...
     def make(
         self, spec: ComponentSpec, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
     ) -> Any:
@@ -263,9 +276,6 @@ class Registry:
             spec: A component of this registry.
             options: Its options by name.
             checkpoint: Its weights, for a backend or a guider.
-
-        Returns:
-            An instance of the class of `ppap_framework.components` that `spec.makes` names.
 
         Raises:
             PluginError: If the factory cannot be imported, fails, or makes something else; it names
