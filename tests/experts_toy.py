@@ -43,7 +43,7 @@ class TinyGuide(GuidanceModel):
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self._network = nn.Sequential(
+        self.network = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
             nn.BatchNorm2d(width),
             nn.SiLU(),
@@ -54,12 +54,8 @@ class TinyGuide(GuidanceModel):
         self._mean, self._std, self._nested = mean, std, nested
         self.eval()
 
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        logits = self._network(((images + 1) / 2 - self._mean) / self._std)
+        logits = self.network(((images + 1) / 2 - self._mean) / self._std)
         if self._nested == "mapping":
             return {"logits": logits, "parts": [logits.exp(), (logits[:, :2], None)]}
         if self._nested == "record":
@@ -75,18 +71,14 @@ class Told(PreprocessingGuide):
 
     def __init__(self, network: nn.Module, how: Preprocessing) -> None:
         super().__init__()
-        self._network, self._how = network, how
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
+        self.network, self._how = network, how
 
     def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
-        return Told(self._network, preprocessing)
+        return Told(self.network, preprocessing)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         mean, std = (torch.tensor(x)[:, None, None] for x in (self._how.mean, self._how.std))
-        return self._network(((images + 1) / 2 - mean) / std)
+        return self.network(((images + 1) / 2 - mean) / std)
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError

@@ -251,7 +251,7 @@ class TestIdentity:
         class Call(TinyGuide):
             def __init__(self, given: Any) -> None:
                 super().__init__()
-                self._network, self.given = Named(), given
+                self.network, self.given = Named(), given
 
             def forward(self, images: Any, level: Any = None) -> Any:
                 return self.network(pixels=self.given(images))

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from experts_toy import SCHEDULE, Backend, TinyGuide, trained
 
-from ppap_framework.checkpoints import file_sha256
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
@@ -25,6 +24,7 @@ from ppap_framework.experts import (
     read_bundle_info,
     save_bundle,
 )
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import PluginRecord, Registry
 
@@ -245,7 +245,7 @@ class TestCommand:
             "name": "mine", "plugin": None, "guider": "look", "backend": "toy", "experts": 4,
             "size": path.stat().st_size, "path": str(path), "problem": None,
         }  # fmt: skip
-        assert "is not a sound safetensors file" in rows["rubbish"]["problem"]
+        assert "is truncated or damaged checkpoint" in rows["rubbish"]["problem"]
         assert rows["ready"]["plugin"] == "acme"
         assert rows["far"]["problem"] == "not downloaded"
         code, out, _ = ppap(capsys, "list")

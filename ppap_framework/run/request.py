@@ -156,6 +156,16 @@ class GuideRequest:
         return self.source.rpartition(":")[2]
 
     @property
+    def noise_aware(self) -> bool:
+        """Whether the guider reads noise itself and takes no experts.
+
+        Raises:
+            PluginError: If no plugin, or more than one, supplies it.
+        """
+        named = isinstance(self.source, str)
+        return named and registry().spec("guider", self.source).noise_aware
+
+    @property
     def loss_name(self) -> str:
         """Name of the loss."""
         if self.loss is None:

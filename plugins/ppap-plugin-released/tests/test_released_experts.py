@@ -358,4 +358,4 @@ class TestCommand:
         torch.save(low_rank(0), tmp_path / "0_max1.ckpt")
         file = str(tmp_path / "0_max1.ckpt")
         assert self.ends(file, "--architecture", "resnet50", "--offline") == 4
-        assert "are not here, and downloads are off" in capsys.readouterr().err
+        assert ", and downloads are off" in capsys.readouterr().err
