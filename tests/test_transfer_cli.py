@@ -23,7 +23,7 @@ from ppap_framework.cli import main
 from ppap_framework.data import LabelledImages, SyntheticData, synthesize
 from ppap_framework.diagnosis import propose_boundaries
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.experts import BundleFile, choose_bundle, experts_dir
+from ppap_framework.experts import BundleFile, choose_experts, experts_dir
 from ppap_framework.learn import Recipe, adapt, distillation, load_teacher, transfer
 from ppap_framework.learn.distillation import Distillation
 from ppap_framework.registry import registry
@@ -386,7 +386,7 @@ class TestAdapt:
         }
         assert len(SyntheticData(folder / "data")) == 20
         model = load_teacher("colour").model
-        found = choose_bundle("auto", model, ppap.backend("toy"))
+        found = choose_experts("auto", "toy", model, ppap.backend("toy"))
         assert found is not None
         assert str(found.path) == told["path"]
         assert run(*command).out == out  # and again, at once
@@ -460,7 +460,7 @@ class TestAdapt:
         )
         assert anatomy(network) == before
         wrapped = ppap.ModuleGuide(module) if kind == "module" else model
-        assert choose_bundle("auto", wrapped, ppap.backend("toy")) == bundle
+        assert choose_experts("auto", "toy", wrapped, ppap.backend("toy")) == bundle
         assert bundle.info.guide.component == {"module": "Sequential"}.get(kind, "Means")
 
     def test_progress_and_going_on(self) -> None:

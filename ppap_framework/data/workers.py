@@ -108,7 +108,8 @@ def draw_batches(
                 task.result()
     except BrokenProcessPool as error:
         raise PpapError(
-            "a worker process died", hint="memory may be short: use fewer workers or a smaller batch"
+            "a worker process died",
+            hint="memory may be short: use fewer workers or a smaller batch",
         ) from error
     finally:
         for process in list((pool._processes or {}).values()):  # public from Python 3.14 on
