@@ -22,9 +22,9 @@ Run: TypeAlias = Callable[..., Outcome]
 def typed(capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that types a command and gives its exit code and what it printed."""
 
-    def run(*arguments: str) -> Outcome:
+    def run(*arguments: object) -> Outcome:
         with pytest.raises(SystemExit) as caught:
-            main(arguments)
+            main([str(argument) for argument in arguments])
         code = caught.value.code
         assert isinstance(code, int)
         return Outcome(code, *capsys.readouterr())

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import (
-    file_sha256,
     load_into,
     open_checkpoint,
     read_architecture,
@@ -29,6 +27,7 @@ from ppap_framework.checkpoints import (
     write_safetensors,
 )
 from ppap_framework.errors import AssetError
+from ppap_framework.files import file_sha256
 
 ARCHITECTURE = {"model": "tiny", "widths": [3, 4]}
 quick = settings(
@@ -114,11 +113,10 @@ class TestRoundTrip:
         assert open_checkpoint(path).metadata == metadata
 
     def test_files_of_the_library_are_read(self, tmp_path: Path) -> None:
-        state = network().state_dict()
-        save_file(state, tmp_path / "theirs.safetensors", {"format": "pt"})
+        save_file(network().state_dict(), tmp_path / "theirs.safetensors", {"format": "pt"})
         checkpoint = open_checkpoint(tmp_path / "theirs.safetensors")
         assert checkpoint.metadata == {"format": "pt"}
-        assert equal(checkpoint.state_dict(), state)
+        assert equal(checkpoint.state_dict(), network().state_dict())
 
     def test_equal_content_gives_equal_bytes(self, saved: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.safetensors"
@@ -140,12 +138,9 @@ class TestArchitecture:
         widths: list[int]
         depth: int = 1
 
-    def read(self, path: Path, stated: dict[str, Any]) -> Record:
-        save_checkpoint(path, {}, stated)
-        return read_architecture(open_checkpoint(path), self.Record)
-
-    def test_read(self, tmp_path: Path) -> None:
-        assert self.read(tmp_path / "x", ARCHITECTURE) == self.Record(model="tiny", widths=[3, 4])
+    def test_read(self, saved: Path) -> None:
+        read = read_architecture(open_checkpoint(saved), self.Record)
+        assert read == self.Record(model="tiny", widths=[3, 4])
 
     @pytest.mark.parametrize(
         ("stated", "expected"),
@@ -153,22 +148,17 @@ class TestArchitecture:
             ({}, "does not state its architecture"),
             ({"model": "a"}, "lacks 'widths'"),
             ({**ARCHITECTURE, "colour": 1}, "has unknown 'colour'"),
-            ({"colour": 1}, "lacks 'model', 'widths', has unknown 'colour'"),
+            ({"colour": 1}, "lacks 'model', lacks 'widths', has unknown 'colour'"),
             ({"model": 3, "widths": []}, "'model' must be"),
         ],
     )
     def test_one_line(self, tmp_path: Path, stated: dict[str, Any], expected: str) -> None:
+        save_checkpoint(tmp_path / "x", {}, stated)
         with pytest.raises(AssetError) as caught:
-            self.read(tmp_path / "x", stated)
+            read_architecture(open_checkpoint(tmp_path / "x"), self.Record)
         assert expected in caught.value.message
         assert caught.value.hint
         assert "\n" not in str(caught.value)
-
-    def test_of_a_file_that_states_none(self, tmp_path: Path, saved: Path) -> None:
-        torch.save(network().state_dict(), tmp_path / "x.pt")
-        other = {"model": "other"}
-        assert open_checkpoint(tmp_path / "x.pt", architecture=other).architecture == other
-        assert open_checkpoint(saved, architecture=other).architecture == ARCHITECTURE
 
     def test_must_be_an_object(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
@@ -177,10 +167,13 @@ class TestArchitecture:
 
 
 class TestLoadInto:
-    def test_every_value_arrives(self, saved: Path) -> None:
-        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_every_value_arrives(self, saved: Path, device: str) -> None:
+        with torch.device(device):
+            module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(False)
         load_into(module, open_checkpoint(saved))
         assert equal(module.state_dict(), network().state_dict())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
 
     def test_half_precision_is_cast(self, tmp_path: Path) -> None:
         state = network().state_dict()
@@ -188,15 +181,16 @@ class TestLoadInto:
         save_checkpoint(tmp_path / "half.safetensors", halves, {})
         module = network()
         load_into(module, open_checkpoint(tmp_path / "half.safetensors"))
-        expected = {n: t.to(state[n].dtype) for n, t in halves.items()}
-        assert equal(module.state_dict(), expected)
+        assert equal(module.state_dict(), {n: t.to(state[n].dtype) for n, t in halves.items()})
 
-    def test_meta_network_and_frozen_parameters(self, saved: Path) -> None:
-        with torch.device("meta"):
-            module = network().requires_grad_(False)
-        load_into(module, open_checkpoint(saved))
-        assert equal(module.state_dict(), network().state_dict())
-        assert not any(parameter.requires_grad for parameter in module.parameters())
+    def test_tied_weights_are_cast_from_a_bare_pickle(self, tmp_path: Path) -> None:
+        """Nothing may be released that is not mapped: the second would be zeros."""
+        weight = torch.randn(2000, 1000)
+        state = {"0.weight": weight, "1.weight": weight}
+        torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+        module = nn.Sequential(*(nn.Linear(1000, 2000, bias=False).half() for _ in range(2)))
+        load_into(module, open_checkpoint(tmp_path / "x.pt"))
+        assert all(torch.equal(own, weight.half()) for own in module.parameters())
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
     @pytest.mark.parametrize("name", ["mapped.safetensors", "mapped.pt"])
@@ -208,13 +202,11 @@ class TestLoadInto:
             save_checkpoint(path, network().state_dict(), {})
         module = network()
         load_into(module, open_checkpoint(path))
-        ranges = [
-            tuple(int(bound, 16) for bound in line.split()[0].split("-"))
-            for line in Path("/proc/self/maps").read_text().splitlines()
-            if line.endswith(str(path))
-        ]
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        bounds = [line.split()[0].split("-") for line in lines if line.endswith(str(path))]
         for tensor in module.state_dict().values():
-            assert any(low <= tensor.data_ptr() < high for low, high in ranges)
+            at = tensor.data_ptr()
+            assert any(int(low, 16) <= at < int(high, 16) for low, high in bounds)
 
     def test_changes_stay_out_of_the_file(self, saved: Path) -> None:
         before = saved.read_bytes()
@@ -254,30 +246,25 @@ class TestBadPaths:
         assert "no file" in message
         assert "weights.safetensors" in message.partition("(")[2]
 
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        assert "no folder" in refusal(tmp_path / "no" / "weights.pt")
-
-    def test_folder(self, saved: Path) -> None:
+    def test_missing_folder_and_folder(self, saved: Path) -> None:
+        assert "no folder" in refusal(saved.parent / "no" / "weights.pt")
         message = refusal(saved.parent)
         assert "is a folder" in message
         assert saved.name in message
 
-    @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
-    def test_empty(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).touch()
-        assert "is empty" in refusal(tmp_path / name)
-
     @pytest.mark.parametrize(
-        ("content", "expected"),
+        ("name", "content", "expected"),
         [
-            (b"<!doctype html><html>", "web page"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-            (b"hello, world, this is text", "neither"),
+            ("x.safetensors", b"", "is empty"),
+            ("x.pt", b"", "is empty"),
+            ("x.pt", b"<!doctype html><html>", "web page"),
+            ("x.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+            ("x.pt", b"hello, world, this is text", "neither"),
         ],
     )
-    def test_other_files(self, tmp_path: Path, content: bytes, expected: str) -> None:
-        (tmp_path / "x.pt").write_bytes(content)
-        assert expected in refusal(tmp_path / "x.pt")
+    def test_other_files(self, tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        assert expected in refusal(tmp_path / name)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_unreadable(self, saved: Path) -> None:
@@ -319,7 +306,6 @@ LIES = {
     "overflowing shape": container({"a": entry(0, 8, shape=[2**62, 8])}, bytes(8)),
     "fractional shape": container({"a": entry(0, 8, shape=[2.0])}, bytes(8)),
     "boolean shape": container({"a": entry(0, 4, shape=[True])}, bytes(4)),
-    "many dimensions": container({"a": entry(0, 8, shape=[2] + [1] * 100)}, bytes(8)),
     "end before begin": container({"a": entry(8, 0)}, bytes(8)),
     "negative offset": container({"a": entry(-8, 0)}, bytes(8)),
     "out of range": container({"a": entry(0, 8)}, bytes(4)),
@@ -328,11 +314,6 @@ LIES = {
     "gap": container({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20)),
     "gap at the start": container({"a": entry(4, 12)}, bytes(12)),
     "bytes left over": container({"a": entry(0, 8)}, bytes(12)),
-    "duplicate": container(
-        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
-        bytes(8),
-    ),
 }
 
 
@@ -343,22 +324,25 @@ class TestLyingHeaders:
         path.write_bytes(LIES[lie])
         with pytest.raises(AssetError) as caught:
             open_checkpoint(path)
-        assert "not a sound safetensors file" in caught.value.message
+        assert "truncated or damaged checkpoint" in caught.value.message
         assert "\n" not in str(caught.value)
 
     def test_absurd_header_is_not_read(self, tmp_path: Path) -> None:
         path = tmp_path / "huge.safetensors"
         path.write_bytes(container(b"{", length=150_000_000))
         os.truncate(path, 200_000_000)
-        assert "more than the format's" in refusal(path)
+        assert "header too large" in refusal(path)
 
-    def test_unaligned_header_is_read_or_refused(self, tmp_path: Path) -> None:
+    def test_many_dimensions_fit_no_network(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
-        path.write_bytes(container({"abc": entry(0, 8)}, bytes(8)))
-        try:
-            state = open_checkpoint(path).state_dict()
-        except AssetError:
-            return
+        path.write_bytes(container({"0.bias": entry(0, 8, shape=[2] + [1] * 100)}, bytes(8)))
+        assert "1 of another shape" in refusal(path)
+
+    @pytest.mark.parametrize("names", [["abc"], ["abc", "abc"]], ids=["unaligned", "twice"])
+    def test_harmless_oddities(self, tmp_path: Path, names: list[str]) -> None:
+        text = ",".join(f'"{name}":{json.dumps(entry(0, 8))}' for name in names)
+        (tmp_path / "x.safetensors").write_bytes(container(f"{{{text}}}".encode(), bytes(8)))
+        state = open_checkpoint(tmp_path / "x.safetensors").state_dict()
         assert equal(state, {"abc": torch.zeros(2)})
 
     @quick
@@ -444,42 +428,20 @@ class TestPickles:
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
         refusal(path)
 
-    def test_bomb(self, tmp_path: Path) -> None:
-        path, bomb = tmp_path / "honest.pt", tmp_path / "bomb.pt"
-        torch.save({"0.weight": torch.zeros(1000, 1000)}, path)
-        with (
-            zipfile.ZipFile(path) as source,
-            zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
-        ):
-            for member in source.namelist():
-                target.writestr(member, source.read(member))
-        assert bomb.stat().st_size < 100_000
-        message = refusal(bomb)
-        assert "compressed" in message
-        assert "400" in message
-
-    def test_members_that_overlap(self, tmp_path: Path) -> None:
-        path = tmp_path / "overlap.pt"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data/0", bytes(100_000))
-            archive.filelist *= 50
-        assert "5000000 bytes in" in refusal(path)
-
     @pytest.mark.parametrize(
-        "content", [torch.zeros(3), [torch.zeros(3)], {}, {"a": 1}, {"state_dict": {"a": [1]}}]
+        "content",
+        [
+            torch.zeros(3),
+            [torch.zeros(3)],
+            {},
+            {"a": 1},
+            {"state_dict": {"a": [1]}},
+            {"a": torch.zeros(2, 2).to_sparse()},
+        ],
     )
     def test_no_state_dict(self, tmp_path: Path, content: object) -> None:
         torch.save(content, tmp_path / "x.pt")
         assert "holds no state dict" in refusal(tmp_path / "x.pt")
-
-    def test_sparse_tensors(self, tmp_path: Path) -> None:
-        torch.save({"a": torch.zeros(2, 2).to_sparse()}, tmp_path / "x.pt")
-        assert "holds no state dict" in refusal(tmp_path / "x.pt")
-
-    def test_expanded_tensor_of_another_size_is_never_copied(self, tmp_path: Path) -> None:
-        state = {**network().state_dict(), "0.bias": torch.zeros(1).half().expand(2**40)}
-        torch.save(state, tmp_path / "x.pt")
-        assert "its tensors would take 2199023256056 bytes" in refusal(tmp_path / "x.pt")
 
     def test_tied_weights_are_no_bomb(self, tmp_path: Path) -> None:
         weight = torch.randn(100, 100)
@@ -503,9 +465,9 @@ class TestSaving:
         assert saved.read_bytes() == before
         assert list(saved.parent.iterdir()) == [saved]
 
-    def test_unwritable_folder(self, tmp_path: Path) -> None:
+    def test_unwritable_folder(self, saved: Path) -> None:
         with pytest.raises(AssetError, match="cannot write"):
-            save_checkpoint(tmp_path / "no" / "x.safetensors", {}, {})
+            save_checkpoint(saved / "x.safetensors", {}, {})
 
 
 class TestDigest:

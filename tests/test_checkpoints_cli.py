@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from web import Web, serving
 
-from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.checkpoints import find_checkpoint, open_checkpoint, save_checkpoint
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
 from ppap_framework.registry import registry
 from ppap_framework.run import find_backend
-from ppap_framework.run.origin import find_checkpoint
 
 PREFIX = "https://openaipublic.blob.core.windows.net/diffusion"
 UNCOND = f"{PREFIX}/jul-2021/256x256_diffusion_uncond.pt"
@@ -243,11 +242,11 @@ class TestFilesByHand:
         save_checkpoint(tmp_path / "same.safetensors", state("a"), card.architecture)
         save_checkpoint(tmp_path / "other.safetensors", state("a"), {"own": True})
         assert self.find("adm-256-uncond=same.safetensors").architecture == card.architecture
-        with pytest.raises(AssetError, match="says itself what it is, and that is not") as caught:
+        with pytest.raises(AssetError, match="states what it is, and that is not") as caught:
             self.find("adm-256-uncond=other.safetensors")
         assert "leave out adm-256-uncond=" in caught.value.hint
         source = "adm-256-uncond=other.safetensors"
-        refused(typed("checkpoints", "convert", source, "out.safetensors"), "says itself")
+        refused(typed("checkpoints", "convert", source, "out.safetensors"), "states what it is")
 
     @pytest.mark.parametrize(
         ("flags", "expected"),
@@ -276,7 +275,8 @@ class TestFilesByHand:
             torch.save(state("a"), tmp_path / name)
         with pytest.raises(AssetError, match="'glide-upsample' is of no use alone"):
             self.find("upsample.pt", "glide")
-        assert self.find("glide-base=mine.pt+upsample.pt", "glide").parts
+        joined = self.find("glide-base=mine.pt+upsample.pt", "glide")
+        assert [*joined.files.values()] == ["base.", "upsampler."]
 
 
 class TestConvert:

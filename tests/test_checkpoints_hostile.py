@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ppap_framework.cli import main
-from ppap_framework.run.in_use import peak_memory
+from ppap_framework.runtime import peak_memory
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "convert": ("checkpoints", "convert", "{}", "out.safetensors"),
@@ -95,8 +95,8 @@ FILES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "old pickle": ("x.pt", old_pickle, "wants posix.system to be called"),
     "bare pickle": ("x.pt", bare_pickle, "its pickle is damaged or holds more than tensors"),
     "pickle as safetensors": ("x.safetensors", zipped_pickle, "a pickle under a false name"),
-    "lying header": ("x.safetensors", lying_header, "need 4398046511104 bytes, and 64 are there"),
-    "endless header": ("x.safetensors", endless_header, "claims 4611686018427387904 bytes"),
+    "lying header": ("x.safetensors", lying_header, "file not fully covered"),
+    "endless header": ("x.safetensors", endless_header, "header too large"),
     "bomb": ("x.pt", bomb, "is a compressed archive, 33554"),
     "expanded": ("x.pt", expanded, "would take 1099511627776 bytes"),
     "repeated": ("x.pt", repeated, "would take 1048576000 bytes"),

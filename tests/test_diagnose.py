@@ -47,20 +47,16 @@ class Linear(GuidanceModel):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         outputs, inputs = weight.shape
-        self._network = nn.Linear(inputs, outputs)
+        self.network = nn.Linear(inputs, outputs)
         with torch.no_grad():
-            self._network.weight.copy_(weight)
-            self._network.bias.copy_(torch.zeros(outputs) if bias is None else bias)
+            self.network.weight.copy_(weight)
+            self.network.bias.copy_(torch.zeros(outputs) if bias is None else bias)
         self.levels: list[tuple[float, ...]] = []
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         assert level is not None
         self.levels.append(tuple(level.log_snr.tolist()))
-        return self._network(images.flatten(1)[:, : self._network.in_features])
+        return self.network(images.flatten(1)[:, : self.network.in_features])
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError

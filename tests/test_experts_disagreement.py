@@ -26,12 +26,8 @@ class Eye(GuidanceModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._network = nn.Identity()
+        self.network = nn.Identity()
         self.levels: list[list[float]] = []
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         assert level is not None

@@ -15,11 +15,10 @@ from PIL import Image
 from tiny_networks import DEPTH, SEGMENTATION
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.preprocessing import ImageInput
 from ppap_framework.transformers_models import (
-    ImageInput,
-    ModelFiles,
     Task,
     find_model,
     load_network,
@@ -91,7 +90,7 @@ class TestLoading:
         )
         assert len(list(folder.glob("*.safetensors"))) > 1
         files = find_model(str(folder), None)
-        assert len(files.weights) == len(list(folder.glob("*.safetensors")))
+        assert len(files.files) == len(list(folder.glob("*.safetensors")))
         pickled = tmp_path / "pickled"
         pickled.mkdir()
         shutil.copy(folder / "config.json", pickled)
@@ -115,7 +114,7 @@ class TestLoading:
         bare = tmp_path / "bare.safetensors"
         shutil.copy(folder / "model.safetensors", bare)
         of_both = find_model(str(folder), open_checkpoint(bare))
-        assert stating.preprocessor == {"size_divisor": 16}
+        assert stating.architecture["preprocessor"] == {"size_divisor": 16}
         images = torch.randn(1, 3, 32, 32)
         whole = answer(network, images)
         for files in (lying, of_both):
@@ -192,7 +191,7 @@ class TestRefusals:
         folder = dpt(tmp_path)
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-8])
-        with pytest.raises(AssetError, match="not a sound safetensors file"):
+        with pytest.raises(AssetError, match="truncated or damaged checkpoint"):
             find_model(str(folder), None)
         weights.unlink()
         with pytest.raises(AssetError, match=r"has a config\.json and no weights"):
@@ -205,7 +204,7 @@ class TestRefusals:
     def test_names_that_are_neither_folder_nor_of_the_hub(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
         given = {
-            str(tmp_path / "absent"): "neither a folder that is there nor a name of the hub",
+            str(tmp_path / "absent"): "neither a folder that exists nor a name of the hub",
             "./models/dpt": "neither a folder",
             "dpt": "neither a folder",
             str(folder / "model.safetensors"): "is a file",
@@ -216,17 +215,17 @@ class TestRefusals:
         with pytest.raises(UsageError, match="no model is named"):
             find_model(None, None)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(AssetError, match=r"config\.json' is not there"):
+        with pytest.raises(AssetError, match=r"there is no file .*config\.json'"):
             find_model(str(tmp_path / "empty"), None)
 
     def test_checkpoints_that_contradict_or_say_nothing(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
         alone = tmp_path / "alone.safetensors"
         shutil.copy(folder / "model.safetensors", alone)
-        with pytest.raises(UsageError, match="does not say of which model it is"):
+        with pytest.raises(UsageError, match="does not state which model it is"):
             find_model(None, open_checkpoint(alone))
         save_checkpoint(alone, {"a": torch.zeros(1)}, {"config": {"model_type": "dpt"}})
-        with pytest.raises(UsageError, match="says itself which model it is"):
+        with pytest.raises(UsageError, match="states which model it is"):
             find_model(str(folder), open_checkpoint(alone))
         save_checkpoint(alone, {"a": torch.zeros(1)}, {"model": "resnet18"})
         with pytest.raises(AssetError, match="of another architecture"):
@@ -239,7 +238,7 @@ class TestRefusals:
             raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-        with pytest.raises(AssetError, match="'owner/name' cannot be had from the hub") as caught:
+        with pytest.raises(AssetError, match="cannot download model 'owner/name'") as caught:
             find_model("owner/name", None)
         assert "https://huggingface.co/owner/name" in str(caught.value)
 
@@ -263,13 +262,9 @@ class TestRefusals:
         assert asked == [("owner/name", name, "v1") for name in names]
 
 
-def files_of(config: Any, preprocessor: dict[str, Any]) -> ModelFiles:
-    return ModelFiles(
-        name="tiny",
-        config=json.loads(config.to_json_string()),
-        preprocessor=preprocessor,
-        weights=(),
-    )
+def files_of(config: Any, preprocessor: dict[str, Any]) -> Checkpoint:
+    stated = {"config": json.loads(config.to_json_string()), "preprocessor": preprocessor}
+    return Checkpoint("tiny", {}, stated)
 
 
 class TestInput:
@@ -348,7 +343,7 @@ class TestInput:
         ],
     )
     def test_nonsense_is_refused(self, preprocessor: dict[str, Any]) -> None:
-        with pytest.raises(AssetError, match="the preprocessing of 'tiny' cannot be"):
+        with pytest.raises(AssetError, match="the preprocessing of 'tiny' is invalid"):
             make_input(files_of(DPT, preprocessor))
 
     def test_sizes_of_the_user_that_cannot_be(self) -> None:

@@ -24,8 +24,9 @@ __all__ = ["COMMANDS", "GlobalOptions", "color", "main", "ppap"]
 COMMANDS = {
     "run": "Draw images from a diffusion model, steered by guides.",
     "synthesize": "Draw the images that experts are trained on; nothing steers.",
-    "transfer": "Train experts: a network on noised images learns what it says of clean ones.",
-    "adapt": "Make a network understand a diffusion model's noise: synthesize, then transfer.",
+    "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
+    "ones.",
+    "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
     "diagnose": "Measure what a network understands of noised images, and what its experts do.",
     "data": "Look at the images that `ppap synthesize` drew.",
     "experts": "Show, check and calibrate experts.",

@@ -47,13 +47,11 @@ def list_checkpoints(here: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    table = [
-        row | {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
-        | {"here": "yes" if row["here"] else None}
-        for row in rows
-    ]  # fmt: skip
+    for row in rows:
+        row |= {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
+        row["here"] = "yes" if row["here"] else None
     columns = ["name", "for", "pixels", "size", "licence", "here", "summary"]
-    print_table(columns, [[row[column] for column in columns] for row in table])
+    print_table(columns, rows)
 
 
 @command.command("info")

@@ -43,8 +43,15 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under their columns' names; None is an empty cell."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]
+) -> None:
+    """Print rows under their columns' names; None is an empty cell.
+
+    Args:
+        columns: The names.
+        rows: The cells of each row in order, or by the names of their columns.
+    """
     from rich import box
     from rich.table import Table
 
@@ -52,7 +59,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")  # not an ellipsis: every character matters
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
+        cells = [row[column] for column in columns] if isinstance(row, Mapping) else row
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
     _console().print(table)
 
 

@@ -17,14 +17,14 @@ added; see `ppap_framework.guidance.conflicts`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
 from ppap_framework.components import Prediction
-from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.errors import PluginError
 from ppap_framework.guidance.conflicts import Conflicts, without_conflicts
 from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
@@ -58,9 +58,6 @@ class EnergyGuidance:
         conflicts: Whether to "keep" or to "remove", image by image, the component of each guide's
             pull that points against another's, where the guides look and before pulls are added.
         evaluations: How often the denoiser's network looks at an image to denoise it, for counting.
-
-    Raises:
-        UsageError: Where `through` or `conflicts` is neither of the two.
     """
 
     guides: tuple[Guide, ...] = attrs.field(converter=_tuple)
@@ -70,19 +67,9 @@ class EnergyGuidance:
     evaluations: int = 1
     tally: Tally = attrs.field(factory=Tally)
 
-    def __attrs_post_init__(self) -> None:
-        if self.through not in ("noisy", "clean"):
-            raise UsageError(
-                f"guides cannot look through {self.through!r}", hint="use noisy or clean"
-            )
-        if self.conflicts not in get_args(Conflicts):
-            raise UsageError(
-                f"conflicts of guides cannot be {self.conflicts!r}", hint="use keep or remove"
-            )
-
     @property
     def statistics(self) -> GuidanceStatistics:
-        """What was done so far, `rows` of this guidance included."""
+        """What was done so far."""
         return self.tally.read([guide.name for guide in self.guides])
 
     @torch.no_grad()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, final
 
 import attrs
-import torch
 
 from ppap_framework.components import Stage
 from ppap_framework.data import Images
@@ -18,6 +17,7 @@ from ppap_framework.diagnosis import (
 )
 from ppap_framework.errors import AssetError
 from ppap_framework.guidance import Guide
+from ppap_framework.learn.recipe import Recipe
 from ppap_framework.noise import NoiseSchedule
 
 __all__ = ["Curve"]
@@ -41,25 +41,14 @@ class Curve:
     disagreement: list[float] = attrs.field(converter=lambda values: [float(v) for v in values])
 
     @classmethod
-    def measure(
-        cls,
-        guide: Guide,
-        stage: Stage,
-        images: Images,
-        *,
-        seed: int,
-        batch: int,
-        device: torch.device,
-    ) -> Curve:
-        """The curve of a guide's network, in evaluation mode on the device.
+    def measure(cls, guide: Guide, stage: Stage, images: Images, recipe: Recipe) -> Curve:
+        """The curve of a guide's network, which is in evaluation mode.
 
         Args:
             guide: The network, and the loss that compares answers.
             stage: The stage whose images are noised.
             images: The set.
-            seed: Seed of the noise.
-            batch: Batch size.
-            device: Device of the network.
+            recipe: Batch size, and the seed of the noise.
 
         Raises:
             PluginError: If the loss is broken.
@@ -68,6 +57,7 @@ class Curve:
         timesteps = evenly_spaced(stage.schedule, min(_LEVELS, stage.schedule.num_timesteps))
         noised = images.images(range(count), 0)
         clean = noised if len(images.stages) == 1 else images.images(range(count), -1)
+        device = next(guide.model.parameters()).device
         values = disagreement(
             guide.model,
             guide.loss,
@@ -75,8 +65,8 @@ class Curve:
             timesteps,
             noised.to(device),
             clean.to(device),
-            seed=seed,
-            batch=batch,
+            seed=recipe.seed,
+            batch=recipe.batch,
         )
         return cls(images=count, timesteps=timesteps, disagreement=values)
 

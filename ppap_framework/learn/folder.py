@@ -1,14 +1,11 @@
 """The folder of a training: what it needs to continue, and what it made.
 
-    transfer.json             settings, and a record of every call
-    log.jsonl                 a line for every tenth iteration and every validation
-    .lock                     keeps two processes apart
-    .partial/state            until it is finished: a digest, and what torch saves
-    NAME.experts.safetensors  at the end, with loss.png and loss.svg
-    NAME.calibration.json     the calibration of its scales, if there was one
-
-The state holds the length of the log. Lines that a killed process added after it are cut off, and
-written again by the process that continues.
+transfer.json             settings, and a record of every call
+log.jsonl                 a line for every tenth iteration and every validation
+.lock                     keeps two processes apart
+.partial/state            until it is finished: a digest, and what torch saved
+NAME.experts.safetensors  at the end, with loss.png and loss.svg
+NAME.calibration.json     the calibration of its scales, if there was one
 """
 
 from __future__ import annotations
@@ -77,6 +74,7 @@ class TransferFolder:
         path: The folder.
         settings: Everything that determines the experts, as JSON.
         bundle: Path of their file.
+        log: Lines of the log; they are written with the next state.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], bundle: str) -> None:
@@ -86,7 +84,7 @@ class TransferFolder:
         self.bundle = path / bundle
         self._state = path / _PARTIAL / _STATE
         self._digest = digest(self.settings)
-        self._log_size = 0
+        self.log: list[dict[str, Any]] = []
 
     @classmethod
     @contextlib.contextmanager
@@ -115,7 +113,7 @@ class TransferFolder:
             before = recorded_settings(path)
             if before is not None:
                 resume.check_settings(path, before, folder.settings)
-            ours = (_RECORD, bundle, calibration_path(folder.bundle).name)
+            ours = (_RECORD, _LOG, bundle, calibration_path(folder.bundle).name)
             resume.remove_temporary(path, lambda name: name in ours)
             resume.remove_temporary(folder._state.parent, lambda name: name == _STATE)
             yield folder
@@ -131,13 +129,12 @@ class TransferFolder:
         return resume.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
 
     def load(self) -> dict[str, Any] | None:
-        """The state to continue from; None for the beginning. The log is cut to its length.
+        """The state to continue from, with its log; None for the beginning.
 
         Raises:
             AssetError: If it is damaged.
         """
         if not self._state.exists():
-            self._cut_log(0)
             return None
         try:
             content = self._state.read_bytes()
@@ -152,41 +149,25 @@ class TransferFolder:
         found = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
         if found["settings"] != self._digest:
             raise AssetError(f"{str(self._state)!r} is of other settings", hint=_DAMAGED)
-        self._cut_log(found["log"])
+        self.log = found["log"]
         state: dict[str, Any] = found["state"]
         return state
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Keep a state.
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a state, and write the log.
 
         Raises:
             PpapError: If the system refuses.
         """
         saved = io.BytesIO()
-        torch.save({"settings": self._digest, "log": self._log_size, "state": dict(state)}, saved)
+        torch.save({"settings": self._digest, "log": self.log, "state": state}, saved)
         # Torch does not notice numbers that were changed on the disk.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
         with replacing(self._state, hint=KEPT) as temporary:
             temporary.write_bytes(stated + saved.getbuffer())
-
-    def log(self, line: Mapping[str, Any]) -> None:
-        """Add a line to the log.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
-        path = self.path / _LOG
-        with refusals(path, hint=KEPT), path.open("ab") as file:
-            self._log_size += file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The log, as far as it can be read."""
-        lines = []
-        for line in self._log_content().splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(line))
-        known = {"phase", "iteration"}
-        return [line for line in lines if isinstance(line, dict) and known <= {*line}]
+        with replacing(self.path / _LOG, hint=KEPT) as temporary:
+            lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
+            temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
         """Remove what only an unfinished training needs.
@@ -197,20 +178,6 @@ class TransferFolder:
         if (self.path / _PARTIAL).exists():
             with refusals(self.path / _PARTIAL, hint=KEPT):
                 shutil.rmtree(self.path / _PARTIAL)
-
-    def _log_content(self) -> bytes:
-        path = self.path / _LOG
-        with refusals(path, hint=KEPT):
-            return path.read_bytes() if path.exists() else b""
-
-    def _cut_log(self, size: int) -> None:
-        """Keep at most so many bytes, in complete lines."""
-        self._log_size = self._log_content()[:size].rfind(b"\n") + 1
-        path = self.path / _LOG
-        with refusals(path, hint=KEPT):
-            if path.exists():
-                with path.open("r+b") as file:
-                    file.truncate(self._log_size)
 
     def _clear(self) -> None:
         """Remove what earlier calls wrote, the record last: no file is ever without it."""

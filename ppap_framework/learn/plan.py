@@ -29,7 +29,14 @@ from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.origin import Origin
 from ppap_framework.registry import registry
 from ppap_framework.resume import core_version
-from ppap_framework.run import Compute, FunctionLoss, GuideRequest, LoadedBackend, Loss
+from ppap_framework.run import (
+    Compute,
+    FunctionLoss,
+    GuideRequest,
+    LoadedBackend,
+    Loss,
+    guide_origin,
+)
 from ppap_framework.run import backend as load_backend
 
 __all__ = ["TransferPlan", "load_teacher", "plan_transfer"]
@@ -66,9 +73,8 @@ class TransferPlan:
     @property
     def name(self) -> str:
         """Name of the bundle."""
-        parts = [_origin(self.backend), _origin(self.guide)]
-        words = [*(origin.short_name for origin in parts), str(len(self.ranges))]
-        return self.bundle_name or "-".join(words)
+        backend, guide = self.backend.origin.short_name, guide_origin(self.guide).short_name
+        return self.bundle_name or f"{backend}-{guide}-{len(self.ranges)}"
 
     @property
     def stage(self) -> Stage:
@@ -138,9 +144,7 @@ class TransferPlan:
         return {"name": name, "options": self.guide.loss_options}
 
 
-def load_teacher(
-    guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None
-) -> Guide:
+def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
     """A guide whose network can teach experts. It needs no target.
 
     Args:
@@ -204,8 +208,8 @@ def plan_transfer(
     plan = TransferPlan(
         backend=loaded,
         guide=teacher,
-        guide_identity=_identity(teacher, guide_sha256(teacher.model)),
-        backend_identity=_identity(loaded, backend_sha256(loaded.inner)),
+        guide_identity=_identity(guide_origin(teacher), guide_sha256(teacher.model)),
+        backend_identity=_identity(loaded.origin, backend_sha256(loaded.inner)),
         recipe=attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters]),
         adapters=adapters,
         compute=compute,
@@ -238,12 +242,5 @@ def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
     return tuple(configs)
 
 
-def _origin(component: LoadedBackend | Guide) -> Origin:
-    if component.origin is not None:
-        return component.origin
-    return Origin(component=type(component.model).__qualname__)
-
-
-def _identity(component: LoadedBackend | Guide, sha256: str) -> Identity:
-    origin = _origin(component)
+def _identity(origin: Origin, sha256: str) -> Identity:
     return Identity(component=origin.component, checkpoint=origin.checkpoint, sha256=sha256)

@@ -15,7 +15,7 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import scaled
 from ppap_framework.predictions import each_tensor, joined
 
-__all__ = ["TrainingSet", "teacher_answers"]
+__all__ = ["TrainingSet"]
 
 
 @final
@@ -53,37 +53,17 @@ class TrainingSet:
         """
         noised = data.images(range(len(data)), 0)
         last = noised if len(data.stages) == 1 else data.images(range(len(data)), -1)
-        answers: Callable[[Tensor], Any]
+        answers: Any
         if isinstance(data, LabelledImages):
-            answers = data.labels.to(device).__getitem__
+            answers = data.labels.to(device)
         else:
-            answers = teacher_answers(
-                model, lambda rows: scaled(last[rows].to(device)), len(data), batch
-            )
+            with torch.no_grad():
+                parts = [scaled(part.to(device)) for part in last.split(batch)]
+                answers = joined([model(x0, NoiseLevel.clean(len(x0))) for x0 in parts])
         return cls(
             images=lambda rows: scaled(noised[rows].to(device)),
-            answers=answers,
+            answers=lambda rows: each_tensor(lambda all_: all_[rows.to(all_.device)], answers),
             supervised=isinstance(data, LabelledImages),
             count=len(data),
             shape=data.image_shape(0),
         )
-
-
-@torch.no_grad()
-def teacher_answers(
-    model: GuidanceModel, images: Callable[[Tensor], Tensor], count: int, batch: int
-) -> Callable[[Tensor], Any]:
-    """A function of B image numbers to the model's answers, which are computed here, once.
-
-    Args:
-        model: The untouched network, in evaluation mode.
-        images: Function of B numbers to clean images, (B, 3, H, W) in [-1, 1].
-        count: Number of images.
-        batch: Batch size.
-    """
-    parts = []
-    for first in range(0, count, batch):
-        seen = images(torch.arange(first, min(first + batch, count)))
-        parts.append(model(seen, NoiseLevel.clean(len(seen))))
-    answers = joined(parts)
-    return lambda rows: each_tensor(lambda tensor: tensor[rows.to(tensor.device)], answers)

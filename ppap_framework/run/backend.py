@@ -38,10 +38,10 @@ class LoadedBackend(DiffusionBackend):
 
     inner: DiffusionBackend
     origin: Origin
+    stages: tuple[Stage, ...] = attrs.field(init=False)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Those of the backend itself."""
+    @stages.default
+    def _stages(self) -> tuple[Stage, ...]:
         return self.inner.stages
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:

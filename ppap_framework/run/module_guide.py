@@ -53,22 +53,17 @@ class ModuleGuide(GuidanceModel):
             raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
         if size is not None and size < 1:
             raise UsageError(f"images cannot be resized to {size} pixels")
-        self._network = network
+        self.network = network
         self._size = size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The network as it was given."""
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """What the network says; the level is ignored."""
         x = images
         if self._size is not None:
             x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
-        return self._network(((x + 1.0) / 2.0 - self.mean) / self.std)
+        return self.network(((x + 1.0) / 2.0 - self.mean) / self.std)
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; an array, whose first dimension is 1

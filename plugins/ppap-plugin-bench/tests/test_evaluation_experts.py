@@ -14,9 +14,10 @@ import toy_distribution
 from toy_experts import write_experts
 
 import ppap_framework as ppap
-from ppap_framework.checkpoints import file_sha256, save_checkpoint
+from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import has_experts, keep_bundle
+from ppap_framework.files import file_sha256
 from ppap_plugin_bench import Row, evaluate, read_experiment, report
 from ppap_plugin_bench.blocks import draw, identity
 from ppap_plugin_bench.cost import seconds_in_turn

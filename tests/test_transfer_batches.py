@@ -12,19 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppap_framework.errors import UsageError
-from ppap_framework.learn import Phase, Recipe
-from ppap_framework.learn.lessons import Lesson, examination, lesson
+from ppap_framework.learn import Recipe
+from ppap_framework.learn.batches import Batch, training_batch, validation_batch
+from ppap_framework.learn.recipe import Phase
 
 SEEDS = st.integers(-(2**63), 2**64)
 RANGES = st.tuples(st.integers(0, 50), st.integers(1, 200)).map(lambda p: range(p[0], sum(p)))
 
 
-def drawn(step: int = 3, *, seed: int = 0, phase: int = 0, **changes: Any) -> Lesson:
+def drawn(step: int = 3, *, seed: int = 0, phase: int = 0, **changes: Any) -> Batch:
     settings = {"batch": 4, "count": 10, "timesteps": range(10, 50), "shape": (3, 2, 2), **changes}
-    return lesson(seed, phase, step, **settings)
+    return training_batch(seed, phase, step, **settings)
 
 
-def same(one: Lesson, other: Lesson) -> bool:
+def same(one: Batch, other: Batch) -> bool:
     return (
         torch.equal(one.images, other.images)
         and torch.equal(one.timesteps, other.timesteps)
@@ -32,7 +33,7 @@ def same(one: Lesson, other: Lesson) -> bool:
     )
 
 
-class TestLesson:
+class TestTrainingBatch:
     @given(SEEDS, st.integers(0, 9), st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
     def test_every_image_once_in_each_epoch(
         self, seed: int, phase: int, batch: int, count: int, epochs: int
@@ -100,26 +101,26 @@ class TestLesson:
         assert not torch.equal(one.noise, other.noise)
 
 
-class TestExamination:
+class TestValidationBatch:
     @given(SEEDS, st.integers(0, 9), st.integers(1, 60), RANGES)
     def test_every_image_once_over_the_whole_range(
         self, seed: int, phase: int, count: int, timesteps: range
     ) -> None:
-        exam = examination(seed, phase, count=count, timesteps=timesteps, shape=(3, 1, 1))
+        exam = validation_batch(seed, phase, count=count, timesteps=timesteps, shape=(3, 1, 1))
         assert exam.images.tolist() == list(range(count))
         offsets = sorted((exam.timesteps - timesteps.start).tolist())
         # In the middle of each of `count` equal parts.
         assert offsets == [(2 * i + 1) * len(timesteps) // (2 * count) for i in range(count)]
         assert exam.noise.shape == (count, 3, 1, 1)
 
-    def test_is_always_the_same_and_no_lesson(self) -> None:
+    def test_is_always_the_same_and_no_training_batch(self) -> None:
         settings: dict[str, Any] = {"timesteps": range(90), "shape": (3, 2, 2), "count": 10}
-        one = examination(1, 2, **settings)
+        one = validation_batch(1, 2, **settings)
         torch.manual_seed(5)
-        assert same(examination(1, 2, **settings), one)
-        assert not torch.equal(examination(1, 3, **settings).noise, one.noise)
-        assert not torch.equal(examination(2, 2, **settings).timesteps, one.timesteps)
-        assert not torch.equal(lesson(1, 2, 0, batch=10, **settings).noise, one.noise)
+        assert same(validation_batch(1, 2, **settings), one)
+        assert not torch.equal(validation_batch(1, 3, **settings).noise, one.noise)
+        assert not torch.equal(validation_batch(2, 2, **settings).timesteps, one.timesteps)
+        assert not torch.equal(training_batch(1, 2, 0, batch=10, **settings).noise, one.noise)
 
 
 class TestPhases:
@@ -189,25 +190,26 @@ BAD: list[tuple[str, Any]] = [
     *(("weight_decay", value) for value in (-1.0, math.inf, math.nan)),
     *(("precision", value) for value in ("float16", None)),
     ("chain", "yes"),
+    *(("num_experts", value) for value in (0, True, 2.0)),
+    ("boundaries", "even"),
 ]
 
 
-class TestCheck:
+class TestProblems:
     @pytest.mark.parametrize(("name", "value"), BAD)
     def test_a_bad_value(self, name: str, value: Any) -> None:
-        with pytest.raises(UsageError) as caught:
-            Recipe(**{name: value}).check()
-        assert caught.value.message.startswith(name)
-        assert repr(value).strip("'") in caught.value.message
-        assert caught.value.hint
+        [error] = Recipe(**{name: value}).problems()
+        assert error.message.startswith(name)
+        assert repr(value).strip("'") in error.message
+        assert error.hint
 
     def test_all_bad_values_at_once(self) -> None:
         bad = dict(BAD)
-        with pytest.raises(UsageError) as caught:
-            Recipe(**bad).check()
-        assert "\n" not in str(caught.value)
-        assert {said.split()[0] for said in caught.value.message.split("; ")} == set(bad)
+        errors = [str(error) for error in Recipe(**bad).problems()]
+        assert not any("\n" in error for error in errors)
+        assert {error.split()[0] for error in errors} == set(bad)
 
     def test_good_ones(self) -> None:
-        Recipe().check()
-        Recipe(shared=0, patience=3, seed=-5, held_out=0.5, batch=1, precision="bfloat16").check()
+        assert not [*Recipe().problems()]
+        good = {"shared": 0, "patience": 3, "seed": -5, "held_out": 0.5, "batch": 1}
+        assert not [*Recipe(**good, precision="bfloat16", boundaries=[3, 9]).problems()]
