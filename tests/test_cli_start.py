@@ -48,18 +48,19 @@ main([{option!r}])
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_help_takes_less_than_120_ms() -> None:
-    """The least processor time: other programs on the machine lengthen it."""
-    seconds = []
-    for _ in range(7):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ppap_framework", "--help"], stdout=subprocess.DEVNULL
-        )
+def test_help_takes_less_than_twice_as_long_as_importing_click() -> None:
+    """The least processor time of several: other programs on the machine lengthen it."""
+
+    def seconds(*arguments: str) -> float:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
-        seconds.append(usage.ru_utime + usage.ru_stime)
-    assert min(seconds) < 0.120
+        return usage.ru_utime + usage.ru_stime
+
+    typed = [(seconds("-m", "ppap_framework", "--help"), seconds("-c", "import click"))
+             for _ in range(7)]  # fmt: skip
+    assert min(help_ for help_, _ in typed) < 2.0 * min(click_ for _, click_ in typed)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
