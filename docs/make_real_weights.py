@@ -70,8 +70,8 @@ def probabilities(model: GuidanceModel, images: Tensor) -> Tensor:
 def answers(experts: ExpertSet, images: Tensor, level: NoiseLevel) -> Tensor:
     """(B,), what noisy images of one level are called by the expert that owns it."""
     with torch.no_grad():
-        parts = zip(images.split(16), level.log_snr.split(16), strict=True)
-        said = [experts.forward(part, NoiseLevel(log_snr)).argmax(1) for part, log_snr in parts]
+        parts = zip(images.split(16), map(NoiseLevel, level.log_snr.split(16)), strict=True)
+        said = [experts.at(level)(part, level).argmax(1) for part, level in parts]
     experts.activate(None)
     return torch.cat(said)
 

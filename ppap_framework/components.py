@@ -6,8 +6,8 @@ Conventions, the same everywhere:
 - Timesteps are those of the stage's base schedule, int64, 0 being the least noisy.
 - In a backend of several stages, each passes its images to the next; guides steer the first.
 
-A method is abstract, final, or has a default that its docstring states; nobody asks whether an
-object has it.
+A method is abstract, final, or has a default that its docstring states. The attributes of a class
+are set by whoever implements it. Nobody asks whether an object has either.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import from_uint8
 from ppap_framework.predictions import squared_difference
@@ -101,10 +102,10 @@ class Prediction:
         if self._eps is not None:
             return self._eps
         assert self._x0 is not None
-        if not self.alpha.all():  # zero terminal SNR: x_t is noise alone
-            return (self.x_t - self.alpha.to(self.x_t) * self._x0) / self.sigma.to(self.x_t)
-        x_t, ratio = self.x_t, self.sigma / self.alpha
-        return ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
+        x_t, alpha, ratio = self.x_t, self.alpha.to(self.x_t), self.sigma / self.alpha
+        eps = ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
+        # At zero terminal SNR alpha is 0. Asking the device whether it is would wait for it.
+        return torch.where(alpha > 0.0, eps, (x_t - alpha * self._x0) / self.sigma.to(x_t))
 
     @property
     def x0(self) -> Tensor:
@@ -132,36 +133,22 @@ class Prediction:
 
 
 class Stage(abc.ABC):
-    """One diffusion process of a backend: a denoiser, its schedule, and the shape of what it
-    draws.
+    """One diffusion process of a backend: a denoiser, its schedule, and the shape of what it draws.
+
+    Attributes:
+        name: The stage's name in messages and files, such as "base" or "upsampler".
+        image_shape: (C, H, W) of x_t; C is 3.
+        schedule: The base schedule; `denoise` gets its timesteps.
+        variance: How the variance of an ancestral step is chosen.
+        network: The denoising network, for moving between devices, counting and hashing; never for
+            calling.
     """
 
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """How the stage is called in messages and files, such as "base" or "upsampler"."""
-
-    @property
-    @abc.abstractmethod
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of x_t; C is 3."""
-
-    @property
-    @abc.abstractmethod
-    def schedule(self) -> NoiseSchedule:
-        """The base schedule, in whose timesteps `denoise` is asked."""
-
-    @property
-    @abc.abstractmethod
-    def variance(self) -> VarianceKind:
-        """How the variance of an ancestral step is chosen."""
-
-    @property
-    @abc.abstractmethod
-    def network(self) -> nn.Module:
-        """The denoising network, for moving between devices, counting and hashing; never for
-        calling.
-        """
+    name: str
+    image_shape: tuple[int, int, int]
+    schedule: NoiseSchedule
+    variance: VarianceKind
+    network: nn.Module
 
     @abc.abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
@@ -208,12 +195,12 @@ class CascadeSampling:
 class CascadedStage(Stage):
     """A stage that goes on from what the one before it drew, such as an upsampler (Ho et al. 2021,
     arXiv 2106.15282). No guide steers it.
+
+    Attributes:
+        sampling: How it is sampled.
     """
 
-    @property
-    @abc.abstractmethod
-    def sampling(self) -> CascadeSampling:
-        """How it is sampled."""
+    sampling: CascadeSampling
 
     @abc.abstractmethod
     def conditioned(self, condition: Any, images: Tensor) -> Any:
@@ -226,12 +213,14 @@ class CascadedStage(Stage):
 
 
 class DiffusionBackend(abc.ABC):
-    """A diffusion model: one or more stages, of which the first is the one that guides steer."""
+    """A diffusion model.
 
-    @property
-    @abc.abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """In the order in which they run: one, and any number of `CascadedStage`s behind it."""
+    Attributes:
+        stages: The stages in the order in which they run: the one that guides steer, and any number
+            of `CascadedStage`s.
+    """
+
+    stages: tuple[Stage, ...]
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
@@ -268,6 +257,19 @@ class TargetInput:
     def __attrs_post_init__(self) -> None:
         if sum(part is not None for part in (self.text, self.image, self.array)) != 1:
             raise ValueError("a target is exactly one of text, image and array")
+
+    def number(self) -> float:
+        """The number that was typed.
+
+        Raises:
+            UsageError: If it is none.
+        """
+        try:
+            return float(self.text or "")
+        except ValueError:
+            raise UsageError(
+                f"{self.text or self.source!r} is no number", hint="type a number"
+            ) from None
 
     def pixels(self) -> Tensor:
         """The picture as images are: (3, H, W), float32 in [-1, 1], all channels alike where it is
@@ -316,12 +318,12 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
     and treat each image of a batch by itself in evaluation mode.
+
+    Attributes:
+        network: The network itself, to which expert adapters attach.
     """
 
-    @property
-    @abc.abstractmethod
-    def network(self) -> nn.Module:
-        """The network itself, to which expert adapters attach."""
+    network: nn.Module
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
@@ -379,7 +381,15 @@ class GuidanceModel(nn.Module, abc.ABC):
 
 
 class TaskLoss(abc.ABC):
-    """A distance between predictions: what guidance descends and what experts learn from."""
+    """A distance between predictions: what guidance descends and what experts learn from.
+
+    Args:
+        options: Nothing, unless a loss says otherwise: a class without options of its own is its
+            own factory.
+    """
+
+    def __init__(self, options: None = None) -> None:
+        super().__init__()
 
     @abc.abstractmethod
     def energy(self, prediction: Any, target: Tensor) -> Tensor:

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
 
+import commands
 import pytest
+from commands import Run
 from hypothesis import settings
+from toy_distribution import install, plugged
 
-from ppap_framework.cli import main
+import ppap_framework as ppap
+from ppap_framework.run import LoadedBackend
 
 # The first example pays for lazy imports, and machines differ: time is no property of ours.
 settings.register_profile("ppap", deadline=None)
 settings.load_profile("ppap")
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def typed(capsys: pytest.CaptureFixture[str]) -> Run:
     """Types `ppap ...` in this process."""
-
-    def ppap(*arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, *capsys.readouterr())
-
-    return ppap
+    return commands.typed(capsys)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +35,25 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("PPAP_CACHE_DIR")
     if before is not None:
         os.environ["PPAP_CACHE_DIR"] = before
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The toy plugin, and no other: the folder where it is installed."""
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def run(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Types `ppap ...` in an empty folder, with the toy plugin."""
+    monkeypatch.chdir(tmp_path)
+    return commands.typed(capsys)
+
+
+@pytest.fixture(scope="module")
+def toy(site: Path) -> LoadedBackend:
+    """The toy plugin's backend."""
+    return ppap.backend("toy")

@@ -188,7 +188,7 @@ class Unmoved(Seen):
     """Sees the same in everything."""
 
     def forward(self, images: Tensor, level: Any = None) -> Any:
-        return 0.0 * self._network(images.mean((2, 3)))
+        return 0.0 * self.network(images.mean((2, 3)))
 
 
 class TestWhatCannotBe:

@@ -505,8 +505,8 @@ def test_factories_get_what_their_kind_is_promised(parts: Any) -> None:
 
     calls = []
 
-    def factory_of(base: type) -> Callable[..., object]:
-        concrete = type("Concrete", (base,), dict.fromkeys(base.__abstractmethods__))
+    def factory_of(base: type, **own: object) -> Callable[..., object]:
+        concrete = type("Concrete", (base,), {**dict.fromkeys(base.__abstractmethods__), **own})
 
         def factory(*arguments: object) -> object:
             calls.append(arguments)
@@ -514,12 +514,16 @@ def test_factories_get_what_their_kind_is_promised(parts: Any) -> None:
 
         return factory
 
-    parts.make = factory_of(GuidanceModel)
+    parts.make = factory_of(GuidanceModel, network=Options)
     spec = attrs.evolve(WITH_OPTIONS, needs_checkpoint=False)
     registry = one(spec)
     assert isinstance(registry.make(spec, {"name": "n"}), GuidanceModel)
     checkpoint: Any = object()
     registry.make(spec, {"name": "n"}, checkpoint)
+    parts.make = lambda *_: factory_of(GuidanceModel)()
+    with pytest.raises(PluginError, match="made a Concrete that has no `network`"):
+        registry.make(spec, {"name": "n"})
+    calls.pop()
     parts.make = factory_of(ExpertAdapter)
     lora = adapter("lora")
     assert isinstance(one(lora).make(lora, {}), ExpertAdapter)

@@ -27,7 +27,7 @@ from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import (
     BundleFile,
     backend_sha256,
-    choose_bundle,
+    choose_experts,
     experts_dir,
     guide_sha256,
     has_experts,
@@ -179,20 +179,21 @@ class TestResult:
             timesteps = (range(50), range(50, 100))[expert]
             exam = validation_batch(0, 1 + expert, count=5, timesteps=timesteps, shape=(3, 8, 8))
             x_t = SCHEDULE.add_noise(x0[15:], exam.timesteps, exam.noise)
+            level = SCHEDULE.level(exam.timesteps)
             with torch.no_grad():
-                said = experts.forward(x_t, SCHEDULE.level(exam.timesteps))
+                said = experts.at(level)(x_t, level)
             assert (said - answers).square().mean().item() == pytest.approx(score["held_out"])
 
     @pytest.mark.parametrize("keep", [True, False])
     def test_kept_where_it_is_found(self, tmp_path: Path, keep: bool) -> None:
         bundle = run(tmp_path / "out", keep=keep)
-        found = choose_bundle("auto", Convolutions(), Backend())
+        found = choose_experts("auto", "toy", Convolutions(), Backend())
         assert (found is not None) is keep
         if found is not None:
             assert found == bundle
             assert found.path == experts_dir() / FILE
             assert found.path.read_bytes() == (tmp_path / "out" / FILE).read_bytes()
-        assert choose_bundle("auto", Convolutions(1), Backend()) is None
+        assert choose_experts("auto", "toy", Convolutions(1), Backend()) is None
 
     def test_progress(self, tmp_path: Path) -> None:
         seen_: list[Progress] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +23,13 @@ from ppap_framework.cli import main
 from ppap_framework.data import LabelledImages, SyntheticData, synthesize
 from ppap_framework.diagnosis import propose_boundaries
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.experts import BundleFile, choose_bundle, experts_dir
-from ppap_framework.learn import Recipe, adapt, distillation, teacher, transfer
-from ppap_framework.learn.transfer import Distillation
+from ppap_framework.experts import BundleFile, choose_experts, experts_dir
+from ppap_framework.learn import Recipe, adapt, distillation, load_teacher, transfer
+from ppap_framework.learn.distillation import Distillation
 from ppap_framework.registry import registry
+from ppap_framework.runtime import Progress
 
+MODULE = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
 PLUGINS = "ppap-plugin-toy,ppap-plugin-bias,ppap-plugin-lora,ppap-plugin-classifier"
 FULL = (("full", {}),)
 LEARN = (
@@ -49,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quick(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few batches for statistics, no plots, a cache and a folder of one's own."""
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
-    monkeypatch.setitem(transfer.__globals__, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(MODULE, "plot_losses", lambda *_: None)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PPAP_ADAPT_CALIBRATE", "false")
     (tmp_path / "here").mkdir()
@@ -146,8 +149,15 @@ class TestTransfer:
             seed=-3,
         )
         loss = {"name": "toy-margin", "options": {}}
-        assert info.recipe == {**attrs.asdict(wanted), "loss": loss}
-        assert info.adapters[0].options["rank"] == 1
+        settled = {"num_experts": 3, "boundaries": (10, 20), "adapters": info.recipe["adapters"]}
+        assert {**info.recipe, "boundaries": tuple(info.recipe["boundaries"])} == {
+            **attrs.asdict(wanted),
+            **settled,
+            "loss": loss,
+        }
+        [[name, options]] = info.recipe["adapters"]
+        assert (name, options) == ("lora", info.adapters[0].options)
+        assert options["rank"] == 1
         assert not experts_dir().exists()
         code, out, _ = run(
             *("transfer", "--backend", "ppap-plugin-toy:toy", "--guider", "ppap-plugin-toy:colour"),
@@ -208,6 +218,8 @@ BAD_EVERYWHERE = [
     (("--backend", "toi"), 3, "toi"),
     (("--checkpoint", "nothing"), 4, "nothing"),
     (("--guider", "color"), 3, "color"),
+    (("--guider", "colour=4"), 2, "has a scale or an interval"),
+    (("--guider", "none"), 2, "a network is needed"),
     (("--guider-checkpoint", "nowhere.safetensors"), 4, "nowhere.safetensors"),
     (("--guider-option", "sharpness=-1"), 2, "sharpness"),
     (("--guider-option", "sharpness"), 2, "--guider-option 'sharpness' cannot be read"),
@@ -373,8 +385,8 @@ class TestAdapt:
             *("data", "transfer.json", "log.jsonl", ".lock", FILE)
         }
         assert len(SyntheticData(folder / "data")) == 20
-        model = teacher("colour").model
-        found = choose_bundle("auto", model, ppap.backend("toy"))
+        model = load_teacher("colour").model
+        found = choose_experts("auto", "toy", model, ppap.backend("toy"))
         assert found is not None
         assert str(found.path) == told["path"]
         assert run(*command).out == out  # and again, at once
@@ -431,7 +443,7 @@ class TestAdapt:
         guide: Any = {
             "module": module,
             "guidance model": model,
-            "teacher": teacher(model, loss=Square()),
+            "teacher": load_teacher(model, Square()),
         }[kind]
         network = module if kind == "module" else model
         before = anatomy(network)
@@ -448,7 +460,7 @@ class TestAdapt:
         )
         assert anatomy(network) == before
         wrapped = ppap.ModuleGuide(module) if kind == "module" else model
-        assert choose_bundle("auto", wrapped, ppap.backend("toy")) == bundle
+        assert choose_experts("auto", "toy", wrapped, ppap.backend("toy")) == bundle
         assert bundle.info.guide.component == {"module": "Sequential"}.get(kind, "Means")
 
     def test_progress_and_going_on(self) -> None:
@@ -461,25 +473,15 @@ class TestAdapt:
         }
         calls: list[str] = []
 
-        def watch(kind: str, at: int) -> Callable[[Any], None]:
-            def called(progress: Any) -> None:
-                calls.append(kind)
-                if len(calls) == at:
-                    raise KeyboardInterrupt
-
-            return called
+        def watch(progress: Progress) -> None:
+            calls.append(progress.task)
+            if len(calls) == at:
+                raise KeyboardInterrupt
 
         for at in (1, 2, 9):
             calls.clear()
             with pytest.raises(KeyboardInterrupt):
-                adapt(
-                    "toy",
-                    "colour",
-                    out="out",
-                    drawing=watch("drawing", at),
-                    learning=watch("learning", at),
-                    **settings,
-                )
+                adapt("toy", "colour", out="out", progress=watch, **settings)
             assert set(calls) == ({"drawing"} if at < 3 else {"drawing", "learning"})
         adapt("toy", "colour", out="out", **settings)
         adapt("toy", "colour", out="new", **settings)
@@ -528,7 +530,7 @@ class TestAdapt:
 
     def test_labels_of_classes_that_there_are_not(self) -> None:
         np.savez("l.npz", images=np.zeros((9, 8, 8, 3), np.uint8), labels=np.arange(9))
-        with pytest.raises(AssetError, match="the labels do not fit what the network says"):
+        with pytest.raises(AssetError, match="the labels do not fit the network's answers"):
             transfer(
                 "toy",
                 "colour",

@@ -547,7 +547,7 @@ class TestRefusals:
 
     def test_experts_that_hold_nothing_to_train(self) -> None:
         model = Convolutions()
-        model._network = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten())
+        model.network = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Flatten())
         with pytest.raises(UsageError, match="bias find no parameter to train in Sequential"):
             check_experts(attached(model, 1), SHORT)
 

@@ -36,17 +36,13 @@ class Means(GuidanceModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._network = nn.Linear(3, 2)
+        self.network = nn.Linear(3, 2)
         with torch.no_grad():
-            self._network.weight.copy_(torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.0, 2.0]]))
-            self._network.bias.copy_(torch.tensor([0.2, -0.1]))
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
+            self.network.weight.copy_(torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.0, 2.0]]))
+            self.network.bias.copy_(torch.tensor([0.2, -0.1]))
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        return self._network(images.mean((2, 3)))
+        return self.network(images.mean((2, 3)))
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
@@ -58,7 +54,7 @@ class Convolutions(Means):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self._network = nn.Sequential(  # type: ignore[assignment]  # a network all the same
+        self.network = nn.Sequential(  # type: ignore[assignment]  # a network all the same
             nn.BatchNorm2d(3),
             nn.Conv2d(3, 6, 3, padding=1, bias=False),
             nn.BatchNorm2d(6),
@@ -71,7 +67,7 @@ class Convolutions(Means):
         self.eval()
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        return self._network(images)
+        return self.network(images)
 
 
 @attrs.frozen(eq=False)

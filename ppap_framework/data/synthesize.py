@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,8 @@ def synthesize(
     """
     path = Path(out).expanduser()
     sampling, compute = settle(sampling, compute, changes, DEFAULTS)
-    compute = attrs.evolve(compute, threads=compute.threads or 1)  # torch's own choice varies
+    if compute.threads is None:  # torch's own choice depends on the machine
+        compute = attrs.evolve(compute, threads=1)
     check_synthesis(path, num, sampling, compute, shard=shard, workers=workers)
     layout = Layout(num, compute.fixed_batch, shard)
     run = plan(backend, (), num, sampling, compute)
@@ -191,16 +191,9 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
         "precision": compute.precision,
         "compile": compute.compile,
         "versions": {
-            "ppap-framework": _version(),
+            "ppap-framework": resume.core_version(),
             "torch": torch.__version__,
             "pillow": PIL.__version__,
             **plugin,
         },
     }
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

@@ -111,8 +111,6 @@ def label(item: ComponentSpec | Asset) -> str:
             return f"experts {item.name!r}"
         case DefaultTarget():
             return f"default target of guider {item.guider!r} with checkpoint {item.checkpoint!r}"
-        case _:
-            return f"released experts of {item.name!r}"
 
 
 def one_line(error: BaseException) -> str:

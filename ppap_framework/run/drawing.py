@@ -124,7 +124,7 @@ class Drawing:
 
         Args:
             images: Numbers of the images, consecutive.
-            kind: What steers them.
+            kind: How they are guided.
 
         Returns:
             For each stage by name, in order: (B, 3, H, W) in [-1, 1], on the device.

@@ -106,7 +106,7 @@ class Sampling:
                 f"prompt must be a text, or one for each image, and {wrong[0]!r} is none",
                 hint='as in prompt="3"',
             )
-        elif each and len(each) != num:
+        elif len(each) != num:
             yield UsageError(
                 f"{len(each)} prompts were given for {num} images",
                 hint="give one for all, or one for each",

@@ -264,12 +264,10 @@ class Watcher(GuidanceModel):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._network = network
-
-    network = property(lambda self: self._network)  # type: ignore[assignment]  # as the class wants
+        self.network = network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        return self._network(images)
+        return self.network(images)
 
     def target(self, given: TargetInput) -> Target:
         return Target(value=torch.tensor([self.classes.index(given.text or "")]), label="")

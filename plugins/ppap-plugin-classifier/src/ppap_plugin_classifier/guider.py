@@ -73,26 +73,21 @@ class ClassifierGuide(PreprocessingGuide):
         self, network: nn.Module, class_names: Sequence[str], preprocessing: Preprocessing
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
         self._shown = ImageInput(**attrs.asdict(preprocessing))
         self.eval().requires_grad_(False)
 
-    @property
-    def network(self) -> nn.Module:
-        """The timm model as timm makes it."""
-        return self._network
-
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
-        other = ClassifierGuide(self._network, self.class_names, preprocessing)
+        other = ClassifierGuide(self.network, self.class_names, preprocessing)
         other._shown.to(next(self._shown.buffers()))  # device and dtype
         return other
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        said = self._network(self._shown(images))
+        said = self.network(self._shown(images))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
         return logits
 
@@ -100,7 +95,7 @@ class ClassifierGuide(PreprocessingGuide):
         """A class by index, name or unambiguous part of a name; an array of B indices; or the class
         that the network sees in a picture.
         """
-        device = next(self._network.parameters()).device
+        device = next(self.network.parameters()).device
         return class_target(given, self.class_names, lambda images: self(images.to(device)))
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class SegmentationGuide(GuidanceModel):
         options: SegmentationOptions | None = None,
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.class_names = tuple(class_names)
         self.shown = shown
         self._answer = answer
@@ -113,16 +113,11 @@ class SegmentationGuide(GuidanceModel):
         )
         self.eval().requires_grad_(False)
 
-    @property
-    def network(self) -> nn.Module:
-        """The network as its library makes it."""
-        return self._network
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K, h, w) of images (B, 3, H, W), at whatever resolution the network gives
         them; the noise level is ignored.
         """
-        return self._answer(self._network(self.shown(images)))
+        return self._answer(self.network(self.shown(images)))
 
     def target(self, given: TargetInput) -> Target:
         """A picture, whose likeliest classes become the target; a mask of class indices; or the
@@ -183,7 +178,7 @@ class SegmentationGuide(GuidanceModel):
         size = (min(height, self._largest), min(width, self._largest))
         if self.shown.size is None and (height, width) != size:
             picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
-        logits = self(picture.to(next(self._network.parameters()).device))
+        logits = self(picture.to(next(self.network.parameters()).device))
         return resized_logits(logits, size).argmax(1).cpu()
 
 
