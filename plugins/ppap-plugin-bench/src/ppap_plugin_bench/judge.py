@@ -1,4 +1,4 @@
-"""The judge: a classifier that never guides, and whose features and classes measure every row."""
+"""Networks that judge finished images and never guide: of classes, and of scenes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
-import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,123 +13,169 @@ from torch import Tensor, nn
 
 from ppap_framework.components import TargetInput
 from ppap_framework.diagnosis.intervals import Floats
-from ppap_framework.errors import PluginError
-from ppap_framework.run import LoadedGuide
-from ppap_plugin_bench.pixels import clean_levels, to_images
+from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.guidance import Guide
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.origin import Origin
+from ppap_framework.pixels import from_uint8, to_uint8
+from ppap_framework.targets import decode_target
+from ppap_plugin_bench.experiment import JudgeSpec
+from ppap_plugin_bench.pictures import Pictures
 
-__all__ = ["Judge", "Projection", "Verdict"]
+__all__ = ["ClassJudge", "SceneJudge"]
 
 _BATCH = 256
-MAX_FEATURES = 64
 
 
-@attrs.frozen(eq=False)
-class Verdict:
-    """What the judge sees in N images.
+class _Judge:
+    """A guide's network on a device, looking at finished images."""
 
-    Attributes:
-        features: (N, D), float64.
-        classes: (N,), int64: the likeliest class; -1 for one that is not asked about.
-        confidence: (N,), its probability.
-    """
+    def __init__(self, guide: Guide, device: torch.device) -> None:
+        assert guide.origin is not None  # it was requested by name
+        self.origin: Origin = guide.origin
+        self.guide = guide
+        self._model = guide.model.to(device).eval()
+        self._device = device
 
-    features: Floats
-    classes: NDArray[np.int64]
-    confidence: Floats
+    def _predict(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Any]:
+        """Images as tensors, and the prediction."""
+        images = from_uint8(pixels).to(self._device)
+        return images, self._model(images, NoiseLevel.clean(len(images)))
 
 
 @final
-class Judge:
-    """A classifier that looks at finished images.
-
-    Its features are what goes into the last linear layer that runs, so that it may be of any
-    architecture.
+class ClassJudge(_Judge):
+    """A classifier. Its features are the input of the last linear layer that runs, so that it may
+    have any architecture.
 
     Args:
-        loaded: The classifier; what it is aimed at does not matter.
-        names: Of the classes, as it understands them.
-        device: Where it looks.
+        guide: The classifier; its target does not matter.
+        names: Names of the K classes.
+        device: The device.
 
     Raises:
-        UsageError: For a name that it does not know.
+        UsageError: If it does not know a name.
     """
 
-    def __init__(self, loaded: LoadedGuide, names: Sequence[str], device: torch.device) -> None:
-        self.origin = loaded.origin
-        self.names = tuple(names)
-        self._model = loaded.guide.model.to(device).eval().requires_grad_(False)
-        self._device = device
+    def __init__(self, guide: Guide, names: Sequence[str], device: torch.device) -> None:
+        super().__init__(guide, device)
         self._outputs = torch.cat(
             [self._model.target(TargetInput(text=name, source=name)).value for name in names]
-        )  # (K,), the output that stands for each name
+        ).cpu()  # (K,), the output of each class
 
     @torch.inference_mode()
-    def look(self, pixels: NDArray[np.uint8]) -> Verdict:
+    def look(self, pixels: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.int64], Floats]:
         """What it sees in images.
 
         Args:
             pixels: (N, H, W, 3).
 
+        Returns:
+            Features, (N, D); the likeliest class, (N,), or -1 for one that has no name; and its
+            probability, (N,).
+
         Raises:
-            PluginError: Where it has no linear layer, or no class for each image.
+            PluginError: If it has no linear layer, or gives no logits (N, outputs).
         """
-        parts = [
-            self._look(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)
-        ]
+        parts = [self._look(pixels[k : k + _BATCH]) for k in range(0, len(pixels), _BATCH)]
         features, classes, confidence = (
             torch.cat(part).numpy() for part in zip(*parts, strict=True)
         )
-        return Verdict(features.astype(np.float64), classes, confidence.astype(np.float64))
+        return features.astype(np.float64), classes, confidence.astype(np.float64)
 
     def _look(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, Tensor, Tensor]:
-        images = to_images(pixels, self._device)
         with _last_linear_input(self._model.network) as inputs:
-            logits = self._model(images, clean_levels(len(images)))
+            images, logits = self._predict(pixels)
         features = inputs[-1] if inputs else torch.empty(0)
         if len(features) != len(images) or features.ndim != 2:
             raise PluginError(
-                f"judge {self.origin.component!r} shows no features: nothing that is (B, D) goes "
-                "into a last linear layer",
+                f"judge {self.origin.component!r} shows no features: no (B, D) input reaches a "
+                "last linear layer",
                 hint="take a classifier that ends in one",
             )
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             raise PluginError(f"judge {self.origin.component!r} is no classifier")
         confidence, output = logits.float().softmax(1).max(1)  # (B,)
         classes = torch.full((logits.shape[1],), -1)
-        classes[self._outputs] = torch.arange(len(self.names))
+        classes[self._outputs] = torch.arange(len(self._outputs))
         return features.float().cpu(), classes[output.cpu()], confidence.cpu()
 
 
-@attrs.frozen(eq=False)
-class Projection:
-    """Features reduced to the first principal axes of the reference, where there are too many.
+@final
+class SceneJudge(_Judge):
+    """A network whose loss compares what it sees with what is there.
 
-    With many features a Frechet distance is mostly the noise of its covariance.
+    Args:
+        guide: The network and its loss; its target does not matter.
+        spec: The array that is the truth, and the metrics that count.
+        device: The device.
     """
 
-    mean: Floats
-    axes: Floats | None
+    def __init__(self, guide: Guide, spec: JudgeSpec, device: torch.device) -> None:
+        super().__init__(guide, device)
+        self.spec = spec
 
-    @classmethod
-    def of(cls, reference: Floats, limit: int = MAX_FEATURES) -> Projection:
-        """The projection of features like these, (M, D), to at most `limit`."""
-        mean = reference.mean(0)
-        if reference.shape[1] <= limit:
-            return cls(mean, None)
-        _, vectors = np.linalg.eigh(np.cov(reference, rowvar=False))  # rising
-        return cls(mean, vectors[:, ::-1][:, :limit])
+    def truth(self, scenes: Pictures) -> Tensor:
+        """The truth of S scenes as the loss takes it, (S, ...).
 
-    def __call__(self, features: Floats) -> Floats:
-        """(N, D) to (N, at most `limit`)."""
-        if self.axes is None:
-            return features
-        projected: Floats = (features - self.mean) @ self.axes
-        return projected
+        Raises:
+            UsageError: If the judge does not understand it.
+        """
+        return torch.cat([target.value for target in self._targets(scenes)])
+
+    @torch.inference_mode()
+    def figures(self, pixels: NDArray[np.uint8], truth: Tensor) -> dict[str, Floats]:
+        """The metrics of its loss.
+
+        Args:
+            pixels: (N, H, W, 3).
+            truth: (N, ...), of the scene that each image was aimed at.
+
+        Returns:
+            By the figure's name, (N,), which may not be finite.
+
+        Raises:
+            UsageError: If the loss has no such metric.
+        """
+        parts = []
+        for start in range(0, len(pixels), _BATCH):
+            rows = slice(start, start + _BATCH)
+            _, prediction = self._predict(pixels[rows])
+            found = self.guide.loss.metrics(prediction, truth[rows].to(self._device))
+            if missing := [name for name in self.spec.metrics if name not in found]:
+                raise UsageError(
+                    f"loss {self.guide.loss_name!r} of judge {self.spec.name!r} measures no "
+                    f"{', '.join(missing)}",
+                    hint=f"it measures {', '.join(found) or 'nothing'}",
+                )
+            parts.append([found[name].double().cpu() for name in self.spec.metrics])
+        whole = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+        return dict(zip(self.spec.figures, whole, strict=True))
+
+    @torch.inference_mode()
+    def shown(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pictures of what it sees in images (N, H, W, 3): (N, h, w, 3)."""
+        images, prediction = self._predict(pixels)
+        return to_uint8(self._model.render(prediction, images))
+
+    def shown_truth(self, scenes: Pictures) -> list[NDArray[np.uint8]] | None:
+        """Pictures of the truth, each (h, w, 3); None if the judge shows none."""
+        pictures = [target.picture for target in self._targets(scenes)]
+        shown = [to_uint8(picture[None])[0] for picture in pictures if picture is not None]
+        return shown if len(shown) == len(pictures) else None
+
+    @torch.no_grad()
+    def _targets(self, scenes: Pictures) -> list[Any]:
+        truths = scenes.truths[self.spec.truth]
+        if self.spec.reciprocal:
+            with np.errstate(divide="ignore"):  # infinite values are refused as a target
+                truths = 1.0 / truths.astype(np.float32)
+        return [self._model.target(decode_target(truth)) for truth in truths]
 
 
 @contextlib.contextmanager
 def _last_linear_input(network: nn.Module) -> Iterator[list[Tensor]]:
-    """A list whose last item is what the last linear layer was given."""
+    """A list whose only item is the input of the linear layer that ran last."""
     inputs: list[Tensor] = []
 
     def keep(module: nn.Module, given: tuple[Any, ...]) -> None:

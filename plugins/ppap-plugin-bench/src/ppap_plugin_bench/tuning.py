@@ -1,8 +1,7 @@
 """How a row gets its scale and interval: the candidate that does best on tuning seeds.
 
-What is best is the experiment's to say: by default the hit rate. It alone is no free lunch: it
-rises with the scale for a while as quality and diversity fall. That is why distance and spread
-stand beside it for every candidate.
+The hit rate alone rises with the scale for a while as quality and diversity fall. Therefore FID and
+spread are recorded for every candidate.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from typing import Any
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import Floats, Interval, rounded
-from ppap_plugin_bench import metrics
-from ppap_plugin_bench.assessment import Reference, hit_shares, mean
-from ppap_plugin_bench.experiment import Best
-from ppap_plugin_bench.judge import Verdict
+from ppap_framework.diagnosis.intervals import Interval, rounded
+from ppap_plugin_bench.assessment import Observations, Reference, hit_shares, mean
+from ppap_plugin_bench.experiment import Better
 from ppap_plugin_bench.row import Candidate
 
 __all__ = ["Trial", "choose", "trial"]
@@ -27,13 +23,12 @@ __all__ = ["Trial", "choose", "trial"]
 
 @attrs.frozen
 class Trial:
-    """What came of a candidate.
+    """The figures of a candidate.
 
     Attributes:
         candidate: Scale and interval.
-        figures: How far images show what they aim at, by name.
-        fid: Of so few images; to compare candidates by, and with nothing else.
-        spread: Likewise.
+        figures: Figures of fidelity by name.
+        fid: FID of so few images, to compare candidates only; `spread` likewise.
     """
 
     candidate: Candidate
@@ -42,7 +37,7 @@ class Trial:
     spread: float
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """JSON."""
         return {
             "scale": self.candidate.scale,
             "interval": list(self.candidate.interval),
@@ -52,45 +47,25 @@ class Trial:
         }
 
 
-def trial(
-    candidate: Candidate,
-    verdict: Verdict,
-    targets: NDArray[np.int64],
-    reference: Reference,
-    of_scenes: Mapping[str, Floats],
-) -> Trial:
-    """Measure a candidate by what judges see in N images.
-
-    Args:
-        candidate: That drew them.
-        verdict: What the judge sees.
-        targets: (N,), the class that each was to show.
-        reference: Pictures of which the truth is known.
-        of_scenes: By name, (N,): how judges of scenes judge them.
-    """
-    features = reference.projection(verdict.features)
-    ones = np.ones((1, len(features)))
-    return Trial(
-        candidate,
-        hit_shares(verdict, targets, reference.parts)
-        | {name: mean(values) for name, values in of_scenes.items()},
-        metrics.fid(features, reference.features),
-        float(metrics.spread(features, verdict.classes, reference.variances, ones)[0]),
-    )
+def trial(candidate: Candidate, seen: Observations, reference: Reference) -> Trial:
+    """Measure a candidate by what judges see in its images."""
+    figures = hit_shares(seen, reference.parts)
+    figures |= {name: mean(values) for name, values in seen.of_scenes.items()}
+    return Trial(candidate, figures, reference.fid(seen), reference.spread(seen))
 
 
-def choose(trials: Sequence[Trial], objective: Mapping[str, Best]) -> Trial:
-    """The one that does best, and of several such the first.
+def choose(trials: Sequence[Trial], objective: Mapping[str, Better]) -> Trial:
+    """The first of the best trials.
 
     Args:
         trials: One at least.
-        objective: Figures, and which of two values is better. Of several figures the mean counts,
-            those that are better low taken as negative; one that is not finite is worst.
+        objective: Figures by name, and which value is better. The mean of several counts, those
+            that are better low negated; a mean that is not finite is worst.
     """
+    signs = {"lower": -1.0, "higher": 1.0}
 
     def score(made: Trial) -> float:
-        signs = {"lower": -1.0, "higher": 1.0}
-        values = [signs[best] * made.figures[name].value for name, best in objective.items()]
+        values = [signs[better] * made.figures[name].value for name, better in objective.items()]
         found = float(np.mean(values))
         return found if math.isfinite(found) else -math.inf
 

@@ -1,4 +1,4 @@
-"""Strips of images, so that readers see what rows look like."""
+"""Strips of example images."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppap_plugin_bench.files import replacing
+from ppap_framework.files import replacing
 
 __all__ = ["EXAMPLES", "write_strip"]
 
 EXAMPLES = 8
 """Images in a strip."""
 
-_TILE = 64  # pixels a side: narrower ones are enlarged
+_TILE = 64  # pixels; narrower pictures are enlarged
 _GAP = 4
 
 
 def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
-    """Write pictures as a PNG, the same bytes every time.
+    """Write pictures as a PNG whose bytes are the same every time.
 
     Args:
-        path: Of the file.
-        lines: Of pictures, each (h, w, 3), from left to right; each line below the one before it.
+        path: The file.
+        lines: Lines of pictures, each (h, w, 3).
 
     Raises:
-        PpapError: Where it cannot be written.
+        PpapError: If it cannot be written.
     """
     width = max(_TILE, *(picture.shape[1] for line in lines for picture in line))
     tiles = [[_enlarged(picture, width) for picture in line] for line in lines]
     heights = [max(tile.height for tile in line) for line in tiles]
     columns = max(len(line) for line in tiles)
     size = columns * (width + _GAP) - _GAP, sum(heights) + (len(heights) - 1) * _GAP
-    strip = Image.new("RGBA", size)  # nothing between them, on whatever page it stands
+    strip = Image.new("RGBA", size)  # transparent between the pictures
     top = 0
     for line, height in zip(tiles, heights, strict=True):
         for column, tile in enumerate(line):
             strip.paste(tile, (column * (width + _GAP), top))
         top += height + _GAP
-    replacing(path, lambda partial: strip.save(partial, "PNG"))
+    with replacing(path) as temporary:
+        strip.save(temporary, "PNG")
 
 
 def _enlarged(picture: NDArray[np.uint8], width: int) -> Image.Image:
-    """By a whole number, so that pixels stay squares, as wide as there is room."""
+    """As wide as there is room, by a whole number, so that pixels stay squares."""
     image = Image.fromarray(picture)
     factor = max(1, width // image.width)
     return image.resize(
