@@ -20,14 +20,26 @@ if TYPE_CHECKING:
     from ppap_framework.data import SyntheticData, synthesize
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
     from ppap_framework.learn.adapt import adapt  # mypy takes the name for the module otherwise
-    from ppap_framework.run import ModuleGuide, Result, backend, guide, sample
+    from ppap_framework.run import (
+        Compute,
+        GuideRequest,
+        ModuleGuide,
+        Result,
+        Sampling,
+        backend,
+        guide,
+        sample,
+    )
 
 __all__ = [
     "AssetError",
+    "Compute",
+    "GuideRequest",
     "ModuleGuide",
     "PluginError",
     "PpapError",
     "Result",
+    "Sampling",
     "SyntheticData",
     "UsageError",
     "adapt",

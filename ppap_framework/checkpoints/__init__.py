@@ -22,6 +22,7 @@ from ppap_framework.checkpoints._checkpoint import (
     open_checkpoint,
     save_checkpoint,
 )
+from ppap_framework.checkpoints._choice import find_checkpoint
 from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.checkpoints._fetch import (
     cache_dir,
@@ -50,6 +51,7 @@ __all__ = [
     "downloads_are_off",
     "fetch",
     "file_sha256",
+    "find_checkpoint",
     "in_torch_hub",
     "join_checkpoints",
     "load_into",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import attrs
 import torch
 from torch import Generator, Tensor
+
+from ppap_framework.runtime import generator
 
 __all__ = ["NoiseSource"]
 
@@ -41,12 +41,14 @@ class NoiseSource:
         """
         batch, *image = shape
         return torch.stack(
-            [torch.randn(image, generator=self._stream(self.start + row)) for row in range(batch)]
+            [
+                torch.randn(image, generator=self._stream(row), dtype=torch.float32, device="cpu")
+                for row in range(self.start, self.start + batch)
+            ]
         )
 
     def _stream(self, image: int) -> Generator:
         if image not in self._streams:
-            name = f"{self.seed}/{image}" + (f"/{self.stage}" if self.stage else "")
-            digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-            self._streams[image] = Generator().manual_seed(int.from_bytes(digest, "big"))
+            stage = (self.stage,) if self.stage else ()
+            self._streams[image] = generator(self.seed, image, *stage)
         return self._streams[image]

@@ -2,9 +2,9 @@
 
 from ppap_framework.guidance.conflicts import Conflicts
 from ppap_framework.guidance.energy import EnergyGuidance, Through
-from ppap_framework.guidance.guide import Guide, faults_of_pull
+from ppap_framework.guidance.guide import Guide, Scale, check_calibrated, scale_problems
 from ppap_framework.guidance.scales import RangeScales
-from ppap_framework.guidance.statistics import GuidanceStatistics, GuideStatistics
+from ppap_framework.guidance.statistics import GuidanceStatistics, GuideStatistics, Tally
 
 __all__ = [
     "Conflicts",
@@ -13,6 +13,9 @@ __all__ = [
     "Guide",
     "GuideStatistics",
     "RangeScales",
+    "Scale",
+    "Tally",
     "Through",
-    "faults_of_pull",
+    "check_calibrated",
+    "scale_problems",
 ]

@@ -16,7 +16,6 @@ added; see `ppap_framework.guidance.conflicts`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypeAlias, get_args
 
@@ -52,7 +51,7 @@ class EnergyGuidance:
     Attributes:
         guides: Any number.
         through: Where the guides look.
-        normalise: Whether each guide's gradient of each image is brought to a root mean square of 1
+        normalize: Whether each guide's gradient of each image is brought to a root mean square of 1
             before the scales, so that a scale says how far eps moves in units of its own standard
             deviation times sigma. Through "clean", the denoiser then turns the sum of the guides'
             gradients and does not change its length. A gradient of 0 stays 0.
@@ -66,10 +65,10 @@ class EnergyGuidance:
 
     guides: tuple[Guide, ...] = attrs.field(converter=_tuple)
     through: Through = "noisy"
-    normalise: bool = False
+    normalize: bool = False
     conflicts: Conflicts = "keep"
     evaluations: int = 1
-    _tally: Tally = attrs.field(factory=Tally)
+    tally: Tally = attrs.field(factory=Tally)
 
     def __attrs_post_init__(self) -> None:
         if self.through not in ("noisy", "clean"):
@@ -84,15 +83,7 @@ class EnergyGuidance:
     @property
     def statistics(self) -> GuidanceStatistics:
         """What was done so far, `rows` of this guidance included."""
-        return self._tally.read([guide.name for guide in self.guides])
-
-    def fork(self) -> EnergyGuidance:
-        """The same guidance, which goes on counting by itself."""
-        return attrs.evolve(self, tally=copy.deepcopy(self._tally))
-
-    def rows(self, start: int, stop: int) -> EnergyGuidance:
-        """The guidance of images `start` to `stop` - 1 of a batch, with the same tally."""
-        return attrs.evolve(self, guides=[guide.rows(start, stop) for guide in self.guides])
+        return self.tally.read([guide.name for guide in self.guides])
 
     @torch.no_grad()
     def __call__(
@@ -105,20 +96,21 @@ class EnergyGuidance:
             if guide.acts(time, level)
         }
         if acting and self.through == "clean":
-            return self._through_denoiser(x_t, time, acting, denoise)
-        self._tally.denoiser(len(x_t) * self.evaluations)
+            return self._through_denoiser(x_t, level, time, acting, denoise)
+        self.tally.denoiser(len(x_t) * self.evaluations)
         if not acting:
             return denoise(x_t), None
-        return denoise(x_t), self._pull(x_t, level, time, acting)
+        return denoise(x_t), self._pull(x_t, level, level, time, acting)
 
     def _through_denoiser(
         self,
         x_t: Tensor,
+        level: NoiseLevel,
         time: float,
         acting: _Scales,
         denoise: Callable[[Tensor], Prediction],
     ) -> tuple[Prediction, Tensor]:
-        self._tally.denoiser(len(x_t) * self.evaluations, differentiated=True)
+        self.tally.denoiser(len(x_t) * self.evaluations, differentiated=True)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             prediction = denoise(x)
@@ -129,36 +121,47 @@ class EnergyGuidance:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
         # The guides are differentiated one by one down to x0, where they can be checked and
         # measured singly at no cost; the denoiser then once for their sum.
-        clean = NoiseLevel(torch.full((len(x_t),), torch.inf, dtype=torch.float64))
-        pull = self._pull(x0.detach(), clean, time, acting)
+        clean = NoiseLevel.clean(len(x_t))
+        pull = self._pull(x0.detach(), clean, level, time, acting)
         (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
         norms = _norms(gradient)
         finite = torch.isfinite(norms)
         pulled = _norms(pull)
-        self._tally.denoiser_lost((~finite & (pulled > 0)).sum())
-        if self.normalise:
+        self.tally.denoiser_lost((~finite & (pulled > 0)).sum())
+        if self.normalize:
             gradient = _rescaled(gradient, norms, pulled)
         return prediction.detach(), torch.where(finite, gradient, 0.0)
 
-    def _pull(self, images: Tensor, level: NoiseLevel, time: float, acting: _Scales) -> Tensor:
-        """-sum_k s_k dE_k/d images, (B, C, H, W), each gradient normalised and rid of conflicts
-        where asked for.
+    def _pull(
+        self, images: Tensor, seen: NoiseLevel, level: NoiseLevel, time: float, acting: _Scales
+    ) -> Tensor:
+        """-sum_k s_k dE_k/d images, (B, C, H, W), with each gradient normalized and conflicts
+        removed if asked for.
+
+        Args:
+            images: (B, C, H, W), what guides look at.
+            seen: Their noise levels.
+            level: The noise levels of x_t, for the statistics.
+            time: t / T.
+            acting: s_k by guide.
         """
-        pulls = {}
+        pulls, root = {}, images[0].numel() ** 0.5
+        sigma = level.sigma.to(images)[:, None, None, None]
         for k, s in acting.items():
             scale = s.to(images) if isinstance(s, Tensor) else s
-            gradient = self.guides[k].gradient(images, level)
+            gradient = self.guides[k].gradient(images, seen)
             norms = _norms(gradient)
             # A norm is finite only where all the elements are. Times the scale, so must it be.
             finite = torch.isfinite(norms * scale)
-            self._tally.guide(k, time, norms, finite)
-            if self.normalise:
-                gradient = _rescaled(gradient, norms, images[0].numel() ** 0.5)
+            change = sigma * scale * (root * (norms > 0) if self.normalize else norms) / root
+            self.tally.guide(k, time, norms, finite, change.abs())
+            if self.normalize:
+                gradient = _rescaled(gradient, norms, root)
             pulls[k] = -scale * torch.where(finite, gradient, 0.0)
         if self.conflicts == "remove":
             parted = without_conflicts(list(pulls.values()))
             for k, (pull, changed) in zip(pulls, parted, strict=True):
-                self._tally.conflicts(k, changed.sum())
+                self.tally.conflicts(k, changed.sum())
                 pulls[k] = pull
         return torch.stack(list(pulls.values())).sum(0)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -13,21 +12,17 @@ from torch import Tensor
 
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import BundleFile, ExpertSet
+from ppap_framework.experts import BundleFile, ExpertSet, WantedExperts
 from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
 
-__all__ = ["Experts", "Guide", "Scale", "scale_problems"]
+__all__ = ["Guide", "Scale", "check_calibrated", "scale_problems"]
 
 Scale: TypeAlias = "float | Literal['auto'] | None"
 """Guidance scale: a number; "auto" for the calibrated scales of the guide's experts; None for those
 if there are any, and 4 otherwise."""
-
-Experts: TypeAlias = "str | Path | BundleFile | ExpertSet | None"
-"""Experts of a guide: a bundle's name or path, "auto" for the best bundle that matches, "none" or
-None for none, or experts that are chosen or attached already."""
 
 
 def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> Iterator[UsageError]:
@@ -44,6 +39,22 @@ def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> I
         yield UsageError(
             f"guide {name!r} cannot act from {low} to {high}",
             hint="an interval is t / T from low to high, between 0 and 1, such as 0.2-0.9",
+        )
+
+
+def check_calibrated(
+    name: str, scale: Scale, experts: bool, scales: Sequence[float] | None
+) -> None:
+    """Accept the scale "auto" only if there are calibrated scales.
+
+    Raises:
+        UsageError: If there are none, with the reason: no experts, or uncalibrated ones.
+    """
+    if scale == "auto" and scales is None:
+        raise UsageError(
+            f"guide {name!r} has no calibrated scales: "
+            + ("its experts were not calibrated" if experts else "no experts guide"),
+            hint="give a scale, such as 4",
         )
 
 
@@ -65,7 +76,7 @@ class Guide:
         interval: (lo, hi) with 0 <= lo < hi <= 1; the guide acts if lo <= t / T < hi.
         curve: Factor of the scale by noise level; None for a constant scale.
         experts: Experts that read noisy images in the model's place: an attached `ExpertSet` or
-            None while images are drawn; before, see `Experts`.
+            None while images are drawn; before, see `experts.WantedExperts`.
         allow_mismatch: Differences of a bundle that are accepted: "backend", "resolution".
         noise_aware: Whether the model itself reads noise and takes no experts.
         offline: Raise instead of downloading a bundle.
@@ -86,8 +97,8 @@ class Guide:
     scale: Scale = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     curve: RangeScales | None = None
-    experts: Experts = None
-    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    experts: WantedExperts = None
+    allow_mismatch: tuple[str, ...] = ()
     noise_aware: bool = False
     offline: bool = False
     origin: Origin | None = None
@@ -102,6 +113,18 @@ class Guide:
         if isinstance(self.experts, ExpertSet) and self.experts.model is not self.model:
             raise ValueError(f"the experts of guide {self.name!r} are of another model")
 
+    @property
+    def chosen(self) -> BundleFile | ExpertSet | None:
+        """The experts, once a plan has chosen them."""
+        assert self.experts is None or isinstance(self.experts, BundleFile | ExpertSet)
+        return self.experts
+
+    @property
+    def factor(self) -> float:
+        """The scale, once a plan has settled it."""
+        assert isinstance(self.scale, float | int)
+        return self.scale
+
     def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
         """The function that reads images of these levels, until the next call; see
         `ExpertSet.at`.
@@ -110,8 +133,7 @@ class Guide:
 
     def scale_at(self, level: NoiseLevel) -> float | Tensor:
         """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU if there is a curve."""
-        assert isinstance(self.scale, float | int)  # the plan settled it
-        return self.scale if self.curve is None else self.scale * self.curve.at(level)
+        return self.factor if self.curve is None else self.factor * self.curve.at(level)
 
     def acts(self, time: float, level: NoiseLevel) -> bool:
         """Whether the guide pulls at t / T = `time` on images of these noise levels."""

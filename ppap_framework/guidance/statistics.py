@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import attrs
 import torch
 from torch import Tensor
@@ -18,11 +20,12 @@ class GuideStatistics:
         forwards: Images that it looked at, steps counted singly.
         backwards: Images that it was differentiated for, likewise.
         skipped: Gradients that were not finite and therefore left out.
-        times: t / T of each step at which it acted, in the order of the steps.
-        conflicts: Pulls that lost the component against another guide's; 0 where conflicts were
-            kept.
-        gradient_norms: Mean over images of the norm of dE/dx at each of these, unscaled and where
-            finite, x being what the guide saw; None where no image's was.
+        conflicts: Pulls that lost a component opposing another guide's; 0 if conflicts are kept.
+        times: t / T of each step at which it acted, in order.
+        gradient_norms: Mean norm of dE/dx over images at each of these, unscaled, x being what the
+            guide saw; None if no image's was finite.
+        pulls: Mean change of the predicted noise at each of these, sigma s |dE/dx| / sqrt(D), a
+            root mean square to compare with the noise's own 1.
     """
 
     name: str
@@ -32,6 +35,7 @@ class GuideStatistics:
     conflicts: int
     times: tuple[float, ...]
     gradient_norms: tuple[float | None, ...]
+    pulls: tuple[float, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +66,13 @@ class Tally:
         self._denoiser_backwards = 0
         self._denoiser_skipped: Tensor | int = 0
 
-    def guide(self, position: int, time: float, norms: Tensor, finite: Tensor) -> None:
+    def copy(self) -> Tally:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    def guide(
+        self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor
+    ) -> None:
         """Add one guide's gradients at one step.
 
         Args:
@@ -70,10 +80,11 @@ class Tally:
             time: t / T.
             norms: (B, 1, 1, 1).
             finite: (B, 1, 1, 1), bool.
+            pulls: (B, 1, 1, 1), the change of the predicted noise as a root mean square.
         """
         zero = norms.new_zeros(())
-        kept = torch.where(finite, norms, zero).sum()
-        figures = torch.stack([kept, finite.sum().to(norms), zero + len(norms)])
+        kept, pull = (torch.where(finite, figure, zero).sum() for figure in (norms, pulls))
+        figures = torch.stack([kept, finite.sum().to(norms), zero + len(norms), pull])
         steps = self._guides.setdefault(position, {})
         steps[time] = steps[time] + figures if time in steps else figures
 
@@ -103,13 +114,14 @@ class Tally:
     def _read_guide(self, position: int, name: str) -> GuideStatistics:
         steps = self._guides.get(position, {})
         rows = torch.stack(list(steps.values())).tolist() if steps else []
-        looked = round(sum(images for _, _, images in rows))
+        looked = round(sum(images for _, _, images, _ in rows))
         return GuideStatistics(
             name=name,
             forwards=looked,
             backwards=looked,
-            skipped=looked - round(sum(finite for _, finite, _ in rows)),
+            skipped=looked - round(sum(finite for _, finite, _, _ in rows)),
             conflicts=int(self._conflicts.get(position, 0)),
             times=tuple(steps),
-            gradient_norms=tuple(total / n if n else None for total, n, _ in rows),
+            gradient_norms=tuple(total / n if n else None for total, n, _, _ in rows),
+            pulls=tuple(pull / n if n else 0.0 for _, n, _, pull in rows),
         )

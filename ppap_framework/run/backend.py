@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final
 
 import attrs
 import torch
@@ -24,6 +24,7 @@ from ppap_framework.runtime import isolated
 __all__ = ["DType", "FoundBackend", "LoadedBackend", "backend", "find_backend"]
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"] | torch.dtype
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @final
@@ -146,13 +147,12 @@ def find_backend(
         name, checkpoint = _only_backend(plugins, name), Path(name)
     spec = plugins.spec("backend", name)
     wanted = checkpoint if checkpoint is None or isinstance(checkpoint, str) else Path(checkpoint)
-    if dtype is not None and dtype not in get_args(DType):
-        raise UsageError(
-            f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(get_args(DType))}"
-        )
+    cast = None if dtype is None else str(dtype).removeprefix("torch.")
+    if cast not in (None, *_DTYPES):
+        raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
     found = find_checkpoint(plugins, name, "backend", wanted, offline=offline)
-    if dtype is not None:
-        found = attrs.evolve(found, dtype=getattr(torch, dtype))
+    if cast is not None:
+        found = attrs.evolve(found, dtype=getattr(torch, cast))
     return FoundBackend(plugins, spec, found, dict(options or {}), offline)
 
 

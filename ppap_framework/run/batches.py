@@ -6,15 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
 from ppap_framework.errors import PpapError, is_out_of_memory
 from ppap_framework.run.estimate import estimate
-
-if TYPE_CHECKING:
-    from ppap_framework.run.plan import Plan
+from ppap_framework.run.plan import Plan
 
 __all__ = ["available_memory", "first_batch", "in_batches"]
 
@@ -34,10 +32,9 @@ def first_batch(run: Plan) -> int:
     Those that were asked for; for "auto" as many as an estimate finds room for, on the CPU at most
     32. Where nothing is known of a GPU's memory, all: `in_batches` then halves.
     """
-    settings = run.settings
-    if settings.batch != "auto":
-        return min(settings.batch, settings.num)
-    most = min(settings.num, _MOST_ON_CPU) if run.device.type == "cpu" else settings.num
+    if run.compute.batch != "auto":
+        return min(run.compute.batch, run.num)
+    most = min(run.num, _MOST_ON_CPU) if run.device.type == "cpu" else run.num
     free = available_memory(run.device)
     if free is None:
         return min(most, _USUAL) if run.device.type == "cpu" else most
@@ -49,14 +46,13 @@ def first_batch(run: Plan) -> int:
     return max(1, min(most, int(room)))
 
 
-def in_batches(num: int, size: int, draw: Callable[[slice], T], *, halve: bool) -> Iterator[T]:
+def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
     """Draw images 0 to `num` - 1, `size` at once.
 
     Args:
         num: How many.
         size: At most so many at once.
-        draw: Draws images `rows.start` to `rows.stop` - 1; whatever it did without coming to an end
-            must not matter.
+        draw: Draws images of these numbers; a call that ends with an error must leave no trace.
         halve: Whether to go on with half as many at once where memory is not enough.
 
     Raises:
@@ -64,10 +60,10 @@ def in_batches(num: int, size: int, draw: Callable[[slice], T], *, halve: bool) 
     """
     start = 0
     while start < num:
-        rows = slice(start, min(start + size, num))
-        count = rows.stop - start
+        images = range(start, min(start + size, num))
+        count = len(images)
         try:
-            done = [draw(rows)]
+            done = [draw(images)]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -76,7 +72,7 @@ def in_batches(num: int, size: int, draw: Callable[[slice], T], *, halve: bool) 
             done = []
         # The error and its traceback are gone by now, and with them what they kept in memory.
         if done:
-            start = rows.stop
+            start = images.stop
             yield from done
         else:
             size = count // 2

@@ -33,7 +33,7 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
     from torch._dynamo.exc import TorchDynamoException  # it takes seconds to import
 
     named = {stage.network: f"stage {stage.name!r}" for stage in run.stages}
-    named |= {g.guide.model.network: f"guide {g.guide.name!r}" for g in run.guides}
+    named |= {guide.model.network: f"guide {guide.name!r}" for guide in run.guides}
     kept = {network: vars(network).get("forward") for network in named}
     watched = {network: _Compiled(network) for network in named}
 

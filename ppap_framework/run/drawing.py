@@ -1,14 +1,14 @@
 """The one loop that draws images, whoever asks: runs, synthetic sets, tables, diagnoses.
 
-    with drawing(plan) as draw:
-        pictures = draw(range(0, 8))        # by stage, the last one finished
+with drawing(plan) as draw:
+pictures = draw(range(0, 8))        # by stage, the last one finished
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias, final
+from typing import final
 
 import attrs
 import torch
@@ -20,13 +20,10 @@ from ppap_framework.errors import PpapError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
 from ppap_framework.run.compiled import compiled
-from ppap_framework.run.plan import Plan
+from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
 
-__all__ = ["Drawing", "Kind", "drawing"]
-
-Kind: TypeAlias = Literal["guided", "unguided", "naive"]
-"""Guided as planned; without guides; or by the same guides without their experts."""
+__all__ = ["Drawing", "drawing", "models"]
 
 
 @contextlib.contextmanager
@@ -67,9 +64,8 @@ def _attached(guides: tuple[Guide, ...]) -> Iterator[tuple[Guide, ...]]:
     attached = []
     with contextlib.ExitStack() as stack:
         for guide in guides:
-            experts, key = guide.experts, id(guide.model)
+            experts, key = guide.chosen, id(guide.model)
             if experts is not None:
-                assert not isinstance(experts, str)  # the plan chose
                 if key not in sets:
                     sets[key] = stack.enter_context(experts.attached(guide.model))
                 guide = attrs.evolve(guide, experts=sets[key])

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import math
 import os
 import platform
@@ -31,11 +30,13 @@ import torch
 from PIL import Image
 
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.run.drawing import Batch
+from ppap_framework.files import replacing, write_json
+from ppap_framework.pixels import to_pil
+from ppap_framework.run.counts import counts_of
 from ppap_framework.run.grid import grid_of
-from ppap_framework.run.pictures import to_pictures, write_png, write_text
-from ppap_framework.run.plan import Plan
-from ppap_framework.run.result import Drawn, Result, Stats
+from ppap_framework.run.plan import Plan, guide_origin
+from ppap_framework.run.result import Pictures, Result, Stats
+from ppap_framework.run.sample import Batch
 
 __all__ = ["RunFolder", "check_folder", "check_writable", "fresh_folder"]
 
@@ -98,8 +99,8 @@ def fresh_folder(root: Path, run: Plan) -> Path:
         UsageError: Where it cannot be made.
     """
     words = [run.backend.origin.component]
-    for loaded in run.guides:
-        words += [loaded.guide.name, loaded.guide.target.label]
+    for guide in run.guides:
+        words += [guide.name, guide.target.label if guide.target else ""]
     label = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")[:60].rstrip("-")
     while True:
         taken = [re.match(r"(\d{4,})-", entry.name) for entry in _entries(root)]
@@ -176,12 +177,12 @@ class RunFolder:
         Raises:
             PpapError: Where that fails.
         """
-        count = len(batch.guided.images)
-        for index in range(max(0, len(self._images) - batch.start), count):
+        guided, *compared = batch.pictures.items()
+        for index in range(max(0, len(self._images) - batch.start), len(guided[1].images)):
             number = batch.start + index
-            entry = self._write_image(self.path, number, batch.guided, index)
-            for name, drawn in batch.compared.items():
-                entry[name] = self._write_image(self.path / name, number, drawn, index)
+            entry = self._write_image(self.path, number, guided[1], index)
+            for kind, pictures in compared:
+                entry[kind] = self._write_image(self.path / kind, number, pictures, index)
             self._images.append(entry)
 
     def finish(self, result: Result) -> Path | None:
@@ -193,11 +194,11 @@ class RunFolder:
         Raises:
             PpapError: Where that fails.
         """
-        self.add(Batch(start=0, guided=result.guided, compared=result.compared))
+        self.add(Batch(start=0, pictures=dict(result.pictures), seconds=0.0))
         self._write_record("interrupted" if result.interrupted else "complete", result.stats)
         if not self._images:
             return None
-        write_png(self.path / _GRID, grid_of(result))
+        _write_png(self.path / _GRID, grid_of(result))
         return self.path / _GRID
 
     def fail(self, error: BaseException) -> None:
@@ -207,21 +208,23 @@ class RunFolder:
             with contextlib.suppress(PpapError):  # the first error is the one to tell
                 self._write_record(status, error=f"{type(error).__name__}: {error}")
 
-    def _write_image(self, folder: Path, number: int, drawn: Drawn, index: int) -> dict[str, Any]:
-        digits = max(3, len(str(self._run.settings.num - 1)))
+    def _write_image(
+        self, folder: Path, number: int, drawn: Pictures, index: int
+    ) -> dict[str, Any]:
+        digits = max(3, len(str(self._run.num - 1)))
         file = folder / f"{number:0{digits}d}.png"
         (folder / "seen" if drawn.seen else folder).mkdir(parents=True, exist_ok=True)
-        write_png(file, to_pictures(drawn.images[index : index + 1])[0])
+        _write_png(file, to_pil(drawn.images[index : index + 1])[0])
         stages = {}
         for name, pictures in drawn.earlier.items():
             picture = folder / _STAGES / name / file.name
             picture.parent.mkdir(parents=True, exist_ok=True)
-            write_png(picture, to_pictures(pictures[index : index + 1])[0])
+            _write_png(picture, to_pil(pictures[index : index + 1])[0])
             stages[name] = picture.relative_to(self.path).as_posix()
         sights = {}
         for name, seen in drawn.seen.items():
             picture = folder / "seen" / f"{number:0{digits}d}-{name}.png"
-            write_png(picture, Image.fromarray(seen.pictures[index]))
+            _write_png(picture, Image.fromarray(seen.pictures[index]))
             figures = {key: float(figure[index]) for key, figure in seen.figures.items()}
             sights[name] = {
                 "file": picture.relative_to(self.path).as_posix(),
@@ -251,7 +254,7 @@ class RunFolder:
             "command": self._command,
             "started": self._started.isoformat(timespec="seconds"),
             "config": self._run.record(),
-            "cost": attrs.asdict(self._run.cost),
+            "cost": attrs.asdict(counts_of(self._run)),
             "versions": _versions(self._run),
         }
         if error:
@@ -267,17 +270,21 @@ class RunFolder:
                     "total": round((now - self._started).total_seconds(), 3),
                 },
                 "peak_memory_bytes": stats.peak_memory,
-                "most_images_at_once": stats.most_at_once,
+                "most_images_at_once": stats.largest_batch,
                 "grid": _GRID if count else None,
             }
         record["images"] = self._images
         self.record = _finite(record)
-        text = json.dumps(self.record, indent=2, allow_nan=False)
-        write_text(self.path / _RECORD, text + "\n")
+        write_json(self.path / _RECORD, self.record)
+
+
+def _write_png(path: Path, picture: Image.Image) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG")
 
 
 def _versions(run: Plan) -> dict[str, Any]:
-    origins = [run.backend.origin, *(loaded.origin for loaded in run.guides)]
+    origins = [run.backend.origin, *map(guide_origin, run.guides)]
     plugins = {name: version for origin in origins for name, version in origin.suppliers.items()}
     try:
         core = metadata.version("ppap-framework")

@@ -13,11 +13,11 @@ import attrs
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_framework.guidance import Guide
-from ppap_framework.run.pictures import to_pictures
+from ppap_framework.pixels import to_pil
 from ppap_framework.run.plan import Plan, option_words, scale_words
-from ppap_framework.run.result import Drawn, Result
+from ppap_framework.run.result import Pictures, Result
 
-__all__ = ["MAX_IMAGES", "Aim", "Row", "draw_grid", "grid_of"]
+__all__ = ["MAX_IMAGES", "Line", "TargetPicture", "draw_grid", "grid_of"]
 
 MAX_IMAGES = 64
 """That a grid shows; the first ones."""
@@ -38,7 +38,7 @@ _Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 
 @attrs.frozen(kw_only=True)
-class Row:
+class Line:
     """One line of tiles.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row:
 
 
 @attrs.frozen(kw_only=True)
-class Aim:
+class TargetPicture:
     """What a guide was aimed at.
 
     Attributes:
@@ -86,20 +86,18 @@ def grid_of(result: Result) -> Image.Image:
     rows = [row for name, drawn in result.compared.items() for row in _rows(titles[name], drawn)]
     rows += _rows(_guided(run), result.guided)
     aims = [
-        Aim(picture=to_pictures(target.picture[None])[0], caption=f"{guide.name}: {target.label}")
-        for guide, target in ((loaded.guide, loaded.guide.target) for loaded in run.guides)
-        if target.picture is not None
+        TargetPicture(
+            picture=to_pil(target.picture[None])[0], caption=f"{guide.name}: {target.label}"
+        )
+        for guide in run.guides
+        if (target := guide.target) is not None and target.picture is not None
     ]
     return draw_grid(header, rows, aims)
 
 
 def _guided(run: Plan) -> str:
     """What the row of the run's own images is called."""
-    expert = [
-        loaded.guide.name
-        for loaded, experts in zip(run.guides, run.experts, strict=True)
-        if experts
-    ]
+    expert = [guide.name for guide in run.guides if guide.chosen is not None]
     if not expert:
         return "guided" if run.guides else "unguided"
     whose = "" if len(expert) == len(run.guides) else f" of {' and '.join(expert)}"
@@ -113,23 +111,25 @@ def _short(text: str) -> str:
 
 
 def _header(run: Plan) -> list[str]:
-    settings = run.settings
+    settings = run.sampling
     eta = f", eta {settings.eta:g}" if settings.eta else ""
     origin = run.backend.origin
     told = [origin.component, origin.checkpoint, option_words(origin.options)]
     source = " · ".join(filter(None, told))
-    lines = [f"{source} · {len(run.process)} {settings.sampler} steps{eta} · seed {settings.seed}"]
+    lines = [
+        f"{source} · {len(run.process)} {settings.sampler_name} steps{eta} · seed {settings.seed}"
+    ]
     if settings.prompt is not None:
         prompt = settings.prompt
         each = "each told a prompt of its own"
         lines.append(f"told: {_short(prompt)}" if isinstance(prompt, str) else each)
-    for loaded, experts in zip(run.guides, run.experts, strict=True):
-        guide = loaded.guide
+    for guide in run.guides:
+        assert guide.target is not None  # a run's guides are aimed
         low, high = guide.interval
         when = "" if guide.interval == (0.0, 1.0) else f" · from t/T {low:g} to {high:g}"
         pull = " · normalized" if settings.normalize else ""
         where = "without experts" if settings.through == "noisy" else "through the clean image"
-        how = f"with {len(experts.ranges)} experts" if experts else where
+        how = f"with {len(guide.chosen.ranges)} experts" if guide.chosen else where
         lines.append(
             f"{guide.name} aims at {guide.target.label} · {_scale(guide)}{pull}{when} · {how}"
         )
@@ -139,12 +139,12 @@ def _header(run: Plan) -> list[str]:
 
 
 def _scale(guide: Guide) -> str:
-    if guide.scales is None:
+    if guide.curve is None:
         return f"scale {scale_words(guide)}"
     return f"scales of experts, from little noise to much: {scale_words(guide)}"
 
 
-def _rows(title: str, drawn: Drawn) -> list[Row]:
+def _rows(title: str, drawn: Pictures) -> list[Line]:
     images = drawn.images[:MAX_IMAGES]
     spoken = {name: seen.words for name, seen in drawn.seen.items() if any(seen.words)}
     captions = [
@@ -155,7 +155,7 @@ def _rows(title: str, drawn: Drawn) -> list[Row]:
         for i in range(len(images))
     ]
     shown = [
-        Row(
+        Line(
             title=f"what {name} sees",
             pictures=[Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]],
             captions=[[f"energy {energy:.3g}"] for energy in seen.figures["energy"].tolist()],
@@ -163,10 +163,12 @@ def _rows(title: str, drawn: Drawn) -> list[Row]:
         for name, seen in drawn.seen.items()
         if name not in spoken
     ]
-    return [Row(title=title, pictures=to_pictures(images), captions=captions, begins=True), *shown]
+    return [Line(title=title, pictures=to_pil(images), captions=captions, begins=True), *shown]
 
 
-def draw_grid(header: Sequence[str], rows: Sequence[Row], aims: Sequence[Aim] = ()) -> Image.Image:
+def draw_grid(
+    header: Sequence[str], rows: Sequence[Line], aims: Sequence[TargetPicture] = ()
+) -> Image.Image:
     """Draw rows of tiles, as many of which as fit stand side by side, below lines of text.
 
     Args:
@@ -207,7 +209,7 @@ def draw_grid(header: Sequence[str], rows: Sequence[Row], aims: Sequence[Aim] = 
 
 
 def _draw_aims(
-    canvas: Image.Image, pen: ImageDraw.ImageDraw, aims: Sequence[Aim], top: int
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, aims: Sequence[TargetPicture], top: int
 ) -> None:
     top = _begin(canvas, pen, top)
     pen.text((_MARGIN, top), "target" if len(aims) == 1 else "targets", _INK, _TEXT)
@@ -221,7 +223,7 @@ def _draw_aims(
 
 
 def _draw_row(
-    canvas: Image.Image, pen: ImageDraw.ImageDraw, row: Row, shown: range, top: int, wide: int
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, row: Line, shown: range, top: int, wide: int
 ) -> None:
     if row.begins:
         top = _begin(canvas, pen, top)
@@ -242,24 +244,24 @@ def _begin(canvas: Image.Image, pen: ImageDraw.ImageDraw, top: int) -> int:
     return top + _GAP
 
 
-def _height(row: Row) -> int:
+def _height(row: Line) -> int:
     tall = max((picture.height for picture in row.pictures), default=_TILE)
     lines = max(map(len, row.captions), default=0)
     return tall + lines * _TEXT_LINE + _GAP + (_GAP if row.begins else 0)
 
 
-def _aims_height(aims: Sequence[Aim]) -> int:
+def _aims_height(aims: Sequence[TargetPicture]) -> int:
     if not aims:
         return 0
     lines = max(len(_aim_caption(aim)) for aim in aims)
     return max(aim.picture.height for aim in aims) + lines * _TEXT_LINE + 2 * _GAP
 
 
-def _aim_width(aim: Aim) -> int:
+def _aim_width(aim: TargetPicture) -> int:
     return max(aim.picture.width, _TILE)
 
 
-def _aim_caption(aim: Aim) -> list[str]:
+def _aim_caption(aim: TargetPicture) -> list[str]:
     return _wrapped(aim.caption, _aim_width(aim), _CAPTION_LINES)
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Imagined", "Work"]
+__all__ = ["FakeTensors", "Work"]
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Work:
 
 
 @final
-class Imagined:
+class FakeTensors:
     """Tensors that have a shape and no numbers, and what computing with them takes."""
 
     def __init__(self) -> None:

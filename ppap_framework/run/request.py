@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file, without_downloads
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import Problems, UsageError
-from ppap_framework.experts import check_wanted, guide_sha256, has_experts
-from ppap_framework.guidance import Experts, Guide, Scale, Through, scale_problems
+from ppap_framework.experts import (
+    WantedExperts,
+    check_wanted,
+    guide_sha256,
+    has_experts,
+    uses_experts,
+)
+from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, scale_problems
 from ppap_framework.origin import Origin
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import registry
@@ -28,7 +34,7 @@ from ppap_framework.targets import decode_target
 __all__ = ["GuideRequest", "Loss", "guide"]
 
 Loss: TypeAlias = "str | TaskLoss | Callable[[Any, Tensor], Tensor]"
-"""A task loss by name or as an object, or a function of predictions and targets to energies (B,)."""
+"""A task loss by name or as an object, or a function from predictions and targets to energies."""
 
 
 def guide(
@@ -45,7 +51,7 @@ def guide(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     size: int | None = None,
-    experts: Experts = "auto",
+    experts: WantedExperts = "auto",
     allow_mismatch: Collection[str] = (),
     name: str | None = None,
 ) -> Guide:
@@ -66,8 +72,8 @@ def guide(
             default, or with `model` for that network's own.
         options: Options of the guider.
         mean: For a network: see `ModuleGuide`, as for `std` and `size`.
-        experts: Experts that read noisy images in the guide's place; see `Experts`. Without noise,
-            and for guides that read noise themselves, there are none.
+        experts: Experts that read noisy images in the guide's place; see `WantedExperts`. Clean
+            images, and guides that read noise themselves, need none.
         allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
         name: Name in messages and files; by default that of the guider or class.
 
@@ -93,6 +99,10 @@ def guide(
         allow_mismatch=allow_mismatch,
         name=name,
     ).load()
+
+
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 def _path(value: Any) -> Any:
@@ -133,18 +143,17 @@ class GuideRequest:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     size: int | None = None
-    experts: Experts = attrs.field(default="auto", converter=_path)
-    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    experts: WantedExperts = attrs.field(default="auto", converter=_path)
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     name: str | None = None
     offline: bool = False
 
     @property
     def label(self) -> str:
         """The guide's name."""
-        if self.name:
-            return self.name
-        named = isinstance(self.source, str)
-        return self.source.rpartition(":")[2] if named else type(self.source).__name__  # type: ignore[union-attr]  # it is named
+        if self.name or not isinstance(self.source, str):
+            return self.name or type(self.source).__name__
+        return self.source.rpartition(":")[2]
 
     @property
     def loss_name(self) -> str:
@@ -165,15 +174,18 @@ class GuideRequest:
         Raises:
             PpapError: As `guide`.
         """
-        spec = self._found.spec
-        check_wanted(
+        aware = bool(self._found.spec and self._found.spec.noise_aware)
+        bundle = check_wanted(
             self.experts,
             self.label,
-            noise_aware=bool(spec and spec.noise_aware),
+            noise_aware=aware,
             through=through,
             allow_mismatch=self.allow_mismatch,
             offline=self.offline,
         )
+        used = uses_experts(self.experts, noise_aware=aware, through=through)
+        if bundle is not None or not used:
+            check_calibrated(self.label, self.scale, used, bundle.scales if bundle else None)
 
     @isolated()
     def load(self, *, aim: bool = True) -> Guide:

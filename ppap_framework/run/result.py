@@ -11,12 +11,14 @@ import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from ppap_framework.guidance import GuidanceStatistics
-from ppap_framework.run.plan import Plan
+from ppap_framework.pixels import to_pil, to_uint8
+from ppap_framework.run.plan import Kind, Plan
 
-__all__ = ["Drawn", "Result", "Seen", "Stats"]
+__all__ = ["Pictures", "Result", "Seen", "Stats"]
 
 
 @final
@@ -38,7 +40,7 @@ class Seen:
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
-class Drawn:
+class Pictures:
     """Images, and what each guide sees in them.
 
     Attributes:
@@ -52,7 +54,7 @@ class Drawn:
     earlier: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     @classmethod
-    def joined(cls, parts: Sequence[Drawn]) -> Drawn:
+    def joined(cls, parts: Sequence[Pictures]) -> Pictures:
         """Batches, one behind the other; at least one."""
         first = parts[0]
         return cls(
@@ -74,13 +76,9 @@ class Drawn:
         )
 
 
-def _shape(drawn: Drawn) -> str:
-    """Of the images: the numbers themselves would fill the screen of whoever looks at a result."""
-    return f"<images {tuple(drawn.images.shape)}>"
-
-
-def _names(compared: Mapping[str, Drawn]) -> str:
-    return ", ".join(compared) or "nothing"
+def _shapes(pictures: Mapping[Kind, Pictures]) -> str:
+    """Counts in the place of the numbers, which would fill the screen."""
+    return ", ".join(f"{kind} {tuple(p.images.shape)}" for kind, p in pictures.items())
 
 
 @final
@@ -94,14 +92,14 @@ class Stats:
         own_seconds: Likewise without what these were compared with.
         peak_memory: In bytes, of the process, or on its device where that is a GPU; None where the
             system does not say.
-        most_at_once: Images in the largest batch.
+        largest_batch: Images in the largest batch.
     """
 
     guidance: GuidanceStatistics = attrs.field(repr=False)
     seconds: float
     own_seconds: float
     peak_memory: int | None
-    most_at_once: int
+    largest_batch: int
 
 
 @final
@@ -110,51 +108,74 @@ class Result:
     """Finished images, and how they came about.
 
     Attributes:
-        plan: What was to be done.
-        guided: The images; of an interrupted run those of the batches that were finished.
-        compared: Those of the same noise drawn otherwise, by the names in `Plan.compared`.
-        stats: What it took.
-        interrupted: Whether Ctrl-C ended the run early.
+        plan: The plan.
+        pictures: The finished images by kind: "guided", and those of `Plan.compared`.
+        stats: What the run took.
+        interrupted: Whether Ctrl-C ended it early.
     """
 
     plan: Plan = attrs.field(repr=False)
-    guided: Drawn = attrs.field(repr=_shape)
-    compared: Mapping[str, Drawn] = attrs.field(repr=_names)
+    pictures: Mapping[Kind, Pictures] = attrs.field(repr=_shapes)
     stats: Stats
     interrupted: bool
 
     @property
-    def images(self) -> Tensor:
-        """(B, 3, H, W), float32 in [-1, 1], on the CPU."""
-        return self.guided.images
+    def guided(self) -> Pictures:
+        """The images that were asked for, guided or, without guides, not."""
+        return self.pictures["guided"]
 
     @property
-    def unguided(self) -> Drawn | None:
-        """The images of the same noise without guides, where they were asked for."""
-        return self.compared.get("unguided")
+    def unguided(self) -> Pictures | None:
+        """Images of the same noise without guides, if they were asked for."""
+        return self.pictures.get("unguided")
 
     @property
-    def naive(self) -> Drawn | None:
-        """Likewise those that the guides steered without their experts."""
-        return self.compared.get("naive")
+    def naive(self) -> Pictures | None:
+        """Images of the same noise guided without experts, if they were asked for."""
+        return self.pictures.get("naive")
+
+    @property
+    def compared(self) -> dict[str, Pictures]:
+        """What the images are compared with, by kind."""
+        return {kind: p for kind, p in self.pictures.items() if kind != "guided"}
 
     @property
     def seen(self) -> Mapping[str, Seen]:
         """What each guide sees in the images, by the guide's name."""
         return self.guided.seen
 
+    @property
+    def images(self) -> Tensor:
+        """(B, 3, H, W), float32 in [-1, 1], on the CPU; as `images_11`."""
+        return self.guided.images
+
+    images_11 = images
+
+    @property
+    def images_01(self) -> Tensor:
+        """(B, 3, H, W), float32 in [0, 1], on the CPU."""
+        return (self.images + 1.0) / 2.0
+
+    def to_uint8(self) -> NDArray[np.uint8]:
+        """(B, H, W, 3), 0 to 255."""
+        return to_uint8(self.images)
+
+    def to_pil(self) -> list[Image.Image]:
+        """B RGB pictures."""
+        return to_pil(self.images)
+
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path | None:
         """Write 000.png ..., what the guides see, grid.png and run.json.
 
         Args:
-            folder: Made where it is not there.
-            overwrite: Whether to replace an earlier run that is in it.
+            folder: Created if it is missing.
+            overwrite: Replace an earlier run that is in it.
 
         Returns:
-            The path of the grid; None where no image was finished.
+            The path of the grid; None if no image was finished.
 
         Raises:
-            UsageError: Where the folder holds anything else, or cannot be written.
+            UsageError: If the folder holds anything else, or cannot be written.
         """
         from ppap_framework.run.folder import RunFolder  # it writes results, so it imports them
 

@@ -242,9 +242,7 @@ def _whole(name: str, value: object, least: int, usual: int) -> Iterator[UsageEr
 def _choice(name: str, value: object, kind: Any) -> Iterator[UsageError]:
     choices = get_args(kind)
     if value not in choices:
-        yield UsageError(
-            f"{name} cannot be {value!r}", hint=f"choose one of {', '.join(choices)}"
-        )
+        yield UsageError(f"{name} cannot be {value!r}", hint=f"choose one of {', '.join(choices)}")
 
 
 def _is_whole(value: object) -> bool:
