@@ -42,7 +42,7 @@ def write_experts(
 ) -> Path:
     """A bundle of experts that differ much; its path."""
     options = {"sharpness": sharpness}
-    model = ppap.guide("colour", target="green", options=options, experts="none").guide.model
+    model = ppap.guide("colour", target="green", options=options, experts="none").model
     backend = backend or ppap.backend("toy").inner
     identities = [
         Identity(component="colour", checkpoint="colour-3", sha256=guide_sha256(model)),

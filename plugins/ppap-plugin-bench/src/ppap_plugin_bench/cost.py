@@ -22,7 +22,7 @@ import torch
 from ppap_framework.diagnosis.intervals import rounded
 from ppap_framework.errors import PpapError
 from ppap_framework.files import read_json, write_json
-from ppap_framework.run import Drawing, Plan, drawing
+from ppap_framework.run import Drawing, Plan, counts_of, drawing
 from ppap_framework.runtime import peak_memory
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.images import identity, short_digest
@@ -86,8 +86,8 @@ def measure_costs(
             "threads": torch.get_num_threads(),
             "device": str(plan.device),
             "parameters": {
-                "denoiser": plan.counts.denoiser_parameters,
-                **plan.counts.guide_parameters,
+                "denoiser": counts_of(plan).denoiser_parameters,
+                **counts_of(plan).guide_parameters,
             },
             "in_turn_with": [other.name for other in rows],
         }

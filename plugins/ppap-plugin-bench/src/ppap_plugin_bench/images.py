@@ -100,7 +100,7 @@ def short_digest(value: Any) -> str:
 
 def _guide(guide: Guide) -> dict[str, Any]:
     assert guide.origin is not None  # it was requested by name
-    experts = guide.experts
+    experts = guide.chosen
     return {
         **_weights(guide.origin),
         "loss": guide.loss_name,

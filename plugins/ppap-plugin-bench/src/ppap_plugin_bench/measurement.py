@@ -16,7 +16,7 @@ from ppap_framework.diagnosis.intervals import rounded
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.guidance import Guide
-from ppap_framework.run import Plan
+from ppap_framework.run import Plan, counts_of
 from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.assessment import Assessment, Reference, difference
 from ppap_plugin_bench.experiment import Experiment
@@ -111,7 +111,9 @@ class Measurement:
     def describe(self) -> dict[str, Any]:
         """What is true of all rows, as JSON."""
         experiment, targets = self.experiment, self.setup.targets
-        examples = [targets.names[k] for k in targets.examples(EXAMPLES)]
+        columns = None
+        if targets.scenes is None:
+            columns = [targets.names[k] for k in targets.examples(EXAMPLES)]
         return {
             "format": FORMAT,
             "name": experiment.name,
@@ -126,7 +128,7 @@ class Measurement:
             "backend": provenance(self.setup.backend.origin),
             "judge": provenance(self.judges.of_classes.origin),
             "judges": self.judges.describe(),
-            "examples": examples if targets.scenes is None else None,
+            "examples": columns,
         }
 
     def describe_judges(self) -> dict[str, Any]:
@@ -252,7 +254,7 @@ class Measurement:
 
 def _per_image(plan: Plan) -> dict[str, float | None]:
     """How often networks run forwards and backwards for an image."""
-    counts = plan.counts
+    counts = counts_of(plan)
     guides = sum(counts.guide_forwards.values())  # each is differentiated once
     totals = {
         "denoiser_forwards": counts.denoiser_forwards,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppap_plugin_bench import cells
-from ppap_plugin_bench.files import replacing
+from ppap_framework.files import replacing
+from ppap_plugin_bench import markdown
 from ppap_plugin_bench.plots import confusion_plot, tuning_plot
 from ppap_plugin_bench.report_cost import cost, training
-from ppap_plugin_bench.report_glance import glance
 from ppap_plugin_bench.results import Results, find_results, guides_of
 
 __all__ = ["render", "report"]
@@ -32,19 +31,20 @@ def report(folder: Path, out: Path) -> list[Path]:
     """Write the results in a folder as Markdown, with plots beside the figures.
 
     Returns:
-        What was written.
+        The files that were written.
 
     Raises:
-        PpapError: As `find_results`, or where a file cannot be written.
+        PpapError: As `find_results`, or if a file cannot be written.
     """
     results = find_results(folder)
     written = [out]
     for result in results:
         for name, plot in (("tuning.svg", tuning_plot), ("confusion.svg", confusion_plot)):
             written.append(result.folder / name)
-            replacing(written[-1], functools.partial(plot, result))
-    text = render(results, out.parent)
-    replacing(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+            with replacing(written[-1]) as temporary:
+                plot(result, temporary)
+    with replacing(out) as temporary:
+        temporary.write_text(render(results, out.parent), encoding="utf-8")
     return written
 
 
@@ -53,11 +53,37 @@ def render(results: Sequence[Results], place: Path) -> str:
 
     Args:
         results: Any number.
-        place: The folder that the text is for, from which links go out.
+        place: The page's folder, to which links are relative.
     """
     sections = [_section(result, place) for result in results]
-    parts = ["# Results\n", "`ppap report` writes this page.\n", glance(results), _NOTES, *sections]
+    glance = _glance(results) if len(results) > 1 else ""
+    parts = ["# Results\n", "`ppap report` writes this page.\n", glance, _NOTES, *sections]
     return "\n".join(part for part in parts if part)
+
+
+def _glance(results: Sequence[Results]) -> str:
+    """A line for each row of all results."""
+    lines = []
+    for result in results:
+        title = result.experiment["title"]
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")  # as GitHub and MyST do
+        for row in result.rows:
+            objectives = ", ".join(
+                f"{markdown.heading(name, result.shown.get(name))} "
+                f"{markdown.number(name, row['figures'][name]['value'])}"
+                for name in result.objectives or list(result.shown)[:1]
+            )
+            lines.append(
+                [
+                    f"[{title}](#{anchor})" if row is result.rows[0] else "",
+                    row["title"],
+                    objectives,
+                    markdown.number("fid", row["figures"]["fid"]["value"]),
+                    f"{cost['seconds']:.3g}" if (cost := row.get("cost")) else "–",
+                ]
+            )
+    headings = ["", "row", "by the judges", markdown.heading("fid"), "seconds an image"]
+    return f"## At a glance\n\n{markdown.table(headings, lines)}"
 
 
 def _section(result: Results, place: Path) -> str:
@@ -136,37 +162,37 @@ def _examples(result: Results, place: Path) -> str:
             else ""
         )
     )
-    rows = [[title, f"![{title}]({cells.link(path, place)})"] for title, path in lines]
-    return f"{text} Nobody picked them.\n\n{cells.table(['', 'images'], rows)}"
+    rows = [[title, f"![{title}]({markdown.link(path, place)})"] for title, path in lines]
+    return f"{text} Nobody picked them.\n\n{markdown.table(['', 'images'], rows)}"
 
 
 def _fidelity(result: Results) -> str:
     shown = result.shown
-    headings = [cells.heading(name, best) for name, best in shown.items()]
+    headings = [markdown.heading(name, best) for name, best in shown.items()]
     names = list(shown)
     if any(name.startswith("hit") for name in names):
         names.append("sure")
-        headings.append(cells.heading("sure"))
+        headings.append(markdown.heading("sure"))
     rows = [
         [
             row["title"],
-            cells.chosen(row),
-            *(cells.show(name, row["figures"][name]) for name in names),
+            markdown.chosen(row),
+            *(markdown.show(name, row["figures"][name]) for name in names),
         ]
         for row in result.rows
     ]
     title = "### Does it show what it was to show?"
-    return f"{title}\n\n{cells.table(['row', 'scale', *headings], rows)}"
+    return f"{title}\n\n{markdown.table(['row', 'scale', *headings], rows)}"
 
 
 def _quality(result: Results) -> str:
     rows = [
-        [row["title"], *(cells.show(name, row["figures"][name]) for name in _QUALITY)]
+        [row["title"], *(markdown.show(name, row["figures"][name]) for name in _QUALITY)]
         for row in result.rows
     ]
-    headings = [cells.heading(name) for name in _QUALITY]
+    headings = [markdown.heading(name) for name in _QUALITY]
     return (
-        f"### How good and how diverse are the images?\n\n{cells.table(['row', *headings], rows)}"
+        f"### How good and how diverse are the images?\n\n{markdown.table(['row', *headings], rows)}"
     )
 
 
@@ -200,15 +226,15 @@ def _notes(result: Results) -> str:
 def _differences(result: Results, baseline: str) -> str:
     names = [*(name for name in result.shown if not name.startswith("hit_")), *_QUALITY]
     rows = [
-        [result.title(name), *(cells.show(n, found[n], signed=True) for n in names)]
+        [result.title(name), *(markdown.show(n, found[n], signed=True) for n in names)]
         for name, found in result.differences[baseline].items()
     ]
-    headings = [cells.heading(name, result.shown.get(name)) for name in names]
+    headings = [markdown.heading(name, result.shown.get(name)) for name in names]
     return (
         f"### Differences from {result.title(baseline)}\n\n"
         "Paired: image by image of the same noise and target. Bold where the interval leaves out "
         "0; one in twenty would where there is no difference.\n\n"
-        + cells.table(["row", *headings], rows)
+        + markdown.table(["row", *headings], rows)
     )
 
 
@@ -222,41 +248,41 @@ def _tuning(result: Results, place: Path) -> str:
     rows = [
         [
             row["title"] if trial is row["tuning"][0] else "",
-            cells.scale(trial["scale"], trial["interval"])
+            markdown.scale(trial["scale"], trial["interval"])
             + (" (chosen)" if _is(row, trial) else ""),
-            *(cells.show(name, trial[name]) for name in shown),
-            cells.number("fid", trial["fid"]),
-            cells.number("spread", trial["spread"]),
+            *(markdown.show(name, trial[name]) for name in shown),
+            markdown.number("fid", trial["fid"]),
+            markdown.number("spread", trial["spread"]),
         ]
         for row in tuned
         for trial in row["tuning"]
     ]
-    headings = [cells.heading(name, best) for name, best in shown.items()]
+    headings = [markdown.heading(name, best) for name, best in shown.items()]
     by = f"By {_best(result, result.objectives)}" if common else "Each row by figures of its own"
     words = "; ".join(f"{row['title']} by {_best(result, result.objective(row))}" for row in tuned)
-    figures = " and ".join([*map(cells.spoken, shown), "FID"])
+    figures = " and ".join([*map(markdown.spoken, shown), "FID"])
     return (
         "### How scales were chosen\n\n"
         f"{by}, on {tuning['num']} images of seed {tuning['seed']} that no other figure uses, "
         f"among as many candidates for each row{'' if common else f': {words}'}. FID depends on "
         "the number of images: this one compares candidates, and nothing else.\n"
-        f"\n![{figures} over scale]({cells.link(result.folder / 'tuning.svg', place)})\n\n"
-        + cells.table(["row", "scale", *headings, "FID ↓", "spread"], rows)
+        f"\n![{figures} over scale]({markdown.link(result.folder / 'tuning.svg', place)})\n\n"
+        + markdown.table(["row", "scale", *headings, "FID ↓", "spread"], rows)
     )
 
 
 def _best(result: Results, objective: Sequence[str]) -> str:
     if len(objective) > 1:
-        return f"the best mean of {', '.join(map(cells.spoken, objective))}"
+        return f"the best mean of {', '.join(map(markdown.spoken, objective))}"
     (name,) = objective
     lowest = result.shown.get(name) == "lower"
-    return f"the {'lowest' if lowest else 'highest'} {cells.spoken(name)}"
+    return f"the {'lowest' if lowest else 'highest'} {markdown.spoken(name)}"
 
 
 def _judge(result: Results, place: Path) -> str:
     judge, names = result.judge, result.judge["class_names"]
     shares = [
-        f"{name.removeprefix('hit_')} {cells.show(name, found)}"
+        f"{name.removeprefix('hit_')} {markdown.show(name, found)}"
         for name, found in judge["figures"].items()
         if name.startswith("hit_")
     ]
@@ -272,15 +298,15 @@ def _judge(result: Results, place: Path) -> str:
     common = ", ".join(f"{true} as {seen} ({count})" for count, true, seen in mistakes[:5])
     scenes = judge.get("scenes")
     told = ", ".join(
-        f"{cells.spoken(name)} {cells.show(name, found)}"
+        f"{markdown.spoken(name)} {markdown.show(name, found)}"
         for name, found in (scenes["figures"].items() if scenes else ())
     )
     return (
         "### The judge\n\n"
         f"On the {judge['pictures']:,} pictures of the reference it is right in "
-        f"{cells.show('hit', judge['figures']['hit'])}"
+        f"{markdown.show('hit', judge['figures']['hit'])}"
         f"{''.join(f', {share}' for share in shares)}, and "
-        f"sure in {cells.show('sure', judge['figures']['sure'])}."
+        f"sure in {markdown.show('sure', judge['figures']['sure'])}."
         + (f" Its most common mistakes: {common}." if common else "")
         + (
             f" On the {scenes['num']} scenes themselves, which a perfect row would draw again: "
@@ -288,13 +314,13 @@ def _judge(result: Results, place: Path) -> str:
             if scenes and told
             else ""
         )
-        + f"\n\n![confusion matrix]({cells.link(result.folder / 'confusion.svg', place)})\n"
+        + f"\n\n![confusion matrix]({markdown.link(result.folder / 'confusion.svg', place)})\n"
     )
 
 
 def _sources(result: Results, place: Path) -> str:
     files = ", ".join(
-        f"[{row['name']}]({cells.link(result.folder / 'rows' / row['name'], place)}.json)"
+        f"[{row['name']}]({markdown.link(result.folder / 'rows' / row['name'], place)}.json)"
         for row in result.rows
     )
     commands = sorted({" ".join(row["command"]) for row in result.rows if row["command"]})
