@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from ppap_framework.data import SyntheticData, synthesize
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
     from ppap_framework.learn.adapt import adapt  # mypy takes the name for the module otherwise
+    from ppap_framework.learn.transfer import transfer
+    from ppap_framework.registry import (
+        list_adapters,
+        list_backends,
+        list_checkpoints,
+        list_guiders,
+        list_losses,
+    )
     from ppap_framework.run import (
         Compute,
         GuideRequest,
@@ -45,16 +53,23 @@ __all__ = [
     "adapt",
     "backend",
     "guide",
+    "list_adapters",
+    "list_backends",
+    "list_checkpoints",
+    "list_guiders",
+    "list_losses",
     "sample",
     "synthesize",
+    "transfer",
 ]
 
 _HOMES = {
     **dict.fromkeys(("AssetError", "PluginError", "PpapError", "UsageError"), "errors"),
     **dict.fromkeys(("SyntheticData", "synthesize"), "data"),
-    "adapt": "learn",
+    **dict.fromkeys(("adapt", "transfer"), "learn"),
+    **dict.fromkeys((name for name in __all__ if name.startswith("list_")), "registry"),
 }
-"""The modules of what does not come from `api`."""
+"""The modules of what does not come from `run`."""
 
 
 def __getattr__(name: str) -> Any:

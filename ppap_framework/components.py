@@ -4,9 +4,10 @@ Conventions, the same everywhere:
 
 - Images are float tensors (B, 3, H, W) in [-1, 1].
 - Timesteps are those of the stage's base schedule, int64, 0 being the least noisy.
-- What a backend of several stages draws goes from one stage to the next; guides steer the first.
-- An abstract class leaves everything abstract that a plugin decides, but for `Stage.evaluations`;
-  what else is implemented here is final.
+- In a backend of several stages, each passes its images to the next; guides steer the first.
+
+A method is abstract, final, or has a default that its docstring states; nobody asks whether an
+object has it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.pixels import from_uint8
+from ppap_framework.predictions import squared_difference
 
 __all__ = [
+    "CascadeSampling",
     "CascadedStage",
     "DiffusionBackend",
     "ExpertAdapter",
     "GuidanceModel",
     "Prediction",
-    "Recipe",
     "Stage",
     "Target",
     "TargetInput",
@@ -98,6 +101,8 @@ class Prediction:
         if self._eps is not None:
             return self._eps
         assert self._x0 is not None
+        if not self.alpha.all():  # zero terminal SNR: x_t is noise alone
+            return (self.x_t - self.alpha.to(self.x_t) * self._x0) / self.sigma.to(self.x_t)
         x_t, ratio = self.x_t, self.sigma / self.alpha
         return ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
 
@@ -183,7 +188,7 @@ class Stage(abc.ABC):
 
 @final
 @attrs.frozen(kw_only=True)
-class Recipe:
+class CascadeSampling:
     """How a later stage is sampled, by DDIM, whatever was asked of the first one.
 
     Attributes:
@@ -207,7 +212,7 @@ class CascadedStage(Stage):
 
     @property
     @abc.abstractmethod
-    def recipe(self) -> Recipe:
+    def sampling(self) -> CascadeSampling:
         """How it is sampled."""
 
     @abc.abstractmethod
@@ -276,8 +281,7 @@ class TargetInput:
         if self.image.mode == "I;16":
             grey = torch.from_numpy(np.asarray(self.image).astype(np.float32) / 65_535.0)
             return (2.0 * grey - 1.0).expand(3, -1, -1)
-        levels = torch.from_numpy(np.array(self.image.convert("RGB"))).permute(2, 0, 1)
-        return levels.float() / 127.5 - 1.0
+        return from_uint8(np.array(self.image.convert("RGB"))[None])[0]
 
 
 @final
@@ -319,13 +323,6 @@ class GuidanceModel(nn.Module, abc.ABC):
     def network(self) -> nn.Module:
         """The network itself, to which expert adapters attach."""
 
-    @property
-    @abc.abstractmethod
-    def native_size(self) -> int | None:
-        """The side in pixels to which images are resized before the network sees them; None: as
-        they come.
-        """
-
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """Look at images.
@@ -349,20 +346,36 @@ class GuidanceModel(nn.Module, abc.ABC):
             UsageError: Where it cannot be one; the message names it and what would do.
         """
 
-    @abc.abstractmethod
     def render(self, prediction: Any, images: Tensor) -> Tensor:
         """Show a prediction to people: (B, 3, h, w) in [-1, 1], of any one size.
+
+        By default a map, (B, h, w) or (B, 1, h, w), in grey from its least to its largest value,
+        and the images for any other prediction.
 
         Args:
             prediction: What `forward` returned for `images`.
             images: (B, 3, H, W) in [-1, 1].
         """
+        if not isinstance(prediction, Tensor):
+            return images
+        if prediction.ndim == 4 and prediction.shape[1] == 1:
+            prediction = prediction[:, 0]
+        if prediction.ndim != 3:
+            return images
+        low, high = prediction.amin((1, 2), keepdim=True), prediction.amax((1, 2), keepdim=True)
+        grey: Tensor = (prediction - low) / (high - low).clamp_min(torch.finfo(high.dtype).tiny)
+        return (2.0 * grey - 1.0)[:, None].expand(-1, 3, -1, -1)
 
-    @abc.abstractmethod
     def describe(self, prediction: Any) -> list[str]:
-        """A few words on each of the B predictions, such as "red cube 0.97"; empty where there is
+        """A few words on each of the B predictions, such as "red cube 0.97"; empty if there is
         nothing short to say.
+
+        By default the index of the largest of several numbers, (B, K), and nothing for any other
+        prediction.
         """
+        if isinstance(prediction, Tensor) and prediction.ndim == 2 and prediction.shape[1] > 1:
+            return [f"most: {index}" for index in prediction.argmax(1).tolist()]
+        return []
 
 
 class TaskLoss(abc.ABC):
@@ -380,15 +393,17 @@ class TaskLoss(abc.ABC):
             (B,), lower is closer; a mean over pixels where there are pixels.
         """
 
-    @abc.abstractmethod
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """How far each student's answer is from its teacher's: (B,). Resizes where they saw other
-        resolutions.
-        """
+        """How far each student's answer is from its teacher's: (B,).
 
-    @abc.abstractmethod
+        By default the mean squared difference of their numbers, which asks for answers of the same
+        form and size.
+        """
+        return squared_difference(student, teacher)
+
     def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Figures for people by name, each (B,)."""
+        """Figures for people by name, each (B,); none by default."""
+        return {}
 
 
 class ExpertAdapter(abc.ABC):

@@ -43,6 +43,4 @@ def ppap_expert_adapters() -> Sequence[AdapterSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def ppap_assets() -> Sequence[Asset]:  # type: ignore[empty-body]  # a declaration
-    """Checkpoints, bundles of experts, default targets, and how experts that others released are to
-    be read, for components of any distribution.
-    """
+    """Checkpoints, bundles of experts and default targets, for components of any distribution."""

@@ -72,7 +72,8 @@ class NoiseSchedule:
 
     Attributes:
         name: How the schedule is called in files and messages.
-        betas: (T,), float64, each in (0, 1).
+        betas: (T,), float64, each in (0, 1); the last may be 1 (zero terminal SNR, Lin et al. 2023,
+            arXiv 2305.08891).
 
     Raises:
         UsageError: Where `betas` is not such an array.
@@ -94,7 +95,7 @@ class NoiseSchedule:
                 f"a noise schedule needs a one-dimensional float64 array of betas, not "
                 f"{tuple(b.shape)} of {b.dtype}"
             )
-        if not bool(((b > 0) & (b < 1)).all()):
+        if not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
             raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1)")
 
     @property

@@ -1,7 +1,7 @@
-"""What a plugin module needs, and nothing that is heavy: importing this imports no torch.
+"""The torch-free part of the author API: what a plugin's spec module imports.
 
 A plugin is a module that an entry point of the group `ppap` names. It states the version of this
-interface it was written for and implements some of the hooks of `ppap_framework.hookspecs`:
+interface that it was written for and implements some of the hooks of `ppap_framework.hookspecs`:
 
     from ppap_framework.plugin import GuiderSpec, hookimpl
 
@@ -10,25 +10,29 @@ interface it was written for and implements some of the hooks of `ppap_framework
     @hookimpl
     def ppap_guiders():
         return [GuiderSpec(name="mine", summary="...", factory="my_package.guider:MyGuider",
-        task="classification")]
+                           task="classification", default_loss="cross-entropy")]
 
-A record names its factory as "module:attribute"; it is imported only when somebody asks for that
-component.
+A record names its factory as "module:attribute". It is imported only when somebody asks for that
+component, and may import `ppap_framework.author`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 import pluggy
+from attrs.validators import in_, instance_of, matches_re, optional
+
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 
 __all__ = [
     "PPAP_API",
     "AdapterSpec",
     "Asset",
+    "AssetError",
     "AssetFile",
     "BackendSpec",
     "Card",
@@ -37,8 +41,10 @@ __all__ = [
     "DefaultTarget",
     "ExpertBundle",
     "GuiderSpec",
-    "ReleasedExperts",
+    "PluginError",
+    "PpapError",
     "TaskLossSpec",
+    "UsageError",
     "hookimpl",
 ]
 
@@ -46,6 +52,7 @@ PPAP_API = (1, 0)
 """(major, minor). A plugin of another major version, or of a later minor one, is refused."""
 
 ComponentKind = Literal["backend", "guider", "loss", "adapter"]
+CardKind = Literal["backend", "guider"]
 
 hookimpl = pluggy.HookimplMarker("ppap")
 
@@ -67,145 +74,154 @@ def _check_factory(instance: object, attribute: attrs.Attribute[str], value: str
         )
 
 
-_text = attrs.validators.instance_of(str)
-_optional_text = attrs.validators.optional(_text)
+_text = instance_of(str)
+_flag = instance_of(bool)
+_count = instance_of(int)
+_optional_count = optional(_count)
 
 
 @attrs.frozen(kw_only=True)
 class ComponentSpec:
-    """What every component says of itself. Use one of the four kinds below.
+    """The record of a component. Use one of the four kinds below.
 
     Attributes:
-        name: How it is asked for, as in `--guider NAME`; lower-case words joined by hyphens.
+        name: The name to ask for, as in `--guider NAME`; lower-case words joined by hyphens.
         summary: One line for `ppap plugins list`.
-        factory: "package.module:attribute", a callable that makes the component from its options.
-        options: "package.module:attribute" of an attrs class whose fields are the options, or None
-            for no options.
-        licence: SPDX identifier of the component's own code; None where it is not stated.
+        factory: "package.module:attribute" of a callable that makes the component.
+        options: "package.module:attribute" of an attrs class whose fields are the options; None
+            for no options. The factory's first argument is an instance of it, or None.
+        licence: SPDX identifier of the component's own code, if stated.
     """
+
+    kind: ClassVar[ComponentKind]
+    makes: ClassVar[str]
+    """The class of `ppap_framework.components` of what the factory returns."""
 
     name: str = attrs.field(validator=_check_name)
     summary: str = attrs.field(validator=_text)
     factory: str = attrs.field(validator=_check_factory)
-    options: str | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_check_factory)
-    )
-    licence: str | None = attrs.field(default=None, validator=_optional_text)
+    options: str | None = attrs.field(default=None, validator=optional(_check_factory))
+    licence: str | None = attrs.field(default=None, validator=optional(_text))
 
 
 @attrs.frozen(kw_only=True)
 class BackendSpec(ComponentSpec):
-    """A diffusion model: its factory gives a `components.DiffusionBackend`.
+    """A diffusion model; `factory(options, checkpoint)` gets a `checkpoints.Checkpoint`."""
 
-    The factory is called as `factory(options, checkpoint)` with a `checkpoints.Checkpoint`.
-    """
+    kind = "backend"
+    makes = "DiffusionBackend"
 
 
 @attrs.frozen(kw_only=True)
 class GuiderSpec(ComponentSpec):
-    """A network that can guide: its factory gives a `components.GuidanceModel`.
-
-    The factory is called as `factory(options, checkpoint)`; the checkpoint is None where the
-    guider can do without (`needs_checkpoint` False).
+    """A network that can guide; `factory(options, checkpoint)` gets a `checkpoints.Checkpoint`, or
+    None if the guider needs none.
 
     Attributes:
-        task: What it answers, such as "classification", "depth", "segmentation".
-        default_loss: The name of the task loss used unless another is asked for.
-        noise_aware: Whether it was trained on noised images and wants to be told the level. Such a
-            guider needs no experts, and `ppap adapt` declines it.
+        task: The task it answers, such as "classification", "depth", "segmentation".
+        default_loss: The name of the task loss that is used unless another is asked for.
+        noise_aware: Whether it was trained on noised images and wants to know the noise level. Such
+            a guider needs no experts, and `ppap adapt` declines it.
         needs_checkpoint: Whether it can only be made from a checkpoint.
     """
 
+    kind = "guider"
+    makes = "GuidanceModel"
+
     task: str = attrs.field(validator=_text)
     default_loss: str = attrs.field(validator=_check_name)
-    noise_aware: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
-    needs_checkpoint: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    noise_aware: bool = attrs.field(default=False, validator=_flag)
+    needs_checkpoint: bool = attrs.field(default=True, validator=_flag)
 
 
 @attrs.frozen(kw_only=True)
 class TaskLossSpec(ComponentSpec):
-    """A distance between a prediction and a target: its factory gives a `components.TaskLoss` from
-    `factory(options)`.
+    """A distance between a prediction and a target, made by `factory(options)`.
 
     Attributes:
         task: The task whose predictions it compares.
     """
+
+    kind = "loss"
+    makes = "TaskLoss"
 
     task: str = attrs.field(validator=_text)
 
 
 @attrs.frozen(kw_only=True)
 class AdapterSpec(ComponentSpec):
-    """A way to fine-tune few parameters: its factory gives a `components.ExpertAdapter` from
-    `factory(options)`.
+    """A way to fine-tune few parameters, made by `factory(options)`.
+
+    Attributes:
+        default: The options with which it is used if nobody names adapters; None if it is not used
+            then.
     """
+
+    kind = "adapter"
+    makes = "ExpertAdapter"
+
+    default: Mapping[str, Any] | None = attrs.field(
+        default=None, validator=optional(instance_of(Mapping))
+    )
 
 
 @attrs.frozen(kw_only=True)
 class AssetFile:
-    """A file as a record of data: where it is, how to know it is the right one, and what it may be
-    used for. Use one of the two kinds below.
+    """The record of a file. Use one of the two kinds below.
 
     Attributes:
-        name: How it is asked for, as in `--checkpoint NAME` or `--experts NAME`.
+        name: The name to ask for, as in `--checkpoint NAME` or `--experts NAME`.
         summary: One line.
         uri: `https://...`, `hf://owner/name/file`, or `package://package/path/in/package`.
-        sha256: Of the file, 64 hexadecimal digits; None where no trustworthy one is published.
-        size: Of the file, in bytes; None where unknown.
-        licence: Of the weights.
+        sha256: Hash of the file, 64 hexadecimal digits; None if no trustworthy one is published.
+        size: Size of the file in bytes, if known.
+        licence: Licence of the weights.
     """
 
     name: str = attrs.field(validator=_check_name)
     summary: str = attrs.field(validator=_text)
-    uri: str = attrs.field(validator=attrs.validators.matches_re(r"(https|hf|package)://.+"))
-    sha256: str | None = attrs.field(
-        validator=attrs.validators.optional(attrs.validators.matches_re(r"[0-9a-f]{64}"))
-    )
-    size: int | None = attrs.field(
-        validator=attrs.validators.optional(attrs.validators.instance_of(int))
-    )
+    uri: str = attrs.field(validator=matches_re(r"(https|hf|package)://.+"))
+    sha256: str | None = attrs.field(validator=optional(matches_re(r"[0-9a-f]{64}")))
+    size: int | None = attrs.field(validator=_optional_count)
     licence: str = attrs.field(validator=_text)
 
 
 @attrs.frozen(kw_only=True)
 class Card(AssetFile):
-    """A checkpoint.
+    """The record of a checkpoint.
 
     Attributes:
         component: The name of the backend or guider that it is for.
         kind: Which of the two that is.
         image_size: Height and width in pixels of the images that it draws or reads.
-        parameters: Of the network; from four bytes each, its size is told where none is published.
-        prefix: Stands before the names of the file's tensors in the component, such as "base.": a
-            component of several networks, of which the file holds one.
-        architecture: What the component's factory needs to build the network, where the file does
-            not say it itself.
-        default: Whether it is taken when nothing else is asked for. A card of the component's own
+        parameters: The network's number of parameters. If no size is published, the file is taken
+            to have four bytes for each.
+        prefix: The prefix, such as "base.", of the names that the file's tensors have in a
+            component of several networks.
+        architecture: What the component's factory needs to build the network, if the file does not
+            say it itself.
+        default: Whether it is used if nothing else is asked for. A card of the component's own
             distribution goes before one of another.
-        joined: Where it is of no use alone, the names of cards with which it is, joined by "+",
-            such as "glide-base+glide-upsample"; empty where it stands alone.
-        refusal: Why nothing can be done with it but to fetch it, in a few words; empty where
-            something can.
+        joined: For a checkpoint that is only of use with others, the names of all joined by "+",
+            such as "glide-base+glide-upsample".
+        refusal: Why it can be fetched but not used, in a few words; empty if it can.
     """
 
     component: str = attrs.field(validator=_check_name)
-    kind: Literal["backend", "guider"] = attrs.field(
-        validator=attrs.validators.in_(("backend", "guider"))
-    )
-    image_size: int = attrs.field(validator=attrs.validators.instance_of(int))
-    parameters: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(int))
-    )
+    kind: CardKind = attrs.field(validator=in_(("backend", "guider")))
+    image_size: int = attrs.field(validator=_count)
+    parameters: int | None = attrs.field(default=None, validator=_optional_count)
     prefix: str = attrs.field(default="", validator=_text)
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
-    default: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    default: bool = attrs.field(default=False, validator=_flag)
     joined: str = attrs.field(default="", validator=_text)
     refusal: str = attrs.field(default="", validator=_text)
 
 
 @attrs.frozen(kw_only=True)
 class ExpertBundle(AssetFile):
-    """Experts of a guider, trained on images of a backend; the file says for which weights.
+    """The record of experts of a guider that learned from images of a backend; the file says for
+    which weights.
 
     Attributes:
         guider: The guider's name.
@@ -223,13 +239,12 @@ class ExpertBundle(AssetFile):
 
 @attrs.frozen(kw_only=True)
 class DefaultTarget:
-    """What a guider aims at with one checkpoint when the user names no target.
+    """The target of a guider with one checkpoint if the user names none.
 
     Attributes:
         guider: The guider's name.
-        checkpoint: The name of the guider's checkpoint that can be aimed there.
-        text: What the user would have typed after `--target`; `package://package/path` for a file
-            in a package.
+        checkpoint: The name of the guider's checkpoint.
+        text: The target as after `--target`; `package://package/path` for a file in a package.
     """
 
     guider: str = attrs.field(validator=_check_name)
@@ -237,38 +252,4 @@ class DefaultTarget:
     text: str = attrs.field(validator=_text)
 
 
-@attrs.frozen(kw_only=True)
-class ReleasedExperts:
-    """How the files are to be read that the authors of PPAP released of experts of one
-    architecture, and that their code leaves behind: for `ppap experts import --architecture NAME`.
-
-    Attributes:
-        name: Of the architecture.
-        guider: The name of the guider that builds their network.
-        model: What that guider calls the network they were made of.
-        targets: The layers that are adapted, as the adapter `lora` takes them.
-        alpha: Changes are multiplied by alpha / rank; None: by 1.
-        preprocessing: The fields of `ppap_framework.preprocessing.Preprocessing`: what experts with
-            low-rank changes are fed.
-        network_preprocessing: Likewise of whole networks that were fine-tuned; empty where it is
-            the same.
-        backend: The diffusion model that they guide.
-        schedule: Of its noise, of 1000 timesteps.
-        resolution: Side in pixels of its images.
-        refusal: Why they cannot be imported, in a few words; empty where they can.
-    """
-
-    name: str = attrs.field(validator=_check_name)
-    guider: str = attrs.field(validator=_check_name)
-    model: str = attrs.field(default="", validator=_text)
-    targets: str = attrs.field(default="", validator=_text)
-    alpha: float | None = None
-    preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
-    network_preprocessing: Mapping[str, Any] = attrs.field(factory=dict)
-    backend: str = attrs.field(default="adm", validator=_check_name)
-    schedule: str = attrs.field(default="linear", validator=_text)
-    resolution: int = attrs.field(default=256, validator=attrs.validators.instance_of(int))
-    refusal: str = attrs.field(default="", validator=_text)
-
-
-Asset: TypeAlias = Card | ExpertBundle | DefaultTarget | ReleasedExperts
+Asset: TypeAlias = Card | ExpertBundle | DefaultTarget

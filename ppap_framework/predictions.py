@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppap_framework.errors import PluginError
 
-__all__ = ["each_tensor", "joined", "widened"]
+__all__ = ["each_tensor", "joined", "squared_difference", "widened"]
 
 
 def each_tensor(change: Callable[[Tensor], Tensor], prediction: Any) -> Any:
@@ -38,6 +38,33 @@ def widened(prediction: Any) -> Any:
         PluginError: For anything but tensors in it.
     """
     return each_tensor(_wide, prediction)
+
+
+def squared_difference(one: Any, other: Any) -> Tensor:
+    """The mean squared difference of two predictions of one form, over all numbers in their
+    floating tensors: (B,).
+
+    Raises:
+        PluginError: If they differ in form, or hold no floating tensor.
+    """
+    differences: list[Tensor] = []
+
+    def compare(pair: Sequence[Tensor]) -> Tensor:
+        a, b = pair
+        if a.shape != b.shape:
+            raise ValueError(f"shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        if a.is_floating_point():
+            differences.append((a - b).square().reshape(len(a), -1))
+        return a
+
+    try:
+        _merged([one, other], compare)
+        return torch.cat(differences, dim=1).mean(dim=1)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise PluginError(
+            f"two predictions cannot be compared number by number: {error}",
+            hint="write a loss that implements `transfer`",
+        ) from error
 
 
 def _wide(tensor: Tensor) -> Tensor:

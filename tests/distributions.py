@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import importlib
 import importlib.util
 import io
 import os
 import subprocess
+import sys
 import venv
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +27,15 @@ PACKAGES = (
     *("attr", "attrs", "click", "markdown_it", "mdurl", "platformdirs", "pluggy", "pygments"),
     *("rich", "typing_extensions"),
 )
+
+
+def requirements() -> list[str]:
+    """What the core's extras bring, as its metadata says it."""
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].items()
+    return [f"{one}; extra == '{extra}'" for extra, brought in extras for one in brought]
+
 
 HEADER = """
 from ppap_framework.plugin import *
@@ -157,8 +168,7 @@ def ppap_assets():
 )
 TOY_PARTS = """
 import torch
-from ppap_framework.components import *
-from ppap_framework.noise import linear_schedule
+from ppap_framework.author import *
 
 class Grey(Stage):
     name, image_shape, variance = "base", (3, 8, 8), "fixed_small"
@@ -185,16 +195,12 @@ class Light(GuidanceModel):
         self._network = torch.nn.Identity()
 
     network = property(lambda self: self._network)
-    native_size = None
 
     def forward(self, images, level=None):
         return images.mean(dim=(1, 2, 3))
 
     def target(self, given):
         return Target(value=torch.tensor([float(given.text)]), label=given.text)
-
-    def render(self, prediction, images):
-        return images
 
     def describe(self, prediction):
         return [f"{value:.2f}" for value in prediction.tolist()]
@@ -205,8 +211,6 @@ class Distance(TaskLoss):
 
     def energy(self, prediction, target):
         return (prediction - target) ** 2
-
-    transfer = energy
 
     def metrics(self, prediction, target):
         return {"distance": self.energy(prediction, target)}
@@ -240,6 +244,11 @@ class Environment:
                 source = origin.parent if origin.name == "__init__.py" else origin
                 (borrowed / source.name).symlink_to(source)
         (environment.site / "core.pth").write_text(f"{REPOSITORY}\n{borrowed}\n")
+        info = environment.site / "ppap_framework-0.1.0.dist-info"
+        info.mkdir()
+        lines = ["Name: ppap-framework", "Version: 0.1.0"]
+        lines += [f"Requires-Dist: {requirement}" for requirement in requirements()]
+        (info / "METADATA").write_text("\n".join(lines))
         return environment
 
     @property

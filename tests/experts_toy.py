@@ -58,10 +58,6 @@ class TinyGuide(GuidanceModel):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         logits = self._network(((images + 1) / 2 - self._mean) / self._std)
         if self._nested == "mapping":
@@ -72,12 +68,6 @@ class TinyGuide(GuidanceModel):
 
     def target(self, given: TargetInput) -> Target:
         return Target(value=torch.tensor([1]), label="one")
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        return images
-
-    def describe(self, prediction: Any) -> list[str]:
-        return []
 
 
 class Told(PreprocessingGuide):
@@ -91,10 +81,6 @@ class Told(PreprocessingGuide):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
         return Told(self._network, preprocessing)
 
@@ -103,12 +89,6 @@ class Told(PreprocessingGuide):
         return self._network(((images + 1) / 2 - mean) / std)
 
     def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
         raise NotImplementedError
 
 

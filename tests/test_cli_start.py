@@ -84,6 +84,38 @@ def test_the_doctor_on_this_very_installation(capsys: pytest.CaptureFixture[str]
     assert report["python"]["executable"] == sys.executable
 
 
+def test_a_plugin_may_add_a_subcommand_to_a_group(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = types.ModuleType("acme_commands")
+    module.command = click.command("go", help="Go.")(lambda: click.echo("gone"))  # type: ignore[attr-defined]  # made here
+    monkeypatch.setitem(sys.modules, "acme_commands", module)
+    offered = metadata.EntryPoints(
+        metadata.EntryPoint(name, "acme_commands:command", "ppap.commands")
+        for name in ("experts.go", "experts.list", "other.stay")
+    )
+    distribution = types.SimpleNamespace(entry_points=offered)
+    monkeypatch.setattr(cli, "distributions", lambda: [distribution])
+    cli.plugin_commands.cache_clear()
+    try:
+        for typed in (
+            ["experts", "go", "-v"],
+            ["experts", "--help"],
+            ["experts", "list", "--help"],
+        ):
+            with pytest.raises(SystemExit) as ended:
+                cli.main(typed)
+            assert not ended.value.code
+        assert not {"go", "experts.go", "stay"} & cli.plugin_commands().keys()
+    finally:
+        cli.plugin_commands.cache_clear()
+    out = capsys.readouterr().out
+    assert out.startswith("gone\n")
+    assert "go         Go." in out
+    assert out.count("\n  list ") == 1
+    assert "List the bundles that are found." in out.rpartition("Usage")[2]
+
+
 # One command in the place of all, in this process
 
 Try = Callable[..., tuple[int, str, str]]

@@ -56,10 +56,6 @@ class Linear(GuidanceModel):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         assert level is not None
         self.levels.append(tuple(level.log_snr.tolist()))
@@ -68,24 +64,12 @@ class Linear(GuidanceModel):
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
 
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
-        raise NotImplementedError
-
 
 class Margin(TaskLoss):
     """Minus the target's logit: its gradient is the same everywhere."""
 
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return -prediction.gather(1, target.expand(len(prediction))[:, None])[:, 0]
-
-    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (student - teacher).square().mean(1)
-
-    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 class Square(Margin):

@@ -33,22 +33,12 @@ class Eye(GuidanceModel):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         assert level is not None
         self.levels.append(level.log_snr.tolist())
         return images
 
     def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
         raise NotImplementedError
 
 
@@ -62,9 +52,6 @@ class Squares(TaskLoss):
         if student.shape != teacher.shape:
             return (student.mean((1, 2, 3)) - teacher.mean((1, 2, 3))).square()
         return (student - teacher).square().mean((1, 2, 3))
-
-    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 class Logits(Squares):

@@ -26,12 +26,6 @@ class CrossEntropy(TaskLoss):
         logits = prediction["logits"] if isinstance(prediction, dict) else prediction
         return F.cross_entropy(logits, target.expand(len(logits)), reduction="none")
 
-    def transfer(self, student: Any, teacher: Any) -> Tensor:
-        raise NotImplementedError
-
-    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        return {}
-
 
 def shifted(model: TinyGuide, experts: ExpertSet, index: int | None) -> nn.Module:
     """The oracle: a network of its own for an expert, made before anything is merged."""

@@ -52,8 +52,6 @@ class Counted(nn.Module):
 
 
 class Eye(GuidanceModel):
-    native_size = None
-
     def __init__(self, network: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self._network = network
@@ -70,22 +68,10 @@ class Eye(GuidanceModel):
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
 
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
-        raise NotImplementedError
-
 
 class Squares(TaskLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).square().flatten(1).mean(1)
-
-    def transfer(self, student: Any, teacher: Any) -> Tensor:
-        raise NotImplementedError
-
-    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 def guide(seed: int = 0, look: Callable[[Tensor], Any] | None = None, **changes: Any) -> Guide:

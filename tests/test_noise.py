@@ -105,7 +105,7 @@ def test_added_noise_is_that_of_single_steps() -> None:
         lambda: noise_schedule("linear", 0),
         lambda: noise_schedule("cosine", -3),
         lambda: noise_schedule("linear", 20),
-        lambda: NoiseSchedule("mine", torch.tensor([0.1, 1.0], dtype=torch.float64)),
+        lambda: NoiseSchedule("mine", torch.tensor([1.0, 0.1], dtype=torch.float64)),
         lambda: NoiseSchedule("mine", torch.tensor([0.0, 0.5], dtype=torch.float64)),
         lambda: NoiseSchedule("mine", torch.tensor([0.1, torch.nan], dtype=torch.float64)),
         lambda: NoiseSchedule("mine", torch.tensor([0.1])),

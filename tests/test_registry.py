@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
 
 import attrs
 import pytest
+from distributions import requirements
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -18,13 +20,23 @@ from ppap_framework.plugin import (
     Asset,
     BackendSpec,
     Card,
+    CardKind,
     ComponentKind,
     ComponentSpec,
     DefaultTarget,
     GuiderSpec,
     TaskLossSpec,
 )
-from ppap_framework.registry import FIRST_PARTY, Conflict, PluginRecord, Registry, Status
+from ppap_framework.registry import Conflict, PluginRecord, Registry, Status, discover, suppliers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _extras() -> Iterator[None]:
+    """The extras of pyproject.toml, whatever is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        extras = requirements()
+        patch.setattr(metadata, "requires", lambda _: extras)
+        yield
 
 
 def guider(name: str, **changes: Any) -> GuiderSpec:
@@ -40,19 +52,14 @@ def backend(name: str) -> BackendSpec:
     return BackendSpec(name=name, summary="", factory="acme_parts:make")
 
 
-def card(name: str, component: str = "depth", default: bool = False) -> Card:
-    return Card(
-        name=name,
-        component=component,
-        kind="guider",
-        summary="",
-        uri="https://example.org/w",
-        sha256=None,
-        size=None,
-        licence="CC0-1.0",
-        image_size=8,
-        default=default,
-    )
+def adapter(name: str, **changes: Any) -> AdapterSpec:
+    return AdapterSpec(name=name, summary="", factory="acme_parts:make", **changes)
+
+
+def card(name: str, **changes: Any) -> Card:
+    fields = {"component": "depth", "kind": "guider", "summary": "", "licence": "CC0-1.0"}
+    file = {"uri": "https://example.org/w", "sha256": None, "size": None, "image_size": 8}
+    return Card(name=name, **(fields | file | changes))
 
 
 def target(text: str, checkpoint: str = "small") -> DefaultTarget:
@@ -78,11 +85,22 @@ def record(
     )
 
 
-def refused(registry: Registry, kind: ComponentKind, name: str) -> PluginError:
-    with pytest.raises(PluginError) as raised:
-        registry.spec(kind, name)
+def registry_of(*records: PluginRecord) -> Registry:
+    return Registry(records)
+
+
+def refusal(ask: Callable[..., object], *arguments: Any) -> PpapError:
+    """What is said, in one line."""
+    with pytest.raises(PpapError) as raised:
+        ask(*arguments)
     assert "\n" not in str(raised.value)
     return raised.value
+
+
+def refused(registry: Registry, kind: ComponentKind, name: str) -> PpapError:
+    said = refusal(registry.spec, kind, name)
+    assert isinstance(said, PluginError)
+    return said
 
 
 # Names
@@ -90,48 +108,95 @@ def refused(registry: Registry, kind: ComponentKind, name: str) -> PluginError:
 
 def test_a_component_by_its_name_and_its_qualified_name() -> None:
     depth = guider("depth")
-    registry = Registry((record("acme", depth), record("beta", loss("depth"), backend("x"))))
-    assert registry.spec("guider", "depth") is depth
-    assert registry.spec("guider", "acme:depth") is depth
-    assert registry.spec("guider", "Acme:depth") is depth
+    registry = registry_of(record("acme", depth), record("beta", loss("depth"), backend("x")))
+    for name in ("depth", "acme:depth", "Acme:depth"):
+        assert registry.spec("guider", name) is depth
     assert isinstance(registry.spec("loss", "depth"), TaskLossSpec)
     assert registry.provider(depth).distribution == "acme"
-    assert registry.specs("guider") == [depth]
-    assert registry.specs("adapter") == []
+    assert (registry.specs("guider"), registry.specs("adapter")) == ([depth], [])
+    assert (registry.names("guider"), registry.names("adapter")) == (["depth"], [])
     with pytest.raises(LookupError):
         registry.provider(guider("depth"))
 
 
 def test_two_claims_are_an_error_only_when_the_name_is_asked_for() -> None:
     one, two, other = guider("depth"), guider("depth"), guider("other")
-    registry = Registry((record("acme", one, other), record("ppap-plugin-midas", two)))
+    registry = registry_of(record("acme", one, other), record("ppap-plugin-midas", two))
     assert registry.spec("guider", "other") is other
     error = refused(registry, "guider", "depth")
     assert error.exit_code == 3
-    assert error.message == (
-        "guider 'depth' is claimed by 2 plugins: acme:main, ppap-plugin-midas:main"
-    )
+    claims = ("acme:main", "ppap-plugin-midas:main")
+    assert error.message == f"guider 'depth' is claimed by 2 plugins: {', '.join(claims)}"
     assert error.hint == "type --guider acme:depth or --guider ppap-plugin-midas:depth"
     assert registry.spec("guider", "acme:depth") is one
     assert registry.spec("guider", "ppap-plugin-midas:depth") is two
-    assert registry.conflicts() == [
-        Conflict("guider 'depth'", ("acme:main", "ppap-plugin-midas:main"))
-    ]
+    assert registry.conflicts() == [Conflict("guider 'depth'", claims)]
+    assert registry.names("guider") == ["acme:depth", "other", "ppap-plugin-midas:depth"]
 
 
 def test_two_claims_of_one_distribution_can_only_be_settled_by_disabling() -> None:
     plugins = [record("acme", guider("depth"), entry_point=name) for name in ("a", "b")]
-    error = refused(Registry(tuple(plugins)), "guider", "depth")
+    error = refused(registry_of(*plugins), "guider", "depth")
     assert error.hint == "keep one: PPAP_DISABLE_PLUGINS=acme:b"
-    refused(Registry(tuple(plugins)), "guider", "acme:depth")
+    refused(registry_of(*plugins), "guider", "acme:depth")
 
 
 @pytest.mark.parametrize("typed", ["dpeth", "Depth", "de_pth", "depht"])
 def test_an_unknown_name_gets_the_nearest_and_what_is_installed(typed: str) -> None:
-    registry = Registry((record("acme", guider("depth"), guider("zebra"), backend("dpeth")),))
+    registry = registry_of(record("acme", guider("depth"), guider("zebra"), backend("dpeth")))
     error = refused(registry, "guider", typed)
     assert error.message == f"no installed guider is called {typed!r}"
     assert error.hint == "did you mean 'depth'? installed: depth, zebra"
+
+
+def test_a_distribution_that_does_not_supply_the_name() -> None:
+    registry = registry_of(record("acme", guider("depth")))
+    error = refused(registry, "guider", "acme:dept")
+    assert error.message == "acme supplies no guider called 'dept'"
+    assert error.hint == "did you mean 'depth'? installed: depth"
+    assert "beta supplies no" in refused(registry, "guider", "beta:depth").message
+
+
+@given(name=st.text(max_size=30), kind=st.sampled_from(["backend", "guider", "loss", "adapter"]))
+def test_any_unknown_name_is_an_error_with_a_hint(name: str, kind: ComponentKind) -> None:
+    assume("mirror" not in name)
+    assert refused(registry_of(record("acme", guider("mirror"))), kind, name).hint
+
+
+def test_failures_elsewhere_are_mentioned() -> None:
+    registry = registry_of(record("acme", status="broken", reason="r"))
+    assert "`ppap doctor`" in refused(registry, "guider", "mine").hint
+    disabled = registry_of(record("acme", status="disabled", reason="r"))
+    assert "doctor" not in refused(disabled, "guider", "mine").hint
+
+
+def test_the_default_loss_is_rather_the_guiders_own() -> None:
+    depth, own, others = guider("depth"), loss("likeness"), loss("likeness")
+    acme = record("acme", others)
+    assert registry_of(acme, record("midas", depth, own)).default_loss(depth) is own
+    assert registry_of(acme, record("midas", depth)).default_loss(depth) is others
+    tied = registry_of(record("a", own), record("b", others), record("midas", depth))
+    assert "claimed by 2" in refusal(tied.default_loss, depth).message
+
+
+def test_default_adapters_are_those_that_say_so() -> None:
+    bias, lora = adapter("bias", default={}), adapter("lora", default={"rank": 2})
+    registry = registry_of(record("a", bias, adapter("full")), record("b", lora))
+    assert registry.default_adapters() == [("lora", {"rank": 2}), ("bias", {})]
+    assert registry_of(record("a", adapter("full"))).default_adapters() == []
+
+
+# Which distribution supplies a component that is not installed
+
+
+def test_every_component_of_this_project_has_an_extra() -> None:
+    found = [
+        (record, spec)
+        for record in discover().records
+        for spec in record.specs
+        if record.distribution.startswith("ppap-plugin-") and not isinstance(spec, TaskLossSpec)
+    ]
+    assert suppliers() == {spec.name: record.distribution for record, spec in found}
 
 
 @pytest.mark.parametrize(
@@ -146,25 +211,22 @@ def test_an_unknown_name_gets_the_nearest_and_what_is_installed(typed: str) -> N
         ("guider", "clip", "ppap-plugin-glide"),
         ("adapter", "lora", "ppap-plugin-lora"),
         ("adapter", "bias", "ppap-plugin-bias"),
-        ("loss", "cross-entropy", "ppap-plugin-classifier"),
-        ("loss", "segmentation-cross-entropy", "ppap-plugin-segmentation"),
     ],
 )
-def test_a_first_party_name_gets_its_distribution(
+def test_a_component_of_this_project_gets_its_distribution(
     kind: ComponentKind, name: str, supplier: str
 ) -> None:
-    assert FIRST_PARTY[kind][name] == supplier
-    error = refused(Registry(()), kind, name)
+    error = refused(registry_of(), kind, name)
     assert error.hint == f"pip install {supplier}; no {kind} is installed"
 
 
-def test_a_misspelt_first_party_name_gets_it_too() -> None:
-    hint = refused(Registry((record("acme", guider("zebra")),)), "guider", "segmentaton").hint
+def test_a_misspelt_one_gets_it_too() -> None:
+    hint = refused(registry_of(record("acme", guider("zebra"))), "guider", "segmentaton").hint
     assert hint.startswith("did you mean 'segmentation'? pip install ppap-plugin-segmentation; ")
 
 
 def test_an_installed_distribution_that_lacks_the_name_is_to_be_upgraded() -> None:
-    registry = Registry((record("ppap-plugin-adm", backend("adm")),))
+    registry = registry_of(record("ppap-plugin-adm", backend("adm")))
     hint = refused(registry, "guider", "adm-classifier").hint
     assert hint == "pip install --upgrade ppap-plugin-adm; no guider is installed"
     hint = refused(registry, "guider", "adm-clasifier").hint
@@ -174,45 +236,18 @@ def test_an_installed_distribution_that_lacks_the_name_is_to_be_upgraded() -> No
 @pytest.mark.parametrize("status", ["broken", "incompatible", "missing-dependency", "disabled"])
 @pytest.mark.parametrize("name", ["depth", "ppap-plugin-midas:depth"])
 def test_a_name_whose_plugin_is_not_loaded_gets_the_reason(name: str, status: Status) -> None:
-    midas = record(
-        "ppap-plugin-midas", status=status, reason="it needs the module timm", hint="pip install t"
-    )
-    error = refused(Registry((midas,)), "guider", name)
+    why = {"reason": "it needs the module timm", "hint": "pip install t"}
+    error = refused(registry_of(record("ppap-plugin-midas", status=status, **why)), "guider", name)
     assert f"ppap-plugin-midas, which is {status}: it needs the module timm" in error.message
     assert error.hint == "pip install t"
 
 
-def test_failures_elsewhere_are_mentioned() -> None:
-    registry = Registry((record("acme", status="broken", reason="r"),))
-    assert "`ppap doctor`" in refused(registry, "guider", "mine").hint
-    disabled = Registry((record("acme", status="disabled", reason="r"),))
-    assert "doctor" not in refused(disabled, "guider", "mine").hint
+def test_without_metadata_nothing_is_known_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
 
-
-def test_a_distribution_that_does_not_supply_the_name() -> None:
-    registry = Registry((record("acme", guider("depth")),))
-    error = refused(registry, "guider", "acme:dept")
-    assert error.message == "acme supplies no guider called 'dept'"
-    assert error.hint == "did you mean 'depth'? installed: depth"
-    assert "beta supplies no" in refused(registry, "guider", "beta:depth").message
-
-
-@given(name=st.text(max_size=30), kind=st.sampled_from(["backend", "guider", "loss", "adapter"]))
-def test_any_unknown_name_is_an_error_with_a_hint(name: str, kind: ComponentKind) -> None:
-    assume("mirror" not in name)
-    assert refused(Registry((record("acme", guider("mirror")),)), kind, name).hint
-
-
-def test_the_default_loss_is_rather_the_guiders_own() -> None:
-    depth, own, others = guider("depth"), loss("likeness"), loss("likeness")
-    assert (
-        Registry((record("acme", others), record("midas", depth, own))).default_loss(depth) is own
-    )
-    assert Registry((record("acme", others), record("midas", depth))).default_loss(depth) is others
-    with pytest.raises(PluginError, match="claimed by 2"):
-        Registry((record("a", own), record("b", others), record("midas", depth))).default_loss(
-            depth
-        )
+    monkeypatch.setattr(metadata, "requires", requires)
+    assert refused(registry_of(), "guider", "depth").hint == "no guider is installed"
 
 
 # Cards and default targets
@@ -221,7 +256,7 @@ def test_the_default_loss_is_rather_the_guiders_own() -> None:
 def test_the_own_distributions_cards_come_first() -> None:
     foreign, own = card("foreign", default=True), card("own", default=True)
     plain = card("plain")
-    registry = Registry((record("acme", foreign), record("midas", plain, guider("depth"), own)))
+    registry = registry_of(record("acme", foreign), record("midas", plain, guider("depth"), own))
     assert registry.cards("depth", "guider") == [plain, own, foreign]
     assert registry.default_card("depth", "guider") is own
     assert registry.cards("depth", "backend") == []
@@ -230,39 +265,27 @@ def test_the_own_distributions_cards_come_first() -> None:
 
 def test_another_distributions_default_stands_in() -> None:
     foreign = card("foreign", default=True)
-    registry = Registry((record("acme", foreign), record("midas", card("own"), guider("depth"))))
-    assert registry.default_card("depth", "guider") is foreign
-    assert registry.default_card("midas:depth", "guider") is foreign
+    registry = registry_of(record("acme", foreign), record("midas", card("own"), guider("depth")))
+    for name in ("depth", "midas:depth"):
+        assert registry.default_card(name, "guider") is foreign
 
 
 def test_two_foreign_defaults_are_a_conflict_that_the_first_wins() -> None:
     one, two = card("one", default=True), card("two", default=True)
-    registry = Registry((record("acme", one), record("beta", two), record("m", guider("depth"))))
+    registry = registry_of(record("acme", one), record("beta", two), record("m", guider("depth")))
     assert registry.default_card("depth", "guider") is one
-    assert registry.conflicts() == [
-        Conflict(
-            "default checkpoint of guider 'depth'", ("acme:main", "beta:main"), taken="acme:main"
-        )
-    ]
-
-
-def test_a_qualified_component_makes_another_distribution_the_own_one() -> None:
-    one, two = card("one", default=True), card("two", default=True)
-    registry = Registry((record("acme", guider("depth"), one), record("b", guider("depth"), two)))
-    assert registry.default_card("acme:depth", "guider") is one
-    assert registry.default_card("b:depth", "guider") is two
+    subject, claims = "default checkpoint of guider 'depth'", ("acme:main", "beta:main")
+    assert registry.conflicts() == [Conflict(subject, claims, taken="acme:main")]
 
 
 def test_rivals_for_a_name_keep_their_cards_apart() -> None:
     """Two claim a guider, each with a default card "small"; a third offers cards for either."""
     one, two = card("small", default=True), card("small", default=True)
     ours, theirs, shared = target("ours"), target("theirs"), card("shared")
-    registry = Registry(
-        (
-            record("acme", guider("depth"), one, ours),
-            record("beta", guider("depth"), two, theirs),
-            record("cards", shared),
-        )
+    registry = registry_of(
+        record("acme", guider("depth"), one, ours),
+        record("beta", guider("depth"), two, theirs),
+        record("cards", shared),
     )
     assert registry.cards("acme:depth", "guider") == [one, shared]
     assert registry.cards("beta:depth", "guider")[0] is two
@@ -271,46 +294,64 @@ def test_rivals_for_a_name_keep_their_cards_apart() -> None:
         assert registry.card(name, "guider", "small") is own
         assert registry.card(name, "guider", "shared") is shared
         assert registry.default_target(name, "small") is aim
+        assert registry.card_names(name) == ["shared", "small"]
     assert registry.card("acme:depth", "guider", "beta:small") is two
+    assert registry.card_names() == ["acme:small", "beta:small", "shared"]
     assert [c.subject for c in registry.conflicts()] == ["guider 'depth'"]
-    with pytest.raises(PluginError, match="claimed by 2"):
-        registry.card("depth", "guider", "small")
+    assert "claimed by 2" in refusal(registry.card, "depth", "guider", "small").message
 
 
 def test_a_third_partys_card_may_still_be_in_conflict_with_a_rivals() -> None:
-    registry = Registry(
-        (
-            record("acme", guider("depth"), card("small")),
-            record("beta", guider("depth"), card("small")),
-            record("cards", card("small")),
-        )
+    registry = registry_of(
+        record("acme", guider("depth"), card("small")),
+        record("beta", guider("depth"), card("small")),
+        record("cards", card("small")),
     )
-    with pytest.raises(PluginError) as raised:
-        registry.card("beta:depth", "guider", "small")
-    assert raised.value.hint == (
-        "type --guider-checkpoint beta:small or --guider-checkpoint cards:small"
-    )
-    of_cards = [c for c in registry.conflicts() if c.subject.startswith("checkpoint")]
-    assert of_cards == [
-        Conflict("checkpoint 'small' of guider 'acme:depth'", ("acme:main", "cards:main")),
-        Conflict("checkpoint 'small' of guider 'beta:depth'", ("beta:main", "cards:main")),
+    said = refusal(registry.card, "beta:depth", "guider", "small")
+    assert said.hint == "type --guider-checkpoint beta:small or --guider-checkpoint cards:small"
+    assert [c for c in registry.conflicts() if c.subject.startswith("checkpoint")] == [
+        Conflict(f"checkpoint 'small' of guider '{name}:depth'", (f"{name}:main", "cards:main"))
+        for name in ("acme", "beta")
     ]
+
+
+def test_two_cards_of_one_name() -> None:
+    one, two = card("small"), card("small")
+    registry = registry_of(record("acme", one), record("beta", two))
+    said = refusal(registry.card, "depth", "guider", "small")
+    assert said.hint == "type --guider-checkpoint acme:small or --guider-checkpoint beta:small"
+    assert registry.card("depth", "guider", "beta:small") is two
+    (conflict,) = registry.conflicts()
+    assert conflict.subject == "checkpoint 'small' of guider 'depth'"
 
 
 def test_cards_by_name() -> None:
     small, large = card("small"), card("large")
-    registry = Registry((record("midas", small, large, guider("depth")),))
+    registry = registry_of(record("midas", small, large, guider("depth")))
     assert registry.card("depth", "guider", "large") is large
     assert registry.card("depth", "guider", "midas:large") is large
-    with pytest.raises(AssetError) as raised:
-        registry.card("depth", "guider", "lagre")
-    assert raised.value.message == "guider 'depth' has no checkpoint 'lagre'"
-    assert raised.value.hint.startswith("did you mean 'large'?")
-    assert "small, large" in raised.value.hint
-    with pytest.raises(AssetError) as raised:
-        registry.default_card("depth", "guider")
-    assert raised.value.message == "guider 'depth' has no default checkpoint"
-    assert "small, large" in raised.value.hint
+    said = refusal(registry.card, "depth", "guider", "lagre")
+    assert isinstance(said, AssetError)
+    assert said.message == "guider 'depth' has no checkpoint 'lagre'"
+    assert said.hint.startswith("did you mean 'large'?")
+    assert "small, large" in said.hint
+    said = refusal(registry.default_card, "depth", "guider")
+    assert isinstance(said, AssetError)
+    assert said.message == "guider 'depth' has no default checkpoint"
+    assert "small, large" in said.hint
+
+
+def test_names_of_cards_are_those_that_can_be_used() -> None:
+    parts = [card(name, joined="base+upsampler") for name in ("base", "upsampler")]
+    other = card("whole", component="adm", kind="backend")
+    registry = registry_of(record("midas", *parts, card("odd", refusal="no code for it"), other))
+    assert registry.card_names() == ["base+upsampler", "whole"]
+    assert registry.card_names("depth") == ["base+upsampler"]
+    assert registry.card_names("zebra") == []
+
+
+A_FILE = "name a file with --checkpoint PATH"
+DEMO = [name.partition(";")[0] for name in requirements() if "'demo'" in name]
 
 
 @pytest.mark.parametrize(
@@ -320,70 +361,48 @@ def test_cards_by_name() -> None:
             "backend",
             "adm",
             [],
-            (
-                "name a file with --checkpoint PATH, "
-                "or pip install ppap-plugin-shapes for small weights"
-            ),
+            f"{A_FILE}, or pip install ppap-framework[demo] for small weights",
         ),
-        ("backend", "adm", [record("ppap-plugin-shapes")], "name a file with --checkpoint PATH"),
+        ("backend", "adm", [record(name) for name in DEMO], A_FILE),
         (
             "guider",
             "ppap-plugin-adm:adm-classifier",
-            [record("ppap-plugin-shapes")],
+            [record(name) for name in DEMO],
             "name a file with --guider-checkpoint PATH",
         ),
         (
             "backend",
             "adm",
             [record("ppap-plugin-shapes", status="disabled", hint="unset PPAP_PLUGINS")],
-            (
-                "name a file with --checkpoint PATH; ppap-plugin-shapes may have some, "
-                "but is disabled: unset PPAP_PLUGINS"
-            ),
+            f"{A_FILE}; ppap-plugin-shapes may have some, but is disabled: unset PPAP_PLUGINS",
         ),
         ("guider", "somebodys-own", [], "name a file with --guider-checkpoint PATH"),
     ],
 )
 def test_what_is_installed_is_not_to_be_installed_for_its_weights(
-    kind: Literal["backend", "guider"], component: str, installed: list[PluginRecord], hint: str
+    kind: CardKind, component: str, installed: list[PluginRecord], hint: str
 ) -> None:
-    registry = Registry(tuple(installed))
-    with pytest.raises(AssetError) as raised:
-        registry.default_card(component, kind)
-    assert raised.value.hint == hint
-    with pytest.raises(AssetError) as raised:
-        registry.card(component, kind, "large")
-    assert raised.value.hint == hint
+    registry = registry_of(*installed)
+    assert refusal(registry.default_card, component, kind).hint == hint
+    said = refusal(registry.card, component, kind, "large")
+    assert isinstance(said, AssetError)
+    assert said.hint == hint
 
 
 def test_experts_that_are_not_there() -> None:
-    with pytest.raises(AssetError) as raised:
-        Registry(()).bundle("good")
-    assert raised.value.hint == "name a file with --experts PATH"
-
-
-def test_two_cards_of_one_name() -> None:
-    one, two = card("small"), card("small")
-    registry = Registry((record("acme", one), record("beta", two)))
-    with pytest.raises(PluginError) as raised:
-        registry.card("depth", "guider", "small")
-    assert raised.value.hint == (
-        "type --guider-checkpoint acme:small or --guider-checkpoint beta:small"
-    )
-    assert registry.card("depth", "guider", "beta:small") is two
-    (conflict,) = registry.conflicts()
-    assert conflict.subject == "checkpoint 'small' of guider 'depth'"
+    said = refusal(registry_of().bundle, "good")
+    assert isinstance(said, AssetError)
+    assert said.hint == "name a file with --experts PATH"
 
 
 def test_default_targets_follow_the_same_rule() -> None:
     foreign, own, other = target("foreign"), target("own"), target("other", checkpoint="large")
-    midas = record("midas", guider("depth"), own, other)
-    registry = Registry((record("acme", foreign), midas))
+    registry = registry_of(record("acme", foreign), record("midas", guider("depth"), own, other))
     assert registry.default_target("depth", "small") is own
     assert registry.default_target("midas:depth", "midas:large") is other
     assert registry.default_target("depth", "huge") is None
     assert not registry.conflicts()
-    tied = Registry((record("acme", foreign), record("beta", own)))
+    tied = registry_of(record("acme", foreign), record("beta", own))
     assert tied.default_target("depth", "small") is foreign
     assert [conflict.taken for conflict in tied.conflicts()] == ["acme:main"]
 
@@ -408,19 +427,20 @@ class Options:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module in which factories and options are looked for."""
-    module = types.ModuleType("acme_parts")
-    module.Options = Options  # type: ignore[attr-defined]  # made here
+    module: Any = types.ModuleType("acme_parts")
+    module.Options = Options
     monkeypatch.setitem(sys.modules, "acme_parts", module)
     return module
 
 
 def one(spec: ComponentSpec) -> Registry:
-    return Registry((record("acme", spec),))
+    return registry_of(record("acme", spec))
 
 
 WITH_OPTIONS = guider("depth", options="acme_parts:Options")
+LIKENESS = loss("likeness")
 
 
 @pytest.mark.usefixtures("parts")
@@ -434,16 +454,18 @@ def test_options_from_a_mapping() -> None:
 @pytest.mark.usefixtures("parts")
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     given = {"rnak": 4, "derived": 1, "scale": "wide", "rank": -1}
-    with pytest.raises(UsageError) as raised:
-        one(WITH_OPTIONS).options(WITH_OPTIONS, given)
-    message = raised.value.message
-    assert message.startswith("guider 'depth' of acme: ")
-    assert "unknown option 'rnak' (did you mean 'rank'?)" in message
-    assert "unknown option 'derived'" in message
-    assert "option 'scale': could not convert string to float: 'wide'" in message
-    assert "option 'rank': 'rank' must be > 0: -1" in message
-    assert "option 'name' is required" in message
-    assert raised.value.hint == "its options are rank, scale, name, top, hidden"
+    said = refusal(one(WITH_OPTIONS).options, WITH_OPTIONS, given)
+    assert isinstance(said, UsageError)
+    assert said.message.startswith("guider 'depth' of acme: ")
+    for fault in (
+        "unknown option 'rnak' (did you mean 'rank'?)",
+        "unknown option 'derived'",
+        "option 'scale': could not convert string to float: 'wide'",
+        "option 'rank': 'rank' must be > 0: -1",
+        "option 'name' is required",
+    ):
+        assert fault in said.message
+    assert said.hint == "its options are rank, scale, name, top, hidden"
 
 
 @pytest.mark.usefixtures("parts")
@@ -468,8 +490,8 @@ def test_a_component_without_options() -> None:
 
 
 @pytest.mark.parametrize("reference", ["acme_parts:WITH", "acme_parts:int"])
-def test_options_that_are_no_attrs_class(parts: types.ModuleType, reference: str) -> None:
-    parts.WITH, parts.int = object(), int  # type: ignore[attr-defined]  # made here
+def test_options_that_are_no_attrs_class(parts: Any, reference: str) -> None:
+    parts.WITH, parts.int = object(), int
     spec = guider("depth", options=reference)
     with pytest.raises(PluginError, match="no attrs class"):
         one(spec).options(spec, {})
@@ -478,15 +500,7 @@ def test_options_that_are_no_attrs_class(parts: types.ModuleType, reference: str
 # Making components
 
 
-class Loss:
-    """Stands for something that is no task loss."""
-
-
-def made_by(parts: types.ModuleType, factory: Callable[..., object]) -> None:
-    parts.make = factory  # type: ignore[attr-defined]  # made here
-
-
-def test_factories_get_what_their_kind_is_promised(parts: types.ModuleType) -> None:
+def test_factories_get_what_their_kind_is_promised(parts: Any) -> None:
     from ppap_framework.components import ExpertAdapter, GuidanceModel
 
     calls = []
@@ -500,15 +514,15 @@ def test_factories_get_what_their_kind_is_promised(parts: types.ModuleType) -> N
 
         return factory
 
-    made_by(parts, factory_of(GuidanceModel))
+    parts.make = factory_of(GuidanceModel)
     spec = attrs.evolve(WITH_OPTIONS, needs_checkpoint=False)
     registry = one(spec)
     assert isinstance(registry.make(spec, {"name": "n"}), GuidanceModel)
     checkpoint: Any = object()
     registry.make(spec, {"name": "n"}, checkpoint)
-    made_by(parts, factory_of(ExpertAdapter))
-    adapter = AdapterSpec(name="lora", summary="", factory="acme_parts:make")
-    assert isinstance(one(adapter).make(adapter, {}), ExpertAdapter)
+    parts.make = factory_of(ExpertAdapter)
+    lora = adapter("lora")
+    assert isinstance(one(lora).make(lora, {}), ExpertAdapter)
     assert calls == [(Options(name="n"), None), (Options(name="n"), checkpoint), (None,)]
 
 
@@ -522,50 +536,49 @@ def test_a_factory_that_cannot_be_imported_names_the_distribution(
                 raise error
 
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    spec = attrs.evolve(loss("likeness"), factory="acme_absent:make")
+    spec = attrs.evolve(LIKENESS, factory="acme_absent:make")
+    said = refused_to_make(spec)
+    assert said.message.startswith("loss 'likeness' of acme cannot be imported from acme_")
+    assert said.__cause__ is error
+
+
+def refused_to_make(spec: TaskLossSpec = LIKENESS) -> PluginError:
     with pytest.raises(PluginError) as raised:
         one(spec).make(spec, {})
-    assert raised.value.message.startswith("loss 'likeness' of acme cannot be imported from acme_")
-    assert raised.value.__cause__ is error
+    return raised.value
 
 
-def test_a_factory_that_needs_another_library(parts: types.ModuleType) -> None:
-    parts.__getattr__ = lambda _: __import__("flux_capacitor")  # type: ignore[method-assign]  # made here
-    likeness = loss("likeness")
-    with pytest.raises(PluginError) as raised:
-        one(likeness).make(likeness, {})
-    assert "needs the module flux_capacitor, which is not installed" in raised.value.message
-    assert raised.value.hint == "pip install flux_capacitor"
+def test_a_factory_that_needs_another_library(parts: Any) -> None:
+    parts.__getattr__ = lambda _: __import__("flux_capacitor")
+    said = refused_to_make()
+    assert "needs the module flux_capacitor, which is not installed" in said.message
+    assert said.hint == "pip install flux_capacitor"
 
 
-def test_a_factory_that_fails(parts: types.ModuleType) -> None:
-    likeness = loss("likeness")
-
+def test_a_factory_that_fails(parts: Any) -> None:
     def fails(options: object) -> None:
         raise ValueError("one\ntwo")
 
-    made_by(parts, fails)
-    with pytest.raises(PluginError, match=r"^loss 'likeness' of acme failed: ValueError: one two"):
-        one(likeness).make(likeness, {})
+    parts.make = fails
+    message = "loss 'likeness' of acme failed: ValueError: one two"
+    assert refused_to_make().message.startswith(message)
 
 
-def test_what_a_factory_says_to_people_passes(parts: types.ModuleType) -> None:
-    likeness, said = loss("likeness"), PpapError("no such architecture")
+def test_what_a_factory_says_to_people_passes(parts: Any) -> None:
+    said = PpapError("no such architecture")
 
     def refuses(options: object) -> None:
         raise said
 
-    made_by(parts, refuses)
+    parts.make = refuses
     with pytest.raises(PpapError) as raised:
-        one(likeness).make(likeness, {})
+        one(LIKENESS).make(LIKENESS, {})
     assert raised.value is said
 
 
-def test_a_factory_that_makes_something_else(parts: types.ModuleType) -> None:
-    likeness = loss("likeness")
-    made_by(parts, lambda options: Loss())
-    with pytest.raises(PluginError, match="made a Loss, which is no TaskLoss"):
-        one(likeness).make(likeness, {})
+def test_a_factory_that_makes_something_else(parts: Any) -> None:
+    parts.make = lambda options: 7
+    assert "made a int, which is no TaskLoss" in refused_to_make().message
 
 
 @pytest.mark.usefixtures("parts")

@@ -75,7 +75,6 @@ class GaussianStage(Stage):
 class Seeing(GuidanceModel):
     """Sees the images through a function of them and their level."""
 
-    native_size = None
     network = nn.Identity()
 
     def __init__(self, look: Callable[[Tensor, NoiseLevel], Any]) -> None:
@@ -89,12 +88,6 @@ class Seeing(GuidanceModel):
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
 
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
-        raise NotImplementedError
-
 
 class Likelihood(TaskLoss):
     """-log N(target; mean, variance) of the predicted mean and variance, up to a constant."""
@@ -102,12 +95,6 @@ class Likelihood(TaskLoss):
     def energy(self, prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         mean, variance = prediction
         return ((target - mean).square() / (2 * variance)).flatten(1).sum(1)
-
-    def transfer(self, student: Any, teacher: Any) -> Tensor:
-        raise NotImplementedError
-
-    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 def process_of(stage: Stage, steps: int, variance: VarianceKind = "fixed_small") -> Process:
@@ -222,8 +209,8 @@ class TestGuidance:
                 x_t, t / 1000, level, lambda x, at=at: stage.denoise(x, at, None)
             )
             assert gradient is not None
-            process = Process(COSINE, [t])
-            _, guided = ddim_step(process, 0, prediction, x_t, gradient)
+            process = Process(COSINE, [max(t - 40, 0), t] if t else [t])
+            _, guided = ddim_step(process, len(process) - 1, prediction, x_t, gradient)
             wanted = self.TILTED.denoise(x_t, at, None)
             torch.testing.assert_close(guided.x0, wanted.x0, rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(guided.eps, wanted.eps, rtol=1e-3, atol=1e-3)

@@ -16,7 +16,7 @@ from torch import Tensor
 from toy_distribution import SIZE, TIMESTEPS, install, plugged
 
 import ppap_framework as ppap
-from ppap_framework.components import DiffusionBackend, Prediction, Recipe
+from ppap_framework.components import CascadeSampling, DiffusionBackend, Prediction
 from ppap_framework.data import synthesize
 from ppap_framework.diffusion import NoiseSource, Process, space_timesteps
 from ppap_framework.diffusion import sample as walk
@@ -142,7 +142,7 @@ class TestRefusals:
         from ppap_plugin_toy.cascade import Doubling, ToyCascade
 
         class Unspaceable(Doubling):
-            recipe = Recipe(respacing="ddim37")
+            sampling = CascadeSampling(respacing="ddim37")
 
         with pytest.raises(UsageError, match="no even stride over 50"):
             ppap.sample(ToyCascade(toy, Unspaceable(toy.stages[0])))

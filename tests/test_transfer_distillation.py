@@ -713,9 +713,6 @@ def test_every_loss_learns_by_its_name() -> None:
         def transfer(self, student: Any, teacher: Any) -> Tensor:
             return (student - teacher).abs().sum(1)
 
-        def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-            raise NotImplementedError
-
     training = Distillation(
         course(
             attached(Means(), 2),

@@ -27,9 +27,6 @@ class Square(TaskLoss):
     def transfer(self, student: Any, teacher: Any) -> Tensor:
         return self.energy(student, teacher)
 
-    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        return {}
-
 
 class Means(GuidanceModel):
     """W m + b with m the mean of each channel, (B, 2): what experts learn is known exactly."""
@@ -45,21 +42,11 @@ class Means(GuidanceModel):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         return self._network(images.mean((2, 3)))
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        return images
-
-    def describe(self, prediction: Any) -> list[str]:
-        return []
 
 
 class Convolutions(Means):

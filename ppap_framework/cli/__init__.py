@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions
 from typing import Any, NoReturn
 
 import click
@@ -41,7 +41,7 @@ COMMANDS = {
         "Measure what a network understands of noised images, and what its experts do.",
     ),
     "data": ("ppap_framework.cli.data", "Look at the images that `ppap synthesize` drew."),
-    "experts": ("ppap_framework.cli.experts", "Show, check, calibrate and import experts."),
+    "experts": ("ppap_framework.cli.experts", "Show, check and calibrate experts."),
     "checkpoints": (
         "ppap_framework.cli.checkpoints",
         "Show, fetch, check and convert the weights that plugins know of.",
@@ -56,14 +56,26 @@ COMMANDS = {
 """The module and the summary of each command: all that `ppap --help` needs."""
 
 _GROUP = "ppap.commands"
-"""The entry-point group of commands that plugins supply: "name = module:command"."""
+"""The entry-point group of commands that plugins supply: "name = module:command", or
+"group.name = module:command" for a subcommand of a group."""
 
 
 @functools.cache
-def plugin_commands() -> dict[str, EntryPoint]:
-    """Commands of installed distributions by name, not imported. The core's own names win."""
-    found = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)
-    return {entry.name: entry for entry in found if entry.name not in COMMANDS}
+def plugin_commands(group: str = "ppap") -> dict[str, EntryPoint]:
+    """The commands that installed distributions add to a group, by name, not imported. The core's
+    own names win.
+    """
+    found: dict[str, EntryPoint] = {}
+    for distribution in distributions():
+        try:
+            offered = distribution.entry_points.select(group=_GROUP)
+        except Exception:  # a damaged list; `ppap doctor` reports it
+            continue
+        for entry in offered:
+            parent, _, name = entry.name.rpartition(".")
+            if (parent or "ppap") == group and (parent or name not in COMMANDS):
+                found.setdefault(name, entry)
+    return dict(sorted(found.items()))
 
 
 _BUG = 1
@@ -146,19 +158,31 @@ def _accept_global_options(command: click.Command) -> None:
             _accept_global_options(child)
 
 
-class _Commands(click.Group):
+class PluginGroup(click.Group):
+    """A group with the subcommands that plugins add to it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(dict.fromkeys([*super().list_commands(ctx), *plugin_commands(self.name or "")]))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        added = plugin_commands(self.name or "")
+        if cmd_name in self.commands or cmd_name not in added:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = added[cmd_name].load()
+        _accept_global_options(command)
+        return command
+
+
+class _Commands(PluginGroup):
     """A group over `COMMANDS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *plugin_commands()]
+        return [*COMMANDS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in COMMANDS:
-            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
-        elif cmd_name in plugin_commands():
-            command = plugin_commands()[cmd_name].load()
-        else:
-            return None
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         _accept_global_options(command)
         return command
 

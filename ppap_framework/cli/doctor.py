@@ -138,7 +138,6 @@ def _supplies(record: PluginRecord) -> str:
     assets = {
         "checkpoint": "checkpoints",
         "experts": "experts",
-        "released experts of": "released_experts",
         "default target": "default_targets",
     }
     return ", ".join(

@@ -1,4 +1,4 @@
-"""`ppap experts`: bundles of experts, read from their files alone, calibrated, and imported."""
+"""`ppap experts`: bundles of experts, read from their files alone, and calibrated."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ppap_framework.cli import State
+from ppap_framework.cli import PluginGroup, State
 from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
-from ppap_framework.cli.experts_import import import_experts
 from ppap_framework.cli.output import print_fields, print_json, print_table, size_words
 from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
 from ppap_framework.errors import AssetError, UsageError
@@ -25,15 +24,12 @@ _DAMAGED = 4
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group("experts")
+@click.group("experts", cls=PluginGroup)
 def command() -> None:
-    """Show, check, calibrate and import experts.
+    """Show, check and calibrate experts.
 
     SOURCE is the path of a bundle, or a name that `ppap experts list` shows.
     """
-
-
-command.add_command(import_experts)
 
 
 @command.command("list")

@@ -18,16 +18,14 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
-    ReleasedExperts,
 )
 from ppap_framework.registry import (
-    FIRST_PARTY,
     PluginRecord,
     Registry,
-    kind_of,
     normal,
     registry,
     split,
+    suppliers,
 )
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -56,7 +54,7 @@ def list_plugins(as_json: bool) -> None:
         print_table(
             ["kind", "name", "plugin", "version", "summary"],
             [
-                (kind_of(spec), spec.name, record.name, record.version or "?", spec.summary)
+                (spec.kind, spec.name, record.name, record.version or "?", spec.summary)
                 for record, spec in components
             ],
         )
@@ -96,7 +94,7 @@ def info(name: str, as_json: bool) -> None:
 def summarise(record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
     """A component in a few words."""
     return {
-        "kind": kind_of(spec),
+        "kind": spec.kind,
         "name": spec.name,
         "plugin": record.name,
         "version": record.version,
@@ -125,14 +123,9 @@ def describe_plugin(record: PluginRecord) -> dict[str, Any]:
         "status": record.status,
         "reason": record.reason,
         "hint": record.hint,
-        "components": [f"{kind_of(spec)} {spec.name}" for spec in record.specs],
+        "components": [f"{spec.kind} {spec.name}" for spec in record.specs],
         "checkpoints": [asset.name for asset in record.assets if isinstance(asset, Card)],
         "experts": [asset.name for asset in record.assets if isinstance(asset, ExpertBundle)],
-        "released_experts": [
-            asset.name
-            for asset in record.assets
-            if isinstance(asset, ReleasedExperts) and not asset.refusal
-        ],
         "default_targets": [
             f"{asset.text!r} for {asset.guider} with {asset.checkpoint}"
             for asset in record.assets
@@ -220,10 +213,10 @@ def _matching(
 def _unknown(name: str, found: Registry) -> PluginError:
     known = {spec.name for record in found.records for spec in record.specs}
     known |= {record.distribution for record in found.records}
-    suppliers = [table[name] for table in FIRST_PARTY.values() if name in table]
+    supplier = suppliers().get(name)
     near = difflib.get_close_matches(split(name)[1], sorted(known), n=1)
-    if suppliers and suppliers[0] not in known:
-        hint = f"pip install {suppliers[0]}"
+    if supplier and supplier not in known:
+        hint = f"pip install {supplier}"
     else:
         hint = f"did you mean {near[0]!r}?" if near else "`ppap plugins list` shows what there is"
     return PluginError(f"no component and no plugin is called {name!r}", hint=hint)

@@ -22,19 +22,19 @@ __all__ = ["Continuation", "cascade"]
 @final
 @attrs.frozen(eq=False)
 class Continuation:
-    """A later stage, and its reverse process over the timesteps that its recipe keeps."""
+    """A later stage, and its reverse process over the timesteps that its sampling keeps."""
 
     stage: CascadedStage
     process: Process
 
     @classmethod
     def of(cls, stage: CascadedStage) -> Continuation:
-        """The stage with its own recipe.
+        """The stage with its own sampling.
 
         Raises:
             UsageError: Where its schedule cannot be respaced so.
         """
-        kept = space_timesteps(stage.schedule.num_timesteps, stage.recipe.respacing)
+        kept = space_timesteps(stage.schedule.num_timesteps, stage.sampling.respacing)
         return cls(stage, Process(stage.schedule, kept, stage.variance))
 
 
@@ -64,18 +64,18 @@ def cascade(
     """
     drawn = []
     for number, following in enumerate(later, start=1):
-        stage, recipe = following.stage, following.stage.recipe
+        stage, sampling = following.stage, following.stage.sampling
         if ready:
             ready(stage)
         noise = NoiseSource(seed, start, number)
-        x = recipe.temperature * noise((len(images), *stage.image_shape)).to(images.device)
+        x = sampling.temperature * noise((len(images), *stage.image_shape)).to(images.device)
         walk = trajectory(
             stage,
             following.process,
             x,
             noise,
             condition=stage.conditioned(condition, images),
-            step=partial(ddim_step, eta=recipe.eta),
+            step=partial(ddim_step, eta=sampling.eta),
         )
         for state in walk:
             x = state.x

@@ -6,7 +6,7 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters in one of t
     score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
 
 The prediction that comes in has been clipped, if at all; x_0 that guidance has moved is not clipped
-again.
+again. Its shift is bounded where alpha_i is nearly 0; see `_guided`.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ def ddim_step(
     """
     if not 0.0 <= eta <= 1.0:
         raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
-    prediction = _guided(process, index, prediction, gradient)
     x_t = prediction.x_t
     abar = at_index(process.alphas_cumprod, index, x_t)
     abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
     sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
     direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
+    prediction = _guided(process, index, prediction, gradient, abar_prev.sqrt(), direction)
     x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
     if sigma > 0.0:
         x = x + sigma * noise.to(x)
@@ -119,19 +119,39 @@ def ddim_inversion_step(
     Returns:
         x_{i+1}, (B, C, H, W), and the prediction that it was made from.
     """
-    prediction = _guided(process, index, prediction, gradient)
     abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
-    x = abar_next.sqrt() * prediction.x0 + (1.0 - abar_next).sqrt() * prediction.eps
+    alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
+    prediction = _guided(process, index, prediction, gradient, alpha_next, sigma_next)
+    x = alpha_next * prediction.x0 + sigma_next * prediction.eps
     return x, prediction
 
 
 def _guided(
-    process: Process, index: int, prediction: Prediction, gradient: Tensor | None
+    process: Process,
+    index: int,
+    prediction: Prediction,
+    gradient: Tensor | None,
+    alpha_to: Tensor,
+    sigma_to: Tensor,
 ) -> Prediction:
+    """The prediction with its score shifted by g, for a step to alpha_to x_0 + sigma_to eps.
+
+    Such a step moves the state by
+
+        alpha_to dx_0 + sigma_to deps = (alpha_to sigma_i / alpha_i - sigma_to) sigma_i g
+
+    whose factor is below 1 on evenly spaced timesteps, but has no bound as alpha_i falls to 0: there
+    eps is all of x_i, and x_0 follows from it by division by alpha_i. g is reduced such that the
+    factor stays below 1, the largest that ancestral sampling has (its variance).
+    """
     if gradient is None:
         return prediction
     abar = at_index(process.alphas_cumprod, index, gradient)
-    shifted = prediction.with_eps(prediction.eps - (1.0 - abar).sqrt() * gradient)
+    alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
+    reach = alpha_to * sigma - alpha * sigma_to  # alpha_i times the factor
+    if reach > alpha:
+        return prediction.with_x0(prediction.x0 + sigma**2 / reach * gradient)
+    shifted = prediction.with_eps(prediction.eps - sigma * gradient)
     # Under strong guidance x_0 and eps are large and nearly cancel. What is left is then down to
     # the order of the arithmetic, here that of the published samplers: eps follows from x_0 again.
     return prediction.with_x0(shifted.x0)

@@ -6,11 +6,10 @@
     save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
 
     bundle = choose_bundle("auto", model, backend)      # verified, and for these very weights
-    experts = load_bundle(bundle.path, model, backend)
-    prediction = experts.at(level)(images, level)
-    experts.detach()                                    # the network is as it was found
+    with bundle.attached(model) as experts:
+        prediction = experts.at(level)(images, level)   # the network is untouched again at the end
 
-A noise level belongs to one expert; a clean image to none, the untouched network looks at it.
+A noise level belongs to one expert. Clean images belong to none: the untouched network reads them.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from ppap_framework.experts.bundle import (
 from ppap_framework.experts.choice import (
     WantedExperts,
     check_wanted,
+    choose_bundle,
     choose_experts,
     same_experts,
     uses_experts,
@@ -35,7 +35,6 @@ from ppap_framework.experts.choice import (
 from ppap_framework.experts.discovery import (
     BundleFile,
     bundle_by_name,
-    choose_bundle,
     experts_dir,
     find_bundles,
     keep_bundle,
@@ -49,12 +48,9 @@ from ppap_framework.experts.identity import (
 from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
 from ppap_framework.experts.match import WAIVABLE
 from ppap_framework.experts.ranges import NoiseRanges
-from ppap_framework.experts.released import import_released, released_experts
-from ppap_framework.experts.released_file import METHODS, Method, check_released
-from ppap_framework.experts.set import ExpertSet, Look, has_experts
+from ppap_framework.experts.set import ExpertSet, has_experts
 
 __all__ = [
-    "METHODS",
     "SUFFIX",
     "WAIVABLE",
     "AdapterConfig",
@@ -63,13 +59,10 @@ __all__ = [
     "ExpertSet",
     "Identity",
     "InputConvention",
-    "Look",
-    "Method",
     "NoiseRanges",
     "WantedExperts",
     "backend_sha256",
     "bundle_by_name",
-    "check_released",
     "check_wanted",
     "choose_bundle",
     "choose_experts",
@@ -78,12 +71,10 @@ __all__ = [
     "find_bundles",
     "guide_sha256",
     "has_experts",
-    "import_released",
     "installed_adapter",
     "keep_bundle",
     "load_bundle",
     "read_bundle_info",
-    "released_experts",
     "rescale_bundle",
     "same_experts",
     "save_bundle",

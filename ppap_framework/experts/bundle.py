@@ -1,24 +1,27 @@
-"""A bundle: all experts of a guide in one safetensors file that says what they are for.
+"""A bundle: all experts of a guide in one safetensors file that states what they are for.
 
-The tensors are those of `ExpertSet.state_dict`, "adapter/expert.name". Under the metadata key
-`ppap.experts` stands a `BundleInfo` as JSON, and under `ppap.sha256` the file's own digest.
+The tensors are those of `ExpertSet.state_dict`, "adapter/expert.name". The metadata key
+`ppap.experts` holds a `BundleInfo` as JSON. The key `ppap.sha256` holds the SHA-256 of the whole
+file with these 64 digits replaced by zeros. It tells a damaged file from a sound one; it does not
+tell who wrote the file, since anybody can compute it.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import attrs
 from torch import Tensor
 
-from ppap_framework.checkpoints import open_checkpoint
+from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.experts._seal import check_seal, write_sealed
 from ppap_framework.experts.info import AdapterConfig, BundleInfo
-from ppap_framework.experts.match import WAIVABLE, Present, check_waivers
+from ppap_framework.experts.match import Present, check_match, check_waivers
 from ppap_framework.experts.set import ExpertSet
+from ppap_framework.files import replacing
 from ppap_framework.registry import registry
 
 __all__ = [
@@ -32,14 +35,16 @@ __all__ = [
 ]
 
 SUFFIX = ".experts.safetensors"
-_INFO = "ppap.experts"
+_INFO, _SEAL = "ppap.experts", "ppap.sha256"
+_SEAL_ENTRY = b'"' + _SEAL.encode() + b'":"'  # unique: JSON escapes a quote within a string
+_ZEROS = "0" * 64
 
 
 def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
     """Make an adapter that a plugin supplies.
 
     Raises:
-        PluginError: Where no plugin does, or it is broken.
+        PluginError: If no plugin does, or it is broken.
         UsageError: For options that it does not take.
     """
     plugins = registry()
@@ -47,52 +52,55 @@ def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
-    """Write experts into one file, which is either complete or not there; equal experts and
+    """Write experts into one file, which is either complete or absent. Equal experts and
     descriptions give equal bytes.
 
     Args:
-        path: Ends in ".experts.safetensors"; replaced where it exists.
-        experts: To be saved.
-        info: What `describe` said of them.
+        path: Ends in ".experts.safetensors"; an old file is replaced.
+        experts: The experts.
+        info: Their description: see `describe`.
 
     Raises:
-        ValueError: Where the description is of other experts.
+        ValueError: If the description is of other experts.
         UsageError: For another suffix, which nothing would find.
-        AssetError: Where the file cannot be written.
+        AssetError: If the file cannot be written.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
         raise UsageError(f"a bundle cannot be called {path.name!r}", hint=f"use NAME{SUFFIX}")
     adapters = [adapter.name for adapter in info.adapters]
     if info.boundaries != experts.ranges.boundaries or adapters != list(experts.adapters):
         raise ValueError("the description is of other experts")
-    write_sealed(path, experts.state_dict(), {_INFO: info.to_json()})
+    _write(path, experts.state_dict(), info)
 
 
 def read_bundle_info(path: Path) -> BundleInfo:
-    """What a bundle says of itself, from its header alone; its digest is not checked.
+    """The description of a bundle, from its header alone; its hash is not checked.
 
     Raises:
-        AssetError: Where the file is missing, damaged in its header, or no bundle.
+        AssetError: If the file is missing, damaged in its header, or no bundle.
     """
     return _info(path, open_checkpoint(path).metadata)
 
 
 def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
-    """Read a bundle and check all that can be checked without the guide that it is for.
+    """Read a bundle and check everything that can be checked without its guide.
 
     Raises:
-        AssetError: Where anything is wrong with it.
+        AssetError: If anything is wrong with it.
     """
     checkpoint = open_checkpoint(path)
-    check_seal(path)
+    _check_seal(path)
     info = _info(path, checkpoint.metadata)
     state = checkpoint.state_dict()
     wanted = {(adapter.name, str(i)) for adapter in info.adapters for i in range(len(info))}
-    held = {key: _holder(key) for key in state}
-    faults = [f"tensor {key!r:.60} is of no expert" for key in state if held[key] not in wanted]
+    owners = {}  # (adapter, expert) by key "adapter/expert.name"
+    for key in state:
+        adapter, _, rest = key.partition("/")
+        owners[key] = adapter, rest.partition(".")[0]
+    faults = [f"tensor {key!r:.60} is of no expert" for key in state if owners[key] not in wanted]
     faults += [
         f"expert {index} has no tensors of {name!r}"
-        for name, index in sorted(wanted - set(held.values()))
+        for name, index in sorted(wanted - set(owners.values()))
     ]
     faults += [
         f"tensor {key!r:.60} is not finite"
@@ -109,19 +117,18 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
 
 
 def rescale_bundle(path: Path, scales: Sequence[float] | None) -> None:
-    """Give a bundle other guidance scales; it is at any time the old one or the new one.
+    """Replace the guidance scales of a bundle; it is at any time the old one or the new one.
 
     Args:
-        path: Of the bundle.
+        path: The bundle.
         scales: One for each expert; None for none.
 
     Raises:
-        ValueError: Where there are more or fewer, or one is not finite.
-        AssetError: Where anything is wrong with the file, or it cannot be written.
+        ValueError: If there are more or fewer, or one is not finite.
+        AssetError: If anything is wrong with the file, or it cannot be written.
     """
     info, state = verify_bundle(path)
-    info = attrs.evolve(info, scales=scales)
-    write_sealed(path, state, {_INFO: info.to_json()})
+    _write(path, state, attrs.evolve(info, scales=scales))
 
 
 def load_bundle(
@@ -135,9 +142,9 @@ def load_bundle(
     """Attach the experts of a bundle to the guide that they were trained for.
 
     Args:
-        path: Of the bundle.
+        path: The bundle.
         model: The guide, without experts.
-        backend: That it shall steer; None leaves everything about it uncompared.
+        backend: The diffusion model that it steers; None to compare nothing of it.
         allow_mismatch: Which of `WAIVABLE` may differ.
         make_adapter: Makes the adapters; by default plugins do.
 
@@ -145,11 +152,11 @@ def load_bundle(
         Experts that own the guide's network until they are detached.
 
     Raises:
-        AssetError: Where anything is wrong with the file, or it does not match what is here: the
+        AssetError: If anything is wrong with the file, or it does not match what is present: the
             message names each difference.
         UsageError: For a difference that cannot be waived.
-        PluginError: Where an adapter's plugin is missing or broken.
-        ValueError: Where the guide has experts already.
+        PluginError: If an adapter's plugin is missing or broken.
+        ValueError: If the guide has experts already.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
@@ -158,40 +165,40 @@ def load_bundle(
     experts = ExpertSet(model, info.ranges, adapters, info.preprocessing)
     try:
         experts.load_state_dict(state)
-    except PpapError as error:
+    except BaseException as error:
         experts.detach()
+        if not isinstance(error, PpapError):
+            raise
         raise AssetError(
             f"the tensors of {str(path)!r} do not fit: {error.message}",
             hint=error.hint or "the adapter is of another version, or the file is not sound",
         ) from error
-    except BaseException:
-        experts.detach()
-        raise
     return experts
 
 
-def check_match(path: Path, differences: Mapping[str, str], allow: Collection[str]) -> None:
-    """Accept a bundle that is for what is here.
+def _write(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:
+    with replacing(path, AssetError) as draft:
+        write_safetensors(draft, state, {_INFO: info.to_json(), _SEAL: _ZEROS})
+        content = draft.read_bytes()
+        with draft.open("r+b") as file:
+            file.seek(content.index(_SEAL_ENTRY) + len(_SEAL_ENTRY))
+            file.write(hashlib.sha256(content).hexdigest().encode())
 
-    Raises:
-        AssetError: With each difference that is not waived.
-    """
-    left = {name: words for name, words in differences.items() if name not in allow}
-    if left:
-        waivable = not set(left) - set(WAIVABLE)
+
+def _check_seal(path: Path) -> None:
+    before, entry, rest = path.read_bytes().partition(_SEAL_ENTRY)
+    if not entry:
         raise AssetError(
-            f"the experts in {str(path)!r} do not match: "
-            + "; ".join(f"{name}: {words}" for name, words in left.items()),
-            hint=" ".join(f"--allow-mismatch {name}" for name in left)
-            if waivable
-            else "train experts for this guide with `ppap adapt`",
+            f"{str(path)!r} carries no SHA-256 of itself", hint="it is no bundle of experts"
         )
-
-
-def _holder(key: str) -> tuple[str, str]:
-    """The adapter and the expert that "adapter/expert.name" is of."""
-    adapter, _, rest = key.partition("/")
-    return adapter, rest.partition(".")[0]
+    stated, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
+    digest = hashlib.sha256(before + entry + _ZEROS.encode() + rest).hexdigest()
+    if digest.encode() != stated:
+        raise AssetError(
+            f"{str(path)!r} was damaged or changed after it was written: its SHA-256 is "
+            f"{digest}, and it states another",
+            hint="fetch it or train the experts again",
+        )
 
 
 def _info(path: Path, metadata: Mapping[str, str]) -> BundleInfo:
@@ -203,6 +210,6 @@ def _info(path: Path, metadata: Mapping[str, str]) -> BundleInfo:
         return BundleInfo.from_json(metadata[_INFO])
     except ValueError as error:
         raise AssetError(
-            f"what {str(path)!r} says of itself cannot be used: {error}",
+            f"the description in {str(path)!r} cannot be used: {error}",
             hint="it is damaged, or another version of ppap wrote it",
         ) from error

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
-from ppap_framework.errors import UsageError
-from ppap_framework.experts.discovery import BundleFile, bundle_by_name, choose_bundle
-from ppap_framework.experts.match import check_waivers
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.experts.bundle import verify_bundle
+from ppap_framework.experts.discovery import BundleFile, bundle_by_name, find_bundles
+from ppap_framework.experts.match import Present, check_match, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet, has_experts
 
 __all__ = [
     "WantedExperts",
     "check_wanted",
+    "choose_bundle",
     "choose_experts",
     "same_experts",
     "uses_experts",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_PASSED_OVER = "experts %r are passed over: %s"
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | ExpertSet | BundleFile | None"
 """What a user asks for: "none" or None; "auto" for the newest bundle that matches, if there is one;
@@ -168,3 +171,65 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
     if idle:
         of = "1 step" if len(process) == 1 else f"{len(process)} steps"
         _log.warning("guide %r: of %s none is for %s", guide_name, of, idle)
+
+
+def choose_bundle(
+    source: str | os.PathLike[str],
+    model: GuidanceModel,
+    backend: DiffusionBackend,
+    *,
+    allow_mismatch: Collection[str] = (),
+    offline: bool = False,
+) -> BundleFile | None:
+    """The bundle that guides: verified, and known to match what is present.
+
+    Args:
+        source: "auto" for the first of `find_bundles` that matches, or a path or name for
+            `bundle_by_name`.
+        model: The guide, without experts.
+        backend: The diffusion model that it steers.
+        allow_mismatch: Which of `WAIVABLE` may differ.
+        offline: Whether to raise instead of downloading a bundle that is named.
+
+    Returns:
+        None if "auto" finds nothing.
+
+    Raises:
+        AssetError: If the bundle that is named is missing, damaged, or does not match.
+        PluginError: If several distributions claim its name.
+        UsageError: For a difference that cannot be waived.
+    """
+    check_waivers(allow_mismatch)
+    present = Present(model, backend)
+    if source != "auto":
+        bundle = bundle_by_name(source, offline=offline)
+        _verify(bundle)
+        check_match(bundle.path, present.differences(bundle.info), allow_mismatch)
+        return bundle
+    other_backends = []  # worth a warning only if nothing matches
+    for bundle in find_bundles():
+        differences: Mapping[str, str] = {}
+        try:
+            if not present.is_for(bundle.info):
+                continue
+            differences = present.differences(bundle.info)
+            check_match(bundle.path, differences, allow_mismatch)
+            _verify(bundle)
+        except AssetError as error:
+            left = [words for name, words in differences.items() if name not in allow_mismatch]
+            reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
+            told = bundle.name, reason + (f" ({error.hint})" if error.hint else "")
+            if "backend" in differences:
+                other_backends.append(told)
+            else:
+                _log.warning(_PASSED_OVER, *told)
+        else:
+            return bundle
+    for told in other_backends:
+        _log.warning(_PASSED_OVER, *told)
+    return None
+
+
+def _verify(bundle: BundleFile) -> None:
+    _ = bundle.info, bundle.sha256  # taken first, so that a later change is noticed
+    verify_bundle(bundle.path)

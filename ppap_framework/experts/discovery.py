@@ -1,4 +1,4 @@
-"""Finding bundles: by path, by name, or by what they are for."""
+"""Finding bundles by path or name, and what is known of one on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,24 @@ from typing import Any
 import attrs
 
 from ppap_framework.checkpoints import cache_dir, fetch
-from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.components import GuidanceModel
 from ppap_framework.errors import AssetError
-from ppap_framework.experts.bundle import (
-    SUFFIX,
-    check_match,
-    load_bundle,
-    read_bundle_info,
-    verify_bundle,
-)
+from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo
-from ppap_framework.experts.match import Present, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import Registry, registry
 
-__all__ = [
-    "BundleFile",
-    "bundle_by_name",
-    "choose_bundle",
-    "experts_dir",
-    "find_bundles",
-    "keep_bundle",
-]
+__all__ = ["BundleFile", "bundle_by_name", "experts_dir", "find_bundles", "keep_bundle"]
 
 _log = logging.getLogger(__name__)
-
-_PASSED_OVER = "experts %r are passed over: %s"
 
 
 @attrs.frozen
 class BundleFile:
-    """A bundle on disk. What is read of the file is read once.
+    """A bundle on disk. Its description and hash are read once.
 
     Attributes:
         name: The name by which it is asked for.
@@ -86,7 +70,7 @@ class BundleFile:
         return self.info.expert_parameters
 
     def record(self) -> dict[str, Any]:
-        """Name, path, hash, ranges and scales as JSON."""
+        """Everything that a run records of its experts, as JSON."""
         return {
             "name": self.name,
             "path": str(self.path),
@@ -98,8 +82,8 @@ class BundleFile:
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context in which the experts are attached to their guide. The network is untouched
-        again at its end.
+        """A context in which the experts are attached to their guide; at its end, the network is as
+        it was found.
 
         Raises:
             AssetError: If the file has changed since its SHA-256 was taken, or cannot be loaded:
@@ -122,10 +106,10 @@ def experts_dir() -> Path:
 
 
 def keep_bundle(path: Path) -> Path:
-    """Copy a bundle to where it is found; one of the same name is replaced at once.
+    """Copy a bundle to `experts_dir`; one of the same name is replaced at once.
 
     Raises:
-        AssetError: Where that cannot be written.
+        AssetError: If the copy cannot be written.
     """
     kept = experts_dir() / path.name
     with replacing(kept, AssetError) as temporary:
@@ -136,13 +120,12 @@ def keep_bundle(path: Path) -> Path:
 def find_bundles(
     folders: Iterable[Path] | None = None, plugins: Registry | None = None
 ) -> list[BundleFile]:
-    """Every bundle that is here: the user's own, the newest first, then those of distributions.
-
-    Nothing is downloaded, and nothing is opened.
+    """Every bundle on disk: the user's own, the newest first, then those of distributions. Nothing
+    is downloaded or opened.
 
     Args:
-        folders: To look in; None for `experts_dir`.
-        plugins: That may offer some; None for those that are installed.
+        folders: The folders with the user's own; None for `experts_dir`.
+        plugins: The plugins that may offer some; None for those that are installed.
     """
     own = [
         path
@@ -157,105 +140,43 @@ def find_bundles(
 
 
 def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
-    """The bundle that is asked for; that of a distribution is downloaded when it is not here.
+    """The bundle that is asked for; that of a distribution is downloaded if it is not on disk.
 
     Args:
-        source: A path, the name of one of the user's own, or what a distribution calls it. A path
-            object is never taken for a name.
+        source: A path, or the name of one of the user's own or of a distribution's. A path object
+            is never taken for a name.
         offline: Whether to raise instead of downloading.
 
     Raises:
-        AssetError: Where there is none.
-        PluginError: Where several distributions claim the name.
+        AssetError: If there is none.
+        PluginError: If several distributions claim the name.
     """
     path = Path(source).expanduser()
     if not isinstance(source, str):
         path = path.absolute()
     if path.name.endswith(SUFFIX) or len(path.parts) > 1:
         return BundleFile(path.name.removesuffix(SUFFIX), path)
-    source = str(source)
+    name = str(source)
     own = {bundle.name: bundle for bundle in find_bundles(plugins=Registry(()))}
-    if source in own:
-        return own[source]
+    if name in own:
+        return own[name]
     plugins = registry()
     try:
-        return _installed(plugins, plugins.bundle(source), offline=offline)
+        return _installed(plugins, plugins.bundle(name), offline=offline)
     except AssetError:
         known = [*own, *(asset.name for asset in plugins.bundles())]
-        if source.rpartition(":")[2] in known:
+        if name.rpartition(":")[2] in known:
             raise
     if path.exists():
         return BundleFile(path.name, path)
-    near = difflib.get_close_matches(source, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1)
     raise AssetError(
-        f"no experts are called {source!r}",
+        f"no experts are called {name!r}",
         hint=f"did you mean {near[0]!r}?"
         if near
         else f"give the path of a file NAME{SUFFIX}"
         + (f", or one of {', '.join(known)}" if known else ", or train some with `ppap adapt`"),
     )
-
-
-def choose_bundle(
-    source: str | os.PathLike[str],
-    model: GuidanceModel,
-    backend: DiffusionBackend,
-    *,
-    allow_mismatch: Collection[str] = (),
-    offline: bool = False,
-) -> BundleFile | None:
-    """The experts that shall guide: verified, and known to be for what is here.
-
-    Args:
-        source: "none", "auto" for the first of `find_bundles` whose every hash matches, if there is
-            one, or what `bundle_by_name` takes.
-        model: The guide, without experts.
-        backend: That it shall steer.
-        allow_mismatch: Which of `WAIVABLE` may differ.
-        offline: Whether to raise instead of downloading what `source` names.
-
-    Returns:
-        What `load_bundle` can attach to `model`; None for no experts.
-
-    Raises:
-        AssetError: Where the bundle that is asked for is missing, damaged, or does not match.
-        PluginError: Where several distributions claim its name.
-        UsageError: For a difference that cannot be waived.
-    """
-    check_waivers(allow_mismatch)
-    if source == "none":
-        return None
-    present = Present(model, backend)
-    if source != "auto":
-        bundle = bundle_by_name(source, offline=offline)
-        _ = bundle.info, bundle.sha256  # read before the check, so that a change is noticed
-        info, _ = verify_bundle(bundle.path)
-        check_match(bundle.path, present.differences(info), allow_mismatch)
-        return bundle
-    of_others = []  # who guides two backends has experts for both: worth a word where none fit
-    for bundle in find_bundles():
-        differences: Mapping[str, str] = {}
-        try:
-            info = bundle.info
-            if not present.is_for(info):
-                continue
-            _ = bundle.sha256
-            differences = present.differences(info)
-            check_match(bundle.path, differences, allow_mismatch)
-            verify_bundle(bundle.path)
-        except AssetError as error:
-            left = [words for name, words in differences.items() if name not in allow_mismatch]
-            reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
-            told = bundle.name, reason + (f" ({error.hint})" if error.hint else "")
-            if "backend" in differences:
-                of_others.append(told)
-            else:
-                _log.warning(_PASSED_OVER, *told)
-            continue
-        return bundle
-    for told in of_others:
-        _log.warning(_PASSED_OVER, *told)
-    return None
 
 
 def _is_here(asset: ExpertBundle) -> bool:

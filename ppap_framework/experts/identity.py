@@ -1,4 +1,4 @@
-"""What makes a network the one that experts were trained for: its weights, and what it is fed."""
+"""Identity of a network: the hash of its weights, and what it is fed."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any
 
 import attrs
 import torch
-from attrs.validators import deep_iterable
 from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
-from ppap_framework.experts._record import count, floats, integers, numbers
+from ppap_framework.experts._record import counts, numbers
 from ppap_framework.experts.set import has_experts
 
 __all__ = ["InputConvention", "backend_sha256", "guide_sha256", "weights_sha256"]
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of what a state dict says, 64 hexadecimal digits.
+    """SHA-256 of the values of a state dict, 64 hexadecimal digits.
 
-    Names in sorted order, each with its shape and its values as little-endian float64 (if they are
-    that), float32 (any other floating point), or int64. So the same values give the same digest
-    whatever file they come from, in whatever order, and whether they were stored in 16 or 32 bits.
+    It covers names in sorted order, each with its shape and its values as little-endian float64 (if
+    they are that), float32 (any other floating point), or int64. So the same values give the same
+    digest in any file, in any order, and in 16 or 32 bits.
     """
     digest = hashlib.sha256(b"ppap weights 1\n")
     for name in sorted(state):
@@ -40,7 +39,7 @@ def guide_sha256(model: GuidanceModel) -> str:
     """The `weights_sha256` of a guide's network.
 
     Raises:
-        ValueError: Where experts are attached, which may rename and change the weights.
+        ValueError: If experts are attached, which may rename and change the weights.
     """
     if has_experts(model.network):
         raise ValueError("ask for the identity of a network before experts are attached")
@@ -67,36 +66,34 @@ def _canonical(tensor: Tensor) -> Tensor:
 
 
 _TOLERANCE = 0.02
-"""Of what a channel receives: more than bfloat16 rounds off, less than usual normalisations
-differ."""
+"""Tolerance of the value of a channel: above the rounding of bfloat16, and below the differences of
+usual normalizations."""
 
 
 @attrs.frozen
 class InputConvention:
-    """What a guide makes of images before its network sees them, as measured: `measure`.
+    """What reaches a guide's network, as `measure` finds it.
 
     Attributes:
-        shape: Of one input of the network, (C, h, w).
-        black: The mean of each of its C channels for an image of -1.
-        white: Likewise for an image of 1.
+        shape: (C, h, w), the shape of one input of the network.
+        black: Mean of each of its C channels for an image of -1.
+        white: Mean of each of its C channels for an image of 1.
     """
 
-    shape: tuple[int, ...] = attrs.field(converter=integers, validator=deep_iterable(count))
-    black: tuple[float, ...] = attrs.field(converter=floats, validator=numbers)
-    white: tuple[float, ...] = attrs.field(converter=floats, validator=numbers)
+    shape: tuple[int, ...] = attrs.field(converter=tuple, validator=counts)
+    black: tuple[float, ...] = attrs.field(converter=tuple, validator=numbers)
+    white: tuple[float, ...] = attrs.field(converter=tuple, validator=numbers)
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
-        """Show a black and a white image to a guide and watch what reaches its network.
-
-        The network itself does not run.
+        """Feed a black and a white image to a guide, whose network itself does not run.
 
         Args:
             model: The guide.
             resolution: Height and width of the images.
 
         Returns:
-            None where the guide does not call its network as a whole.
+            None if the guide does not call its network as a whole.
         """
         parameter = next(model.parameters(), torch.empty(0))
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
@@ -122,13 +119,13 @@ class InputConvention:
         return cls(tuple(seen.shape[1:]), black, white)
 
     def matches(self, other: InputConvention) -> bool:
-        """Whether a network may be fed by one when it was trained with the other."""
+        """Whether a network that was trained with one convention may be fed with the other."""
         pairs = zip(self.black + self.white, other.black + other.white, strict=False)
         return self.shape == other.shape and all(abs(a - b) <= _TOLERANCE for a, b in pairs)
 
 
 class _ReachedError(Exception):
-    """No error: the way out of a network that need not run."""
+    """Raised in the place of a network that need not run."""
 
     def __init__(self, seen: Tensor | None) -> None:
         super().__init__()

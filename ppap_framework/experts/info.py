@@ -1,26 +1,24 @@
-"""What a bundle of experts says of itself."""
+"""The description of a bundle of experts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import attrs
-from attrs.validators import and_, deep_iterable, min_len, optional
+from attrs.validators import and_, min_len, optional
 
 from ppap_framework.errors import UsageError
 from ppap_framework.experts._record import (
     count,
+    counts,
     digest,
-    floats,
-    integers,
     json_object,
     must_be,
     numbers,
     read_record,
-    record,
     text,
 )
 from ppap_framework.experts.identity import InputConvention
@@ -29,24 +27,20 @@ from ppap_framework.experts.set import ExpertSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
-__all__ = ["FORMAT", "AdapterConfig", "BundleInfo", "Identity", "describe"]
+__all__ = ["AdapterConfig", "BundleInfo", "Identity", "describe"]
 
-FORMAT = 1
-"""Of the description; one that this module does not know is refused."""
-
+_FORMAT = 1
 _IMAGE_SPACE = "rgb"
-_counts = deep_iterable(count)
 
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """Which network it was.
+    """A network, known by its weights.
 
     Attributes:
-        component: The name of its backend or guider, or the class of an object of the user's own.
-        checkpoint: How its weights were called; None where they had no name.
-        sha256: Of its weights: `guide_sha256` or `backend_sha256`. This alone decides. None where
-            nobody recorded it, as a backend's may be.
+        component: The name of its backend or guider, or the class of a user's own object.
+        checkpoint: The name of its weights; None if they had no name.
+        sha256: `guide_sha256` or `backend_sha256`, which alone decides; None if nobody recorded it.
     """
 
     component: str = attrs.field(validator=text)
@@ -60,90 +54,71 @@ class Identity:
 
 @attrs.frozen(kw_only=True)
 class AdapterConfig:
-    """An adapter as it can be made again.
-
-    Attributes:
-        name: As plugins supply it.
-        options: Its options, JSON.
-    """
+    """An adapter as it can be made again: its name, and its options as JSON."""
 
     name: str = attrs.field(validator=text)
     options: Mapping[str, Any] = attrs.field(validator=json_object)
 
 
-def _identity(given: Any) -> Identity:
-    return record(Identity, given)
-
-
-def _adapters(given: Iterable[Any]) -> tuple[AdapterConfig, ...]:
-    return tuple(record(AdapterConfig, config) for config in given)
-
-
-def _input(given: Any) -> InputConvention | None:
-    return None if given is None else record(InputConvention, given)
-
-
-def _preprocessing(given: Any) -> Preprocessing | None:
-    return None if given is None else record(Preprocessing, given)
-
-
-def _scales(given: Iterable[float] | None) -> tuple[float, ...] | None:
-    return None if given is None else floats(given)
-
-
 @attrs.frozen(kw_only=True)
 class BundleInfo:
-    """Everything that is known of a bundle of N experts. `describe` makes one of what is there.
+    """Everything that is known of a bundle of N experts. `describe` makes it.
+
+    A field whose default is None is left out of files while it is None: versions before it wrote
+    none, and can read such files.
 
     Attributes:
-        format: `FORMAT`.
-        guide: The network that was adapted, as it was before.
-        backend: The diffusion model whose images it learned from; its weights may be unknown, and
-            are not compared then.
+        format: The version of this description.
+        guide: The network that was adapted, before it was.
+        backend: The diffusion model whose images it learned from. Unknown weights are not compared.
         adapters: In the order in which they are attached.
-        boundaries: As in `NoiseRanges`, N - 1 log-SNRs.
+        boundaries: N - 1 log-SNRs: see `NoiseRanges`.
         schedule: The name of the backend's noise schedule.
         timesteps: N + 1 base timesteps of that schedule; expert i begins at number i and ends
             before number i + 1.
         image_space: "rgb", three channels in [-1, 1].
         resolution: Height and width of the images that were noised.
-        preprocessing: Of those images before the network saw them; None for the guide's own.
-        input: What the network was fed for them; None where that could not be measured.
-        network_parameters: Of the untouched network.
+        preprocessing: How those images were fed to the network; None for the guide's own way.
+        input: What then reached the network; None if that could not be measured.
+        network_parameters: Number of parameters of the untouched network.
         expert_parameters: N numbers of trainable parameters.
-        recipe: How the experts were trained, JSON.
-        seed: Of the training.
-        data_sha256: Of the manifest of the images; None where there was none.
-        metrics: Held out, JSON.
-        scales: N calibrated guidance scales; None where nobody calibrated.
+        recipe: How the experts were trained, as JSON.
+        seed: The seed of the training.
+        data_sha256: Hash of the manifest of the images; None if there was none.
+        metrics: Held-out metrics, as JSON.
+        scales: N calibrated guidance scales; None if the experts were not calibrated.
 
     Raises:
-        ValueError: Where a field is not what it must be, or two contradict each other.
+        ValueError: If a field is not what it must be, or two contradict each other.
     """
 
-    format: int = attrs.field(default=FORMAT, validator=must_be("1", lambda value: value == FORMAT))
-    guide: Identity = attrs.field(converter=_identity)
-    backend: Identity = attrs.field(converter=_identity)
-    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=_adapters, validator=min_len(1))
-    boundaries: tuple[float, ...] = attrs.field(converter=floats, validator=numbers)
+    format: int = attrs.field(
+        default=_FORMAT, validator=must_be(str(_FORMAT), lambda value: value == _FORMAT)
+    )
+    guide: Identity
+    backend: Identity
+    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=tuple, validator=min_len(1))
+    boundaries: tuple[float, ...] = attrs.field(converter=tuple, validator=numbers)
     schedule: str = attrs.field(validator=text)
-    timesteps: tuple[int, ...] = attrs.field(converter=integers, validator=_counts)
+    timesteps: tuple[int, ...] = attrs.field(converter=tuple, validator=counts)
     image_space: str = attrs.field(
         default=_IMAGE_SPACE,
         validator=must_be(repr(_IMAGE_SPACE), lambda value: value == _IMAGE_SPACE),
     )
     resolution: tuple[int, ...] = attrs.field(
-        converter=integers, validator=and_(_counts, must_be("two", lambda value: len(value) == 2))
+        converter=tuple, validator=and_(counts, must_be("two", lambda value: len(value) == 2))
     )
-    preprocessing: Preprocessing | None = attrs.field(default=None, converter=_preprocessing)
-    input: InputConvention | None = attrs.field(converter=_input)
+    preprocessing: Preprocessing | None = None
+    input: InputConvention | None
     network_parameters: int = attrs.field(validator=count)
-    expert_parameters: tuple[int, ...] = attrs.field(converter=integers, validator=_counts)
+    expert_parameters: tuple[int, ...] = attrs.field(converter=tuple, validator=counts)
     recipe: Mapping[str, Any] = attrs.field(validator=json_object)
     seed: int = attrs.field(validator=must_be("a whole number", lambda value: type(value) is int))
     data_sha256: str | None = attrs.field(validator=optional(digest))
     metrics: Mapping[str, Any] = attrs.field(validator=json_object)
-    scales: tuple[float, ...] | None = attrs.field(converter=_scales, validator=optional(numbers))
+    scales: tuple[float, ...] | None = attrs.field(
+        converter=attrs.converters.optional(tuple), validator=optional(numbers)
+    )
 
     def __attrs_post_init__(self) -> None:
         faults = []
@@ -156,11 +131,8 @@ class BundleInfo:
         n = len(self)
         if len(self.timesteps) != n + 1 or any(a > b for a, b in pairwise(self.timesteps)):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
-        for name, values in (
-            ("expert_parameters", self.expert_parameters),
-            ("scales", self.scales),
-        ):
-            if values is not None and len(values) != n:
+        for name in ("expert_parameters", "scales"):
+            if (values := getattr(self, name)) is not None and len(values) != n:
                 faults.append(f"{name} must be {n} numbers, not {len(values)}")
         names = [adapter.name for adapter in self.adapters]
         if len(set(names)) != len(names):
@@ -179,9 +151,12 @@ class BundleInfo:
 
     def to_json(self) -> str:
         """One line; equal records give equal text, and every number comes back exactly."""
-        said = attrs.asdict(self)
-        if self.preprocessing is None:  # which versions before it can read
-            del said["preprocessing"]
+        absent = [
+            field.name
+            for field in attrs.fields(BundleInfo)
+            if field.default is None and getattr(self, field.name) is None
+        ]
+        said = {k: value for k, value in attrs.asdict(self).items() if k not in absent}
         return json.dumps(said, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -195,10 +170,8 @@ class BundleInfo:
             given = json.loads(content, parse_constant=_no_constants)
         except RecursionError as error:
             raise ValueError("it is nested too deep") from error
-        if isinstance(given, dict) and (stated := given.get("format")) != FORMAT:
-            raise ValueError(f"it is of format {stated!r:.20}, and this version reads {FORMAT}")
-        if isinstance(given, dict):
-            given.setdefault("preprocessing", None)
+        if isinstance(given, dict) and (stated := given.get("format")) != _FORMAT:
+            raise ValueError(f"it is of format {stated!r:.20}, and this version reads {_FORMAT}")
         return read_record(cls, given)
 
 
@@ -216,35 +189,31 @@ def describe(
     metrics: Mapping[str, Any] | None = None,
     scales: Sequence[float] | None = None,
 ) -> BundleInfo:
-    """The description of experts that are about to be saved.
+    """The description of trained experts.
 
     Args:
-        experts: That were trained.
-        schedule: Of the noise of the images that they learned from.
+        experts: The experts.
+        schedule: The noise schedule of the images that they learned from.
         resolution: Height and width of these.
-        guide: Of the network before experts were attached.
-        backend: Likewise, of the diffusion model.
+        guide: The network before experts were attached.
+        backend: The diffusion model.
         adapters: What the set's adapters were made from, in order. The rest is as in `BundleInfo`.
 
     Raises:
         ValueError: As `BundleInfo`.
     """
-    owned = experts.ranges.timesteps(schedule)
     return BundleInfo(
         guide=guide,
         backend=backend,
         adapters=adapters,
         boundaries=experts.ranges.boundaries,
         schedule=schedule.name,
-        timesteps=[0, *(timesteps.stop for timesteps in owned)],
+        timesteps=[0, *(owned.stop for owned in experts.ranges.timesteps(schedule))],
         resolution=resolution,
         preprocessing=experts.preprocessing,
         input=InputConvention.measure(experts.student, tuple(resolution)),
         network_parameters=experts.network_parameters,
-        expert_parameters=[
-            sum(parameter.numel() for parameter in experts.parameters(index))
-            for index in range(len(experts))
-        ],
+        expert_parameters=experts.expert_parameters,
         recipe=recipe,
         seed=seed,
         data_sha256=data_sha256,

@@ -1,65 +1,70 @@
-"""Whether experts are for the guide and the backend that are here."""
+"""Whether experts are for the guide and the backend that are present."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
+from pathlib import Path
+
+import attrs
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts.identity import InputConvention, backend_sha256, guide_sha256
 from ppap_framework.experts.info import BundleInfo
 from ppap_framework.experts.set import student_of
 
-__all__ = ["WAIVABLE", "Present", "check_waivers"]
+__all__ = ["WAIVABLE", "Present", "check_match", "check_waivers"]
 
 WAIVABLE = ("backend", "resolution")
-"""Differences that a user may accept: experts still see noisy images, of another kind or size.
-With other weights or another normalisation they would be noise to the guide."""
+"""Differences that a user may accept: experts still see noisy images, of another kind or size. With
+other weights or another normalization they would mislead the guide."""
 
 
+@attrs.frozen(eq=False)
 class Present:
-    """A guide and a backend as they are here; hashed when first asked about, and once.
+    """The guide and the backend that are present, each hashed at most once.
 
-    Args:
+    Attributes:
         model: The guide, without experts.
-        backend: That it shall steer; None leaves everything about it uncompared.
+        backend: The diffusion model that it steers; None to compare nothing of it.
     """
 
-    def __init__(self, model: GuidanceModel, backend: DiffusionBackend | None) -> None:
-        self._model = model
-        self._backend = backend
+    model: GuidanceModel
+    backend: DiffusionBackend | None
 
     @cached_property
-    def _guide(self) -> str:
-        return guide_sha256(self._model)
+    def guide_sha256(self) -> str:
+        """See `identity.guide_sha256`."""
+        return guide_sha256(self.model)
 
     @cached_property
-    def _drawn_by(self) -> str | None:
-        return None if self._backend is None else backend_sha256(self._backend)
+    def backend_sha256(self) -> str | None:
+        """See `identity.backend_sha256`."""
+        return None if self.backend is None else backend_sha256(self.backend)
 
     def is_for(self, info: BundleInfo) -> bool:
-        """Whether the experts are of this guide, be the rest as it may."""
-        return info.guide.sha256 == self._guide
+        """Whether the experts were trained for this guide."""
+        return info.guide.sha256 == self.guide_sha256
 
     def differences(self, info: BundleInfo) -> dict[str, str]:
-        """In what the bundle's experts were trained otherwise: a field, and both sides in words."""
+        """What differs from the training of the experts: a field, and both sides in words."""
         found = {}
         if not self.is_for(info):
             found["guide"] = (
                 f"they are for the weights of {info.guide}, and those of this "
-                f"{type(self._model).__name__} are ({self._guide[:12]})"
+                f"{type(self.model).__name__} are ({self.guide_sha256[:12]})"
             )
         elif words := self._fed_otherwise(info):
             found["input"] = words
-        if self._backend is None:
+        if self.backend is None:
             return found
-        if info.backend.sha256 not in (None, self._drawn_by):
+        if info.backend.sha256 not in (None, self.backend_sha256):
             found["backend"] = (
                 f"they learned from {info.backend}, and this backend has other weights "
-                f"({str(self._drawn_by)[:12]})"
+                f"({str(self.backend_sha256)[:12]})"
             )
-        _, *resolution = self._backend.stages[0].image_shape
+        _, *resolution = self.backend.stages[0].image_shape
         if tuple(resolution) != info.resolution:
             found["resolution"] = (
                 f"they learned from images of {' x '.join(map(str, info.resolution))}, and these "
@@ -68,24 +73,40 @@ class Present:
         return found
 
     def _fed_otherwise(self, info: BundleInfo) -> str:
-        """In what a network differs that is fed as the bundle says; empty where it does not."""
         try:
-            student = student_of(self._model, info.preprocessing)
+            student = student_of(self.model, info.preprocessing)
         except UsageError as error:
             return error.message
-        here = InputConvention.measure(student, info.resolution)
-        if here is None and info.input is None:
+        here, there = InputConvention.measure(student, info.resolution), info.input
+        if here is there is None or (here and there and here.matches(there)):
             return ""
-        if here is not None and info.input is not None and here.matches(info.input):
-            return ""
-        return f"their network was fed {info.input}, and this one is fed {here}"
+        return f"their network was fed {there}, and this one is fed {here}"
+
+
+def check_match(
+    path: Path, differences: Mapping[str, str], allow_mismatch: Collection[str]
+) -> None:
+    """Check that a bundle's differences are all waived.
+
+    Raises:
+        AssetError: With each difference that is not.
+    """
+    left = {name: words for name, words in differences.items() if name not in allow_mismatch}
+    if left:
+        raise AssetError(
+            f"the experts in {str(path)!r} do not match: "
+            + "; ".join(f"{name}: {words}" for name, words in left.items()),
+            hint=" ".join(f"--allow-mismatch {name}" for name in left)
+            if left.keys() <= set(WAIVABLE)
+            else "train experts for this guide with `ppap adapt`",
+        )
 
 
 def check_waivers(allow_mismatch: Collection[str]) -> None:
-    """Accept names of differences that may be waived.
+    """Check the names of differences to waive.
 
     Raises:
-        UsageError: For any other.
+        UsageError: If one cannot be waived.
     """
     for name in allow_mismatch:
         if name not in WAIVABLE:

@@ -5,9 +5,8 @@ and b_N = -inf, expert i owns
 
     b_{i+1} <= lambda < b_i
 
-so that expert 0 reads the least noisy images. Levels outlive the schedule on which boundaries were
-chosen. Its own base timesteps lie well inside their ranges: a boundary between t - 1 and t is their
-mean log-SNR.
+so that expert 0 reads the least noisy images. Boundaries do not depend on the schedule on which
+they were chosen. One between its base timesteps t - 1 and t is their mean log-SNR.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import neg
 
 import attrs
 import torch
@@ -37,18 +37,13 @@ class NoiseRanges:
     """N half-open ranges that cover all noise levels without gap or overlap.
 
     Attributes:
-        boundaries: The N - 1 between them, log-SNR, falling.
+        boundaries: N - 1 log-SNRs, falling.
 
     Raises:
-        UsageError: Where they are not finite or not strictly falling.
+        UsageError: If they are not finite or not strictly falling.
     """
 
     boundaries: tuple[float, ...] = attrs.field(converter=_floats)
-    _rising: tuple[float, ...] = attrs.field(init=False, eq=False, repr=False)
-
-    @_rising.default
-    def _negated(self) -> tuple[float, ...]:
-        return tuple(-boundary for boundary in self.boundaries)
 
     def __attrs_post_init__(self) -> None:
         if not all(map(math.isfinite, self.boundaries)):
@@ -65,7 +60,7 @@ class NoiseRanges:
         N), as in the paper.
 
         Raises:
-            UsageError: Where there are fewer timesteps than experts, or no expert.
+            UsageError: For fewer timesteps than experts, or no expert.
         """
         if not 1 <= experts <= schedule.num_timesteps:
             raise UsageError(
@@ -80,12 +75,12 @@ class NoiseRanges:
         """Ranges that begin at given base timesteps of a schedule.
 
         Args:
-            schedule: Of T timesteps.
+            schedule: The schedule, of T timesteps.
             starts: The first timestep of every expert but expert 0, rising, in [1, T).
 
         Raises:
-            UsageError: Where they are anything else, or the schedule has no noise level between
-                such a timestep and the one before it.
+            UsageError: For other numbers, or if the schedule has no noise level between such a
+                timestep and the one before it.
         """
         last = schedule.num_timesteps - 1
         bounds = [0, *starts, last + 1]
@@ -112,22 +107,20 @@ class NoiseRanges:
         return len(self.boundaries) + 1
 
     def owner(self, log_snr: float) -> int:
-        """The expert that owns one noise level, in [0, N); a clean image (inf) counts as the least
-        noisy.
-        """
-        return bisect_left(self._rising, -log_snr)
+        """The expert in [0, N) that owns a noise level; that of clean images (inf) is 0."""
+        return bisect_left(self.boundaries, -log_snr, key=neg)
 
     def index(self, level: NoiseLevel) -> Tensor:
-        """The `owner` of each of B noise levels: (B,), int64."""
+        """The owners of B noise levels: (B,), int64."""
         return torch.tensor([self.owner(value) for value in level.log_snr.tolist()]).long()
 
     def timesteps(self, schedule: NoiseSchedule) -> tuple[range, ...]:
-        """The base timesteps of a schedule, any schedule, that each of the N experts owns."""
+        """The base timesteps of any schedule that each of the N experts owns."""
         owners = self.index(NoiseLevel(schedule.log_snr))  # (T,), rising
         ends = torch.bincount(owners, minlength=len(self)).cumsum(0).tolist()
         return tuple(range(start, end) for start, end in pairwise([0, *ends]))
 
     def coverage(self, process: Process) -> tuple[int, ...]:
-        """How many of a process's steps each of the N experts guides; 0 is worth a warning."""
+        """How many steps of a process each of the N experts guides."""
         level = NoiseLevel(process.schedule.log_snr[list(process.timesteps)])
         return tuple(torch.bincount(self.index(level), minlength=len(self)).tolist())

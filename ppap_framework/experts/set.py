@@ -1,11 +1,11 @@
-"""One network and its experts: which of them looks at an image is decided by its noise level."""
+"""One network and its experts; the noise level of an image decides which of them reads it."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias, final
+from typing import Any, final
 from weakref import WeakSet
 
 import torch
@@ -19,27 +19,24 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.predictions import each_tensor, joined
 from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
 
-__all__ = ["ExpertSet", "Look", "has_experts", "student_of"]
+__all__ = ["ExpertSet", "has_experts", "student_of"]
 
-Look: TypeAlias = Callable[[Tensor, NoiseLevel], Any]
-"""From B images and their noise levels to a prediction, as `GuidanceModel.forward`."""
-
-_CLEAN = -1
-_UNSETTLED = -2
+_CLEAN = -1  # owner of clean images: the untouched network
+_UNSETTLED = -2  # active while adapters switch; an interrupt may leave it
 
 _owned: WeakSet[nn.Module] = WeakSet()
 
 
 def has_experts(network: nn.Module) -> bool:
-    """Whether adapters are attached to a network, which then may have other names and weights."""
+    """Whether adapters are attached to a network, which may change its weights and their names."""
     return network in _owned
 
 
 def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> GuidanceModel:
-    """What experts look through: the guide, or another around the same network that feeds it so.
+    """The guide, or another around the same network if experts are fed in another way.
 
     Raises:
-        UsageError: Where the guide cannot be told how to feed its network.
+        UsageError: If the guide has only one way.
     """
     if preprocessing is None:
         return model
@@ -56,26 +53,22 @@ def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> Gui
 class ExpertSet:
     """N experts that share one network, of which one at a time is merged into its weights.
 
-    Each noise level belongs to one expert, and clean images (log-SNR inf) to none: the untouched
-    network looks at those. The set owns the network until `detach`.
+    Each noise level belongs to one expert. Clean images (log-SNR inf) are read by the untouched
+    network. The set owns the network until `detach`.
 
     Args:
-        model: Around the network.
-        ranges: Of the N experts.
-        adapters: By name. They are attached here, in this order, and must not share tensors.
-        preprocessing: What experts are fed, where that is not what the model feeds.
+        model: The guide around the network.
+        ranges: The noise levels that each of the N experts owns.
+        adapters: By name; attached here, in this order. They must not share tensors.
+        preprocessing: How experts are fed; None for the model's own way.
 
     Attributes:
-        model: As given.
-        ranges: As given.
-        adapters: As given.
-        preprocessing: As given.
-        student: What experts look through: the model, unless they are fed otherwise.
-        network_parameters: Of the untouched network.
+        student: What experts read through: the model, unless they are fed in another way.
+        network_parameters: Number of parameters of the untouched network.
 
     Raises:
-        ValueError: Where the network has experts already, or there are no adapters.
-        UsageError: Where an adapter finds nothing to adapt, or the model cannot be told how to feed
+        ValueError: If the network has experts already, or there are no adapters.
+        UsageError: If an adapter finds nothing to adapt, or the model has only its own way to feed
             its network.
     """
 
@@ -83,7 +76,7 @@ class ExpertSet:
     path: None = None
     sha256: None = None
     scales: None = None
-    """A bundle has these: see `BundleFile`."""
+    """Only a bundle has these: see `BundleFile`."""
 
     def __init__(
         self,
@@ -151,38 +144,34 @@ class ExpertSet:
     def activate(self, index: int | None) -> None:
         """Merge an expert into the network's weights; None restores the untouched network.
 
-        A graph that was built before must have been differentiated: merging changes the weights in
-        place, of which autograd takes notice and refuses.
+        Merging changes weights in place, so autograd refuses to differentiate a graph from before.
 
         Raises:
-            IndexError: Where there is no such expert.
+            IndexError: If there is no such expert.
         """
         if index == self._active:
             return
         if index is not None and not 0 <= index < len(self):
             raise IndexError(f"there is no expert {index} of {len(self)}")
-        self._active = _UNSETTLED  # for whoever interrupts this
+        self._active = _UNSETTLED
         for adapter in self.adapters.values():
             adapter.activate(index)
         self._active = index
 
-    def at(self, level: NoiseLevel) -> Look:
-        """What looks at images of these noise levels, until the next call.
+    def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
+        """The reader of images of these noise levels, until the next call.
 
         Args:
-            level: B levels. Where they belong to one expert, it is merged and the model itself
-                returned, or the student, so that looking costs what it costs without experts.
+            level: B levels. If they belong to one expert, it is merged, and the model or student
+                itself returned: reading costs what it costs without experts.
         """
         owners = set(self._owners(level))
         if len(owners) > 1:
             return self._grouped
-        look: Look = self.model
-        for owner in owners:  # none of no images
-            look = self._merged(owner)
-        return look
+        return self._merged(owners.pop()) if owners else self.model
 
     def forward(self, images: Tensor, level: NoiseLevel) -> Any:
-        """Look at each image with the expert that owns its noise level.
+        """Read each image with the expert that owns its noise level.
 
         Args:
             images: (B, 3, H, W), in the variance-preserving form.
@@ -190,14 +179,14 @@ class ExpertSet:
 
         Returns:
             The model's prediction: a tensor whose first dimension is B, or tuples, lists and
-            mappings of such. It can be differentiated in the images at any time if the levels are
-            of several experts, and otherwise until another expert is merged.
+            mappings of such. It is differentiable in the images at any time if the levels belong to
+            several experts, and otherwise until another expert is merged.
         """
         return self.at(level)(images, level)
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:
-        """A context in which one expert lives unmerged and gradients reach its `parameters`."""
+        """A context in which one expert is unmerged and gradients reach its `parameters`."""
         self.activate(None)
         with contextlib.ExitStack() as stack:
             for adapter in self.adapters.values():
@@ -210,7 +199,7 @@ class ExpertSet:
             yield from adapter.parameters(index)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that the experts hold, as "adapter/expert.name"."""
+        """All tensors of the experts by "adapter/expert.name"."""
         return {
             f"{name}/{key}": tensor
             for name, adapter in self.adapters.items()
@@ -218,10 +207,10 @@ class ExpertSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave; the untouched network is active afterwards.
+        """Load what `state_dict` gave; the untouched network is active afterwards.
 
         Raises:
-            AssetError: Where names or shapes differ.
+            AssetError: If names or shapes differ.
         """
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.adapters}
         for key, tensor in state.items():
@@ -237,7 +226,7 @@ class ExpertSet:
             adapter.load_state_dict(parts[name])
 
     def detach(self) -> None:
-        """Leave the network as it was found; the set is of no use afterwards."""
+        """Leave the network as it was found. The set cannot be used afterwards."""
         self.activate(None)
         for adapter in reversed(self.adapters.values()):
             adapter.detach()
@@ -260,17 +249,17 @@ class ExpertSet:
         for owner in sorted(set(owners.tolist())):
             rows = (owners == owner).nonzero()[:, 0]
             own = images[rows.to(images.device)], NoiseLevel(level.log_snr[rows])
-            # When a graph is walked backwards, other weights have taken the place of these. So each
-            # part is computed again then, with its own.
+            # In the backward pass, the weights are another expert's by then. So each part is
+            # computed again with its own.
             part = (
-                checkpoint(self._look, owner, *own, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(self._read, owner, *own, use_reentrant=False, preserve_rng_state=False)
                 if differentiable
-                else self._look(owner, *own)
+                else self._read(owner, *own)
             )
             parts.append(part)
             places.append(rows)
         order = torch.cat(places).argsort()
         return each_tensor(lambda tensor: tensor[order.to(tensor.device)], joined(parts))
 
-    def _look(self, owner: int, images: Tensor, level: NoiseLevel) -> Any:
+    def _read(self, owner: int, images: Tensor, level: NoiseLevel) -> Any:
         return self._merged(owner)(images, level)

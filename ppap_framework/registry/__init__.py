@@ -1,17 +1,22 @@
 """Discovery of plugins, and the way from a name to the component that a plugin supplies.
 
 `discover()` imports every plugin module on its own and keeps what went wrong as data; a `Registry`
-answers questions about what came of it; only `Registry.make` imports a component's code.
+answers questions about what it found; only `Registry.make` imports a component's code.
 """
 
-from ppap_framework.registry._discovery import check_api, discover, registry
-from ppap_framework.registry._records import Conflict, PluginRecord, Status, kind_of, normal, split
-from ppap_framework.registry._refusals import FIRST_PARTY
-from ppap_framework.registry._registry import Registry
-from ppap_framework.registry._selection import Selection
+from ppap_framework.registry.discovery import Selection, check_api, discover, registry
+from ppap_framework.registry.listing import (
+    list_adapters,
+    list_backends,
+    list_checkpoints,
+    list_guiders,
+    list_losses,
+)
+from ppap_framework.registry.lookup import Registry
+from ppap_framework.registry.records import Conflict, PluginRecord, Status, normal, split
+from ppap_framework.registry.refusals import suppliers
 
 __all__ = [
-    "FIRST_PARTY",
     "Conflict",
     "PluginRecord",
     "Registry",
@@ -19,8 +24,13 @@ __all__ = [
     "Status",
     "check_api",
     "discover",
-    "kind_of",
+    "list_adapters",
+    "list_backends",
+    "list_checkpoints",
+    "list_guiders",
+    "list_losses",
     "normal",
     "registry",
     "split",
+    "suppliers",
 ]

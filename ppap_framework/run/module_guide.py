@@ -63,11 +63,6 @@ class ModuleGuide(GuidanceModel):
         """The network as it was given."""
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        """The size that was asked for."""
-        return self._size
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """What the network says; the level is ignored."""
         x = images
@@ -96,24 +91,6 @@ class ModuleGuide(GuidanceModel):
             )
         return Target(value=torch.tensor([int(text)]), label=text)
 
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        """A map as grey, from its least to its largest value; the images where there is no map."""
-        if not isinstance(prediction, Tensor):
-            return images
-        if prediction.ndim == 4 and prediction.shape[1] == 1:
-            prediction = prediction[:, 0]
-        if prediction.ndim != 3:
-            return images
-        low, high = prediction.amin((1, 2), keepdim=True), prediction.amax((1, 2), keepdim=True)
-        grey: Tensor = (prediction - low) / (high - low).clamp_min(torch.finfo(high.dtype).tiny)
-        return (2.0 * grey - 1.0)[:, None].expand(-1, 3, -1, -1)
-
-    def describe(self, prediction: Any) -> list[str]:
-        """Which of several numbers is the largest; nothing where there are no such numbers."""
-        if isinstance(prediction, Tensor) and prediction.ndim == 2 and prediction.shape[1] > 1:
-            return [f"most: {index}" for index in prediction.argmax(1).tolist()]
-        return []
-
 
 @final
 class FunctionLoss(TaskLoss):
@@ -136,7 +113,3 @@ class FunctionLoss(TaskLoss):
             "a bare function does not say how a student learns from a teacher",
             hint="give a TaskLoss, or the name of one",
         )
-
-    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """None."""
-        return {}

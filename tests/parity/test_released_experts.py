@@ -27,31 +27,21 @@ from ppap_framework.components import GuidanceModel
 from ppap_framework.experts import (
     Identity,
     guide_sha256,
-    import_released,
     load_bundle,
     read_bundle_info,
-    released_experts,
 )
 from ppap_framework.noise import NoiseLevel, linear_schedule
-from ppap_framework.plugin import ReleasedExperts
 from ppap_framework.preprocessing import Preprocessing
 from ppap_plugin_classifier.guider import make_classifier
 from ppap_plugin_classifier.options import ClassifierOptions
+from ppap_plugin_released.architectures import Architecture, find_architecture
+from ppap_plugin_released.importer import import_experts
 
 ROOT = Path(os.environ.get("PPAP_PARITY_DIR") or Path(__file__).parent)
 SCHEDULE = linear_schedule(1000)
-READING = ReleasedExperts(
-    name="layer",
-    guider="bare",
-    preprocessing={
-        "size": None,
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "interpolation": "bilinear",
-        "antialias": True,
-    },
-)
-"""Of a network in which one layer is adapted, if any."""
+RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+LAYER = Architecture(name="layer", guider="bare", model="", targets="", preprocessing=RAW)
+"""A network in which one layer is adapted, if any."""
 
 ARCHITECTURES = {
     "torchvision resnet50": ("resnet50", "resnet50.tv2_in1k"),
@@ -258,8 +248,8 @@ def test_whole_networks(released: Released, tmp_path: Path) -> None:
     inner = "" if conv else "classifier."
     torch.save({inner + name: tensor for name, tensor in network.state_dict().items()}, path)
     model, out = released.guide(), tmp_path / "whole.experts.safetensors"
-    reading = released_experts(released.architecture)
-    import_released([path], model, reading, out, guide=identity(model))
+    architecture = find_architecture(released.architecture)
+    import_experts([path], model, architecture, out, guide=identity(model))
     x = torch.randn(1, 3, 96, 96)
     resize = importlib.import_module("torchvision.transforms").Resize((224, 224))
     experts = load_bundle(out, model)
@@ -270,7 +260,7 @@ def test_whole_networks(released: Released, tmp_path: Path) -> None:
 
 
 def bare(network: nn.Module) -> Told:
-    return Told(network, Preprocessing(**READING.preprocessing)).eval()
+    return Told(network, RAW).eval()
 
 
 def identity(model: GuidanceModel) -> Identity:
@@ -302,10 +292,10 @@ def test_goldens(
     state |= {f"net.0.{kind}.weight": weight, f"net.0.{kind}.bias": bias}
     torch.save(state, tmp_path / "only.ckpt")
     out = tmp_path / "only.experts.safetensors"
-    import_released(
+    import_experts(
         [tmp_path / "only.ckpt"],
         model,
-        attrs.evolve(READING, targets="0", alpha=told["lora_alpha"] if kind == "conv" else None),
+        attrs.evolve(LAYER, targets="0", alpha=told["lora_alpha"] if kind == "conv" else None),
         out,
         guide=identity(model),
     )
@@ -331,7 +321,7 @@ def test_routes(tmp_path: Path, number: int) -> None:
     for i, path in enumerate(paths):
         torch.save({"0.weight": torch.full((2, 3), float(i)), "0.bias": torch.zeros(2)}, path)
     out = tmp_path / "all.experts.safetensors"
-    import_released(paths, model, READING, out, guide=identity(model))
+    import_experts(paths, model, LAYER, out, guide=identity(model))
     experts = load_bundle(out, model)
     for t, wanted in routes()[number].items():
         experts.at(NoiseLevel(SCHEDULE.log_snr[t : t + 1]))

@@ -89,7 +89,6 @@ class TimestepReader(GuidanceModel):
     """A guide that knows the timestep from the level, as noise-aware ones do."""
 
     network = nn.Identity()
-    native_size = None
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -100,12 +99,6 @@ class TimestepReader(GuidanceModel):
         return images, self.clock(self.clock.schedule.nearest_timestep(level), self.clock.guide)
 
     def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def describe(self, prediction: Any) -> list[str]:
         raise NotImplementedError
 
 
@@ -119,12 +112,6 @@ class Bowl(TaskLoss):
         images, shown = prediction
         steepness = 1.0 + shown / 1000.0 if self.grows else torch.ones_like(shown)
         return (0.5 * steepness * (images - target).square()).flatten(1).sum(1)
-
-    def transfer(self, student: Any, teacher: Any) -> Tensor:
-        raise NotImplementedError
-
-    def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
 
 
 def guidance(formula: dict[str, Any] | None, clock: Clock) -> EnergyGuidance | None:

@@ -118,7 +118,7 @@ class TestGuide:
         torch.testing.assert_close(
             guide(batch, level), randomised()(batch, t), atol=1e-5, rtol=1e-4
         )
-        assert guide.native_size == 8
+        assert guide._image_size == 8
         assert not any(parameter.requires_grad for parameter in guide.parameters())
         assert not any(module.training for module in guide.modules())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
@@ -35,19 +34,12 @@ class Watcher(GuidanceModel):
         self._network = network
 
     network = property(lambda self: self._network)  # type: ignore[assignment]  # as the class wants
-    native_size = None  # type: ignore[assignment]  # likewise
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         return self._network(images)
 
     def target(self, given: TargetInput) -> Target:
         return Target(value=torch.tensor([self.classes.index(given.text or "")]), label="")
-
-    def render(self, prediction: Any, images: Tensor) -> Tensor:
-        return images
-
-    def describe(self, prediction: Any) -> list[str]:
-        return []
 
 
 def judge(network: nn.Module) -> ClassJudge:

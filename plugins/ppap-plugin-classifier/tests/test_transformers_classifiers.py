@@ -73,7 +73,7 @@ def test_says_what_transformers_says(folder: Path, tmp_path: Path) -> None:
             guide(None, alone),
         ):
             assert made.class_names == tuple(NAMES.values())
-            assert made.native_size == 32
+            assert made.preprocessing.size == 32
             torch.testing.assert_close(made(images), expected, atol=1e-4, rtol=1e-4)
 
 

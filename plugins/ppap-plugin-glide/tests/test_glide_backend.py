@@ -33,7 +33,7 @@ from torch import Tensor
 import ppap_framework as ppap
 from ppap_framework.checkpoints import join_checkpoints, open_checkpoint, save_checkpoint
 from ppap_framework.cli import main
-from ppap_framework.components import CascadedStage, Recipe
+from ppap_framework.components import CascadedStage, CascadeSampling
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.registry import registry
 from ppap_plugin_glide import conversion, released
@@ -158,7 +158,7 @@ class TestUpsampler:
         part = stage(UPSAMPLER, 8, process={"schedule": "linear", "timesteps": 1000})
         upsampler = make_glide(GlideOptions(), glide(tmp_path, upsampler=part)).stages[1]
         assert isinstance(upsampler, CascadedStage)
-        assert upsampler.recipe == Recipe(respacing="fast27", eta=0.0, temperature=0.997)
+        assert upsampler.sampling == CascadeSampling(respacing="fast27", eta=0.0, temperature=0.997)
 
     def test_may_be_left_out(self, tmp_path: Path) -> None:
         base = make_glide(GlideOptions(), glide(tmp_path, upsampler=None))

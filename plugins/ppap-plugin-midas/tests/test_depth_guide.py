@@ -52,7 +52,7 @@ class TestArchitectures:
     ) -> None:
         made = guide(folders[kind])
         theirs = FAMILY[type(DEPTH[kind])].from_pretrained(folders[kind]).eval()
-        assert made.native_size == (None if kind == "glpn" else 32)
+        assert made.feed.size == (None if kind == "glpn" else 32)
         batch = images(2, 3, 32, 32)
         given = (batch + 1) / 2 if kind == "glpn" else 2 * batch  # ((x + 1) / 2 - 0.5) / 0.25
         with torch.no_grad():
@@ -185,7 +185,7 @@ class TestRefusals:
         monkeypatch.setattr(guider, "_PREDICTS", {})
         with pytest.raises(UsageError, match="whose numbers may be disparity or depth"):
             guide(folders["glpn"])
-        assert guide(folders["glpn"], predicts="depth").native_size is None
+        assert guide(folders["glpn"], predicts="depth").feed.size is None
 
     def test_nothing_named_and_nothing_fitting(self, folders: dict[str, Path]) -> None:
         with pytest.raises(UsageError, match="no model is named"):
@@ -203,7 +203,7 @@ class TestRefusals:
 
     def test_the_size_can_be_chosen(self, folders: dict[str, Path]) -> None:
         made = guide(folders["dpt"], size=61)
-        assert made.native_size == 64  # a whole number of patches
+        assert made.feed.size == 64  # a whole number of patches
         assert made(images(1, 3, 32, 32)).isfinite().all()
 
     def test_listing_imports_nothing_heavy(self) -> None:

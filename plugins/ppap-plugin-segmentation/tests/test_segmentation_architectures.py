@@ -26,7 +26,7 @@ def loaded(folder: Path) -> SegmentationGuide:
 
 def test_a_size_that_a_network_cannot_be_shown(tmp_path: Path) -> None:
     saved("beit", tmp_path)
-    assert make_segmentation(SegmentationOptions(model=str(tmp_path)), None).native_size == SIZE
+    assert make_segmentation(SegmentationOptions(model=str(tmp_path)), None).shown.size == SIZE
     with pytest.raises(UsageError, match="images of 2 pixels") as caught:
         make_segmentation(SegmentationOptions(model=str(tmp_path), size=2), None)
     assert "\n" not in str(caught.value)
@@ -42,7 +42,7 @@ def test_a_size_that_a_network_cannot_be_shown(tmp_path: Path) -> None:
 def test_what_is_loaded_says_what_was_saved(kind: str, tmp_path: Path) -> None:
     # In float32 deep networks with random weights say of one image and of two what differs.
     network, made = saved(kind, tmp_path).double(), loaded(tmp_path).double()
-    assert (made.native_size, made.class_names) == (SIZE, NAMES)
+    assert (made.shown.size, made.class_names) == (SIZE, NAMES)
     generator = torch.Generator().manual_seed(1)
     batch = torch.randn(2, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
     answer = network(batch * 2)  # ((x + 1) / 2 - 0.5) / 0.25

@@ -110,7 +110,7 @@ class TestTargets:
     def test_pictures_of_any_shape(self, size: tuple[int, int]) -> None:
         picture = Image.new("RGB", size, (0, 255, 0))
         for made in (guide(), guide(size=None)):
-            if made.native_size is None and min(size) == 1:
+            if made.shown.size is None and min(size) == 1:
                 continue  # this stand-in halves
             value = made.target(TargetInput(image=picture)).value
             assert bool((value == 1).all())
@@ -317,7 +317,7 @@ class TestTorchvision:
             SegmentationOptions(model="lraspp_mobilenet_v3_large", size=48),
             open_checkpoint(tmp_path / "own.pth"),
         )
-        assert made.native_size == 48
+        assert made.shown.size == 48
         assert made.class_names == tuple(f"class {index}" for index in range(4))
         batch = image(2, 3, 48, 48)
         mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -329,7 +329,7 @@ class TestTorchvision:
         path = tmp_path / "weights.safetensors"
         save_checkpoint(path, lraspp.state_dict(), STATED)
         made = make_segmentation(SegmentationOptions(), open_checkpoint(path))
-        assert (made.native_size, made.class_names) == (32, tuple(NAMES))
+        assert (made.shown.size, made.class_names) == (32, tuple(NAMES))
         assert made.target(TargetInput(text="cube")).value.item() == 2
         with pytest.raises(UsageError, match="is a lraspp_mobilenet_v3_large, not a fcn_resnet50"):
             make_segmentation(SegmentationOptions(model="fcn_resnet50"), open_checkpoint(path))
@@ -372,7 +372,7 @@ class TestTorchvision:
         )
         assert not [name for name, _ in made.named_parameters() if "aux" in name]
         assert made.target(TargetInput(text="sheep")).value.item() == 17  # of Pascal VOC
-        assert made.native_size == 520
+        assert made.shown.size == 520
 
     def test_no_network(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def refuse(*_: object, **__: object) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 
-from ppap_framework.components import (
+from ppap_framework.author import (
     CascadedStage,
+    CascadeSampling,
     DiffusionBackend,
+    NoiseSchedule,
     Prediction,
-    Recipe,
     Stage,
     VarianceKind,
+    linear_schedule,
 )
-from ppap_framework.noise import NoiseSchedule, linear_schedule
 
 
 @attrs.frozen(eq=False)
@@ -32,7 +33,7 @@ class Doubling(CascadedStage):
 
     name = "upsampler"
     variance: VarianceKind = "fixed_small"
-    recipe = Recipe(respacing="4", temperature=0.9)
+    sampling = CascadeSampling(respacing="4", temperature=0.9)
 
     def __init__(self, before: Stage) -> None:
         self._before = before

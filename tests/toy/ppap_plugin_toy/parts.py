@@ -15,21 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
-from ppap_framework.checkpoints import Checkpoint, load_into
-from ppap_framework.components import (
+from ppap_framework.author import (
+    Adaptation,
+    Checkpoint,
     DiffusionBackend,
     ExpertAdapter,
     GuidanceModel,
+    NoiseLevel,
+    NoiseSchedule,
+    ParametrizationAdapter,
     Prediction,
     Stage,
     Target,
     TargetInput,
     TaskLoss,
+    UsageError,
     VarianceKind,
+    cosine_schedule,
+    load_into,
 )
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
 from ppap_plugin_toy.options import ColourOptions, GreyOptions
 
 SHIFTS = {"darker": -0.5, "brighter": 0.5}
@@ -121,10 +125,6 @@ class Colour(GuidanceModel):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         logits: Tensor = self._sharpness * self._network(images.mean((2, 3)))
         return logits
@@ -168,10 +168,6 @@ class Grey(GuidanceModel):
     def network(self) -> nn.Module:
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        return None
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         return images.mean(1)
 
@@ -188,64 +184,37 @@ class Grey(GuidanceModel):
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
         return prediction[:, None].expand(-1, 3, -1, -1)
 
-    def describe(self, prediction: Tensor) -> list[str]:
-        return []
-
 
 def make_grey(options: GreyOptions, checkpoint: Checkpoint | None) -> Grey:
     return Grey()
 
 
-class CrossEntropy(TaskLoss):
+class ToyLoss(TaskLoss):
     def __init__(self, options: None) -> None:
         self.options = options
 
+
+class CrossEntropy(ToyLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         classes = target.expand(len(prediction))
         return nn.functional.cross_entropy(prediction, classes, reduction="none")
 
-    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (student - teacher).square().mean(1)
-
     def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {
-            "hit": (prediction.argmax(1) == target).float(),
-            "broken": prediction[:, 0] * torch.nan,
-        }
+        hit = (prediction.argmax(1) == target).float()
+        return {"hit": hit, "broken": prediction[:, 0] * torch.nan}
 
 
-class Margin(TaskLoss):
-    def __init__(self, options: None) -> None:
-        self.options = options
-
+class Margin(ToyLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return -prediction.gather(1, target.expand(len(prediction))[:, None])[:, 0]
 
-    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (student - teacher).square().mean(1)
 
-    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {}
-
-
-class Square(TaskLoss):
-    def __init__(self, options: None) -> None:
-        self.options = options
-
+class Square(ToyLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).square().mean((1, 2))
 
-    def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return (student - teacher).square().mean((1, 2))
 
-    def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return {}
-
-
-class Distance(TaskLoss):
-    def __init__(self, options: None) -> None:
-        self.options = options
-
+class Distance(ToyLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).abs().mean((1, 2))
 

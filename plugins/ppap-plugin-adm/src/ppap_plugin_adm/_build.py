@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ppap_framework.errors import UsageError
+from ppap_framework.author import UsageError
 from ppap_plugin_adm.classifier import EncoderUNetModel
 from ppap_plugin_adm.config import AdmConfig, EncoderConfig, UNetConfig, read_config
 from ppap_plugin_adm.trunk import Trunk

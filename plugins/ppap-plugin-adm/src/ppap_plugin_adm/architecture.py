@@ -16,10 +16,16 @@ import attrs
 import torch
 from attrs.validators import deep_iterable, in_, instance_of, optional
 
-from ppap_framework.checkpoints import Checkpoint, load_into, read_architecture
-from ppap_framework.components import VarianceKind
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseSchedule, noise_schedule
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    NoiseSchedule,
+    UsageError,
+    VarianceKind,
+    load_into,
+    noise_schedule,
+    read_architecture,
+)
 from ppap_plugin_adm._build import build
 from ppap_plugin_adm.trunk import Trunk
 

@@ -8,11 +8,17 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import find_class
-from ppap_framework.components import DiffusionBackend, Prediction, Stage, VarianceKind
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseSchedule
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    DiffusionBackend,
+    NoiseSchedule,
+    Prediction,
+    Stage,
+    UsageError,
+    VarianceKind,
+    find_class,
+)
 from ppap_plugin_adm.architecture import Process, class_names, load_network
 from ppap_plugin_adm.meaning import Meaning
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 import attrs
 from attrs.validators import and_, deep_iterable, ge, gt, in_, instance_of, min_len, optional, or_
 
-from ppap_framework.errors import UsageError
+from ppap_framework.plugin import UsageError
 
 NORM_GROUPS = 32
 

@@ -9,10 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.noise import NoiseLevel
+from ppap_framework.author import (
+    Checkpoint,
+    GuidanceModel,
+    NoiseLevel,
+    Target,
+    TargetInput,
+    class_target,
+    describe_top_class,
+    draw_top_classes,
+)
 from ppap_plugin_adm.architecture import Process, class_names, load_network
 
 __all__ = ["AdmClassifierGuide", "make_adm_classifier"]
@@ -77,18 +83,13 @@ class AdmClassifierGuide(GuidanceModel):
         """The encoder and its pooling head."""
         return self._network
 
-    @property
-    def native_size(self) -> int:
-        """The side of the images that it was trained on."""
-        return self._image_size
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W) with that much noise."""
         if level is None:
             t = torch.zeros(len(images), dtype=torch.int64)
         else:
             t = self._schedule.nearest_timestep(level)
-        images = at_size(images, self.native_size, noisy=level is not None)
+        images = at_size(images, self._image_size, noisy=level is not None)
         logits: Tensor = self._network(
             images.contiguous(memory_format=torch.channels_last),
             self._process.network_timesteps(t.to(images.device)),

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ppap_framework.components import Prediction
+from ppap_framework.author import Prediction
 from ppap_plugin_adm.architecture import Process
 
 __all__ = ["Meaning"]

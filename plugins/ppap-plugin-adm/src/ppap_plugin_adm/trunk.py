@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.errors import UsageError
+from ppap_framework.author import UsageError
 from ppap_plugin_adm.blocks import (
     AttentionBlock,
     Downsample,

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
-from ppap_framework.components import ExpertAdapter
-from ppap_framework.errors import UsageError
+from ppap_framework.author import Adaptation, ExpertAdapter, ParametrizationAdapter, UsageError
 
 __all__ = ["Replacement", "make_bias", "make_full"]
 

@@ -15,6 +15,7 @@ def ppap_expert_adapters() -> list[AdapterSpec]:
             name="bias",
             summary="Biases, norm scales and shifts, and running statistics",
             factory="ppap_plugin_bias.adapter:make_bias",
+            default={},
             licence="Apache-2.0",
         ),
         AdapterSpec(

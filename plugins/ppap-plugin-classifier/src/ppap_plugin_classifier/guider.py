@@ -9,12 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import class_target, describe_top_class, draw_top_classes
-from ppap_framework.components import Target, TargetInput
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
+from ppap_framework.author import (
+    Checkpoint,
+    NoiseLevel,
+    Preprocessing,
+    PreprocessingGuide,
+    Target,
+    TargetInput,
+    UsageError,
+    class_target,
+    describe_top_class,
+    draw_top_classes,
+)
 from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions
 from ppap_plugin_classifier.torchvision_models import of_torchvision
@@ -69,7 +75,7 @@ class ClassifierGuide(PreprocessingGuide):
         super().__init__()
         self._network = network
         self.class_names = tuple(class_names)
-        self._preprocessing = preprocessing
+        self.preprocessing = preprocessing
         # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64)[:, None, None]
         std = torch.tensor(preprocessing.std, dtype=torch.float64)[:, None, None]
@@ -84,11 +90,6 @@ class ClassifierGuide(PreprocessingGuide):
         """The timm model as timm makes it."""
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        """The side in pixels of the images that the network was trained on; None for any."""
-        return self._preprocessing.size
-
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
         other = ClassifierGuide(self._network, self.class_names, preprocessing)
@@ -98,7 +99,7 @@ class ClassifierGuide(PreprocessingGuide):
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        how = self._preprocessing
+        how = self.preprocessing
         if how.size is not None and images.shape[-2:] != (how.size, how.size):
             images = F.interpolate(
                 images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias

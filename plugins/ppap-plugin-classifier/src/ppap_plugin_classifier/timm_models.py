@@ -14,16 +14,17 @@ from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from ppap_framework.checkpoints import (
+from ppap_framework.author import (
+    AssetError,
     Checkpoint,
+    Preprocessing,
+    UsageError,
     asking_hub,
     downloads_are_off,
     in_torch_hub,
     load_into,
     read_architecture,
 )
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.preprocessing import Preprocessing
 
 __all__ = ["from_checkpoint", "from_hub"]
 

@@ -12,9 +12,7 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.transforms import InterpolationMode
 
-from ppap_framework.checkpoints import Checkpoint, asking_torch_hub, load_into
-from ppap_framework.errors import UsageError
-from ppap_framework.preprocessing import Preprocessing
+from ppap_framework.author import Checkpoint, Preprocessing, UsageError, asking_torch_hub, load_into
 
 __all__ = ["from_checkpoint", "from_torchvision", "of_torchvision"]
 

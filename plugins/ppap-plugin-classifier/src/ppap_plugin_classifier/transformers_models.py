@@ -8,9 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.preprocessing import Preprocessing
-from ppap_framework.transformers_models import find_model, load_network, make_input
+from ppap_framework.author import Checkpoint, Preprocessing, find_model, load_network, make_input
 
 __all__ = ["from_transformers", "of_transformers"]
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ppap_framework.errors import PpapError
+from ppap_framework.author import PpapError
 from ppap_plugin_glide.conversion import convert_clip, convert_glide
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from torch import nn
 
-from ppap_framework.errors import UsageError
+from ppap_framework.author import UsageError
 from ppap_plugin_adm.config import read_config
 from ppap_plugin_glide.config import (
     BASE,

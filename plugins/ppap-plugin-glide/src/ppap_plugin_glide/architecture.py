@@ -30,9 +30,7 @@ from attrs.validators import and_, gt, in_, instance_of
 from tokenizers import Tokenizer
 from torch import nn
 
-from ppap_framework.checkpoints import Checkpoint, load_into
-from ppap_framework.components import Recipe
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.author import AssetError, CascadeSampling, Checkpoint, UsageError, load_into
 from ppap_plugin_adm.architecture import Process
 from ppap_plugin_glide._build import build
 from ppap_plugin_glide.config import BASE, CLIP, UPSAMPLER
@@ -63,8 +61,8 @@ def _process(value: Any) -> Process:
     return process
 
 
-def _recipe(value: Any) -> Recipe:
-    return value if isinstance(value, Recipe) else _of(Recipe, "recipe", value)
+def _recipe(value: Any) -> CascadeSampling:
+    return value if isinstance(value, CascadeSampling) else _of(CascadeSampling, "recipe", value)
 
 
 def _tokenizer(value: Any) -> Tokenizer:
@@ -92,8 +90,8 @@ class StageArchitecture:
     config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
     image_size: int = attrs.field(validator=and_(instance_of(int), gt(0)))
     process: Process = attrs.field(converter=_process)
-    recipe: Recipe = attrs.field(
-        default=Recipe(respacing="fast27", temperature=0.997), converter=_recipe
+    recipe: CascadeSampling = attrs.field(
+        default=CascadeSampling(respacing="fast27", temperature=0.997), converter=_recipe
     )
 
     @property

@@ -15,17 +15,19 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.checkpoints import Checkpoint, read_architecture
-from ppap_framework.components import (
+from ppap_framework.author import (
+    AssetError,
     CascadedStage,
+    CascadeSampling,
+    Checkpoint,
     DiffusionBackend,
+    NoiseSchedule,
     Prediction,
-    Recipe,
     Stage,
+    UsageError,
     VarianceKind,
+    read_architecture,
 )
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseSchedule
 from ppap_plugin_adm.meaning import Meaning
 from ppap_plugin_glide.architecture import GlideArchitecture, StageArchitecture, load_networks
 from ppap_plugin_glide.options import GlideOptions
@@ -224,7 +226,7 @@ class UpsamplerStage(CascadedStage):
         return self._network
 
     @property
-    def recipe(self) -> Recipe:
+    def sampling(self) -> CascadeSampling:
         """As the checkpoint states, or the published one."""
         return self._architecture.recipe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+from ppap_framework.author import open_checkpoint, save_checkpoint
 from ppap_plugin_glide.config import CLIP
 from ppap_plugin_glide.released import CLIP_CONFIG, STAGES
 from ppap_plugin_glide.vocabularies import clip_tokenizer, gpt2_tokenizer

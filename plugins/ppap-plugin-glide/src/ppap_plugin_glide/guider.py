@@ -7,10 +7,17 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint, read_architecture
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseLevel, noise_schedule
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    GuidanceModel,
+    NoiseLevel,
+    Target,
+    TargetInput,
+    UsageError,
+    noise_schedule,
+    read_architecture,
+)
 from ppap_plugin_adm.guider import at_size
 from ppap_plugin_glide.architecture import ClipArchitecture, load_networks
 from ppap_plugin_glide.config import NoisedClipConfig
@@ -84,11 +91,6 @@ class NoisedClipGuide(GuidanceModel):
         """The image encoder."""
         return self._image_encoder
 
-    @property
-    def native_size(self) -> int:
-        """The side of the images that it was trained on."""
-        return self._config.image_size
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Embeddings (B, D) of images (B, 3, H, W) with that much noise, as long as the logit
         scale.
@@ -97,7 +99,7 @@ class NoisedClipGuide(GuidanceModel):
             t = torch.zeros(len(images), dtype=torch.int64)
         else:
             t = self._schedule.nearest_timestep(level)
-        pixels = (at_size(images, self.native_size, noisy=level is not None) + 1.0) * 127.5
+        pixels = (at_size(images, self._config.image_size, noisy=level is not None) + 1.0) * 127.5
         embedding = self._image_encoder(pixels, t.to(images.device))
         return self._config.logit_scale * unit(embedding)
 
@@ -117,10 +119,6 @@ class NoisedClipGuide(GuidanceModel):
         device = next(self._text_encoder.parameters()).device
         embedding = unit(self._text_encoder(tokens.to(device), length.to(device)))
         return Target(value=embedding.float().cpu(), label=given.text.strip()[:80])
-
-    def render(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """The images themselves: an embedding shows nothing."""
-        return images
 
     def describe(self, prediction: Tensor) -> list[str]:
         """Nothing: an embedding has no words."""

@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppap_framework.components import TaskLoss
+from ppap_framework.author import TaskLoss
 
 __all__ = ["ClipSimilarity", "make_clip_similarity"]
 

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ppap_framework.errors import UsageError
+from ppap_framework.author import UsageError
 
 __all__ = ["ClipTokens", "PromptTokens", "Texts", "checked_text", "read_tokenizer"]
 

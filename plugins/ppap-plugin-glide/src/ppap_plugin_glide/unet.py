@@ -12,7 +12,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.errors import UsageError
+from ppap_framework.author import UsageError
 from ppap_plugin_adm.blocks import normalise
 from ppap_plugin_adm.trunk import dtype_of
 from ppap_plugin_adm.unet import UNet, with_low_res

@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from ppap_framework.errors import AssetError
+from ppap_framework.author import AssetError
 from ppap_plugin_glide.tokens import END, START
 
 __all__ = ["clip_tokenizer", "gpt2_tokenizer"]

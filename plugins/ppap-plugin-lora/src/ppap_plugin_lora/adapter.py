@@ -23,9 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
-from ppap_framework.components import ExpertAdapter
-from ppap_framework.errors import UsageError
+from ppap_framework.author import Adaptation, ExpertAdapter, ParametrizationAdapter, UsageError
 from ppap_plugin_lora.options import LoraOptions
 
 __all__ = ["LowRank", "make_lora"]

@@ -15,6 +15,7 @@ def ppap_expert_adapters() -> list[AdapterSpec]:
             name="lora",
             summary="Low-rank changes of the weights of linear, convolution and attention layers",
             factory="ppap_plugin_lora.adapter:make_lora",
+            default={"rank": 16, "alpha": 8.0},
             options="ppap_plugin_lora.options:LoraOptions",
             licence="Apache-2.0",
         )

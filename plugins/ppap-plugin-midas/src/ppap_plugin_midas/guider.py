@@ -13,11 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.transformers_models import ImageInput, find_model, load_network, make_input
+from ppap_framework.author import (
+    Checkpoint,
+    GuidanceModel,
+    ImageInput,
+    NoiseLevel,
+    Target,
+    TargetInput,
+    UsageError,
+    find_model,
+    load_network,
+    make_input,
+)
 from ppap_plugin_midas.colours import colour_map
 from ppap_plugin_midas.options import DepthOptions, Meaning
 
@@ -93,7 +100,7 @@ class DepthGuide(GuidanceModel):
     ) -> None:
         super().__init__()
         self._network = network
-        self._feed = feed
+        self.feed = feed
         self._predicts = predicts
         self._target_map = target_map
         self.eval().requires_grad_(False)
@@ -103,17 +110,12 @@ class DepthGuide(GuidanceModel):
         """The model as transformers makes it."""
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        """The side in pixels of the images that the network was trained on, None for any."""
-        return self._feed.size
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Disparity (B, h, w) of images (B, 3, H, W), larger is nearer; the noise level is ignored.
 
         h and w are what the network makes of its input: often that size, or twice it.
         """
-        predicted: Tensor = self._network(pixel_values=self._feed(images)).predicted_depth
+        predicted: Tensor = self._network(pixel_values=self.feed(images)).predicted_depth
         if self._predicts == "disparity":
             return predicted
         return 1.0 / predicted.clamp_min(_NEAREST)
@@ -152,15 +154,11 @@ class DepthGuide(GuidanceModel):
         """Each map in colours, from dark and far to light and near: (B, 3, h, w)."""
         return colour_map(prediction)
 
-    def describe(self, prediction: Tensor) -> list[str]:
-        """Nothing: a map is not told in a few words."""
-        return []
-
     def _of_picture(self, image: Image.Image, source: str) -> Target:
         side = min(image.size)
         corner = ((image.width - side) // 2, (image.height - side) // 2)
         image = image.convert("RGB").crop((*corner, corner[0] + side, corner[1] + side))
-        most = max(_LARGEST, self.native_size or 0)
+        most = max(_LARGEST, self.feed.size or 0)
         if side > most:
             image = image.resize((most, most), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, side, side), uint8

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppap_framework.components import TaskLoss
+from ppap_framework.author import TaskLoss
 
 __all__ = ["DepthMSE", "ScaleShiftInvariant", "depth_metrics", "make_mse", "make_ssi"]
 

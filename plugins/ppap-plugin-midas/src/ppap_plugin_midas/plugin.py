@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppap_framework.plugin import GuiderSpec, ReleasedExperts, TaskLossSpec, hookimpl
+from ppap_framework.plugin import GuiderSpec, TaskLossSpec, hookimpl
 
 PPAP_API = (1, 0)
 
@@ -42,16 +42,4 @@ def ppap_task_losses() -> list[TaskLossSpec]:
             task="depth",
             licence="Apache-2.0",
         ),
-    ]
-
-
-@hookimpl
-def ppap_assets() -> list[ReleasedExperts]:
-    """Why the released experts of MiDaS_small cannot be had."""
-    return [
-        ReleasedExperts(
-            name="midas-small",
-            guider="depth",
-            refusal="their network, MiDaS_small, is none of those that transformers builds",
-        )
     ]

@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint
-from ppap_framework.classification import find_class
-from ppap_framework.components import GuidanceModel, Target, TargetInput
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.noise import NoiseLevel
-from ppap_framework.transformers_models import (
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    GuidanceModel,
     ImageInput,
     ModelFiles,
+    NoiseLevel,
+    Target,
+    TargetInput,
     Task,
+    UsageError,
+    find_class,
     find_model,
     load_network,
     make_input,
@@ -103,7 +106,7 @@ class SegmentationGuide(GuidanceModel):
         super().__init__()
         self._network = network
         self.class_names = tuple(class_names)
-        self._shown = shown
+        self.shown = shown
         self._answer = answer
         self._options = options or SegmentationOptions()
         self._mask_classes = MaskClasses.read(
@@ -116,16 +119,11 @@ class SegmentationGuide(GuidanceModel):
         """The network as its library makes it."""
         return self._network
 
-    @property
-    def native_size(self) -> int | None:
-        """The side in pixels of the images that the network is shown; None for any."""
-        return self._shown.size
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K, h, w) of images (B, 3, H, W), at whatever resolution the network gives
         them; the noise level is ignored.
         """
-        return self._answer(self._network(self._shown(images)))
+        return self._answer(self._network(self.shown(images)))
 
     def target(self, given: TargetInput) -> Target:
         """A picture, whose likeliest classes become the target; a mask of class indices; or the
@@ -158,10 +156,6 @@ class SegmentationGuide(GuidanceModel):
         classes = resized_logits(prediction.detach(), size).argmax(1)
         return draw_segmentation(classes, images, self.class_names)
 
-    def describe(self, prediction: Tensor) -> list[str]:
-        """Nothing: the legend of `render` says it."""
-        return []
-
     @torch.no_grad()
     def check_size(self) -> None:
         """Look at an image of the native size.
@@ -181,14 +175,14 @@ class SegmentationGuide(GuidanceModel):
 
     @property
     def _largest(self) -> int:
-        return self.native_size or _LARGEST
+        return self.shown.size or _LARGEST
 
     @torch.no_grad()
     def _found_in(self, picture: Tensor) -> Tensor:
         """The likeliest classes of a picture (1, 3, H, W), at the network's size: (1, h, w)."""
         height, width = picture.shape[-2:]
         size = (min(height, self._largest), min(width, self._largest))
-        if self.native_size is None and (height, width) != size:
+        if self.shown.size is None and (height, width) != size:
             picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
         logits = self(picture.to(next(self._network.parameters()).device))
         return resized_logits(logits, size).argmax(1).cpu()

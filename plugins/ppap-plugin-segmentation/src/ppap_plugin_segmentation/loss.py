@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppap_framework.components import TaskLoss
+from ppap_framework.author import TaskLoss
 from ppap_plugin_segmentation.options import SegmentationCrossEntropyOptions
 
 __all__ = ["SegmentationCrossEntropy", "resized_logits"]

@@ -13,9 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ppap_framework.classification import find_class
-from ppap_framework.components import TargetInput
-from ppap_framework.errors import UsageError
+from ppap_framework.author import TargetInput, UsageError, find_class
 
 __all__ = ["IGNORED", "MaskClasses", "mask_from", "picture_from"]
 

@@ -12,14 +12,15 @@ from attrs.validators import and_, deep_iterable, gt, instance_of, max_len, min_
 from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 
-from ppap_framework.checkpoints import (
+from ppap_framework.author import (
+    AssetError,
     Checkpoint,
+    ImageInput,
+    UsageError,
     asking_torch_hub,
     load_into,
     read_architecture,
 )
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.transformers_models import ImageInput
 
 __all__ = ["PREFIX", "from_checkpoint", "from_torchvision", "model_names", "unknown_model"]
 

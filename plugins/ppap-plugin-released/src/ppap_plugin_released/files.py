@@ -1,4 +1,4 @@
-"""Files of experts as the published PPAP code leaves them.
+"""Files of experts as the published PPAP code saves them.
 
 Expert i of N is `{i}_max{N}.ckpt`, the state dict of everything after its training, in a folder
 that is called after the method:
@@ -13,7 +13,7 @@ Names are those of the network within a wrapper, and an adapted layer lies withi
     resnet.layer1.0.conv1.conv.weight      layer1.0.conv1.weight, frozen
     resnet.layer1.0.conv1.lora_A, .lora_B  its change
 
-What a file is follows from its tensors. Its name is a promise, and is held against them.
+The tensors decide what a file is. A name that states otherwise is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal
 
 import attrs
 from torch import Tensor
@@ -30,19 +30,9 @@ from torch import Tensor
 from ppap_framework.checkpoints import open_checkpoint
 from ppap_framework.errors import AssetError, UsageError
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "ReleasedFile",
-    "check_released",
-    "in_order",
-    "method_of",
-    "read_released",
-]
+__all__ = ["Method", "ReleasedFile", "in_order", "method_of", "read_file"]
 
-Method = Literal["finetune", "multi-experts", "ppap"]
-
-METHODS: tuple[Method, ...] = ("finetune", "multi-experts", "ppap")
+Method = Literal["multi-experts", "finetune", "ppap"]
 
 _WORDS: dict[Method, str] = {
     "multi-experts": r"multi[-_ ]?experts?",
@@ -53,15 +43,15 @@ _NUMBERED = re.compile(r"(?P<index>\d+)(?:_iteration\d+)?_max(?P<of>\d+)")
 _LOW_RANK = (".lora_A", ".lora_B")
 
 
-@final
 @attrs.frozen(kw_only=True, eq=False)
 class ReleasedFile:
     """The state of one expert, under the names of the network itself.
 
     Attributes:
-        path: Of the file.
-        sha256: Of the file.
-        state: A layer's `lora_A` and `lora_B` are `NAME.weight.lora_A` and `NAME.weight.lora_B`.
+        path: The file.
+        sha256: Its hash.
+        state: Its tensors; the change of a layer NAME is `NAME.weight.lora_A` and
+            `NAME.weight.lora_B`.
     """
 
     path: Path
@@ -74,8 +64,8 @@ class ReleasedFile:
         return any(name.endswith(_LOW_RANK) for name in self.state)
 
     @property
-    def promise(self) -> Method | None:
-        """The method that its name states or, where that is silent, its folder's."""
+    def stated(self) -> Method | None:
+        """The method that its name states, or else its folder's name."""
         for name in (self.path.stem, self.path.absolute().parent.name):
             for method, words in _WORDS.items():
                 if re.search(words, name, re.IGNORECASE):
@@ -84,11 +74,11 @@ class ReleasedFile:
 
 
 def in_order(paths: Sequence[Path]) -> list[Path]:
-    """The files of all experts, that of the least noise first: by their numbers where they have
-    some, and as given where none has.
+    """The files of all experts, the least noisy range first: by their numbers, or as given if none
+    has a number.
 
     Raises:
-        UsageError: Where files are missing, or there are too many.
+        UsageError: If files are missing, or there are too many.
     """
     found = [_NUMBERED.fullmatch(path.stem) for path in paths]
     numbers = [(int(match["index"]), int(match["of"])) for match in found if match]
@@ -105,26 +95,15 @@ def in_order(paths: Sequence[Path]) -> list[Path]:
     return [path for _, path in sorted(zip(numbers, paths, strict=True))]
 
 
-def check_released(paths: Sequence[Path]) -> None:
-    """Accept files that may be those of all experts, as far as that shows without their network.
-
-    Raises:
-        UsageError: As `in_order`.
-        AssetError: Where one is missing, damaged, or no file of tensors.
-    """
-    for path in in_order(paths):
-        open_checkpoint(path)
-
-
-def read_released(path: Path, own: Collection[str]) -> ReleasedFile:
-    """Read a file, without running code that it may hold.
+def read_file(path: Path, own: Collection[str]) -> ReleasedFile:
+    """Read a file without running code that it may hold.
 
     Args:
-        path: Of the file.
-        own: The names of the tensors of the network that it is of.
+        path: The file.
+        own: The tensor names of the network.
 
     Raises:
-        AssetError: Where it is missing, damaged, or of no such network.
+        AssetError: If it is missing, damaged, or of no such network.
     """
     checkpoint = open_checkpoint(path)
     state = checkpoint.state_dict()
@@ -147,18 +126,18 @@ def read_released(path: Path, own: Collection[str]) -> ReleasedFile:
 
 
 def method_of(files: Sequence[ReleasedFile], method: Method | None = None) -> Method:
-    """What files are, all of them.
+    """The method by which all files were made.
 
     Args:
-        files: Of all experts.
-        method: What they are said to be; None for what their names say, if they do.
+        files: The files of all experts.
+        method: The method that the user states; None for what names state, or else the tensors.
 
     Raises:
-        AssetError: Where one is not what it is said to be, or they are of different kinds.
-        UsageError: For several files of one network.
+        AssetError: If a file contradicts the stated method, or files are of different kinds.
+        UsageError: For several files of one fine-tuned network.
     """
     for file in files:
-        said = method or file.promise
+        said = method or file.stated
         if said is not None and file.low_rank != (said == "ppap"):
             held = "low-rank changes (lora_A, lora_B)" if file.low_rank else "no low-rank changes"
             whose = "asked for" if method else "what its name says"
@@ -167,14 +146,17 @@ def method_of(files: Sequence[ReleasedFile], method: Method | None = None) -> Me
                 hint="fetch the right file; if the name is wrong, say --method "
                 + ("ppap" if file.low_rank else "multi-experts or --method finetune"),
             )
-    promised = {file.promise for file in files} if method is None else {method}
-    if len(promised) > 1 or len({file.low_rank for file in files}) > 1:
-        kinds = [f"{f.path.name} ({f.promise or _kind(f)})" for f in files]
+    stated = {file.stated for file in files} if method is None else {method}
+    if len(stated) > 1 or len({file.low_rank for file in files}) > 1:
+        kinds = [
+            f"{f.path.name} ({f.stated or ('low-rank changes' if f.low_rank else 'whole network')})"
+            for f in files
+        ]
         raise AssetError(
             f"these are experts of different kinds: {', '.join(kinds)}",
             hint="give the files of one method",
         )
-    (said,) = promised
+    (said,) = stated
     if said == "finetune" and len(files) > 1:
         raise UsageError(
             f"a fine-tuned network is one file, and these are {len(files)}",
@@ -182,10 +164,6 @@ def method_of(files: Sequence[ReleasedFile], method: Method | None = None) -> Me
         )
     several: Method = "multi-experts" if len(files) > 1 else "finetune"
     return said or ("ppap" if files[0].low_rank else several)
-
-
-def _kind(file: ReleasedFile) -> str:
-    return "low-rank changes" if file.low_rank else "a whole network"
 
 
 def _without_adapter(name: str, layers: Collection[str]) -> str:
@@ -197,7 +175,7 @@ def _without_adapter(name: str, layers: Collection[str]) -> str:
 
 
 def _wrapper(names: Collection[str], own: Collection[str]) -> str | None:
-    """What stands before the names of most tensors; None where none is of the network."""
+    """The prefix of most tensors before the network's own names; None if there is none."""
     before: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")

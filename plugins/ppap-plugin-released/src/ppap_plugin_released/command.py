@@ -1,4 +1,4 @@
-"""`ppap experts import`: the experts that the authors of PPAP released, made a bundle of."""
+"""`ppap experts import`."""
 
 from __future__ import annotations
 
@@ -11,37 +11,30 @@ from ppap_framework.cli.config import option, problems_of
 from ppap_framework.cli.output import print_json, print_table
 from ppap_framework.errors import UsageError
 
-__all__ = ["import_experts"]
+__all__ = ["command"]
 
 
 @click.command("import")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@option(
-    "--architecture",
-    required=True,
-    metavar="NAME",
-    help="Of the network, such as resnet50 or deit-s; `ppap plugins info` lists those of a plugin.",
-)
+@option("--architecture", required=True, metavar="NAME", help="The network: resnet50 or deit-s.")
 @option(
     "--method",
     type=click.Choice(["finetune", "multi-experts", "ppap"]),
-    help="What the files are, where their names do not say so, or say it wrongly.",
+    help="The method that made the files, if their names do not state it, or state it wrongly.",
 )
 @option("--guider-model", help="The network that they were made of, if not the usual one.")
-@option("--guider-checkpoint", help="Its weights, by name or path; left out, they are downloaded.")
+@option("--guider-checkpoint", help="Its weights, by name or path; downloaded if not given.")
 @option("--offline", is_flag=True, help="Download nothing.")
 @option(
     "--out",
     metavar="FILE",
-    help="The bundle; left out, ARCHITECTURE-N.experts.safetensors in this folder.",
+    help="The bundle; by default ARCHITECTURE-N.experts.safetensors in this folder.",
 )
 @option("--overwrite", is_flag=True, help="Replace a bundle of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
-def import_experts(
-    ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **given: Any
-) -> None:
-    """Make a bundle of experts that the authors of PPAP released.
+def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Make a bundle of the experts that the authors of PPAP released.
 
     FILE is what the published code saves, one for each expert: 0_max5.ckpt to 4_max5.ckpt, of
     low-rank experts (ppap) or of whole networks (multi_experts), or a single fine-tuned network.
@@ -52,36 +45,32 @@ def import_experts(
         --guider classifier --guider-model resnet50.tv2_in1k \\
         --experts resnet50-5.experts.safetensors --target goldfish
     """
-    from ppap_framework.checkpoints import without_downloads
-    from ppap_framework.experts import (
-        SUFFIX,
-        BundleFile,
-        Identity,
-        check_released,
-        guide_sha256,
-        import_released,
-        released_experts,
-    )
+    from ppap_framework.checkpoints import open_checkpoint, without_downloads
+    from ppap_framework.experts import SUFFIX, Identity, guide_sha256
     from ppap_framework.learn import teacher
+    from ppap_plugin_released.architectures import find_architecture
+    from ppap_plugin_released.files import in_order
+    from ppap_plugin_released.importer import import_experts
 
     for problem in problems_of(ctx):
         raise problem
-    architecture = released_experts(given["architecture"])
+    architecture = find_architecture(given["architecture"])
     out = Path(given["out"] or f"{architecture.name}-{len(files)}{SUFFIX}").expanduser()
     if out.exists() and not given["overwrite"]:
         raise UsageError(
             f"{str(out)!r} is there already",
             hint="--overwrite replaces it, or give another file with --out",
         )
-    paths = [Path(file).expanduser() for file in files]
-    check_released(paths)  # before their network, which may have to be downloaded
+    paths = in_order([Path(file).expanduser() for file in files])
+    for path in paths:  # before the network, which may have to be downloaded
+        open_checkpoint(path)
     with without_downloads(given["offline"]):
         learner = teacher(
             architecture.guider,
             model=given["guider_model"] or architecture.model,
             checkpoint=given["guider_checkpoint"],
         )
-    info = import_released(
+    info = import_experts(
         paths,
         learner.model,
         architecture,
@@ -93,13 +82,12 @@ def import_experts(
         ),
         method=given["method"],
     )
-    bundle = BundleFile(out.name.removesuffix(SUFFIX), out)
     names = [file.partition(" ")[0] for file in info.recipe["files"]]
     if as_json:
         print_json(
             {
-                "name": bundle.name,
-                "path": str(bundle.path),
+                "name": out.name.removesuffix(SUFFIX),
+                "path": str(out),
                 "method": info.recipe["method"],
                 "experts": len(info),
                 "timesteps": list(info.timesteps),
@@ -114,4 +102,4 @@ def import_experts(
             for i, name in enumerate(names)
         ],
     )
-    click.echo(str(bundle.path))
+    click.echo(out)

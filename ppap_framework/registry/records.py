@@ -8,27 +8,12 @@ from typing import Literal
 
 import attrs
 
-from ppap_framework.plugin import (
-    AdapterSpec,
-    Asset,
-    BackendSpec,
-    ComponentKind,
-    ComponentSpec,
-    GuiderSpec,
-    TaskLossSpec,
-)
+from ppap_framework.plugin import Asset, Card, ComponentSpec, DefaultTarget, ExpertBundle
 
 Status = Literal["ok", "disabled", "missing-dependency", "incompatible", "broken"]
 
-SPEC_TYPES: dict[ComponentKind, type[ComponentSpec]] = {
-    "backend": BackendSpec,
-    "guider": GuiderSpec,
-    "loss": TaskLossSpec,
-    "adapter": AdapterSpec,
-}
-
 _MACHINERY = ("ppap_framework.registry", "importlib", "_frozen_importlib", "pluggy")
-"""What lies between discovery and a plugin."""
+"""The modules between discovery and a plugin in a traceback."""
 
 _DISTRIBUTION_OF = {
     "PIL": "pillow",
@@ -37,7 +22,7 @@ _DISTRIBUTION_OF = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-"""Modules whose distribution is called otherwise."""
+"""Distributions whose modules have another name."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,17 +30,16 @@ class PluginRecord:
     """One entry point of the group `ppap`, and what became of it.
 
     Attributes:
-        distribution: Who brings it, in normal form (PEP 503).
-        version: Of the distribution; None where its metadata does not say.
-        entry_point: Its name.
+        distribution: The distribution that brings it, in normal form (PEP 503).
+        version: The distribution's version, if its metadata states one.
+        entry_point: The entry point's name.
         module: What it names: "package.module" or "package.module:object".
         status: Only plugins that are "ok" supply anything.
         reason: One line on why it is not ok.
         hint: What to type about it; may be empty.
-        error: What it raised, if it did.
+        error: The exception that it raised, if any.
         specs: The components that it supplies.
-        assets: The cards, bundles of experts, default targets and readings of released experts that
-            it supplies.
+        assets: The cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str
@@ -71,7 +55,7 @@ class PluginRecord:
 
     @property
     def name(self) -> str:
-        """The name that no other plugin has: "distribution:entry-point"."""
+        """The unique name: "distribution:entry-point"."""
         return f"{self.distribution}:{self.entry_point}"
 
     @property
@@ -81,7 +65,7 @@ class PluginRecord:
 
     @property
     def traceback(self) -> str:
-        """Of `error`, from the first frame that is the plugin's; empty where there is none."""
+        """The traceback of `error`, from the plugin's first frame on; may be empty."""
         if self.error is None:
             return ""
         frames = self.error.__traceback__
@@ -96,8 +80,8 @@ class Conflict:
 
     Attributes:
         subject: What they claim, such as "guider 'depth'".
-        claims: Who claims it, in order.
-        taken: The claim that is used all the same; None where asking for the name is an error.
+        claims: The names of the plugins, in order.
+        taken: The claim that is used all the same; None if asking for the name is an error.
     """
 
     subject: str
@@ -107,7 +91,7 @@ class Conflict:
 
 def normal(distribution: str) -> str:
     """The normal form of a distribution's name (PEP 503): lower case, hyphens."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+    return re.sub(r"[-_.\s]+", "-", distribution).lower()
 
 
 def split(name: str) -> tuple[str | None, str]:
@@ -116,9 +100,19 @@ def split(name: str) -> tuple[str | None, str]:
     return (normal(distribution) if distribution else None), bare
 
 
-def kind_of(spec: ComponentSpec) -> ComponentKind:
-    """The kind of component that a record describes."""
-    return next(kind for kind, spec_type in SPEC_TYPES.items() if isinstance(spec, spec_type))
+def label(item: ComponentSpec | Asset) -> str:
+    """What a record is of, such as "guider 'depth'"; unique within one plugin."""
+    match item:
+        case ComponentSpec():
+            return f"{item.kind} {item.name!r}"
+        case Card():
+            return f"checkpoint {item.name!r} of {item.kind} {item.component!r}"
+        case ExpertBundle():
+            return f"experts {item.name!r}"
+        case DefaultTarget():
+            return f"default target of guider {item.guider!r} with checkpoint {item.checkpoint!r}"
+        case _:
+            return f"released experts of {item.name!r}"
 
 
 def one_line(error: BaseException) -> str:
@@ -131,10 +125,10 @@ def one_line(error: BaseException) -> str:
 
 
 def missing_module(error: BaseException, importing: str) -> str | None:
-    """The module of another distribution for want of which an import failed, or None.
+    """The module of another distribution whose absence made an import fail, or None.
 
     Args:
-        error: What the import raised.
+        error: The exception of the import.
         importing: What was imported, "package.module" or "package.module:object".
     """
     if not isinstance(error, ModuleNotFoundError) or not error.name:
@@ -147,5 +141,5 @@ def missing_module(error: BaseException, importing: str) -> str | None:
 def install_hint(module: str) -> str:
     """The command that brings a missing module."""
     top, _, rest = module.partition(".")
-    # A package is imported before its submodule is found missing: it is there, in another release.
+    # If only a submodule is missing, the package is installed, in another release.
     return f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"

@@ -1,4 +1,4 @@
-"""What is refused of released experts' files, and that nothing is left behind then."""
+"""Which files of released experts are imported, and which are refused without a trace."""
 
 from __future__ import annotations
 
@@ -13,35 +13,24 @@ from experts_toy import Told
 from torch import Tensor, nn
 
 from ppap_framework.cli import main
-from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts import (
     BundleInfo,
     Identity,
     guide_sha256,
     has_experts,
-    import_released,
     load_bundle,
-    released_experts,
     verify_bundle,
 )
-from ppap_framework.plugin import ReleasedExperts
 from ppap_framework.preprocessing import Preprocessing
-from ppap_framework.registry import PluginRecord, Registry
+from ppap_plugin_released.architectures import ARCHITECTURES, Architecture, find_architecture
+from ppap_plugin_released.importer import import_experts
 
 State = dict[str, Tensor]
 
-READING = ReleasedExperts(
-    name="toy",
-    guider="look",
-    targets="0,5",
-    alpha=8.0,
-    preprocessing={
-        "size": None,
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "interpolation": "bilinear",
-        "antialias": True,
-    },
+RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+TOY = Architecture(
+    name="toy", guider="look", model="toy", targets="0,5", alpha=8.0, preprocessing=RAW
 )
 
 
@@ -58,7 +47,7 @@ def network(seed: int = 0, width: int = 4) -> nn.Sequential:
 
 
 def guide(seed: int = 0, width: int = 4) -> Told:
-    return Told(network(seed, width), Preprocessing(**READING.preprocessing)).eval()
+    return Told(network(seed, width), RAW).eval()
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> State:
@@ -97,13 +86,13 @@ def save(folder: Path, states: list[State], name: str = "{}_max{}.ckpt") -> list
 def imported(
     paths: list[Path],
     model: Told | None = None,
-    reading: ReleasedExperts = READING,
+    architecture: Architecture = TOY,
     **said: Any,
 ) -> BundleInfo:
     model = model or guide()
     identity = Identity(component="look", checkpoint=None, sha256=guide_sha256(model))
     out = paths[0].parent / "made.experts.safetensors"
-    return import_released(paths, model, reading, out, guide=identity, **said)
+    return import_experts(paths, model, architecture, out, guide=identity, **said)
 
 
 def refusal(paths: list[Path], model: Told | None = None, **said: Any) -> PpapError:
@@ -152,13 +141,13 @@ class TestWhatIsImported:
                 assert torch.equal(now[f"1.{part}"], state[f"net.1.{part}"])
 
     def test_whole_networks_may_be_fed_otherwise(self, tmp_path: Path) -> None:
-        shown = {**READING.preprocessing, "mean": (0.1, 0.2, 0.3)}
-        reading = attrs.evolve(READING, network_preprocessing=shown)
-        [path] = save(tmp_path / "whole", [whole(0)])
-        assert imported([path], reading=reading).preprocessing == Preprocessing(**shown)
-        [path] = save(tmp_path / "ppap", [low_rank(0)])
-        raw = Preprocessing(**READING.preprocessing)
-        assert imported([path], reading=reading).preprocessing == raw
+        shown = attrs.evolve(RAW, mean=(0.1, 0.2, 0.3))
+        other = attrs.evolve(TOY, network_preprocessing=shown)
+        paths = save(tmp_path / "whole", [whole(0)])
+        assert imported(paths).preprocessing == RAW
+        assert imported(paths, architecture=other).preprocessing == shown
+        paths = save(tmp_path / "ppap", [low_rank(0)])
+        assert imported(paths, architecture=other).preprocessing == RAW
 
     def test_one_network_for_all(self, tmp_path: Path) -> None:
         info = imported(save(tmp_path, [whole(0)], "toy_finetune.ckpt"))
@@ -183,19 +172,27 @@ class TestWhatIsImported:
 
 
 class TestMislabelled:
-    @pytest.mark.parametrize("folder", ["multi_experts", "multi-experts-5", "MultiExperts"])
-    def test_low_rank_changes_among_multi_experts(self, tmp_path: Path, folder: str) -> None:
-        error = refusal(save(tmp_path / folder, [low_rank(0), low_rank(1)]))
-        assert "is not what its name says: 'multi-experts', and it holds low-rank" in error.message
-        assert error.hint.endswith("--method ppap")
-
-    def test_low_rank_changes_in_a_finetuned_network(self, tmp_path: Path) -> None:
-        error = refusal(save(tmp_path, [low_rank(0)], "toy_finetune.ckpt"))
-        assert "is not what its name says: 'finetune'" in error.message
-
-    def test_none_in_a_ppap_file(self, tmp_path: Path) -> None:
-        error = refusal(save(tmp_path / "ppap_5", [whole(0), whole(1)]))
-        assert "'ppap', and it holds no low-rank changes" in error.message
+    @pytest.mark.parametrize(
+        ("folder", "name", "states", "words"),
+        [
+            ("multi_experts", "{}_max{}.ckpt", (low_rank, low_rank), "'multi-experts', and it"),
+            ("multi-experts-5", "{}_max{}.ckpt", (low_rank, low_rank), "'multi-experts', and it"),
+            ("MultiExperts", "{}_max{}.ckpt", (low_rank, low_rank), "'multi-experts', and it"),
+            ("any", "toy_finetune.ckpt", (low_rank,), "'finetune', and it"),
+            ("ppap_5", "{}_max{}.ckpt", (whole, whole), "'ppap', and it holds no low-rank changes"),
+        ],
+    )
+    def test_tensors_that_a_name_does_not_state(
+        self,
+        tmp_path: Path,
+        folder: str,
+        name: str,
+        states: tuple[Callable[[int], State], ...],
+        words: str,
+    ) -> None:
+        error = refusal(save(tmp_path / folder, [make(i) for i, make in enumerate(states)], name))
+        assert f"is not what its name says: {words}" in error.message
+        assert ("--method ppap" in error.hint) == (low_rank in states)
 
     def test_one_file_among_others(self, tmp_path: Path) -> None:
         error = refusal(save(tmp_path / "ppap_5", [low_rank(0), whole(1)]))
@@ -305,39 +302,17 @@ class TestNumberOfFiles:
         assert "is one file, and these are 2" in refusal(paths).message
 
 
-def plugins(*assets: ReleasedExperts) -> Registry:
-    return Registry(
-        tuple(
-            PluginRecord(
-                distribution=f"p{i}", version="1", entry_point="p", module="p", assets=(asset,)
-            )
-            for i, asset in enumerate(assets)
-        )
-    )
-
-
-class TestArchitectures:
-    def test_by_name(self) -> None:
-        other = attrs.evolve(READING, name="other")
-        assert released_experts("other", plugins(READING, other)) is other
-
-    def test_unknown(self) -> None:
-        with pytest.raises(UsageError, match="'toys'") as caught:
-            released_experts("toys", plugins(READING))
-        assert caught.value.hint == "did you mean 'toy'?"
-        with pytest.raises(UsageError) as caught:
-            released_experts("vgg", plugins(READING))
-        assert caught.value.hint == "there is toy"
-
-    def test_refused(self) -> None:
-        never = ReleasedExperts(name="never", guider="look", refusal="it is not built")
-        with pytest.raises(UsageError, match="cannot be imported: it is not built") as caught:
-            released_experts("never", plugins(READING, never))
-        assert caught.value.hint == "those of toy can"
-
-    def test_claimed_twice(self) -> None:
-        with pytest.raises(PluginError, match="p0:p and p1:p"):
-            released_experts("toy", plugins(READING, READING))
+def test_architectures_are_found_by_name() -> None:
+    for name, architecture in ARCHITECTURES.items():
+        assert find_architecture(name) is architecture
+        assert architecture.name == name
+    for name, hint in (("resnet5", "did you mean 'resnet50'?"), ("vgg", "there are resnet50 and")):
+        with pytest.raises(UsageError, match=repr(name)) as caught:
+            find_architecture(name)
+        assert hint in caught.value.hint
+    with pytest.raises(UsageError, match="imported: their network, MiDaS_small") as caught:
+        find_architecture("midas-small")
+    assert caught.value.hint == "those of resnet50 and deit-s can"
 
 
 class TestCommand:
@@ -346,23 +321,27 @@ class TestCommand:
             main(["experts", "import", *arguments])
         return ended.value.code
 
-    def test_midas_small_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
-        pytest.importorskip("ppap_plugin_midas", reason="says why")
-        assert self.ends("0_max5.ckpt", "--architecture", "midas-small") == 2
-        assert "cannot be imported: " in (err := capsys.readouterr().err)
-        assert "MiDaS_small" in err
-
-    def test_what_is_there_stays(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        pytest.importorskip("ppap_plugin_classifier", reason="reads the architecture")
-        out = tmp_path / "mine.experts.safetensors"
-        out.write_text("mine")
-        assert self.ends("x.ckpt", "--architecture", "resnet50", "--out", str(out)) == 2
-        assert "--overwrite" in capsys.readouterr().err
-        assert out.read_text() == "mine"
-
-    def test_an_architecture_is_needed(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.ends("x.ckpt") == 2
-        assert "--architecture is required" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("--architecture", "midas-small"), "cannot be imported: "),
+            (("--architecture", "resnet50", "--out", "mine"), "--overwrite"),
+            ((), "--architecture is required"),
+        ],
+    )
+    def test_wrong_input(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        arguments: tuple[str, ...],
+        words: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("mine").write_text("mine")
+        assert self.ends("0_max5.ckpt", *arguments) == 2
+        assert words in capsys.readouterr().err
+        assert Path("mine").read_text() == "mine"
 
     @pytest.mark.parametrize(
         ("file", "message"),
@@ -376,7 +355,7 @@ class TestCommand:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        pytest.importorskip("ppap_plugin_classifier", reason="reads the architecture")
+        pytest.importorskip("ppap_plugin_classifier", reason="builds the network")
         monkeypatch.setattr("ppap_framework.learn.teacher", None)  # which cannot be called
         (tmp_path / "reference.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         assert self.ends(str(tmp_path / file), "--architecture", "resnet50") == 4
@@ -387,7 +366,7 @@ class TestCommand:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         constants = pytest.importorskip("huggingface_hub.constants")
-        pytest.importorskip("ppap_plugin_classifier", reason="reads the architecture")
+        pytest.importorskip("ppap_plugin_classifier", reason="builds the network")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
         torch.save(low_rank(0), tmp_path / "0_max1.ckpt")
         file = str(tmp_path / "0_max1.ckpt")

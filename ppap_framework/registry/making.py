@@ -1,4 +1,6 @@
-"""From a record to the component: here a plugin's code is imported, and named where it fails."""
+"""The way from a record to the component: here a plugin's code is imported, and its failures are
+named after its distribution.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +12,15 @@ from typing import Any
 import attrs
 
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.plugin import BackendSpec, ComponentKind, ComponentSpec, GuiderSpec
-from ppap_framework.registry._records import install_hint, kind_of, missing_module, one_line
-
-_MAKES: dict[ComponentKind, str] = {
-    "backend": "DiffusionBackend",
-    "guider": "GuidanceModel",
-    "loss": "TaskLoss",
-    "adapter": "ExpertAdapter",
-}
-"""What a factory of each kind makes: a class of `ppap_framework.components`."""
+from ppap_framework.plugin import BackendSpec, ComponentSpec, GuiderSpec
+from ppap_framework.registry.records import install_hint, missing_module, one_line
 
 
 def load(reference: str, what: str) -> Any:
-    """Import "package.module:attribute".
-
-    Args:
-        reference: What to import.
-        what: Whose it is, for messages.
+    """Import "package.module:attribute" for the component `what`.
 
     Raises:
-        PluginError: Where that fails, whatever is raised.
+        PluginError: If that fails, whatever is raised.
     """
     module, _, attribute = reference.partition(":")
     try:
@@ -50,11 +40,7 @@ def load(reference: str, what: str) -> Any:
 
 
 def options_class(spec: ComponentSpec, what: str) -> type[attrs.AttrsInstance] | None:
-    """The attrs class of a component's options; None where it has none.
-
-    Raises:
-        PluginError: Where it cannot be imported or is no attrs class.
-    """
+    """See `Registry.options_class`."""
     if spec.options is None:
         return None
     cls = load(spec.options, what)
@@ -64,12 +50,7 @@ def options_class(spec: ComponentSpec, what: str) -> type[attrs.AttrsInstance] |
 
 
 def build_options(spec: ComponentSpec, given: Mapping[str, Any], what: str) -> Any:
-    """An instance of a component's options class; None where it has none.
-
-    Raises:
-        UsageError: With everything that is wrong with `given` in one message.
-        PluginError: As `options_class`.
-    """
+    """See `Registry.options`."""
     cls = options_class(spec, what)
     fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
     known = {field.alias or field.name: field for field in fields}
@@ -99,12 +80,9 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 
 def _complaint(field: attrs.Attribute[Any], value: Any) -> list[str]:
     """What a field's own converter and validator say about a value, without the other fields."""
-    alone = attrs.make_class(
-        "Alone",
-        {field.name: attrs.field(validator=field.validator, converter=field.converter)},
-    )
+    own = attrs.field(validator=field.validator, converter=field.converter)
     try:
-        alone(value)
+        attrs.make_class("Alone", {field.name: own})(value)
     except (TypeError, ValueError, PpapError) as error:
         return [f"option {field.alias or field.name!r}: {_text(error)}"]
     except Exception:  # it looks at other fields: the whole class will tell
@@ -117,20 +95,8 @@ def _text(error: Exception) -> str:
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
-def make(
-    spec: ComponentSpec,
-    options: Mapping[str, Any],
-    checkpoint: Any,
-    what: str,
-) -> Any:
-    """Call a component's factory and check what it makes.
-
-    Raises:
-        PluginError: Where the factory cannot be imported, fails, or makes something else.
-        UsageError: For options that it does not take.
-        AssetError: Where it needs a checkpoint and gets none.
-        PpapError: What the factory itself says.
-    """
+def make(spec: ComponentSpec, options: Mapping[str, Any], checkpoint: Any, what: str) -> Any:
+    """See `Registry.make`."""
     built = build_options(spec, options, what)
     takes_checkpoint = isinstance(spec, BackendSpec | GuiderSpec)
     needs_checkpoint = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes_checkpoint
@@ -147,8 +113,7 @@ def make(
         raise PluginError(
             f"{what} failed: {one_line(error)}", hint="--debug shows the traceback"
         ) from error
-    components = importlib.import_module("ppap_framework.components")  # torch: only now
-    wanted = _MAKES[kind_of(spec)]
-    if not isinstance(made, getattr(components, wanted)):
-        raise PluginError(f"{what} made a {type(made).__name__}, which is no {wanted}")
+    components = importlib.import_module("ppap_framework.components")  # imports torch: only now
+    if not isinstance(made, getattr(components, spec.makes)):
+        raise PluginError(f"{what} made a {type(made).__name__}, which is no {spec.makes}")
     return made

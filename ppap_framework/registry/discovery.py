@@ -3,7 +3,11 @@
 pluggy says which functions of a module are hooks and whether they fit their declarations. Its own
 loading of entry points is not used: there one import that fails ends the host, and the second of
 two entry points of one name is dropped without a word. Distributions are asked one by one, because
-`importlib.metadata.entry_points()` fails as a whole where one `entry_points.txt` cannot be parsed.
+`importlib.metadata.entry_points()` fails as a whole if one `entry_points.txt` cannot be parsed.
+
+The environment says which plugins are wanted: `PPAP_PLUGINS` (only these) and
+`PPAP_DISABLE_PLUGINS` are lists with commas of distributions, entry points, or
+"distribution:entry-point"; `PPAP_STRICT_PLUGINS=1` makes a plugin that fails raise.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import difflib
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from typing import Any
@@ -34,29 +38,30 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
-    ReleasedExperts,
     TaskLossSpec,
 )
-from ppap_framework.registry._records import (
+from ppap_framework.registry.lookup import Registry
+from ppap_framework.registry.records import (
     PluginRecord,
     Status,
     install_hint,
-    kind_of,
+    label,
     missing_module,
     normal,
     one_line,
 )
-from ppap_framework.registry._registry import Registry
-from ppap_framework.registry._selection import Selection
 
 GROUP = "ppap"
+ONLY = "PPAP_PLUGINS"
+DISABLE = "PPAP_DISABLE_PLUGINS"
+STRICT = "PPAP_STRICT_PLUGINS"
 
 _RETURNS: dict[str, tuple[type, ...]] = {
     "ppap_backends": (BackendSpec,),
     "ppap_guiders": (GuiderSpec,),
     "ppap_task_losses": (TaskLossSpec,),
     "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, ExpertBundle, DefaultTarget, ReleasedExperts),
+    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
 }
 
 
@@ -74,7 +79,7 @@ def registry() -> Registry:
     """What `discover()` found, once in a process.
 
     Raises:
-        PluginError: Where `PPAP_STRICT_PLUGINS` is set and a plugin failed.
+        PluginError: If `PPAP_STRICT_PLUGINS` is set and a plugin failed.
     """
     return discover()
 
@@ -89,16 +94,22 @@ def discover(
 
     Args:
         path: The folders in which to look for distributions; None for `sys.path`.
-        environ: Where the `PPAP_*` variables are read.
+        environ: The variables of the environment.
         strict: Whether a plugin that failed raises; None for what `PPAP_STRICT_PLUGINS` says.
 
     Raises:
         PluginError: For the first plugin that failed, if strict.
     """
     selection = Selection.from_environment(environ)
-    found = list(_entry_points(path))
-    found.sort(key=lambda pair: (pair[0].distribution, pair[0].entry_point))
-    records = [_examine(record, entry, selection.excluded_by(record)) for record, entry in found]
+    found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
+    records = []
+    for record, entry_point in found:
+        if variable := selection.excluded_by(record):
+            reason, hint = f"by {variable}", f"unset {variable}"
+            record = attrs.evolve(record, status="disabled", reason=reason, hint=hint)
+        elif entry_point:
+            record = _load(record, entry_point)
+        records.append(record)
     if selection.strict if strict is None else strict:
         for record in records:
             if record.failed:
@@ -108,11 +119,58 @@ def discover(
     return Registry(tuple(records), tuple(selection.unknown(records)))
 
 
-def _entry_points(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint | None]]:
-    """Every entry point of the group, with a record to fill.
+@attrs.frozen
+class Selection:
+    """What the environment says of plugins.
 
-    Where an `entry_points.txt` cannot be read, a broken record alone.
+    Attributes:
+        only: The plugins to load; empty for all.
+        disabled: The plugins not to load, `only` or not.
+        strict: Whether a plugin that fails raises.
     """
+
+    only: tuple[str, ...]
+    disabled: tuple[str, ...]
+    strict: bool
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Selection:
+        """Read the variables."""
+        only, disabled = (
+            tuple(word.strip() for word in environ.get(name, "").split(",") if word.strip())
+            for name in (ONLY, DISABLE)
+        )
+        strict = environ.get(STRICT, "").strip().lower()
+        return cls(only, disabled, strict not in ("", "0", "false", "no", "off"))
+
+    def excluded_by(self, plugin: PluginRecord) -> str | None:
+        """The variable that keeps a plugin out, or None."""
+        if any(_means(word, plugin) for word in self.disabled):
+            return DISABLE
+        if self.only and not any(_means(word, plugin) for word in self.only):
+            return ONLY
+        return None
+
+    def unknown(self, plugins: Iterable[PluginRecord]) -> list[tuple[str, str]]:
+        """The words that mean no plugin, each with its variable."""
+        plugins = list(plugins)
+        return [
+            (variable, word)
+            for variable, words in ((ONLY, self.only), (DISABLE, self.disabled))
+            for word in words
+            if not any(_means(word, plugin) for plugin in plugins)
+        ]
+
+
+def _means(word: str, plugin: PluginRecord) -> bool:
+    distribution, colon, entry_point = word.partition(":")
+    if colon:
+        return normal(distribution) == plugin.distribution and entry_point == plugin.entry_point
+    return normal(word) == plugin.distribution or word == plugin.entry_point
+
+
+def _plugins(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint | None]]:
+    """A record for every entry point of the group; a broken one alone if they cannot be read."""
     seen = set()
     for distribution in distributions() if path is None else distributions(path=path):
         if not _has_plugins(distribution):
@@ -121,28 +179,16 @@ def _entry_points(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryP
         if name in seen:  # the same one again, further down the path
             continue
         seen.add(name)
+        blank = PluginRecord(distribution=name, version=version, entry_point="?", module="?")
         try:
             found = [entry for entry in distribution.entry_points if entry.group == GROUP]
         except Exception as error:
-            yield (
-                PluginRecord(
-                    distribution=name,
-                    version=version,
-                    entry_point="?",
-                    module="?",
-                    status="broken",
-                    reason=f"its entry_points.txt cannot be read: {one_line(error)}",
-                    hint=f"pip install --force-reinstall {name}",
-                    error=error,
-                ),
-                None,
-            )
+            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
+            hint = f"pip install --force-reinstall {name}"
+            yield attrs.evolve(blank, status="broken", reason=reason, hint=hint, error=error), None
             continue
         for entry in found:
-            record = PluginRecord(
-                distribution=name, version=version, entry_point=entry.name, module=entry.value
-            )
-            yield record, entry
+            yield attrs.evolve(blank, entry_point=entry.name, module=entry.value), entry
 
 
 def _has_plugins(distribution: Distribution) -> bool:
@@ -153,7 +199,7 @@ def _has_plugins(distribution: Distribution) -> bool:
 
 
 def _identity(distribution: Distribution) -> tuple[str, str | None]:
-    """The normal name and the version; the name of the folder where the metadata are damaged."""
+    """The normal name and the version; the name of the folder if the metadata is damaged."""
     try:
         metadata: Any = distribution.metadata
         name, version = metadata.get("Name"), metadata.get("Version")
@@ -166,17 +212,8 @@ def _identity(distribution: Distribution) -> tuple[str, str | None]:
     return normal(str(name)), version
 
 
-def _examine(
-    record: PluginRecord, entry_point: EntryPoint | None, excluded_by: str | None
-) -> PluginRecord:
-    if excluded_by:
-        return attrs.evolve(
-            record, status="disabled", reason=f"by {excluded_by}", hint=f"unset {excluded_by}"
-        )
-    return _load(record, entry_point) if entry_point else record
-
-
 def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
+    """The record with what the plugin supplies, or what is wrong with it."""
     doing = f"importing {entry_point.value}"
     offered: list[ComponentSpec | Asset] = []
     try:
@@ -188,7 +225,9 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
             for caller in _hooks(plugin, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
-            _check_unique(offered)
+        labels = [label(item) for item in offered]
+        if twice := [one for index, one in enumerate(labels) if one in labels[:index]]:
+            raise _RefusedError(f"it offers {twice[0]} twice")
     except KeyboardInterrupt:
         raise
     except _RefusedError as refusal:
@@ -215,7 +254,7 @@ def check_api(plugin: object, distribution: str) -> None:
     """Accept a plugin of the same major version of the interface and no later minor one.
 
     Raises:
-        Exception: Where `plugin.PPAP_API` says anything else, or nothing.
+        Exception: If `plugin.PPAP_API` says anything else, or nothing.
     """
     stated = getattr(plugin, "PPAP_API", None)
     if (
@@ -247,15 +286,15 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
     callers = manager.get_hookcallers(plugin) or []
-    asked = {caller.name for caller in callers}
     for caller in callers:
         optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
         if not caller.has_spec() and not optional:
             near = difflib.get_close_matches(caller.name, _RETURNS, n=1)
             advice = f" (did you mean {near[0]}?)" if near else ""
             raise _RefusedError(f"{caller.name} is none of the hooks{advice}")
+    decorated = {caller.name for caller in callers}
     for hook in _RETURNS:
-        if hook not in asked and callable(getattr(plugin, hook, None)):
+        if hook not in decorated and callable(getattr(plugin, hook, None)):
             raise _RefusedError(f"{hook} is not decorated with @hookimpl")
     known = [caller for caller in callers if caller.has_spec()]
     if not known:
@@ -266,9 +305,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
 def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
     """What one hook returns, checked to be records of the right type."""
     wanted = _RETURNS[caller.name]
-    rule = (
-        f"{caller.name}() must return a list of {' and '.join(wants.__name__ for wants in wanted)}"
-    )
+    rule = f"{caller.name}() must return a list of {' and '.join(one.__name__ for one in wanted)}"
     answers = caller()
     if len(answers) != len(caller.get_hookimpls()):  # pluggy leaves None out
         raise _RefusedError(f"{rule}, not None")
@@ -279,21 +316,3 @@ def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
             if not isinstance(item, wanted):
                 raise _RefusedError(f"{rule}, and one item is {type(item).__name__}")
     return [item for answer in answers for item in answer]
-
-
-def _check_unique(offered: list[ComponentSpec | Asset]) -> None:
-    seen = set()
-    for item in offered:
-        if isinstance(item, ComponentSpec):
-            label = f"{kind_of(item)} {item.name!r}"
-        elif isinstance(item, Card):
-            label = f"checkpoint {item.name!r} of {item.kind} {item.component!r}"
-        elif isinstance(item, ExpertBundle):
-            label = f"experts {item.name!r}"
-        elif isinstance(item, ReleasedExperts):
-            label = f"released experts of {item.name!r}"
-        else:
-            label = f"default target of guider {item.guider!r} with {item.checkpoint!r}"
-        if label in seen:
-            raise _RefusedError(f"it offers {label} twice")
-        seen.add(label)
