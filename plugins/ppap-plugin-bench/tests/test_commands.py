@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import toy_distribution
 import torch
+import toy_distribution
 from bench_toy import row
 
 from ppap_framework.cli import main

@@ -21,12 +21,11 @@ from ppap_framework.experts import keep_bundle
 from ppap_framework.files import file_sha256
 from ppap_framework.runtime import Progress
 from ppap_plugin_bench import Experiment, Row, evaluate, read_experiment, report, row_guide
-from ppap_plugin_bench.assessment import Assessment
+from ppap_plugin_bench.assessment import Assessment, Trial, choose
+from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.report_cost import paid_back
 from ppap_plugin_bench.row import Candidate
 from ppap_plugin_bench.setup import Setup
-from ppap_plugin_bench.training import training_of
-from ppap_plugin_bench.tuning import Trial, choose
 
 
 def evaluated(experiment: Experiment, folder: Path, *rows: str, **given: Any) -> list[Path]:
@@ -360,7 +359,7 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("text", "error", "says"),
         [
-            (None, AssetError, "cannot read"),
+            (None, AssetError, "does not exist"),
             ("{", AssetError, "is damaged"),
             ("[]", AssetError, "does not say how many seconds"),
             ('{"status": "complete"}', AssetError, "does not say how many seconds"),

@@ -157,7 +157,9 @@ class TestOfScenes:
         colour = attrs.evolve(together.guides[1], experts=str(path))
         made = attrs.evolve(together, guides=(colour,), scales=("auto",), objective=("hit",))
         changed = attrs.evolve(scene_experiment, rows=(made,), baselines=())
-        plan = Setup.load(changed, NAMES, "cpu").plan(made, made.candidates[0], num=2, seed=0, batch=2)
+        plan = Setup.load(changed, NAMES, "cpu").plan(
+            made, made.candidates[0], num=2, seed=0, batch=2
+        )
         assert plan.guides[0].curve is not None
         assert plan.guides[0].curve.values == (20.0, 5.0, 0.005)
 

@@ -19,8 +19,7 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_plugin_bench import Experiment
 from ppap_plugin_bench.assessment import projection
-from ppap_plugin_bench.judge import ClassJudge
-from ppap_plugin_bench.judges import Judges
+from ppap_plugin_bench.judges import ClassJudge, Judges
 from ppap_plugin_bench.setup import Setup
 
 
@@ -97,5 +96,5 @@ def test_many_features_are_projected() -> None:
 def test_the_reciprocal_of_a_truth_may_count(scene_experiment: Experiment, home: Path) -> None:
     spec = attrs.evolve(scene_experiment.judges[0], truth="distance", reciprocal=True)
     changed = attrs.evolve(scene_experiment, judges=(spec,))
-    (truth,) = Judges.load(Setup.load(changed, NAMES, "cpu")).truths
+    (truth,) = Judges.load(Setup.load(changed, NAMES, "cpu"))._truths
     assert np.allclose(truth, np.load(home / "scenes.npz")["brightness"][:16] + 2.0, atol=1e-5)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ppap_framework.errors import AssetError
 from ppap_plugin_bench import report
+from ppap_plugin_bench.plots import write_strip
 from ppap_plugin_bench.report import render
 from ppap_plugin_bench.results import Results
-from ppap_plugin_bench.strip import write_strip
 
 
 def shown_in(text: str, title: str, found: dict[str, float], digits: int) -> bool:

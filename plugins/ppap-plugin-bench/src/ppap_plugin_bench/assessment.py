@@ -1,7 +1,12 @@
-"""Figures of a row with their intervals, and the paired differences of two rows."""
+"""Figures of images with their intervals, paired differences of two rows, and the best candidate.
+
+The hit rate alone rises with the guidance scale for a while as quality and diversity fall.
+Therefore FID and spread are recorded for every candidate.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,48 +22,19 @@ from ppap_framework.diagnosis.intervals import (
     bootstrap,
     halves,
     interval,
+    rounded,
     share_interval,
 )
 from ppap_framework.errors import UsageError
 from ppap_framework.files import replacing
 from ppap_plugin_bench import metrics
-from ppap_plugin_bench.judge import ClassJudge
+from ppap_plugin_bench.experiment import Better
+from ppap_plugin_bench.judges import ClassJudge, Observations
 from ppap_plugin_bench.pictures import Pictures
+from ppap_plugin_bench.row import Candidate
 
-__all__ = [
-    "SURE",
-    "Assessment",
-    "Observations",
-    "Reference",
-    "difference",
-    "hit_shares",
-    "mean",
-    "projection",
-]
-
-SURE = 0.9
-"""Confidence above which the judge counts as sure."""
-
+_SURE = 0.9  # confidence above which the judge counts as sure
 _MAX_FEATURES = 64
-
-
-@attrs.frozen(eq=False)
-class Observations:
-    """What judges see in N images.
-
-    Attributes:
-        features: (N, D), of the judge of classes.
-        classes: (N,), the likeliest class; -1 for one without a name.
-        confidence: (N,), its probability.
-        targets: (N,), the class that each image is to show.
-        of_scenes: By name, (N,): figures of the judges of scenes.
-    """
-
-    features: Floats
-    classes: NDArray[np.int64]
-    confidence: Floats
-    targets: NDArray[np.int64]
-    of_scenes: Mapping[str, Floats] = attrs.field(factory=dict)
 
 
 @attrs.frozen(eq=False)
@@ -72,10 +48,6 @@ class Assessment:
 
     figures: dict[str, Interval]
     resampled: dict[str, Floats]
-
-    def record(self) -> dict[str, Any]:
-        """The figures as JSON."""
-        return {name: figure.record() for name, figure in self.figures.items()}
 
     def save(self, path: Path) -> None:
         """Write everything to an .npz file."""
@@ -110,13 +82,51 @@ def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
     }
 
 
+@attrs.frozen
+class Trial:
+    """The figures of a candidate. FID and spread of so few images only compare candidates."""
+
+    candidate: Candidate
+    figures: dict[str, Interval]
+    fid: float
+    spread: float
+
+    def record(self) -> dict[str, Any]:
+        """JSON."""
+        return {
+            "scale": self.candidate.scale,
+            "interval": list(self.candidate.interval),
+            **{name: figure.record() for name, figure in self.figures.items()},
+            "fid": rounded(self.fid),
+            "spread": rounded(self.spread),
+        }
+
+
+def choose(trials: Sequence[Trial], objective: Mapping[str, Better]) -> Trial:
+    """The first of the best trials.
+
+    Args:
+        trials: One at least.
+        objective: Figures by name, and which value is better. The mean of several counts, those
+            that are better low negated; a mean that is not finite is worst.
+    """
+    signs = {"lower": -1.0, "higher": 1.0}
+
+    def score(made: Trial) -> float:
+        values = [signs[better] * made.figures[name].value for name, better in objective.items()]
+        found = float(np.mean(values))
+        return found if math.isfinite(found) else -math.inf
+
+    return max(trials, key=score)
+
+
 @attrs.frozen(eq=False)
 class Reference:
     """What the judge of classes sees in pictures whose classes are known.
 
     Attributes:
-        pictures: The pictures.
-        projection: Reduces features, see the function of this name.
+        pictures: The M pictures.
+        project: Reduces features, see `projection`.
         features: (M, D), projected.
         variances: (K,), within classes.
         parts: By name, (K,): index of the word of this part in each class name.
@@ -124,7 +134,7 @@ class Reference:
     """
 
     pictures: Pictures
-    projection: Callable[[Floats], Floats]
+    project: Callable[[Floats], Floats]
     features: Floats
     variances: Floats
     parts: dict[str, NDArray[np.int64]]
@@ -137,28 +147,28 @@ class Reference:
         Raises:
             UsageError: If class names do not have as many words as there are parts.
         """
-        features, classes, confidence = judge.look(pictures.images)
-        seen = Observations(features, classes, confidence, pictures.labels)
         words = _words(pictures.names, parts)
-        counts = bootstrap(len(pictures))
+        seen = Observations(*judge.look(pictures.images), pictures.labels)
+        shares, counts = _shares(seen, words), bootstrap(len(pictures))
+        classes, known = len(pictures.names), seen.classes >= 0
+        confusion = np.zeros((classes, classes), np.int64)
+        np.add.at(confusion, (pictures.labels[known], seen.classes[known]), 1)
         record = {
             "judge": provenance(judge.origin),
             "pictures": len(pictures),
             "sha256": pictures.sha256,
-            "figures": {
-                name: _share(hits, counts).record() for name, hits in _shares(seen, words).items()
-            },
+            "figures": {name: _share(hits, counts).record() for name, hits in shares.items()},
             "class_names": list(pictures.names),
-            "confusion": _confusion(pictures.labels, classes, len(pictures.names)),
+            "confusion": confusion.tolist(),  # rows are true classes, columns what it sees
         }
-        project = projection(features)
-        features = project(features)
-        variances = metrics.class_variances(features, pictures.labels, len(pictures.names))
+        project = projection(seen.features)
+        features = project(seen.features)
+        variances = metrics.class_variances(features, pictures.labels, classes)
         return cls(pictures, project, features, variances, words, record)
 
     def assess(self, seen: Observations) -> Assessment:
         """The figures of images."""
-        generated = self.projection(seen.features)
+        generated = self.project(seen.features)
         number = len(generated)
         manifold = self.features[:number]  # precision and recall depend on sizes; these are equal
         shares = _shares(seen, self.parts)
@@ -177,21 +187,26 @@ class Reference:
         }
         _, recall = metrics.precision_recall(generated, manifold)
         figures |= {
-            "fid": interval(self.fid(seen), resampled["fid"], 0.0),
+            "fid": interval(self._fid(seen), resampled["fid"], 0.0),
             "kid": interval(metrics.kid(generated, self.features), resampled["kid"]),
             "recall": interval(recall, resampled["recall"], 0.0, 1.0),
-            "spread": interval(self.spread(seen), resampled["spread"], 0.0),
+            "spread": interval(self._spread(seen), resampled["spread"], 0.0),
         }
         return Assessment(figures, resampled)
 
-    def fid(self, seen: Observations) -> float:
-        """Frechet distance of images from the reference."""
-        return metrics.fid(self.projection(seen.features), self.features)
+    def trial(self, candidate: Candidate, seen: Observations) -> Trial:
+        """The figures of a candidate's images."""
+        counts = bootstrap(len(seen.targets))
+        shares = _shares(seen, self.parts)
+        figures = {name: _share(hits, counts) for name, hits in shares.items() if name != "sure"}
+        figures |= {name: mean(values) for name, values in seen.of_scenes.items()}
+        return Trial(candidate, figures, self._fid(seen), self._spread(seen))
 
-    def spread(self, seen: Observations) -> float:
-        """Diversity of images within their classes."""
-        features = self.projection(seen.features)
-        ones = np.ones((1, len(features)))
+    def _fid(self, seen: Observations) -> float:
+        return metrics.fid(self.project(seen.features), self.features)
+
+    def _spread(self, seen: Observations) -> float:
+        features, ones = self.project(seen.features), np.ones((1, len(seen.features)))
         return float(metrics.spread(features, seen.classes, self.variances, ones)[0])
 
 
@@ -212,13 +227,6 @@ def mean(values: Floats) -> Interval:
     return interval(float(values.mean()), bootstrap(len(values)) @ values / len(values))
 
 
-def hit_shares(seen: Observations, parts: Mapping[str, NDArray[np.int64]]) -> dict[str, Interval]:
-    """Shares of images that the judge takes for their target, as a whole and by parts."""
-    counts = bootstrap(len(seen.targets))
-    shares = _shares(seen, parts).items()
-    return {name: _share(hits, counts) for name, hits in shares if name != "sure"}
-
-
 def _share(hits: Floats, counts: Floats) -> Interval:
     return share_interval(hits, counts @ hits / len(hits))
 
@@ -229,7 +237,7 @@ def _shares(seen: Observations, parts: Mapping[str, NDArray[np.int64]]) -> dict[
     shares = {"hit": classes == targets}
     for name, words in parts.items():
         shares[f"hit_{name}"] = (classes >= 0) & (words[classes] == words[targets])
-    shares["sure"] = seen.confidence > SURE
+    shares["sure"] = seen.confidence > _SURE
     return {name: share.astype(np.float64) for name, share in shares.items()}
 
 
@@ -242,12 +250,5 @@ def _words(names: Sequence[str], parts: Sequence[str]) -> dict[str, NDArray[np.i
         )
     columns = {part: [words[k] for words in split] for k, part in enumerate(parts)}
     return {
-        part: np.array([column.index(word) for word in column]) for part, column in columns.items()
+        part: np.array([found.index(word) for word in found]) for part, found in columns.items()
     }
-
-
-def _confusion(labels: NDArray[np.int64], seen: NDArray[np.int64], number: int) -> list[list[int]]:
-    """Rows are true classes, columns what the judge sees."""
-    known = seen >= 0
-    table = np.bincount(labels[known] * number + seen[known], minlength=number * number)
-    return table.reshape(number, number).tolist()

@@ -11,9 +11,11 @@ import click
 from ppap_framework.cli.output import print_json, print_table
 from ppap_framework.cli.progress import progress
 
-__all__ = ["bench", "evaluate", "report"]
-
 _PATH = click.Path(path_type=Path)
+
+
+def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name.strip() for name in value.split(",")]
 
 
 def _experiment_options(command: Any) -> Any:
@@ -22,7 +24,7 @@ def _experiment_options(command: Any) -> Any:
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--threads", type=click.IntRange(1), help="On the CPU; as torch likes."),
         click.option("--device", default="auto", show_default=True, help="Such as cpu or cuda."),
-        click.option("--rows", metavar="A,B", help="Only these rows."),
+        click.option("--rows", metavar="A,B", callback=_names, help="Only these rows."),
         click.option("--reference", metavar="PATH", help="Labelled pictures: .npz or folder."),
         click.argument("experiment", type=_PATH),
     ):
@@ -41,10 +43,6 @@ def _read(path: Path, threads: int | None, **changes: str | None) -> Any:
     return read_experiment(path, **{k: value for k, value in changes.items() if value is not None})
 
 
-def _names(rows: str | None) -> list[str] | None:
-    return None if rows is None else [name.strip() for name in rows.split(",")]
-
-
 @click.command("evaluate")
 @_experiment_options
 @click.option("--judge", metavar="GUIDER:CHECKPOINT", help="A classifier that never guides.")
@@ -54,7 +52,7 @@ def _names(rows: str | None) -> list[str] | None:
 def evaluate(
     experiment: Path,
     reference: str | None,
-    rows: str | None,
+    rows: list[str] | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -80,7 +78,7 @@ def evaluate(
             found,
             out or home,
             images or home / "images",
-            rows=_names(rows),
+            rows=rows,
             device=device,
             time_again=time_again,
             command=["ppap", *sys.argv[1:]],
@@ -110,7 +108,7 @@ def evaluate(
 def bench(
     experiment: Path,
     reference: str | None,
-    rows: str | None,
+    rows: list[str] | None,
     device: str,
     threads: int | None,
     as_json: bool,
@@ -129,7 +127,7 @@ def bench(
     timing = attrs.evolve(
         found.timing, num=num or found.timing.num, rounds=rounds or found.timing.rounds
     )
-    costs = bench(attrs.evolve(found, timing=timing), rows=_names(rows), device=device)
+    costs = bench(attrs.evolve(found, timing=timing), rows=rows, device=device)
     if as_json:
         print_json(costs)
         return

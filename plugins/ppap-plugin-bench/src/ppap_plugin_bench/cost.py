@@ -1,4 +1,4 @@
-"""What an image of a row costs: seconds and memory.
+"""What rows cost: seconds and memory of an image, and seconds of training.
 
 Seconds are measured for all rows in turn, several times over, so that whatever else slows the
 machine down affects every row. Memory is the peak of a process that does nothing else.
@@ -20,8 +20,10 @@ import attrs
 import torch
 
 from ppap_framework.diagnosis.intervals import rounded
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.experts import BundleFile
 from ppap_framework.files import read_json, write_json
+from ppap_framework.guidance import Guide
 from ppap_framework.run import Drawing, Plan, counts_of, drawing
 from ppap_framework.runtime import peak_memory
 from ppap_plugin_bench.experiment import Experiment
@@ -29,27 +31,11 @@ from ppap_plugin_bench.images import identity, short_digest
 from ppap_plugin_bench.row import Candidate, Row
 from ppap_plugin_bench.setup import Setup
 
-__all__ = ["kept_costs", "measure_costs", "peak_memory_of", "seconds_in_turn"]
-
 
 def kept_costs(
-    setup: Setup,
-    rows: Mapping[Row, Candidate | None],
-    folder: Path,
-    *,
-    again: bool = False,
+    setup: Setup, rows: Mapping[Row, Candidate | None], folder: Path, *, again: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Costs of rows by name: kept ones are read, the others measured together.
-
-    Args:
-        setup: The loaded experiment.
-        rows: The candidate of each row.
-        folder: The folder of kept costs.
-        again: Whether to measure all of them.
-
-    Returns:
-        As `measure_costs`.
-    """
+    """As `measure_costs`, of which those that are kept in the folder are read, unless `again`."""
     timing = attrs.asdict(setup.experiment.timing) | {"threads": torch.get_num_threads()}
     paths = {}
     for row, candidate in rows.items():
@@ -57,17 +43,14 @@ def kept_costs(
         depends_on = [identity(_plan(setup, row, candidate)), timing, *prompt]
         paths[row] = folder / f"{row.name}-{short_digest(depends_on)}.json"
     missing = {row: c for row, c in rows.items() if again or not paths[row].is_file()}
-    if missing:
-        costs = measure_costs(setup, missing)
-        for row in missing:
-            write_json(paths[row], costs[row.name])
+    costs = measure_costs(setup, missing) if missing else {}
+    for row in missing:
+        write_json(paths[row], costs[row.name])
     return {row.name: read_json(path) for row, path in paths.items()}
 
 
-def measure_costs(
-    setup: Setup, rows: Mapping[Row, Candidate | None]
-) -> dict[str, dict[str, Any]]:
-    """Measure rows together.
+def measure_costs(setup: Setup, rows: Mapping[Row, Candidate | None]) -> dict[str, dict[str, Any]]:
+    """Measure rows, each with a candidate, together.
 
     Returns:
         By the row's name, as JSON: `seconds` for an image, the median of `rounds`;
@@ -77,22 +60,20 @@ def measure_costs(
     """
     plans = {row: _plan(setup, row, candidate) for row, candidate in rows.items()}
     seconds = seconds_in_turn(list(plans.values()), setup.experiment.timing.rounds)
-    return {
-        row.name: {
+    costs = {}
+    for (row, plan), taken in zip(plans.items(), seconds, strict=True):
+        counts = counts_of(plan)
+        costs[row.name] = {
             "seconds": rounded(statistics.median(taken)),
             "rounds": [rounded(one) for one in taken],
             "images_at_once": plan.num,
             "peak_memory": peak_memory_of(setup, row, rows[row]),
             "threads": torch.get_num_threads(),
             "device": str(plan.device),
-            "parameters": {
-                "denoiser": counts_of(plan).denoiser_parameters,
-                **counts_of(plan).guide_parameters,
-            },
+            "parameters": {"denoiser": counts.denoiser_parameters, **counts.guide_parameters},
             "in_turn_with": [other.name for other in rows],
         }
-        for (row, plan), taken in zip(plans.items(), seconds, strict=True)
-    }
+    return costs
 
 
 def seconds_in_turn(plans: Sequence[Plan], rounds: int) -> list[list[float]]:
@@ -100,13 +81,12 @@ def seconds_in_turn(plans: Sequence[Plan], rounds: int) -> list[list[float]]:
     seconds: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
         draws = [stack.enter_context(drawing(plan)) for plan in plans]
-        for plan, draw in zip(plans, draws, strict=True):  # the first time is slower
-            _draw(plan, draw)
-        for _ in range(rounds):
+        for number in range(rounds + 1):
             for plan, draw, taken in zip(plans, draws, seconds, strict=True):
                 start = time.perf_counter()
                 _draw(plan, draw)
-                taken.append((time.perf_counter() - start) / plan.num)
+                if number:  # the first time is slower
+                    taken.append((time.perf_counter() - start) / plan.num)
     return seconds
 
 
@@ -153,3 +133,45 @@ def _plan(setup: Setup, row: Row, candidate: Candidate | None) -> Plan:
 def _draw(plan: Plan, draw: Drawing) -> None:
     *_, images = draw(range(plan.num), check=False).values()
     images.cpu()  # a GPU finishes for it
+
+
+def training_of(row: Row, guides: Sequence[Guide]) -> dict[str, Any] | None:
+    """Seconds that the experts of a row's guides trained, as JSON; None if it names no records.
+
+    Raises:
+        AssetError: If a record cannot be read, or is of something that was not finished.
+        UsageError: If a training is of other experts.
+    """
+    if not row.training:
+        return None
+    records = {Path(path): _read(Path(path)) for path in row.training}
+    infos = [guide.experts.info for guide in guides if isinstance(guide.experts, BundleFile)]
+    known = [(list(info.boundaries), info.data_sha256) for info in infos]
+    for path, record in records.items():
+        settings = record.get("settings", {})
+        if "boundaries" in settings and (settings["boundaries"], settings.get("data")) not in known:
+            raise UsageError(
+                f"{str(path)!r} is not of the training of row {row.name!r}",
+                hint="name the transfer.json that was written beside its experts",
+            )
+    return {
+        "seconds": sum(record["seconds"] for record in records.values()),
+        "records": [
+            {"file": path.name, "seconds": record["seconds"]} for path, record in records.items()
+        ],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    hint = "name the transfer.json of a training, or the run.json of its data"
+    record = read_json(path, hint)
+    problem = None
+    if record is None:
+        problem = "does not exist"
+    elif not isinstance(record, dict) or not isinstance(record.get("seconds"), int | float):
+        problem = "does not say how many seconds it took"
+    elif record.get("status") != "complete":
+        problem = "is of something that was not finished"
+    if problem:
+        raise AssetError(f"{str(path)!r} {problem}", hint=hint)
+    return record

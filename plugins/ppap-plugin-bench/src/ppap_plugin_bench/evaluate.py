@@ -27,10 +27,8 @@ from ppap_plugin_bench.cost import kept_costs, measure_costs
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.measurement import Measurement
 from ppap_plugin_bench.pictures import read_pictures
+from ppap_plugin_bench.plots import EXAMPLES, write_strip
 from ppap_plugin_bench.setup import Setup
-from ppap_plugin_bench.strip import EXAMPLES, write_strip
-
-__all__ = ["bench", "evaluate"]
 
 
 def evaluate(
@@ -47,14 +45,11 @@ def evaluate(
     """Measure rows of an experiment and write their files.
 
     Args:
-        experiment: The experiment.
         out: Folder of figures; those of other rows stay.
         images: Folder of kept images.
         rows: Names of rows; None for all.
-        device: The device.
         time_again: Measure time and memory even if they are known.
         command: What was typed, for the record.
-        progress: Called as the work goes on.
 
     Returns:
         The files of the rows.
@@ -63,7 +58,7 @@ def evaluate(
         PpapError: For everything that is wrong with the experiment or what it names.
     """
     progress = progress or (lambda now: None)
-    wanted = experiment.chosen(rows)
+    wanted = experiment.chosen(rows)  # a wrong name is an error before anything is loaded
     measurement = Measurement.begin(experiment, images, device, progress)
     write_json(out / "experiment.json", measurement.describe())
     write_json(out / "judge.json", measurement.describe_judges())
@@ -71,9 +66,7 @@ def evaluate(
         write_strip(out / "scenes.png", scenes)
     measured = {row: measurement.measure(row) for row in wanted}
     for row, found in measured.items():
-        write_strip(
-            out / "rows" / f"{row.name}.png", measurement.judges.lines(found.examples)
-        )
+        write_strip(out / "rows" / f"{row.name}.png", measurement.judges.lines(found.examples))
     drawn = {row: found.candidate for row, found in measured.items() if row.images is None}
     progress(Progress("cost", 0, 1))
     costs = kept_costs(measurement.setup, drawn, images / "costs", again=time_again)
@@ -90,15 +83,8 @@ def evaluate(
 def bench(
     experiment: Experiment, *, rows: Sequence[str] | None = None, device: str = "auto"
 ) -> dict[str, dict[str, Any]]:
-    """Measure time and memory of rows, each with its first scale and interval.
-
-    Args:
-        experiment: The experiment.
-        rows: Names of rows; None for all that are drawn.
-        device: The device.
-
-    Returns:
-        By the row's name, as JSON; see `cost.measure_costs`.
+    """Measure time and memory of rows, by default of all, each with its first scale and interval;
+    see `cost.measure_costs`.
 
     Raises:
         PpapError: As `evaluate`; UsageError if no row is drawn.

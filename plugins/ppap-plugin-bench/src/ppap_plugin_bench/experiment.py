@@ -1,67 +1,15 @@
-"""The file of an experiment: a backend, judges, a reference, and the rows of a table.
+"""The records in the file of an experiment; the README of ppap-plugin-bench explains them.
 
-    title = "ADM and a classifier"
     backend = "adm"
     judge = "classifier:shapes-judge"       # guider:checkpoint; a judge never guides
     reference = "renders.npz"
-    parts = ["colour", "shape"]             # meaning of the words of a class name
-    num = 2048
-    baselines = ["unguided"]                # the other rows are compared with these
-
-    [tuning]                                # images on which scales and intervals are chosen
-    seed = 1
-    num = 256
-
-    [[rows]]
-    name = "unguided"
 
     [[rows]]
     name = "naive"
     guider = "classifier"
-    scales = [1.0, 2.0, 4.0, 8.0]           # times intervals: as many candidates in each row
+    scales = [1.0, 2.0, 4.0, 8.0]
 
-    [[rows]]
-    name = "experts"
-    guider = "classifier"
-    experts = "mine.experts.safetensors"    # or a name; never "auto", since a table says which
-    training = "mine/transfer.json"         # the record of how long they trained
-    scales = ["auto"]                       # as calibrated; nothing is left to choose
-
-Image i aims at class i mod K. With scenes, guides can be aimed at pictures: image i aims at scene
-i mod S, and more judges compare what they see with what is there:
-
-    objective = "depth.abs_rel"             # figure by which rows choose; of several, their mean
-
-    [scenes]
-    pictures = "scenes.npz"                 # the first `num` are reported, those after them tune
-    num = 256
-
-    [[judges]]
-    name = "depth"
-    guider = "depth:shapes-depth-judge"
-    truth = "depth"                         # the array in scenes.npz that is the truth
-    reciprocal = true                       # it holds distances, and the judge predicts nearness
-    lower = ["abs_rel"]                     # metrics of the judge's loss that are better low
-    higher = ["correlation"]
-
-    [[rows]]
-    name = "together"
-    scales = [0.5, 1.0, 2.0, 4.0]           # factors of the scales below
-    guides = [
-        {guider = "depth", scale = 30.0},
-        {guider = "classifier", scale = 4.0, aim = "class"},    # the class of the scene
-    ]
-
-A backend that takes prompts gets one about the class at which an image aims:
-
-    stage = "base"                          # stage whose images are measured; by default the last
-
-    [[rows]]
-    name = "told"
-    prompt = "{a class}"                    # or "{class}", without an article
-    backend_options = {cfg = 2.0}
-
-The file is TOML, or JSON of the same form. Paths are relative to it.
+Image i aims at class i mod K or, with [scenes], at scene i mod S.
 """
 
 from __future__ import annotations
@@ -78,8 +26,6 @@ from ppap_framework.run import GuideRequest
 from ppap_framework.runtime import Precision
 from ppap_plugin_bench import values
 from ppap_plugin_bench.row import Row, TargetKind
-
-__all__ = ["Better", "Experiment", "JudgeSpec", "SceneFile", "Timing", "Tuning"]
 
 Better: TypeAlias = Literal["lower", "higher"]
 """Which of two values of a figure is the better one."""

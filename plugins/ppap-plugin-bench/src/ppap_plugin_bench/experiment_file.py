@@ -16,8 +16,6 @@ from ppap_framework.experts import SUFFIX
 from ppap_plugin_bench.experiment import Experiment, JudgeSpec, SceneFile, Timing, Tuning
 from ppap_plugin_bench.row import Row, row_guide
 
-__all__ = ["read_experiment"]
-
 _T = TypeVar("_T")
 
 _GUIDE_KEYS = tuple(name for name in inspect.signature(row_guide).parameters if name != "scale")
@@ -53,7 +51,7 @@ def read_experiment(path: Path, **changes: str) -> Experiment:
     if experiment is None:
         raise UsageError(
             f"experiment {str(path)!r}: {'; '.join(problems)}",
-            hint="the documentation of ppap_plugin_bench.experiment shows one",
+            hint="the README of ppap-plugin-bench shows one",
         )
     return experiment
 
@@ -74,26 +72,24 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _row(given: Any, folder: Path, problems: list[str]) -> Row | None:
     """A row; the keys of a single guide stand in the row's own table."""
-    table, label = _placed(given, folder, "images"), _label("row", given)
+    table, label, before = _placed(given, folder, "images"), _label("row", given), len(problems)
     if isinstance(table, dict):
         if isinstance(training := table.get("training"), str | list):
             paths = [training] if isinstance(training, str) else training
             table["training"] = [_path(path, folder) for path in paths]
         single = {key: table.pop(key) for key in _GUIDE_KEYS if key in table}
-        if "guider" in single:
-            if "guides" in table:
-                problems.append(f"{label} has a guider and guides; it is one or the other")
-            table["guides"] = [_build(row_guide, single, label, problems)]
-        elif single:
+        if single and "guider" not in single:
             problems.append(f"{label} has {', '.join(sorted(single))} and no guider")
+        elif single and "guides" in table:
+            problems.append(f"{label} has a guider and guides; it is one or the other")
+        elif single:
+            table["guides"] = [_build(row_guide, single, label, problems)]
         elif isinstance(guides := table.get("guides"), list):
             table["guides"] = [
                 _build(row_guide, _placed(guide, folder), f"{label}, guide {number}", problems)
                 for number, guide in enumerate(guides, 1)
             ]
-        if None in table.get("guides", ()):
-            return None
-    return _build(Row, table, label, problems, _GUIDE_KEYS)
+    return _build(Row, table, label, problems, _GUIDE_KEYS) if len(problems) == before else None
 
 
 def _path(path: Any, folder: Path) -> Any:

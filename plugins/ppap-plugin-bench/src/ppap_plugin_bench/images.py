@@ -26,8 +26,6 @@ from ppap_framework.run import Drawing, Plan, drawing
 from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.results import FORMAT
 
-__all__ = ["draw_batch", "draw_images", "identity", "short_digest"]
-
 Kept: TypeAlias = tuple[NDArray[np.uint8], Counter[str]]
 """Images, (N, H, W, 3), and how many gradients were "skipped" and images "broken" because they were
 not finite; such pixels are grey.
@@ -40,10 +38,8 @@ def draw_images(
     """All images of a plan: batches that are kept are read, the others drawn.
 
     Args:
-        plan: The plan.
         root: The folder of the kept images of all plans.
         task: What is done, for the progress.
-        progress: Called after every batch, with the number of images.
 
     Raises:
         PpapError: If a batch cannot be written, or a bundle changed since it was chosen.

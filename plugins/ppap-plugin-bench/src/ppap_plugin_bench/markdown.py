@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ppap_plugin_bench.experiment import Better
-
-__all__ = ["chosen", "heading", "link", "number", "scale", "show", "spoken", "table"]
 
 _HEADINGS = {
     "hit": "hit rate ↑",
@@ -47,6 +43,11 @@ def show(name: str, found: Mapping[str, float | None], *, signed: bool = False) 
     return f"**{text}**" if signed and low * high > 0 else text
 
 
+def figures(names: Iterable[str], found: Mapping[str, Any], *, signed: bool = False) -> list[str]:
+    """Cells of several figures."""
+    return [show(name, found[name], signed=signed) for name in names]
+
+
 def number(name: str, value: float | None, *, signed: bool = False) -> str:
     """A figure alone; a dash if it is not finite."""
     if value is None:
@@ -75,8 +76,3 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def link(path: Path, place: Path) -> str:
-    """A path relative to the page's folder."""
-    return Path(os.path.relpath(path, place)).as_posix()

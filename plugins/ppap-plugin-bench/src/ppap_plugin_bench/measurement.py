@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppap_framework.diagnosis.environment import environment, provenance
-from ppap_framework.diagnosis.intervals import rounded
+from ppap_framework.diagnosis.intervals import Interval, rounded
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.guidance import Guide
 from ppap_framework.run import Plan, counts_of
 from ppap_framework.runtime import Progress, Watch
-from ppap_plugin_bench.assessment import Assessment, Reference, difference
+from ppap_plugin_bench.assessment import Assessment, Reference, Trial, choose, difference, mean
+from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.images import draw_images, short_digest
 from ppap_plugin_bench.judges import Judges
-from ppap_plugin_bench.pictures import Pictures, read_pictures
+from ppap_plugin_bench.pictures import read_pictures
+from ppap_plugin_bench.plots import EXAMPLES
 from ppap_plugin_bench.results import FORMAT
 from ppap_plugin_bench.row import Candidate, Row
 from ppap_plugin_bench.setup import Setup
-from ppap_plugin_bench.strip import EXAMPLES
-from ppap_plugin_bench.training import training_of
-from ppap_plugin_bench.tuning import Trial, choose, trial
-
-__all__ = ["Measured", "Measurement"]
 
 
 @attrs.frozen(eq=False)
 class Measured:
-    """A measured row.
-
-    Attributes:
-        record: Its figures, as JSON.
-        examples: Some of its images, (E, H, W, 3).
-        candidate: The scale and interval that it chose; None without guides.
-    """
+    """A measured row: its figures as JSON, some of its images, (E, H, W, 3), and its choice."""
 
     record: dict[str, Any]
     examples: NDArray[np.uint8]
@@ -57,7 +48,7 @@ class Measurement:
         judges: Its judges.
         reference: What the judge of classes sees in the reference.
         images: The folder of kept images.
-        progress: Called as images are drawn.
+        progress: Called as the work goes on.
     """
 
     setup: Setup
@@ -70,11 +61,7 @@ class Measurement:
     def begin(
         cls, experiment: Experiment, images: Path, device: str, progress: Watch
     ) -> Measurement:
-        """Load backend and judges, and let the judge look at the reference.
-
-        Raises:
-            PpapError: If any of them is missing, or they do not go together.
-        """
+        """Load backend and judges, and let the judge look at the reference."""
         progress(Progress("reference", 0, 1))
         pictures = read_pictures(Path(experiment.reference))
         if len(pictures) < experiment.num:
@@ -133,11 +120,19 @@ class Measurement:
 
     def describe_judges(self) -> dict[str, Any]:
         """How well the judges do, as JSON."""
-        scenes = self.judges.figures_of_scenes()
+        targets, scenes = self.setup.targets, None
+        if targets.scenes is not None:
+            figures = {n: mean(values) for n, values in self.judges.figures_of_scenes().items()}
+            scenes = {"num": targets.reported, "figures": _record(figures)}
         return self.reference.record | {"format": FORMAT, "scenes": scenes}
 
     def measure(self, row: Row) -> Measured:
-        """Choose a row's scale, draw its images, and measure them."""
+        """Choose a row's scale, draw its images, and measure them.
+
+        Raises:
+            UsageError: If a judge guides it, or existing pictures cannot be compared.
+            PpapError: If anything that it names is missing or does not fit.
+        """
         record = {
             "format": FORMAT,
             "name": row.name,
@@ -158,7 +153,7 @@ class Measurement:
                 hint="guide with other weights",
             )
         training = training_of(row, guides)  # before anything is drawn
-        trials = self._tune(row)
+        trials = [self._try(row, number) for number in range(len(row.candidates))]
         names = row.objective or self.experiment.objective
         objective = {name: self.experiment.fidelity[name] for name in names}
         candidate = choose(trials, objective).candidate if trials else None
@@ -171,14 +166,12 @@ class Measurement:
             "chosen": attrs.asdict(candidate) if candidate else None,
             "objective": list(names),
             "tuning": [made.record() for made in trials],
-            "figures": assessment.record(),
+            "figures": _record(assessment.figures),
             "per_image": _per_image(plan),
             "training": training,
             "skipped": lost["skipped"],
             "broken": lost["broken"],
-            "environment": environment(
-                [self.setup.backend.origin, *self.judges.origins, *origins]
-            ),
+            "environment": environment([self.setup.backend.origin, *self.judges.origins, *origins]),
         }
         return Measured(record, images[self.setup.targets.examples(EXAMPLES)], candidate)
 
@@ -215,34 +208,25 @@ class Measurement:
                 hint="render others, of another seed",
             )
         part = pictures.part(0, experiment.num)
-        figures = self.reference.assess(self.judges.look_at(part)).record()
-        record |= {"pictures": {"sha256": pictures.sha256}, "figures": figures}
-        return Measured(record, self._examples(part))
-
-    def _examples(self, pictures: Pictures) -> NDArray[np.uint8]:
-        """Examples of existing pictures: of the classes that drawn examples show, if possible."""
+        assessment = self.reference.assess(self.judges.look_at(part))
+        record |= {"pictures": {"sha256": pictures.sha256}, "figures": _record(assessment.figures)}
         wanted = self.setup.targets.examples(EXAMPLES)
-        if self.setup.targets.scenes is None:
-            found = [np.flatnonzero(pictures.labels == label) for label in wanted]
+        if self.setup.targets.scenes is None:  # of the classes that drawn examples show
+            found = [np.flatnonzero(part.labels == label) for label in wanted]
             if all(len(members) for members in found):
                 wanted = [int(members[0]) for members in found]
-        return pictures.images[wanted]
+        return Measured(record, part.images[wanted])
 
-    def _tune(self, row: Row) -> list[Trial]:
-        trials = []
-        for number, candidate in enumerate(row.candidates, 1):
-            task = f"{row.name}, candidate {number} of {len(row.candidates)}"
-            images, _ = self._draw(self._plan(row, candidate, tuning=True), task)
-            seen = self.judges.look(images, tuning=True)
-            trials.append(trial(candidate, seen, self.reference))
-        return trials
+    def _try(self, row: Row, number: int) -> Trial:
+        candidate = row.candidates[number]
+        task = f"{row.name}, candidate {number + 1} of {len(row.candidates)}"
+        images, _ = self._draw(self._plan(row, candidate, tuning=True), task)
+        return self.reference.trial(candidate, self.judges.look(images, tuning=True))
 
     def _plan(self, row: Row, candidate: Candidate | None, *, tuning: bool = False) -> Plan:
         part = self.experiment.tuning if tuning else self.experiment
-        batch = self.experiment.batch
-        return self.setup.plan(
-            row, candidate, num=part.num, seed=part.seed, batch=batch, tuning=tuning
-        )
+        batch, plan = self.experiment.batch, self.setup.plan
+        return plan(row, candidate, num=part.num, seed=part.seed, batch=batch, tuning=tuning)
 
     def _draw(self, plan: Plan, task: str) -> tuple[NDArray[np.uint8], Counter[str]]:
         return draw_images(plan, self.images / "batches", task, self.progress)
@@ -250,6 +234,10 @@ class Measurement:
     def _kept(self, row: Row) -> Path:
         """The file of a row's resampled figures, for differences from other rows."""
         return self.images / "resampled" / short_digest(self.protocol) / f"{row.name}.npz"
+
+
+def _record(figures: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: figure.record() for name, figure in figures.items()}
 
 
 def _per_image(plan: Plan) -> dict[str, float | None]:

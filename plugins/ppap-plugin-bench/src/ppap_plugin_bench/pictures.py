@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from ppap_framework.errors import AssetError
 from ppap_framework.targets import decode_target
 
-__all__ = ["Pictures", "read_pictures"]
-
 _KEYS = ("images", "labels", "class_names")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -86,11 +84,12 @@ def read_pictures(path: Path, truths: Collection[str] | None = None) -> Pictures
             f"there are no pictures {str(path)!r}",
             hint="name an .npz file, or a folder with a folder of pictures for each class",
         )
-    arrays = _arrays(path, {*_KEYS, *(truths or ())})
+    names = sorted(truths or ())
+    arrays = _arrays(path, [*_KEYS, *names])
     pictures = _from_arrays(path, arrays)
-    found = {name: arrays[name] for name in truths or () if name in arrays}
-    if missing := sorted(set(truths or ()) - set(found)):
+    if missing := [name for name in names if name not in arrays]:
         raise AssetError(f"{str(path)!r} has no {', '.join(missing)}", hint=hint)
+    found = {name: arrays[name] for name in names}
     for name, truth in found.items():
         if truth.dtype.kind not in "uif" or len(truth.shape) < 2 or len(truth) != len(pictures):
             raise AssetError(
@@ -140,23 +139,22 @@ def _from_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> Pictures:
 
 def _from_folder(path: Path) -> Pictures:
     classes = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    images: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
-    for label, folder in enumerate(classes):
-        for file in sorted(folder.iterdir()):
-            if file.suffix.lower() in _SUFFIXES:
-                picture = decode_target(file).image
-                assert picture is not None
-                images.append(np.asarray(picture.convert("RGB")))
-                labels.append(label)
-    if not images:
+    files = [
+        (label, file)
+        for label, folder in enumerate(classes)
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in _SUFFIXES
+    ]
+    if not files:
         raise AssetError(
             f"folder {str(path)!r} holds no pictures", hint="it needs a folder for each class"
         )
+    pictures = [decode_target(file).image for _, file in files]
+    images = [np.asarray(picture.convert("RGB")) for picture in pictures if picture]
     if len(sizes := {image.shape for image in images}) > 1:
         raise AssetError(
             f"the pictures in {str(path)!r} have {len(sizes)} different sizes", hint="use one size"
         )
     return Pictures(
-        np.stack(images), np.array(labels, np.int64), tuple(folder.name for folder in classes)
+        np.stack(images), np.array([k for k, _ in files], np.int64), tuple(c.name for c in classes)
     )

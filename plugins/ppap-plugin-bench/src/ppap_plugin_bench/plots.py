@@ -1,17 +1,25 @@
-"""Plots of results, as SVG files with the same bytes every time."""
+"""Plots of results and strips of example images: files with the same bytes every time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from ppap_framework.figures import new_figure, save_figure
+from ppap_framework.files import replacing
 from ppap_plugin_bench.markdown import spoken
 from ppap_plugin_bench.results import Results
 
-__all__ = ["confusion_plot", "tuning_plot"]
+EXAMPLES = 8
+"""Images in a strip."""
+
+_TILE = 64  # pixels; narrower pictures are enlarged
+_GAP = 4
 
 
 def tuning_plot(results: Results, path: Path) -> None:
@@ -20,7 +28,7 @@ def tuning_plot(results: Results, path: Path) -> None:
     figure = new_figure(4.5 * len(names), 3.6)
     axes = figure.subplots(1, len(names))
     scales = []
-    for number, row in enumerate(row for row in results.rows if row.get("tuning")):
+    for number, row in enumerate(results.tuned):
         for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
             trials = [t for t in row["tuning"] if t["interval"] == [low, high]]
             trials = [t for t in trials if t["scale"] != "auto"]  # which has no place on the axis
@@ -93,3 +101,28 @@ def confusion_plot(results: Results, path: Path) -> None:
     axis.set(xlabel="the judge sees", ylabel="it is")
     figure.colorbar(drawn, ax=axis, fraction=0.04)
     save_figure(figure, path, "svg")
+
+
+def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
+    """Write lines of pictures, each (h, w, 3), as a PNG."""
+    width = max(_TILE, *(picture.shape[1] for line in lines for picture in line))
+    tiles = [[_enlarged(picture, width) for picture in line] for line in lines]
+    heights = [max(tile.height for tile in line) for line in tiles]
+    columns = max(len(line) for line in tiles)
+    size = columns * (width + _GAP) - _GAP, sum(heights) + (len(heights) - 1) * _GAP
+    strip = Image.new("RGBA", size)  # transparent between the pictures
+    top = 0
+    for line, height in zip(tiles, heights, strict=True):
+        for column, tile in enumerate(line):
+            strip.paste(tile, (column * (width + _GAP), top))
+        top += height + _GAP
+    with replacing(path) as temporary:
+        strip.save(temporary, "PNG")
+
+
+def _enlarged(picture: NDArray[np.uint8], width: int) -> Image.Image:
+    """As wide as there is room, by a whole number, so that pixels stay squares."""
+    image = Image.fromarray(picture)
+    factor = max(1, width // image.width)
+    size = image.width * factor, image.height * factor
+    return image.resize(size, Image.Resampling.NEAREST).convert("RGBA")

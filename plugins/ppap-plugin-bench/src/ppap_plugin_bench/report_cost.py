@@ -7,8 +7,6 @@ from typing import Any
 from ppap_plugin_bench import markdown
 from ppap_plugin_bench.results import Results, guides_of
 
-__all__ = ["cost", "paid_back", "training"]
-
 
 def cost(result: Results) -> str:
     """What an image of each row costs; empty if no row was timed."""

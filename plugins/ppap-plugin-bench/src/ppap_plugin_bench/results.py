@@ -11,8 +11,6 @@ from ppap_framework.errors import AssetError
 from ppap_framework.files import read_json
 from ppap_plugin_bench.experiment import Better
 
-__all__ = ["FORMAT", "Results", "find_results", "guides_of"]
-
 FORMAT = 1
 """Format of all files; it changes when their meaning does."""
 
@@ -55,28 +53,21 @@ class Results:
                 )
         return cls(folder, experiment, _read(folder / "judge.json"), rows, differences["from"])
 
-    def title(self, name: str) -> str:
-        """Title of a row."""
-        return next((row["title"] for row in self.rows if row["name"] == name), name)
-
     @property
     def shown(self) -> dict[str, Better]:
         """Figures that say whether images show what they aim at, and which value is better."""
-        parts = (f"hit_{part}" for part in self.experiment["parts"])
-        shown: dict[str, Better] = self.experiment.get("shown") or dict.fromkeys(
-            ("hit", *parts), "higher"
-        )
+        shown: dict[str, Better] = self.experiment["shown"]
         return shown
 
-    def objective(self, row: dict[str, Any]) -> list[str]:
-        """Figures by which a row chose its scale."""
-        return row.get("objective") or ["hit"]
+    @property
+    def tuned(self) -> list[dict[str, Any]]:
+        """Rows that chose among candidates."""
+        return [row for row in self.rows if row.get("tuning")]
 
     @property
     def objectives(self) -> list[str]:
-        """Figures by which any row chose its scale."""
-        found = (self.objective(row) for row in self.rows if row.get("tuning"))
-        return list(dict.fromkeys(name for names in found for name in names))
+        """Figures by which any row chose."""
+        return list(dict.fromkeys(name for row in self.tuned for name in row["objective"]))
 
 
 def guides_of(row: dict[str, Any]) -> list[dict[str, Any]]:

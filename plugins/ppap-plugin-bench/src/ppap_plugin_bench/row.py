@@ -12,8 +12,6 @@ from attrs.validators import deep_iterable, in_, instance_of, min_len
 from ppap_framework.run import GuideRequest
 from ppap_plugin_bench import values
 
-__all__ = ["Candidate", "Row", "TargetKind", "row_guide"]
-
 TargetKind: TypeAlias = Literal["class", "scene"]
 """What a guide is aimed at: the class of each image by name, or its scene by picture."""
 

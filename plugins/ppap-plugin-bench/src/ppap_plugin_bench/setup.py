@@ -15,8 +15,6 @@ from ppap_plugin_bench.images import short_digest
 from ppap_plugin_bench.row import Candidate, Row
 from ppap_plugin_bench.targets import Targets
 
-__all__ = ["Setup"]
-
 
 @attrs.frozen(eq=False)
 class Setup:
@@ -26,7 +24,7 @@ class Setup:
         experiment: The experiment.
         targets: What images aim at.
         backend: The backend without a row's options.
-        device: Where networks compute.
+        device: The device.
     """
 
     experiment: Experiment
@@ -34,16 +32,12 @@ class Setup:
     backend: run.LoadedBackend
     device: torch.device
     _backends: dict[str, run.LoadedBackend] = attrs.field(factory=dict, init=False)
-    _guides: dict[str, tuple[Guide, ...]] = attrs.field(factory=dict, init=False)
+    _guides: dict[Row, tuple[Guide, ...]] = attrs.field(factory=dict, init=False)
 
     @classmethod
     def load(cls, experiment: Experiment, names: Sequence[str], device: str = "auto") -> Setup:
-        """Load the backend, and scenes if the experiment has them.
-
-        Args:
-            experiment: The experiment.
-            names: Names of the reference's classes.
-            device: The device.
+        """Load the backend, and scenes if the experiment has them; `names` are those of the
+        reference's classes.
 
         Raises:
             PpapError: As `ppap_framework.backend` and `Targets.of`.
@@ -53,15 +47,11 @@ class Setup:
         return cls(experiment, targets, backend, run.Compute(device=device).place)
 
     def guides(self, row: Row) -> tuple[Guide, ...]:
-        """The guides of a row, loaded once, with all K targets, and their experts chosen.
-
-        Raises:
-            PpapError: As `ppap_framework.guide`, and if experts do not match.
-        """
-        if row.name not in self._guides:
+        """The guides of a row, loaded once, with all K targets, and their experts chosen."""
+        if row not in self._guides:
             pairs = zip(row.guides, row.guide_names, strict=True)
-            self._guides[row.name] = tuple(self._guide(row, *pair) for pair in pairs)
-        return self._guides[row.name]
+            self._guides[row] = tuple(self._guide(row, *pair) for pair in pairs)
+        return self._guides[row]
 
     def plan(
         self,
@@ -73,19 +63,7 @@ class Setup:
         batch: int,
         tuning: bool = False,
     ) -> run.Plan:
-        """Plan images of a row.
-
-        Args:
-            row: The row.
-            candidate: Scale and interval; None for a row without guides.
-            num: Number of images.
-            seed: Seed of their noise.
-            batch: Batch size.
-            tuning: Whether they aim at the targets for tuning.
-
-        Raises:
-            PpapError: If the guides cannot be loaded, or the backend cannot be sampled so.
-        """
+        """Plan images of a row, which aim at the targets, or at those for tuning."""
         experiment, prompt = self.experiment, None
         if row.prompt is not None:
             prompt = self.targets.prompts(row.prompt, num, tuning=tuning)
@@ -102,25 +80,20 @@ class Setup:
         if candidate is not None:
             indices = torch.from_numpy(self.targets.indices(num, tuning=tuning))
             for request, guide in zip(row.guides, self.guides(row), strict=True):
-                kind = experiment.target_kind(request)
-                aimed = attrs.evolve(
+                assert guide.target is not None  # `guides` aimed it
+                kind, scale = experiment.target_kind(request), candidate.scale
+                guide = attrs.evolve(
                     guide,
                     target=attrs.evolve(guide.target, value=guide.target.value[indices]),
                     target_source=self.targets.source(kind, tuning=tuning),
-                    scale=candidate.scale
-                    if candidate.scale == "auto"
-                    else request.scale * candidate.scale,
+                    scale=scale if scale == "auto" else guide.factor * scale,
                     interval=candidate.interval,
                 )
-                guides.append(aimed)
-        return run.plan(self.backend_of(row), guides, num, sampling, compute)
+                guides.append(guide)
+        return run.plan(self._backend(row), guides, num, sampling, compute)
 
-    def backend_of(self, row: Row) -> run.LoadedBackend:
-        """The backend with a row's options.
-
-        Raises:
-            PpapError: As `ppap_framework.backend`.
-        """
+    def _backend(self, row: Row) -> run.LoadedBackend:
+        """The backend with a row's options."""
         if not (options := dict(row.backend_options)):
             return self.backend
         key = short_digest(options)

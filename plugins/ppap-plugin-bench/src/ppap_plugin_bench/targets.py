@@ -19,8 +19,6 @@ from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.pictures import Pictures, read_pictures
 from ppap_plugin_bench.row import TargetKind
 
-__all__ = ["Targets"]
-
 
 @final
 @attrs.frozen(eq=False)
@@ -41,11 +39,7 @@ class Targets:
 
     @classmethod
     def of(cls, experiment: Experiment, names: tuple[str, ...]) -> Targets:
-        """The targets of an experiment.
-
-        Args:
-            experiment: The experiment.
-            names: Names of the reference's classes.
+        """The targets of an experiment whose reference has classes of these names.
 
         Raises:
             AssetError: If scenes cannot be read.
@@ -93,10 +87,12 @@ class Targets:
         """The prompt of each of N images: the template with the name of its class for "{class}",
         and with an article before it for "{a class}".
         """
-        return [
-            template.replace("{class}", name).replace("{a class}", f"{_article(name)} {name}")
-            for name in (self.names[label] for label in self.classes(num, tuning=tuning))
-        ]
+        told = []
+        for name in (self.names[label] for label in self.classes(num, tuning=tuning)):
+            article = "an" if name[:1].lower() in set("aeiou") else "a"
+            text = template.replace("{class}", name)
+            told.append(text.replace("{a class}", f"{article} {name}"))
+        return told
 
     def examples(self, number: int) -> list[int]:
         """Images with different targets, `number` of them or fewer."""
@@ -151,7 +147,3 @@ def _check_balanced(images: int, targets: int, what: str) -> None:
             f"{images} images do not aim equally often at {targets} {what}",
             hint=f"take {-(-images // targets) * targets}",
         )
-
-
-def _article(name: str) -> str:
-    return "an" if name[:1].lower() in set("aeiou") else "a"
