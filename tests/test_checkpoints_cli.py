@@ -15,7 +15,6 @@ from torch import Tensor
 from web import Web, serving
 
 from ppap_framework.checkpoints import find_checkpoint, open_checkpoint, save_checkpoint
-from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
 from ppap_framework.registry import registry
 from ppap_framework.run import find_backend
@@ -23,7 +22,7 @@ from ppap_framework.run import find_backend
 PREFIX = "https://openaipublic.blob.core.windows.net/diffusion"
 UNCOND = f"{PREFIX}/jul-2021/256x256_diffusion_uncond.pt"
 
-Typed = Callable[..., tuple[Any, str, str]]
+Typed = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +37,6 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     with serving() as web:
         monkeypatch.setenv("PPAP_MIRROR", web.address)
         yield web
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    def run(*arguments: str | Path) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 def refused(result: tuple[Any, str, str], *expected: str) -> None:
