@@ -158,7 +158,7 @@ class TestFinding:
     ) -> None:
         offer("acme", "far")
         monkeypatch.setattr(
-            "ppap_framework.checkpoints._fetch._download",
+            "ppap_framework.checkpoints._fetch.download",
             lambda *_: pytest.fail("it was downloaded"),
         )
         assert choose("auto", TinyGuide()) is None
@@ -245,7 +245,7 @@ class TestCommand:
             "name": "mine", "plugin": None, "guider": "look", "backend": "toy", "experts": 4,
             "size": path.stat().st_size, "path": str(path), "problem": None,
         }  # fmt: skip
-        assert "is truncated or damaged checkpoint" in rows["rubbish"]["problem"]
+        assert "is a truncated or damaged checkpoint" in rows["rubbish"]["problem"]
         assert rows["ready"]["plugin"] == "acme"
         assert rows["far"]["problem"] == "not downloaded"
         code, out, _ = ppap(capsys, "list")
