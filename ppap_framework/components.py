@@ -100,10 +100,10 @@ class Prediction:
         if self._eps is not None:
             return self._eps
         assert self._x0 is not None
-        if not self.alpha.all():  # zero terminal SNR: x_t is noise alone
-            return (self.x_t - self.alpha.to(self.x_t) * self._x0) / self.sigma.to(self.x_t)
-        x_t, ratio = self.x_t, self.sigma / self.alpha
-        return ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
+        x_t, alpha, ratio = self.x_t, self.alpha.to(self.x_t), self.sigma / self.alpha
+        eps = ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
+        # At zero terminal SNR alpha is 0. Asking the device whether it is would wait for it.
+        return torch.where(alpha > 0.0, eps, (x_t - alpha * self._x0) / self.sigma.to(x_t))
 
     @property
     def x0(self) -> Tensor:

@@ -131,7 +131,12 @@ def frozen(
     Modes and gradient flags are restored. Networks stay on the device; `move=False` leaves them
     where they are.
     """
-    trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+    trained = [
+        parameter
+        for network in networks
+        for parameter in network.parameters()
+        if parameter.requires_grad and not parameter.is_inference()  # whose flag cannot be set
+    ]
     kernels: Any = contextlib.nullcontext()
     if device.type == "cuda":
         kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)

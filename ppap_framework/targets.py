@@ -68,7 +68,7 @@ def decode_target(given: object) -> TargetInput:
             with _decoding("picture"):
                 return _from_image(given, "picture")
         case Tensor():
-            return _from_tensor(given.detach().cpu(), "tensor")
+            return _from_tensor(given.detach().cpu().clone(), "tensor")
         case np.ndarray() | list() | tuple():
             return _from_array(given, "array")
         case _:

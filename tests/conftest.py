@@ -10,6 +10,10 @@ import commands
 import pytest
 from commands import Run
 from hypothesis import settings
+from toy_distribution import install, plugged
+
+import ppap_framework as ppap
+from ppap_framework.run import LoadedBackend
 
 # The first example pays for lazy imports, and machines differ: time is no property of ours.
 settings.register_profile("ppap", deadline=None)
@@ -35,9 +39,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder that the toy plugin, alone, is installed in."""
-    from toy_distribution import install, plugged  # it imports torch
-
+    """The toy plugin, and no other: the folder where it is installed."""
     with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
         yield folder
 
@@ -49,3 +51,9 @@ def run(
     """Types `ppap ...` in an empty folder, with the toy plugin."""
     monkeypatch.chdir(tmp_path)
     return commands.typed(capsys)
+
+
+@pytest.fixture(scope="module")
+def toy(site: Path) -> LoadedBackend:
+    """The toy plugin's backend."""
+    return ppap.backend("toy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,16 @@ import pytest
 import torch
 from glide_files import glide
 from torch import Tensor, nn
-from toy_distribution import install, plugged
+from toy_distribution import green
+from toy_guides import guide_of
 
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend, Prediction
-from ppap_framework.data import synthesize
 from ppap_framework.errors import PpapError, UsageError, is_out_of_memory
-from ppap_framework.run import Progress, Settings, estimate, first_batch, plan
-from ppap_framework.run import _batches as batches
+from ppap_framework.run import Compute, batches, first_batch, plan
 from ppap_framework.run.batches import in_batches
-from ppap_framework.run.in_use import Placement
+from ppap_framework.run.estimate import estimate
+from ppap_framework.runtime import Progress
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions
 
@@ -48,18 +47,18 @@ class TestHalving:
     def test_goes_on_with_half_as_many(self, error: Exception) -> None:
         drawn = []
 
-        def draw(rows: slice) -> slice:
-            drawn.append(rows.stop - rows.start)
+        def draw(images: range) -> range:
+            drawn.append(len(images))
             if drawn[-1] > 3:
                 raise error
-            return rows
+            return images
 
         done = list(in_batches(11, 16, draw, halve=True))
         assert drawn == [11, 5, 2, 2, 2, 2, 2, 1]
-        assert [n for rows in done for n in range(rows.start, rows.stop)] == list(range(11))
+        assert [n for images in done for n in images] == list(range(11))
 
     def test_says_so_where_it_may_not(self, error: Exception) -> None:
-        def draw(rows: slice) -> None:
+        def draw(images: range) -> None:
             raise error
 
         with pytest.raises(PpapError, match="out of memory with 8 images at once") as caught:
@@ -71,7 +70,7 @@ class TestHalving:
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
-    def draw(rows: slice) -> None:
+    def draw(images: range) -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
@@ -84,7 +83,7 @@ def test_what_failed_is_gone_before_it_is_tried_again() -> None:
 
     left: list[weakref.ref[Large]] = []
 
-    def draw(rows: slice) -> int:
+    def draw(images: range) -> int:
         if left:
             gc.collect()
             assert left[0]() is None
@@ -94,12 +93,6 @@ def test_what_failed_is_gone_before_it_is_tried_again() -> None:
         raise MemoryError
 
     assert list(in_batches(2, 2, draw, halve=True)) == [0, 0]
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionBackend]:
-    with plugged(install(tmp_path_factory.mktemp("toy") / "site")):
-        yield ppap.backend("toy")
 
 
 class TestAuto:
@@ -115,24 +108,24 @@ class TestAuto:
                 raise torch.OutOfMemoryError("no more")
             return denoise(self, x_t, t, condition)
 
-        guide = ppap.guide("colour", target="green", scale=40.0)
+        guide = green()
         asked: dict[str, Any] = {"num": 7, "steps": 6, "seed": 2, "compare": True}
         wanted = ppap.sample(toy, [guide], **asked, batch=2)
         monkeypatch.setattr(type(stage), "denoise", hungry)
         steps: list[Progress] = []
         found = ppap.sample(toy, [guide], **asked, batch="auto", progress=steps.append)
         assert (found.images - wanted.images).abs().max() < 2 / 255
-        assert found.stats.most_at_once < 3
+        assert found.stats.largest_batch < 3
         assert found.stats.guidance.denoiser_forwards == 7 * 6
         assert found.stats.guidance.guides[0].forwards == 7 * 6
-        assert steps[-1] == Progress(steps=2 * 7 * 6, of=2 * 7 * 6)
+        assert steps[-1] == Progress("drawing", 2 * 7 * 6, 2 * 7 * 6)
         with pytest.raises(PpapError, match="out of memory with 7 images at once: no more"):
             ppap.sample(toy, [guide], **asked, batch=7)
 
     def test_begins_with_what_fits(
         self, toy: DiffusionBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run = plan(toy, (), Settings(num=100, batch="auto", device="cpu"))
+        run = plan(toy, (), 100, compute=Compute(batch="auto", device="cpu"))
         taken = estimate(run)
 
         def with_free(size: float | None) -> int:
@@ -146,16 +139,16 @@ class TestAuto:
         gpu = attrs.evolve(run, device=torch.device("cuda"))  # which nothing is put on here
         monkeypatch.setattr(batches, "available_memory", lambda device: 2**40)
         assert first_batch(gpu) == 100
-        assert first_batch(attrs.evolve(run, settings=Settings(num=5, batch=8))) == 5
+        assert first_batch(plan(toy, (), 5, compute=Compute(batch=8))) == 5
 
     def test_the_machine_says_what_is_free(self) -> None:
         free = batches.available_memory(torch.device("cpu"))
         assert free is not None
         assert 2**20 < free < 2**50
 
-    def test_not_where_last_bits_matter(self, toy: DiffusionBackend, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="in blocks of 'auto'"):
-            synthesize(toy, out=tmp_path / "set", num=4, block="auto")  # type: ignore[arg-type]
+    def test_not_if_low_order_bits_matter(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="cannot be 'auto' here"):
+            ppap.synthesize(toy, out=tmp_path / "set", num=4, batch="auto")
 
 
 class TestOffload:
@@ -164,54 +157,36 @@ class TestOffload:
     ) -> None:
         backend = make_glide(GlideOptions(), glide(tmp_path))
         base, upsampler = (stage.network for stage in backend.stages)
-        model = ppap.guide(_Brightness(), loss=_distance, target=torch.zeros(1, 3))
-        names = {id(base): "base", id(upsampler): "upsampler", id(model.guide.model): "guide"}
-        where: dict[str, str] = dict.fromkeys(names.values(), "cpu")
-        seen: list[tuple[str, set[str]]] = []
-        move = nn.Module.to
+        guide = guide_of(
+            lambda images, level: images.mean((2, 3)),
+            lambda seen, wanted: (seen - wanted).square().mean(1),
+            torch.zeros(1, 3),
+        )
+        asked: dict[str, Any] = {"num": 3, "batch": 2, "steps": 2, "prompt": "a cat"}
+        plain = ppap.sample(backend, [guide], **asked, device="cpu")
+        names: dict[nn.Module, str] = {base: "base", upsampler: "upsampler", guide.model: "guide"}
+        there: set[str] = set()
+        seen: list[tuple[str, frozenset[str]]] = []
 
-        def moved(self: nn.Module, device: Any) -> nn.Module:
-            where[names[id(self)]] = str(device)
-            return self
+        def moved(network: nn.Module, place: Any) -> nn.Module:
+            (there.discard if place == "cpu" else there.add)(names[network])
+            return network
 
         def looking(name: str, call: Any) -> Any:
             def looked(*given: Any, **more: Any) -> Any:
-                seen.append((name, {n for n, place in where.items() if place == "device"}))
+                seen.append((name, frozenset(there)))
                 return call(*given, **more)
 
             return looked
 
-        monkeypatch.setattr(nn.Module, "to", moved)
-        for network, name in ((base, "base"), (upsampler, "upsampler")):
-            monkeypatch.setattr(network, "predict", looking(name, network.predict))
-        monkeypatch.setattr(
-            model.guide.model, "forward", looking("guide", model.guide.model.forward)
-        )
-        real = Placement.__init__
-
-        def elsewhere(self: Any, device: Any, *, offload: bool) -> None:
-            real(self, "device", offload=offload)  # type: ignore[arg-type]  # nothing goes there
-
-        monkeypatch.setattr(Placement, "__init__", elsewhere)
-        offloaded = ppap.sample(
-            backend, [model], num=3, batch=2, steps=2, prompt="a cat", offload=True, device="cpu"
-        )
-        assert {name for name, _ in seen} == {"base", "upsampler", "guide"}
-        for name, there in seen:
-            assert there in ({"base", "guide"}, {"upsampler"}, {"guide"})
-            assert name in there
-        assert ("base", {"base", "guide"}) in seen
-        assert set(where.values()) == {"cpu"}
-        monkeypatch.setattr(nn.Module, "to", move)
-        monkeypatch.setattr(Placement, "__init__", real)
-        plain = ppap.sample(backend, [model], num=3, batch=2, steps=2, prompt="a cat", device="cpu")
+        monkeypatch.setattr(nn.Module, "to", moved)  # where "cpu" is away, and the device is not
+        for network, name in names.items():
+            call = "forward" if name == "guide" else "predict"
+            monkeypatch.setattr(network, call, looking(name, getattr(network, call)))
+        offloaded = ppap.sample(backend, [guide], **asked, offload=True, device="cpu")
         assert torch.equal(plain.images, offloaded.images)
-
-
-def _distance(seen: Tensor, wanted: Tensor) -> Tensor:
-    return (seen - wanted).square().mean(1)
-
-
-class _Brightness(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
+        assert all(name in at_once for name, at_once in seen)
+        assert {at_once for _, at_once in seen} == {
+            frozenset({"base", "guide"}), frozenset({"upsampler"}), frozenset({"guide"}),
+        }  # fmt: skip
+        assert there == set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -11,50 +10,45 @@ from torch import nn
 
 import ppap_framework as ppap
 from ppap_framework.errors import PpapError
-from ppap_framework.run import Settings, plan
+from ppap_framework.run import plan
 from ppap_framework.run.compiled import compiled
 
 ASKED: dict[str, Any] = {"num": 3, "batch": 3, "steps": 8, "seed": 1, "device": "cpu"}
 
 
-def traced(called: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are compiled by noting that they are called."""
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of networks that are compiled, which here is noting that they are called."""
+    calls: list[str] = []
 
     def noting(forward: Any) -> Any:
         def noted(*given: Any, **more: Any) -> Any:
-            called.append(type(forward.__self__).__name__)
+            calls.append(type(forward.__self__).__name__)
             return forward(*given, **more)
 
         return noted
 
     monkeypatch.setattr(torch, "compile", noting)
+    return calls
 
 
 def test_both_networks_are_compiled_and_left_as_they_were(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    called: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     backend, guide = ppap.backend("adm"), ppap.guide("classifier", target="red cube")
-    called: list[str] = []
-    traced(called, monkeypatch)
-    with caplog.at_level(logging.WARNING):
-        result = ppap.sample(backend, [guide], **ASKED, compile=True)
+    result = ppap.sample(backend, [guide], **ASKED, compile=True)
     assert called.count("UNetModel") == 8
     assert called.count("ResNet") == 8 + 1  # and the last look
     assert "not compiled" not in caplog.text
-    for network in (backend.stages[0].network, guide.guide.model.network):
+    for network in (backend.stages[0].network, guide.model.network):
         assert "forward" not in vars(network)
     assert torch.equal(result.images, ppap.sample(backend, [guide], **ASKED).images)
     assert len(called) == 8 + 8 + 1
 
 
-def test_both_networks_of_glide(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_both_networks_of_glide(called: list[str], caplog: pytest.LogCaptureFixture) -> None:
     backend, asked = ppap.backend("glide"), {**ASKED, "prompt": "a red cube"}
-    called: list[str] = []
-    traced(called, monkeypatch)
-    with caplog.at_level(logging.WARNING):
-        result = ppap.sample(backend, **asked, compile=True)
+    result = ppap.sample(backend, **asked, compile=True)
     assert called.count("Text2ImUNet") == 8
     assert called.count("SuperResText2ImUNet") > 0
     assert "not compiled" not in caplog.text
@@ -62,7 +56,7 @@ def test_both_networks_of_glide(
 
 
 def test_says_after_a_step_where_it_has_no_effect(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    called: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = ppap.backend("adm")
     stage = backend.stages[0]
@@ -72,16 +66,15 @@ def test_says_after_a_step_where_it_has_no_effect(
         return stage._meaning(type(network).forward(network, x_t, t, None), x_t, t)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(stage, "denoise", uncalled)
-    traced([], monkeypatch)
     told: list[int] = []
-    with caplog.at_level(logging.WARNING):
-        ppap.sample(
-            backend,
-            **ASKED,
-            compile=True,
-            progress=lambda _: told.append(caplog.text.count("stage 'base' is not compiled")),
-        )
+    ppap.sample(
+        backend,
+        **ASKED,
+        compile=True,
+        progress=lambda _: told.append(caplog.text.count("stage 'base' is not compiled")),
+    )
     assert told == [1] * 8
+    assert called == []
     assert caplog.text.count("is not compiled") == 1
 
 
@@ -94,8 +87,7 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     small = nn.Linear(2, 2)
     monkeypatch.setattr(type(network), "forward", lambda self, x, t, y: small(x.mT).mT)
     torch._dynamo.reset()
-    run = plan(backend, (), Settings())
-    with pytest.raises(PpapError, match="cannot be compiled") as caught, compiled(run):
+    with pytest.raises(PpapError, match="cannot be compiled") as caught, compiled(plan(backend)):
         network(torch.zeros(1, 2, 2), None, None)
     assert "--compile" in caught.value.hint
     assert "forward" not in vars(network)

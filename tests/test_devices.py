@@ -19,7 +19,8 @@ import ppap_framework as ppap
 from ppap_framework.diffusion import Step, ddim_step, ddpm_step, trajectory
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance
-from ppap_framework.run import Settings, find_device, plan
+from ppap_framework.run import Sampling, plan
+from ppap_framework.runtime import find_device
 
 NAMES = ("classifier", "adm-classifier", "depth", "segmentation")
 
@@ -56,15 +57,15 @@ def test_devices_do_not_mix_and_schedules_stay_on_the_cpu(
 ) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # not on meta
     aimed = [ppap.guide(name, experts="none") for name in guides]
-    settings = Settings(num=2, steps=2, prompt=prompt, through=through, stage="base")
-    run = plan(ppap.backend(backend), aimed, settings)
-    stage, looking = copy.deepcopy((run.stage, [loaded.guide for loaded in run.guides]))
+    sampling = Sampling(steps=2, prompt=prompt, through=through, stage="base")
+    run = plan(ppap.backend(backend), aimed, 2, sampling)
+    stage, looking = copy.deepcopy((run.stage, run.guides))
     stage.network.to("meta")
     for guide in looking:
         guide.model.to("meta")
     # As it is kept on MPS; elsewhere it is float64.
     stage._meaning._alpha_sigma = stage._meaning._alpha_sigma.to("meta", torch.float32)  # type: ignore[attr-defined]
-    condition = run.backend.encode(settings.prompts(slice(0, 2)), 2)
+    condition = run.backend.encode(sampling.prompts(range(2)), 2)
     with Wide() as wide:
         x = torch.zeros(2, *stage.image_shape, device="meta")
         for state in trajectory(
@@ -105,8 +106,13 @@ def test_a_device_that_is_not_there(name: str, message: str, hint: str) -> None:
     assert hint in caught.value.hint
 
 
-def test_auto_takes_the_quickest(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cuda, mps, wanted in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
-        assert find_device("auto") == torch.device(wanted)
+@pytest.mark.parametrize(
+    ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_the_quickest(
+    cuda: bool, mps: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert find_device("auto") == torch.device(wanted)
+    assert find_device(torch.device("cpu")) == torch.device("cpu")

@@ -5,7 +5,6 @@ The best denoiser is then linear, and what samplers, inversion and guidance must
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,19 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
+from toy_guides import guide_of
 
-from ppap_framework.components import (
-    GuidanceModel,
-    Prediction,
-    Stage,
-    Target,
-    TargetInput,
-    TaskLoss,
-    VarianceKind,
-)
+from ppap_framework.components import Prediction, Stage, VarianceKind
 from ppap_framework.diffusion import (
     NoiseSource,
     Process,
+    State,
     ddim_step,
     ddpm_step,
     inversion,
@@ -48,21 +42,13 @@ def posterior(x_t: Tensor, alpha: Tensor, sigma: Tensor, mean: float, deviation:
 
 
 class GaussianStage(Stage):
-    name = "gaussian"
-    image_shape = (3, 8, 8)
+    name, image_shape, network = "gaussian", (3, 8, 8), nn.Identity()
     variance: VarianceKind = "fixed_small"
+    schedule = COSINE
 
     def __init__(self, schedule: NoiseSchedule, mean=MEAN, deviation=DEVIATION) -> None:
-        self._schedule, self.mean, self.deviation = schedule, mean, deviation
+        self.schedule, self.mean, self.deviation = schedule, mean, deviation
         self.seen: list[Tensor] = []
-
-    @property
-    def network(self) -> nn.Module:
-        return nn.Identity()
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._schedule
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
         self.seen.append(t)
@@ -72,51 +58,49 @@ class GaussianStage(Stage):
         return Prediction.from_x0(x0, x_t, alpha, sigma)
 
 
-class Seeing(GuidanceModel):
-    """Sees the images through a function of them and their level."""
-
-    network = nn.Identity()
-
-    def __init__(self, look: Callable[[Tensor, NoiseLevel], Any]) -> None:
-        super().__init__()
-        self.look = look
-
-    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        assert level is not None
-        return self.look(images, level)
-
-    def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
-
-
-class Likelihood(TaskLoss):
+def likelihood(prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     """-log N(target; mean, variance) of the predicted mean and variance, up to a constant."""
-
-    def energy(self, prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        mean, variance = prediction
-        return ((target - mean).square() / (2 * variance)).flatten(1).sum(1)
+    mean, variance = prediction
+    return ((target - mean).square() / (2 * variance)).flatten(1).sum(1)
 
 
 def process_of(stage: Stage, steps: int, variance: VarianceKind = "fixed_small") -> Process:
     return Process(stage.schedule, timesteps_for(1000, steps), variance)
 
 
-def noise_of(batch: int = 1, side: int = 48) -> tuple[Tensor, NoiseSource]:
+def noise_of(batch: int = 1, side: int = 2) -> tuple[Tensor, NoiseSource]:
     source = NoiseSource(seed=5)
     return source((batch, 3, side, side)), source
 
 
-def at_level(stage: GaussianStage, process: Process, index: int) -> tuple[float, float]:
-    """Mean and standard deviation of x_t."""
-    level = process.level(index, 1)
-    alpha, sigma = level.alpha.item(), level.sigma.item()
-    return alpha * stage.mean, (alpha**2 * stage.deviation**2 + sigma**2) ** 0.5
+def images(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def walk(stage: Stage, process: Process | int, side: int = 2, **how: Any) -> tuple[Tensor, Tensor]:
+    """Where a walk began and ended."""
+    start, source = noise_of(side=side)
+    process = process_of(stage, process) if isinstance(process, int) else process
+    return start, sample(stage, process, start, source, **how)
+
+
+def states_of(steps: int, batch: int = 1, **how: Any) -> tuple[GaussianStage, list[State]]:
+    stage, (start, source) = GaussianStage(LINEAR), noise_of(batch)
+    return stage, list(trajectory(stage, process_of(stage, steps), start, source, **how))
 
 
 def transported(stage: GaussianStage, process: Process, x: Tensor) -> Tensor:
     """Where the probability-flow ODE leads, along which standard scores never change."""
-    mean, deviation = at_level(stage, process, len(process) - 1)
-    return stage.mean + stage.deviation * (x - mean) / deviation
+    level = process.level(len(process) - 1, 1)
+    alpha, sigma = level.alpha.item(), level.sigma.item()
+    deviation = (alpha**2 * stage.deviation**2 + sigma**2) ** 0.5  # of x_t
+    return stage.mean + stage.deviation * (x - alpha * stage.mean) / deviation
+
+
+def check_moments(found: Tensor, mean: float, deviation: float, slack: float, rel: float) -> None:
+    error = 4 * deviation / found.numel() ** 0.5  # four standard errors of the mean
+    assert found.mean().item() == pytest.approx(mean, abs=error + slack)
+    assert found.std().item() == pytest.approx(deviation, rel=rel)
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
@@ -125,8 +109,7 @@ def test_ddim_converges_to_the_flow(schedule: NoiseSchedule) -> None:
     errors = []
     for steps in (50, 100, 200):
         process = process_of(stage, steps)
-        start, source = noise_of(side=8)
-        end = sample(stage, process, start, source, clip=False)
+        start, end = walk(stage, process, side=8, clip=False)
         errors.append((end - transported(stage, process, start)).abs().max().item())
     assert errors[2] < 0.03
     for coarse, fine in pairwise(errors):
@@ -139,37 +122,27 @@ def test_ddim_converges_to_the_flow(schedule: NoiseSchedule) -> None:
 )
 def test_stochastic_samplers_draw_the_data(step, variance: VarianceKind) -> None:
     stage = GaussianStage(COSINE)
-    start, source = noise_of()
-    end = sample(stage, process_of(stage, 250, variance), start, source, step=step, clip=False)
-    error = 4 * DEVIATION / end.numel() ** 0.5  # four standard errors of the mean
-    assert end.mean().item() == pytest.approx(MEAN, abs=error)
-    assert end.std().item() == pytest.approx(DEVIATION, rel=0.03)
+    _, end = walk(stage, process_of(stage, 250, variance), side=48, step=step, clip=False)
+    check_moments(end, MEAN, DEVIATION, slack=0, rel=0.03)
 
 
 def test_ddim_with_eta_1_takes_the_ancestral_step() -> None:
     """Song et al. 2021, section 4.1; the posterior's mean and variance are those of eta 1."""
-    stage = GaussianStage(LINEAR)
-    process = process_of(stage, 10)
-    start, _ = noise_of(side=8)
-    options = {"clip": False}
-    one = list(trajectory(stage, process, start, NoiseSource(1), step=ddpm_step, **options))
-    other = list(
-        trajectory(
-            stage, process, start, NoiseSource(1), step=partial(ddim_step, eta=1.0), **options
-        )
-    )
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a.x, b.x, rtol=1e-4, atol=1e-4)
+    walks = [
+        states_of(10, step=step, clip=False)[1] for step in (ddpm_step, partial(ddim_step, eta=1.0))
+    ]
+    for a, b in zip(*walks, strict=True):
+        assert_close(a.x, b.x, rtol=1e-4, atol=1e-4)
 
 
 def test_inversion_leads_back() -> None:
     stage = GaussianStage(COSINE)
     process = Process(COSINE, timesteps_for(1000, 200)[:-1])
-    images = MEAN + DEVIATION * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    *_, last = inversion(stage, process, images, clip=False)
-    torch.testing.assert_close(transported(stage, process, last.x), images, rtol=0, atol=0.05)
+    data = MEAN + DEVIATION * images(2, 3, 8, 8)
+    *_, last = inversion(stage, process, data, clip=False)
+    assert_close(transported(stage, process, last.x), data, rtol=0, atol=0.05)
     again = sample(stage, process, last.x, NoiseSource(0), clip=False)
-    torch.testing.assert_close(again, images, rtol=0, atol=0.05)
+    assert_close(again, data, rtol=0, atol=0.05)
 
 
 class TestGuidance:
@@ -181,162 +154,109 @@ class TestGuidance:
         COSINE, (MEAN / DEVIATION**2 + READING / NOISE**2) / PRECISION, PRECISION**-0.5
     )
 
-    def guide(self, scale: float = 1.0) -> Guide:
-        def predict(x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+    def guide(self, predict: Any = None, scale: float = 1.0) -> Guide:
+        def noisy(x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
             """Mean and variance of y given x_t."""
             alpha, sigma = level.alpha[:, None, None, None], level.sigma[:, None, None, None]
             mean = posterior(x_t, alpha, sigma, MEAN, DEVIATION)
             left = 1 / (1 / DEVIATION**2 + alpha**2 / sigma**2)
             return mean, (left + self.NOISE**2).float()
 
-        value = torch.full((1, 1, 1, 1), self.READING)
-        return Guide(
-            name="reading",
-            model=Seeing(predict),
-            loss=Likelihood(),
-            target=Target(value=value, label="reading"),
-            scale=scale,
-        )
+        reading = torch.full((1, 1, 1, 1), self.READING)
+        return guide_of(predict or noisy, likelihood, reading, scale=scale)
 
-    def test_the_score_is_that_of_the_tilted_data(self) -> None:
+    @pytest.mark.parametrize("t", [0, 100, 500, 900])
+    def test_the_score_is_that_of_the_tilted_data(self, t: int) -> None:
         """Guided eps at any level is what the tilted data's own denoiser says."""
-        stage = GaussianStage(COSINE)
-        x_t = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-        for t in (0, 100, 500, 900):
-            at = torch.full((2,), t)
-            level = COSINE.level(at)
-            prediction, gradient = EnergyGuidance([self.guide()])(
-                x_t, t / 1000, level, lambda x, at=at: stage.denoise(x, at, None)
-            )
-            assert gradient is not None
-            process = Process(COSINE, [max(t - 40, 0), t] if t else [t])
-            _, guided = ddim_step(process, len(process) - 1, prediction, x_t, gradient)
-            wanted = self.TILTED.denoise(x_t, at, None)
-            torch.testing.assert_close(guided.x0, wanted.x0, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(guided.eps, wanted.eps, rtol=1e-3, atol=1e-3)
+        stage, x_t, at = GaussianStage(COSINE), images(2, 3, 4, 4), torch.full((2,), t)
+        prediction, gradient = EnergyGuidance([self.guide()])(
+            x_t, t / 1000, COSINE.level(at), lambda x: stage.denoise(x, at, None)
+        )
+        assert gradient is not None
+        process = Process(COSINE, [max(t - 40, 0), t] if t else [t])
+        _, guided = ddim_step(process, len(process) - 1, prediction, x_t, gradient)
+        wanted = self.TILTED.denoise(x_t, at, None)
+        assert_close(guided.x0, wanted.x0, rtol=1e-3, atol=1e-4)
+        assert_close(guided.eps, wanted.eps, rtol=1e-3, atol=1e-3)
 
     def test_guided_ddim_is_ddim_on_the_tilted_data(self) -> None:
-        stage = GaussianStage(COSINE)
-        start, source = noise_of(side=8)
-        process = process_of(stage, 50)
-        guidance = EnergyGuidance([self.guide()])
-        guided = sample(stage, process, start, source, guidance=guidance, clip=False)
-        wanted = sample(self.TILTED, process, start, source, clip=False)
-        torch.testing.assert_close(guided, wanted, rtol=1e-3, atol=1e-3)
+        how = {"process": 50, "side": 8, "clip": False}
+        _, end = walk(GaussianStage(COSINE), guidance=EnergyGuidance([self.guide()]), **how)
+        assert_close(end, walk(self.TILTED, **how)[1], rtol=1e-3, atol=1e-3)
 
     def test_guided_ancestral_sampling_draws_the_tilted_data(self) -> None:
-        stage = GaussianStage(COSINE)
-        start, source = noise_of(side=32)
-        end = sample(
-            stage,
-            process_of(stage, 250),
-            start,
-            source,
-            step=ddpm_step,
-            guidance=EnergyGuidance([self.guide()]),
-            clip=False,
-        )
-        error = 4 * self.TILTED.deviation / end.numel() ** 0.5
-        assert end.mean().item() == pytest.approx(self.TILTED.mean, abs=error + 0.01)
-        assert end.std().item() == pytest.approx(self.TILTED.deviation, rel=0.04)
+        guidance = EnergyGuidance([self.guide()])
+        how = {"side": 32, "step": ddpm_step, "guidance": guidance, "clip": False}
+        _, end = walk(GaussianStage(COSINE), 250, **how)
+        check_moments(end, self.TILTED.mean, self.TILTED.deviation, slack=0.01, rel=0.04)
 
     def test_through_the_denoiser(self) -> None:
         """g = -s (x0 - y) / r^2 dx0/dx_t, where dx0/dx_t is the denoiser's gain."""
-        stage = GaussianStage(LINEAR)
-        scale, t = 2.5, 400
-        guide = Guide(
-            name="reading",
-            model=Seeing(lambda x0, level: (x0, self.NOISE**2 + level.sigma.max())),
-            loss=Likelihood(),
-            target=Target(value=torch.full((1, 1, 1, 1), self.READING), label=""),
-            scale=scale,
-        )
-        x_t = 2 * torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-        at = torch.full((2,), t)
+        stage, scale, t = GaussianStage(LINEAR), 2.5, 400
+        guide = self.guide(lambda x0, level: (x0, self.NOISE**2 + level.sigma.max()), scale)
+        x_t, at = 2 * images(2, 3, 4, 4), torch.full((2,), t)
         prediction, gradient = EnergyGuidance([guide], through="clean")(
             x_t, t / 1000, LINEAR.level(at), lambda x: stage.denoise(x, at, None)
         )
         abar = LINEAR.alphas_cumprod[t].item()
         gain = abar**0.5 * DEVIATION**2 / (abar * DEVIATION**2 + 1 - abar)
         wanted = -scale * (prediction.x0 - self.READING) / self.NOISE**2 * gain
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+        assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
+
+
+steps_of_both = pytest.mark.parametrize("step", [ddim_step, ddpm_step])
 
 
 class TestWalk:
     def test_images_do_not_depend_on_their_batch(self) -> None:
         stage = GaussianStage(COSINE)
-        process = process_of(stage, 7)
 
         def draw(start: int, batch: int) -> Tensor:
             source = NoiseSource(3, start)
-            return sample(stage, process, source((batch, 3, 5, 5)), source, step=ddpm_step)
+            x = source((batch, 3, 5, 5))
+            return sample(stage, process_of(stage, 7), x, source, step=ddpm_step)
 
         together = draw(0, 5)
         for i in range(5):
             assert torch.equal(draw(i, 1)[0], together[i])
 
-    @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-    @pytest.mark.parametrize("step", [ddim_step, ddpm_step])
-    def test_any_number_of_steps(self, steps: int, step) -> None:
-        stage = GaussianStage(LINEAR)
-        start, source = noise_of(side=2)
-        end = sample(stage, process_of(stage, steps), start, source, step=step)
+    @pytest.mark.parametrize(("length", "steps"), [(1000, 1), (1000, 2), (1000, 7), (30, 30)])
+    @steps_of_both
+    def test_any_number_of_steps(self, length: int, steps: int, step) -> None:
+        schedule = cosine_schedule(length)
+        stage, process = GaussianStage(schedule), Process(schedule, timesteps_for(length, steps))
+        start, end = walk(stage, process, step=step)
         assert bool(torch.isfinite(end).all())
-        assert len(stage.seen) == steps
-
-    @pytest.mark.parametrize("step", [ddim_step, ddpm_step])
-    def test_all_the_steps(self, step) -> None:
-        stage = GaussianStage(cosine_schedule(30))
-        start, source = noise_of(side=2)
-        end = sample(stage, Process(stage.schedule, range(30)), start, source, step=step)
-        assert bool(torch.isfinite(end).all())
-        assert [t.item() for t in stage.seen] == list(reversed(range(30)))
-
-    def test_a_single_step_is_the_prediction(self) -> None:
-        stage = GaussianStage(LINEAR)
-        start, source = noise_of(side=2)
-        wanted = stage.denoise(start, torch.tensor([999]), None).x0
-        for step in (ddim_step, ddpm_step):
-            end = sample(stage, process_of(stage, 1), start, source, step=step)
-            torch.testing.assert_close(end, wanted)
+        assert [t.item() for t in stage.seen] == list(reversed(process.timesteps))
+        if steps == 1:  # which is the prediction
+            assert_close(end, stage.denoise(start, torch.tensor([length - 1]), None).x0)
 
     def test_states_tell_where_they_are(self) -> None:
-        stage = GaussianStage(LINEAR)
-        start, source = noise_of(batch=2, side=2)
-        states = list(trajectory(stage, process_of(stage, 4), start, source))
+        stage, states = states_of(4, batch=2)
         assert [state.index for state in states] == [3, 2, 1, 0]
         assert [state.timestep for state in states] == [750, 500, 250, 0]
         assert [t.tolist() for t in stage.seen] == [[750] * 2, [500] * 2, [250] * 2, [0] * 2]
         assert all(t.dtype == torch.int64 for t in stage.seen)
-        torch.testing.assert_close(states[-1].x, states[-1].prediction.x0)
+        assert_close(states[-1].x, states[-1].prediction.x0)
 
     def test_guidance_is_told_where_it_is(self) -> None:
-        stage = GaussianStage(LINEAR)
-        process = process_of(stage, 4)
-        start, source = noise_of(batch=2, side=2)
         told: list[tuple[float, list[float]]] = []
 
         def guidance(x_t: Tensor, time: float, level: NoiseLevel, denoise) -> Any:
             told.append((time, level.log_snr.tolist()))
             return denoise(x_t), None
 
-        sample(stage, process, start, source, guidance=guidance)
-        list(inversion(stage, process, start, guidance=guidance))
+        stage, _ = states_of(4, batch=2, guidance=guidance)
+        list(inversion(stage, process_of(stage, 4), noise_of(2)[0], guidance=guidance))
         kept = [750, 500, 250, 0, 0, 250, 500]
         assert told == [(t / 1000, [LINEAR.log_snr[t].item()] * 2) for t in kept]
 
     def test_x0_is_changed_before_it_is_clipped(self) -> None:
-        stage = GaussianStage(LINEAR)
-        start, source = noise_of(side=2)
-        states = trajectory(
-            stage, process_of(stage, 3), start, source, denoised_fn=lambda x0: 100 * x0
-        )
-        for state in states:
+        for state in states_of(3, denoised_fn=lambda x0: 100 * x0)[1]:
             assert set(state.prediction.x0.unique().tolist()) <= {-1.0, 1.0}
 
     def test_nothing_keeps_a_graph(self) -> None:
-        stage = GaussianStage(LINEAR)
-        start, source = noise_of(side=2)
+        stage, (start, source) = GaussianStage(LINEAR), noise_of()
         for state in trajectory(stage, process_of(stage, 3), start.requires_grad_(), source):
             assert not state.x.requires_grad
             assert not state.prediction.x0.requires_grad
@@ -344,10 +264,8 @@ class TestWalk:
 
     @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan")])
     def test_bad_eta_is_refused(self, eta: float) -> None:
-        stage = GaussianStage(LINEAR)
-        start, source = noise_of(side=2)
         with pytest.raises(UsageError, match="eta"):
-            sample(stage, process_of(stage, 2), start, source, step=partial(ddim_step, eta=eta))
+            walk(GaussianStage(LINEAR), 2, step=partial(ddim_step, eta=eta))
 
     def test_inversion_of_a_single_step_is_refused(self) -> None:
         stage = GaussianStage(LINEAR)

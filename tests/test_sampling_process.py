@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ppap_framework.components import Prediction
@@ -72,32 +71,30 @@ def test_an_index_per_image_is_as_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 7])
-def test_learned_variance_lies_between_its_bounds(index: int) -> None:
+@pytest.mark.parametrize(("v", "share"), [(-1.0, 0.0), (1.0, 1.0), (0.0, 0.5), (3.0, 2.0)])
+def test_learned_variance_lies_between_its_bounds_unclamped(
+    index: int, v: float, share: float
+) -> None:
     process = Process(SCHEDULES["linear"], range(0, 1000, 100), "learned_range")
-    bounds = process.posterior_log_variance_clipped[index], process.betas.log()[index]
-    for v, share in [
-        (-1.0, 0.0),
-        (1.0, 1.0),
-        (0.0, 0.5),
-        (3.0, 2.0),
-    ]:  # the last one is not clamped
-        _, found = process.reverse_variance(index, torch.full((1, 3, 1, 1), v), torch.zeros(1))
-        wanted = (1 - share) * bounds[0] + share * bounds[1]
-        torch.testing.assert_close(found, wanted.float().expand(1, 3, 1, 1))
+    low, high = process.posterior_log_variance_clipped[index], process.betas.log()[index]
+    _, found = process.reverse_variance(index, torch.full((1, 3, 1, 1), v), torch.zeros(1))
+    wanted = (1 - share) * low + share * high
+    torch.testing.assert_close(found, wanted.float().expand(1, 3, 1, 1))
 
 
 def test_fixed_variances() -> None:
-    kept = range(0, 1000, 100)
+    small, large = (
+        Process(SCHEDULES["linear"], range(0, 1000, 100), kind)
+        for kind in ("fixed_small", "fixed_large")
+    )
+    like = torch.zeros(1, dtype=torch.float64)
     for index in (1, 9):
-        small = Process(SCHEDULES["linear"], kept, "fixed_small")
-        large = Process(SCHEDULES["linear"], kept, "fixed_large")
-        like = torch.zeros(1, dtype=torch.float64)
         assert small.reverse_variance(index, None, like)[0] == small.posterior_variance[index]
         assert large.reverse_variance(index, None, like)[0] == large.betas[index]
-        assert small.reverse_variance(0, None, like)[0] == 0
-        assert large.reverse_variance(0, None, like)[0] == large.posterior_variance[1]
-        for process in (small, large):
-            assert process.reverse_variance(0, None, like)[1] == process.posterior_variance[1].log()
+    assert small.reverse_variance(0, None, like)[0] == 0
+    assert large.reverse_variance(0, None, like)[0] == large.posterior_variance[1]
+    for process in (small, large):
+        assert process.reverse_variance(0, None, like)[1] == process.posterior_variance[1].log()
 
 
 def test_learned_variance_must_be_there() -> None:
@@ -147,53 +144,50 @@ def test_a_far_bin_keeps_its_digits() -> None:
     assert found == pytest.approx(-math.log(mass), rel=1e-4)
 
 
-def bound_case() -> tuple[Process, Tensor, Tensor, Tensor, Tensor, Tensor, Prediction]:
-    generator = torch.Generator().manual_seed(0)
-    process = Process(SCHEDULES["cosine"], range(50), "learned_range")
-    index = torch.tensor([0, 1, 25, 49])
-    x0 = torch.rand(4, 3, 4, 4, generator=generator) * 2 - 1
-    noise = torch.randn(4, 3, 4, 4, generator=generator)
-    eps = (noise + 0.1).requires_grad_()
-    learned = torch.full_like(x0, 0.25).requires_grad_()
-    abar = process.alphas_cumprod[index][:, None, None, None]
-    x_t = process.schedule.add_noise(x0, index, noise)
-    prediction = Prediction.from_eps(eps, x_t, abar.sqrt(), (1 - abar).sqrt(), learned)
-    return process, x0, index, noise, eps, learned, prediction
+class TestBound:
+    @pytest.fixture(autouse=True)
+    def case(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.process = Process(SCHEDULES["cosine"], range(50), "learned_range")
+        self.index = torch.tensor([0, 1, 25, 49])
+        self.x0 = torch.rand(4, 3, 4, 4, generator=generator) * 2 - 1
+        self.noise = torch.randn(4, 3, 4, 4, generator=generator)
+        self.eps = (self.noise + 0.1).requires_grad_()
+        self.learned = torch.full_like(self.x0, 0.25).requires_grad_()
+        abar = self.process.alphas_cumprod[self.index][:, None, None, None]
+        x_t = self.process.schedule.add_noise(self.x0, self.index, self.noise)
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        self.prediction = Prediction.from_eps(self.eps, x_t, alpha, sigma, self.learned)
+        self.bound = variational_bound_term(self.process, self.x0, x_t, self.index, self.prediction)
 
-
-def test_bound_is_the_divergence_from_the_posterior() -> None:
-    process, x0, index, _, _, learned, prediction = bound_case()
-    found = variational_bound_term(process, x0, prediction.x_t, index, prediction)
-    for row, i in enumerate(index.tolist()[1:], start=1):
-        one = slice(row, row + 1)
-        truth = process.posterior_mean(x0[one], prediction.x_t[one], i)
-        guess = process.posterior_mean(prediction.x0[one], prediction.x_t[one], i)
-        log_variance = process.reverse_variance(i, learned[one], x0)[1]
+    @pytest.mark.parametrize(("row", "i"), [(1, 1), (2, 25), (3, 49)])
+    def test_is_the_divergence_from_the_posterior(self, row: int, i: int) -> None:
+        one, process, x_t = slice(row, row + 1), self.process, self.prediction.x_t
+        truth = process.posterior_mean(self.x0[one], x_t[one], i)
+        guess = process.posterior_mean(self.prediction.x0[one], x_t[one], i)
+        log_variance = process.reverse_variance(i, self.learned[one], x_t)[1]
         q = Normal(truth, process.posterior_variance[i].sqrt().float())
         p = Normal(guess, (0.5 * log_variance).exp())
         bits = kl_divergence(q, p).mean() / math.log(2)
-        torch.testing.assert_close(found[row], bits, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(self.bound[row], bits, rtol=1e-4, atol=1e-7)
 
+    def test_of_the_last_step_is_the_likelihood_of_the_pixels(self) -> None:
+        log_variance = self.process.reverse_variance(0, self.learned[:1], self.x0)[1]
+        pixels = Normal(self.prediction.x0[:1].double(), (0.5 * log_variance).exp().double())
+        mass = pixels.cdf(self.x0[:1] + 1 / 255) - pixels.cdf(self.x0[:1] - 1 / 255)
+        assert self.x0[0].abs().max() < 1 - 1 / 255  # no pixel in an unbounded bin
+        torch.testing.assert_close(self.bound[0], -mass.log2().mean().float(), rtol=1e-4, atol=0)
 
-def test_bound_of_the_last_step_is_the_likelihood_of_the_pixels() -> None:
-    process, x0, index, _, _, learned, prediction = bound_case()
-    found = variational_bound_term(process, x0, prediction.x_t, index, prediction)
-    deviation = (0.5 * process.reverse_variance(0, learned[:1], x0)[1]).exp()
-    pixels = Normal(prediction.x0[:1].double(), deviation.double())
-    mass = pixels.cdf(x0[:1] + 1 / 255) - pixels.cdf(x0[:1] - 1 / 255)
-    assert x0[0].abs().max() < 1 - 1 / 255  # no pixel in an unbounded bin
-    bits = -mass.log2().mean().float()
-    torch.testing.assert_close(found[0], bits, rtol=1e-4, atol=0)
-
-
-def test_only_the_variance_learns_from_the_bound() -> None:
-    process, x0, index, noise, eps, learned, prediction = bound_case()
-    bound = variational_bound_term(process, x0, prediction.x_t, index, prediction)
-    by_eps, by_variance = torch.autograd.grad(bound.sum(), [eps, learned], allow_unused=True)
-    assert by_eps is None
-    assert bool((by_variance.flatten(1).abs().amax(1) > 0).all())
-
-    loss = hybrid_loss(process, x0, index, noise, prediction, vlb_weight=0.01)
-    torch.testing.assert_close(loss, 0.1**2 + 0.01 * 50 * bound)
-    by_eps, _ = torch.autograd.grad(loss.sum(), [eps, learned])
-    torch.testing.assert_close(by_eps, 2 * (eps - noise) / noise[0].numel())
+    def test_only_the_variance_learns_from_it(self) -> None:
+        leaves = [self.eps, self.learned]
+        by_eps, by_variance = torch.autograd.grad(
+            self.bound.sum(), leaves, allow_unused=True, retain_graph=True
+        )
+        assert by_eps is None
+        assert bool((by_variance.flatten(1).abs().amax(1) > 0).all())
+        given = self.process, self.x0, self.index, self.noise, self.prediction
+        loss = hybrid_loss(*given, vlb_weight=0.01)
+        torch.testing.assert_close(loss, 0.1**2 + 0.01 * 50 * self.bound)
+        by_eps, _ = torch.autograd.grad(loss.sum(), leaves)
+        wanted = 2 * (self.eps - self.noise) / self.noise[0].numel()
+        torch.testing.assert_close(by_eps, wanted)

@@ -46,6 +46,7 @@ def test_sections(length: int, data: st.DataObject) -> None:
     sizes = [length // number + (i < length % number) for i in range(number)]
     counts = [data.draw(st.integers(1, size)) for size in sizes]
     kept = space_timesteps(length, ",".join(map(str, counts)))
+    assert kept == space_timesteps(length, counts) == space_timesteps(length, tuple(counts))
     assert kept == sorted(set(kept))
     start = 0
     for size, count in zip(sizes, counts, strict=True):
@@ -66,33 +67,17 @@ def test_even_strides(length: int, count: int) -> None:
         assert space_timesteps(length, f"ddim{count}") == list(range(0, length, stride))
 
 
-def test_all() -> None:
+def test_known_spacings() -> None:
     assert space_timesteps(7, "") == list(range(7))
-
-
-def test_halves_go_to_the_even_neighbour() -> None:
-    assert space_timesteps(6, "3") == [0, 2, 5]  # at 0, 2.5 and 5
+    assert space_timesteps(6, "3") == [0, 2, 5]  # at 0, 2.5 and 5: halves go to the even neighbor
 
 
 @pytest.mark.parametrize(
     "respacing",
-    [
-        "0",
-        "11",
-        "-1",
-        "2,",
-        "ddim",
-        "ddim0",
-        "ddim7",
-        "ddim5,7",
-        "ten",
-        "1e1",
-        "1_0",
-        "٣",
-        "fast27",
-    ],
-)
-def test_bad_respacings_are_refused(respacing: str) -> None:
+    ["0", "11", "-1", "2,", "ddim", "ddim0", "ddim7", "ddim5,7", "ten", "1e1", "1_0", "٣", "fast27",
+     [], [0], [11], [-1], [2.5], [True], [5, 6]],
+)  # fmt: skip
+def test_bad_respacings_are_refused(respacing) -> None:
     with pytest.raises(UsageError):
         space_timesteps(10, respacing)
 

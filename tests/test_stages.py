@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,18 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from toy_distribution import SIZE, TIMESTEPS, install, plugged
+from toy_distribution import SIZE, TIMESTEPS, green
 
 import ppap_framework as ppap
 from ppap_framework.components import CascadeSampling, DiffusionBackend, Prediction
-from ppap_framework.data import synthesize
 from ppap_framework.diffusion import NoiseSource, Process, space_timesteps
 from ppap_framework.diffusion import sample as walk
 from ppap_framework.errors import UsageError
-from ppap_framework.run import Progress, RunFolder, Settings, plan
+from ppap_framework.run import RunFolder, Sampling, counts_of, plan
+from ppap_framework.runtime import Progress
 
 ASKED: dict[str, Any] = {"num": 3, "steps": 5, "seed": 4}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusionBackend]:
-    with plugged(install(tmp_path_factory.mktemp("toy") / "site")):
-        yield ppap.backend("toy")
+SAMPLING = Sampling(steps=5, seed=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +32,6 @@ def two(toy: DiffusionBackend) -> DiffusionBackend:
 
     cascade: DiffusionBackend = ToyCascade(toy)
     return cascade
-
-
-def green() -> Any:
-    return ppap.guide("colour", target="green", scale=40.0)
 
 
 class TestSample:
@@ -115,13 +105,13 @@ class TestSample:
     def test_counts_every_step(self, two: DiffusionBackend) -> None:
         seen: list[Progress] = []
         ppap.sample(two, [green()], **ASKED, compare=True, progress=seen.append)
-        assert seen[-1] == Progress(steps=3 * (5 + 4) * 2, of=3 * (5 + 4) * 2)
-        run = plan(two, [green()], Settings(**ASKED))
-        assert run.cost.denoiser_forwards == 3 * (5 + 4)
-        assert run.cost.guide_forwards == {"colour": 3 * 5}
-        base = plan(two, [], Settings(**ASKED, stage="base"))
-        assert base.cost.denoiser_forwards == 3 * 5
-        assert run.cost.denoiser_parameters == base.cost.denoiser_parameters + 1
+        assert seen[-1] == Progress("drawing", 3 * (5 + 4) * 2, 3 * (5 + 4) * 2)
+        both = counts_of(plan(two, [green()], 3, SAMPLING))
+        assert both.denoiser_forwards == 3 * (5 + 4)
+        assert both.guide_forwards == {"colour": 3 * 5}
+        base = counts_of(plan(two, [], 3, attrs.evolve(SAMPLING, stage="base")))
+        assert base.denoiser_forwards == 3 * 5
+        assert both.denoiser_parameters == base.denoiser_parameters + 1
 
 
 class TestRefusals:
@@ -168,27 +158,24 @@ class TestFolder:
         self, two: DiffusionBackend, tmp_path: Path
     ) -> None:
         ppap.sample(two, **ASKED).save(tmp_path)
-        run = plan(two, [], Settings(**{**ASKED, "num": 1}))
-        RunFolder.create(run, tmp_path, overwrite=True)
+        RunFolder.create(plan(two, [], 1, SAMPLING), tmp_path, overwrite=True)
         assert not list(tmp_path.rglob("*.png"))
 
 
 class TestSynthesis:
     def test_keeps_every_stage(self, two: DiffusionBackend, tmp_path: Path) -> None:
-        data = synthesize(two, out=tmp_path, **ASKED, block=2, shard=2)
+        data = ppap.synthesize(two, out=tmp_path, **ASKED, batch=2, shard=2)
         assert data.stages == ("base", "upsampler")
         result = ppap.sample(two, **ASKED, batch=2)
         for stage, images in ((0, result.guided.earlier["base"]), (1, result.images)):
             drawn = data.images(range(3), stage) / 127.5 - 1.0
             torch.testing.assert_close(drawn, images, rtol=0, atol=0.5 / 127.5 + 1e-5)
-        assert [stage["name"] for stage in data.manifest["settings"]["stages"]] == [
-            "base",
-            "upsampler",
-        ]
+        stages = data.manifest["settings"]["stages"]
+        assert [stage["name"] for stage in stages] == ["base", "upsampler"]
 
 
 def test_a_plan_can_be_copied(two: DiffusionBackend) -> None:
-    run = plan(two, [], Settings(**ASKED))
+    run = plan(two, [], 3, SAMPLING)
     assert [len(process) for process in run.processes] == [5, 4]
     assert run.steps == 9
     assert attrs.evolve(run, later=()).steps == 5

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import Run
 from hypothesis import given
 from hypothesis import strategies as st
-from commands import Run
 from numpy.typing import NDArray
 from PIL import Image
 from reaper import Death, Reaper

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from distributions import REPOSITORY, Project
 
+import ppap_framework
 from ppap_framework.checkpoints import save_checkpoint
+from ppap_framework.guidance import Guide
 from ppap_framework.registry import registry
 
 SIZE, TIMESTEPS = 8, 100
@@ -47,6 +50,11 @@ def write_backend(path: Path, size: int = SIZE, stated: int = SIZE) -> Path:
     state = {"mean": mean, "spread": torch.tensor(SPREAD)}
     save_checkpoint(path, state, {"size": stated, "timesteps": TIMESTEPS})
     return path
+
+
+def green(scale: float = 40.0, **changes: Any) -> Guide:
+    """A guide that wants the second channel to be the brightest."""
+    return ppap_framework.guide("colour", target="green", scale=scale, **changes)
 
 
 def start(site: Path, folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:

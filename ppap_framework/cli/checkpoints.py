@@ -129,7 +129,7 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     A file is compared with the published hash, or with the hash of the file that was used first.
     Without NAME, all that are here are checked. Exits with 4 if one is damaged.
     """
-    from ppap_framework.checkpoints import check, location, open_checkpoint
+    from ppap_framework.checkpoints import check, location, noted_sha256, open_checkpoint
     from ppap_framework.files import file_sha256
     from ppap_framework.registry import registry
 

@@ -7,33 +7,36 @@ and equal sections of the schedule, each thinned to a count of its own, its ends
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from ppap_framework.errors import UsageError
 
 __all__ = ["space_timesteps", "timesteps_for"]
 
-_FAST27 = "10,10,3,2,2"
+_FAST27 = (10, 10, 3, 2, 2)
 
 
-def space_timesteps(num_timesteps: int, respacing: str) -> list[int]:
+def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
     """The kept timesteps, rising.
 
     Args:
         num_timesteps: T.
-        respacing: "" for all; "25" or "10,10,5" for so many in each of as many sections; "ddim25"
-            for 25 at the smallest even stride that gives as many; "fast27" for GLIDE's upsampler.
+        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for so many in each of as many
+            sections; "ddim25" for 25 at the smallest even stride that gives as many; "fast27" for
+            GLIDE's upsampler.
 
     Raises:
         UsageError: For anything else, or where T timesteps cannot be spaced so.
     """
-    if not respacing:
+    if respacing == "":
         return list(range(num_timesteps))
     if respacing == "fast27":
         kept = space_timesteps(num_timesteps, _FAST27)
         return sorted({*kept[:-1], num_timesteps - 3})
-    even = respacing.startswith("ddim")
-    counts = _counts(respacing.removeprefix("ddim"))
+    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+    even = text.startswith("ddim")
+    counts = _counts(text.removeprefix("ddim"))
     if counts is None or (even and len(counts) > 1):
         raise UsageError(
             f"respacing {respacing!r} is not understood",
@@ -45,7 +48,7 @@ def space_timesteps(num_timesteps: int, respacing: str) -> list[int]:
     if stride is None:
         raise UsageError(
             f"no even stride over {num_timesteps} timesteps gives {counts[0]}",
-            hint=f"use {counts[0]} instead of {respacing}, or another number",
+            hint=f"use {counts[0]} instead of {text}, or another number",
         )
     return list(range(0, num_timesteps, stride))
 

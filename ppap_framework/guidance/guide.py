@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
-from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.errors import PluginError, PpapError, UsageError, is_out_of_memory
 from ppap_framework.experts import BundleFile, ExpertSet, WantedExperts
 from ppap_framework.guidance.scales import RangeScales
 from ppap_framework.noise import NoiseLevel
@@ -134,6 +135,23 @@ class Guide:
         """
         return self.experts.at(level) if isinstance(self.experts, ExpertSet) else self.model
 
+    def read(self, images: Tensor, level: NoiseLevel) -> Any:
+        """The prediction of images, (B, 3, H, W), at B noise levels.
+
+        Raises:
+            UsageError: If the user's own network fails.
+            PluginError: If a plugin's network fails.
+        """
+        look = self.at(level)
+        try:
+            return look(images, level)
+        except RuntimeError as error:
+            # Subclasses are torch's own: out of memory, or code that cannot be compiled.
+            if type(error) is not RuntimeError or is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise self._failure(images, reason) from error
+
     def scale_at(self, level: NoiseLevel) -> float | Tensor:
         """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU if there is a curve."""
         return self.factor if self.curve is None else self.factor * self.curve.at(level)
@@ -159,13 +177,14 @@ class Guide:
             (B, 3, H, W); each image's gradient depends on this image alone and may not be finite.
 
         Raises:
-            PluginError: If the model and the loss give no (B,) energies that depend on the images.
-            UsageError: If the target is an index beyond the model's outputs.
+            PluginError: If the model and the loss give no (B,) energies that depend on the images,
+                or as `read`.
+            UsageError: As `read`; if the target is an index beyond the model's outputs.
         """
         assert self.target is not None  # only teachers have none
         with torch.enable_grad():
             x = images.detach().requires_grad_()
-            prediction = self.at(level)(x, level)
+            prediction = self.read(x, level)
             with torch.autocast(x.device.type, enabled=False):
                 energy = self._energy(widened(prediction), self.target.value.to(x.device))
             if energy.shape != x.shape[:1] or not energy.requires_grad:
@@ -176,6 +195,20 @@ class Guide:
                 )
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return gradient
+
+    def _failure(self, images: Tensor, reason: str) -> PpapError:
+        own = self.origin is None or self.origin.distribution is None
+        kind = UsageError if own else PluginError
+        if channels := re.search(r"to have (\d+) channels, but got 3 channels", reason):
+            return kind(
+                f"the network of guide {self.name!r} takes {channels[1]} "
+                f"channel{'' if channels[1] == '1' else 's'}, and images have 3",
+                hint="convert them in its forward, as by images.mean(1, keepdim=True)",
+            )
+        return kind(
+            f"guide {self.name!r} failed on images of shape {tuple(images.shape)}: {reason}",
+            hint="a network takes images (B, 3, H, W); `size` resizes them first" if own else "",
+        )
 
     def _energy(self, prediction: Any, target: Tensor) -> Tensor:
         try:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ppap_framework.run.plan import Plan
+from ppap_framework.runtime import isolated
 
 __all__ = ["Counts", "acting_at", "counts_of"]
 
@@ -35,6 +36,7 @@ class Counts:
     guide_forwards: dict[str, int]
 
 
+@isolated()
 def counts_of(run: Plan) -> Counts:
     """Count what a run takes."""
     acting, passes = acting_at(run), _passes(run)

@@ -29,7 +29,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.run.counts import acting_at, counts_of
 from ppap_framework.run.plan import Plan
-from ppap_framework.runtime import computing_in, frozen
+from ppap_framework.runtime import computing_in, frozen, isolated
 
 __all__ = ["Estimate", "StepCost", "estimate"]
 
@@ -75,6 +75,7 @@ class Estimate:
     memory: int
 
 
+@isolated()
 def estimate(run: Plan) -> Estimate:
     """Estimate what a run takes of a machine.
 

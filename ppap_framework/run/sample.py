@@ -23,7 +23,7 @@ from ppap_framework.run.drawing import Drawing, drawing, models
 from ppap_framework.run.plan import Kind, Plan, plan
 from ppap_framework.run.result import Pictures, Result, Seen, Stats
 from ppap_framework.run.settings import Compute, Sampling, settle
-from ppap_framework.runtime import Watch, peak_memory
+from ppap_framework.runtime import Watch, isolated, peak_memory
 
 __all__ = ["Batch", "draw", "sample"]
 
@@ -86,6 +86,7 @@ def sample(
     return draw(settled, progress=progress)
 
 
+@isolated()
 def draw(
     run: Plan,
     *,
@@ -167,7 +168,7 @@ def _seen(guide: Guide, images: Tensor) -> Seen:
     """What a guide's untouched network sees in finished images."""
     assert guide.target is not None  # a run's guides are aimed
     clean = NoiseLevel.clean(len(images))
-    prediction = guide.at(clean)(images, clean)
+    prediction = guide.read(images, clean)
     target = guide.target.value.to(images.device)
     words = tuple(guide.model.describe(prediction)) or ("",) * len(images)
     pictures = guide.model.render(prediction, images)
