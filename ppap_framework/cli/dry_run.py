@@ -27,7 +27,8 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         plan: The plan.
         as_json: Print JSON.
     """
-    from ppap_framework.run import counts_of, estimate, first_batch
+    from ppap_framework.run import counts_of, first_batch
+    from ppap_framework.run.estimate import estimate
 
     counts, found, unknown = counts_of(plan), None, ""
     try:
