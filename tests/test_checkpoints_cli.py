@@ -118,12 +118,6 @@ class TestDownload:
         assert code == 4
         assert not json.loads(out)[0]["sound"]
 
-    def test_another_file_than_published(self, typed: Typed, web: Web, cache: Path) -> None:
-        web.content = pickled(state("a"))
-        expected = f"{len(web.content)} bytes instead of 2211383297"
-        refused(typed("checkpoints", "download", "adm-256-uncond"), expected)
-        assert not any(path.is_file() for path in cache.rglob("*"))
-
     @pytest.mark.parametrize("how", ["no network", "--offline", "PPAP_OFFLINE", "run", "run once"])
     def test_says_what_to_fetch_and_where_to_put_it(
         self, typed: Typed, cache: Path, monkeypatch: pytest.MonkeyPatch, how: str
