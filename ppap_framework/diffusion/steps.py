@@ -40,7 +40,7 @@ class Step(Protocol):
         Args:
             process: The reverse process.
             index: i, in [0, S).
-            prediction: Of x_i, whose x_0 is already as it shall be.
+            prediction: Prediction at x_i, already clipped.
             noise: (B, C, H, W), standard normal, on any device.
             gradient: (B, C, H, W), g, or None for no guidance.
 
@@ -113,7 +113,7 @@ def ddim_inversion_step(
     Args:
         process: The reverse process.
         index: i, in [0, S); from the last one it leads to pure noise, eps.
-        prediction: Of x_i.
+        prediction: Prediction at x_i.
         gradient: (B, C, H, W), g, or None for no guidance.
 
     Returns:

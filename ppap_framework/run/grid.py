@@ -40,7 +40,7 @@ class Line:
     """One line of tiles.
 
     Attributes:
-        title: What they are.
+        title: Text on the left.
         pictures: The tiles.
         captions: Lines of text below each.
         begins: Draw a rule above it.

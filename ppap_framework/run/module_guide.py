@@ -21,12 +21,12 @@ class ModuleGuide(GuidanceModel):
     """Any network that looks at images, without names for what it sees.
 
     Args:
-        network: From (B, 3, h, w) to a tensor of B predictions, differentiable.
-        mean: Of the three channels in [0, 1], which the network wants subtracted; with `std`. With
-            neither it gets images in [-1, 1].
-        std: By which it then wants them divided.
-        size: The side in pixels to which images are resized first, bilinearly, with antialiasing;
-            None leaves them as they are.
+        network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable.
+        mean: Channel means, in [0, 1], that the network wants subtracted; with `std`. Without both
+            it gets images in [-1, 1].
+        std: Channel deviations by which they are then divided.
+        size: Side in pixels to which images are resized first, bilinearly with antialiasing; None
+            for as they are.
 
     Raises:
         UsageError: For one of `mean` and `std` without the other, not three numbers, or a size or
@@ -59,7 +59,7 @@ class ModuleGuide(GuidanceModel):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        """What the network says; the level is ignored."""
+        """The network's output; the level is ignored."""
         x = images
         if self._size is not None:
             x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
@@ -70,7 +70,7 @@ class ModuleGuide(GuidanceModel):
         or the number of images.
 
         Raises:
-            UsageError: For words, since nothing here has a name.
+            UsageError: For words, since a bare network has no names.
         """
         if given.array is not None:
             value = given.array.reshape(1) if given.array.ndim == 0 else given.array
@@ -89,21 +89,17 @@ class ModuleGuide(GuidanceModel):
 
 @final
 class FunctionLoss(TaskLoss):
-    """A bare function as loss: it can guide, and says nothing of how experts learn."""
+    """A bare function as loss. It can guide, but not teach experts."""
 
     def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
         self._function = function
 
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
-        """What the function says, (B,)."""
+        """The function's value, (B,)."""
         return self._function(prediction, target)
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """Nothing.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Not available: raises a UsageError."""
         raise UsageError(
             "a bare function does not say how a student learns from a teacher",
             hint="give a TaskLoss, or the name of one",
