@@ -23,7 +23,7 @@ __all__ = ["COMMANDS", "GlobalOptions", "color", "main", "ppap"]
 
 COMMANDS = {
     "run": "Draw images from a diffusion model, steered by guides.",
-    "synthesize": "Draw the images that experts are trained on; nothing steers.",
+    "synthesize": "Draw the images that experts are trained on, without guides.",
     "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
     "ones.",
     "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
