@@ -8,7 +8,6 @@ import shlex
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +16,15 @@ import click
 import numpy as np
 import pytest
 import torch
+from commands import Run
 from PIL import Image
-from toy_distribution import TIMESTEPS, install, plugged, ppap, start, write_backend
+from toy_distribution import TIMESTEPS, ppap, start, write_backend
 
 from ppap_framework.cli.run import command
 from ppap_framework.run import Compute, Drawing, GuideRequest, Sampling
 
 BASE = ("run", "--backend", "toy", "--steps", "3", "--num", "2")
 STEER = (*BASE, "--guider", "colour")
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def run(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Run) -> Run:
-    """Types `ppap ...` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return typed
 
 
 def record(folder: str | Path) -> dict[str, Any]:
