@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -25,6 +26,8 @@ __all__ = [
     "opened",
     "remove_temporary",
 ]
+
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 KEPT = "finished work is kept, and the same command continues it"
 """Hint for a write that the system refused."""
@@ -117,8 +120,10 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
     """
     with refusals(path, hint=KEPT):
         for entry in path.glob(".*.tmp") if path.is_dir() else ():
-            name, _, process = entry.name[1:].removesuffix(".tmp").rpartition(".")
-            if process.isdecimal() and belongs(name):
+            name = entry.name
+            while match := _TEMPORARY.fullmatch(name):  # a temporary file may have its own
+                name = match[1]
+            if name != entry.name and belongs(name):
                 entry.unlink()
 
 

@@ -7,12 +7,11 @@ bundle = adapt(backend, "classifier", out="experts")    # both in one
 
 from __future__ import annotations
 
-from ppap_framework.learn.adapt import adapt, check_adapt
 from ppap_framework.learn.calibration import Calibration, calibrate
 from ppap_framework.learn.folder import calibration_path
 from ppap_framework.learn.plan import load_teacher
 from ppap_framework.learn.recipe import Adapters, Boundaries, Recipe
-from ppap_framework.learn.transfer import check_transfer, transfer
+from ppap_framework.learn.transfer import adapt, check_adapt, check_transfer, transfer
 
 __all__ = [
     "Adapters",

@@ -38,21 +38,21 @@ _CLIP = 1.0
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Report:
-    """State of a training after an iteration or a validation.
+    """An iteration that is done.
 
     Attributes:
-        phase: Number of the phase.
-        step: Iterations of it that are done.
-        loss: Loss of the last one, or of the held-out images; the latter may be inf.
-        held_out: Whether it is that of the held-out images.
+        phase: Number of its phase.
+        step: Iterations of the phase that are done.
+        loss: Its loss.
+        held_out: Loss on the held-out images, which may be inf; None without a validation.
     """
 
     phase: int
     step: int
     loss: float
-    held_out: bool
+    held_out: float | None
 
 
 def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
@@ -148,8 +148,8 @@ class Distillation:
         self._optimizer_state = state["optimizer"]
 
     def run(self) -> Generator[Report, None, None]:
-        """Train. A state may be taken between two reports, except between those of an iteration
-        and of its validation. The network is as it was found once the generator is closed.
+        """Train, with a report after every iteration, when a state may be taken. The network is as
+        it was found once the generator is closed.
 
         Raises:
             PpapError: If the loss is no longer finite.
@@ -180,13 +180,11 @@ class Distillation:
             while self.step < phase.iterations and not 0 < recipe.patience <= self._stale:
                 loss = self._learn(phase, self._optimizer, parameters)
                 self.step += 1
-                score = None
+                held_out = None
                 if self.step % recipe.validate_every == 0 or self.step == phase.iterations:
-                    score = self._score(validation)
-                    self._remember(phase, score)
-                yield Report(phase=self.phase, step=self.step, loss=loss, held_out=False)
-                if score is not None:
-                    yield Report(phase=self.phase, step=self.step, loss=score, held_out=True)
+                    held_out = self._score(validation)
+                    self._remember(phase, held_out)
+                yield Report(self.phase, self.step, loss, held_out)
             score, best = self._end(phase, validation)
         self._optimizer = None
         if not phase.shared:

@@ -62,8 +62,7 @@ def recorded_settings(path: Path) -> dict[str, Any] | None:
     Raises:
         AssetError: If the record is damaged.
     """
-    record = _record(path)
-    return None if record is None else record["settings"]
+    return _record(path).get("settings")
 
 
 @final
@@ -121,7 +120,7 @@ class TransferFolder:
     @property
     def complete(self) -> bool:
         """Whether the training is finished and its bundle is there."""
-        return self.bundle.exists() and (_record(self.path) or {}).get("status") == "complete"
+        return self.bundle.exists() and _record(self.path).get("status") == "complete"
 
     def calls(self, command: Sequence[str] | None) -> resume.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
@@ -136,10 +135,7 @@ class TransferFolder:
         """
         if not self._state.exists():
             return None
-        try:
-            content = self._state.read_bytes()
-        except OSError as error:
-            raise AssetError(f"cannot read {str(self._state)!r}: {error.strerror}") from error
+        content = self._state.read_bytes()
         stated, payload = content[:64], content[64:]
         if hashlib.sha256(payload).hexdigest().encode() != stated:
             raise AssetError(
@@ -154,11 +150,7 @@ class TransferFolder:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep a state, and write the log.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Keep a state, and write the log."""
         saved = io.BytesIO()
         torch.save({"settings": self._digest, "log": self.log, "state": state}, saved)
         # Torch does not notice numbers that were changed on the disk.
@@ -170,11 +162,7 @@ class TransferFolder:
             temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
-        """Remove what only an unfinished training needs.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Remove what only an unfinished training needs."""
         if (self.path / _PARTIAL).exists():
             with refusals(self.path / _PARTIAL, hint=KEPT):
                 shutil.rmtree(self.path / _PARTIAL)
@@ -196,9 +184,12 @@ class TransferFolder:
             (self.path / _RECORD).unlink(missing_ok=True)
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _record(path: Path) -> dict[str, Any]:
+    """What `transfer.json` says; empty if there is none."""
     record: Any = read_json(path / _RECORD, hint=_DAMAGED)
-    if record is not None and not (
+    if record is None:
+        return {}
+    if not (
         isinstance(record, dict)
         and isinstance(record.get("settings"), dict)
         and isinstance(record.get("calls"), list)

@@ -23,7 +23,7 @@ from ppap_framework.experts import (
     installed_adapter,
 )
 from ppap_framework.guidance import Guide
-from ppap_framework.learn.boundaries import Curve
+from ppap_framework.learn.boundaries import proposed_starts
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.origin import Origin
@@ -50,25 +50,23 @@ class TransferPlan:
     Attributes:
         backend: The diffusion model that draws the images.
         guide: The network, teacher and student, and the loss that compares their answers.
-        guide_identity: Identity of the untouched network.
-        backend_identity: Identity of the diffusion model.
-        recipe: How experts are trained. Number, boundaries and adapters are settled, but for
-            boundaries that the data propose.
+        identities: Of the untouched network, "guide", and of the diffusion model, "backend".
+        recipe: How experts are trained: everything is settled, except boundaries that the data
+            propose.
         adapters: The recipe's adapters.
-        compute: How the network and the backend are computed.
+        compute: How networks are computed.
         bundle_name: Name of the bundle, if one was given.
-        curve: The curve from which boundaries were derived, if they were.
+        curve: The curve that proposed the boundaries, if one did; see `measure`.
     """
 
     backend: LoadedBackend
     guide: Guide
-    guide_identity: Identity
-    backend_identity: Identity
+    identities: dict[str, Identity]
     recipe: Recipe
     adapters: tuple[AdapterConfig, ...]
     compute: Compute
     bundle_name: str | None
-    curve: Curve | None = None
+    curve: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -91,17 +89,17 @@ class TransferPlan:
         """The phases of training."""
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
 
-    def with_boundaries(self, curve: Curve) -> TransferPlan:
-        """The plan with boundaries that a curve proposes.
+    @property
+    def loss_record(self) -> dict[str, Any]:
+        """Name and options of the loss, as JSON."""
+        name = self.guide.loss_name or type(self.guide.loss).__name__
+        return {"name": name, "options": self.guide.loss_options}
 
-        Raises:
-            UsageError: If experts cannot begin there.
-        """
-        starts = tuple(curve.starts(self.stage.schedule, self.recipe.num_experts))
+    def with_boundaries(self, curve: dict[str, Any]) -> TransferPlan:
+        """The plan with boundaries that a curve proposes."""
+        starts = proposed_starts(curve, self.stage.schedule, self.recipe.num_experts)
         recipe = attrs.evolve(self.recipe, num_experts=len(starts) + 1, boundaries=starts)
-        plan = attrs.evolve(self, recipe=recipe, curve=curve)
-        _ = plan.phases
-        return plan
+        return attrs.evolve(self, recipe=recipe, curve=curve)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[ExpertSet]:
@@ -118,30 +116,21 @@ class TransferPlan:
             experts.detach()
 
     def inputs(self, images: Images) -> dict[str, Any]:
-        """Identities of the network and of the images, as JSON."""
-        return {
-            "guide": attrs.asdict(self.guide_identity),
-            "backend": attrs.asdict(self.backend_identity),
-            "data": images.manifest_hash,
-        }
+        """Identities of the networks and of the images, as JSON."""
+        identities = {name: attrs.asdict(identity) for name, identity in self.identities.items()}
+        return identities | {"data": images.manifest_hash}
 
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
-        settings = {
+        return {
             **self.inputs(images),
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
             "loss": self.loss_record,
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
+            **({} if self.curve is None else {"proposal": self.curve}),
         }
-        return settings if self.curve is None else settings | {"proposal": attrs.asdict(self.curve)}
-
-    @property
-    def loss_record(self) -> dict[str, Any]:
-        """Name and options of the loss, as JSON."""
-        name = self.guide.loss_name or type(self.guide.loss).__name__
-        return {"name": name, "options": self.guide.loss_options}
 
 
 def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
@@ -149,7 +138,7 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
 
     Args:
         guide: A guide, a request for one, the name of a guider, or a network.
-        loss: The loss by which a network's answers are compared; None for a guider's own.
+        loss: The loss that compares the answers of a network; None for a guider's own.
 
     Raises:
         PpapError: As `ppap_framework.guide`; and UsageError for a guide that understands noise, or
@@ -161,10 +150,10 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
         raise UsageError(
             f"the guide has a loss already, {guide.loss_name!r}", hint="leave out loss"
         )
-    name = guide.name if isinstance(guide, Guide) else guide.label
     if guide.noise_aware:
+        name = guide.name if isinstance(guide, Guide) else guide.label
         raise UsageError(
-            f"{name!r} understands noise already",
+            f"guide {name!r} understands noise already",
             hint="experts are for networks that have only seen clean images",
         )
     if isinstance(guide, GuideRequest):
@@ -180,7 +169,6 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
 def plan_transfer(
     backend: DiffusionBackend | str,
     guide: Guide | nn.Module | str,
-    *,
     loss: Loss | None,
     recipe: Recipe,
     compute: Compute,
@@ -198,9 +186,10 @@ def plan_transfer(
     adapters: tuple[AdapterConfig, ...] = ()
     with problems.collected():
         adapters = _configs(recipe.adapters)
+        recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         owned = recipe.ranges(schedule).timesteps(schedule)
-        recipe.phases(owned)
+        recipe.phases(owned)  # for boundaries from data, of as many experts as there may be
         if recipe.boundaries != "auto":
             starts = tuple(timesteps.start for timesteps in owned[1:])
             recipe = attrs.evolve(recipe, num_experts=len(owned), boundaries=starts)
@@ -208,9 +197,11 @@ def plan_transfer(
     plan = TransferPlan(
         backend=loaded,
         guide=teacher,
-        guide_identity=_identity(guide_origin(teacher), guide_sha256(teacher.model)),
-        backend_identity=_identity(loaded.origin, backend_sha256(loaded.inner)),
-        recipe=attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters]),
+        identities={
+            "guide": _identity(guide_origin(teacher), guide_sha256(teacher.model)),
+            "backend": _identity(loaded.origin, backend_sha256(loaded.inner)),
+        },
+        recipe=recipe,
         adapters=adapters,
         compute=compute,
         bundle_name=name,
@@ -223,23 +214,21 @@ def plan_transfer(
 def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
     """Adapters that exist and take their options."""
     problems = Problems()
-    configs: list[AdapterConfig] = []
+    configs: dict[str, AdapterConfig] = {}
     for kind, options in registry().default_adapters() if adapters is None else adapters:
         with problems.collected():
-            if any(config.name == kind for config in configs):
+            if kind in configs:
                 raise UsageError(f"adapter {kind!r} is given twice", hint="give each adapter once")
             try:
-                config = AdapterConfig(name=kind, options=dict(options))
+                configs[kind] = AdapterConfig(name=kind, options=dict(options))
             except ValueError as error:
-                raise UsageError(f"the options of adapter {kind!r} cannot be used: {error}") from (
-                    error
-                )
-            installed_adapter(config)
-            configs.append(config)
+                message = f"the options of adapter {kind!r} cannot be used: {error}"
+                raise UsageError(message) from error
+            installed_adapter(configs[kind])
     problems.check()
     if not configs:
         raise UsageError("experts need an adapter", hint="such as lora, bias or full")
-    return tuple(configs)
+    return tuple(configs.values())
 
 
 def _identity(origin: Origin, sha256: str) -> Identity:

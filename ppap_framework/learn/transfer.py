@@ -1,4 +1,4 @@
-"""Knowledge transfer: from a teacher of clean images to experts that read their noisy versions."""
+"""Training of experts: on images that exist, or that the diffusion model draws first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import attrs
 from torch import nn
 
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.data import Images, SyntheticData
+from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
     SUFFIX,
@@ -28,21 +28,26 @@ from ppap_framework.experts import (
 )
 from ppap_framework.files import refusals
 from ppap_framework.guidance import Guide
-from ppap_framework.learn.boundaries import Curve
+from ppap_framework.learn.boundaries import measure
 from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import TransferFolder, check_transfer_folder, recorded_settings
+from ppap_framework.learn.folder import (
+    DATA,
+    TransferFolder,
+    check_transfer_folder,
+    recorded_settings,
+)
 from ppap_framework.learn.loss_plot import plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.resume import Calls
-from ppap_framework.run import Compute, Loss, changed, check_writable
+from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
-__all__ = ["check_transfer", "learn", "transfer"]
+__all__ = ["adapt", "check_adapt", "check_transfer", "transfer"]
 
-BATCH = 64  # of images that are drawn, if no `Compute` is given
+_BATCH = 64  # of images that are drawn, if no `Compute` is given
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0
 
@@ -94,11 +99,72 @@ def transfer(
         KeyboardInterrupt: On Ctrl-C; the same call continues.
     """
     path = Path(out).expanduser()
-    recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=BATCH))
+    recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
     check_transfer(path, recipe, compute, name)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
-    plan = plan_transfer(backend, guide, loss=loss, recipe=recipe, compute=compute, name=name)
-    return learn(plan, images, path, keep, overwrite, calibrate, progress, command)
+    plan = plan_transfer(backend, guide, loss, recipe, compute, name)
+    return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
+
+
+@isolated()
+def adapt(
+    backend: DiffusionBackend | str,
+    guide: Guide | nn.Module | str,
+    *,
+    out: str | os.PathLike[str],
+    loss: Loss | None = None,
+    num: int = 2048,
+    sampling: Sampling | None = None,
+    recipe: Recipe | None = None,
+    compute: Compute | None = None,
+    workers: int | None = 1,
+    name: str | None = None,
+    keep: bool = True,
+    overwrite: bool = False,
+    calibrate: bool = True,
+    progress: Watch | None = None,
+    command: Sequence[str] | None = None,
+    **changes: Any,
+) -> BundleFile:
+    """Train experts that read a diffusion model's noise, without data or labels.
+
+    However it ends, the same call continues. Arguments that are not listed are those of `transfer`.
+
+    Args:
+        backend: The diffusion model that draws the images and that the experts will steer.
+        out: A folder; the synthetic set goes into `data` in it.
+        num: Number of images to draw.
+        sampling: What determines them; by default with the recipe's seed.
+        compute: How they are computed; its device is that of training, too.
+        workers: Processes that draw, as for `synthesize`.
+        progress: Called as drawing, training and calibration go on.
+        changes: Fields of `recipe`, `sampling` and `compute`; one that several have is that of the
+            first of these.
+
+    Raises:
+        PpapError: As `synthesize` and `transfer`.
+    """
+    path = Path(out).expanduser()
+    recipe, sampling, compute = changed(
+        changes,
+        recipe or Recipe(),
+        sampling or Sampling(seed=changes.get("seed", recipe.seed if recipe else 0)),
+        compute or Compute(batch=_BATCH),
+    )
+    check_adapt(path, recipe, sampling, compute, num=num, workers=workers, name=name)
+    plan = plan_transfer(backend, guide, loss, recipe, compute, name)
+    data = synthesize(
+        plan.backend,
+        out=path / DATA,
+        num=num,
+        sampling=sampling,
+        compute=compute,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        command=command,
+    )
+    return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
 
 
 def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
@@ -119,7 +185,35 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
     problems.check()
 
 
-def learn(
+def check_adapt(
+    out: Path,
+    recipe: Recipe,
+    sampling: Sampling,
+    compute: Compute,
+    *,
+    num: int,
+    workers: int | None,
+    name: str | None,
+) -> None:
+    """Accept what can be right, whatever the backend and guide.
+
+    Raises:
+        UsageError: With everything that cannot.
+    """
+    problems = Problems()
+    with problems.collected():
+        check_transfer(out, recipe, compute, name)
+    # What both checks would report is reported once.
+    if sampling.seed == recipe.seed:
+        sampling = attrs.evolve(sampling, seed=0)
+    with problems.collected():
+        check_synthesis(out / DATA, num, sampling, Compute(batch=compute.batch), workers=workers)
+    if num == 1:
+        problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
+    problems.check()
+
+
+def _learn(
     plan: TransferPlan,
     images: Images,
     out: Path,
@@ -133,11 +227,12 @@ def learn(
     _check_images(images, plan)
     model = plan.guide.model.to(plan.compute.place)
     if plan.recipe.boundaries == "auto":
-        earlier = None if overwrite else recorded_settings(out)
-        curve = Curve.recorded(earlier, plan.inputs(images))
-        if curve is None:
-            with evaluating(model):
-                curve = Curve.measure(plan.guide, plan.stage, images, plan.recipe)
+        earlier = {} if overwrite else recorded_settings(out) or {}
+        same = plan.inputs(images).items() <= earlier.items()
+        with evaluating(model):
+            curve = (same and earlier.get("proposal")) or measure(
+                plan.guide, plan.stage, images, plan.recipe
+            )
         plan = plan.with_boundaries(curve)
     bundle = f"{plan.name}{SUFFIX}"
     with TransferFolder.opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
@@ -168,13 +263,12 @@ def _train(
     data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place)
     with plan.attached() as experts:
         training = Distillation(experts, guide.loss, stage.schedule, data, recipe, plan.phases)
-        _run(training, recipe, folder, calls, progress)
+        _run(training, folder, calls, progress)
         info = describe(
             experts,
             stage.schedule,
             stage.image_shape[1:],
-            guide=plan.guide_identity,
-            backend=plan.backend_identity,
+            **plan.identities,
             adapters=plan.adapters,
             recipe=attrs.asdict(recipe) | {"loss": plan.loss_record},
             seed=recipe.seed,
@@ -185,11 +279,7 @@ def _train(
 
 
 def _run(
-    training: Distillation,
-    recipe: Recipe,
-    folder: TransferFolder,
-    calls: Calls,
-    progress: Watch | None,
+    training: Distillation, folder: TransferFolder, calls: Calls, progress: Watch | None
 ) -> None:
     """Train from the folder's state to the end, and keep log and state."""
     state = folder.load()
@@ -201,19 +291,15 @@ def _run(
         for report in reports:
             phase = training.phases[report.phase]
             line = {"phase": phase.name, "iteration": report.step}
-            last = report.step == phase.iterations
-            if report.held_out:
-                score = report.loss if math.isfinite(report.loss) else None
+            if report.step % _LOG_EVERY == 0 or report.step == phase.iterations:
+                folder.log.append({**line, "loss": report.loss})
+            if report.held_out is not None:
+                score = report.held_out if math.isfinite(report.held_out) else None
                 folder.log.append({**line, "held_out": score})
-            else:
-                calls.call["iterations"] += 1
-                if report.step % _LOG_EVERY == 0 or last:
-                    folder.log.append({**line, "loss": report.loss})
-                if progress:
-                    progress(Progress("learning", training.done, total, f"loss {report.loss:.3g}"))
-                if report.step % recipe.validate_every == 0 or last:
-                    continue  # no state lies between an iteration and its validation
-            if report.held_out or time.perf_counter() - saved >= _SAVE_SECONDS:
+            calls.call["iterations"] += 1
+            if progress:
+                progress(Progress("learning", training.done, total, f"loss {report.loss:.3g}"))
+            if report.held_out is not None or time.perf_counter() - saved >= _SAVE_SECONDS:
                 folder.save(training.state_dict())
                 calls.write()
                 saved = time.perf_counter()
@@ -236,7 +322,7 @@ def _check_images(images: Images, plan: TransferPlan) -> None:
         )
     if isinstance(images, SyntheticData):
         drawn = images.manifest["settings"]["backend"]["weights_sha256"]
-        if drawn != plan.backend_identity.sha256:
+        if drawn != plan.identities["backend"].sha256:
             raise AssetError(
                 f"the data in {str(images.path)!r} were drawn by a backend with other weights",
                 hint="draw them with `ppap synthesize`",
