@@ -18,7 +18,6 @@ from ppap_framework.cli.training_options import (
     show_bundle,
     training_options,
 )
-from ppap_framework.errors import Problems
 
 if TYPE_CHECKING:
     from ppap_framework.learn import Recipe
@@ -52,8 +51,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.learn import adapt, check_adapt, load_teacher
     from ppap_framework.run import Compute, Sampling
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     recipe = recipe_of(given, problems)
     sampling = Sampling(steps=given["steps"], seed=given["seed"])

@@ -80,8 +80,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.run import check_writable, plan
 
     sampling, compute = settings_of(given)
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     out = Path(given["out"] or ".").expanduser()
     with problems.collected():
         check_writable(out)

@@ -179,8 +179,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     from ppap_framework.experts import bundle_by_name
     from ppap_framework.learn import calibrate, calibration_path, load_teacher
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     with problems.collected():
         bundle = _own(bundle_by_name(source))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from ppap_framework.cli.backend_options import backend_of, backend_options, sett
 from ppap_framework.cli.config import Command, OrAuto, option, problems_of
 from ppap_framework.cli.output import note, print_json
 from ppap_framework.cli.progress import progress
-from ppap_framework.errors import PpapError, Problems, UsageError
+from ppap_framework.errors import Problems, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.run import Plan
@@ -158,15 +158,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     _draw(plan, given)
 
 
-def _prepare(given: dict[str, Any], wrong: Sequence[PpapError]) -> Plan:
+def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     """Everything that can be wrong is found before weights are read, and reported at once."""
     from ppap_framework import run
     from ppap_framework.cli.guide_options import parse_guides
 
-    problems = Problems()
-    problems.errors += wrong
-    num = 4 if given["num"] is None else given["num"]
-    offline = given["dry_run"] or given["offline"]
+    num, offline = given["num"], given["dry_run"] or given["offline"]
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
     with problems.collected():

@@ -18,7 +18,6 @@ from ppap_framework.cli.training_options import (
     show_bundle,
     training_options,
 )
-from ppap_framework.errors import Problems
 
 __all__ = ["command"]
 
@@ -48,8 +47,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.learn import check_transfer, load_teacher, transfer
     from ppap_framework.run import Compute
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     out, compute = Path(given["out"]).expanduser(), Compute(device=given["device"], batch=64)
     recipe = recipe_of(given, problems)
