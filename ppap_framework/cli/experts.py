@@ -20,7 +20,7 @@ from ppap_framework.cli.output import (
     size_words,
 )
 from ppap_framework.cli.progress import progress
-from ppap_framework.cli.training_options import guide_of, guide_options
+from ppap_framework.cli.training_options import guide_options
 from ppap_framework.errors import AssetError, Problems, UsageError
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.experts import bundle_by_name
     from ppap_framework.learn import calibrate, calibration_path, load_teacher
 

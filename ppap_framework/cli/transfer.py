@@ -12,7 +12,6 @@ from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.progress import progress
 from ppap_framework.cli.training_options import (
-    guide_of,
     guide_options,
     recipe_of,
     show_bundle,
@@ -43,6 +42,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     \b
     ppap transfer --backend adm --guider classifier --data runs/synthetic --out runs/experts
     """
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.data import LabelledImages, SyntheticData
     from ppap_framework.learn import check_transfer, load_teacher, transfer
     from ppap_framework.run import Compute
