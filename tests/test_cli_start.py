@@ -77,7 +77,7 @@ def test_version(tmp_path: Path) -> None:
 
 
 def test_the_doctor_on_this_very_installation(typed: Run) -> None:
-    from ppap_framework.checkpoints import cache_dir
+    from ppap_framework.files import cache_dir
 
     report = json.loads(typed("doctor", "--json").out)
     assert report["caches"][0]["path"] == str(cache_dir())

@@ -18,7 +18,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class OrAuto(click.ParamType):
 
     def __init__(self, number: click.ParamType) -> None:
         self.number = number
-        self.name = f"{number.name} or auto"
+        self.name = "number|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "auto":
@@ -91,8 +91,12 @@ class Option(click.Option):
         return default
 
 
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """A `click.option` that is an `Option`, of text if no other type is given."""
+def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callable[[Any], Any]:
+    """A `click.option` that is an `Option`: of text if no other type is given, or with choices of
+    which the first is the default.
+    """
+    if choices:
+        settings |= {"type": click.Choice(choices), "default": choices[0]}
     if not settings.get("is_flag"):
         settings.setdefault("type", Text())
         settings.setdefault("show_default", settings.get("default") is not None)

@@ -22,6 +22,7 @@ from ppap_framework.cli.output import (
 from ppap_framework.cli.progress import progress
 from ppap_framework.cli.training_options import guide_options
 from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile, BundleInfo
@@ -48,7 +49,6 @@ def list_experts(as_json: bool) -> None:
     `--experts auto` takes the first that matches; `--experts NAME` finds any.
     """
     from ppap_framework.experts import experts_dir, find_bundles
-    from ppap_framework.registry import registry
 
     rows = [_row(bundle) for bundle in find_bundles()]
     here = {row["name"] for row in rows if row["plugin"]}
