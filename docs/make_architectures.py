@@ -36,9 +36,9 @@ from ppap_framework.experts import (
     load_bundle,
     read_bundle_info,
 )
-from ppap_framework.learn import Recipe, teacher, transfer
+from ppap_framework.learn import Recipe, load_teacher, transfer
 from ppap_framework.noise import linear_schedule
-from ppap_framework.run import LoadedBackend, ModuleGuide
+from ppap_framework.run import GuideRequest, LoadedBackend, ModuleGuide
 
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "architectures.md", DOCS / "adapters" / "architectures.json"
@@ -154,7 +154,7 @@ def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]
     network = folder / "network"
     network.mkdir()
     saved(kind, network)
-    learner = teacher(GUIDERS[task], **named(network))
+    learner = load_teacher(GuideRequest(source=GUIDERS[task], **named(network)))
     learner.model(stand.unguided)  # at the first call transformers adds hooks of its own
     before = anatomy(learner.model.network)
     bundle = transfer(

@@ -23,8 +23,9 @@ from torch import Tensor
 import ppap_framework as ppap
 from ppap_framework.components import GuidanceModel
 from ppap_framework.experts import ExpertSet, load_bundle
-from ppap_framework.learn import Recipe, teacher, transfer
+from ppap_framework.learn import Recipe, load_teacher, transfer
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.run import GuideRequest
 
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "real-weights.md", DOCS / "adapters" / "real-weights.json"
@@ -69,8 +70,8 @@ def probabilities(model: GuidanceModel, images: Tensor) -> Tensor:
 def answers(experts: ExpertSet, images: Tensor, level: NoiseLevel) -> Tensor:
     """(B,), what noisy images of one level are called by the expert that owns it."""
     with torch.no_grad():
-        parts = zip(images.split(16), level.log_snr.split(16), strict=True)
-        said = [experts.forward(part, NoiseLevel(log_snr)).argmax(1) for part, log_snr in parts]
+        parts = zip(images.split(16), map(NoiseLevel, level.log_snr.split(16)), strict=True)
+        said = [experts.at(level)(part, level).argmax(1) for part, level in parts]
     experts.activate(None)
     return torch.cat(said)
 
@@ -157,7 +158,10 @@ def guided(
 def measure(folder: Path, size: Size) -> dict[str, Any]:
     """Everything, on this machine."""
     given = guide(folder)
-    learner, judging = teacher("classifier", **given), teacher("classifier", **judge()).model
+    learner, judge_ = (
+        load_teacher(GuideRequest(source="classifier", **options)) for options in (given, judge())
+    )
+    judging = judge_.model
     names = learner.model.class_names  # type: ignore[attr-defined]  # a classifier
     backend = ppap.backend("adm")
     drawn = [

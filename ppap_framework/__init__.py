@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppap_framework.data import SyntheticData, synthesize
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-    from ppap_framework.learn.adapt import adapt  # mypy takes the name for the module otherwise
+    from ppap_framework.learn import adapt
     from ppap_framework.learn.transfer import transfer
     from ppap_framework.registry import (
         list_adapters,

@@ -1,15 +1,13 @@
-"""What every classifying guide needs around its network: classes by name, drawings of the top k.
+"""Classes by name, and drawings of the likeliest ones, for every guide that classifies.
 
-It is here, and part of the author API, because a plugin imports no other plugin: a classifier of
-clean images and one of noisy images come from different distributions, and a target that one
-understands the other must too.
+All classifiers share this, so that a target that one of them understands means the same to others.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import UsageError
+from ppap_framework.pixels import from_uint8, to_pil
 
 __all__ = ["class_target", "describe_top_class", "draw_top_classes", "find_class"]
 
@@ -31,27 +30,31 @@ _PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (28, 28, 32), (225, 227, 232), (52
 def find_class(text: str, names: Sequence[str]) -> int:
     """The class that a text means: a name, a number, one of several names, or an unambiguous part.
 
-    Names are compared without regard to case, and to hyphens and underscores for spaces. One that
-    consists of several, separated by commas as those of ImageNet are ("tench, Tinca tinca"),
-    answers to each. A part of whole words goes before any other part, so that "hen" is no
-    "hen-of-the-woods" where a hen is.
+    Case does not matter, and hyphens and underscores count as spaces. A name that consists of
+    several, separated by commas as in ImageNet ("tench, Tinca tinca"), answers to each. Whole words
+    go before other parts: if there is a "hen", it is not the "hen-of-the-woods".
 
     Args:
-        text: As typed.
-        names: Of all classes, in order.
+        text: Text as typed.
+        names: Names of all classes, in order.
 
     Returns:
-        In [0, K).
+        Index in [0, K).
 
     Raises:
-        UsageError: Where the text means no class or several; the hint lists what is close.
+        UsageError: If the text means no class or several; the hint lists what is close.
     """
     wanted = _plain(text)
     if not wanted:
         raise UsageError("the class to aim at is empty", hint=_examples(names))
     plain = [_plain(name) for name in names]
     if wanted not in plain and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
-        return _numbered(int(wanted), names)
+        if not 0 <= int(wanted) < len(names):
+            raise UsageError(
+                f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}",
+                hint=_examples(names),
+            )
+        return int(wanted)
     words = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
     for found in (
         [index for index, name in enumerate(plain) if name == wanted],
@@ -74,32 +77,36 @@ def class_target(
     """The class to aim at, or one for each image of a batch.
 
     Args:
-        given: Text, as `find_class` takes it; an array of class numbers, () or (B,); or a picture,
-            which stands for the class that the classifier sees in it.
-        names: Of all classes, in order.
+        given: Text, as in `find_class`; an array of class indices, () or (B,); or a picture, which
+            stands for the class that the classifier sees in it.
+        names: Names of all classes, in order.
         look: The classifier, from images (1, 3, H, W) in [-1, 1] to logits (1, K); without it, a
             picture is no target.
 
     Returns:
-        With `value` (1,) or (B,), int64.
+        A target whose `value` is (1,) or (B,), int64.
 
     Raises:
-        UsageError: Where it is none of these, or no such class exists.
+        UsageError: If it is none of these, or no such class exists.
     """
     if given.image is not None and look is not None:
-        return _seen_class(given, names, look)
+        picture = given.pixels()
+        with torch.no_grad():
+            index = int(look(picture[None])[0].argmax())
+        seen = f"{_first_name(names[index])}{given.source and f', as in {given.source}'}"
+        return Target(value=torch.tensor([index]), label=seen, picture=picture)
     if given.text is not None:
         index = find_class(given.text, names)
         return Target(value=torch.tensor([index]), label=_first_name(names[index]))
     if given.array is None or given.array.ndim > 1 or given.array.numel() == 0:
         what = "a picture" if given.array is None else f"an array of {tuple(given.array.shape)}"
         raise UsageError(
-            f"a classifier cannot aim at {what}{f' ({given.source})' if given.source else ''}",
+            f"a classifier cannot aim at {what}{given.source and f' ({given.source})'}",
             hint=_examples(names),
         )
     numbers = given.array.reshape(-1)
     value = numbers.to(torch.int64)
-    if bool((value != numbers).any()) or bool(((value < 0) | (value >= len(names))).any()):
+    if bool(((value != numbers) | (value < 0) | (value >= len(names))).any()):
         raise UsageError(
             f"target classes must be whole numbers from 0 to {len(names) - 1}",
             hint=_examples(names),
@@ -109,58 +116,37 @@ def class_target(
     return Target(value=value, label=label)
 
 
-@torch.no_grad()
-def _seen_class(
-    given: TargetInput, names: Sequence[str], look: Callable[[Tensor], Tensor]
-) -> Target:
-    picture = given.pixels()
-    (logits,) = look(picture[None])
-    index = int(logits.argmax())
-    source = f", as in {given.source}" if given.source else ""
-    return Target(
-        value=torch.tensor([index]), label=f"{_first_name(names[index])}{source}", picture=picture
-    )
-
-
 def describe_top_class(logits: Tensor, names: Sequence[str]) -> list[str]:
-    """The likeliest class of each image by its first name, and its probability: "red cube 0.97".
+    """The first name of each image's likeliest class, and its probability: "red cube 0.97".
 
     Args:
         logits: (B, K).
-        names: Of the K classes.
+        names: Names of the K classes.
     """
-    probability, index = logits.detach().float().softmax(-1).max(-1)
-    pairs = zip(index.tolist(), probability.tolist(), strict=True)
-    return [f"{_first_name(names[i])} {p:.2f}" for i, p in pairs]
+    return [f"{name} {probability:.2f}" for [(name, probability)] in _top(logits, names, 1)]
 
 
 def draw_top_classes(logits: Tensor, images: Tensor, names: Sequence[str], k: int = 5) -> Tensor:
-    """Each image beside bars of its k likeliest classes, with names and probabilities.
+    """Each image beside bars of its likeliest classes, with names and probabilities.
 
     Args:
         logits: (B, K).
         images: (B, 3, H, W) in [-1, 1].
-        names: Of the K classes.
-        k: How many bars; all classes where there are fewer.
+        names: Names of the K classes.
+        k: Largest number of bars.
 
     Returns:
         (B, 3, 144, 288), float32 in [-1, 1], on the CPU.
     """
-    probabilities = logits.detach().float().softmax(-1).cpu()
-    top = probabilities.topk(min(k, len(names)), dim=-1)
-    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    drawings = [
-        _draw(
-            Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()),
-            [
-                (_first_name(names[i]), p)
-                for i, p in zip(index.tolist(), values.tolist(), strict=True)
-            ],
-        )
-        for picture, index, values in zip(pixels, top.indices, top.values, strict=True)
-    ]
-    stacked = torch.from_numpy(np.stack(drawings))  # (B, h, w, 3), uint8
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+    pairs = zip(to_pil(images), _top(logits, names, k), strict=True)
+    return from_uint8(np.stack([_draw(picture, bars) for picture, bars in pairs]))
+
+
+def _top(logits: Tensor, names: Sequence[str], k: int) -> Iterable[list[tuple[str, float]]]:
+    """The first names and probabilities of each image's k likeliest classes."""
+    top = logits.detach().float().softmax(-1).cpu().topk(min(k, len(names)), dim=-1)
+    for index, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
+        yield [(_first_name(names[i]), p) for i, p in zip(index, values, strict=True)]
 
 
 def _draw(picture: Image.Image, bars: list[tuple[str, float]]) -> NDArray[np.uint8]:
@@ -206,15 +192,6 @@ def _first_name(name: str) -> str:
     return name.split(",")[0]
 
 
-def _numbered(number: int, names: Sequence[str]) -> int:
-    if not 0 <= number < len(names):
-        raise UsageError(
-            f"there is no class {number}: they are numbered from 0 to {len(names) - 1}",
-            hint=_examples(names),
-        )
-    return number
-
-
 def _ambiguous(text: str, found: Sequence[int], names: Sequence[str]) -> UsageError:
     listed = ", ".join(f"{names[index]!r} ({index})" for index in found[:_SHOWN])
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -225,7 +202,7 @@ def _ambiguous(text: str, found: Sequence[int], names: Sequence[str]) -> UsageEr
 
 
 def _unknown(text: str, wanted: str, names: Sequence[str], plain: Sequence[str]) -> UsageError:
-    whole: dict[str, int] = {}  # each of a class's names, and each word, to the class
+    whole: dict[str, int] = {}  # from a class's names, and their words, to the class
     for index, name in enumerate(plain):
         for part in (name, *name.split(", "), *name.split()):
             whole.setdefault(part, index)

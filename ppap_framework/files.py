@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = [
 
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
+_SETTLED = 2e9  # ns; within a tick of a file system's clock, a file can change and keep its time
 
 
 @contextlib.contextmanager
@@ -108,16 +111,26 @@ def digest(value: Any) -> str:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits.
 
+    It is remembered while the file's modification time and size stay the same.
+
     Raises:
         AssetError: If it cannot be read.
     """
-    found = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                found.update(part)
+        stat = path.stat()
+        settled = time.time_ns() - stat.st_mtime_ns > _SETTLED
+        read = _file_sha256 if settled else _file_sha256.__wrapped__
+        return read(path.resolve(), stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+@lru_cache(maxsize=256)
+def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
     return found.hexdigest()
 
 

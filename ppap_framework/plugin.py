@@ -161,7 +161,7 @@ class AdapterSpec(ComponentSpec):
     makes = "ExpertAdapter"
 
     default: Mapping[str, Any] | None = attrs.field(
-        default=None, validator=optional(instance_of(Mapping))
+        default=None, validator=optional(instance_of(dict))
     )
 
 

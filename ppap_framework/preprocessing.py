@@ -1,8 +1,8 @@
-"""What images go through before a network sees them, and guides that can be told so.
+"""What happens to images before a network sees them, and guides that can exchange it.
 
-A guide has a preprocessing of its own, which nobody else need know. Experts that were trained
-elsewhere may have been shown images otherwise than the network they were made of: then their file
-says how, and a `PreprocessingGuide` shows them images so.
+Every guide does this by itself. Experts that were trained elsewhere may have seen images otherwise
+than the network they were made from: their file then says how, and a `PreprocessingGuide` shows
+them images so.
 """
 
 from __future__ import annotations
@@ -13,30 +13,19 @@ from collections.abc import Iterable
 from typing import Any, Literal, final
 
 import attrs
+import torch
+import torch.nn.functional as F
 from attrs.validators import in_, instance_of
+from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel
+from ppap_framework.errors import AssetError
 
-__all__ = ["Preprocessing", "PreprocessingGuide"]
+__all__ = ["ImageInput", "Preprocessing", "PreprocessingGuide"]
 
 
-def _three(values: Iterable[float]) -> tuple[float, ...]:
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(values)
-
-
-def _check_three(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if len(value) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in value):
-        raise ValueError(f"{attribute.name} must be three finite numbers, not {value!r:.60}")
-
-
-def _check_positive(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not all(x > 0 for x in value):
-        raise ValueError(f"{attribute.name} must be above 0, not {value!r:.60}")
-
-
-def _check_size(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(f"{attribute.name} must be a whole number from 1 or none, not {value!r}")
 
 
 @final
@@ -45,34 +34,119 @@ class Preprocessing:
     """From images x in [-1, 1] to what a network is fed: (resize((x + 1) / 2) - mean) / std.
 
     Attributes:
-        size: Side in pixels to which images are resized; None for as they come.
-        mean: Of the three channels, for images in [0, 1].
-        std: Likewise, above 0. A mean and std of 0.5 feed x itself.
-        interpolation: Of the resize.
-        antialias: Whether the resize averages where it makes images smaller.
+        size: Side in pixels to which images are resized; None for no resizing.
+        mean: Mean of the three channels, for images in [0, 1].
+        std: Standard deviation likewise, above 0. A mean and std of 0.5 feed x itself.
+        interpolation: Kind of resizing.
+        antialias: Whether pixels are averaged when images become smaller.
 
     Raises:
         ValueError: For anything else.
     """
 
-    size: int | None = attrs.field(validator=_check_size)
-    mean: tuple[float, ...] = attrs.field(converter=_three, validator=_check_three)
-    std: tuple[float, ...] = attrs.field(
-        converter=_three, validator=[_check_three, _check_positive]
-    )
+    size: int | None = attrs.field()
+    mean: tuple[float, ...] = attrs.field(converter=_floats)
+    std: tuple[float, ...] = attrs.field(converter=_floats)
     interpolation: Literal["bilinear", "bicubic"] = attrs.field(
         validator=in_(("bilinear", "bicubic"))
     )
     antialias: bool = attrs.field(default=True, validator=instance_of(bool))
 
+    @size.validator
+    def _check_size(self, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"size must be a whole number from 1 or none, not {value!r}")
+
+    @mean.validator
+    @std.validator
+    def _check_three(self, attribute: attrs.Attribute[Any], value: Any) -> None:
+        lowest, bound = (0, " above 0") if attribute.name == "std" else (-math.inf, "")
+        if len(value) != 3 or not all(
+            type(x) in (int, float) and lowest < x < math.inf for x in value
+        ):
+            raise ValueError(
+                f"{attribute.name} must be three finite numbers{bound}, not {value!r:.60}"
+            )
+
+
+@final
+class ImageInput(nn.Module):
+    """Resize and normalization that a network wants, differentiable.
+
+    Images are shown whole: a center crop would hide the border from guidance. Images of the right
+    size are not resized. Nothing is clipped or rounded.
+
+    Args:
+        size: As in `Preprocessing`, as are `mean`, `std`, `interpolation` and `antialias`.
+        multiple: Both sides are resized to the nearest multiple of this.
+        reverse: Whether the network wants blue first.
+
+    Raises:
+        ValueError: As `Preprocessing`.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | None,
+        mean: Iterable[float] = (0.0, 0.0, 0.0),
+        std: Iterable[float] = (1.0, 1.0, 1.0),
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        antialias: bool = True,
+        multiple: int = 1,
+        reverse: bool = False,
+    ) -> None:
+        super().__init__()
+        how = Preprocessing(
+            size=size, mean=mean, std=std, interpolation=interpolation, antialias=antialias
+        )
+        self._how = how if size is None else attrs.evolve(how, size=_nearest(size, multiple))
+        self._multiple = multiple
+        self._reverse = reverse
+        # ((x + 1) / 2 - mean) / std = x scale + shift
+        means, stds = (
+            torch.tensor(c, dtype=torch.float64)[:, None, None] for c in (how.mean, how.std)
+        )
+        self._scale: Tensor
+        self._shift: Tensor
+        self.register_buffer("_scale", (0.5 / stds).float(), persistent=False)
+        self.register_buffer("_shift", ((0.5 - means) / stds).float(), persistent=False)
+
+    @property
+    def size(self) -> int | None:
+        """Side in pixels of the squares that the network is shown; None for images as they are."""
+        return self._how.size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """From (B, 3, H, W) in [-1, 1] to (B, 3, h, w) as the network wants it."""
+        sides = images.shape[-2:] if self.size is None else (self.size, self.size)
+        size = tuple(_nearest(side, self._multiple) for side in sides)
+        if images.shape[-2:] != size:
+            mode, antialias = self._how.interpolation, self._how.antialias
+            images = F.interpolate(images, size, mode=mode, antialias=antialias)
+        if self._reverse:
+            images = images.flip(1)
+        return torch.addcmul(self._shift, images, self._scale)
+
+    def preprocessing(self) -> Preprocessing:
+        """The same as a record, for guides whose preprocessing can be exchanged.
+
+        Raises:
+            AssetError: If the network wants blue first, which such a record cannot say.
+        """
+        if self._reverse:
+            raise AssetError("the network wants blue first, which this guide cannot give it")
+        return self._how
+
+
+def _nearest(side: int, multiple: int) -> int:
+    """The nearest multiple above 0."""
+    return max(1, round(side / multiple)) * multiple
+
 
 class PreprocessingGuide(GuidanceModel):
-    """A guide that can show its network images in another way than its own."""
+    """A guide that can exchange the preprocessing of its network."""
 
     @abc.abstractmethod
     def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
-        """The same guide around the same network, which is fed so.
-
-        Args:
-            preprocessing: In place of the guide's own.
-        """
+        """The same guide around the same network, with other preprocessing than its own."""

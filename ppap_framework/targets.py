@@ -1,17 +1,19 @@
 """What a user gives as target, decoded safely into a `TargetInput`.
 
-Words stay words. Pictures, from files or from memory, become upright images in one of three forms:
-RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed (mode "P"), whose indices may be
-the labels of a mask. Grey ones of fewer than 8 bits are indexed, too: their numbers are 0 to 1, 3
-or 15, which a grey palette shows as they look. Anything else that is numeric becomes a tensor; maps
-may hold gaps. Files are taken for hostile: few formats, a size that is bounded before anything is
-unpacked, and nothing in them is run.
+Words stay words. Pictures, from files or memory, become upright images in one of three forms: RGB
+with 8 bits, single-channel with 16 bits (mode "I;16"), or indexed (mode "P"), whose indices may be
+the labels of a mask. Gray ones of fewer than 8 bits are indexed as well: by their numbers, 0 to 1,
+3 or 15, with a palette of the same grays. Other numbers become tensors; maps may have gaps.
+
+Files are treated as hostile: few formats, a size that is limited before anything is unpacked, and
+nothing in them is run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,28 +30,14 @@ from ppap_framework.errors import AssetError, PpapError, UsageError
 __all__ = ["MAX_ELEMENTS", "MAX_PIXELS", "decode_target"]
 
 MAX_PIXELS = 50_000_000
-"""Of a picture."""
+"""Limit for a picture."""
 
 MAX_ELEMENTS = 50_000_000
-"""Of an array."""
+"""Limit for an array."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none calls another program
-_PICTURES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".pbm",
-    ".pgm",
-    ".ppm",
-}
-_ARRAY = ".npy"
-_LARGEST_16_BIT = 65_535
-_FEW_LEVELS = {"L;2": 4, "L;4": 16}  # what Pillow calls them before it spreads them over 8 bits
+_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|p[bgp]m|npy)", re.IGNORECASE)
+_FEW_LEVELS = {"L;2": 4, "L;4": 16}  # Pillow's names, until it spreads them over 8 bits
 _KINDS = "give words, an index, a picture or an array"
 
 
@@ -57,13 +45,13 @@ def decode_target(given: object) -> TargetInput:
     """Decode a target.
 
     Args:
-        given: Words or a number; a path, where a string is one if it ends like a picture or array
-            file (`.npy`) or names a file inside a folder; a PIL image; or an array or tensor, of
-            which (H, W, 3) and (H, W, 4) of uint8 are pictures.
+        given: Words or a number; a path, which a string is if it ends like a picture or array file
+            (`.npy`) or names a file inside a folder; a PIL image; or an array or tensor, which is a
+            picture if it is (H, W, 3) or (H, W, 4) of uint8.
 
     Raises:
-        UsageError: Where it is nothing of the kind, or not finite.
-        AssetError: Where it names a file that is missing, damaged, too large or of another kind.
+        UsageError: If it is none of these, or not finite.
+        AssetError: If it names a file that is missing, damaged, too large or of another kind.
     """
     match given:
         case TargetInput():
@@ -91,13 +79,10 @@ def _from_text(text: str) -> TargetInput:
     if not text:
         raise UsageError("the target is empty", hint=_KINDS)
     path = Path(text).expanduser()
-    if path.suffix.lower() in {*_PICTURES, _ARRAY} or (_names_folder(text) and path.is_file()):
+    in_folder = "/" in text or os.sep in text
+    if _SUFFIX.fullmatch(path.suffix) or (in_folder and path.is_file()):
         return _from_file(path)
     return TargetInput(text=text, source=text)
-
-
-def _names_folder(text: str) -> bool:
-    return "/" in text or os.sep in text
 
 
 def _from_file(path: Path) -> TargetInput:
@@ -106,28 +91,19 @@ def _from_file(path: Path) -> TargetInput:
         fault = "is a folder" if path.is_dir() else "is not there"
         raise AssetError(f"target {source!r} {fault}", hint="give the path of a picture or array")
     with _decoding(source):
-        if path.suffix.lower() == _ARRAY:
-            # Mapping holds the header against the size of the file before it asks for memory.
-            try:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
-                if "Python objects" not in str(error):
-                    raise
-                raise AssetError(
-                    f"target {source!r} is an array of objects, which are not read",
-                    hint="save numbers, as in np.save(path, array.astype(np.float32))",
-                ) from error
-            return _from_array(array, source)
+        if path.suffix.lower() == ".npy":
+            # A mapped file is compared with its header before memory is allocated.
+            return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), source)
         with Image.open(path, formats=_FORMATS) as image:
             return _from_image(image, source)
 
 
 @contextlib.contextmanager
 def _decoding(source: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an `AssetError`."""
+    """Convert whatever a decoder raises to an `AssetError`."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of sizes that are refused here, and of metadata that nobody reads.
+            # Pillow warns of sizes that are refused here, and of metadata that is not read.
             warnings.simplefilter("ignore")
             yield
     except PpapError:
@@ -135,14 +111,19 @@ def _decoding(source: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise _too_large(source) from error
     except UnidentifiedImageError as error:
-        known = ", ".join(_FORMATS)
         raise AssetError(
-            f"target {source!r} is no picture of a known format", hint=f"known are {known}, and npy"
+            f"target {source!r} is no picture of a known format",
+            hint=f"known are {', '.join(_FORMATS)}, and npy",
         ) from error
-    except Exception as error:  # damaged files make decoders fail in a dozen ways
-        reason = str(error) or type(error).__name__
+    except Exception as error:  # damaged files make decoders fail in many ways
+        if "Python objects" in str(error):  # as numpy says it
+            raise AssetError(
+                f"target {source!r} is an array of objects, which are not read",
+                hint="save numbers, as in np.save(path, array.astype(np.float32))",
+            ) from error
         raise AssetError(
-            f"target {source!r} cannot be read: {reason}", hint="the file is damaged or incomplete"
+            f"target {source!r} cannot be read: {str(error) or type(error).__name__}",
+            hint="the file is damaged or incomplete",
         ) from error
 
 
@@ -156,7 +137,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(source)
     image.seek(0)
-    levels = _few_levels(image)
+    levels = _few_levels(image)  # decoding forgets it
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         return _from_array(np.asarray(upright), source)
@@ -164,10 +145,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
 
 
 def _few_levels(image: Image.Image) -> int | None:
-    """How many shades a grey image of fewer than 8 bits can have; None for all others.
-
-    Of 2 and 4 bits a file says so only until it is decoded.
-    """
+    """The number of shades of a gray image of fewer than 8 bits; None for all others."""
     if image.mode == "1":
         return 2
     if image.mode == "L" and isinstance(image, ImageFile.ImageFile) and image.tile:
@@ -176,36 +154,25 @@ def _few_levels(image: Image.Image) -> int | None:
     return None
 
 
-def _indexed(image: Image.Image, levels: int) -> Image.Image:
-    """A grey image as numbers from 0 to levels - 1, in a palette of the same greys."""
-    step = 255 // (levels - 1)
-    numbers = Image.fromarray(np.asarray(image.convert("L")) // step)
-    numbers.putpalette([shade for k in range(levels) for shade in (k * step,) * 3])
-    return numbers
-
-
 def _canonical(image: Image.Image, levels: int | None, source: str) -> Image.Image:
-    """RGB, "I;16" or "P"; what is transparent shows white behind it.
-
-    Args:
-        image: Upright.
-        levels: As `_few_levels`.
-        source: For messages.
-    """
+    """An upright image as RGB on white, "I;16" or "P"."""
     if image.mode == "P":
         return image
     if levels is not None and not image.has_transparency_data:
-        return _indexed(image, levels)
+        step = 255 // (levels - 1)
+        numbers = Image.fromarray(np.asarray(image.convert("L")) // step)
+        numbers.putpalette([shade for k in range(levels) for shade in (k * step,) * 3])
+        return numbers
     if image.mode.startswith("I"):
-        numbers = np.asarray(image).astype(np.int64)
-        if numbers.min() < 0 or numbers.max() > _LARGEST_16_BIT:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
             raise UsageError(
                 f"target {source!r} holds numbers beyond 16 bits", hint="save them as .npy"
             )
-        return Image.fromarray(numbers.astype(np.uint16))
+        return Image.fromarray(values.astype(np.uint16))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
 
 

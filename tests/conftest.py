@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import commands
 import pytest
+from commands import Run
 from hypothesis import settings
 from toy_distribution import install, plugged
 
@@ -16,6 +18,12 @@ from ppap_framework.run import LoadedBackend
 # The first example pays for lazy imports, and machines differ: time is no property of ours.
 settings.register_profile("ppap", deadline=None)
 settings.load_profile("ppap")
+
+
+@pytest.fixture
+def typed(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Types `ppap ...` in this process."""
+    return commands.typed(capsys)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +42,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The toy plugin, and no other: the folder where it is installed."""
     with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as folder:
         yield folder
+
+
+@pytest.fixture
+def run(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Types `ppap ...` in an empty folder, with the toy plugin."""
+    monkeypatch.chdir(tmp_path)
+    return commands.typed(capsys)
 
 
 @pytest.fixture(scope="module")

@@ -192,23 +192,19 @@ class Toy(DiffusionBackend):
 class Light(GuidanceModel):
     def __init__(self, options, checkpoint):
         super().__init__()
-        self._network = torch.nn.Identity()
+        self.network = torch.nn.Identity()
 
-    network = property(lambda self: self._network)
 
     def forward(self, images, level=None):
         return images.mean(dim=(1, 2, 3))
 
     def target(self, given):
-        return Target(value=torch.tensor([float(given.text)]), label=given.text)
+        return Target(value=torch.tensor([given.number()]), label=given.text)
 
     def describe(self, prediction):
         return [f"{value:.2f}" for value in prediction.tolist()]
 
 class Distance(TaskLoss):
-    def __init__(self, options):
-        pass
-
     def energy(self, prediction, target):
         return (prediction - target) ** 2
 

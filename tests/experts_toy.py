@@ -43,7 +43,7 @@ class TinyGuide(GuidanceModel):
     ) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self._network = nn.Sequential(
+        self.network = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1),
             nn.BatchNorm2d(width),
             nn.SiLU(),
@@ -54,12 +54,8 @@ class TinyGuide(GuidanceModel):
         self._mean, self._std, self._nested = mean, std, nested
         self.eval()
 
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        logits = self._network(((images + 1) / 2 - self._mean) / self._std)
+        logits = self.network(((images + 1) / 2 - self._mean) / self._std)
         if self._nested == "mapping":
             return {"logits": logits, "parts": [logits.exp(), (logits[:, :2], None)]}
         if self._nested == "record":
@@ -75,18 +71,14 @@ class Told(PreprocessingGuide):
 
     def __init__(self, network: nn.Module, how: Preprocessing) -> None:
         super().__init__()
-        self._network, self._how = network, how
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
+        self.network, self._how = network, how
 
     def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
-        return Told(self._network, preprocessing)
+        return Told(self.network, preprocessing)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         mean, std = (torch.tensor(x)[:, None, None] for x in (self._how.mean, self._how.std))
-        return self._network(((images + 1) / 2 - mean) / std)
+        return self.network(((images + 1) / 2 - mean) / std)
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
@@ -100,15 +92,11 @@ class Shift(ExpertAdapter):
         self.merges = 0
 
     def attach(self, network: nn.Module, experts: int) -> None:
-        self._network = network
-        self._biases = {
-            name: parameter
-            for name, parameter in network.named_parameters()
-            if name.endswith(self._ending)
-        }
+        named = network.named_parameters()
+        self._network, self._biases = network, {n: p for n, p in named if n.endswith(self._ending)}
         if not self._biases:
             raise UsageError("there is no bias to shift")
-        self._originals = {name: b.detach().clone() for name, b in self._biases.items()}
+        self._originals = {name: bias.detach().clone() for name, bias in self._biases.items()}
         self.shifts = [
             {name: nn.Parameter(torch.zeros_like(b)) for name, b in self._biases.items()}
             for _ in range(experts)
@@ -124,9 +112,7 @@ class Shift(ExpertAdapter):
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:
-        owners = {
-            name: self._network.get_submodule(name.rpartition(".")[0]) for name in self._biases
-        }
+        owners = {n: self._network.get_submodule(n.rpartition(".")[0]) for n in self._biases}
         for name, owner in owners.items():
             del owner._parameters["bias"]
             owner.bias = self._originals[name] + self.shifts[index][name]
@@ -165,7 +151,10 @@ class Backend(DiffusionBackend):
     """Nothing but weights, a schedule and a size."""
 
     def __init__(self, seed: int = 0, size: int = 8, schedule: NoiseSchedule = SCHEDULE) -> None:
-        self._stage = _Stage(seed, size, schedule)
+        self._stage = _Stage()
+        torch.manual_seed(seed)
+        self._stage.network = nn.Linear(2, 2)
+        self._stage.image_shape, self._stage.schedule = (3, size, size), schedule
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -176,15 +165,8 @@ class Backend(DiffusionBackend):
 
 
 class _Stage(Stage):
-    name = "base"
-    variance = "fixed_small"
-    network = nn.Identity()
-    image_shape = (3, 8, 8)
-    schedule = SCHEDULE
-
-    def __init__(self, seed: int, size: int, schedule: NoiseSchedule) -> None:
-        torch.manual_seed(seed)
-        self.network, self.image_shape, self.schedule = nn.Linear(2, 2), (3, size, size), schedule
+    name, variance, image_shape, schedule = "base", "fixed_small", (3, 8, 8), SCHEDULE
+    network: nn.Module = nn.Identity()
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Any:
         raise NotImplementedError
@@ -204,6 +186,10 @@ def experts_of(
     return experts
 
 
+def read(experts: ExpertSet, images: Tensor, level: NoiseLevel) -> Any:
+    return experts.at(level)(images, level)
+
+
 def make_adapter(config: AdapterConfig) -> ExpertAdapter:
     assert config == AdapterConfig(name="shift", options={"ending": "bias"})
     return Shift(**config.options)
@@ -218,13 +204,14 @@ def trained(
     **said: Any,
 ) -> tuple[ExpertSet, BundleInfo]:
     """Experts and their description, as training would leave them."""
-    identity = Identity(component="look", checkpoint="first", sha256=guide_sha256(model))
+    stage = backend.stages[0]
+    guide = Identity(component="look", checkpoint="first", sha256=guide_sha256(model))
     experts = experts_of(model, number, seed, ending)
     info = describe(
         experts,
-        backend.stages[0].schedule,
-        backend.stages[0].image_shape[1:],
-        guide=identity,
+        stage.schedule,
+        stage.image_shape[1:],
+        guide=guide,
         backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
         adapters=[AdapterConfig(name="shift", options={"ending": ending})],
         recipe={"iterations": 10, "loss": "cross-entropy"},

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import pytest
+import tiny_networks
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torchvision import models
+from transformers import DPTForDepthEstimation
 
 from ppap_framework.adaptation import Adaptation, ParametrizationAdapter
 from ppap_framework.components import ExpertAdapter
@@ -66,74 +71,19 @@ class Small(nn.Module):
         return self.head(self.outer(self.inner(x).relu()).mean(1))
 
 
-def small() -> nn.Module:
-    return Small()
+def depth_with_batch_norm() -> nn.Module:
+    config = copy.deepcopy(tiny_networks.DEPTH["dpt"])
+    config.use_batch_norm_in_fusion_residual = True
+    return DPTForDepthEstimation(config)
 
 
-def timm_resnet() -> nn.Module:
-    from timm.models.resnet import Bottleneck, ResNet
-
-    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5, channels=(8, 8, 16, 16), stem_width=8)
-
-
-def timm_vit() -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-
-    return VisionTransformer(
-        img_size=32, patch_size=16, embed_dim=24, depth=2, num_heads=2, num_classes=5, init_values=1
-    )
-
-
-def torchvision_mobilenet() -> nn.Module:
-    from torchvision.models import mobilenet_v2
-
-    return mobilenet_v2(width_mult=0.2, num_classes=5)
-
-
-def torchvision_vit() -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    return VisionTransformer(32, 16, 2, 2, 16, 32, num_classes=5)
-
-
-def transformers_segformer() -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="a dependency of dense guides only")
-    config = transformers.SegformerConfig(
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 8, 16, 16],
-        decoder_hidden_size=16,
-        num_labels=5,
-        num_attention_heads=[1, 1, 2, 2],
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
-
-
-def transformers_dpt() -> nn.Module:
-    transformers = pytest.importorskip("transformers", reason="a dependency of dense guides only")
-    config = transformers.DPTConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=16,
-        backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-        use_batch_norm_in_fusion_residual=True,
-    )
-    return transformers.DPTForDepthEstimation(config)
-
-
-NETWORKS = [
-    small,
-    timm_resnet,
-    timm_vit,
-    torchvision_mobilenet,
-    torchvision_vit,
-    transformers_segformer,
-    transformers_dpt,
-]
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "small": Small,
+    **{name: partial(tiny_networks.made, name) for name in ("resnet", "vit", "segformer")},
+    "mobilenet": partial(models.mobilenet_v2, width_mult=0.2, num_classes=5),
+    "torchvision": partial(models.VisionTransformer, 32, 16, 2, 2, 16, 32, num_classes=5),
+    "dpt": depth_with_batch_norm,
+}
 
 
 def made(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -196,11 +146,39 @@ def anatomy(network: nn.Module) -> list[object]:
     ]
 
 
+def as_found(network: nn.Module) -> Callable[[], None]:
+    """Asserts later that a network is what it is now."""
+    before, whole = tensors(network), anatomy(network)
+
+    def check() -> None:
+        assert_same_bits(tensors(network), before)
+        assert anatomy(network) == whole
+
+    return check
+
+
 def answer(network: nn.Module, images: Tensor) -> Tensor:
     output = network(images)
-    if not isinstance(output, Tensor):
-        output = output[0]
-    return output
+    return output if isinstance(output, Tensor) else output[0]
+
+
+@torch.no_grad()
+def look(network: nn.Module, x: Tensor | None = None) -> Tensor:
+    return answer(network, images() if x is None else x)
+
+
+def activate(adapters: Sequence[ExpertAdapter], index: int | None) -> None:
+    for adapter in adapters:
+        adapter.activate(index)
+
+
+def detach(adapters: Sequence[ExpertAdapter]) -> None:
+    for adapter in adapters:
+        adapter.detach()
+
+
+def trained(adapters: Sequence[ExpertAdapter], index: int = 0) -> list[nn.Parameter]:
+    return [p for adapter in adapters for p in adapter.parameters(index)]
 
 
 @contextlib.contextmanager
@@ -225,13 +203,12 @@ def train(
             (answer(network, x).float() - 1).square().mean().backward()
             descend(adapters, index)
         network.eval()
-        with torch.no_grad():
-            return answer(network, x)
+        return look(network, x)
 
 
 @torch.no_grad()
 def descend(adapters: Sequence[ExpertAdapter], index: int) -> None:
-    for parameter in (p for adapter in adapters for p in adapter.parameters(index)):
+    for parameter in trained(adapters, index):
         if parameter.grad is None:  # of a layer that its network does not use; DPT has some
             continue
         parameter -= 0.05 * parameter.grad.sign()
@@ -260,42 +237,35 @@ def oracle(name: str, untouched: Tensor, state: Mapping[str, Tensor], index: int
 
 
 @pytest.mark.parametrize("recipe", ["lora+bias", "reshaped", "full"])
-@pytest.mark.parametrize("build", NETWORKS)
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 class TestNetworks:
     def test_a_life(self, build: Callable[[], nn.Module], recipe: str) -> None:
         network = made(build)
         x = images()
-        with torch.no_grad():
-            bare = answer(network, x)  # transformers prepares its modules at their first call
-        before, whole = tensors(network), anatomy(network)
+        bare = look(network, x)  # transformers prepares its modules at their first call
+        whole, check = anatomy(network), as_found(network)
         adapters = attached(network, recipe)
-        assert anatomy(network) == whole
+        check()
 
-        for adapter in adapters:
-            adapter.activate(2)
-        with torch.no_grad():
-            torch.testing.assert_close(answer(network, x), bare)
+        activate(adapters, 2)
+        torch.testing.assert_close(look(network, x), bare)
 
         unmerged = train(network, adapters, 1, 3, x)
-        assert_same_bits(tensors(network), before)
-        for adapter in adapters:
-            adapter.activate(1)
-        with torch.no_grad():
-            merged = answer(network, x)
+        check()
+        activate(adapters, 1)
+        merged = look(network, x)
         torch.testing.assert_close(merged, unmerged)
         assert (merged - bare).abs().max() > 1e-3
         assert anatomy(network) == whole  # plain modules: a guided step costs what it did
 
-        for adapter in adapters:
-            adapter.detach()
-        assert_same_bits(tensors(network), before)
-        assert anatomy(network) == whole
+        detach(adapters)
+        check()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_merged_is_unmerged(dtype: torch.dtype, recipe: str) -> None:
-    network = made(small, dtype)
+    network = made(Small, dtype)
     adapters = attached(network, recipe)
     unmerged = train(network, adapters, 0, 2, images(dtype=dtype))
     with training(adapters, 0):
@@ -306,48 +276,58 @@ def test_merged_is_unmerged(dtype: torch.dtype, recipe: str) -> None:
             for key in ("weight", "bias", "in_proj_weight", "in_proj_bias", "running_mean")
             if isinstance(getattr(module, key, None), Tensor)
         }
-    for adapter in adapters:
-        adapter.activate(0)
+    activate(adapters, 0)
     merged = tensors(network)
     merged["outer.weight"] = merged["inner.weight"]
     assert_same_bits({name: merged[name] for name in weights}, weights)
-    with torch.no_grad():
-        torch.testing.assert_close(answer(network, images(dtype=dtype)), unmerged)
+    torch.testing.assert_close(look(network, images(dtype=dtype)), unmerged)
     wanted = {torch.float64: torch.float64}.get(dtype, torch.float32)
-    assert {p.dtype for adapter in adapters for p in adapter.parameters(0)} == {wanted}
+    assert {p.dtype for p in trained(adapters)} == {wanted}
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return made(Small)
+
+
+@pytest.fixture
+def before(network: nn.Module) -> dict[str, Tensor]:
+    """The network's tensors before anything is attached."""
+    return tensors(network)
+
+
+@pytest.fixture
+def adapters(network: nn.Module, before: dict[str, Tensor], recipe: str) -> list[ExpertAdapter]:
+    return attached(network, recipe)
+
+
+Network, Tensors, Adapters = nn.Module, dict[str, Tensor], list[ExpertAdapter]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 class TestContract:
-    def test_fresh_experts_are_no_change(self, recipe: str) -> None:
-        network = made(small)
-        before = tensors(network)
-        for adapter in attached(network, recipe):
-            adapter.activate(1)
+    def test_fresh_is_no_change(
+        self, network: Network, before: Tensors, adapters: Adapters
+    ) -> None:
+        activate(adapters, 1)
         for name, tensor in tensors(network).items():
             assert torch.equal(tensor, before[name]), name
 
-    def test_trainable_are_the_parameters(self, recipe: str) -> None:
-        network = made(small)
+    def test_trainable_are_the_parameters(self, network: Network, adapters: Adapters) -> None:
         frozen = next(network.parameters()).requires_grad_(False)
-        adapters = attached(network, recipe)
         with training(adapters, 2):
             asking = [p for p in network.parameters() if p.requires_grad]
-        own = [p for adapter in adapters for p in adapter.parameters(2)]
+        own = trained(adapters, 2)
         assert {id(p) for p in asking} == {id(p) for p in own}
         assert len(own) == len({id(p) for p in own}) > 0
         assert [p for p in network.parameters() if not p.requires_grad] == [frozen]
 
-    def test_one_expert_after_another(self, recipe: str) -> None:
+    def test_one_after_another(self, network: Network, before: Tensors, adapters: Adapters) -> None:
         """Whatever was merged before leaves nothing behind."""
-        network = made(small)
-        before = tensors(network)
-        adapters = attached(network, recipe)
         for adapter in adapters:
             fill(adapter)
         for index in (0, 2, 2, 1):
-            for adapter in adapters:
-                adapter.activate(index)
+            activate(adapters, index)
         wanted = dict(before)
         for adapter in adapters:
             file = adapter.state_dict()
@@ -355,35 +335,29 @@ class TestContract:
         for name, tensor in tensors(network).items():
             torch.testing.assert_close(tensor, wanted[name])
 
-    def test_two_looks_before_one_backward(self, recipe: str) -> None:
-        network = made(small)
-        adapters = attached(network, recipe)
+    def test_two_looks_before_one_backward(self, network: Network, adapters: Adapters) -> None:
         with training(adapters, 0):
             losses = [answer(network, images(seed=seed)).square().sum() for seed in (1, 2)]
             sum(losses).backward()
-            together = [p.grad.clone() for adapter in adapters for p in adapter.parameters(0)]
-            for parameter in (p for adapter in adapters for p in adapter.parameters(0)):
+            together = [p.grad.clone() for p in trained(adapters)]
+            for parameter in trained(adapters):
                 parameter.grad = None
             for seed in (1, 2):
                 answer(network, images(seed=seed)).square().sum().backward()
-        for adapter in adapters:
-            for parameter in adapter.parameters(0):
-                torch.testing.assert_close(parameter.grad, together.pop(0))
+        for parameter, wanted in zip(trained(adapters), together, strict=True):
+            torch.testing.assert_close(parameter.grad, wanted)
 
-    def test_gradients_reach_the_expert_and_nothing_else(self, recipe: str) -> None:
-        network = made(small)
-        adapters = attached(network, recipe)
+    def test_gradients_reach_the_expert_alone(self, network: Network, adapters: Adapters) -> None:
         with training(adapters, 0):
             answer(network, images()).square().sum().backward()
         assert all(p.grad is None for p in network.parameters())
-        for adapter in adapters:
-            assert all(p.grad is not None for p in adapter.parameters(0))
-            assert all(p.grad is None for p in adapter.parameters(1))
+        assert all(p.grad is not None for p in trained(adapters))
+        assert all(p.grad is None for p in trained(adapters, 1))
 
     def test_order_of_contexts(self, recipe: str) -> None:
         answers = []
         for turn in (1, -1):
-            network = made(small)
+            network = made(Small)
             before = tensors(network)
             adapters = attached(network, recipe)
             answers.append(train(network, adapters[::turn], 0, 3, images()))
@@ -395,33 +369,24 @@ class TestContract:
             assert all(bits(s) != bits(before["norm.running_mean"]) for s in statistics)
         assert bits(answers[0]) == bits(answers[1])
 
-    def test_untouched_after_an_error(self, recipe: str) -> None:
-        network = made(small)
-        before, whole = tensors(network), anatomy(network)
-        adapters = attached(network, recipe)
+    def test_untouched_after_an_error(self, network: Network, adapters: Adapters) -> None:
+        check = as_found(network)
         with pytest.raises(KeyboardInterrupt), training(adapters, 0):
             network.train()
             answer(network, images()).sum().backward()
             raise KeyboardInterrupt
         network.eval()
-        assert_same_bits(tensors(network), before)
-        assert anatomy(network) == whole
+        check()
 
-    def test_file(self, recipe: str) -> None:
-        network = made(small)
-        adapters = attached(network, recipe)
+    def test_file(self, recipe: str, network: Network, adapters: Adapters) -> None:
         train(network, adapters, 1, 2, images())
         saved = [held(adapter) for adapter in adapters]
-        other, loaded = made(small), []
+        other, loaded = made(Small), []
         names = {name for name, _ in [*network.named_parameters(), *network.named_buffers()]}
         for adapter, state in zip(attached(other, recipe), saved, strict=True):
             fill(adapter)
-            for name in state:
-                assert any(
-                    name == f"{i}.{n}" or name.startswith(f"{i}.{n}.")
-                    for i in range(3)
-                    for n in names
-                )
+            known = [f"{i}.{name}." for i in range(3) for name in names]
+            assert all(f"{name}.".startswith(tuple(known)) for name in state)
             adapter.activate(0)
             adapter.load_state_dict({name: state[name] for name in reversed(state)})
             assert_same_bits(held(adapter), state)
@@ -432,27 +397,28 @@ class TestContract:
         assert_same_bits(tensors(other), tensors(network))
 
     def test_strict(self, recipe: str) -> None:
-        [adapter, *_] = attached(made(small), recipe)
+        [adapter, *_] = attached(made(Small), recipe)
         before = held(adapter)
         first, *rest = before
         short = {name: before[name] for name in rest}
         wrong = {**before, first: before[first].new_zeros(3, 3, 3)}
         whole = {**before, first: before[first].long()}
-        for state, said in [
-            (short, f"{first} is missing"),
-            ({**before, "3.nonsense": torch.ones(1)}, "3.nonsense is unknown"),
-            (wrong, f"{first} is .*3, 3, 3"),
-            (whole, f"{first} is .*whole"),
-            ({}, "and [0-9]+ more"),
-        ]:
+        more = {**before, "3.nonsense": torch.ones(1)}
+        for said, state in {
+            f"{first} is missing": short,
+            "3.nonsense is unknown": more,
+            f"{first} is .*3, 3, 3": wrong,
+            f"{first} is .*whole": whole,
+            "and [0-9]+ more": {},
+        }.items():
             with pytest.raises(AssetError, match=said) as caught:
                 adapter.load_state_dict(state)
             assert "\n" not in str(caught.value)
         assert_same_bits(held(adapter), before)
 
-    def test_misuse(self, recipe: str) -> None:
-        network = made(small)
+    def test_misuse(self, recipe: str, network: Network) -> None:
         [adapter, *_] = adapters = attached(network, recipe, experts=2)
+        another = RECIPES[recipe][0]()
         for index in (-1, 2):
             with pytest.raises(IndexError, match=f"no expert {index} of 2"):
                 adapter.activate(index)
@@ -463,91 +429,78 @@ class TestContract:
         with pytest.raises(ValueError, match="attached already"):
             adapter.attach(network, 2)
         with pytest.raises(UsageError, match=r"changes .* too"):
-            RECIPES[recipe][0]().attach(network, 2)
+            another.attach(network, 2)
         with training(adapters, 0):
             with pytest.raises(RuntimeError, match="cannot be merged"):
                 adapter.activate(1)
             with pytest.raises(RuntimeError, match="already"), adapter.training(1):
                 pass
             with pytest.raises(RuntimeError, match="being trained"):
-                RECIPES[recipe][0]().attach(network, 2)
+                another.attach(network, 2)
         with pytest.raises(UsageError, match="make 0 experts"):
-            RECIPES[recipe][0]().attach(made(small), 0)
+            another.attach(made(Small), 0)
         with pytest.raises(UsageError, match="not known yet"):
-            RECIPES[recipe][0]().attach(nn.LazyLinear(3), 1)
+            another.attach(nn.LazyLinear(3), 1)
         with pytest.raises(UsageError):
-            RECIPES[recipe][0]().attach(nn.Sequential(nn.ReLU()), 1)
+            another.attach(nn.Sequential(nn.ReLU()), 1)
         for one in adapters:
             one.detach()
             one.detach()
             one.attach(network, 1)
 
-    def test_free_after_detaching(self, recipe: str) -> None:
-        one, two = made(small), made(small)
-        adapters = attached(one, recipe)
+    def test_free_after_detaching(self, recipe: str, network: Network, adapters: Adapters) -> None:
         for adapter in adapters:
             adapter.detach()
-            adapter.attach(two, 1)
-        attached(one, recipe)
+            adapter.attach(made(Small), 1)
+        attached(network, recipe)
 
     def test_a_graph_from_before_is_refused(self, recipe: str) -> None:
         """Merging is in place, so that nobody can differentiate through other weights unawares."""
-        network = made(small).requires_grad_(False)
+        network = made(Small).requires_grad_(False)
         adapters = attached(network, recipe)
         x = images().requires_grad_()
         output = answer(network, x).square().sum()
-        for adapter in adapters:
-            adapter.activate(0)
+        activate(adapters, 0)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             output.backward()
 
     def test_autocast_changes_no_weights(self, recipe: str) -> None:
         merged = []
         for enabled in (False, True):
-            network = made(small)
+            network = made(Small)
             adapters = attached(network, recipe)
             train(network, adapters, 0, 2, images())
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                for adapter in adapters:
-                    adapter.activate(0)
+                activate(adapters, 0)
             merged.append(tensors(network))
         assert_same_bits(*merged)
 
-    def test_a_network_that_moves(self, recipe: str) -> None:
+    def test_a_network_that_moves(
+        self, network: Network, before: Tensors, adapters: Adapters
+    ) -> None:
         """Moving gives buffers other objects and parameters other memory."""
-        network = made(small)
-        before = tensors(network)
-        adapters = attached(network, recipe)
         unmerged = train(network, adapters, 0, 2, images())
         network._apply(torch.clone)
-        for adapter in adapters:
-            adapter.activate(0)
-        with torch.no_grad():
-            torch.testing.assert_close(answer(network, images()), unmerged)
+        activate(adapters, 0)
+        torch.testing.assert_close(look(network), unmerged)
         network._apply(torch.clone)
-        for adapter in adapters:
-            adapter.activate(None)
+        activate(adapters, None)
         assert_same_bits(tensors(network), before)
 
     def test_channels_last(self, recipe: str) -> None:
-        network = made(small).to(memory_format=torch.channels_last)
-        before, whole = tensors(network), anatomy(network)
-        adapters = attached(network, recipe)
+        network = made(Small).to(memory_format=torch.channels_last)
+        check, adapters = as_found(network), attached(network, recipe)
         unmerged = train(network, adapters, 0, 2, images())
-        for adapter in adapters:
-            adapter.activate(0)
-        with torch.no_grad():
-            torch.testing.assert_close(answer(network, images()), unmerged)
-        for adapter in reversed(adapters):
-            adapter.detach()
-        assert_same_bits(tensors(network), before)
-        assert anatomy(network) == whole
+        activate(adapters, 0)
+        torch.testing.assert_close(look(network), unmerged)
+        detach(adapters[::-1])
+        check()
 
 
 @pytest.mark.parametrize("recipe", ["lora+bias", "full"])
 @pytest.mark.parametrize("experts", [1, 7])
 def test_memory(experts: int, recipe: str) -> None:
-    network = made(small)
+    network = made(Small)
     sizes = {name: tensor.nbytes for name, tensor in tensors(network).items()}
     bare = memory()
     adapters = attached(network, recipe, experts)
@@ -559,14 +512,11 @@ def test_memory(experts: int, recipe: str) -> None:
     copy = sum(sizes[name] for name in adapted)
     del state
     for index in range(experts):
-        for adapter in adapters:
-            adapter.activate(index)
+        activate(adapters, index)
     assert memory() == bare + own + copy
-    for adapter in adapters:
-        adapter.activate(None)
+    activate(adapters, None)
     assert memory() == bare + own
-    for adapter in adapters:
-        adapter.detach()
+    detach(adapters)
     assert memory() == bare
 
 
@@ -591,7 +541,7 @@ def test_weights_that_are_computed_are_left_alone(make: Callable[[], ExpertAdapt
     adapter = make()
     adapter.attach(network, 1)
     assert not [name for name in adapter.state_dict() if "parametrizations" in name]
-    before, whole = tensors(network), anatomy(network)
+    check = as_found(network)
     with adapter.training(0):
         network.train()
         with torch.no_grad():
@@ -599,8 +549,7 @@ def test_weights_that_are_computed_are_left_alone(make: Callable[[], ExpertAdapt
         network.eval()
     adapter.activate(0)
     adapter.detach()
-    assert_same_bits(tensors(network), before)
-    assert anatomy(network) == whole
+    check()
 
 
 def test_a_module_that_exchanges_its_buffers() -> None:
@@ -614,13 +563,12 @@ def test_a_module_that_exchanges_its_buffers() -> None:
             return x
 
     network = nn.Sequential(Counter(), nn.Linear(8, 8))
-    before, whole = tensors(network), anatomy(network)
+    check = as_found(network)
     adapter = lora()
     adapter.attach(network, 1)
     with adapter.training(0):
         network(torch.ones(1, 8))
-    assert_same_bits(tensors(network), before)
-    assert anatomy(network) == whole
+    check()
 
 
 def test_adapters_of_others_share_the_contract() -> None:
@@ -637,17 +585,16 @@ def test_adapters_of_others_share_the_contract() -> None:
     def scales(network: nn.Module) -> Adaptation:
         return Adaptation(parametrizations={"inner.weight": Scale, "outer.weight": Scale})
 
-    network = made(small)
-    before = tensors(network)
+    network = made(Small)
+    check = as_found(network)
     adapter = ParametrizationAdapter(scales)
     adapter.attach(network, 2)
     assert list(adapter.state_dict()) == ["0.inner.weight.scale", "1.inner.weight.scale"]
     unmerged = train(network, [adapter], 1, 2, images())
     adapter.activate(1)
-    with torch.no_grad():
-        torch.testing.assert_close(answer(network, images()), unmerged)
+    torch.testing.assert_close(look(network), unmerged)
     adapter.detach()
-    assert_same_bits(tensors(network), before)
+    check()
 
 
 class AnySequence(RuleBasedStateMachine):
@@ -662,7 +609,7 @@ class AnySequence(RuleBasedStateMachine):
     @initialize(dtype=st.sampled_from([torch.float32, torch.bfloat16]), first=st.booleans())
     def begin(self, dtype: torch.dtype, first: bool) -> None:
         self.dtype = dtype
-        self.network = made(small, dtype)
+        self.network = made(Small, dtype)
         self.before, self.whole = tensors(self.network), anatomy(self.network)
         self.adapters = attached(self.network, "lora+bias" if first else "bias+lora", self.experts)
         for adapter in self.adapters:
@@ -740,8 +687,7 @@ class AnySequence(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "adapters"):
-            for adapter in self.adapters:
-                adapter.detach()
+            detach(self.adapters)
             assert_same_bits(tensors(self.network), self.before)
             assert anatomy(self.network) == self.whole
 

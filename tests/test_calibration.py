@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,11 @@ from ppap_framework.cli import main
 from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import read_bundle_info, rescale_bundle, verify_bundle
-from ppap_framework.learn import Calibrated, Recipe, adapt, calibrate, teacher, transfer
+from ppap_framework.learn import Recipe, adapt, calibrate, load_teacher, transfer
 from ppap_framework.learn import calibration as module
-from ppap_framework.learn import transfer as transfer_function
 from ppap_framework.registry import registry
-from ppap_framework.run import LoadedBackend, Settings
+from ppap_framework.run import Compute, LoadedBackend
+from ppap_framework.runtime import Progress
 
 QUICK = {"num": 8, "steps": 5, "device": "cpu"}
 RECIPE = Recipe(iterations=12, shared=0.0, batch=4, held_out=0.2, validate_every=6)
@@ -54,7 +55,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def place(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PPAP_PLUGINS", "ppap-plugin-toy,ppap-plugin-bias")
-    monkeypatch.setitem(transfer_function.__globals__, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(
+        sys.modules["ppap_framework.learn.transfer"], "plot_losses", lambda *_: None
+    )
     registry.cache_clear()
     monkeypatch.chdir(tmp_path)
 
@@ -81,7 +84,7 @@ def learned(backend: Any, out: Path, model: nn.Module | None = None, **changes: 
     }
     data = Pictures({"base": pictures()})
     return transfer(
-        backend, teacher(model or Seen(), loss=Square()), data, out=out, **settings
+        backend, load_teacher(model or Seen(), Square()), data, out=out, **settings
     ).path
 
 
@@ -91,7 +94,7 @@ def bundle(toy: Any, tmp_path: Path) -> Path:
 
 
 def seen() -> Any:
-    return teacher(Seen(), loss=Square())
+    return load_teacher(Seen(), Square())
 
 
 class TestResult:
@@ -100,11 +103,11 @@ class TestResult:
     ) -> None:
         info, state = verify_bundle(bundle)
         assert info.scales is None
-        reports: list[Calibrated] = []
+        reports: list[Progress] = []
         model = Seen().train()
         before = anatomy(model)
         found = calibrate(
-            toy, teacher(model, loss=Square()), bundle, progress=reports.append, **QUICK
+            toy, load_teacher(model, Square()), bundle, progress=reports.append, **QUICK
         )
         assert anatomy(model) == before
         after, same = verify_bundle(bundle)
@@ -119,8 +122,8 @@ class TestResult:
         )
         assert said == found.record()
         assert said["scales"] == list(found.scales)
-        assert [report.trials for report in reports] == [*range(1, len(found.trials) + 1)]
-        assert {report.most for report in reports} == {17}
+        assert [report.done for report in reports] == [*range(1, len(found.trials) + 1)]
+        assert {(report.task, report.total) for report in reports} == {("calibrating", 17)}
         [*_, last] = [trial for trial in said["trials"] if trial["kept"]]
         assert last["scales"] == pytest.approx(found.scales, rel=1e-3)
         # An expert of this world sees what it is aimed at, and so guidance leads there.
@@ -143,9 +146,9 @@ class TestResult:
         )
         settings = {"num": 2, "steps": 5}
         calibrated = ppap.sample(toy, [guide], **settings)
-        given = calibrated.plan.guides[0].guide
-        assert given.scales is not None
-        assert (given.scale, given.scales.values) == (1.0, found.scales)
+        [given] = calibrated.plan.guides
+        assert given.curve is not None
+        assert (given.scale, given.curve.values) == (1.0, found.scales)
 
 
 class TestJudgement:
@@ -153,7 +156,7 @@ class TestJudgement:
         """That of the posterior mean of a Gaussian, worked out by hand."""
         backend = ppap.backend("toy")
         images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        found = module._log_errors(backend, images, Settings(num=3, steps=5, batch=2))
+        found = module._log_errors(backend, images, Compute(batch=2))
         schedule = backend.stages[0].schedule
         mean = torch.tensor(MEANS, dtype=torch.float64)[:, None, None]
         wanted = torch.zeros(3, dtype=torch.float64)
@@ -171,11 +174,11 @@ class TestJudgement:
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
     def test_pictures_that_nobody_draws_are_odd(self) -> None:
-        backend, settings = ppap.backend("toy"), Settings(num=4, steps=5)
+        backend, compute = ppap.backend("toy"), Compute()
         drawn = ppap.sample(backend, num=4, steps=25).images
         noise = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-        usual = module._log_errors(backend, drawn, settings).mean()
-        assert module._log_errors(backend, noise, settings).mean() > usual + 0.2
+        usual = module._log_errors(backend, drawn, compute).mean()
+        assert module._log_errors(backend, noise, compute).mean() > usual + 0.2
 
     def test_it_is_aimed_at_other_pictures(self, toy: Any, bundle: Path) -> None:
         found = calibrate(toy, seen(), bundle, **QUICK)
@@ -188,7 +191,7 @@ class Unmoved(Seen):
     """Sees the same in everything."""
 
     def forward(self, images: Tensor, level: Any = None) -> Any:
-        return 0.0 * self._network(images.mean((2, 3)))
+        return 0.0 * self.network(images.mean((2, 3)))
 
 
 class TestWhatCannotBe:
@@ -204,7 +207,7 @@ class TestWhatCannotBe:
         bundle = learned(toy, tmp_path / "out", Seen())
         content = bundle.read_bytes()
         with pytest.raises(UsageError, match=said) as caught:
-            calibrate(toy, teacher(model, loss=Square()), bundle, **QUICK)
+            calibrate(toy, load_teacher(model, Square()), bundle, **QUICK)
         assert "--scale" in caught.value.hint
         assert bundle.read_bytes() == content
         assert not list(bundle.parent.glob("*.calibration.json"))
@@ -213,7 +216,7 @@ class TestWhatCannotBe:
         with caplog.at_level(logging.WARNING):
             found = adapt(
                 toy,
-                teacher(Bare(), loss=Square()),
+                load_teacher(Bare(), Square()),
                 out="out",
                 num=8,
                 steps=2,
@@ -238,7 +241,7 @@ class TestWhatCannotBe:
         with torch.no_grad():
             other.network.bias.add_(1.0)
         with pytest.raises(AssetError, match="guide"):
-            calibrate(toy, teacher(other, loss=Square()), bundle, **QUICK)
+            calibrate(toy, load_teacher(other, Square()), bundle, **QUICK)
 
 
 class Bare(Means):

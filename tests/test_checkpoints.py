@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import json
 import os
-import pickle
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import (
-    file_sha256,
     load_into,
     open_checkpoint,
     read_architecture,
@@ -29,6 +26,7 @@ from ppap_framework.checkpoints import (
     write_safetensors,
 )
 from ppap_framework.errors import AssetError
+from ppap_framework.files import file_sha256
 
 ARCHITECTURE = {"model": "tiny", "widths": [3, 4]}
 quick = settings(
@@ -72,6 +70,9 @@ class TestRoundTrip:
         assert json.loads(checkpoint.metadata["ppap.notes"]) == {"seed": 1}
         assert checkpoint.name == "weights.safetensors"
         assert equal(checkpoint.state_dict(), network().state_dict())
+        save_file(network().state_dict(), saved, {"format": "pt"})  # by the library
+        assert open_checkpoint(saved).metadata == {"format": "pt"}
+        assert equal(open_checkpoint(saved).state_dict(), network().state_dict())
 
     @pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "anything"])
     @pytest.mark.parametrize("zipped", [True, False])
@@ -92,9 +93,7 @@ class TestRoundTrip:
         st.dictionaries(
             st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda s: s != "__metadata__"),
             st.tuples(
-                st.sampled_from(
-                    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
-                ),
+                st.sampled_from(["float32", "float16", "bfloat16", "int64", "bool"]),
                 st.lists(st.integers(0, 4), max_size=3),
             ),
             max_size=5,
@@ -106,19 +105,13 @@ class TestRoundTrip:
     ) -> None:
         path = tmp_path / "any.safetensors"
         tensors = {
-            name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in kinds.items()
+            n: torch.randint(0, 2, shape).to(getattr(torch, dtype))
+            for n, (dtype, shape) in kinds.items()
         }
         write_safetensors(path, tensors, metadata)
         assert equal(load_file(path), tensors)
         assert equal(open_checkpoint(path).state_dict(), tensors)
         assert open_checkpoint(path).metadata == metadata
-
-    def test_files_of_the_library_are_read(self, tmp_path: Path) -> None:
-        state = network().state_dict()
-        save_file(state, tmp_path / "theirs.safetensors", {"format": "pt"})
-        checkpoint = open_checkpoint(tmp_path / "theirs.safetensors")
-        assert checkpoint.metadata == {"format": "pt"}
-        assert equal(checkpoint.state_dict(), state)
 
     def test_equal_content_gives_equal_bytes(self, saved: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.safetensors"
@@ -140,12 +133,9 @@ class TestArchitecture:
         widths: list[int]
         depth: int = 1
 
-    def read(self, path: Path, stated: dict[str, Any]) -> Record:
-        save_checkpoint(path, {}, stated)
-        return read_architecture(open_checkpoint(path), self.Record)
-
-    def test_read(self, tmp_path: Path) -> None:
-        assert self.read(tmp_path / "x", ARCHITECTURE) == self.Record(model="tiny", widths=[3, 4])
+    def test_read(self, saved: Path) -> None:
+        read = read_architecture(open_checkpoint(saved), self.Record)
+        assert read == self.Record(model="tiny", widths=[3, 4])
 
     @pytest.mark.parametrize(
         ("stated", "expected"),
@@ -153,34 +143,31 @@ class TestArchitecture:
             ({}, "does not state its architecture"),
             ({"model": "a"}, "lacks 'widths'"),
             ({**ARCHITECTURE, "colour": 1}, "has unknown 'colour'"),
-            ({"colour": 1}, "lacks 'model', 'widths', has unknown 'colour'"),
+            ({"colour": 1}, "lacks 'model', lacks 'widths', has unknown 'colour'"),
             ({"model": 3, "widths": []}, "'model' must be"),
         ],
     )
     def test_one_line(self, tmp_path: Path, stated: dict[str, Any], expected: str) -> None:
+        save_checkpoint(tmp_path / "x", {}, stated)
         with pytest.raises(AssetError) as caught:
-            self.read(tmp_path / "x", stated)
+            read_architecture(open_checkpoint(tmp_path / "x"), self.Record)
         assert expected in caught.value.message
         assert caught.value.hint
         assert "\n" not in str(caught.value)
 
-    def test_of_a_file_that_states_none(self, tmp_path: Path, saved: Path) -> None:
-        torch.save(network().state_dict(), tmp_path / "x.pt")
-        other = {"model": "other"}
-        assert open_checkpoint(tmp_path / "x.pt", architecture=other).architecture == other
-        assert open_checkpoint(saved, architecture=other).architecture == ARCHITECTURE
-
-    def test_must_be_an_object(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.safetensors"
-        write_safetensors(path, network().state_dict(), {"ppap.architecture": "[1]"})
-        assert "architecture" in refusal(path)
+    def test_must_be_an_object(self, saved: Path) -> None:
+        write_safetensors(saved, network().state_dict(), {"ppap.architecture": "[1]"})
+        assert "architecture" in refusal(saved)
 
 
 class TestLoadInto:
-    def test_every_value_arrives(self, saved: Path) -> None:
-        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_every_value_arrives(self, saved: Path, device: str) -> None:
+        with torch.device(device):
+            module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).requires_grad_(False)
         load_into(module, open_checkpoint(saved))
         assert equal(module.state_dict(), network().state_dict())
+        assert not any(parameter.requires_grad for parameter in module.parameters())
 
     def test_half_precision_is_cast(self, tmp_path: Path) -> None:
         state = network().state_dict()
@@ -188,15 +175,16 @@ class TestLoadInto:
         save_checkpoint(tmp_path / "half.safetensors", halves, {})
         module = network()
         load_into(module, open_checkpoint(tmp_path / "half.safetensors"))
-        expected = {n: t.to(state[n].dtype) for n, t in halves.items()}
-        assert equal(module.state_dict(), expected)
+        assert equal(module.state_dict(), {n: t.to(state[n].dtype) for n, t in halves.items()})
 
-    def test_meta_network_and_frozen_parameters(self, saved: Path) -> None:
-        with torch.device("meta"):
-            module = network().requires_grad_(False)
-        load_into(module, open_checkpoint(saved))
-        assert equal(module.state_dict(), network().state_dict())
-        assert not any(parameter.requires_grad for parameter in module.parameters())
+    def test_tied_weights_are_cast_from_a_bare_pickle(self, tmp_path: Path) -> None:
+        """Nothing may be released that is not mapped: the second would be zeros."""
+        weight = torch.randn(2000, 1000)
+        state = {"0.weight": weight, "1.weight": weight}
+        torch.save(state, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+        module = nn.Sequential(*(nn.Linear(1000, 2000, bias=False).half() for _ in range(2)))
+        load_into(module, open_checkpoint(tmp_path / "x.pt"))
+        assert all(torch.equal(own, weight.half()) for own in module.parameters())
 
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
     @pytest.mark.parametrize("name", ["mapped.safetensors", "mapped.pt"])
@@ -208,13 +196,11 @@ class TestLoadInto:
             save_checkpoint(path, network().state_dict(), {})
         module = network()
         load_into(module, open_checkpoint(path))
-        ranges = [
-            tuple(int(bound, 16) for bound in line.split()[0].split("-"))
-            for line in Path("/proc/self/maps").read_text().splitlines()
-            if line.endswith(str(path))
-        ]
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        bounds = [line.split()[0].split("-") for line in lines if line.endswith(str(path))]
         for tensor in module.state_dict().values():
-            assert any(low <= tensor.data_ptr() < high for low, high in ranges)
+            at = tensor.data_ptr()
+            assert any(int(low, 16) <= at < int(high, 16) for low, high in bounds)
 
     def test_changes_stay_out_of_the_file(self, saved: Path) -> None:
         before = saved.read_bytes()
@@ -229,23 +215,20 @@ class TestLoadInto:
         assert "6 of another shape" in message
         assert "'0.weight' (4, 3, 3, 3) instead of (5, 3, 3, 3)" in message
         message = refusal(saved, nn.Linear(2, 2))
-        assert "the 2 keys of Linear" in message
-        assert "2 missing ('weight', 'bias')" in message
-        assert "7 unexpected" in message
+        for part in ("the 2 keys of Linear", "2 missing ('weight', 'bias')", "7 unexpected"):
+            assert part in message
+        ints = {name: tensor.to(torch.int32) for name, tensor in network().state_dict().items()}
+        save_checkpoint(saved, ints, {})
+        assert "of int32 instead of" in refusal(saved)
 
-    def test_nothing_is_loaded_where_something_differs(self, tmp_path: Path) -> None:
+    def test_nothing_is_loaded_if_something_differs(self, saved: Path) -> None:
         state = network().state_dict()
         del state["1.bias"]
-        save_checkpoint(tmp_path / "partial.safetensors", state, {})
+        save_checkpoint(saved, state, {})
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        assert "1 missing ('1.bias')" in refusal(tmp_path / "partial.safetensors", module)
+        assert "1 missing ('1.bias')" in refusal(saved, module)
         assert equal(module.state_dict(), before)
-
-    def test_integers_do_not_pass_for_weights(self, tmp_path: Path) -> None:
-        state = {n: t.to(torch.int32) for n, t in network().state_dict().items()}
-        save_checkpoint(tmp_path / "ints.safetensors", state, {})
-        assert "of int32 instead of" in refusal(tmp_path / "ints.safetensors")
 
 
 class TestBadPaths:
@@ -254,30 +237,25 @@ class TestBadPaths:
         assert "no file" in message
         assert "weights.safetensors" in message.partition("(")[2]
 
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        assert "no folder" in refusal(tmp_path / "no" / "weights.pt")
-
-    def test_folder(self, saved: Path) -> None:
+    def test_missing_folder_and_folder(self, saved: Path) -> None:
+        assert "no folder" in refusal(saved.parent / "no" / "weights.pt")
         message = refusal(saved.parent)
         assert "is a folder" in message
         assert saved.name in message
 
-    @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
-    def test_empty(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).touch()
-        assert "is empty" in refusal(tmp_path / name)
-
     @pytest.mark.parametrize(
-        ("content", "expected"),
+        ("name", "content", "expected"),
         [
-            (b"<!doctype html><html>", "web page"),
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
-            (b"hello, world, this is text", "neither"),
+            ("x.safetensors", b"", "is empty"),
+            ("x.pt", b"", "is empty"),
+            ("x.pt", b"<!doctype html><html>", "web page"),
+            ("x.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+            ("x.pt", b"hello, world, this is text", "neither"),
         ],
     )
-    def test_other_files(self, tmp_path: Path, content: bytes, expected: str) -> None:
-        (tmp_path / "x.pt").write_bytes(content)
-        assert expected in refusal(tmp_path / "x.pt")
+    def test_other_files(self, tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        assert expected in refusal(tmp_path / name)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
     def test_unreadable(self, saved: Path) -> None:
@@ -319,7 +297,6 @@ LIES = {
     "overflowing shape": container({"a": entry(0, 8, shape=[2**62, 8])}, bytes(8)),
     "fractional shape": container({"a": entry(0, 8, shape=[2.0])}, bytes(8)),
     "boolean shape": container({"a": entry(0, 4, shape=[True])}, bytes(4)),
-    "many dimensions": container({"a": entry(0, 8, shape=[2] + [1] * 100)}, bytes(8)),
     "end before begin": container({"a": entry(8, 0)}, bytes(8)),
     "negative offset": container({"a": entry(-8, 0)}, bytes(8)),
     "out of range": container({"a": entry(0, 8)}, bytes(4)),
@@ -328,11 +305,6 @@ LIES = {
     "gap": container({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20)),
     "gap at the start": container({"a": entry(4, 12)}, bytes(12)),
     "bytes left over": container({"a": entry(0, 8)}, bytes(12)),
-    "duplicate": container(
-        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-        b'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
-        bytes(8),
-    ),
 }
 
 
@@ -343,22 +315,25 @@ class TestLyingHeaders:
         path.write_bytes(LIES[lie])
         with pytest.raises(AssetError) as caught:
             open_checkpoint(path)
-        assert "not a sound safetensors file" in caught.value.message
+        assert "truncated or damaged checkpoint" in caught.value.message
         assert "\n" not in str(caught.value)
 
     def test_absurd_header_is_not_read(self, tmp_path: Path) -> None:
         path = tmp_path / "huge.safetensors"
         path.write_bytes(container(b"{", length=150_000_000))
         os.truncate(path, 200_000_000)
-        assert "more than the format's" in refusal(path)
+        assert "header too large" in refusal(path)
 
-    def test_unaligned_header_is_read_or_refused(self, tmp_path: Path) -> None:
+    def test_many_dimensions_fit_no_network(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
-        path.write_bytes(container({"abc": entry(0, 8)}, bytes(8)))
-        try:
-            state = open_checkpoint(path).state_dict()
-        except AssetError:
-            return
+        path.write_bytes(container({"0.bias": entry(0, 8, shape=[2] + [1] * 100)}, bytes(8)))
+        assert "1 of another shape" in refusal(path)
+
+    @pytest.mark.parametrize("names", [["abc"], ["abc", "abc"]], ids=["unaligned", "twice"])
+    def test_harmless_oddities(self, tmp_path: Path, names: list[str]) -> None:
+        text = ",".join(f'"{name}":{json.dumps(entry(0, 8))}' for name in names)
+        (tmp_path / "x.safetensors").write_bytes(container(f"{{{text}}}".encode(), bytes(8)))
+        state = open_checkpoint(tmp_path / "x.safetensors").state_dict()
         assert equal(state, {"abc": torch.zeros(2)})
 
     @quick
@@ -379,107 +354,40 @@ class TestLyingHeaders:
             load_into(module, open_checkpoint(path))
         assert equal(module.state_dict(), network().state_dict())
 
-    @quick
-    @given(st.data())
-    def test_truncation_is_noticed(self, saved: Path, data: st.DataObject) -> None:
-        whole = saved.read_bytes()
-        path = saved.with_name("short.safetensors")
-        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-        refusal(path)
-
-
-class Wicked:
-    """Pickles to a call of os.system."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.marker}",)
-
 
 class TestPickles:
-    @pytest.mark.parametrize("name", ["evil.pt", "evil.pth", "evil.bin", "evil"])
-    @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
-    def test_code_is_refused_and_never_run(self, tmp_path: Path, form: str, name: str) -> None:
-        marker, path = tmp_path / "ran", tmp_path / name
-        content = {**network().state_dict(), "payload": Wicked(marker)}
-        if form == "bare":
-            path.write_bytes(pickle.dumps(content))
-        else:
-            torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-        with pytest.raises(AssetError):
-            open_checkpoint(path)
-        assert ("more than tensors" if form == "bare" else "system") in refusal(path)
-        assert not marker.exists()
-        torch.load(path, weights_only=False) if form != "bare" else pickle.loads(path.read_bytes())
-        assert marker.exists()  # the payload does work where somebody runs it
-
-    def test_no_environment_variable_turns_the_refusal_off(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        marker, path = tmp_path / "ran", tmp_path / "evil.pt"
-        torch.save({"payload": Wicked(marker)}, path)
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        assert "system" in refusal(path)
-        assert not marker.exists()
-
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_false_name(self, tmp_path: Path, zipped: bool) -> None:
-        path = tmp_path / "false.safetensors"
-        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
-        assert "false name" in refusal(path)
-
     def test_objects_are_named(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pt")
         assert "argparse.Namespace" in refusal(tmp_path / "x.pt")
 
-    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("kind", ["safetensors", "zip", "pickle"])
     @quick
     @given(st.data())
-    def test_truncation_is_noticed(self, tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
-        path = tmp_path / "short.pt"
-        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
+    def test_truncation_is_noticed(self, tmp_path: Path, kind: str, data: st.DataObject) -> None:
+        path = tmp_path / ("short.safetensors" if kind == "safetensors" else "short.pt")
+        if kind == "safetensors":
+            save_checkpoint(path, network().state_dict(), ARCHITECTURE)
+        else:
+            zipped = kind == "zip"
+            torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
         refusal(path)
 
-    def test_bomb(self, tmp_path: Path) -> None:
-        path, bomb = tmp_path / "honest.pt", tmp_path / "bomb.pt"
-        torch.save({"0.weight": torch.zeros(1000, 1000)}, path)
-        with (
-            zipfile.ZipFile(path) as source,
-            zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target,
-        ):
-            for member in source.namelist():
-                target.writestr(member, source.read(member))
-        assert bomb.stat().st_size < 100_000
-        message = refusal(bomb)
-        assert "compressed" in message
-        assert "400" in message
-
-    def test_members_that_overlap(self, tmp_path: Path) -> None:
-        path = tmp_path / "overlap.pt"
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("archive/data/0", bytes(100_000))
-            archive.filelist *= 50
-        assert "5000000 bytes in" in refusal(path)
-
     @pytest.mark.parametrize(
-        "content", [torch.zeros(3), [torch.zeros(3)], {}, {"a": 1}, {"state_dict": {"a": [1]}}]
+        "content",
+        [
+            torch.zeros(3),
+            [torch.zeros(3)],
+            {},
+            {"a": 1},
+            {"state_dict": {"a": [1]}},
+            {"a": torch.zeros(2, 2).to_sparse()},
+        ],
     )
     def test_no_state_dict(self, tmp_path: Path, content: object) -> None:
         torch.save(content, tmp_path / "x.pt")
         assert "holds no state dict" in refusal(tmp_path / "x.pt")
-
-    def test_sparse_tensors(self, tmp_path: Path) -> None:
-        torch.save({"a": torch.zeros(2, 2).to_sparse()}, tmp_path / "x.pt")
-        assert "holds no state dict" in refusal(tmp_path / "x.pt")
-
-    def test_expanded_tensor_of_another_size_is_never_copied(self, tmp_path: Path) -> None:
-        state = {**network().state_dict(), "0.bias": torch.zeros(1).half().expand(2**40)}
-        torch.save(state, tmp_path / "x.pt")
-        assert "its tensors would take 2199023256056 bytes" in refusal(tmp_path / "x.pt")
 
     def test_tied_weights_are_no_bomb(self, tmp_path: Path) -> None:
         weight = torch.randn(100, 100)
@@ -503,23 +411,21 @@ class TestSaving:
         assert saved.read_bytes() == before
         assert list(saved.parent.iterdir()) == [saved]
 
-    def test_unwritable_folder(self, tmp_path: Path) -> None:
+    def test_unwritable_folder(self, saved: Path) -> None:
         with pytest.raises(AssetError, match="cannot write"):
-            save_checkpoint(tmp_path / "no" / "x.safetensors", {}, {})
+            save_checkpoint(saved / "x.safetensors", {}, {})
 
 
 class TestDigest:
     def test_known_values(self, tmp_path: Path) -> None:
-        path = tmp_path / "x"
-        path.write_bytes(b"abc")  # FIPS 180-4, example B.1
+        (tmp_path / "x").write_bytes(b"abc")  # FIPS 180-4, example B.1
         expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        assert file_sha256(path) == expected
+        assert file_sha256(tmp_path / "x") == expected
 
     def test_a_changed_file_is_read_again(self, saved: Path) -> None:
         checkpoint = open_checkpoint(saved)
         before = checkpoint.sha256
-        with saved.open("ab") as file:
-            file.write(b" ")
+        saved.write_bytes(saved.read_bytes() + b" ")
         assert checkpoint.sha256 != before
 
     def test_a_file_changed_within_one_tick_of_the_clock(self, saved: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ppap_framework.cli import main
-from ppap_framework.run.in_use import peak_memory
+from ppap_framework.runtime import peak_memory
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "convert": ("checkpoints", "convert", "{}", "out.safetensors"),
@@ -92,11 +92,13 @@ def repeated(path: Path) -> None:
 FILES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "pickle": ("x.pt", zipped_pickle, "wants posix.system to be called"),
     "pickle by another name": ("x.bin", zipped_pickle, "wants posix.system to be called"),
+    "pickle without a name": ("x", zipped_pickle, "wants posix.system to be called"),
     "old pickle": ("x.pt", old_pickle, "wants posix.system to be called"),
     "bare pickle": ("x.pt", bare_pickle, "its pickle is damaged or holds more than tensors"),
     "pickle as safetensors": ("x.safetensors", zipped_pickle, "a pickle under a false name"),
-    "lying header": ("x.safetensors", lying_header, "need 4398046511104 bytes, and 64 are there"),
-    "endless header": ("x.safetensors", endless_header, "claims 4611686018427387904 bytes"),
+    "old pickle as safetensors": ("x.safetensors", old_pickle, "a pickle under a false name"),
+    "lying header": ("x.safetensors", lying_header, "file not fully covered"),
+    "endless header": ("x.safetensors", endless_header, "header too large"),
     "bomb": ("x.pt", bomb, "is a compressed archive, 33554"),
     "expanded": ("x.pt", expanded, "would take 1099511627776 bytes"),
     "repeated": ("x.pt", repeated, "would take 1048576000 bytes"),
@@ -138,9 +140,19 @@ def test_is_refused_in_one_line(
     assert expected in refusal(capsys, *typed)
 
 
-def test_the_payload_would_have_run() -> None:
-    zipped_pickle(Path("x.pt"))
-    torch.load("x.pt", weights_only=False)
+@pytest.mark.parametrize("write", [zipped_pickle, old_pickle, bare_pickle])
+def test_the_payload_would_have_run(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], None],
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # changes nothing
+    write(Path("x.pt"))
+    refusal(capsys, "checkpoints", "convert", "x.pt", "out.safetensors")
+    if write is bare_pickle:
+        pickle.loads(Path("x.pt").read_bytes())
+    else:
+        torch.load("x.pt", weights_only=False)
     assert Path("ran").exists()
 
 

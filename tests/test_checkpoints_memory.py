@@ -38,14 +38,16 @@ DTYPES = ["float32", "bfloat16", "float16"]
 
 PROBE = """
 import attrs, json, sys, torch
-from ppap_framework.run.in_use import peak_memory
+from ppap_framework.runtime import peak_memory
 from ppap_framework.checkpoints import open_checkpoint
 from ppap_plugin_adm.backend import make_adm
 
 def load(path, config):
     architecture = {**json.loads(sys.argv[1]), "config": json.loads(config)}
-    checkpoint = open_checkpoint(path, architecture=architecture)
-    return make_adm(None, attrs.evolve(checkpoint, dtype=getattr(torch, sys.argv[2])))
+    dtype = getattr(torch, sys.argv[2])
+    return make_adm(
+        None, attrs.evolve(open_checkpoint(path), architecture=architecture, dtype=dtype)
+    )
 
 cpu = torch.device("cpu")
 load(*sys.argv[3:5])  # whatever torch imports on the way

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 import torch
 import toy_distribution
+from commands import Run, typed
 from experts_toy import Backend, TinyGuide, experts_of
 from PIL import Image
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from toy_experts import write_experts
 
 import ppap_framework as ppap
 from ppap_framework.checkpoints import save_checkpoint
-from ppap_framework.cli import main
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.data import SyntheticData
 from ppap_framework.diagnosis import (
@@ -35,6 +35,7 @@ from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import keep_bundle
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.pixels import to_uint8
 
 BACKEND = Backend()
 SCHEDULE = BACKEND.stages[0].schedule  # linear, 100 timesteps
@@ -46,20 +47,16 @@ class Linear(GuidanceModel):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         outputs, inputs = weight.shape
-        self._network = nn.Linear(inputs, outputs)
+        self.network = nn.Linear(inputs, outputs)
         with torch.no_grad():
-            self._network.weight.copy_(weight)
-            self._network.bias.copy_(torch.zeros(outputs) if bias is None else bias)
+            self.network.weight.copy_(weight)
+            self.network.bias.copy_(torch.zeros(outputs) if bias is None else bias)
         self.levels: list[tuple[float, ...]] = []
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         assert level is not None
         self.levels.append(tuple(level.log_snr.tolist()))
-        return self._network(images.flatten(1)[:, : self._network.in_features])
+        return self.network(images.flatten(1)[:, : self.network.in_features])
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
@@ -116,9 +113,9 @@ class TestFigures:
             assert reading.cosine.value == pytest.approx(1.0, abs=1e-12)
             assert reading.gradient_norm.value == pytest.approx(length, rel=1e-6)
             assert (reading.compared, reading.not_finite) == (24, 0)
-        assert found.clean.gradient_norm.value == pytest.approx(length, rel=1e-6)
-        assert found.clean.confidence is not None
-        assert found.clean.confidence.value == 1.0
+        assert found.clean_gradient_norm.value == pytest.approx(length, rel=1e-6)
+        assert found.clean_confidence is not None
+        assert found.clean_confidence.value == 1.0
 
     def test_a_classifier_of_one_direction(self) -> None:
         """Logits (s, -s), s = w . x: of x_t, s is normal, of mean alpha w . x0 and deviation sigma
@@ -168,8 +165,8 @@ class TestFigures:
             assert reading.agreement is None
             assert reading.confidence is None
         length = (2 * (x0.flatten(1) @ w).abs() * w.norm()).mean().item()
-        assert found.clean.gradient_norm.value == pytest.approx(length, rel=1e-5)
-        assert found.clean.confidence is None
+        assert found.clean_gradient_norm.value == pytest.approx(length, rel=1e-5)
+        assert found.clean_confidence is None
 
     def test_levels_and_the_schedule(self) -> None:
         model = Linear(weights())
@@ -357,8 +354,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"levels": 1}, "in 1 levels"),
-            ({"levels": 101}, "in 101 levels"),
+            ({"levels": 1}, "at 1 levels"),
+            ({"levels": 101}, "at 101 levels"),
             ({"num_experts": 0}, "among 0 experts"),
             ({"num_experts": 101}, "among 101 experts"),
             ({"batch": 0}, "batch must be"),
@@ -389,7 +386,7 @@ class TestRefusals:
         found = diagnose(BACKEND, guide, pictures(5), levels=2, batch=2)
         length = model.network.weight.norm(dim=1)[target.value].mean().item()
         assert found.untouched[0].gradient_norm.value == pytest.approx(length, rel=1e-6)
-        assert found.clean.gradient_norm.value == pytest.approx(length, rel=1e-6)
+        assert found.clean_gradient_norm.value == pytest.approx(length, rel=1e-6)
 
     def test_what_is_no_classifier(self) -> None:
         class Maps(Linear):
@@ -408,23 +405,8 @@ class TestRefusals:
 # On the command line
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
 BASE = ("diagnose", "--backend", "toy", "--guider", "colour")
 SMALL = ("--num", "6", "--steps", "2", "--levels", "4", "--num-experts", "3")
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = toy_distribution.install(tmp_path_factory.mktemp("toy") / "site")
-    with toy_distribution.plugged(folder):
-        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -442,19 +424,11 @@ def run(
     are not drawn.
     """
     monkeypatch.setattr(
-        "ppap_framework.diagnosis.record.diagnosis_plot", lambda found, path: path.touch()
+        "ppap_framework.diagnosis.record.diagnosis_plot", lambda found, path, kind: path.touch()
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-
-    def typed(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Outcome(code, *capsys.readouterr())
-
-    return typed
+    return typed(capsys)
 
 
 def record(folder: str = "runs/diagnose") -> dict[str, Any]:
@@ -486,11 +460,30 @@ class TestCommand:
         assert said["guide"]["target"] == "green"
         assert said["guide"]["component"] == "colour"
         assert said["backend"]["component"] == "toy"
-        images = ppap.sample("toy", num=6, steps=2).images
-        pixels = ((images + 1.0) * 127.5).round().to(torch.uint8)
+        pixels = torch.from_numpy(to_uint8(ppap.sample("toy", num=6, steps=2).images))
+        pixels = pixels.permute(0, 3, 1, 2)
         guide = ppap.guide("colour", target="green", experts="none")
         again = diagnose(ppap.backend("toy"), guide, pixels, levels=4, num_experts=3)
         assert {**said, **again.record()} == said
+
+    def test_a_cascade_is_noised_at_its_first_stage_and_taught_by_its_last(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from ppap_plugin_toy.cascade import ToyCascade
+
+        two = ppap.backend(ToyCascade(ppap.backend("toy")))
+        found = SimpleNamespace(load=lambda: two)
+        monkeypatch.setattr("ppap_framework.cli.diagnose.backend_of", lambda given: found)
+        assert run(*BASE, *SMALL, "--batch", "4", "--experts", "none").code == 0
+        drawn = ppap.sample(two, num=6, steps=2, batch=4).pictures["guided"]
+        small, large = (
+            torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2)
+            for x in (drawn.earlier["base"], drawn.images)
+        )
+        assert large.shape == (6, 3, 16, 16)
+        guide = ppap.guide("colour", target="green", experts="none")
+        again = diagnose(two, guide, small, large, levels=4, num_experts=3, batch=4)
+        assert {**record(), **again.record()} == record()
 
     def test_pictures_that_are_there(self, run: Run, data: SyntheticData) -> None:
         arguments = (*BASE, "--data", str(data.path), "--levels", "3", "--target", "blue")
@@ -552,19 +545,19 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("changes", "code", "message"),
         [
-            (("--levels", "1"), 2, "--levels must be a whole number from 2, not 1"),
-            (("--levels", "101"), 2, "cannot be looked at in 101 levels"),
+            (("--levels", "1"), 2, "--levels: 1 is not in the range"),
+            (("--levels", "101"), 2, "cannot be measured at 101 levels"),
             (("--levels", "some"), 2, "--levels"),
-            (("--num", "1"), 2, "--num must be a whole number from 2, not 1"),
-            (("--num-experts", "0"), 2, "--num-experts must be a whole number from 1"),
+            (("--num", "1"), 2, "--num: 1 is not in the range"),
+            (("--num-experts", "0"), 2, "--num-experts: 0 is not in the range"),
             (("--num-experts", "101"), 2, "among 101 experts"),
-            (("--batch", "0"), 2, "--batch must be a whole number from 1"),
+            (("--batch", "0"), 2, "batch must be a whole number from 1"),
             (("--steps", "101"), 2, "101"),
-            (("--threads", "0"), 2, "--threads must be a whole number from 1"),
+            (("--threads", "0"), 2, "threads must be a whole number from 1"),
             (("--device", "abacus"), 2, "abacus"),
             (("--guider", "colour=4"), 2, "takes no scale and no interval here"),
             (("--guider", "colour:0-0.5"), 2, "takes no scale and no interval here"),
-            (("--guider", "none"), 2, "there is no network to look into"),
+            (("--guider", "none"), 2, "there is no network to measure"),
             (("--guider", "color"), 3, "color"),
             (("--backend", "toys"), 3, "toys"),
             (("--target", "mauve"), 2, "mauve"),
@@ -616,7 +609,7 @@ def test_a_classifier_off_the_shelf(site: Path, tmp_path: Path) -> None:
         site,
         tmp_path,
         *("diagnose", "--backend", "toy", "--guider", "classifier", "--target", "red cube"),
-        *("--num", "16", "--steps", "3", "--levels", "5", "--out", "out"),
+        *("--num", "64", "--steps", "3", "--levels", "5", "--out", "out"),
         PPAP_PLUGINS="ppap-plugin-toy,ppap-plugin-classifier,ppap-plugin-shapes",
         PPAP_CACHE_DIR=str(tmp_path / "cache"),
     )

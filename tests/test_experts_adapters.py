@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from experts_toy import SCHEDULE, Backend
+from experts_toy import SCHEDULE, Backend, read
 from torch import nn
 
 from ppap_framework.components import Target
@@ -21,7 +21,7 @@ from ppap_framework.experts import (
     Identity,
     NoiseRanges,
     backend_sha256,
-    choose_bundle,
+    choose_experts,
     describe,
     guide_sha256,
     installed_adapter,
@@ -65,7 +65,7 @@ def test_trained_saved_found_and_guiding(
     x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 99, 50, 20, 70, 40])])
     with torch.no_grad():
-        untrained = experts.forward(x, level)
+        untrained = read(experts, x, level)
         experts.activate(None)
         torch.testing.assert_close(untrained, model(x))  # at first every expert is no change
     for index in range(3):
@@ -78,7 +78,7 @@ def test_trained_saved_found_and_guiding(
                 optimizer.step()
             model.network.eval()
     with torch.no_grad():
-        wanted = experts.forward(x, level)
+        wanted = read(experts, x, level)
     assert not torch.allclose(wanted, untrained)
     info = describe(
         experts,
@@ -99,14 +99,14 @@ def test_trained_saved_found_and_guiding(
 
     keep_bundle(path)
     fresh = ModuleGuide(network(), size=32)
-    assert choose_bundle("auto", ModuleGuide(network(1), size=32), backend) is None
-    found = choose_bundle("auto", fresh, backend)
+    assert choose_experts("auto", "toy", ModuleGuide(network(1), size=32), backend) is None
+    found = choose_experts("auto", "toy", fresh, backend)
     assert found is not None
     loaded = load_bundle(found.path, fresh, backend)
     with torch.no_grad():
-        torch.testing.assert_close(loaded.forward(x, level), wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(read(loaded, x, level), wanted, rtol=0, atol=1e-5)
         one_by_one = [
-            loaded.forward(x[i : i + 1], NoiseLevel(level.log_snr[i : i + 1])) for i in range(6)
+            read(loaded, x[i : i + 1], NoiseLevel(level.log_snr[i : i + 1])) for i in range(6)
         ]
         torch.testing.assert_close(torch.cat(one_by_one), wanted, rtol=0, atol=1e-5)
     again = tmp_path / "again.experts.safetensors"

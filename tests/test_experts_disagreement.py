@@ -26,12 +26,8 @@ class Eye(GuidanceModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._network = nn.Identity()
+        self.network = nn.Identity()
         self.levels: list[list[float]] = []
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         assert level is not None
@@ -100,14 +96,26 @@ class TestNoise:
         for image in range(5):
             alone, _ = noised(images[:1], SCHEDULE, 50, seed=3, first=image)
             assert torch.equal(alone[0], whole[image])
+        with torch.device("meta"):
+            torch.set_default_dtype(torch.float64)
+            try:
+                again, _ = noised(images, SCHEDULE, 50, seed=3)
+            finally:
+                torch.set_default_dtype(torch.float32)
+        assert torch.equal(again, whole)
         # Of another image, seed or timestep it has nothing in common with this.
         others = [
             noised(images[:1], SCHEDULE, 50, seed=3, first=1)[0],
             noised(images[:1], SCHEDULE, 50, seed=4)[0],
             noised(images[:1], SCHEDULE, 51, seed=3)[0],
             noised(images[:1], SCHEDULE, 5, seed=3, first=0)[0],
-            NoiseSource(3)((1, 3, 4, 4)),  # of which image 0 was drawn
+            # What image 0 was drawn from, at any stage; timesteps may be the number of a stage.
+            *(NoiseSource(3, 0, stage)((1, 3, 4, 4)) for stage in (0, 1, 2, 50)),
         ]
+        for stage in (1, 2):
+            drawn = NoiseSource(3, 0, stage)((1, 3, 4, 4))
+            noise, _ = noised(images[:1], SCHEDULE, stage, seed=3)
+            assert torch.corrcoef(torch.stack([drawn.flatten(), noise.flatten()]))[0, 1].abs() < 0.6
         for other in others:
             both = torch.stack([whole[0].flatten(), other.flatten()])
             assert torch.corrcoef(both)[0, 1].abs() < 0.6  # of 48 numbers: 4 standard deviations

@@ -13,20 +13,20 @@ from typing import Any
 import pytest
 from experts_toy import SCHEDULE, Backend, TinyGuide, trained
 
-from ppap_framework.checkpoints import file_sha256
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
     bundle_by_name,
-    choose_bundle,
+    choose_experts,
     experts_dir,
     find_bundles,
     keep_bundle,
     read_bundle_info,
     save_bundle,
 )
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import ExpertBundle
-from ppap_framework.registry import PluginRecord, Registry
+from ppap_framework.registry import PluginRecord, Registry, conflicts
 
 Offer = Callable[..., ExpertBundle]
 
@@ -62,17 +62,8 @@ def offer(tmp_path: Path, plugins: list[PluginRecord], monkeypatch: pytest.Monke
         bundle = ExpertBundle(
             name=name, summary="", licence="CC0-1.0", guider="look", backend="toy", **known
         )
-        plugins.append(
-            PluginRecord(
-                distribution=distribution,
-                version="1.0",
-                entry_point="main",
-                module="m",
-                status="ok",
-                specs=(),
-                assets=(bundle,),
-            )
-        )
+        own = {"distribution": distribution, "version": "1.0", "entry_point": "main", "module": "m"}
+        plugins.append(PluginRecord(**own, assets=(bundle,)))
         return bundle
 
     return make
@@ -87,12 +78,17 @@ def bundle(name: str, age: float = 0, model: TinyGuide | None = None, **kwargs: 
     return path
 
 
+def choose(source: str, model: TinyGuide, backend: Backend | None = None, **said: Any) -> Any:
+    """The name of the bundle that is chosen, if one is."""
+    chosen = choose_experts(source, "toy", model, backend or Backend(), **said)
+    return chosen and chosen.name
+
+
 def ppap(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as caught:
         main(["experts", *arguments])
-    out, err = capsys.readouterr()
     assert isinstance(caught.value.code, int)
-    return caught.value.code, out, err
+    return caught.value.code, *capsys.readouterr()
 
 
 class TestFinding:
@@ -110,7 +106,7 @@ class TestFinding:
 
     def test_no_folder_is_no_fault(self) -> None:
         assert find_bundles() == []
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert choose("auto", TinyGuide()) is None
 
     def test_a_kept_copy_is_found(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.experts.safetensors"
@@ -120,15 +116,12 @@ class TestFinding:
         assert [entry.name for entry in experts_dir().iterdir()] == [path.name]
         assert bundle_by_name("mine").path == kept
 
-    def test_by_path(self, tmp_path: Path) -> None:
+    def test_by_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "mine.experts.safetensors"
         assert bundle_by_name(str(path)).path == path
         assert bundle_by_name("a/b").path == Path("a/b")
-
-    def test_a_file_that_is_no_bundle_is_there_all_the_same(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
         monkeypatch.chdir(tmp_path)
+        assert bundle_by_name(Path("mine")).path == tmp_path / "mine"  # never a name
         Path("picture.png").write_bytes(b"x")
         with pytest.raises(AssetError, match=r"'picture\.png' is"):
             _ = bundle_by_name("picture.png").info
@@ -149,7 +142,7 @@ class TestFinding:
         with pytest.raises(PluginError, match="claimed by 2 plugins"):
             bundle_by_name("ready")
         assert bundle_by_name("acme:ready").distribution == "acme"
-        (conflict,) = Registry(tuple(plugins)).conflicts()
+        (conflict,) = conflicts(Registry(tuple(plugins)))
         assert conflict.subject == "experts 'ready'"
 
     def test_bundles_of_one_guider_or_backend(
@@ -168,35 +161,28 @@ class TestFinding:
             "ppap_framework.checkpoints._fetch._download",
             lambda *_: pytest.fail("it was downloaded"),
         )
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert choose("auto", TinyGuide()) is None
         assert find_bundles() == []
         with pytest.raises(AssetError, match="far"):
-            bundle_by_name("far", offline=True)
-        with pytest.raises(AssetError, match="far"):
-            choose_bundle("far", TinyGuide(), Backend(), offline=True)
+            choose("far", TinyGuide(), offline=True)
 
 
 class TestChoosing:
     def test_auto_takes_the_newest_that_matches(self, offer: Offer) -> None:
-        path = bundle("ready")
-        offer("acme", "ready", path)
-        model, backend = TinyGuide(), Backend()
-        assert choose_bundle("auto", model, backend).name == "ready"
+        offer("acme", "ready", bundle("ready"))
+        model = TinyGuide()
+        assert choose("auto", model) == "ready"
         bundle("fits", age=50, seed=1)
         bundle("fits-newer", age=40, seed=2)
         bundle("other-guide", model=TinyGuide(seed=5))
-        bundle("other-normalisation", model=TinyGuide(mean=0.4))
+        bundle("other-normalization", model=TinyGuide(mean=0.4))
         bundle("other-backend", backend=Backend(seed=4))
         bundle("other-size", backend=Backend(size=16))
-        assert choose_bundle("auto", model, backend).name == "fits-newer"
-        assert choose_bundle("auto", TinyGuide(seed=5), backend).name == "other-guide"
-        assert choose_bundle("auto", TinyGuide(seed=6), backend) is None
-
-    def test_auto_honours_waivers(self) -> None:
-        bundle("other-backend", backend=Backend(seed=4))
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
-        found = choose_bundle("auto", TinyGuide(), Backend(), allow_mismatch=["backend"])
-        assert found is not None
+        assert choose("auto", model) == "fits-newer"
+        assert choose("auto", TinyGuide(seed=5)) == "other-guide"
+        assert choose("auto", TinyGuide(seed=6)) is None
+        assert choose("none", model) is None
+        assert choose("auto", model, allow_mismatch=["backend"]) == "other-backend"
 
     def test_auto_passes_over_the_damaged_and_says_so(
         self, caplog: pytest.LogCaptureFixture
@@ -204,41 +190,39 @@ class TestChoosing:
         bundle("whole", age=50)
         damaged = bundle("damaged")
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-        rubbish = experts_dir() / "rubbish.experts.safetensors"
-        rubbish.write_bytes(b"x")
+        (experts_dir() / "rubbish.experts.safetensors").write_bytes(b"x")
         with caplog.at_level(logging.WARNING):
-            assert choose_bundle("auto", TinyGuide(), Backend()).name == "whole"
+            assert choose("auto", TinyGuide()) == "whole"
         assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
         assert str(experts_dir()) not in caplog.text
 
-    def test_auto_tells_of_other_backends_where_none_fit_and_never_of_other_guides(
+    def test_auto_tells_of_other_backends_if_none_fit_and_never_of_other_guides(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         bundle("other-guide", model=TinyGuide(seed=5))
         bundle("other-backend", backend=Backend(seed=4))
-        assert choose_bundle("auto", TinyGuide(), Backend()) is None
+        assert choose("auto", TinyGuide()) is None
         (said,) = (record.getMessage() for record in caplog.records)
         assert said.startswith("experts 'other-backend' are passed over: they learned from ")
         assert said.endswith(" (--allow-mismatch backend)")
         caplog.clear()
         bundle("fits", age=50)
-        assert choose_bundle("auto", TinyGuide(), Backend()).name == "fits"
+        assert choose("auto", TinyGuide()) == "fits"
         assert not caplog.records
-
-    def test_none(self) -> None:
-        bundle("fits")
-        assert choose_bundle("none", TinyGuide(), Backend()) is None
 
     def test_a_name_or_path_that_does_not_match_is_refused(self) -> None:
         path = bundle("other", model=TinyGuide(seed=5))
         for source in ("other", str(path)):
             with pytest.raises(AssetError, match="guide: they are for the weights of look"):
-                choose_bundle(source, TinyGuide(), Backend())
-            assert choose_bundle(source, TinyGuide(seed=5), Backend()).path == path
+                choose(source, TinyGuide())
+            assert choose(source, TinyGuide(seed=5)) == "other"
         with pytest.raises(UsageError, match="cannot be allowed"):
-            choose_bundle("auto", TinyGuide(), Backend(), allow_mismatch=["guide"])
+            choose("auto", TinyGuide(), allow_mismatch=["guide"])
         with pytest.raises(AssetError, match="there is no file"):
-            choose_bundle("no/such.experts.safetensors", TinyGuide(), Backend())
+            choose("no/such.experts.safetensors", TinyGuide())
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+        with pytest.raises(AssetError, match="changed after it was written"):
+            choose("other", TinyGuide())
 
 
 class TestCommand:
@@ -261,7 +245,7 @@ class TestCommand:
             "name": "mine", "plugin": None, "guider": "look", "backend": "toy", "experts": 4,
             "size": path.stat().st_size, "path": str(path), "problem": None,
         }  # fmt: skip
-        assert "is not a sound safetensors file" in rows["rubbish"]["problem"]
+        assert "is truncated or damaged checkpoint" in rows["rubbish"]["problem"]
         assert rows["ready"]["plugin"] == "acme"
         assert rows["far"]["problem"] == "not downloaded"
         code, out, _ = ppap(capsys, "list")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from experts_toy import SCHEDULE, Shift, TinyGuide, experts_of
+from experts_toy import SCHEDULE, Shift, TinyGuide, experts_of, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ class CrossEntropy(TaskLoss):
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
         logits = prediction["logits"] if isinstance(prediction, dict) else prediction
         return F.cross_entropy(logits, target.expand(len(logits)), reduction="none")
+
+
+def guide_of(model: TinyGuide, experts: ExpertSet | None = None) -> Guide:
+    target = Target(value=torch.tensor([1]), label="one")
+    return Guide(name="toy", model=model, loss=CrossEntropy(), target=target, experts=experts)
 
 
 def shifted(model: TinyGuide, experts: ExpertSet, index: int | None) -> nn.Module:
@@ -53,12 +58,8 @@ def images(number: int, seed: int = 1) -> Tensor:
 
 
 def levels(timesteps: list[int | None]) -> NoiseLevel:
-    return NoiseLevel(
-        torch.tensor(
-            [math.inf if t is None else SCHEDULE.log_snr[t].item() for t in timesteps],
-            dtype=torch.float64,
-        )
-    )
+    values = [math.inf if t is None else SCHEDULE.log_snr[t].item() for t in timesteps]
+    return NoiseLevel(torch.tensor(values, dtype=torch.float64))
 
 
 def owner(t: int | None, number: int = 3) -> int | None:
@@ -89,32 +90,28 @@ def test_mixed_levels_are_as_one_by_one(timesteps: list[int | None]) -> None:
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
     x = images(len(timesteps))
     with torch.no_grad():
-        together = experts.forward(x, levels(timesteps))
+        together = read(experts, x, levels(timesteps))
         alone = torch.cat([oracles[owner(t)](x[i : i + 1]) for i, t in enumerate(timesteps)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_nested_predictions_are_put_together() -> None:
+def test_nested_predictions_are_put_together_and_others_named() -> None:
     model, plain = TinyGuide(nested="mapping"), TinyGuide()
-    timesteps = [80, 3, None, 50, 3]
-    x, level = images(5), levels(timesteps)
+    x, level = images(5), levels([80, 3, None, 50, 3])
     with torch.no_grad():
-        found = experts_of(model).forward(x, level)
-        logits = experts_of(plain).forward(x, level)
+        found = read(experts_of(model), x, level)
+        logits = read(experts_of(plain), x, level)
     assert isinstance(found, dict)
     exp, (pair, nothing) = found["parts"]
     assert isinstance(found["parts"], list)
     assert nothing is None
     for part, wanted in ((found["logits"], logits), (exp, logits.exp()), (pair, logits[:, :2])):
         torch.testing.assert_close(part, wanted)
-
-
-def test_a_prediction_that_cannot_be_put_together_is_named() -> None:
-    model = TinyGuide(nested="record")
-    experts = experts_of(model)
-    assert experts.forward(images(2), levels([1, 2])).logits.shape == (2, 5)
+    experts = experts_of(TinyGuide(nested="record"))
+    assert read(experts, images(2), levels([1, 2])).logits.shape == (2, 5)
     with pytest.raises(PluginError, match="Answer"):
-        experts.forward(images(2), levels([1, 99]))
+        read(experts, images(2), levels([1, 99]))
+    assert read(experts_of(TinyGuide()), images(2)[:0], levels([])).shape == (0, 5)
 
 
 @pytest.mark.parametrize("timesteps", [[80] * 4, [80, 3, 50, 3], [3, 80, None, 50], [None] * 4])
@@ -122,15 +119,8 @@ def test_gradients_are_those_of_each_owner(timesteps: list[int | None]) -> None:
     model = TinyGuide()
     experts = experts_of(model, ending="")  # weights, too: a graph remembers those
     oracles = {index: shifted(model, experts, index) for index in (None, 0, 1, 2)}
-    guide = Guide(
-        name="toy",
-        model=model,
-        loss=CrossEntropy(),
-        target=Target(value=torch.tensor([1]), label="one"),
-        experts=experts,
-    )
     x = images(4)
-    found = guide.gradient(x, levels(timesteps))
+    found = guide_of(model, experts).gradient(x, levels(timesteps))
     for i, t in enumerate(timesteps):
         own = x[i : i + 1].clone().requires_grad_()
         energy = F.cross_entropy(oracles[owner(t)](own), torch.tensor([1]))
@@ -142,31 +132,23 @@ def test_a_stale_graph_is_refused_and_never_wrong() -> None:
     # Biases are no part of a graph; weights are.
     experts = experts_of(TinyGuide(), ending="weight")
     x = images(2).requires_grad_()
-    old = experts.forward(x, levels([90, 90]))
-    experts.forward(x, levels([1, 1]))
+    old = read(experts, x, levels([90, 90]))
+    read(experts, x, levels([1, 1]))
     with pytest.raises(RuntimeError, match="inplace"):
         torch.autograd.grad(old.sum(), x)
 
 
 def test_clean_images_through_the_denoiser_are_the_untouched_network_s() -> None:
     model = TinyGuide()
-    loss, target = CrossEntropy(), Target(value=torch.tensor([1]), label="one")
-    bare = Guide(name="toy", model=TinyGuide(), loss=loss, target=target)
-    guide = Guide(name="toy", model=model, loss=loss, target=target, experts=experts_of(model))
-    clean = levels([None] * 2)
+    bare, guide, clean = (
+        guide_of(TinyGuide()),
+        guide_of(model, experts_of(model)),
+        levels([None] * 2),
+    )
     assert torch.equal(guide.gradient(images(2), clean), bare.gradient(images(2), clean))
     assert EnergyGuidance([guide], "clean").guides[0].experts is guide.experts
-
-
-def test_a_guide_wants_the_experts_of_its_own_model() -> None:
-    with pytest.raises(ValueError, match="of another model"):
-        Guide(
-            name="toy",
-            model=TinyGuide(),
-            loss=CrossEntropy(),
-            target=Target(value=torch.tensor([1]), label="one"),
-            experts=experts_of(TinyGuide()),
-        )
+    with pytest.raises(UsageError, match="of another model"):
+        guide_of(TinyGuide(), experts_of(TinyGuide()))
 
 
 @settings(max_examples=30)
@@ -180,7 +162,7 @@ def test_the_network_is_left_as_it_was(actions: list[str], random: Any) -> None:
         if action == "at":
             experts.at(levels(t[:1] * 3))
         elif action == "mixed":
-            experts.forward(images(3), levels([*t[:2], None]))
+            read(experts, images(3), levels([*t[:2], None]))
         elif action == "train":
             index = owner(t[0])
             assert index is not None
@@ -238,7 +220,7 @@ def test_state_comes_back() -> None:
     fresh.load_state_dict(experts.state_dict())
     assert fresh.active is None
     with torch.no_grad():
-        assert torch.equal(fresh.forward(x, level), experts.forward(x, level))
+        assert torch.equal(read(fresh, x, level), read(experts, x, level))
     with pytest.raises(AssetError, match="'lora/x'"):
         fresh.load_state_dict({"lora/x": torch.ones(1)})
 
@@ -285,8 +267,3 @@ def test_an_interrupted_merge_is_repeated() -> None:
     with torch.no_grad():
         oracle = experts_of(TinyGuide())
         assert torch.equal(model(images(1), level), oracle.at(level)(images(1), level))
-
-
-def test_no_images_at_all() -> None:
-    experts = experts_of(TinyGuide())
-    assert experts.forward(images(2)[:0], levels([])).shape == (0, 5)

@@ -18,10 +18,10 @@ from huggingface_hub import constants
 from tiny_networks import DEPTH
 from torchvision.models import SqueezeNet1_1_Weights
 
-from ppap_framework.checkpoints import asking_hub, downloads_are_off, without_downloads
+from ppap_framework.checkpoints import downloading, downloads_are_off, without_downloads
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
-from ppap_framework.run import find_guide
+from ppap_framework.run import GuideRequest
 from ppap_framework.transformers_models import find_model
 
 COMMIT = "0" * 40
@@ -67,8 +67,8 @@ def test_no_network_of_a_guide_is_downloaded(
 ) -> None:
     if variable:
         monkeypatch.setenv("PPAP_OFFLINE", "1")
-    found = find_guide(guider, model=model, target="0", offline=not variable)
-    with pytest.raises(AssetError, match="not here, and downloads are off") as caught:
+    found = GuideRequest(source=guider, model=model, target="0", offline=not variable)
+    with pytest.raises(AssetError, match=", and downloads are off") as caught:
         found.load()
     assert repr(model) in caught.value.message
     assert "https://" in caught.value.hint
@@ -86,7 +86,7 @@ def test_the_command_says_so_in_a_line_and_a_hint(
         main([*given.split(), "--offline"])
     assert caught.value.code == 4
     message, hint = capsys.readouterr().err.splitlines()
-    assert message == "ppap: error: model 'owner/name' is not here, and downloads are off"
+    assert message == "ppap: error: there is no copy of model 'owner/name', and downloads are off"
     assert hint.startswith("hint: download https://huggingface.co/owner/name")
     assert not asked
 
@@ -110,20 +110,22 @@ class TestCaches:
         transformers.DPTForDepthEstimation(DEPTH["dpt"]).save_pretrained(tmp_path / "dpt")
         cached(tmp_path, "owner/name", tmp_path / "dpt")  # nobody asked for its preprocessing
         with without_downloads():
-            with pytest.raises(AssetError, match="not here, and downloads are off"):
+            with pytest.raises(AssetError, match=", and downloads are off"):
                 find_model("owner/name", None)
             absent = tmp_path / "hub" / "models--owner--name" / ".no_exist" / COMMIT
             absent.mkdir(parents=True)
             (absent / "preprocessor_config.json").touch()  # somebody did, and there is none
-            assert find_model("owner/name", None).preprocessor == {}
+            assert find_model("owner/name", None).architecture["preprocessor"] == {}
 
     def test_of_timm(self, tmp_path: Path, asked: list[Any]) -> None:
         network = timm.create_model("test_resnet.r160_in1k", pretrained=False)
         (tmp_path / "timm").mkdir()
         torch.save(network.state_dict(), tmp_path / "timm" / "pytorch_model.bin")
         cached(tmp_path, "timm/test_resnet.r160_in1k", tmp_path / "timm")
-        found = find_guide("classifier", model="test_resnet", target="0", offline=True).load()
-        loaded = found.guide.model.network.state_dict()
+        found = GuideRequest(
+            source="classifier", model="test_resnet", target="0", offline=True
+        ).load()
+        loaded = found.model.network.state_dict()
         assert all(torch.equal(loaded[name], own) for name, own in network.state_dict().items())
         assert not asked
 
@@ -134,8 +136,8 @@ class TestCaches:
         url = SqueezeNet1_1_Weights.DEFAULT.url
         torch.save(network.state_dict(), folder / url.rpartition("/")[2])
         name = "torchvision/squeezenet1_1"
-        found = find_guide("classifier", model=name, target="0", offline=True).load()
-        loaded = found.guide.model.network.state_dict()
+        found = GuideRequest(source="classifier", model=name, target="0", offline=True).load()
+        loaded = found.model.network.state_dict()
         assert all(torch.equal(loaded[name], own) for name, own in network.state_dict().items())
         assert not asked
 
@@ -158,7 +160,7 @@ def test_what_fails_at_the_hub_is_told_once(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     log.warning("before")
-    with pytest.raises(AssetError, match="'owner/name' cannot be had from the hub"):
+    with pytest.raises(AssetError, match="cannot download model 'owner/name'"):
         find_model("owner/name", None)
     log.warning("after")
     assert [record.getMessage() for record in heard] == ["before", "after"]
@@ -168,11 +170,11 @@ def test_what_fails_at_the_hub_is_told_once(
 
 def test_contexts_leave_nothing_behind() -> None:
     with pytest.raises(KeyError), without_downloads():
-        with without_downloads(False), asking_hub():
+        with without_downloads(False), downloading("x", ""):
             assert downloads_are_off()
             assert constants.HF_HUB_OFFLINE
         raise KeyError
     assert not downloads_are_off()
     assert not constants.HF_HUB_OFFLINE
-    with asking_hub():
+    with downloading("x", ""):
         assert not constants.HF_HUB_OFFLINE

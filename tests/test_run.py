@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
-from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import attrs
 import click
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ import torch
 from PIL import Image
 from toy_distribution import TIMESTEPS, install, plugged, ppap, start, write_backend
 
-from ppap_framework.cli import main
 from ppap_framework.cli.run import command
-from ppap_framework.run import Settings, guide
+from ppap_framework.run import Compute, Drawing, GuideRequest, Sampling
 
 BASE = ("run", "--backend", "toy", "--steps", "3", "--num", "2")
 STEER = (*BASE, "--guider", "colour")
+
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -33,30 +35,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(
-    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
+def run(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Run) -> Run:
     """Types `ppap ...` in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def typed(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Outcome(code, *capsys.readouterr())
-
     return typed
-
-
-Run = Callable[..., Outcome]
 
 
 def record(folder: str | Path) -> dict[str, Any]:
@@ -221,7 +204,7 @@ class TestMemory:
         def full(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more of that")
 
-        monkeypatch.setattr("ppap_framework.run.drawing.trajectory", full)
+        monkeypatch.setattr(Drawing, "__call__", full)
         code, _, err = run(*BASE, "--out", "out")
         assert code == 1
         said, hint = err.splitlines()
@@ -260,133 +243,95 @@ class TestDryRun:
         }
 
 
-class Wrong(NamedTuple):
-    arguments: tuple[str, ...]
-    code: int
-    culprit: str
-    hint: str
-
-
-WRONG = {
-    "no backend": Wrong(("run",), 2, "--backend is required", "--help"),
-    "unknown backend": Wrong(("run", "--backend", "tou"), 3, "'tou'", "did you mean 'toy'"),
-    "unknown guider": Wrong((*BASE, "--guider", "color"), 3, "'color'", "did you mean 'colour'"),
-    "guider in capitals": Wrong((*BASE, "--guider", "Colour=2"), 2, "'Colour=2'", "mean 'colour'?"),
-    "option of nothing": Wrong(("run", "--backend"), 2, "requires an argument", "ppap run --help"),
-    "unknown option": Wrong((*BASE, "--stesp", "3"), 2, "--stesp", "--help"),
-    "unknown target": Wrong((*STEER, "--target", "purple"), 2, "'purple'", "green"),
-    "ambiguous target": Wrong((*STEER, "--target", "red"), 2, "'red' is ambiguous", "light red"),
-    "empty target": Wrong((*STEER, "--target", " "), 2, "target is empty", "words"),
-    "missing picture": Wrong((*STEER, "--target", "no.png"), 4, "'no.png' is not there", "path"),
-    "missing checkpoint": Wrong((*BASE, "--checkpoint", "no/x.pt"), 4, "no/x.pt", "folder"),
-    "unknown checkpoint": Wrong((*BASE, "--checkpoint", "toy-9"), 4, "'toy-9'", "toy-8"),
-    "empty checkpoint": Wrong(
-        (*BASE, "--checkpoint", "empty.pt"), 4, "'empty.pt' is empty", "again"
-    ),
-    "truncated checkpoint": Wrong(
-        (*BASE, "--checkpoint", "cut.safetensors"), 4, "cut.safe", "again"
-    ),
-    "lying header": Wrong((*BASE, "--checkpoint", "lies.safetensors"), 4, "lies.safe", "damaged"),
-    "checkpoint with code": Wrong((*BASE, "--checkpoint", "evil.pt"), 4, "evil.pt", "trust"),
-    "other shapes": Wrong(
-        (*BASE, "--checkpoint", "other.safetensors"),
-        4,
-        "'mean' (3, 4, 4) instead of",
-        "architecture",
-    ),
-    "other keys": Wrong(
-        (*STEER, "--guider-checkpoint", "other.safetensors"),
-        4,
-        "1 missing ('weight')",
-        "architecture",
-    ),
-    "missing guider checkpoint": Wrong(
-        (*STEER, "--guider-checkpoint", "no.safetensors"), 4, "no.safetensors", "other.safetensors"
-    ),
-    "empty guider checkpoint": Wrong(
-        (*STEER, "--guider-checkpoint", "empty.pt"), 4, "'empty.pt' is empty", "again"
-    ),
-    "truncated guider checkpoint": Wrong(
-        (*STEER, "--guider-checkpoint", "cut.safetensors"), 4, "cut.safe", "again"
-    ),
-    "lying guider header": Wrong(
-        (*STEER, "--guider-checkpoint", "lies.safetensors"), 4, "lies.safe", "damaged"
-    ),
-    "guider checkpoint with code": Wrong(
-        (*STEER, "--guider-checkpoint", "evil.pt"), 4, "evil.pt", "trust"
-    ),
-    "folder as checkpoint": Wrong((*BASE, "--checkpoint", "."), 4, "'.'", "in '.' there is cut"),
-    "prompt": Wrong((*BASE, "--prompt", "louder"), 2, "'louder' is no prompt", "darker"),
-    "zero steps": Wrong((*BASE, "--steps", "0"), 2, "steps must be", "25"),
-    "negative steps": Wrong((*BASE, "--steps", "-4"), 2, "not -4", "25"),
-    "too many steps": Wrong((*BASE, "--steps", "101"), 2, "101 steps", "100"),
-    "steps that are no number": Wrong((*BASE, "--steps", "many"), 2, "--steps: 'many'", "--help"),
-    "zero images": Wrong((*BASE, "--num", "0"), 2, "num must be", "4"),
-    "negative images": Wrong((*BASE, "--num", "-1"), 2, "not -1", "4"),
-    "batch of words": Wrong((*BASE, "--batch", "many"), 2, "'many' is neither", "--help"),
-    "zero batch": Wrong((*BASE, "--batch", "0"), 2, "batch must be", "8"),
-    "zero threads": Wrong((*BASE, "--threads", "0"), 2, "threads must be", "leave it out"),
-    "infinite scale": Wrong((*STEER, "--scale", "inf"), 2, "'colour' must be finite, not inf", "4"),
-    "scale nan": Wrong((*BASE, "--guider", "colour=nan"), 2, "must be finite, not nan", "4"),
-    "scale word": Wrong((*BASE, "--guider", "colour=big"), 2, "'big'", "NAME=SCALE"),
-    "guider nonsense": Wrong((*BASE, "--guider", "Colour!"), 2, "'Colour!'", "NAME=SCALE"),
-    "interval backwards": Wrong(
-        (*BASE, "--guider", "colour:0.9-0.2"), 2, "from 0.9 to 0.2", "0.2-0.9"
-    ),
-    "interval outside": Wrong((*BASE, "--guider", "colour=1:0-2"), 2, "from 0.0 to 2.0", "0.2-0.9"),
-    "interval word": Wrong((*BASE, "--guider", "colour=1:0.5"), 2, "interval '0.5'", "LO-HI"),
-    "interval empty": Wrong((*BASE, "--guider", "colour=1:"), 2, "interval ''", "LO-HI"),
-    "guider twice": Wrong((*STEER, "--guider", "colour=2"), 2, "colour is given twice", "once"),
-    "none and some": Wrong((*STEER, "--guider", "none"), 2, "none goes with no other", "leave out"),
-    "target, no guide": Wrong((*BASE, "--target", "blue"), 2, "there is none", "--guider"),
-    "target of another": Wrong(
-        (*STEER, "--target", "depth=blue"), 2, "'depth', which is not", "colour"
-    ),
-    "target twice": Wrong(
-        (*STEER, "--target", "blue", "--target", "green"), 2, "--target is given twice", "once"
-    ),
-    "target for whom": Wrong(
-        (*STEER, "--guider", "grey", "--target", "light red"),
-        2,
-        "does not say for which",
-        "--target 'colour=light red' or",
-    ),
-    "model of no guide": Wrong((*BASE, "--guider-model", "x"), 2, "--guider-model 'x'", "--guider"),
-    "no target anywhere": Wrong(
-        (*BASE, "--guider", "grey"), 2, "'grey' has nothing to aim", "--target"
-    ),
-    "loss of another task": Wrong(
-        (*STEER, "--loss", "toy-square"), 2, "for brightness", "toy-margin"
-    ),
-    "unknown loss": Wrong((*STEER, "--loss", "toy-marginn"), 3, "toy-marginn", "toy-margin"),
-    "unknown guider option": Wrong(
-        (*STEER, "--guider-option", "sharpnes=1"), 2, "'sharpnes'", "sharpness"
-    ),
-    "option of wrong type": Wrong(
-        (*STEER, "--guider-option", "sharpness=much"),
-        2,
-        "'sharpness' of guider 'colour' cannot be 'much'",
-        "float",
-    ),
-    "option without value": Wrong(
-        (*STEER, "--guider-option", "sharpness"), 2, "'sharpness'", "KEY="
-    ),
-    "sampler": Wrong((*BASE, "--sampler", "euler"), 2, "--sampler: 'euler'", "--help"),
-    "eta": Wrong((*BASE, "--eta", "2"), 2, "eta must lie between 0 and 1", "ancestral"),
-    "eta of ddpm": Wrong(
-        (*BASE, "--eta", "0.5", "--sampler", "ddpm"), 2, "'ddpm' has none", "ddim"
-    ),
-    "device": Wrong((*BASE, "--device", "abacus"), 2, "'abacus'", "cpu"),
-    "compare with nothing": Wrong((*BASE, "--compare"), 2, "nothing to compare", "guide"),
-    "out in a file": Wrong(
-        (*BASE, "--out", "empty.pt/out"), 2, "'empty.pt' is no folder", "another"
-    ),
-    "out is a file": Wrong((*BASE, "--out", "empty.pt"), 2, "'empty.pt' is no folder", "another"),
-    "out is no place": Wrong((*BASE, "--out", "/proc/none/out"), 2, "/proc", "another folder"),
-    "out holds other things": Wrong((*BASE, "--out", "."), 2, "other files", "empty folder"),
-    "out is empty": Wrong((*BASE, "--out", ""), 2, "--out is empty", "leave it out"),
-    "overwrite what": Wrong((*BASE, "--overwrite"), 2, "--overwrite goes with --out", "--out"),
+WRONG = {  # what is typed behind these words, the exit code, the culprit and the hint
+    ("run",): [
+        ("", 2, "--backend is required", "--help"),
+        ("--backend tou", 3, "'tou'", "did you mean 'toy'"),
+        ("--backend", 2, "requires an argument", "ppap run --help"),
+    ],
+    BASE: [
+        ("--guider color", 3, "'color'", "did you mean 'colour'"),
+        ("--guider Colour=2", 2, "'Colour=2'", "mean 'colour'?"),
+        ("--stesp 3", 2, "--stesp", "--help"),
+        ("--checkpoint no/x.pt", 4, "no/x.pt", "folder"),
+        ("--checkpoint toy-9", 4, "'toy-9'", "toy-8"),
+        ("--checkpoint empty.pt", 4, "'empty.pt' is empty", "again"),
+        ("--checkpoint cut.safetensors", 4, "cut.safe", "again"),
+        ("--checkpoint lies.safetensors", 4, "lies.safe", "damaged"),
+        ("--checkpoint evil.pt", 4, "evil.pt", "trust"),
+        ("--checkpoint other.safetensors", 4, "'mean' (3, 4, 4) instead of", "architecture"),
+        ("--checkpoint .", 4, "'.'", "in '.' there is cut"),
+        ("--prompt louder", 2, "'louder' is no prompt", "darker"),
+        ("--steps 0", 2, "steps must be", "25"),
+        ("--steps -4", 2, "not -4", "25"),
+        ("--steps 101", 2, "101 steps", "100"),
+        ("--steps many", 2, "--steps: 'many'", "--help"),
+        ("--num 0", 2, "num must be", "4"),
+        ("--num -1", 2, "not -1", "4"),
+        ("--batch many", 2, "'many' is neither", "--help"),
+        ("--batch 0", 2, "batch must be", "8"),
+        ("--threads 0", 2, "threads must be", "use 1"),
+        ("--guider colour=nan", 2, "must be finite, not nan", "4"),
+        ("--guider colour=big", 2, "'big'", "NAME=SCALE"),
+        ("--guider 'Colour!'", 2, "'Colour!'", "NAME=SCALE"),
+        ("--guider colour:0.9-0.2", 2, "from 0.9 to 0.2", "0.2-0.9"),
+        ("--guider colour=1:0-2", 2, "from 0.0 to 2.0", "0.2-0.9"),
+        ("--guider colour=1:0.5", 2, "interval '0.5'", "LO-HI"),
+        ("--guider colour=1:", 2, "interval ''", "LO-HI"),
+        ("--target blue", 2, "there is none", "--guider"),
+        ("--guider-model x", 2, "--guider-model 'x'", "--guider"),
+        ("--guider grey", 2, "'grey' has nothing to aim", "--target"),
+        ("--sampler euler", 2, "--sampler: 'euler'", "--help"),
+        ("--eta 2", 2, "eta must lie between 0 and 1", "ancestral"),
+        ("--eta 0.5 --sampler ddpm", 2, "'ddpm' has none", "ddim"),
+        ("--device abacus", 2, "'abacus'", "cpu"),
+        ("--compare", 2, "nothing to compare", "guide"),
+        ("--out empty.pt/out", 2, "'empty.pt' is no folder", "another"),
+        ("--out empty.pt", 2, "'empty.pt' is no folder", "another"),
+        ("--out /proc/none/out", 2, "/proc", "another folder"),
+        ("--out .", 2, "other files", "empty folder"),
+        ("--out ''", 2, "--out is empty", "leave it out"),
+        ("--overwrite", 2, "--overwrite goes with --out", "--out"),
+    ],
+    STEER: [
+        ("--target purple", 2, "'purple'", "green"),
+        ("--target red", 2, "'red' is ambiguous", "light red"),
+        ("--target ' '", 2, "target is empty", "words"),
+        ("--target no.png", 4, "'no.png' is not there", "path"),
+        ("--guider-checkpoint other.safetensors", 4, "1 missing ('weight')", "architecture"),
+        ("--guider-checkpoint no.safetensors", 4, "no.safetensors", "other.safetensors"),
+        ("--guider-checkpoint empty.pt", 4, "'empty.pt' is empty", "again"),
+        ("--guider-checkpoint cut.safetensors", 4, "cut.safe", "again"),
+        ("--guider-checkpoint lies.safetensors", 4, "lies.safe", "damaged"),
+        ("--guider-checkpoint evil.pt", 4, "evil.pt", "trust"),
+        ("--scale inf", 2, "'colour' must be finite, not inf", "4"),
+        ("--guider colour=2", 2, "colour is given twice", "once"),
+        ("--guider none", 2, "none goes with no other", "leave out"),
+        ("--target depth=blue", 2, "'depth', which is not", "colour"),
+        ("--target blue --target green", 2, "--target is given twice", "once"),
+        (
+            "--guider grey --target 'light red'",
+            2,
+            "does not say for which",
+            "--target 'colour=light red' or",
+        ),
+        ("--loss toy-square", 2, "for brightness", "toy-margin"),
+        ("--loss toy-marginn", 3, "toy-marginn", "toy-margin"),
+        ("--guider-option sharpnes=1", 2, "'sharpnes'", "sharpness"),
+        (
+            "--guider-option sharpness=much",
+            2,
+            "'sharpness' of guider 'colour' cannot be 'much'",
+            "float",
+        ),
+        ("--guider-option sharpness", 2, "'sharpness'", "KEY="),
+    ],
 }
+CASES = [
+    ((*words, *shlex.split(typed)), *expected)
+    for words, cases in WRONG.items()
+    for typed, *expected in cases
+]
 
 
 class Evil:
@@ -408,21 +353,25 @@ def files(tmp_path: Path) -> None:
 
 
 class TestWrongInput:
-    @pytest.mark.parametrize("case", WRONG)
+    @pytest.mark.parametrize(("arguments", "exit_code", "culprit", "hint"), CASES)
     def test_one_line_a_hint_and_nothing_written(
-        self, run: Run, tmp_path: Path, files: None, case: str
+        self,
+        run: Run,
+        tmp_path: Path,
+        files: None,
+        arguments: tuple[str, ...],
+        exit_code: int,
+        culprit: str,
+        hint: str,
     ) -> None:
-        wrong = WRONG[case]
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        code, out, err = run(*wrong.arguments)
-        lines = err.splitlines()
-        assert code == wrong.code, err
-        assert out == ""
-        assert lines[0].startswith("ppap: error: ")
-        assert wrong.culprit in lines[0]
-        assert len(lines) == 2
-        assert lines[1].startswith("hint: ")
-        assert wrong.hint in lines[1]
+        code, out, err = run(*arguments)
+        assert (code, out) == (exit_code, ""), err
+        first, second = err.splitlines()
+        assert first.startswith("ppap: error: ")
+        assert culprit in first
+        assert second.startswith("hint: ")
+        assert hint in second
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
     def test_everything_that_is_wrong_is_told_at_once(self, run: Run, tmp_path: Path) -> None:
@@ -454,13 +403,12 @@ class TestWrongInput:
 
 class TestOptions:
     def test_defaults_are_those_of_the_python_call(self) -> None:
-        defaults = {option.name: option.default for option in command.params}
-        settings = Settings()
-        for name in ("num", "steps", "seed", "sampler", "eta", "through", "batch", "device"):
-            assert defaults[name] == getattr(settings, name)
-        arguments = signature(guide).parameters
-        assert command.make_context("run", ["--backend", "x"]).params["scale"] is None
-        assert arguments["scale"].default is None
+        given = command.make_context("run", ["--backend", "x"]).params
+        for record in (Sampling(), Compute()):
+            for name, value in attrs.asdict(record).items():
+                assert given[name] == value
+        assert given["num"] == 4
+        assert given["scale"] == GuideRequest(source="x").scale
 
     def test_help_names_every_option(self, run: Run) -> None:
         code, out, _ = run("run", "--help")

@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from toy_distribution import SIZE, TIMESTEPS, install, plugged, start
 from toy_distribution import ppap as ppap_process
 from toy_experts import shifts, write_experts
 
 import ppap_framework as ppap
-from ppap_framework.checkpoints import file_sha256
 from ppap_framework.cli import main
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import NoiseSource, Process, ddim_step, timesteps_for
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import (
+    BundleFile,
     ExpertSet,
+    choose_experts,
     experts_dir,
     has_experts,
     keep_bundle,
     load_bundle,
     read_bundle_info,
+    same_experts,
 )
+from ppap_framework.files import file_sha256
 from ppap_framework.guidance import Guide, RangeScales
-from ppap_framework.run import ExpertRequest, LoadedGuide, Settings, plan
+from ppap_framework.run import Plan, Sampling, counts_of, draw, plan
 
 NUM, STEPS, SCALE = 3, 12, 4.0
 INTERVAL = 0.0, 0.7  # above, any pull drives the toy out of range, where all images are alike
@@ -63,13 +67,22 @@ def bundle(tmp_path: Path) -> Path:
     return write_experts(tmp_path / "aside")
 
 
-def green(scale: Any = SCALE, **changes: Any) -> LoadedGuide:
+def green(scale: Any = SCALE, **changes: Any) -> Guide:
     given = {"interval": INTERVAL} | changes
     return ppap.guide("colour", target="green", scale=scale, **given)
 
 
-def draw(toy: DiffusionBackend, guide: LoadedGuide | Guide, **changes: Any) -> ppap.Result:
-    return ppap.sample(toy, [guide], **{"num": NUM, "steps": STEPS, "batch": 2} | changes)
+def of_model(model: GuidanceModel, **changes: Any) -> Guide:
+    given = {"scale": SCALE, "loss": "toy-cross-entropy"} | changes
+    return ppap.guide(model, target="green", interval=INTERVAL, **given)
+
+
+def sampled(toy: DiffusionBackend, *guides: Guide, **changes: Any) -> ppap.Result:
+    return ppap.sample(toy, guides, **{"num": NUM, "steps": STEPS, "batch": 2} | changes)
+
+
+def planned(toy: DiffusionBackend, *guides: Guide, num: int = NUM, **changes: Any) -> Plan:
+    return plan(toy, guides, num, Sampling(**{"steps": STEPS} | changes))
 
 
 def state_of(model: GuidanceModel) -> dict[str, Tensor]:
@@ -90,7 +103,7 @@ def by_hand(
     """
     stage = toy.stages[0]
     process = Process(stage.schedule, timesteps_for(TIMESTEPS, STEPS), stage.variance)
-    model = green(experts="none").guide.model
+    model = green(experts="none").model
     weight, own = next(model.network.parameters()).detach(), shifts(number, seed)
     images = []
     for image in range(NUM):
@@ -117,21 +130,25 @@ class TestGuiding:
     def test_is_the_loop_that_switches_experts_by_the_timestep(
         self, toy: DiffusionBackend, bundle: Path
     ) -> None:
-        drawn = draw(toy, green(experts=bundle)).images
+        drawn = sampled(toy, green(experts=bundle)).images
         assert torch.allclose(drawn, by_hand(toy, (SCALE,) * 3), atol=1e-5)
         assert (drawn.abs() < 0.95).all()  # far from where all images would be alike
-        without = draw(toy, green(experts="none")).images
+        without = sampled(toy, green(experts="none")).images
         assert (drawn - without).abs().max() > 0.05
+        at_once = sampled(toy, green(experts=bundle), batch=NUM).images
+        assert torch.allclose(
+            sampled(toy, green(experts=bundle), batch=1).images, at_once, atol=1e-5
+        )
 
     def test_calibrated_scales_belong_to_their_experts(
         self, toy: DiffusionBackend, tmp_path: Path
     ) -> None:
         scales = (20.0, 5.0, 1.0)
         path = write_experts(tmp_path, scales=scales)
-        drawn = draw(toy, green("auto", experts=path)).images
+        drawn = sampled(toy, green("auto", experts=path)).images
         assert torch.allclose(drawn, by_hand(toy, scales), atol=1e-5)
-        assert torch.equal(draw(toy, green(None, experts=path)).images, drawn)
-        uniform = draw(toy, green(4.0, experts=path)).images
+        assert torch.equal(sampled(toy, green(None, experts=path)).images, drawn)
+        uniform = sampled(toy, green(4.0, experts=path)).images
         assert torch.allclose(uniform, by_hand(toy, (4.0,) * 3), atol=1e-5)
         assert (drawn - uniform).abs().max() > 0.1
 
@@ -142,172 +159,131 @@ class TestGuiding:
         """Naive images are those of a run without experts, pulled as hard; nothing else changes."""
         path = write_experts(tmp_path, scales=(4.0, 4.0, 4.0) if calibrated else None)
         scale = "auto" if calibrated else SCALE
-        alone, naive, unguided = (
-            draw(toy, green(scale, experts=path)),
-            draw(toy, green(SCALE, experts="none")),
-            ppap.sample(toy, num=NUM, steps=STEPS, batch=2),
+        alone, naive = (
+            sampled(toy, green(scale, experts=path)),
+            sampled(toy, green(experts="none")),
         )
-        both = draw(toy, green(scale, experts=path), compare=True)
+        both = sampled(toy, green(scale, experts=path), compare=True)
         assert torch.equal(both.images, alone.images)
-        assert both.naive is not None
-        assert both.unguided is not None
-        assert torch.equal(both.naive.images, naive.images)
-        assert torch.equal(both.unguided.images, unguided.images)
+        assert torch.equal(both.compared["naive"].images, naive.images)
+        assert torch.equal(both.compared["unguided"].images, sampled(toy).images)
         assert not torch.equal(naive.images, alone.images)
         assert both.stats.guidance == alone.stats.guidance
-        assert (
-            both.plan.cost.guide_forwards["colour"] == 2 * alone.plan.cost.guide_forwards["colour"]
-        )
-        grid = both.save(tmp_path / "out")
-        assert grid is not None
+        counts, once = counts_of(both.plan).guide_forwards, counts_of(alone.plan).guide_forwards
+        assert counts == {"colour": 2 * once["colour"]}
+        assert both.save(tmp_path / "out") is not None
         record = json.loads((tmp_path / "out" / "run.json").read_text())
         assert [entry["naive"]["file"] for entry in record["images"]] == [
             f"naive/00{i}.png" for i in range(NUM)
         ]
         assert (tmp_path / "out" / "naive" / "002.png").is_file()
-        assert draw(toy, green(experts="none"), compare=True).naive is None
+        assert sampled(toy, green(experts="none"), compare=True).naive is None
         both.save(tmp_path / "out", overwrite=True)
-        draw(toy, green(experts="none")).save(tmp_path / "out", overwrite=True)
+        naive.save(tmp_path / "out", overwrite=True)
         assert not (tmp_path / "out" / "naive" / "002.png").exists()
 
     def test_an_expert_with_a_scale_of_nothing_costs_nothing(
         self, toy: DiffusionBackend, tmp_path: Path
     ) -> None:
-        path = write_experts(tmp_path, scales=(5.0, 0.0, 7.0))
-        guide = green("auto", experts=path)
-        run = plan(toy, [guide], Settings(num=NUM, steps=STEPS))
-        stage = toy.stages[0]
+        guide = green("auto", experts=write_experts(tmp_path, scales=(5.0, 0.0, 7.0)))
+        run = planned(toy, guide)
         acting = [t for t in run.process.timesteps if t < 70 and t * 3 // TIMESTEPS != 1]
         assert 0 < len(acting) < STEPS
-        assert run.cost.guide_forwards == {"colour": NUM * len(acting)}
-        result = draw(toy, guide)
-        (spent,) = result.stats.guidance.guides
+        assert counts_of(run).guide_forwards == {"colour": NUM * len(acting)}
+        (spent,) = sampled(toy, guide).stats.guidance.guides
         assert spent.forwards == NUM * len(acting)
         assert sorted(spent.times) == [t / TIMESTEPS for t in acting]
-        assert stage.schedule.num_timesteps == TIMESTEPS
 
     def test_clean_images_are_looked_at_by_the_untouched_network(
         self, toy: DiffusionBackend, bundle: Path
     ) -> None:
-        result = draw(toy, green(experts=bundle), compare=True)
-        assert result.unguided is not None
-        plain = green(experts="none").guide
-        for drawn in (result.guided, result.unguided):
+        result = sampled(toy, green(experts=bundle), compare=True)
+        plain = green(experts="none")
+        assert plain.target is not None
+        for drawn in (result.guided, result.compared["unguided"]):
             energy = plain.loss.energy(plain.model(drawn.images), plain.target.value)
             assert torch.allclose(drawn.seen["colour"].figures["energy"], energy, atol=1e-6)
-
-    def test_does_not_depend_on_the_batch(self, toy: DiffusionBackend, bundle: Path) -> None:
-        one, all_at_once = (draw(toy, green(experts=bundle), batch=n).images for n in (1, NUM))
-        assert torch.allclose(one, all_at_once, atol=1e-5)
 
     def test_two_guides_with_experts_each(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         paths = [write_experts(tmp_path, name, seed=k) for k, name in enumerate(("a", "b"))]
         guides = [green(experts=p, name=f"g{k}") for k, p in enumerate(paths)]
-        both = ppap.sample(toy, guides, num=NUM, steps=STEPS).images
+        both = sampled(toy, *guides).images
         swapped = [green(experts=p, name=f"g{k}") for k, p in enumerate(reversed(paths))]
-        assert torch.allclose(both, ppap.sample(toy, swapped, num=NUM, steps=STEPS).images)
-        assert not torch.allclose(both, draw(toy, guides[0]).images, atol=0.01)
+        assert torch.allclose(both, sampled(toy, *swapped).images)
+        assert not torch.allclose(both, sampled(toy, guides[0]).images, atol=0.01)
 
     def test_guides_of_one_model_share_its_experts(
         self, toy: DiffusionBackend, bundle: Path
     ) -> None:
         first = green(experts=bundle, name="first")
-        loss, model = first.guide.loss, first.guide.model
-
-        def other(name: str, **changes: Any) -> LoadedGuide:
-            return ppap.guide(
-                model,
-                loss=loss,
-                target="green",
-                scale=SCALE,
-                interval=INTERVAL,
-                name=name,
-                **changes,
-            )
-
-        guides = [first, other("second", experts=bundle)]
-        shared = ppap.sample(toy, guides, num=NUM, steps=STEPS).images
+        second = of_model(first.model, loss=first.loss, name="second", experts=bundle)
+        shared = sampled(toy, first, second).images
         assert torch.allclose(shared, by_hand(toy, (2 * SCALE,) * 3), atol=1e-5)
         with pytest.raises(UsageError, match="'first' and 'second' share a network"):
-            plan(toy, [first, other("second", experts="none")], Settings())
-        assert not has_experts(model.network)
+            planned(toy, first, attrs.evolve(second, experts="none"))
+        assert not has_experts(first.model.network)
 
 
 class TestTheUsersOwnSet:
     @pytest.fixture
     def experts(self, bundle: Path) -> ExpertSet:
-        return load_bundle(bundle, green(experts="none").guide.model)
+        return load_bundle(bundle, green(experts="none").model)
 
     def test_guides_and_stays_attached(
         self, toy: DiffusionBackend, bundle: Path, experts: ExpertSet
     ) -> None:
-        guide = ppap.guide(
-            experts.model,
-            loss="toy-cross-entropy",
-            target="green",
-            scale=SCALE,
-            interval=INTERVAL,
-            experts=experts,
-        )
-        before = {k: t.clone() for k, t in experts.model.network.state_dict().items()}
-        result = draw(toy, guide)
-        assert torch.equal(result.images, draw(toy, green(experts=bundle)).images)
-        assert has_experts(experts.model.network)
+        network = experts.model.network
+        before = {k: t.clone() for k, t in network.state_dict().items()}
+        result = sampled(toy, of_model(experts.model, experts=experts))
+        assert torch.equal(result.images, sampled(toy, green(experts=bundle)).images)
+        assert has_experts(network)
         assert experts.active is None
-        after = experts.model.network.state_dict()
-        assert all(torch.equal(after[k], t) for k, t in before.items())
+        assert all(torch.equal(network.state_dict()[k], t) for k, t in before.items())
         record = result.plan.record()["guides"][0]["experts"]
-        assert (record["name"], record["path"], record["num_experts"]) == (None, None, 3)
+        kept = BundleFile("mine", bundle).record()
+        assert record == kept | {"name": None, "path": None, "sha256": None}
 
-    def test_comes_with_a_guide_too(
-        self, toy: DiffusionBackend, bundle: Path, experts: ExpertSet
-    ) -> None:
-        plain = green(experts="none").guide
-        guide = attrs.evolve(plain, model=experts.model, experts=experts)
-        assert torch.equal(draw(toy, guide).images, draw(toy, green(experts=bundle)).images)
-        scales = RangeScales(experts.ranges, (20.0, 5.0, 1.0))
-        drawn = draw(toy, attrs.evolve(guide, scale=0.5, scales=scales)).images
+    def test_scales_of_a_guide_are_kept(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+        guide = attrs.evolve(green(0.5, experts="none"), model=experts.model, experts=experts)
+        curve = RangeScales(experts.ranges, (20.0, 5.0, 1.0))
+        drawn = sampled(toy, attrs.evolve(guide, curve=curve)).images
         assert torch.allclose(drawn, by_hand(toy, (10.0, 2.5, 0.5)), atol=1e-5)
 
     def test_of_another_model_is_refused(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
-        with pytest.raises(UsageError, match="'colour' are not attached to its model"):
-            draw(toy, green(experts=experts))
+        with pytest.raises(UsageError, match="'colour' are of another model"):
+            green(experts=experts)
         experts.detach()
-        guide = ppap.guide(experts.model, loss="toy-margin", target="green", experts=experts)
         with pytest.raises(UsageError, match="not attached to its model"):
-            draw(toy, guide)
+            sampled(toy, of_model(experts.model, experts=experts))
 
     def test_is_not_overlooked(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
-        guide = ppap.guide(experts.model, loss="toy-margin", target="green", name="mine")
         with pytest.raises(UsageError, match="the network of guide 'mine' has experts already"):
-            draw(toy, guide)
+            sampled(toy, of_model(experts.model, name="mine"))
 
     def test_has_no_calibrated_scales(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
-        guide = ppap.guide(
-            experts.model, loss="toy-margin", target="green", experts=experts, scale="auto"
-        )
         with pytest.raises(UsageError, match="its experts were not calibrated"):
-            draw(toy, guide)
+            sampled(toy, of_model(experts.model, experts=experts, scale="auto"))
 
 
 class TestChoosing:
     def test_auto_takes_what_was_kept(self, toy: DiffusionBackend, bundle: Path) -> None:
-        alone = draw(toy, green()).images
-        assert torch.equal(alone, draw(toy, green(experts="none")).images)
+        alone, without, named = (
+            sampled(toy, green(experts=experts)).images for experts in ("auto", "none", bundle)
+        )
+        assert torch.equal(alone, without)
         keep_bundle(bundle)
-        assert torch.equal(draw(toy, green()).images, draw(toy, green(experts=bundle)).images)
-        assert torch.equal(draw(toy, green(experts="mine")).images, draw(toy, green()).images)
-        assert torch.equal(draw(toy, green(experts="none")).images, alone)
+        for experts in ("auto", "mine"):
+            assert torch.equal(sampled(toy, green(experts=experts)).images, named)
+        assert torch.equal(sampled(toy, green(experts="none")).images, alone)
 
     def test_auto_takes_nothing_that_is_for_another_input(self, toy: DiffusionBackend) -> None:
         keep_bundle(write_experts(experts_dir().parent))
-        other = nn.Linear(3, 4)
-        guide = ppap.guide(other, loss=lambda p, t: p.square().mean((1, 2, 3)), target=1)
-        assert plan(toy, [guide], Settings()).experts == (None,)
+        guide = ppap.guide(nn.Linear(3, 4), loss=lambda p, t: p.square().mean((1, 2, 3)), target=1)
+        assert planned(toy, guide).guides[0].chosen is None
 
     def test_what_the_plan_says(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         path = write_experts(tmp_path, number=4, scales=(1, 2, 3, 4.5))
-        record = plan(toy, [green(None, experts=path)], Settings(steps=STEPS)).record()
+        record = planned(toy, green(None, experts=path)).record()
         assert record["guides"][0]["scale"] == "auto"
         assert record["guides"][0]["experts"] == {
             "name": "mine",
@@ -318,35 +294,40 @@ class TestChoosing:
             "scales": [1.0, 2.0, 3.0, 4.5],
         }
         json.dumps(record, allow_nan=False)
-        number = plan(toy, [green(2.0, experts=path)], Settings(steps=STEPS)).record()
-        assert number["guides"][0]["scale"] == 2.0
-        none = plan(toy, [green(None, experts="none")], Settings()).record()["guides"][0]
+        assert planned(toy, green(2.0, experts=path)).record()["guides"][0]["scale"] == 2.0
+        none = planned(toy, green(None, experts="none")).record()["guides"][0]
         assert (none["experts"], none["scale"]) == (None, 4.0)
 
     def test_a_plan_can_be_planned_again(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
-        first = plan(toy, [green(None, experts=path)], Settings(num=NUM, steps=STEPS))
+        first = planned(toy, green(None, experts=path))
         path.unlink()  # it is settled
-        again = plan(toy, first.guides, first.settings)
-        assert again.record() == first.record()
+        assert planned(toy, *first.guides).record() == first.record()
 
     def test_auto_reads_no_clean_images(self, toy: DiffusionBackend, bundle: Path) -> None:
         keep_bundle(bundle)
-        run = plan(toy, [green()], Settings(through="clean"))
-        assert run.experts == (None,)
+        assert planned(toy, green(), through="clean").guides[0].chosen is None
         with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
-            plan(toy, [green(experts="mine")], Settings(through="clean"))
+            planned(toy, green(experts="mine"), through="clean")
 
     def test_a_noise_aware_guide_reads_noise_by_itself(
         self, toy: DiffusionBackend, bundle: Path
     ) -> None:
         keep_bundle(bundle)
-        aware = ExpertRequest(source="auto", noise_aware=True)
-        loaded = attrs.evolve(green(), experts=aware)
-        assert plan(toy, [loaded], Settings()).experts == (None,)
-        explicit = attrs.evolve(loaded, experts=attrs.evolve(aware, source="mine"))
+        aware = attrs.evolve(green(), noise_aware=True)
+        assert planned(toy, aware).guides[0].chosen is None
         with pytest.raises(UsageError, match="reads noise by itself and takes no experts"):
-            plan(toy, [explicit], Settings())
+            planned(toy, attrs.evolve(aware, experts="mine"))
+
+    def test_the_same_experts(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+        model, path = green(experts="none").model, write_experts(tmp_path)
+        one, again = (choose_experts(path, "g", model, toy.inner) for _ in range(2))
+        assert isinstance(one, BundleFile)
+        assert same_experts(one, again)
+        assert same_experts(None, None)
+        assert not same_experts(one, None)
+        write_experts(tmp_path, seed=9)
+        assert not same_experts(one, choose_experts(path, "g", model, toy.inner))
 
     def test_scales_that_nobody_calibrated(self, toy: DiffusionBackend, bundle: Path) -> None:
         with pytest.raises(UsageError, match="its experts were not calibrated") as caught:
@@ -355,24 +336,12 @@ class TestChoosing:
         with pytest.raises(UsageError, match="no experts guide"):
             green("auto", experts="none")
         with pytest.raises(UsageError, match="no experts guide"):
-            plan(toy, [green("auto")], Settings())
+            planned(toy, green("auto"))
         keep_bundle(bundle)
         with pytest.raises(UsageError, match="not calibrated"):
-            plan(toy, [green("auto")], Settings())
-
-    def test_words_that_are_no_scale(self) -> None:
+            planned(toy, green("auto"))
         with pytest.raises(UsageError, match="the scale 'big' is no number"):
             green("big")
-
-    def test_what_is_for_other_weights(self, toy: DiffusionBackend, tmp_path: Path) -> None:
-        weights = torch.full((4, 3), 0.5)
-        from ppap_framework.checkpoints import save_checkpoint
-
-        save_checkpoint(tmp_path / "other.safetensors", {"weight": weights}, {})
-        path = write_experts(tmp_path)
-        guide = green(checkpoint=tmp_path / "other.safetensors", experts=path)
-        with pytest.raises(AssetError, match="do not match: guide: "):
-            plan(toy, [guide], Settings())
 
     def test_another_backend_may_be_allowed(self, site: Path, tmp_path: Path) -> None:
         path = write_experts(tmp_path)
@@ -380,128 +349,94 @@ class TestChoosing:
         with torch.no_grad():
             next(other.stages[0].network.parameters()).add_(0.1)
         with pytest.raises(AssetError, match="backend: ") as caught:
-            plan(other, [green(experts=path)], Settings())
+            planned(other, green(experts=path))
         assert caught.value.hint == "--allow-mismatch backend"
         allowed = green(experts=path, allow_mismatch=["backend"])
-        assert draw(other, allowed).images.shape == (NUM, 3, SIZE, SIZE)
+        assert sampled(other, allowed).images.shape == (NUM, 3, SIZE, SIZE)
         with pytest.raises(UsageError, match="mismatch of 'guide' cannot be allowed"):
             green(experts=path, allow_mismatch=["guide"])
 
-    def test_a_path_is_never_a_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        keep_bundle(write_experts(tmp_path))
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(AssetError, match="mine"):
-            green(experts=Path("mine"))
-        green(experts="mine")
 
-
-class TestIdleExperts:
-    def test_are_warned_of(
-        self, toy: DiffusionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        path = write_experts(tmp_path, number=5)
-        with caplog.at_level(logging.WARNING):
-            plan(toy, [green(experts=path)], Settings(steps=25))
-            assert caplog.messages == []
-            run = plan(toy, [green(experts=path)], Settings(steps=3))
-        owners = {t * 5 // TIMESTEPS for t in run.process.timesteps}
-        assert len(owners) == 3
-        (message,) = caplog.messages
-        for expert in range(5):
-            first, last = 20 * expert, 20 * expert + 19
-            told = f"expert {expert} (timesteps {first} to {last})"
-            assert (told in message) == (expert not in owners)
-        assert "'colour'" in message
-        assert "of 3 steps" in message
+def test_idle_experts_are_warned_of(
+    toy: DiffusionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_experts(tmp_path, number=5)
+    with caplog.at_level(logging.WARNING):
+        planned(toy, green(experts=path), steps=25)
+        assert caplog.messages == []
+        run = planned(toy, green(experts=path), steps=3)
+    owners = {t * 5 // TIMESTEPS for t in run.process.timesteps}
+    assert len(owners) == 3
+    (message,) = caplog.messages
+    for expert in range(5):
+        told = f"expert {expert} (timesteps {20 * expert} to {20 * expert + 19})"
+        assert (told in message) == (expert not in owners)
+    assert message.startswith("guide 'colour': of 3 steps none is for ")
 
 
 class TestNothingIsLeftBehind:
-    def test_after_a_run(self, toy: DiffusionBackend, bundle: Path) -> None:
-        guide = green(experts=bundle)
-        before = state_of(guide.guide.model)
-        assert draw(toy, guide).plan.experts[0] is not None
-        assert untouched(guide.guide.model, before)
-        draw(toy, guide)  # and it can be run again
-
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-    def test_after_one_that_was_ended(
-        self, toy: DiffusionBackend, bundle: Path, error: type[BaseException]
+    @pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+    def test_after_a_run(
+        self, toy: DiffusionBackend, bundle: Path, error: type[BaseException] | None
     ) -> None:
         guide = green(experts=bundle)
-        model = guide.guide.model
-        before = state_of(model)
-        merged = []
+        before, merged = state_of(guide.model), []
 
-        def end(progress: object) -> None:
-            merged.append(not torch.equal(model.network.weight, before["weight"]))
-            if len(merged) == 5:
+        def watch(progress: object) -> None:
+            merged.append(not torch.equal(guide.model.network.weight, before["weight"]))
+            if error and len(merged) == 5:
                 raise error
 
-        if error is KeyboardInterrupt:
-            assert draw(toy, guide, progress=end).interrupted
-        else:
-            with pytest.raises(error):
-                draw(toy, guide, progress=end)
-        assert merged[-1]
-        assert untouched(model, before)
+        with pytest.raises(RuntimeError) if error is RuntimeError else contextlib.nullcontext():
+            result = sampled(toy, guide, progress=watch)
+            assert result.interrupted == (error is KeyboardInterrupt)
+            assert result.plan.guides[0].chosen is not None
+        assert any(merged)
+        assert untouched(guide.model, before)
+        assert not sampled(toy, guide).interrupted  # and it can be run again
 
-    def test_where_the_file_is_not_the_one_that_was_chosen(
+    def test_if_the_file_is_not_the_one_that_was_chosen(
         self, toy: DiffusionBackend, tmp_path: Path
     ) -> None:
-        path = write_experts(tmp_path)
-        guide = green(experts=path)
-        before = state_of(guide.guide.model)
-        run = plan(toy, [guide], Settings(num=1, steps=3))
+        guide = green(experts=write_experts(tmp_path))
+        before, run = state_of(guide.model), planned(toy, guide)
         write_experts(tmp_path, seed=9)
-        from ppap_framework.run import draw as draw_plan
-
         with pytest.raises(AssetError, match="were replaced after they were chosen"):
-            draw_plan(run)
-        assert untouched(guide.guide.model, before)
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
+            draw(run)
+        assert untouched(guide.model, before)
 
 
 BASE = ("run", "--backend", "toy", "--steps", "6", "--num", "2", "--guider", "colour")
 STEER = (*BASE, "--target", "blue")
 
+Run = Callable[..., tuple[int, str, str]]
+"""From what is typed after `ppap` to the exit code, stdout and stderr."""
+
 
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Outcome]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.chdir(tmp_path)
 
-    def typed(*arguments: str) -> Outcome:
+    def typed(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert isinstance(caught.value.code, int)
-        return Outcome(caught.value.code, *capsys.readouterr())
+        return caught.value.code, *capsys.readouterr()
 
     return typed
 
 
-Run = Callable[..., Outcome]
-
-
-def guides_of(folder: Path | str) -> list[dict[str, Any]]:
-    guides: list[dict[str, Any]] = json.loads((Path(folder) / "run.json").read_text())["config"][
-        "guides"
-    ]
-    return guides
+def guides_of(folder: Path | str) -> Any:
+    return json.loads((Path(folder) / "run.json").read_text())["config"]["guides"]
 
 
 class TestCommandLine:
     def test_records_what_guided(self, run: Run, bundle: Path) -> None:
         for source, out in (("auto", "a"), ("aside/mine.experts.safetensors", "b"), ("none", "c")):
-            assert run(*STEER, "--experts", source, "--out", out).code == 0
+            assert run(*STEER, "--experts", source, "--out", out)[0] == 0
         keep_bundle(bundle)
         for source, out in (("auto", "d"), ("colour=mine", "e")):
-            assert run(*STEER, "--experts", source, "--out", out).code == 0
+            assert run(*STEER, "--experts", source, "--out", out)[0] == 0
         run(*STEER, "--out", "f")
         said = {out: guides_of(out)[0]["experts"] for out in "abcdef"}
         assert (said["a"], said["c"]) == (None, None)
@@ -513,93 +448,78 @@ class TestCommandLine:
         assert images["b"] == images["d"] == images["e"] == images["f"]
 
     def test_each_guide_has_its_own(self, run: Run, bundle: Path, tmp_path: Path) -> None:
-        from PIL import Image
-
         Image.new("L", (SIZE, SIZE), 230).save(tmp_path / "ref.png")
         keep_bundle(bundle)
         both = (*BASE, "--guider", "grey", "--target", "grey=ref.png")
-        assert run(*both, "--experts", "colour=mine", "--out", "out").code == 0
+        assert run(*both, "--experts", "colour=mine", "--out", "out")[0] == 0
         colour, grey = guides_of("out")
         assert (colour["experts"]["name"], grey["experts"]) == ("mine", None)
-        refused = run(*both, "--experts", "mine")
-        assert refused.code == 2
-        assert "does not say for which guide" in refused.err
-        unfit = run(*both, "--experts", "grey=mine")
-        assert unfit.code == 4
-        assert "do not match: guide: " in unfit.err
+        for experts, code, words in (
+            ("mine", 2, "does not say for which guide"),
+            ("grey=mine", 4, "do not match: guide: "),
+        ):
+            found, _, err = run(*both, "--experts", experts)
+            assert found == code
+            assert words in err
 
     def test_scales(self, run: Run, tmp_path: Path) -> None:
         keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
-        typed = {
-            "a": (),
-            "b": ("--scale", "auto"),
-            "c": ("--scale", "5"),
-        }
-        for out, more in typed.items():
-            assert run(*STEER, *more, "--out", out).code == 0
-        steer = ("run", "--backend", "toy", "--steps", "6", "--num", "2", "--target", "blue")
-        assert run(*steer, "--guider", "colour=auto:0.1-0.9", "--out", "d").code == 0
-        assert run(*steer, "--guider", "colour=7", "--out", "e").code == 0
+        steer = (*BASE[:-2], "--target", "blue", "--guider")
+        for out, typed in {
+            "a": ("colour",),
+            "b": ("colour", "--scale", "auto"),
+            "c": ("colour", "--scale", "5"),
+            "d": ("colour=auto:0.1-0.9",),
+            "e": ("colour=7",),
+        }.items():
+            assert run(*steer, *typed, "--out", out)[0] == 0
         said = [guides_of(out)[0]["scale"] for out in "abcde"]
         assert said == ["auto", "auto", 5.0, "auto", 7.0]
         assert guides_of("d")[0]["interval"] == [0.1, 0.9]
-        same = Path("a/000.png").read_bytes() == Path("b/000.png").read_bytes()
-        assert same
-        assert Path("a/000.png").read_bytes() != Path("c/000.png").read_bytes()
+        a, b, c = (Path(out, "000.png").read_bytes() for out in "abc")
+        assert a == b != c
 
     def test_dry_run(self, run: Run, tmp_path: Path) -> None:
         path = keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
-        shown = run(*STEER, "--dry-run")
-        assert shown.code == 0
+        code, shown, _ = run(*STEER, "--dry-run")
+        assert code == 0
         for fact in ("3 of mine", str(path), file_sha256(path)[:12], "10, 300, 60"):
-            assert fact in shown.out
-        config = json.loads(run(*STEER, "--dry-run", "--json").out)["config"]
-        assert config["guides"][0]["experts"]["sha256"] == file_sha256(path)
-        none = json.loads(run(*STEER, "--dry-run", "--json", "--experts", "none").out)["config"]
-        assert none["guides"][0]["experts"] is None
+            assert fact in shown
+        for more, digest in (((), file_sha256(path)), (("--experts", "none"), None)):
+            _, shown, _ = run(*STEER, "--dry-run", "--json", *more)
+            experts = json.loads(shown)["config"]["guides"][0]["experts"]
+            assert (experts and experts["sha256"]) == digest
 
     @pytest.mark.parametrize(
-        ("arguments", "code", "culprit", "hint"),
+        ("typed", "code", "culprit", "hint"),
         [
-            (("--experts", "no.experts.safetensors"), 4, "no.experts.safetensors", "there is"),
-            (("--experts", "mien"), 4, "'mien'", "did you mean 'mine'"),
-            (("--experts", "./text.experts.safetensors"), 4, "text.experts.safetensors", ""),
-            (("--experts", "mine", "--through", "clean"), 2, "through clean", "noisy"),
-            (("--allow-mismatch", "guide"), 2, "'guide' cannot be allowed", "backend"),
-            (("--scale", "auto"), 2, "were not calibrated", "such as 4"),
-            (("--scale", "auto", "--experts", "none"), 2, "no experts guide", "such as 4"),
-            (("--scale", "auto", "--through", "clean"), 2, "no experts guide", "such as 4"),
-            (("--scale", "big"), 2, "--scale: 'big' is neither a number nor auto", "--help"),
-            (("--experts", "mine", "--experts", "none"), 2, "--experts is given twice", "once"),
+            ("--experts no.experts.safetensors", 4, "no.experts.safetensors", "there is"),
+            ("--experts mien", 4, "'mien'", "did you mean 'mine'"),
+            ("--experts ./text.experts.safetensors", 4, "text.experts.safetensors", ""),
+            ("--experts mine --through clean", 2, "through clean", "noisy"),
+            ("--allow-mismatch guide", 2, "'guide' cannot be allowed", "backend"),
+            ("--scale auto", 2, "were not calibrated", "such as 4"),
+            ("--scale auto --experts none", 2, "no experts guide", "such as 4"),
+            ("--scale auto --through clean", 2, "no experts guide", "such as 4"),
+            ("--scale big", 2, "--scale: 'big' is neither a number nor auto", "--help"),
+            ("--experts mine --experts none", 2, "--experts is given twice", "once"),
+            ("--experts no.experts.safetensors --steps 0", 2, "no.experts.safetensors", ""),
+            ("--experts no.experts.safetensors --steps 0", 2, "steps must be", ""),
         ],
     )
     def test_wrong_input(
-        self,
-        run: Run,
-        bundle: Path,
-        tmp_path: Path,
-        arguments: tuple[str, ...],
-        code: int,
-        culprit: str,
-        hint: str,
+        self, run: Run, bundle: Path, tmp_path: Path, typed: str, code: int, culprit: str, hint: str
     ) -> None:
         keep_bundle(bundle)
         (tmp_path / "text.experts.safetensors").write_text("no")
         before = sorted(tmp_path.rglob("*"))
-        done = run(*STEER, *arguments)
-        assert done.code == code, done.err
-        assert done.out == ""
-        first, second = done.err.splitlines()
+        found, out, err = run(*STEER, *typed.split())
+        assert (found, out) == (code, ""), err
+        first, second = err.splitlines()
         assert first.startswith("ppap: error: ")
         assert culprit in first
         assert hint in second
         assert sorted(tmp_path.rglob("*")) == before
-
-    def test_wrong_experts_are_told_of_with_the_rest(self, run: Run) -> None:
-        done = run(*STEER, "--experts", "no.experts.safetensors", "--steps", "0")
-        assert done.code == 2
-        assert "no.experts.safetensors" in done.err
-        assert "steps must be" in done.err
 
 
 class TestProcess:
@@ -623,11 +543,8 @@ class TestProcess:
         self, site: Path, tmp_path: Path, cache: Path
     ) -> None:
         kept = keep_bundle(write_experts(tmp_path / "aside"))
-        process: subprocess.Popen[str] = start(
-            *(site, tmp_path, *STEER, "--num", "1000", "--batch", "1", "--out", "out"),
-            PPAP_CACHE_DIR=str(cache),
-            TOY_DELAY="0.02",
-        )
+        typed = (*STEER, "--num", "1000", "--batch", "1", "--out", "out")
+        process = start(site, tmp_path, *typed, PPAP_CACHE_DIR=str(cache), TOY_DELAY="0.02")
         patience = time.monotonic() + 300
         while not (tmp_path / "out" / "000.png").exists():
             assert time.monotonic() < patience

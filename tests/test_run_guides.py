@@ -3,49 +3,61 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_distribution import install, plugged
 
-from ppap_framework.cli.guide_options import GuideRequest, parse_guides, typed_option
-from ppap_framework.errors import UsageError
-from ppap_framework.run import Problems
+from ppap_framework.cli.guide_options import parse_guides, typed_option
+from ppap_framework.errors import Problems, UsageError
+from ppap_framework.run import GuideRequest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with plugged(install(tmp_path_factory.mktemp("toy") / "site")):
+        yield
 
 
 def parsed(*guiders: str, **values: list[str]) -> tuple[list[GuideRequest], list[str]]:
     problems = Problems()
-    options = values.pop("options", [])
-    guides = parse_guides(guiders, values, options, problems)
+    guides = parse_guides({"guider": guiders, **values}, problems)
     return guides, [error.message for error in problems.errors]
 
 
+EVERYWHERE = (0.0, 1.0)
+
+
 @pytest.mark.parametrize(
-    ("text", "guider", "scale", "interval"),
+    ("text", "source", "scale", "interval"),
     [
-        ("depth", "depth", None, None),
-        (" depth ", "depth", None, None),
-        ("depth=2", "depth", 2.0, None),
-        ("depth=-1.5e2", "depth", -150.0, None),
+        ("depth", "depth", None, EVERYWHERE),
+        (" depth ", "depth", None, EVERYWHERE),
+        ("depth=2", "depth", 2.0, EVERYWHERE),
+        ("depth=auto", "depth", "auto", EVERYWHERE),
+        ("depth=-1.5e2", "depth", -150.0, EVERYWHERE),
         ("depth:0.2-0.9", "depth", None, (0.2, 0.9)),
         ("depth=2:0-1", "depth", 2.0, (0.0, 1.0)),
         ("depth=.5:.25-1.", "depth", 0.5, (0.25, 1.0)),
         ("depth=2:1e-3-5e-1", "depth", 2.0, (1e-3, 0.5)),
         ("depth=2:-0.1-0.5", "depth", 2.0, (-0.1, 0.5)),
-        ("acme-x:depth", "acme-x:depth", None, None),
+        ("acme-x:depth", "acme-x:depth", None, EVERYWHERE),
         ("acme-x:depth=2:0.2-0.9", "acme-x:depth", 2.0, (0.2, 0.9)),
-        ("acme-x:3d-depth", "acme-x:3d-depth", None, None),
+        ("acme-x:3d-depth", "acme-x:3d-depth", None, EVERYWHERE),
     ],
 )
-def test_guiders(
-    text: str, guider: str, scale: float | None, interval: tuple[float, float] | None
-) -> None:
-    guides, problems = parsed(text)
+def test_guiders(text: str, source: str, scale: object, interval: tuple[float, float]) -> None:
+    (guide,), problems = parsed(text)
     assert problems == []
-    assert guides == [GuideRequest(guider, scale, interval)]
-    assert guides[0].name == guider.rpartition(":")[2]
+    assert (guide.source, guide.scale, guide.interval) == (source, scale, interval)
+    assert guide.label == source.rpartition(":")[2]
+
+
+def test_the_scale_of_those_that_have_none() -> None:
+    requests = parse_guides({"guider": ["depth=2", "grey"], "scale": "auto"}, Problems())
+    assert [guide.scale for guide in requests] == [2.0, "auto"]
 
 
 @pytest.mark.parametrize(
@@ -84,21 +96,30 @@ def test_none_is_no_guide() -> None:
 
 def test_values_find_their_guides() -> None:
     guides, problems = parsed(
-        "acme:depth=2",
-        "classifier",
-        target=["classifier= red cube", "acme:depth=a=b.png"],
-        model=["depth=dpt-large"],
-        checkpoint=["classifier=w.pt"],
-        loss=["classifier=cross-entropy"],
-        options=["classifier.top-k=3", "acme:depth.mode=x=y", "depth.other="],
+        "ppap-plugin-toy:grey=2",
+        "colour",
+        target=["colour= red cube", "ppap-plugin-toy:grey=a=b.png"],
+        guider_model=["grey=dpt-large"],
+        guider_checkpoint=["colour=w.pt"],
+        loss=["colour=toy-margin"],
+        experts=["grey=none"],
+        guider_option=["colour.upside-down=true", "ppap-plugin-toy:grey.x=a=b", "grey.other="],
+        loss_option=["colour.x-y=1"],
+        allow_mismatch=["backend"],
     )
     assert problems == []
-    depth, classifier = guides
-    assert (depth.target, depth.model) == ("a=b.png", "dpt-large")
-    assert depth.options == {"mode": "x=y", "other": ""}
-    assert (classifier.target, classifier.checkpoint) == ("red cube", "w.pt")
-    assert classifier.loss == "cross-entropy"
-    assert classifier.options == {"top_k": "3"}
+    grey, colour = guides
+    assert (grey.target, grey.model, grey.experts) == ("a=b.png", "dpt-large", "none")
+    assert grey.options == {"x": "a=b", "other": ""}
+    assert (colour.target, colour.checkpoint) == ("red cube", "w.pt")
+    assert (colour.loss, colour.experts) == ("toy-margin", "auto")
+    assert (colour.options, colour.loss_options) == ({"upside_down": True}, {"x_y": "1"})
+    assert grey.allow_mismatch == colour.allow_mismatch == ("backend",)
+
+
+def test_an_option_of_one_value() -> None:
+    (guide,) = parse_guides({"guider": "colour", "target": "blue", "loss": None}, Problems())
+    assert (guide.target, guide.loss) == ("blue", None)
 
 
 @pytest.mark.parametrize("text", ["red cube", "a photo = good", "path/to=x.png", "7", "E=mc2"])
@@ -114,12 +135,6 @@ def test_several_guides_of_one_name() -> None:
     assert problems == ["--guider depth is given twice"]
 
 
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> object:
-    with plugged(install(tmp_path_factory.mktemp("toy") / "site")) as site:
-        yield site
-
-
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
@@ -132,15 +147,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> object:
         ("unknown", "3", "3"),
     ],
 )
-def test_options_are_read_as_their_class_declares(
-    toy: Path, key: str, text: str, value: object
-) -> None:
+def test_options_are_read_as_their_class_declares(key: str, text: str, value: object) -> None:
     read = typed_option("colour", key, text)
     assert read == value
     assert type(read) is type(value)
 
 
 @pytest.mark.parametrize(("key", "text"), [("sharpness", "much"), ("upside_down", "yes")])
-def test_options_of_another_type(toy: Path, key: str, text: str) -> None:
+def test_options_of_another_type(key: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"'{key}' of guider 'colour' cannot be '{text}'"):
         typed_option("colour", key, text)

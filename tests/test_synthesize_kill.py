@@ -17,7 +17,7 @@ from ppap_framework.data import synthesize
 
 NUM = 96
 DRAW = (
-    *("synthesize", "--backend", "toy", "--num", str(NUM), "--steps", "2", "--block", "2"),
+    *("synthesize", "--backend", "toy", "--num", str(NUM), "--steps", "2", "--batch", "2"),
     *("--shard", "6", "--out", "set"),
 )
 
@@ -31,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def whole(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "set"
-    return synthesize("toy", out=out, num=NUM, steps=2, block=2, shard=6).path
+    return synthesize("toy", out=out, num=NUM, steps=2, batch=2, shard=6).path
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_killed_at_random_moments(site: Path, whole: Path, tmp_path: Path, count
             break
         interruptions += 1
     assert interruptions >= min(count, 3)
-    synthesize("toy", out=out, num=NUM, steps=2, block=2, shard=6)
+    synthesize("toy", out=out, num=NUM, steps=2, batch=2, shard=6)
     assert content(out) == content(whole)
 
 
@@ -103,10 +103,10 @@ def test_ctrl_c_leaves_what_the_same_command_goes_on_with(
     printed, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert printed == ""
-    assert err == "ppap: interrupted; the same command goes on in set\n"
+    assert err == "ppap: interrupted; the same command continues in set\n"
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
     kept = images(out)
     assert 0 < kept < NUM
     assert not any(os.path.lexists(out / name) for name in ("manifest.json",))
-    synthesize("toy", out=out, num=NUM, steps=2, block=2, shard=6)
+    synthesize("toy", out=out, num=NUM, steps=2, batch=2, shard=6)
     assert content(out) == content(whole)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from experts_toy import SCHEDULE, Backend
-from transfer_toy import Convolutions, Pictures, Square, anatomy, pictures
+from transfer_toy import Convolutions, Pictures, Square, anatomy, pictures, stopping
 
 from ppap_framework.diagnosis import disagreement, evenly_spaced, propose_boundaries, propose_number
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import BundleFile, NoiseRanges
-from ppap_framework.learn import Recipe, distillation, teacher, transfer
+from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 
 MODULE = sys.modules["ppap_framework.learn.transfer"]
 RECIPE = Recipe(iterations=24, batch=6, held_out=0.25, validate_every=4, seed=3)
@@ -31,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(out: Path, model: Convolutions | None = None, **changes: Any) -> BundleFile:
     settings: dict[str, Any] = {
         "backend": Backend(),
-        "guide": teacher(model or Convolutions(), loss=Square()),
+        "guide": load_teacher(model or Convolutions(), Square()),
         "data": Pictures({"base": pictures()}),
         "boundaries": "auto",
         "adapters": (("bias", {}),),
@@ -89,13 +89,9 @@ class TestResuming:
     ) -> None:
         whole = run(tmp_path / "whole").path.read_bytes()
 
-        def interrupt(learned: Any) -> None:
-            if learned.iterations == 15:
-                raise KeyboardInterrupt
-
         out = tmp_path / "out"
         with pytest.raises(KeyboardInterrupt):
-            run(out, progress=interrupt)
+            run(out, progress=stopping(15))
         said = settings(out)
 
         def measured(*_: Any, **__: Any) -> None:

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.experts import AdapterConfig, ExpertSet, NoiseRanges, installed_adapter
 from ppap_framework.learn import Recipe
-from ppap_framework.learn.distillation import Course, Distillation, Report
-from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.learn.distillation import Distillation, Report
+from ppap_framework.learn.recipe import Phase
+from ppap_framework.learn.training_set import TrainingSet
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.runtime import Progress, evaluating
 
 
 class Square(TaskLoss):
@@ -33,17 +36,13 @@ class Means(GuidanceModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._network = nn.Linear(3, 2)
+        self.network = nn.Linear(3, 2)
         with torch.no_grad():
-            self._network.weight.copy_(torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.0, 2.0]]))
-            self._network.bias.copy_(torch.tensor([0.2, -0.1]))
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
+            self.network.weight.copy_(torch.tensor([[1.0, -2.0, 0.5], [0.5, 1.0, 2.0]]))
+            self.network.bias.copy_(torch.tensor([0.2, -0.1]))
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        return self._network(images.mean((2, 3)))
+        return self.network(images.mean((2, 3)))
 
     def target(self, given: TargetInput) -> Target:
         raise NotImplementedError
@@ -55,7 +54,7 @@ class Convolutions(Means):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self._network = nn.Sequential(  # type: ignore[assignment]  # a network all the same
+        self.network = nn.Sequential(  # type: ignore[assignment]  # a network all the same
             nn.BatchNorm2d(3),
             nn.Conv2d(3, 6, 3, padding=1, bias=False),
             nn.BatchNorm2d(6),
@@ -68,7 +67,7 @@ class Convolutions(Means):
         self.eval()
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        return self._network(images)
+        return self.network(images)
 
 
 @attrs.frozen(eq=False)
@@ -125,7 +124,7 @@ def attached(model: GuidanceModel, experts: int = 2, **options: Mapping[str, Any
     return ExpertSet(model, NoiseRanges.equal(SCHEDULE, experts), made)
 
 
-def course(
+def untrained(
     experts: ExpertSet,
     recipe: Recipe,
     x0: Tensor | None = None,
@@ -133,37 +132,38 @@ def course(
     loss: TaskLoss | None = None,
     answers: Callable[[Tensor], Any] | None = None,
     images: Callable[[Tensor], Tensor] | None = None,
-    schedule: NoiseSchedule = SCHEDULE,
-    **changes: Any,
-) -> Course:
-    """What there is to learn from `x0`, (N, 3, H, W), with the untouched network as teacher."""
+    supervised: bool = False,
+    phases: tuple[Phase, ...] | None = None,
+) -> Distillation:
+    """A training on `x0`, (N, 3, H, W), with the untouched network as teacher."""
     x0 = seen(pictures()) if x0 is None else x0
     if answers is None:
-        modes = [(module, module.training) for module in experts.model.modules()]
-        with torch.no_grad():
-            answers = experts.model.eval()(x0, None).__getitem__
-        for module, training in modes:
-            module.training = training
-    return Course(
-        **{
-            "experts": experts,
-            "loss": loss or Square(),
-            "schedule": schedule,
-            "images": images or x0.__getitem__,
-            "answers": answers,
-            "supervised": False,
-            "count": len(x0),
-            "shape": tuple(x0.shape[1:]),
-            "recipe": recipe,
-            "phases": recipe.phases(experts.ranges.timesteps(schedule)),
-            **changes,
-        }
+        with torch.no_grad(), evaluating(experts.model):
+            answers = experts.model(x0, None).__getitem__
+    data = TrainingSet(
+        images=images or x0.__getitem__,
+        answers=answers,
+        supervised=supervised,
+        count=len(x0),
+        shape=(3, *x0.shape[2:]),
     )
+    phases = phases or recipe.phases(experts.ranges.timesteps(SCHEDULE))
+    return Distillation(experts, loss or Square(), SCHEDULE, data, recipe, phases)
 
 
-def trained(course: Course) -> list[Report]:
-    """All reports of a training."""
-    return list(Distillation(course).run())
+def trained(*arguments: Any, **named: Any) -> list[Report]:
+    """All reports of a training, with the arguments of `untrained`."""
+    return list(untrained(*arguments, **named).run())
+
+
+def stopping(at: int) -> Callable[[Progress], None]:
+    """Interrupts a training after so many iterations."""
+
+    def watch(progress: Progress) -> None:
+        if (progress.task, progress.done) == ("learning", at):
+            raise KeyboardInterrupt
+
+    return watch
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -1,29 +1,27 @@
-"""Checkpoints: finding, verifying and loading weights, never running code that comes with them.
+"""Checkpoints: weights are found, verified and loaded, and no code that comes with them is run.
 
-A checkpoint is a file of tensors and the *architecture*: a JSON object from which a component's
-factory builds the network. Files that this project writes are safetensors and carry it themselves,
-under the metadata key `ppap.architecture`; for others it stands on the card.
+A checkpoint is one file of tensors, or several, and an *architecture*: a JSON object from which a
+component's factory builds the network. Files that this project writes are safetensors and carry the
+architecture under the metadata key `ppap.architecture`; for other files a card states it.
 
-    checkpoint = open_checkpoint("weights.safetensors")        # or a Card; reads the header alone
+    checkpoint = open_checkpoint("weights.safetensors")        # or a Card; reads only the header
     architecture = read_architecture(checkpoint, Architecture)  # an attrs class
     network = build(architecture)
     load_into(network, checkpoint)
 
-Whatever is wrong with a file is an `AssetError` of one line.
+Everything that is wrong with a file is an `AssetError` of one line.
 """
 
 from __future__ import annotations
 
-from ppap_framework.checkpoints._architecture import read_architecture
 from ppap_framework.checkpoints._checkpoint import (
     Checkpoint,
     join_checkpoints,
-    open_as,
     open_checkpoint,
+    read_architecture,
     save_checkpoint,
 )
 from ppap_framework.checkpoints._choice import find_checkpoint
-from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.checkpoints._fetch import (
     cache_dir,
     check,
@@ -32,25 +30,23 @@ from ppap_framework.checkpoints._fetch import (
     noted_sha256,
     package_file,
 )
-from ppap_framework.checkpoints._load import load_into, misfits
+from ppap_framework.checkpoints._load import counted, load_into, misfits
 from ppap_framework.checkpoints._offline import (
-    asking_hub,
-    asking_torch_hub,
+    downloading,
     downloads_are_off,
     in_torch_hub,
     without_downloads,
 )
-from ppap_framework.checkpoints._safetensors import write_safetensors
+from ppap_framework.checkpoints._tensor_file import write_safetensors
 
 __all__ = [
     "Checkpoint",
-    "asking_hub",
-    "asking_torch_hub",
     "cache_dir",
     "check",
+    "counted",
+    "downloading",
     "downloads_are_off",
     "fetch",
-    "file_sha256",
     "find_checkpoint",
     "in_torch_hub",
     "join_checkpoints",
@@ -58,7 +54,6 @@ __all__ = [
     "location",
     "misfits",
     "noted_sha256",
-    "open_as",
     "open_checkpoint",
     "package_file",
     "read_architecture",

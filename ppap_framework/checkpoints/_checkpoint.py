@@ -2,161 +2,203 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.checkpoints._archive import ZIP_MAGIC, load_archive
-from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.checkpoints._fetch import fetch
-from ppap_framework.checkpoints._safetensors import load_safetensors, read_header, write_safetensors
-from ppap_framework.errors import AssetError
+from ppap_framework.checkpoints._tensor_file import read_file, write_safetensors
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card
 
-__all__ = ["Checkpoint", "join_checkpoints", "open_as", "open_checkpoint", "save_checkpoint"]
+__all__ = [
+    "ARCHITECTURE",
+    "Checkpoint",
+    "common_architecture",
+    "join_checkpoints",
+    "open_checkpoint",
+    "read_architecture",
+    "save_checkpoint",
+]
 
-_ARCHITECTURE = "ppap.architecture"
+ARCHITECTURE = "ppap.architecture"
+"""Metadata key of the architecture."""
+
 _NOTES = "ppap.notes"
-_OF_TORCH = {"format": "pt"}  # without it transformers 4 refuses a file
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_OF_TORCH = {"format": "pt"}  # transformers 4 refuses files without it
 
-_T = TypeVar("_T")
+_Record = TypeVar("_Record", bound=attrs.AttrsInstance)
 
 
 @attrs.frozen(eq=False)
 class Checkpoint:
-    """A file of weights, found and verified as a container; its tensors are read on demand.
+    """Weights whose files are verified as containers; tensors are read on demand.
 
     Attributes:
-        name: The card's, or the file's.
-        path: Where it lies.
-        architecture: What the component's factory builds the network from; empty where nobody says.
-        metadata: The strings that a safetensors file carries beside its tensors.
-        card: The record that led to it, if one did.
-        prefix: Stands before the names of the file's tensors.
-        parts: Where several files are one checkpoint, each of them; `path` is then the first's.
-        dtype: What weights are to be cast to while they are loaded, as far as the network computes
-            in it; None leaves them as the network has them.
+        name: Name of the card, or of the file.
+        files: Prefix of the names of a file's tensors, by file.
+        architecture: Description from which a factory builds the network; empty if unknown.
+        metadata: Strings that a safetensors file carries beside its tensors.
+        card: Card that was asked for; None for a file.
+        dtype: Type to which weights are cast while they are loaded, as far as the network computes
+            in it; None keeps the network's own.
     """
 
     name: str
-    path: Path
-    architecture: Mapping[str, Any]
-    metadata: Mapping[str, str]
+    files: Mapping[Path, str]
+    architecture: Mapping[str, Any] = attrs.field(factory=dict)
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
     card: Card | None = None
-    prefix: str = ""
-    parts: tuple[Checkpoint, ...] = ()
     dtype: torch.dtype | None = None
 
     @property
-    def sha256(self) -> str:
-        """Of the file, computed when first asked for; of several, that of their hashes in a row."""
-        if not self.parts:
-            return file_sha256(self.path)
-        return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
+    def path(self) -> Path:
+        """The file, or the first of several."""
+        return next(iter(self.files))
 
     @property
-    def says_itself(self) -> bool:
-        """Whether the file states the architecture, and not a card."""
-        return _ARCHITECTURE in self.metadata
+    def sha256(self) -> str:
+        """SHA-256 of the file; of several files, SHA-256 of the digits of their hashes in a row."""
+        hashes = [file_sha256(path) for path in self.files]
+        return (
+            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, mapped from the file where its format allows.
+        """All tensors by name, on the CPU, mapped from the files if their format allows.
 
         Raises:
-            AssetError: Where the file is damaged or is a pickle that wants code to run.
+            AssetError: If a file is damaged or is a pickle that wants code to run.
         """
-        if self.parts:
-            return {name: value for part in self.parts for name, value in part.state_dict().items()}
-        load = load_safetensors if _container(self.path) == "safetensors" else load_archive
-        state = _reading(self.path, load)
-        return {f"{self.prefix}{name}": value for name, value in state.items()}
+        return {
+            f"{prefix}{name}": tensor
+            for path, prefix in self.files.items()
+            for name, tensor in read_file(path)[1].items()
+        }
 
 
 def open_checkpoint(
-    source: Card | Path | str,
-    *,
-    architecture: Mapping[str, Any] | None = None,
-    like: Card | None = None,
-    offline: bool = False,
+    source: Card | Path | str, *, like: Card | None = None, offline: bool = False
 ) -> Checkpoint:
-    """Find a checkpoint and verify its container; where the format allows, no tensor is read.
+    """Find a checkpoint and verify its container; if the format allows, no tensor is read.
 
     Args:
-        source: A card, whose file is downloaded when it is missing, or the path of a file.
-        architecture: What to take it for where neither the file nor the card says.
-        like: A card that a file at a path is taken to be of, where it does not say what it is.
-        offline: Whether to raise instead of downloading.
+        source: A card, whose file is downloaded if it is missing, or the path of a file.
+        like: Card that says what a file is, if the file itself does not.
+        offline: Raise instead of downloading.
 
     Raises:
-        AssetError: Where the file is missing, empty, damaged, not what its card says, of an
-            unknown kind, or a pickle that wants code to run.
+        AssetError: If the file is missing, empty, damaged, of an unknown kind, not the one of its
+            card, or a pickle that wants code to run.
     """
-    card = source if isinstance(source, Card) else None
-    path = fetch(source, offline=offline) if isinstance(source, Card) else Path(source).expanduser()
-    metadata: Mapping[str, str] = {}
-    if _container(path) == "safetensors":
-        metadata = _reading(path, read_header).metadata
+    card: Card | None = None
+    if isinstance(source, Card):
+        card = like = source
+        path = fetch(source, offline=offline)
     else:
-        _reading(path, load_archive)
+        path = Path(source).expanduser()
     name = card.name if card else path.name
-    if _ARCHITECTURE in metadata:
-        stated = _architecture(path, metadata[_ARCHITECTURE])
-        return Checkpoint(name, path, stated or architecture or {}, metadata, card)
-    known = card or like
-    if known is None or not known.architecture:
-        return Checkpoint(name, path, architecture or {}, metadata, card)
-    return Checkpoint(name, path, known.architecture, metadata, card, known.prefix)
+    metadata, _ = read_file(path)
+    if like is None or ARCHITECTURE in metadata:
+        stated = _stated(path, metadata.get(ARCHITECTURE, "{}"))
+        return Checkpoint(name, {path: ""}, stated, metadata, card)
+    return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)
 
 
-def open_as(path: Path | str, card: Card) -> Checkpoint:
-    """Find a file that is said to be of a card.
-
-    Raises:
-        AssetError: As `open_checkpoint`, and where the file says itself that it is something else.
-    """
-    found = open_checkpoint(path, like=card)
-    if card.architecture and found.architecture != card.architecture:
+def _stated(path: Path, text: str) -> dict[str, Any]:
+    try:
+        architecture = json.loads(text)
+    except (ValueError, RecursionError):
+        architecture = None
+    if not isinstance(architecture, dict):
         raise AssetError(
-            f"{found.name!r} says itself what it is, and that is not {card.name!r}",
-            hint=f"leave out {card.name}=, or name the file that it is of",
+            f"the architecture that {str(path)!r} states is not a JSON object", hint="save it again"
         )
-    return found
+    return architecture
 
 
-def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """Several files as one checkpoint: the networks of one component, each under its own prefix.
+def common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
+    """The architecture of several networks of one component, each under its own prefix.
 
     Raises:
-        AssetError: Where two state different things, or bring a tensor of the same name.
+        AssetError: If two parts state different things, or have the same prefix or none.
     """
     name = "+".join(part.name for part in parts)
     architecture: dict[str, Any] = {}
+    prefixes: list[str] = []
     for part in parts:
-        differing = [
-            key for key, value in part.architecture.items() if architecture.get(key, value) != value
-        ]
+        stated = part.architecture
+        differing = [key for key in stated if architecture.get(key, stated[key]) != stated[key]]
         if differing:
             raise AssetError(
                 f"the parts of {name!r} do not belong together: they differ in "
                 + ", ".join(map(repr, differing)),
                 hint="join the networks of one component, such as glide-base+glide-upsample",
             )
-        architecture |= part.architecture
-    prefixes = [part.prefix for part in parts]
+        architecture |= stated
+        prefixes += [part.prefix] if isinstance(part, Card) else part.files.values()
     if "" in prefixes or len(set(prefixes)) < len(prefixes):
         raise AssetError(
             f"the parts of {name!r} are not different networks of one component",
             hint="join files of which each holds one network",
         )
-    return Checkpoint(name, parts[0].path, architecture, {}, parts=tuple(parts))
+    return architecture
+
+
+def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
+    """Join the networks of one component into one checkpoint.
+
+    Raises:
+        AssetError: As `common_architecture`.
+    """
+    architecture = common_architecture(parts)
+    files = {path: prefix for part in parts for path, prefix in part.files.items()}
+    return Checkpoint("+".join(part.name for part in parts), files, architecture)
+
+
+def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
+    """The architecture of a checkpoint as an attrs record.
+
+    Args:
+        checkpoint: Any checkpoint.
+        record: Attrs class with a field for everything that can be stated; its validators and
+            converters check the values.
+
+    Raises:
+        AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
+    """
+    stated, fields = checkpoint.architecture, attrs.fields(record)
+    if not stated:
+        raise AssetError(
+            f"{checkpoint.name!r} does not state its architecture",
+            hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
+            "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
+        )
+    required = [field.name for field in fields if field.default is attrs.NOTHING]
+    known = {field.name for field in fields}
+    faults = [f"lacks {name!r}" for name in required if name not in stated]
+    faults += [f"has unknown {name!r}" for name in stated if name not in known]
+    if faults:
+        raise AssetError(
+            f"{checkpoint.name!r} is of another architecture: it {', '.join(faults[:6])}",
+            hint=f"{', '.join(required)} must be stated",
+        )
+    try:
+        return record(**stated)
+    except (TypeError, ValueError, UsageError) as error:
+        reason = error.message if isinstance(error, UsageError) else str(error.args[0])
+        reason = " ".join(reason.replace(".__init__()", "").split())
+        raise AssetError(
+            f"{checkpoint.name!r} states an impossible architecture: {reason}",
+            hint="correct it and save the checkpoint again",
+        ) from error
 
 
 def save_checkpoint(
@@ -168,92 +210,15 @@ def save_checkpoint(
     """Write a safetensors file that `open_checkpoint` understands; equal content gives equal bytes.
 
     Args:
-        path: Replaced at once, when the whole file is written.
+        path: File to write or replace.
         state_dict: Tensors by name.
-        architecture: What the component's factory wants, as JSON.
+        architecture: What the component's factory needs, as JSON.
         card_notes: Anything else worth keeping, as JSON: recipe, steps, seed, metrics.
 
     Raises:
-        AssetError: Where the file cannot be written.
+        AssetError: If the file cannot be written.
     """
-    metadata = {_ARCHITECTURE: json.dumps(architecture, sort_keys=True), **_OF_TORCH}
+    metadata = {ARCHITECTURE: json.dumps(architecture, sort_keys=True), **_OF_TORCH}
     if card_notes:
         metadata[_NOTES] = json.dumps(card_notes, sort_keys=True)
     write_safetensors(path, state_dict, metadata)
-
-
-def _container(path: Path) -> Literal["safetensors", "archive"]:
-    """What kind of file it is, by its first bytes and, where those say nothing, its name."""
-    first = _first_bytes(path)
-    if not first:
-        raise AssetError(f"{str(path)!r} is empty", hint="fetch or save it again")
-    if first[8:9] == b"{":  # after the length of the header, the header
-        return "safetensors"
-    if first.startswith((ZIP_MAGIC, b"\x80")):  # torch.save writes zip archives, once bare pickles
-        if path.suffix == ".safetensors":
-            raise AssetError(
-                f"{str(path)!r} is not safetensors but a pickle under a false name",
-                hint="do not trust it; if you know better, rename it to end in .pt",
-            )
-        return "archive"
-    if first.startswith(b"version https://git-lfs"):
-        raise AssetError(
-            f"{str(path)!r} is a pointer of Git LFS, not the file", hint="type `git lfs pull`"
-        )
-    if first.lstrip().startswith(b"<"):
-        raise AssetError(
-            f"{str(path)!r} is a web page, not a checkpoint", hint="download the file itself"
-        )
-    if path.suffix == ".safetensors":
-        return "safetensors"  # a damaged one: its reader says in what way
-    raise AssetError(
-        f"{str(path)!r} is neither a safetensors file nor one that torch.save wrote",
-        hint=f"a checkpoint ends in one of {', '.join(_SUFFIXES)}",
-    )
-
-
-def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise AssetError(f"{str(path)!r} is a folder, not a checkpoint", hint=_neighbours(path, ""))
-    if not path.is_file():
-        raise AssetError(
-            f"there is no file {str(path)!r}", hint=_neighbours(path.parent, path.name)
-        )
-
-    def first(path: Path) -> bytes:
-        with path.open("rb") as file:
-            return file.read(64)
-
-    return _reading(path, first)
-
-
-def _neighbours(folder: Path, name: str) -> str:
-    try:
-        files = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _SUFFIXES)
-    except OSError:
-        return f"there is no folder {str(folder)!r} either"
-    close = difflib.get_close_matches(name, files, n=3, cutoff=0.5) or files[:3]
-    return (
-        f"in {str(folder)!r} there is {', '.join(close)}"
-        if close
-        else f"{str(folder)!r} holds no checkpoints"
-    )
-
-
-def _reading(path: Path, read: Callable[[Path], _T]) -> _T:
-    try:
-        return read(path)
-    except OSError as error:
-        raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-
-
-def _architecture(path: Path, text: str) -> Mapping[str, Any]:
-    try:
-        architecture = json.loads(text)
-    except (ValueError, RecursionError):
-        architecture = None
-    if not isinstance(architecture, dict):
-        raise AssetError(
-            f"the architecture that {str(path)!r} states is not a JSON object", hint="save it again"
-        )
-    return architecture

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ppap_framework.checkpoints._checkpoint import (
+    ARCHITECTURE,
     Checkpoint,
+    common_architecture,
     join_checkpoints,
-    open_as,
     open_checkpoint,
 )
-from ppap_framework.checkpoints._fetch import location
 from ppap_framework.errors import AssetError
 from ppap_framework.plugin import Card
 
@@ -28,81 +29,83 @@ _CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
 def find_checkpoint(
     registry: Registry,
-    component: str,
-    kind: Literal["backend", "guider"],
+    component: str | None,
+    kind: Literal["backend", "guider"] | None,
     wanted: str | Path | None,
     *,
     offline: bool = False,
 ) -> Checkpoint:
-    """The checkpoint that is asked for, its header verified and no tensor read.
+    """The checkpoint that is asked for, its containers verified.
 
     Args:
-        registry: Whose cards count.
-        component: The name of the backend or guider.
+        registry: Registry whose cards count.
+        component: Name of the backend or guider that uses it; None for any, and any use.
         kind: Which of the two it is.
-        wanted: The name of a card or the path of a file; a file that does not say what it is is
-            what its name says that it is published as, or CARD=PATH says. Several of them, joined
-            by "+", are one checkpoint. None is the default card.
-        offline: Whether to raise instead of downloading.
+        wanted: Name of a card, path of a file, CARD=PATH for a file of a card under another name,
+            or several of these joined by "+". A file that does not state what it is is of the card
+            that publishes a file of this name. None takes the component's default card.
+        offline: Raise instead of downloading.
 
     Raises:
-        AssetError: Where there is no such thing, it is damaged, or of no use as it is asked for.
-        PluginError: Where several plugins claim the name.
+        AssetError: If there is no such checkpoint, it is damaged, or it cannot be used.
+        PluginError: If several plugins claim the name.
     """
-    if wanted is None:
+    if component is None or kind is None:
+        card, cards = registry.card_named, registry.every_card()
+    elif wanted is None:
         return open_checkpoint(registry.default_card(component, kind), offline=offline)
-    text = os.fspath(wanted)
-    parts: list[str | Path] = [wanted]
-    if "+" in text and not Path(text).expanduser().exists():
-        parts = [*text.split("+")]
-        if "" in parts:
-            raise AssetError(
-                f"{text!r} does not say what is to be joined",
-                hint="type names or files with a '+' between, such as glide-base+glide-upsample",
-            )
-    named = [_named(registry, component, kind, part) for part in parts]
-    cards = [card for card, _ in named if card is not None]
-    if len(named) > 1:  # before anything is downloaded
-        join_checkpoints([found for _, found in named])
-    _check_use(registry, component, kind, cards)
+    else:
+        card, cards = partial(registry.card, component, kind), registry.cards(component, kind)
+    text = os.fspath(wanted or "")
+    joined = "+" in text and not Path(text).expanduser().exists()
+    if joined and "" in text.split("+"):
+        raise AssetError(
+            f"{text!r} does not say what is to be joined",
+            hint="type names or files with a '+' between, such as glide-base+glide-upsample",
+        )
+    found = [_find(each, card, cards) for each in (text.split("+") if joined else [wanted or ""])]
+    parts = [part for part, _ in found]
+    if len(parts) > 1:  # before anything is downloaded
+        common_architecture(parts)
+    if component is not None:
+        _check_use([of for _, of in found if of is not None], card)
     opened = [
-        found if found.card is None else open_checkpoint(found.card, offline=offline)
-        for _, found in named
+        open_checkpoint(part, offline=offline) if isinstance(part, Card) else part for part in parts
     ]
     return opened[0] if len(opened) == 1 else join_checkpoints(opened)
 
 
-def _named(
-    registry: Registry, component: str, kind: Literal["backend", "guider"], wanted: str | Path
-) -> tuple[Card | None, Checkpoint]:
-    """What a file is said to be of, where it does not say so itself, and the file; that of a card
-    need not be here yet.
-    """
+def _find(
+    wanted: str | Path, card: Callable[[str], Card], cards: Sequence[Card]
+) -> tuple[Card | Checkpoint, Card | None]:
+    """A card or an open file, and the card that the file is of if it does not state what it is."""
     text = os.fspath(wanted)
-    if isinstance(wanted, str) and _CARD_NAME.fullmatch(wanted):
+    if isinstance(wanted, str) and _CARD_NAME.fullmatch(text):
         try:
-            card: Card | None = registry.card(component, kind, wanted)
+            named = card(text)
         except AssetError:
-            if not Path(wanted).is_file():
+            if not Path(text).is_file():
                 raise
-            return None, open_checkpoint(wanted)
-        assert card is not None
-        unseen = Checkpoint(card.name, location(card), card.architecture, {}, card, card.prefix)
-        return card, unseen
+        else:
+            return named, named
     name, equals, path = text.partition("=")
     if equals and _CARD_NAME.fullmatch(name) and not Path(text).exists():
-        said = card = registry.card(component, kind, name)
-        found = open_as(path, said)
+        of: Card | None = card(name)
+        opened = open_checkpoint(path, like=of)
+        if of and of.architecture and opened.architecture != of.architecture:
+            raise AssetError(
+                f"{opened.name!r} states what it is, and that is not {of.name!r}",
+                hint=f"leave out {of.name}=, or name the file that it is of",
+            )
     else:
-        card = registry.card_of_file(component, kind, Path(text).name)
-        found = open_checkpoint(text, like=card)
-    return None if found.says_itself else card, found
+        published = [each for each in cards if each.uri.rpartition("/")[2] == Path(text).name]
+        of = published[0] if len(published) == 1 else None
+        opened = open_checkpoint(text, like=of)
+    return opened, None if ARCHITECTURE in opened.metadata else of
 
 
-def _check_use(
-    registry: Registry, component: str, kind: Literal["backend", "guider"], cards: Sequence[Card]
-) -> None:
-    """Refuse what cannot be used as it is asked for."""
+def _check_use(cards: Sequence[Card], named: Callable[[str], Card]) -> None:
+    """Refuse cards that cannot be used, or not without others."""
     prefixes = {card.prefix for card in cards}
     for card in cards:
         if card.refusal:
@@ -111,7 +114,7 @@ def _check_use(
                 hint="`ppap checkpoints list` shows others",
             )
         needed = card.joined.split("+") if card.joined else []
-        if {registry.card(component, kind, name).prefix for name in needed} - prefixes:
+        if {named(name).prefix for name in needed} - prefixes:
             raise AssetError(
                 f"checkpoint {card.name!r} is of no use alone", hint=f"type {card.joined}"
             )

@@ -1,4 +1,4 @@
-"""A file from the web, in as many attempts as it takes."""
+"""Downloads that continue after an interruption."""
 
 from __future__ import annotations
 
@@ -10,66 +10,54 @@ from pathlib import Path
 __all__ = ["download"]
 
 _TIMEOUT = 30  # seconds without a byte
-_CHUNK = 1 << 16  # bytes; what is lost at most where a connection breaks
-_AS_IT_IS = {"Accept-Encoding": "identity"}  # or lengths would be those of what is compressed
+_CHUNK = 1 << 16  # bytes; the most that is lost if a connection breaks
+_PLAIN = {"Accept-Encoding": "identity"}  # lengths are otherwise those of compressed data
 
 
 def download(url: str, path: Path) -> Path:
-    """Bring what lies at a URL into `path`.part, where an earlier attempt was cut off if one was.
+    """Download a file to `path`.part, or continue there.
 
-    That one is taken up only where the server says that the file is still the same.
+    It continues only if the server says that the file is still the same.
 
     Args:
-        url: Of the file.
-        path: Where it is to be in the end; its folder must exist.
+        url: Address of the file.
+        path: Final path; its folder must exist.
 
     Returns:
-        The path of the part, which is whole.
+        Path of the complete part.
 
     Raises:
-        OSError: Where the server, the network or the disk fails; `requests` has errors of its own,
-            which are OSErrors.
+        OSError: If the server, the network or the disk fails; the errors of `requests` are of this
+            type.
     """
     import pooch
     import requests
 
-    part, note = _beside(path, ".part"), _beside(path, ".part.tag")
-    with requests.head(url, headers=_AS_IT_IS, allow_redirects=True, timeout=_TIMEOUT) as head:
-        if head.status_code not in (405, 501):  # some servers do not know what HEAD is
+    part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.tag")
+    with requests.head(url, headers=_PLAIN, allow_redirects=True, timeout=_TIMEOUT) as head:
+        if head.status_code not in (405, 501):  # some servers do not know HEAD
             head.raise_for_status()
-        total = int(head.headers.get("Content-Length", 0)) if head.ok else 0
-        tag = head.headers.get("ETag") or head.headers.get("Last-Modified", "") if head.ok else ""
-        ranges = head.headers.get("Accept-Ranges") == "bytes"
+        told = head.headers if head.ok else {}
+    total, tag = int(told.get("Content-Length", 0)), told.get("ETag") or told.get("Last-Modified")
     stated = f"{tag} {total}"
-    begun = ranges and tag and total and part.is_file() and _text(note) == stated
+    known = tag and total and told.get("Accept-Ranges") == "bytes"
+    begun = known and part.is_file() and note.is_file() and note.read_text() == stated
     done = part.stat().st_size if begun else 0
     if total - done > (free := shutil.disk_usage(path.parent).free):
         raise OSError(errno.ENOSPC, f"{total - done} bytes are to come, {free} are free", str(path))
     note.write_text(stated)
     if not begun or done < total:
-        rest = {"Range": f"bytes={done}-"} if done else {}
         fetch = pooch.HTTPDownloader(
             chunk_size=_CHUNK,
             progressbar=sys.stderr.isatty(),
             timeout=_TIMEOUT,
-            headers={**_AS_IT_IS, **rest},
+            headers={**_PLAIN, "Range": f"bytes={done}-"} if done else _PLAIN,
         )
         with part.open("ab" if done else "wb") as file:
             fetch(url, file, None)
     if total and (size := part.stat().st_size) != total:
-        if size > total:  # the server sent what was not asked for
+        if size > total:  # the server sent something else
             part.unlink()
-        raise OSError(f"{size} of {total} bytes came; the same command goes on from there")
+        raise OSError(f"{size} of {total} bytes came; the same command continues from there")
     note.unlink()
     return part
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -1,31 +1,34 @@
-"""Where the file of a card is, and how it comes there.
+"""From a card to its verified file, downloaded if necessary.
 
-Its hash is the published one. Where none is published, the hash of the file that was used first is
-noted beside it, as `sha256sum` writes it, and holds from then on.
+The published hash of a file holds. If none is published, the hash of the file that was used first
+is noted beside it, in the format of `sha256sum`, and holds from then on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from ppap_framework.checkpoints._digest import file_sha256
 from ppap_framework.checkpoints._download import download
-from ppap_framework.checkpoints._offline import asking_hub, downloads_are_off
+from ppap_framework.checkpoints._offline import downloading, without_downloads
 from ppap_framework.errors import AssetError
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card, ExpertBundle
 
 __all__ = ["cache_dir", "check", "fetch", "location", "noted_sha256", "package_file"]
 
-File: TypeAlias = Card | ExpertBundle
+_File: TypeAlias = Card | ExpertBundle
+
+_HUB = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
 def cache_dir() -> Path:
-    """The folder of downloads: `$PPAP_CACHE_DIR`, or the user's cache folder."""
+    """The folder of downloads: `$PPAP_CACHE_DIR`, or a folder in the user's cache."""
     if chosen := os.environ.get("PPAP_CACHE_DIR"):
         return Path(chosen).expanduser()
     import pooch
@@ -33,47 +36,49 @@ def cache_dir() -> Path:
     return Path(pooch.os_cache("ppap"))
 
 
-def location(card: File) -> Path:
-    """Where the file of a card lies, or would be put.
+def location(card: _File) -> Path:
+    """The path of a card's file, whether it exists or not.
 
     Raises:
-        AssetError: Where it is of a package that is not there, or the card's address is none.
+        AssetError: If its package is missing, or its address is malformed.
     """
-    return package_file(card.uri) if card.uri.startswith("package://") else _target(card)
+    if card.uri.startswith("package://"):
+        return package_file(card.uri)
+    folder = cache_dir() / card.component / card.name
+    if card.uri.startswith("hf://"):
+        return folder / _hub_parts(card)[2]
+    return folder / (PurePosixPath(urlsplit(card.uri).path).name or card.name)
 
 
-def fetch(card: File, *, offline: bool = False) -> Path:
-    """The file of a card: downloaded when missing or damaged, of the size and hash that it states.
+def fetch(card: _File, *, offline: bool = False) -> Path:
+    """The verified file of a card, downloaded if it is missing or damaged.
 
-    A file that was put by hand where the download would have gone serves as well.
+    A file that was put by hand where the download belongs is used as well.
 
     Args:
-        card: What is wanted.
-        offline: Whether to raise instead of downloading, as where `downloads_are_off`.
+        card: The card.
+        offline: Raise instead of downloading, as if `downloads_are_off`.
 
     Raises:
-        AssetError: Where it cannot be had, or is not what the card says, or not what it was.
+        AssetError: If it cannot be downloaded, or is not what the card or the note says.
     """
     path = location(card)
     packaged = card.uri.startswith("package://")
     if not packaged and (not path.is_file() or _difference(path, card)):
-        if offline or downloads_are_off():
-            raise AssetError(
-                f"{card.name!r} is not here, and downloads are off", hint=_by_hand(card, path)
-            )
-        _download(card, path)
+        with without_downloads(offline):
+            _download(card, path)
     check(card)
     if card.sha256 is None and not packaged and noted_sha256(path) is None:
-        with contextlib.suppress(OSError):  # of a cache that may only be read
+        with contextlib.suppress(OSError):  # the cache may be read-only
             _note(path).write_text(f"{file_sha256(path)}  {path.name}\n")
     return path
 
 
-def check(card: File) -> None:
-    """Compare the file of a card with what the card says, and with what was noted of it.
+def check(card: _File) -> None:
+    """Compare the file of a card with the card and with its note.
 
     Raises:
-        AssetError: Where it is not there or differs.
+        AssetError: If it is missing or differs.
     """
     path = location(card)
     if not path.is_file():
@@ -93,7 +98,7 @@ def check(card: File) -> None:
 
 
 def noted_sha256(path: Path) -> str | None:
-    """The SHA-256 that a file had when it was used first; None where that was not noted."""
+    """The SHA-256 of a file when it was used first; None if it was not noted."""
     try:
         digest = _note(path).read_text().split()[0]
     except (OSError, IndexError, UnicodeDecodeError):
@@ -105,7 +110,7 @@ def package_file(uri: str) -> Path:
     """The path of `package://package/path/in/package`.
 
     Raises:
-        AssetError: Where there is no such package or no such file in it.
+        AssetError: If there is no such package or no such file in it.
     """
     package, _, inner = uri.removeprefix("package://").partition("/")
     try:
@@ -124,27 +129,19 @@ def package_file(uri: str) -> Path:
     return path
 
 
-def _target(card: File) -> Path:
-    folder = cache_dir() / card.component / card.name
-    if card.uri.startswith("hf://"):
-        return folder / _hub_parts(card)[2]
-    return folder / (PurePosixPath(urlsplit(card.uri).path).name or card.name)
-
-
-def _hub_parts(card: File) -> tuple[str, str, str]:
+def _hub_parts(card: _File) -> tuple[str, str, str]:
     """hf://owner/name[@revision]/path/of/file as (repository, revision, file)."""
-    parts = card.uri.removeprefix("hf://").split("/", 2)
-    if len(parts) < 3 or not all(parts):
+    parts = _HUB.fullmatch(card.uri)
+    if parts is None:
         raise AssetError(
             f"card {card.name!r} has uri {card.uri!r}",
             hint="a file of the hub is hf://owner/name/file",
         )
-    repository, _, revision = f"{parts[0]}/{parts[1]}".partition("@")
-    return repository, revision or "main", parts[2]
+    return parts[1], parts[2] or "main", parts[3]
 
 
-def _url(card: File) -> str:
-    """Where a browser finds it; `$PPAP_MIRROR` stands in for the host of https:// addresses."""
+def _url(card: _File) -> str:
+    """The address for a browser; `$PPAP_MIRROR` replaces the host of https:// addresses."""
     if not card.uri.startswith("hf://"):
         mirror = os.environ.get("PPAP_MIRROR")
         return f"{mirror.rstrip('/')}{urlsplit(card.uri).path}" if mirror else card.uri
@@ -152,7 +149,7 @@ def _url(card: File) -> str:
     return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
 
 
-def _by_hand(card: File, path: Path) -> str:
+def _by_hand(card: _File, path: Path) -> str:
     if card.uri.startswith("package://"):
         return "install its package again"
     flag = "--experts"
@@ -161,43 +158,29 @@ def _by_hand(card: File, path: Path) -> str:
     return f"download {_url(card)} and put it at {path}, or name it with {flag} PATH"
 
 
-def _download(card: File, path: Path) -> None:
-    try:
+def _download(card: _File, path: Path) -> None:
+    with downloading(f"{card.name!r} from {_url(card)}", _by_hand(card, path), here=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         if card.uri.startswith("hf://"):
-            import huggingface_hub
+            from huggingface_hub import hf_hub_download
 
             repository, revision, file = _hub_parts(card)
             folder = cache_dir() / card.component / card.name
-            with asking_hub():
-                huggingface_hub.hf_hub_download(
-                    repository, file, revision=revision, local_dir=folder
-                )
+            hf_hub_download(repository, file, revision=revision, local_dir=folder)
             return
         part = download(_url(card), path)
-    except Exception as error:  # the network, the disk, and two libraries with errors of their own
-        raise AssetError(
-            f"cannot download {card.name!r} from {_url(card)}: {_reason(error)}",
-            hint=_by_hand(card, path),
-        ) from error
-    if difference := _difference(part, card):
-        part.unlink()
-        raise AssetError(
-            f"{_url(card)} is not the file of {card.name!r}: {difference}",
-            hint=_by_hand(card, path),
-        )
-    _note(path).unlink(missing_ok=True)
-    part.replace(path)
+        if difference := _difference(part, card):
+            part.unlink()
+            raise AssetError(
+                f"{_url(card)} is not the file of {card.name!r}: {difference}",
+                hint=_by_hand(card, path),
+            )
+        _note(path).unlink(missing_ok=True)
+        part.replace(path)
 
 
-def _reason(error: Exception) -> str:
-    if type(error).__name__ in ("ConnectionError", "ConnectTimeout"):  # what they add is noise
-        return "there is no connection"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def _difference(path: Path, card: File) -> str:
-    """In what the file differs from its card; empty where it does not."""
+def _difference(path: Path, card: _File) -> str:
+    """How the file differs from its card; empty if it does not."""
     size = path.stat().st_size
     if card.size is not None and size != card.size:
         return f"it has {size} bytes instead of {card.size}"
@@ -207,4 +190,4 @@ def _difference(path: Path, card: File) -> str:
 
 
 def _note(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
+    return path.with_name(f"{path.name}.sha256")

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import functools
+import mmap
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints._checkpoint import Checkpoint
-from ppap_framework.checkpoints._pages import MappedPages
+from ppap_framework.checkpoints._tensor_file import container
 from ppap_framework.errors import AssetError
 
-__all__ = ["load_into", "misfits"]
+__all__ = ["counted", "load_into", "misfits"]
 
 _SMALL = 2**28  # bytes
 
 
 def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool = False) -> None:
-    """Give a network the weights of a checkpoint: every key must fit, in name and shape.
+    """Give a network the weights of a checkpoint, whose names and shapes must be the network's.
 
-    Tensors of the network's own dtype and device are taken as they lie in the mapped file, without
-    a copy; others are cast one by one, and what was read for a copy is let go of at once. A network
-    on the meta device lands on the CPU. Its parameters become new objects, so optimisers come
-    later.
+    Tensors of the network's own dtype and device stay in the mapped file, without a copy. Others
+    are cast one by one, and the pages that were read for this are released at once. A network on
+    the meta device moves to the CPU. Parameters become new objects: create optimizers afterwards.
 
     Args:
-        module: Takes the weights.
-        checkpoint: Has them.
-        channels_last: Whether to lay out the weights of convolutions so, which makes them quicker:
-            where they are cast anyway, and where all weights together take less than 256 MiB. A
-            larger file stays mapped.
+        module: The network.
+        checkpoint: The weights.
+        channels_last: Whether to lay out the weights of convolutions so, which makes them faster:
+            those that are cast, and all if the weights take less than 256 MiB. Others stay mapped.
 
     Raises:
-        AssetError: Where the two differ; the message counts and names what is missing,
-            unexpected, or of another shape.
+        AssetError: If the two differ; the message counts and names what is missing, unexpected, or
+            of another shape.
     """
     state = checkpoint.state_dict()
     own = module.state_dict()
@@ -44,51 +46,56 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
             hint="it is of another architecture, or the architecture is stated wrongly",
         )
     small = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) < _SMALL
-    pages = MappedPages(part.path for part in checkpoint.parts or (checkpoint,))
+    mapped = all(container(path) != "pickle" for path in checkpoint.files)
     fitted = {}
     for name in own:
         tensor = state.pop(name)
         fitted[name] = _like(tensor, own[name], channels_last, small)
-        if fitted[name].data_ptr() != tensor.data_ptr():
-            pages.let_go(tensor)
+        if mapped and fitted[name].data_ptr() != tensor.data_ptr():
+            _release_pages(tensor)
     module.load_state_dict(fitted, assign=True)
 
 
 def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """In what tensors by name are not those that are wanted: counted, the first of each kind named;
-    empty where they are.
+    """How the names, shapes and kinds of number of tensors differ from those that are wanted,
+    counted, with examples; empty if they do not.
 
     Args:
-        state: As they are.
-        own: Of the names, shapes and kinds of number that are wanted.
+        state: Tensors by name.
+        own: Tensors like those that are wanted.
     """
-    missing = [_short(name) for name in own if name not in state]
-    unexpected = [_short(name) for name in state if name not in own]
-    reshaped = [
-        f"{_short(name)} {_kind(state[name])} instead of {_kind(own[name])}"
-        for name in own
-        if name in state and _kind(state[name]) != _kind(own[name])
-    ]
-    faults = [
+    return counted(
+        {
+            "missing": [_short(name) for name in own if name not in state],
+            "unexpected": [_short(name) for name in state if name not in own],
+            "of another shape": [
+                f"{_short(name)} {_kind(state[name])} instead of {_kind(own[name])}"
+                for name in own
+                if name in state and _kind(state[name]) != _kind(own[name])
+            ],
+        }
+    )
+
+
+def counted(faults: Mapping[str, Sequence[str]]) -> str:
+    """Lists of faults in a line, such as "4 missing (a, b, c, ...); 1 unexpected (d)"."""
+    return "; ".join(
         f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
-        for what, items in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", reshaped),
-        )
+        for what, items in faults.items()
         if items
-    ]
-    return "; ".join(faults)
+    )
 
 
 def _kind(tensor: Tensor) -> str:
-    """Shape, and the sort of number where a cast would lose what it means."""
+    """Shape, and the dtype if a cast could change the values' meaning."""
     shape = str(tuple(tensor.shape))
-    return (
-        shape
-        if tensor.is_floating_point()
-        else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
-    )
+    if tensor.is_floating_point():
+        return shape
+    return f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _short(name: str) -> str:
+    return repr(name) if len(name) <= 100 else f"{name[:99]!r}..."
 
 
 def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tensor:
@@ -97,12 +104,33 @@ def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tens
     stays = (tensor.dtype, tensor.device) == (own.dtype, device)
     layout = torch.contiguous_format
     if channels_last and tensor.ndim == 4 and (small or not stays):
-        layout, stays = torch.channels_last, False  # 1 x 1 kernels lie so anyway, but do not say it
+        layout, stays = torch.channels_last, False  # even 1 x 1 kernels, which do not say so
     if stays:
         return tensor
     copy = torch.empty_like(tensor, dtype=own.dtype, device=device, memory_format=layout)
     return copy.copy_(tensor)
 
 
-def _short(name: str) -> str:
-    return repr(name) if len(name) <= 100 else f"{name[:99]!r}..."
+def _release_pages(tensor: Tensor) -> None:
+    """Release the pages of a mapped file that lie wholly within a tensor.
+
+    A page that was read counts as the process's memory while the file is mapped, and it is while
+    any of its tensors is in use. A released page is read again if it is needed.
+    """
+    advise = _madvise()
+    if advise is None or not tensor.is_contiguous():
+        return
+    begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        advise(first, length, mmap.MADV_DONTNEED)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    advise: Callable[[int, int, int], int] = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]  # type: ignore[attr-defined]  # of a C function
+    return advise

@@ -1,4 +1,4 @@
-"""Whether anything may be downloaded, for whatever would: cards here, and networks of libraries."""
+"""Whether anything may be downloaded, and what libraries do if they download files of their own."""
 
 from __future__ import annotations
 
@@ -12,30 +12,20 @@ from urllib.parse import urlsplit
 
 from ppap_framework.errors import AssetError
 
-__all__ = [
-    "asking_hub",
-    "asking_torch_hub",
-    "downloads_are_off",
-    "in_torch_hub",
-    "without_downloads",
-]
+__all__ = ["downloading", "downloads_are_off", "in_torch_hub", "without_downloads"]
 
 _log = logging.getLogger(__name__)
 _off: ContextVar[bool] = ContextVar("ppap_offline", default=False)
 
 
 def downloads_are_off() -> bool:
-    """Whether `$PPAP_OFFLINE` says so, or `without_downloads`."""
+    """Whether `$PPAP_OFFLINE` or `without_downloads` forbids downloads."""
     return _off.get() or os.environ.get("PPAP_OFFLINE", "0") not in ("", "0")
 
 
 @contextlib.contextmanager
 def without_downloads(off: bool = True) -> Iterator[None]:
-    """A context in which nothing is downloaded; what is in caches is used.
-
-    Args:
-        off: Whether it is so; else all stays as it is outside.
-    """
+    """A context in which nothing is downloaded and caches are used; no change if `off` is False."""
     before = _off.set(off or _off.get())
     try:
         yield
@@ -44,17 +34,48 @@ def without_downloads(off: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def asking_hub() -> Iterator[None]:
-    """A context in which libraries that ask the Hugging Face hub do not log what fails, since it is
-    raised too, and look into its cache alone where downloads are off. That the hub is asked again
-    for a while is said once.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.utils import logging as told
+def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
+    """A context in which a library gets files by itself.
 
-    offline, verbosity = constants.HF_HUB_OFFLINE, told.get_verbosity()
+    If downloads are off, the Hugging Face hub's library uses only its cache. It logs nothing of its
+    own: failures are raised, and retries are logged once.
+
+    Args:
+        what: What it gets, for messages.
+        hint: How to get it by hand.
+        here: Whether a copy may be in the library's cache.
+
+    Raises:
+        AssetError: If there is no copy and downloads are off, or the download fails in any way.
+    """
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    off = downloads_are_off()
+    absent = AssetError(f"there is no copy of {what}, and downloads are off", hint=hint)
+    if off and not here:
+        raise absent
+    try:
+        with _quiet_hub(off):
+            yield
+    except AssetError:
+        raise
+    except Exception as error:  # the network, the disk, and the errors of several libraries
+        if off and isinstance(error, LocalEntryNotFoundError):
+            raise absent from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if type(error).__name__ in ("ConnectionError", "ConnectTimeout"):  # long, and no help
+            reason = "there is no connection"
+        raise AssetError(f"cannot download {what}: {reason}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def _quiet_hub(off: bool) -> Iterator[None]:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging as hub_logging
+
     requests = logging.getLogger("huggingface_hub.utils._http")
-    level, said = requests.level, False
+    before = constants.HF_HUB_OFFLINE, hub_logging.get_verbosity(), requests.level
+    said = False
 
     def say_once(record: logging.LogRecord) -> bool:
         nonlocal said
@@ -63,44 +84,18 @@ def asking_hub() -> Iterator[None]:
             _log.warning("the hub cannot be reached; trying again for a while")
         return False
 
-    # timm has no argument for it, and the hub's own requests are all refused by this.
-    constants.HF_HUB_OFFLINE = offline or downloads_are_off()
-    told.set_verbosity(logging.CRITICAL)
+    # timm has no argument for this; it also refuses the hub's own requests.
+    constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or off
+    hub_logging.set_verbosity(logging.CRITICAL)
     requests.setLevel(logging.WARNING)
     requests.addFilter(say_once)
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = offline
         requests.removeFilter(say_once)
+        constants.HF_HUB_OFFLINE, verbosity, level = before
+        hub_logging.set_verbosity(verbosity)
         requests.setLevel(level)
-        told.set_verbosity(verbosity)
-
-
-@contextlib.contextmanager
-def asking_torch_hub(model: str, url: str) -> Iterator[None]:
-    """A context in which torchvision loads its weights of a model.
-
-    Args:
-        model: As it was asked for.
-        url: Of the weights, which are downloaded where they are not yet here.
-
-    Raises:
-        AssetError: Where they cannot be had; names the address.
-    """
-    hint = f"download {url} elsewhere, then add --guider-checkpoint FILE"
-    if downloads_are_off() and not in_torch_hub(url):
-        raise AssetError(
-            f"torchvision's weights of {model!r} are not here, and downloads are off", hint=hint
-        )
-    try:
-        yield
-    except Exception as error:  # the network, the disk, and whatever comes back
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(
-            f"torchvision's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
-            hint=hint,
-        ) from error
 
 
 def in_torch_hub(url: str) -> bool:

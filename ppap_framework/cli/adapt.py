@@ -3,137 +3,91 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppap_framework.cli import State
 from ppap_framework.cli.backend_options import backend_of, backend_options
-from ppap_framework.cli.config import Command, problems_of
-from ppap_framework.cli.output import print_json
+from ppap_framework.cli.config import Command, option, problems_of
+from ppap_framework.cli.progress import progress
 from ppap_framework.cli.training_options import (
-    adapters_of,
-    boundaries_of,
-    bundle_record,
+    guide_of,
     guide_options,
-    option,
-    progress_bars,
     recipe_of,
     show_bundle,
-    teacher_of,
     training_options,
 )
+from ppap_framework.errors import Problems
 
 if TYPE_CHECKING:
-    from ppap_framework.learn import Boundaries
+    from ppap_framework.learn import Recipe
 
 __all__ = ["command"]
-
-_INTERRUPTED = 130
 
 
 @click.command("adapt", cls=Command)
 @backend_options
 @guide_options
-@option("--num", type=int, default=2048, help="How many images the diffusion model draws.")
-@option("--steps", type=int, default=25, help="Steps from noise to each.")
-@option("--workers", type=int, help="Processes that draw; as many as cores if left out, up to 8.")
-@partial(training_options, calibrate=True)
-@option("--seed", type=int, default=0, help="Of the images and of the training.")
+@option("--num", type=int, default=2048, help="Number of images that the diffusion model draws.")
+@option("--steps", type=int, default=25, help="Steps from noise to image.")
+@option("--workers", type=int, help="Processes that draw; by default one for each core, up to 8.")
 @option(
     "--out",
     metavar="FOLDER",
-    help="Where to write, or to go on; runs/adapt/BACKEND-GUIDER-N if left out.",
+    help="Folder to write to, or to continue in; by default runs/adapt/BACKEND-GUIDER-N.",
 )
-@option("--device", default="auto", help="Such as cpu or cuda.")
-@option("--overwrite", is_flag=True, help="Begin anew, whatever is in the folder.")
-@option("--json", is_flag=True, help="Print what became of it as JSON.")
+@training_options(calibrate=True)
 @click.pass_context
-def command(ctx: click.Context, /, **given: Any) -> int:
-    """Make a network understand a diffusion model's noise: synthesize, then transfer.
+def command(ctx: click.Context, /, **given: Any) -> None:
+    """Make a network read a diffusion model's noise: synthesize, then transfer.
 
-    No data and no labels are needed. The experts are then found by `ppap run` itself. Whatever ends
-    it, the same command goes on where it was.
+    No data and no labels are needed. `ppap run` then finds the experts by itself. However it ends,
+    the same command continues.
 
     \b
     ppap adapt --backend adm --guider classifier
     ppap run --backend adm --guider classifier --target "red cube"
     """
-    from ppap_framework.learn import adapt, check_adapt
-    from ppap_framework.run import Problems
+    from ppap_framework.learn import adapt, check_adapt, load_teacher
+    from ppap_framework.run import Compute, Sampling
 
-    state = ctx.ensure_object(State)
     problems = Problems()
     problems.errors += problems_of(ctx)
     problems.check()
-    recipe = recipe_of(given)
-    found, learner, boundaries, adapters = [], [], None, None
+    recipe = recipe_of(given, problems)
+    sampling = Sampling(steps=given["steps"], seed=given["seed"])
+    compute = Compute(device=given["device"], batch=64)
+    out = Path(given["out"] or _default_out(given, recipe)).expanduser()
+    draws = {name: given[name] for name in ("num", "workers", "name")}
     with problems.collected():
-        boundaries = boundaries_of(given["boundaries"])
-    out = Path(given["out"] or _default_out(given, boundaries)).expanduser()
+        check_adapt(out, recipe, sampling, compute, **draws)
     with problems.collected():
-        check_adapt(
-            out,
-            recipe,
-            num=given["num"],
-            steps=given["steps"],
-            seed=given["seed"],
-            workers=given["workers"],
-            num_experts=given["num_experts"],
-            boundaries=boundaries,
-            name=given["name"],
-            device=given["device"],
-        )
-    with problems.collected():
-        found.append(backend_of(given))
-    with problems.collected():
-        adapters = adapters_of(given["adapter"])
-    if not problems.errors:
-        with problems.collected():
-            learner.append(teacher_of(given))
+        found = backend_of(given)
+    request = guide_of(given, problems)
     problems.check()
-    assert adapters is not None
-    try:
-        with progress_bars(state) as (drawing, learning, calibrating):
-            bundle = adapt(
-                found[0].load(),
-                learner[0],
-                out=out,
-                num=given["num"],
-                steps=given["steps"],
-                num_experts=given["num_experts"],
-                boundaries=boundaries,
-                adapters=adapters,
-                seed=given["seed"],
-                recipe=recipe,
-                workers=given["workers"],
-                name=given["name"],
-                device=given["device"],
-                keep=given["keep"],
-                overwrite=given["overwrite"],
-                calibrate=given["calibrate"],
-                calibrating=calibrating,
-                drawing=drawing,
-                learning=learning,
-                command=["ppap", *sys.argv[1:]],
-            )
-    except KeyboardInterrupt:
-        click.echo(f"ppap: interrupted; the same command goes on in {out}", err=True)
-        return _INTERRUPTED
-    if given["json"]:
-        print_json(bundle_record(bundle))
-    else:
-        show_bundle(bundle)
-    return 0
+    assert request is not None
+    with progress(f"the same command goes on in {out}") as watch:
+        bundle = adapt(
+            found.load(),
+            load_teacher(request),
+            out=out,
+            sampling=sampling,
+            recipe=recipe,
+            compute=compute,
+            **draws,
+            **{name: given[name] for name in ("keep", "overwrite", "calibrate")},
+            progress=watch,
+            command=["ppap", *sys.argv[1:]],
+        )
+    show_bundle(bundle, given["json"])
 
 
-def _default_out(given: dict[str, Any], boundaries: Boundaries) -> str:
+def _default_out(given: dict[str, Any], recipe: Recipe) -> str:
     parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
-    if boundaries == "auto":
-        parts += [str(n) for n in [given["num_experts"]] if n] + ["auto"]
+    if recipe.boundaries == "auto":
+        parts += [str(n) for n in [recipe.num_experts] if n] + ["auto"]
     else:
-        follows = 5 if boundaries is None else len(boundaries) + 1
-        parts.append(str(given["num_experts"] or follows))
+        follows = 5 if recipe.boundaries is None else len(recipe.boundaries) + 1
+        parts.append(str(recipe.num_experts or follows))
     return f"runs/adapt/{'-'.join(parts)}"

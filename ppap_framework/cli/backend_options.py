@@ -1,7 +1,8 @@
-"""Which diffusion model, on the command line of whatever takes one."""
+"""The diffusion model and the settings of a run, on the command line of whatever takes them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,9 +10,9 @@ import click
 from ppap_framework.cli.config import option
 
 if TYPE_CHECKING:
-    from ppap_framework.run import FoundBackend
+    from ppap_framework.run import Compute, FoundBackend, Sampling
 
-__all__ = ["backend_of", "backend_options"]
+__all__ = ["backend_of", "backend_options", "settings_of"]
 
 
 def backend_options(command: Any) -> Any:
@@ -21,12 +22,12 @@ def backend_options(command: Any) -> Any:
             "--backend-option",
             multiple=True,
             metavar="KEY=VALUE",
-            help="The diffusion model's own options; `ppap plugins info NAME` lists them.",
+            help="Option of the diffusion model; `ppap plugins info NAME` lists them.",
         ),
         option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
-            help="Cast its weights while they are loaded, but for those that need float32.",
+            help="Type to which its weights are cast while loading, if they need not be float32.",
         ),
         option("--checkpoint", metavar="NAME|PATH", help="Its weights."),
         option("--backend", required=True, metavar="NAME", help="The diffusion model."),
@@ -35,13 +36,13 @@ def backend_options(command: Any) -> Any:
     return command
 
 
-def backend_of(given: dict[str, Any], *more: str, offline: bool = False) -> FoundBackend:
+def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> FoundBackend:
     """The diffusion model that was asked for, to be loaded.
 
     Args:
-        given: What was typed.
-        more: Further options of it, KEY=VALUE each.
-        offline: Whether to raise instead of downloading.
+        given: Values of options by parameter name.
+        more: Further options of the diffusion model, KEY=VALUE each.
+        offline: Raise instead of downloading.
 
     Raises:
         PpapError: As `ppap_framework.run.find_backend`, and for options that cannot be read.
@@ -60,3 +61,20 @@ def backend_of(given: dict[str, Any], *more: str, offline: bool = False) -> Foun
     texts = [*given["backend_option"], *more]
     options = typed_pairs("--backend-option", texts, found.spec.name, "backend")
     return attrs.evolve(found, options=options)
+
+
+def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Compute]:
+    """What determines the images, and how they are computed; not checked.
+
+    Args:
+        given: Values of options by parameter name; those that are None, or that are no field of
+            the two records, are left out.
+        others: Fields of the records whose option has another name or none.
+    """
+    import attrs
+
+    from ppap_framework.run import Compute, Sampling, settle
+
+    fields = {*attrs.fields_dict(Sampling), *attrs.fields_dict(Compute)}
+    changes = {k: v for k, v in given.items() if k in fields and v is not None}
+    return settle(None, None, changes | others)

@@ -1,4 +1,4 @@
-"""`ppap checkpoints`: the weights that plugins know of, and what is here of them."""
+"""`ppap checkpoints`: the weights that plugins know, and which of them are here."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ppap_framework.cli.output import print_fields, print_json, print_table, size_words
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.cli.groups import Group
+from ppap_framework.cli.output import (
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    print_verified,
+    size_words,
+)
+from ppap_framework.errors import AssetError, Problems, UsageError
 
 if TYPE_CHECKING:
-    from ppap_framework.checkpoints import Checkpoint
     from ppap_framework.plugin import Card
 
 __all__ = ["command"]
 
-_UNSOUND = 4
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FLOAT32 = 4  # bytes
 
 
-@click.group("checkpoints")
+@click.group("checkpoints", cls=Group)
 def command() -> None:
-    """Show, fetch, check and convert the weights that plugins know of.
+    """Show, download, check and convert the weights that plugins know.
 
     NAME is one that `ppap checkpoints list` shows, or DISTRIBUTION:NAME.
     """
@@ -32,9 +37,9 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--here", is_flag=True, help="Only those whose files are here.")
-@_JSON
+@json_option
 def list_checkpoints(here: bool, as_json: bool) -> None:
-    """List what can be had, how large it is, and what is here."""
+    """List what can be downloaded, its size, and what is here."""
     from ppap_framework.registry import registry
 
     rows = [_row(card) for card in registry().every_card()]
@@ -42,28 +47,18 @@ def list_checkpoints(here: bool, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    print_table(
-        ["name", "for", "pixels", "size", "licence", "here", "summary"],
-        [
-            [
-                row["name"],
-                row["component"],
-                str(row["image_size"]),
-                _size(row),
-                row["licence"],
-                "yes" if row["here"] else "",
-                row["summary"],
-            ]
-            for row in rows
-        ],
-    )
+    for row in rows:
+        row |= {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
+        row["here"] = "yes" if row["here"] else None
+    columns = ["name", "for", "pixels", "size", "licence", "here", "summary"]
+    print_table(columns, rows)
 
 
 @command.command("info")
 @click.argument("name")
-@_JSON
+@json_option
 def info(name: str, as_json: bool) -> None:
-    """Show a card: where the file is from, its hash, licence and architecture."""
+    """Show a card: the source of the file, its hash, licence and architecture."""
     from ppap_framework.checkpoints import location, noted_sha256
     from ppap_framework.registry import registry
 
@@ -73,6 +68,7 @@ def info(name: str, as_json: bool) -> None:
     if as_json:
         print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
         return
+    first_used = f"{noted}, of the file that was used first" if noted else "none is published"
     print_fields(
         f"checkpoint {card.name}",
         {
@@ -81,8 +77,7 @@ def info(name: str, as_json: bool) -> None:
             "plugin": row["plugin"],
             "from": card.uri,
             "size": _size(row),
-            "SHA-256": card.sha256
-            or (f"{noted}, of the file that was used first" if noted else "none is published"),
+            "SHA-256": card.sha256 or first_used,
             "licence": card.licence,
             "pixels": card.image_size,
             "parameters": f"{card.parameters:,}" if card.parameters else None,
@@ -96,7 +91,7 @@ def info(name: str, as_json: bool) -> None:
 @command.command("where")
 @click.argument("name")
 def where(name: str) -> None:
-    """Print the path where a checkpoint is, or where one that is fetched by hand belongs."""
+    """Print the path of a checkpoint, or the path for a file that is fetched by hand."""
     from ppap_framework.checkpoints import location
     from ppap_framework.registry import registry
 
@@ -105,12 +100,12 @@ def where(name: str) -> None:
 
 @command.command("download")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@click.option("--offline", is_flag=True, help="Only look whether they are here and sound.")
-@_JSON
+@click.option("--offline", is_flag=True, help="Only check that they are here and undamaged.")
+@json_option
 def download(names: tuple[str, ...], offline: bool, as_json: bool) -> None:
-    """Fetch checkpoints, and print their paths.
+    """Download checkpoints, and print their paths.
 
-    What was cut off goes on where it was. Exits with 4 where a file cannot be had, naming its
+    An interrupted download is continued. Exits with 4 if a file cannot be downloaded, naming its
     address and the path where to put it by hand.
     """
     from ppap_framework.checkpoints import fetch
@@ -127,51 +122,45 @@ def download(names: tuple[str, ...], offline: bool, as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@_JSON
+@json_option
 def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Compute hashes again, and read the tensors' descriptions.
 
-    A file is held against the published hash, or against that of the file that was used first.
-    Without NAME, all that are here. Exits with 4 where one is not sound.
+    A file is compared with the published hash, or with the hash of the file that was used first.
+    Without NAME, all that are here are checked. Exits with 4 if one is damaged.
     """
-    from ppap_framework.checkpoints import check, file_sha256, location, open_checkpoint
+    from ppap_framework.checkpoints import check, location, noted_sha256, open_checkpoint
+    from ppap_framework.files import file_sha256
     from ppap_framework.registry import registry
 
     found = registry()
-    cards = [found.card_named(name) for name in names] or [
-        card for card in found.every_card() if _is_here(card)
-    ]
+    here = [card for card in found.every_card() if _is_here(card)] if not names else []
     results: list[dict[str, Any]] = []
-    errors: list[PpapError] = []
-    for card in cards:
-        result: dict[str, Any] = {"name": card.name, "sound": True, "sha256": None, "fault": None}
-        try:
-            check(card)
-            result |= {"sha256": file_sha256(location(card)), "against": _against(card)}
-            result["tensors"] = len(open_checkpoint(card, offline=True).state_dict())
-        except AssetError as error:
-            errors.append(error)
-            result |= {"sound": False, "fault": error.message}
+    problems = Problems()
+    for card in [found.card_named(name) for name in names] or here:
+        result: dict[str, Any] = {"name": card.name, "sound": False, "sha256": None, "fault": None}
         results.append(result)
-    if as_json:
-        print_json(results)
-        return _UNSOUND if errors else 0
-    for result in results:
-        if result["sound"]:
-            click.echo("{name}: {tensors} tensors, SHA-256 {sha256} {against}".format(**result))
-    if errors:
-        hints = dict.fromkeys(error.hint for error in errors)
-        raise AssetError("; ".join(error.message for error in errors), hint="; ".join(hints))
-    return 0
+        with problems.collected():
+            check(card)
+            path = location(card)
+            first = "as when it was used first" if noted_sha256(path) else "compared with nothing"
+            result["against"] = "as published" if card.sha256 else first
+            result["sha256"] = file_sha256(path)
+            result["tensors"] = len(open_checkpoint(card, offline=True).state_dict())
+            result["sound"] = True
+        if not result["sound"]:
+            result["fault"] = problems.errors[-1].message
+    line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
+    return print_verified(results, line, problems, as_json)
 
 
 @command.command("convert")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
-@_JSON
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@json_option
 def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
-    """Write a checkpoint as safetensors that says what it is, and compare every value.
+    """Write a checkpoint as safetensors with its architecture, and compare every value.
 
     SOURCE is a name, the path of a file, NAME=PATH for a file that goes by another name, or several
     of these joined by "+" for the networks of one component.
@@ -182,15 +171,14 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
     """
     import torch
 
-    from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
+    from ppap_framework.checkpoints import find_checkpoint, open_checkpoint, save_checkpoint
+    from ppap_framework.registry import registry
 
     if out.suffix != ".safetensors":
-        raise UsageError(
-            f"{str(out)!r} does not end in .safetensors", hint="that is what is written"
-        )
+        raise UsageError(f"{str(out)!r} does not end in .safetensors", hint="give OUT that suffix")
     if out.exists() and not overwrite:
         raise UsageError(f"{str(out)!r} is there already", hint="--overwrite replaces it")
-    checkpoint = _find(source)
+    checkpoint = find_checkpoint(registry(), None, None, source)
     if not checkpoint.architecture:
         raise AssetError(
             f"{checkpoint.name!r} does not state its architecture",
@@ -205,73 +193,45 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
             written[name].contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)
         )
         if not same:
-            raise AssetError(f"{str(out)!r} was not written as it should be: {name!r} differs")
+            raise AssetError(f"{str(out)!r} was not written correctly: {name!r} differs")
     if as_json:
         print_json({"path": str(out), "tensors": len(state), **notes})
     else:
         click.echo(out)
 
 
-def _find(source: str) -> Checkpoint:
-    """A checkpoint of whatever component, by names, paths, or both."""
-    from ppap_framework.checkpoints import join_checkpoints, open_as, open_checkpoint
-    from ppap_framework.registry import registry
-
-    if "+" in source and not Path(source).exists():
-        return join_checkpoints([_find(part) for part in source.split("+")])
-    found = registry()
-    if Path(source).expanduser().is_file():
-        file = Path(source).name
-        named = [c for c in found.every_card() if c.uri.rpartition("/")[2] == file]
-        return open_checkpoint(source, like=named[0] if len(named) == 1 else None)
-    name, equals, path = source.partition("=")
-    card = found.card_named(name)
-    return open_as(path, card) if equals else open_checkpoint(card)
-
-
 def _row(card: Card) -> dict[str, Any]:
-    from ppap_framework.checkpoints import location
+    """A card and its file, as JSON."""
     from ppap_framework.registry import registry
 
-    known = attrs.asdict(card, filter=attrs.filters.exclude("architecture"))
-    try:
-        path = str(location(card))
-    except AssetError:  # of a package that is not whole
-        path = None
+    path = _path(card)
     here = _is_here(card)
     return {
-        **known,
+        **attrs.asdict(card, filter=attrs.filters.exclude("architecture")),
         "plugin": registry().provider(card).distribution,
-        "path": path,
+        "path": None if path is None else str(path),
         "here": here,
-        "bytes_here": _bytes(Path(path)) if here and path else None,
+        "bytes_here": path.stat().st_size if here and path else None,
         "approximate_size": _FLOAT32 * card.parameters if card.parameters else None,
     }
 
 
-def _is_here(card: Card) -> bool:
+def _path(card: Card) -> Path | None:
+    """The path of its file; None for a package that is incomplete."""
     from ppap_framework.checkpoints import location
 
     try:
-        return location(card).exists()
+        return location(card)
     except AssetError:
-        return False
+        return None
 
 
-def _bytes(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _against(card: Card) -> str:
-    from ppap_framework.checkpoints import location, noted_sha256
-
-    if card.sha256:
-        return "as published"
-    return "as when it was used first" if noted_sha256(location(card)) else "compared with nothing"
+def _is_here(card: Card) -> bool:
+    path = _path(card)
+    return path is not None and path.exists()
 
 
 def _size(row: dict[str, Any]) -> str:
-    """In words; about, where it follows from the number of parameters."""
     if size := row["bytes_here"] or row["size"]:
         return size_words(size)
     about = row["approximate_size"]
@@ -282,8 +242,6 @@ def _flat(architecture: Any, before: str = "") -> dict[str, Any]:
     """Nested objects as one level of dotted names."""
     fields: dict[str, Any] = {}
     for name, value in architecture.items():
-        if isinstance(value, dict):
-            fields |= _flat(value, f"{before}{name}.")
-        else:
-            fields[f"{before}{name}"] = value
+        nested = isinstance(value, dict)
+        fields |= _flat(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
     return fields

@@ -1,15 +1,15 @@
-"""Options from flags, else from variables PPAP_COMMAND_OPTION, else from a file, else by default.
+"""Options from flags, else variables PPAP_COMMAND_OPTION, else a file, else the defaults.
 
-The file is the nearest one, from the current folder upwards, of `ppap.toml` and a `pyproject.toml`
-with a table `[tool.ppap]`. It has a table for each command, and in it options by their names:
+The file is the nearest `ppap.toml`, or `pyproject.toml` with a table `[tool.ppap]`, from the
+current folder upwards. It has a table for each command, and in it options by their names:
 
     [run]
     backend = "adm"
     guider = ["depth=2", "classifier=4:0.2-0.9"]
     steps = 50
 
-An option that may be given several times takes a list there, and in the environment values with
-";" between them. Paths are taken from the current folder, as on the command line.
+An option that may be given several times takes a list there, and in the environment values
+separated by ";". Paths are relative to the current folder, as on the command line.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ppap_framework.cli import COMMANDS
-from ppap_framework.cli.output import print_json, print_table
-from ppap_framework.errors import UsageError
+from ppap_framework.cli.output import json_option, print_json, print_table
+from ppap_framework.errors import Problems, UsageError
 
-__all__ = ["Command", "Option", "Text", "command", "find_config", "option", "problems_of"]
+__all__ = ["Command", "Option", "OrAuto", "command", "find_config", "option", "problems_of"]
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
@@ -38,18 +37,39 @@ _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
 
 
 class Text(click.types.StringParamType):
-    """Any text; several of them in one variable of the environment have ";" between them."""
+    """Any text; several of them in one environment variable are separated by ";"."""
 
     envvar_list_splitter = ";"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if isinstance(value, bool | list | dict):
-            self.fail(f"{value!r} is no text", param, ctx)
+            self.fail(f"{value!r} is not text", param, ctx)
         return str(value)
 
 
+class OrAuto(click.ParamType):
+    """A number, or the word "auto".
+
+    Args:
+        number: Type of the number, `click.INT` or `click.FLOAT`.
+    """
+
+    def __init__(self, number: click.ParamType) -> None:
+        self.number = number
+        self.name = f"{number.name} or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return value
+        try:
+            return self.number.convert(value, param, ctx)
+        except click.BadParameter:
+            kind = "whole number" if self.number is click.INT else "number"
+            self.fail(f"{value!r} is neither a {kind} nor auto", param, ctx)
+
+
 class Option(click.Option):
-    """An option whose wrong value is noted, to be reported with all others, and is then None."""
+    """An option whose wrong value is collected, to be reported with all others, and is None."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
@@ -76,7 +96,7 @@ class Option(click.Option):
 
 
 def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """A `click.option` that is an `Option`, of text where no other type is given."""
+    """A `click.option` that is an `Option`, of text if no other type is given."""
     if not settings.get("is_flag"):
         settings.setdefault("type", Text())
         settings.setdefault("show_default", settings.get("default") is not None)
@@ -84,13 +104,13 @@ def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
 
 
 def problems_of(ctx: click.Context) -> list[UsageError]:
-    """What is wrong with the values of options."""
+    """The options that cannot be used."""
     problems: list[UsageError] = ctx.meta.setdefault(_PROBLEMS, [])
     return problems
 
 
 class Command(click.Command):
-    """A command whose options come from the environment and a file, too."""
+    """A command whose options come from the environment and a file as well."""
 
     def make_context(
         self,
@@ -101,7 +121,7 @@ class Command(click.Command):
     ) -> click.Context:
         prefix = f"PPAP_{(self.name or '').upper()}"
         extra["auto_envvar_prefix"] = prefix
-        if not {"-h", "--help"}.intersection(args):  # help is there when a file is broken
+        if not {"-h", "--help"}.intersection(args):  # help works even if a file is broken
             names = {p.name: p for p in self.params if isinstance(p, Option) and p.name}
             _check_environment(self.name or "", prefix, names)
             extra["default_map"] = _from_file(self.name or "", names)
@@ -112,7 +132,7 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The nearest configuration file, from a folder upwards, and its tables by command.
 
     Raises:
-        UsageError: Where it is not valid, or configures what there is not.
+        UsageError: If it is not valid TOML, or has other tables than those of commands.
     """
     for place in (folder, *folder.parents):
         for name in _FILES:
@@ -123,7 +143,7 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The tables of a file; None where it is not there, or is some other project's."""
+    """The tables of a file; None if there is none, or it does not configure ppap."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         content = path.read_bytes()
@@ -145,12 +165,12 @@ def _read(path: Path) -> dict[str, Any] | None:
             known = " or ".join(f"[{command}]" for command in _CONFIGURED)
             raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, f"write {known}")
         if not isinstance(table, dict):
-            raise UsageError(f"{name!r} in {str(path)!r} is no table", hint=f"write [{name}]")
+            raise UsageError(f"{name!r} in {str(path)!r} is not a table", hint=f"write [{name}]")
     return dict(tables)
 
 
 def _from_file(command: str, options: Mapping[str, click.Option]) -> dict[str, Any]:
-    """What the file says of one command, in the form that click wants its defaults."""
+    """Values of a command's options from the file: a `default_map` for click."""
     found = find_config(Path.cwd())
     if found is None:
         return {}
@@ -182,59 +202,47 @@ def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str
 
 @click.command("config", short_help="Show the values of options, and where they come from.")
 @click.argument("commands", metavar="[COMMAND]...", type=click.Choice(_CONFIGURED), nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(commands: tuple[str, ...], as_json: bool) -> int:
+@json_option
+def command(commands: tuple[str, ...], as_json: bool) -> None:
     """Show the value of every option, and where it comes from.
 
     A flag goes before a variable PPAP_COMMAND_OPTION, that before ppap.toml or [tool.ppap] in
-    pyproject.toml, and that before the default. Without COMMAND, those of every command that takes
-    its options from there.
+    pyproject.toml, and that before the default. Without COMMAND, the options of all commands that
+    read them from there are shown.
     """
     found = find_config(Path.cwd())
     file = str(found[0]) if found else None
-    shown, wrong = {}, []
-    for name in commands or _CONFIGURED:
-        shown[name], problems = _values(name, file)
-        wrong += problems
+    problems = Problems()
+    values = {name: _values(name, file, problems) for name in commands or _CONFIGURED}
     if as_json:
-        print_json({"file": file, **shown})
+        print_json({"file": file, **values})
     else:
         click.echo(f"file: {file or 'none'}")
-        for name, values in shown.items():
-            print_table(
-                (f"option of {name}", "value", "from"),
-                [(option, _shown(v["value"]), v["from"]) for option, v in values.items()],
-            )
-    if wrong:
-        hints = dict.fromkeys(problem.hint for problem in wrong)
-        raise UsageError("; ".join(problem.message for problem in wrong), hint="; ".join(hints))
-    return 0
+        for name, options in values.items():
+            rows = [(option, _shown(v["value"]), v["from"]) for option, v in options.items()]
+            print_table((f"option of {name}", "value", "from"), rows)
+    problems.check()
 
 
-def _values(name: str, file: str | None) -> tuple[dict[str, dict[str, Any]], list[UsageError]]:
-    """Each option of a command with its value and where that is from, and what is wrong."""
-    configured: click.Command = importlib.import_module(COMMANDS[name][0]).command
+def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[str, Any]]:
+    """Each option of a command with its value and where that is from."""
+    configured: click.Command = importlib.import_module(f"ppap_framework.cli.{name}").command
     context = configured.make_context(f"ppap {name}", [])
-    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
-    values = {
-        option.name.replace("_", "-"): {
-            "value": context.params[option.name],
-            "from": sources.get(
-                context.get_parameter_source(option.name) or ParameterSource.DEFAULT, "default"
-            ),
-        }
-        for option in configured.params
-        if isinstance(option, Option) and option.name
-    }
-    wrong = [
+    problems.errors += [
         UsageError(f"{name} {problem.message}", hint=problem.hint)
         for problem in problems_of(context)
         if "is required" not in problem.message
     ]
-    return values, wrong
+    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
+    return {
+        option.name.replace("_", "-"): {
+            "value": context.params[option.name],
+            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # it has one
+        }
+        for option in configured.params
+        if isinstance(option, Option) and option.name
+    }
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
+def _shown(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value

@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from ppap_framework.cli.output import print_fields, print_json, print_table
+from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 
 __all__ = ["command"]
 
-_DAMAGED = 4
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 
@@ -22,7 +21,7 @@ def command() -> None:
 
 @command.command("verify")
 @_FOLDER
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def verify(folder: Path, as_json: bool) -> int:
     """Check that nothing is missing or damaged: hashes, counts, and that pictures can be read."""
     from ppap_framework.data import SyntheticData
@@ -37,10 +36,10 @@ def verify(folder: Path, as_json: bool) -> int:
                 "whole": not faults,
                 "images": len(data),
                 "sha256": data.manifest_hash,
-                "faults": [{"file": fault.file, "reason": fault.reason} for fault in faults],
+                "faults": [fault._asdict() for fault in faults],
             }
         )
-        return _DAMAGED if faults else 0
+        return AssetError.exit_code if faults else 0
     if faults:
         files = list(dict.fromkeys(fault.file for fault in faults))
         more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
@@ -54,41 +53,39 @@ def verify(folder: Path, as_json: bool) -> int:
 
 @command.command("stats")
 @_FOLDER
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def stats(folder: Path, as_json: bool) -> None:
-    """Show what a set holds, and the mean and spread of its colours."""
+    """Show what a set holds, and the mean and standard deviation of its colors."""
     from ppap_framework.data import SyntheticData
 
     data = SyntheticData(folder)
-    settings, seconds = data.manifest["settings"], data.seconds
-    size = sum(entry["bytes"] for entry in data.manifest["shards"])
+    settings = data.manifest["settings"]
     stages: list[dict[str, Any]] = []
     for index, stage in enumerate(data.stages):
-        mean, spread = data.moments(index)
+        mean, std = data.moments(index)
         shape = list(data.image_shape(index))
         stages.append(
-            {"name": stage, "image_shape": shape, "mean": mean.tolist(), "std": spread.tolist()}
+            {"name": stage, "image_shape": shape, "mean": mean.tolist(), "std": std.tolist()}
         )
+    found = {
+        "folder": str(folder),
+        "images": len(data),
+        "shards": len(data.manifest["shards"]),
+        "bytes": sum(entry["bytes"] for entry in data.manifest["shards"]),
+        "seconds": data.seconds,
+        "sha256": data.manifest_hash,
+        "stages": stages,
+    }
     if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "images": len(data),
-                "shards": len(data.manifest["shards"]),
-                "bytes": size,
-                "seconds": seconds,
-                "sha256": data.manifest_hash,
-                "stages": stages,
-            }
-        )
+        print_json(found)
         return
     print_fields(
         str(folder),
         {
-            "images": len(data),
-            "shards": len(data.manifest["shards"]),
-            "size": f"{size / 2**20:.1f} MiB",
-            "drawn in": None if seconds is None else f"{seconds:.1f} s",
+            "images": found["images"],
+            "shards": found["shards"],
+            "size": f"{found['bytes'] / 2**20:.1f} MiB",
+            "drawn in": None if data.seconds is None else f"{data.seconds:.1f} s",
             "backend": settings["backend"]["component"],
             "checkpoint": settings["backend"]["checkpoint"],
             "sampler": f"{settings['sampler']}, {settings['steps']} steps, seed {settings['seed']}",

@@ -3,75 +3,62 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
-from ppap_framework.cli import State
-from ppap_framework.cli.backend_options import backend_of, backend_options
+from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
 from ppap_framework.cli.config import Command, option, problems_of
-from ppap_framework.cli.output import print_json, print_table
-from ppap_framework.errors import UsageError
+from ppap_framework.cli.output import json_option, note, print_json, print_table
+from ppap_framework.cli.progress import progress
+from ppap_framework.errors import AssetError, Problems, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ppap_framework import run as api
-    from ppap_framework.cli.guide_options import GuideRequest
     from ppap_framework.data import SyntheticData
     from ppap_framework.diagnosis import Diagnosis
+    from ppap_framework.guidance import Guide
+    from ppap_framework.run import GuideRequest, LoadedBackend, Plan
+    from ppap_framework.runtime import Watch
 
 __all__ = ["command"]
 
 _NUM = 256
-_LEAST = {"num": 2, "levels": 2, "steps": 1, "num_experts": 1, "batch": 1, "threads": 1}
 
 
 @click.command("diagnose", cls=Command)
 @backend_options
-@option("--guider", required=True, metavar="NAME", help="The network to look into.")
-@option("--target", help="What its gradients shall lead to: as in `ppap run`.")
-@option("--guider-model", help="Which network, where the guider knows several.")
+@option("--guider", required=True, metavar="NAME", help="The network to measure.")
+@option("--target", help="Target of its gradients, as in `ppap run`.")
+@option("--guider-model", help="Which network, if the guider knows several.")
 @option("--guider-checkpoint", help="Its weights, by name or path.")
-@option(
-    "--guider-option",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="The guider's own options; `ppap plugins info NAME` lists them.",
-)
-@option("--loss", help="What its gradients are of, if not its own loss.")
+@option("--guider-option", multiple=True, metavar="KEY=VALUE", help="Option of the guider.")
+@option("--loss", help="The loss, if not the guider's own.")
 @option(
     "--experts",
     default="auto",
     metavar="auto|none|PATH|NAME",
-    help="To be measured beside it; auto takes the newest that match, if there are any.",
+    help="Experts to measure beside it; auto takes the newest that match, if there are any.",
 )
+@option("--allow-mismatch", multiple=True, metavar="FIELD", help="As in `ppap run`.")
 @option(
-    "--allow-mismatch",
-    multiple=True,
-    metavar="FIELD",
-    help="Take experts although they learned from another `backend`, or at another `resolution`.",
+    "--data", metavar="FOLDER", help="A set of `ppap synthesize`; without it, images are drawn."
 )
-@option("--data", metavar="FOLDER", help="What `ppap synthesize` drew; drawn anew if left out.")
-@option("--num", type=int, help="Images; 256 if left out, or all of a smaller set.")
-@option("--steps", type=int, default=25, help="From noise to image, where they are drawn anew.")
-@option("--levels", type=int, default=21, help="How many noise levels, the extremes included.")
-@option(
-    "--num-experts",
-    type=int,
-    help="For which to propose where they begin; as many as the curve asks for if left out.",
-)
+@option("--num", type=click.IntRange(2), help="Images; by default 256, or all of a smaller set.")
+@option("--steps", type=int, default=25, help="Steps from noise to image, if images are drawn.")
+@option("--levels", type=click.IntRange(2), default=21, help="Noise levels, extremes included.")
+@option("--num-experts", type=click.IntRange(1), help="Experts to propose; by default as needed.")
 @option("--seed", type=int, default=0, help="Noise of image i at timestep t is from (seed, i, t).")
-@option("--batch", type=int, default=64, help="How many images at once.")
+@option("--batch", type=int, default=64, help="Batch size.")
 @option("--out", default="runs/diagnose", metavar="FOLDER", help="Where to write.")
 @option("--overwrite", is_flag=True, help="Replace an earlier diagnosis in that folder.")
 @option("--device", default="auto", help="Such as cpu or cuda.")
-@option("--threads", type=int, help="Threads on the CPU; as torch likes if left out.")
-@option("--json", is_flag=True, help="Print the record as JSON.")
+@option("--threads", type=int, help="Threads on the CPU; by default torch's own choice.")
+@json_option
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Measure what a network understands of noised images, and what its experts do.
@@ -84,150 +71,101 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ppap diagnose --backend adm --guider classifier
     ppap diagnose --backend adm --guider classifier --data runs/synthetic --experts none
     """
-    from ppap_framework.diagnosis import diagnose
+    import torch
 
-    state = ctx.ensure_object(State)
-    job = _prepare(given, problems_of(ctx), state)
-    images, clean = _images(job, given, state)
-    with _progress(state, "looking") as watch:
+    from ppap_framework.diagnosis import diagnose, evenly_spaced
+    from ppap_framework.diagnosis.record import RECORD
+    from ppap_framework.experts import NoiseRanges, backend_sha256
+    from ppap_framework.registry import registry
+    from ppap_framework.run import check_writable, plan
+
+    sampling, compute = settings_of(given)
+    problems = Problems()
+    problems.errors += problems_of(ctx)
+    out = Path(given["out"] or ".").expanduser()
+    with problems.collected():
+        check_writable(out)
+        if (out / RECORD).exists() and not given["overwrite"]:
+            raise UsageError(
+                f"{str(out)!r} holds an earlier diagnosis",
+                hint="--overwrite replaces it, or give another folder with --out",
+            )
+    problems.errors += [*sampling.problems(num=1), *compute.problems()]
+    data = found = request = run = None
+    with problems.collected():
+        data = _data(given["data"], given["num"] or 2)
+    with problems.collected():
+        found = None if given["backend"] is None else backend_of(given)
+    with problems.collected():
+        request = None if given["guider"] is None else _request(given, problems)
+    problems.check()
+    assert found is not None
+    assert request is not None
+
+    if compute.threads is not None:
+        torch.set_num_threads(compute.threads)
+    backend = found.load()
+    num = given["num"] or (_NUM if data is None else min(_NUM, len(data)))
+    with problems.collected():
+        if data is None:
+            run = plan(backend, (), num, sampling, compute)
+        elif data.manifest["settings"]["backend"]["weights_sha256"] != backend_sha256(backend):
+            raise AssetError(
+                f"the images in {str(data.path)!r} were drawn by a backend with other weights",
+                hint="draw them with `ppap synthesize`, or leave out --data",
+            )
+    with problems.collected():
+        schedule = backend.stages[0].schedule
+        evenly_spaced(schedule, given["levels"])
+        NoiseRanges.equal(schedule, given["num_experts"] or 1)
+    with problems.collected():
+        guide = request.load()
+    problems.check()
+    guide = _with_experts(guide, backend)
+    with progress() as watch:
+        if run is not None:
+            images, clean = _draw(run, watch)
+        else:
+            assert data is not None
+            images, clean = (data.images(range(num), stage) for stage in (0, -1))
         diagnosis = diagnose(
-            job.backend,
-            job.guide,
+            backend,
+            guide,
             images,
             clean,
-            classification=job.classification,
+            classification=registry().spec("guider", str(request.source)).task == "classification",
             levels=given["levels"],
             seed=given["seed"],
             num_experts=given["num_experts"],
-            batch=given["batch"],
-            device=given["device"],
+            batch=compute.fixed_batch,
+            device=compute.place,
             progress=watch,
         )
-    about = _about(job, given)
-    paths = diagnosis.save(job.out, about)
-    if given["json"]:
-        print_json({"folder": str(job.out), **diagnosis.record(), **about})
+    about = {
+        **_about(backend, guide),
+        "data": {
+            "sha256": data and data.manifest_hash,
+            "drawn_in_steps": None if data else given["steps"],
+        },
+        "batch": compute.batch,
+        "device": str(compute.place),
+        "command": ["ppap", *sys.argv[1:]],
+    }
+    paths = diagnosis.save(out, about)
+    if given["as_json"]:
+        print_json({"folder": str(out), **diagnosis.record(), **about})
         return
     _show(diagnosis)
     click.echo(paths[-1])
-    if len(paths) == 1 and state.verbosity >= 0:
-        _note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
+    if len(paths) == 1:
+        note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
 
 
-@attrs.frozen(kw_only=True)
-class _Job:
-    """What is looked into, and where its record goes."""
-
-    backend: api.LoadedBackend
-    guide: api.LoadedGuide
-    classification: bool
-    experts: api.ChosenExperts | None
-    data: SyntheticData | None
-    num: int
-    out: Path
-
-
-def _prepare(given: dict[str, Any], wrong: Sequence[UsageError], state: State) -> _Job:
-    """Everything that can be wrong is found before weights are read, and reported at once."""
-    import torch
-
-    from ppap_framework import run as api
-    from ppap_framework.cli.guide_options import parse_guides
-
-    problems = api.Problems()
-    problems.errors += wrong
-    problems.errors += _too_small(given)
-    out = Path(given["out"] or ".").expanduser()
-    with problems.collected():
-        _check_out(out, given["overwrite"])
-    with problems.collected():
-        api.find_device(given["device"])
-    data, backends, guides = [], [], []
-    if given["data"] is not None:
-        with problems.collected():
-            data.append(_data(given["data"], given["num"]))
-    if given["backend"] is not None:
-        with problems.collected():
-            backends.append(backend_of(given))
-    values = {
-        name: [given[option]] if given[option] is not None else []
-        for name, option in (
-            ("target", "target"),
-            ("model", "guider_model"),
-            ("checkpoint", "guider_checkpoint"),
-            ("loss", "loss"),
-            ("experts", "experts"),
-        )
-    }
-    if given["guider"] is not None:
-        if given["guider"].strip() == "none":
-            problems.errors.append(
-                UsageError("there is no network to look into", hint="name one with --guider")
-            )
-        wanted = parse_guides([given["guider"]], values, given["guider_option"], problems)
-        for request in wanted:
-            with problems.collected():
-                guides.append(_find(request, given["allow_mismatch"]))
-    problems.check()
-
-    if given["threads"] is not None:
-        torch.set_num_threads(given["threads"])
-    backend = backends[0].load()
-    num = given["num"] or (min(_NUM, len(data[0])) if data else _NUM)
-    with problems.collected():
-        _check_backend(backend, data[0] if data else None, _settings(given, num))
-    with problems.collected():
-        _check_levels(backend, given)
-    loaded = []
-    with problems.collected():
-        loaded.append(guides[0].load())
-    problems.check()
-    guide, experts = _with_experts(loaded[0], backend, state)
-    if guide.target_is_default and state.verbosity >= 0:
-        _note(
-            f"{guide.guide.name} aims at {guide.guide.target.label!r}, its default; "
-            "--target picks another"
-        )
-    return _Job(
-        backend=backend,
-        guide=guide,
-        classification=guides[0].spec.task == "classification",
-        experts=experts,
-        data=data[0] if data else None,
-        num=num,
-        out=out,
-    )
-
-
-def _too_small(given: dict[str, Any]) -> Iterator[UsageError]:
-    for name, least in _LEAST.items():
-        value = given[name]
-        if value is not None and value < least:
-            flag = name.replace("_", "-")
-            yield UsageError(
-                f"--{flag} must be a whole number from {least}, not {value}",
-                hint=f"use {least} or more",
-            )
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    from ppap_framework import run as api
-    from ppap_framework.diagnosis.record import RECORD
-
-    api.check_writable(out)
-    if (out / RECORD).exists() and not overwrite:
-        raise UsageError(
-            f"{str(out)!r} holds an earlier diagnosis",
-            hint="--overwrite replaces it, or give another folder with --out",
-        )
-
-
-def _data(folder: str, num: int | None) -> SyntheticData:
+def _data(folder: str | None, least: int) -> SyntheticData | None:
     from ppap_framework.data import SyntheticData
 
-    data = SyntheticData(folder)
-    least = max(num or 0, _LEAST["num"])
-    if len(data) < least:
+    data = None if folder is None else SyntheticData(folder)
+    if data is not None and len(data) < least:
         raise UsageError(
             f"there are {len(data)} images in {folder!r}, and {least} are needed",
             hint="give a smaller --num, or draw more with `ppap synthesize`",
@@ -235,130 +173,82 @@ def _data(folder: str, num: int | None) -> SyntheticData:
     return data
 
 
-def _find(request: GuideRequest, allow_mismatch: Sequence[str]) -> api.FoundGuide:
-    from ppap_framework import run as api
-    from ppap_framework.cli.guide_options import typed_option
+def _request(given: dict[str, Any], problems: Problems) -> GuideRequest | None:
+    """The guide; None if it could not be read, which is reported."""
+    from ppap_framework.cli.guide_options import parse_guides
 
-    if request.scale is not None or request.interval is not None:
-        raise UsageError(
-            f"--guider {request.name} takes no scale and no interval here",
-            hint="gradients are looked at as they are, at all noise levels",
-        )
-    return api.find_guide(
-        request.guider,
-        target=request.target,
-        loss=request.loss,
-        model=request.model,
-        checkpoint=request.checkpoint,
-        options={
-            key: typed_option(request.guider, key, text) for key, text in request.options.items()
-        },
-        experts=request.experts or "auto",
-        allow_mismatch=allow_mismatch,
+    if given["guider"].strip() == "none":
+        raise UsageError("there is no network to measure", hint="name one with --guider")
+    for request in parse_guides(given, problems):
+        if request.scale is not None or request.interval != (0.0, 1.0):
+            raise UsageError(
+                f"--guider {request.label} takes no scale and no interval here",
+                hint="gradients are measured as they are, at all noise levels",
+            )
+        request.check()
+        return request
+    return None
+
+
+def _with_experts(guide: Guide, backend: LoadedBackend) -> Guide:
+    """The guide with the experts that were chosen."""
+    from ppap_framework.experts import choose_experts
+
+    chosen = choose_experts(
+        guide.experts,
+        guide.name,
+        guide.model,
+        backend,
+        noise_aware=guide.noise_aware,
+        allow_mismatch=guide.allow_mismatch,
     )
+    if chosen is None and guide.experts == "auto" and not guide.noise_aware:
+        note(f"no experts of {guide.name} are here for this backend, so it is measured alone")
+    if guide.target_is_default and guide.target is not None:
+        note(f"{guide.name} aims at {guide.target.label!r}, its default; --target picks another")
+    return attrs.evolve(guide, experts=chosen)
 
 
-def _settings(given: dict[str, Any], num: int) -> api.Settings:
-    """How images are drawn where there are none."""
-    from ppap_framework import run as api
-
-    return api.Settings(
-        num=num,
-        steps=given["steps"],
-        seed=given["seed"],
-        batch=given["batch"],
-        device=given["device"],
-    )
-
-
-def _check_backend(
-    backend: api.LoadedBackend, data: SyntheticData | None, settings: api.Settings
-) -> None:
-    """Accept a backend that drew the images, or that can draw them."""
-    from ppap_framework import run as api
-    from ppap_framework.errors import AssetError
-    from ppap_framework.experts import backend_sha256
-
-    if data is None:
-        settings.check()
-        api.check_backend(backend, settings)
-    elif data.manifest["settings"]["backend"]["weights_sha256"] != backend_sha256(backend):
-        raise AssetError(
-            f"the images in {str(data.path)!r} were drawn by a backend with other weights",
-            hint="draw them with `ppap synthesize`, or leave out --data",
-        )
-
-
-def _check_levels(backend: api.LoadedBackend, given: dict[str, Any]) -> None:
-    from ppap_framework.diagnosis import evenly_spaced
-    from ppap_framework.experts import NoiseRanges
-
-    schedule = backend.stages[0].schedule
-    evenly_spaced(schedule, given["levels"])
-    NoiseRanges.equal(schedule, given["num_experts"] or 1)
-
-
-def _with_experts(
-    loaded: api.LoadedGuide, backend: api.LoadedBackend, state: State
-) -> tuple[api.LoadedGuide, api.ChosenExperts | None]:
-    """The guide with a request for the very experts that were chosen, and these."""
-    wanted, name = loaded.experts, loaded.guide.name
-    chosen = wanted.choose(name, loaded.guide.model, backend, "noisy")
-    missed = chosen is None and wanted.source == "auto" and not wanted.noise_aware
-    if missed and state.verbosity >= 0:
-        _note(f"no experts of {name} are here for this backend, so it is measured alone")
-    return attrs.evolve(loaded, experts=attrs.evolve(wanted, source=chosen or "none")), chosen
-
-
-def _images(job: _Job, given: dict[str, Any], state: State) -> tuple[Tensor, Tensor]:
-    """Images of the guided stage, and of the last one: (N, 3, H, W), uint8."""
+def _draw(run: Plan, watch: Watch | None) -> tuple[Tensor, Tensor]:
+    """Images of the first stage and of the last one, (N, 3, H, W), uint8."""
+    import numpy as np
     import torch
 
-    from ppap_framework import run as api
+    from ppap_framework.pixels import to_uint8
+    from ppap_framework.run import drawing
 
-    if job.data is not None:
-        rows = range(job.num)
-        images = job.data.images(rows, 0)
-        return images, images if len(job.data.stages) == 1 else job.data.images(rows, -1)
-    with _progress(state, "drawing") as watch:
-        result = api.draw(
-            api.plan(job.backend, [], _settings(given, job.num)),
-            progress=watch and (lambda done: watch(done.steps, done.of)),
-        )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    images = ((result.images + 1.0) * 127.5).round().to(torch.uint8)
-    return images, images
+    batches, size = [], run.compute.fixed_batch
+    with drawing(run, watch) as draw:
+        for start in range(0, run.num, size):
+            stages = list(draw(range(start, min(start + size, run.num))).values())
+            batches.append((to_uint8(stages[0]), to_uint8(stages[-1])))
+    first, last = (torch.from_numpy(np.concatenate(stage)) for stage in zip(*batches, strict=True))
+    return first.permute(0, 3, 1, 2), last.permute(0, 3, 1, 2)
 
 
-def _about(job: _Job, given: dict[str, Any]) -> dict[str, Any]:
-    """What was measured, and with what: as JSON."""
+def _about(backend: LoadedBackend, guide: Guide) -> dict[str, Any]:
+    """The networks, the experts and the machine, JSON."""
     from ppap_framework.diagnosis.environment import environment, provenance
-    from ppap_framework.run import find_device
+    from ppap_framework.experts import BundleFile
+    from ppap_framework.run import guide_origin
 
-    guide, backend = job.guide, job.backend.origin
+    origins = [backend.origin, guide_origin(guide)]
     return {
-        "backend": provenance(backend),
-        "guide": provenance(guide.origin)
-        | {
+        "backend": provenance(origins[0]),
+        "guide": {
+            **provenance(origins[1]),
             "loss": guide.loss_name,
-            "target": guide.guide.target.label,
+            "target": guide.target and guide.target.label,
             "target_given": guide.target_source,
             "target_is_default": guide.target_is_default,
         },
-        "experts": None if job.experts is None else job.experts.record(),
-        "data": {"sha256": job.data.manifest_hash, "drawn_in_steps": None}
-        if job.data
-        else {"sha256": None, "drawn_in_steps": given["steps"]},
-        "batch": given["batch"],
-        "device": str(find_device(given["device"])),
-        "environment": environment([backend, guide.origin]),
-        "command": ["ppap", *sys.argv[1:]],
+        "experts": guide.experts.record() if isinstance(guide.experts, BundleFile) else None,
+        "environment": environment(origins),
     }
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    """Print a row for each level, and what is proposed."""
+    """Print a row for each level, and the proposal."""
     columns: dict[str, Callable[[Any], str]] = {
         "same class": lambda reading: _fixed(reading.agreement.value),
         "confidence": lambda reading: _fixed(reading.confidence.value),
@@ -366,14 +256,14 @@ def _show(diagnosis: Diagnosis) -> None:
         "gradient": lambda reading: f"{reading.gradient_norm.value:.3g}",
         "cosine": lambda reading: _fixed(reading.cosine.value),
     }
-    if diagnosis.clean.confidence is None:
+    if diagnosis.clean_confidence is None:
         del columns["same class"], columns["confidence"]
     rows = []
     for k, (t, log_snr) in enumerate(zip(diagnosis.timesteps, diagnosis.log_snr, strict=True)):
-        cells = [shown(diagnosis.untouched[k]) for shown in columns.values()]
+        readings = [diagnosis.untouched[k]]
         if diagnosis.experts is not None:
-            others = [shown(diagnosis.experts[k]) for shown in columns.values()]
-            cells = [f"{cell} → {other}" for cell, other in zip(cells, others, strict=True)]
+            readings.append(diagnosis.experts[k])
+        cells = [" → ".join(map(shown, readings)) for shown in columns.values()]
         rows.append((str(t), _fixed(log_snr, 1), *cells))
     print_table(["t", "log-SNR", *columns], rows)
     if diagnosis.experts is not None:
@@ -386,26 +276,5 @@ def _show(diagnosis: Diagnosis) -> None:
 
 
 def _fixed(number: float, digits: int = 2) -> str:
-    """With so many digits behind the point, and no -0."""
+    """A number with so many digits after the point, and no -0."""
     return f"{round(number, digits) + 0.0:.{digits}f}"
-
-
-@contextmanager
-def _progress(state: State, what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr where that is a terminal."""
-    if state.verbosity < 0 or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.percentage:.0f} %"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
-
-
-def _note(text: str) -> None:
-    click.echo(f"ppap: {text}", err=True)

@@ -1,4 +1,4 @@
-"""`ppap doctor`: is this installation sound? It imports neither torch nor any component itself."""
+"""`ppap doctor`: checks the installation. It imports neither torch nor any component itself."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any
 import attrs
 import click
 
-from ppap_framework.cli import version
-from ppap_framework.cli.output import print_fields, print_json, print_table
+from ppap_framework.cli import COMMANDS, version
+from ppap_framework.cli.groups import plugin_commands
+from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 from ppap_framework.cli.plugins import describe_plugin, print_idle
-from ppap_framework.registry import PluginRecord, Registry, discover
+from ppap_framework.registry import Conflict, PluginRecord, Registry, conflicts, discover
 
 _PROBE = """
 import json, torch
@@ -44,16 +45,16 @@ _VARIABLES = (
     "TORCH_HOME",
     "XDG_CACHE_HOME",
 )
-"""Besides `PPAP_*`; none of them holds a secret."""
+"""Variables that are shown beside `PPAP_*`; none of them holds a secret."""
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(as_json: bool) -> int:
     """Check the installation and every plugin.
 
-    Exits with 3 where a plugin failed or two are in conflict, with 1 where torch cannot be used,
-    and otherwise with 0.
+    Exits with 3 if a plugin failed or two are in conflict, with 1 if torch cannot be used, and
+    otherwise with 0.
     """
     found = discover(strict=False)
     report = _examine(found)
@@ -76,7 +77,8 @@ def _examine(found: Registry) -> dict[str, Any]:
         },
         "torch": _probe_torch(),
         "plugins": [describe_plugin(record) for record in found.records],
-        "conflicts": [attrs.asdict(conflict) for conflict in found.conflicts()],
+        "commands": _commands(),
+        "conflicts": [attrs.asdict(c) for c in (*conflicts(found), *_contested_commands())],
         "unknown_plugin_names": [
             {"variable": variable, "name": name} for variable, name in found.unknown_names
         ],
@@ -89,8 +91,26 @@ def _examine(found: Registry) -> dict[str, Any]:
     }
 
 
+def _commands() -> dict[str, list[str]]:
+    """The distributions that supply each command of plugins."""
+    return {
+        name: [claim.distribution for claim in claims] for name, claims in plugin_commands().items()
+    }
+
+
+def _contested_commands() -> list[Conflict]:
+    """The names that several distributions claim, or one and the core, which keeps it."""
+    found = []
+    for name, claims in _commands().items():
+        core = ["ppap-framework"] if name in COMMANDS else []
+        if len(claims) + len(core) > 1:
+            taken = core[0] if core else None
+            found.append(Conflict(f"command {name!r}", (*core, *claims), taken))
+    return found
+
+
 def _probe_torch() -> dict[str, Any]:
-    """The version, threads and device of torch, or what is wrong; in a process that may crash."""
+    """The version, threads and device of torch, or its error; in a process, which may crash."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE],
@@ -114,7 +134,7 @@ def _probe_torch() -> dict[str, Any]:
 
 
 def _caches() -> list[Path]:
-    """Where weights are kept: ours, and those of the libraries that plugins download with."""
+    """Folders of weights: the project's, and those of libraries that plugins download with."""
     home = Path.home()
     shared = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     hub = os.environ.get("HF_HUB_CACHE") or Path(
@@ -135,15 +155,9 @@ def _own_cache() -> Path:
 
 def _supplies(record: PluginRecord) -> str:
     described = describe_plugin(record)
-    assets = {
-        "checkpoint": "checkpoints",
-        "experts": "experts",
-        "default target": "default_targets",
-    }
-    return ", ".join(
-        described["components"]
-        + [f"{kind} {name}" for kind, names in assets.items() for name in described[names]]
-    )
+    kinds = {"checkpoints": "checkpoint", "experts": "experts", "default_targets": "default target"}
+    assets = [f"{kind} {name}" for key, kind in kinds.items() for name in described[key]]
+    return ", ".join(described["components"] + assets)
 
 
 def _size(folder: Path) -> int:
@@ -167,19 +181,18 @@ def _print(report: dict[str, Any], found: Registry) -> None:
     caches = {cache["path"]: f"{cache['bytes'] / 1e6:,.1f} MB" for cache in report["caches"]}
     print_fields("caches", caches)
     print_fields("environment", report["environment"])
-    loaded = [record for record in found.records if record.status == "ok"]
+    loaded = [(r.name, r.version, _supplies(r)) for r in found.records if r.status == "ok"]
     if loaded:
-        print_table(
-            ["loaded", "version", "supplies"],
-            [(r.name, r.version or "?", _supplies(r)) for r in loaded],
-        )
+        print_table(["loaded", "version", "supplies"], loaded)
     print_idle(found.records)
+    print_fields("commands of plugins", {n: " and ".join(c) for n, c in report["commands"].items()})
     for record in found.records:
         if record.error is not None:
             click.secho(f"{record.name}, {record.status}:", bold=True)
             click.echo(record.traceback)
-    for conflict in found.conflicts():
-        outcome = f"{conflict.taken} is taken" if conflict.taken else "asking for it is an error"
-        click.echo(f"conflict: {conflict.subject} of {', '.join(conflict.claims)}; {outcome}")
+    for conflict in report["conflicts"]:
+        taken, claims = conflict["taken"], ", ".join(conflict["claims"])
+        outcome = f"{taken} is taken" if taken else "asking for it is an error"
+        click.echo(f"conflict: {conflict['subject']} of {claims}; {outcome}")
     for variable, name in found.unknown_names:
         click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

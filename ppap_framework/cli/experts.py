@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
-from ppap_framework.cli import PluginGroup, State
 from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import option, problems_of
-from ppap_framework.cli.output import print_fields, print_json, print_table, size_words
-from ppap_framework.cli.training_options import guide_options, progress_bars, teacher_of
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.cli.groups import Group
+from ppap_framework.cli.output import (
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    print_verified,
+    size_words,
+)
+from ppap_framework.cli.progress import progress
+from ppap_framework.cli.training_options import guide_of, guide_options
+from ppap_framework.errors import AssetError, Problems, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile, BundleInfo
 
 __all__ = ["command"]
 
-_DAMAGED = 4
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_COLUMNS = ("name", "guider", "backend", "experts", "size", "path", "problem")
+_EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
 
 
-@click.group("experts", cls=PluginGroup)
+@click.group("experts", cls=Group)
 def command() -> None:
     """Show, check and calibrate experts.
 
@@ -33,7 +41,7 @@ def command() -> None:
 
 
 @command.command("list")
-@_JSON
+@json_option
 def list_experts(as_json: bool) -> None:
     """List the bundles that are found.
 
@@ -42,67 +50,59 @@ def list_experts(as_json: bool) -> None:
     from ppap_framework.experts import experts_dir, find_bundles
     from ppap_framework.registry import registry
 
-    rows = [_summary(bundle) for bundle in find_bundles()]
+    rows = [_row(bundle) for bundle in find_bundles()]
     here = {row["name"] for row in rows if row["plugin"]}
     rows += [
-        _row(
-            name=asset.name,
-            plugin=registry().provider(asset).distribution,
-            guider=asset.guider,
-            backend=asset.backend,
-            size=asset.size,
-            problem="not downloaded",
-        )
+        {
+            **_EMPTY,
+            "name": asset.name,
+            "plugin": registry().provider(asset).distribution,
+            "guider": asset.guider,
+            "backend": asset.backend,
+            "size": asset.size,
+            "problem": "not downloaded",
+        }
         for asset in registry().bundles()
         if asset.name not in here
     ]
     if as_json:
         print_json(rows)
     elif rows:
-        columns = ["name", "guider", "backend", "experts", "size", "path", "problem"]
-        print_table(
-            columns,
-            [
-                ["" if row[key] is None else _shown(key, row[key]) for key in columns]
-                for row in rows
-            ],
-        )
+        sizes = [row["size"] and size_words(row["size"]) for row in rows]
+        print_table(_COLUMNS, [row | {"size": size} for row, size in zip(rows, sizes, strict=True)])
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 
 
 @command.command("inspect")
 @click.argument("source")
-@_JSON
+@json_option
 def inspect(source: str, as_json: bool) -> None:
-    """Show what a bundle says of itself.
+    """Show the description of a bundle.
 
-    That is which expert reads which noise, what they were trained for, and how.
+    That is which expert reads which noise levels, what they were trained for, and how.
     """
     from ppap_framework.experts import bundle_by_name
 
     bundle = bundle_by_name(source)
-    info = bundle.info
-    experts = _experts(info)
+    info, experts = bundle.info, _experts(bundle.info)
     if as_json:
-        print_json(
-            {
-                "name": bundle.name,
-                "path": str(bundle.path),
-                **attrs.asdict(info),
-                "experts": experts,
-            }
-        )
+        named = {"name": bundle.name, "path": str(bundle.path)}
+        print_json({**named, **attrs.asdict(info), "experts": experts})
         return
+    adapters = [
+        " ".join([adapter.name, *(f"{key}={value}" for key, value in adapter.options.items())])
+        for adapter in info.adapters
+    ]
     print_fields(
         f"experts {bundle.name}",
         {
             "path": bundle.path,
             "guide": info.guide,
             "backend": info.backend,
-            "adapters": [_worded(adapter.name, adapter.options) for adapter in info.adapters],
+            "adapters": adapters,
             "images": f"{info.image_space}, {_by(info.resolution)}",
-            "network is fed": _fed(info),
+            "network input": _input(info),
             "network": f"{info.network_parameters:,} parameters",
             "seed": info.seed,
             "data": info.data_sha256,
@@ -111,14 +111,14 @@ def inspect(source: str, as_json: bool) -> None:
     print_table(
         ["expert", f"timesteps ({info.schedule})", "log-SNR", "trainable", "share", "scale"],
         [
-            [
-                str(expert["index"]),
+            (
+                expert["index"],
                 "none" if expert["timesteps"] is None else "{}-{}".format(*expert["timesteps"]),
                 f"{_level(expert['log_snr'][0], 'inf')} to {_level(expert['log_snr'][1], '-inf')}",
                 f"{expert['parameters']:,}",
                 f"{expert['share']:.2%}",
-                "" if expert["scale"] is None else f"{expert['scale']:g}",
-            ]
+                None if expert["scale"] is None else f"{expert['scale']:g}",
+            )
             for expert in experts
         ],
     )
@@ -128,41 +128,30 @@ def inspect(source: str, as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1)
-@_JSON
+@json_option
 def verify(sources: tuple[str, ...], as_json: bool) -> int:
-    """Check that bundles are whole.
+    """Check that bundles are undamaged.
 
-    That is their digest, their description and every tensor. Without SOURCE, all that `ppap experts
-    list` shows. Exits with 4 where one is not. Whether a bundle is for the guide and backend that
-    are here, `ppap run` checks.
+    That is their hash, their description and every tensor. Without SOURCE, all that `ppap experts
+    list` shows are checked. Exits with 4 if one is damaged. Whether a bundle matches the guide and
+    backend that are here, `ppap run` checks.
     """
     from ppap_framework.experts import bundle_by_name, find_bundles, verify_bundle
 
-    wanted: list[str | BundleFile] = [*sources] or [*find_bundles()]
+    wanted = [(source, None) for source in sources] or [(b.name, b) for b in find_bundles()]
     results: list[dict[str, Any]] = []
-    errors: list[AssetError] = []
-    for source in wanted:
-        result: dict[str, Any] = {"source": source if isinstance(source, str) else source.name}
-        try:
-            bundle = bundle_by_name(source) if isinstance(source, str) else source
-            info, state = verify_bundle(bundle.path)
-            result |= {"whole": True, "experts": len(info), "tensors": len(state), "fault": None}
-        except AssetError as error:
-            errors.append(error)
-            result |= {"whole": False, "experts": None, "tensors": None, "fault": error.message}
+    problems = Problems()
+    for source, here in wanted:
+        result: dict[str, Any] = {"source": source, "whole": False, "experts": None}
+        result |= {"tensors": None, "fault": None}
         results.append(result)
-    if as_json:
-        print_json(results)
-        return _DAMAGED if errors else 0
-    for result in results:
-        if result["whole"]:
-            click.echo(
-                "{source}: {experts} experts in {tensors} tensors are whole".format(**result)
-            )
-    if errors:
-        hints = dict.fromkeys(error.hint for error in errors)
-        raise AssetError("; ".join(error.message for error in errors), hint="; ".join(hints))
-    return 0
+        with problems.collected():
+            info, state = verify_bundle((here or bundle_by_name(source)).path)
+            result |= {"whole": True, "experts": len(info), "tensors": len(state)}
+        if not result["whole"]:
+            result["fault"] = problems.errors[-1].message
+    line = "{source}: {experts} experts in {tensors} tensors are whole"
+    return print_verified(results, line, problems, as_json)
 
 
 @command.command("calibrate")
@@ -171,95 +160,63 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
 @guide_options
 @option("--num", type=int, default=32, help="Trajectories of a trial.")
 @option("--steps", type=int, default=25, help="Steps of a trajectory.")
-@option("--seed", type=int, default=0, help="Of pictures and trajectories.")
-@option("--batch", type=int, default=32, help="How many images at once.")
-@option("--device", default="auto", help="Such as cpu or cuda.")
-@_JSON
+@option("--seed", type=int, default=0, help="Seed of images and trajectories.")
+@option("--batch", type=int, default=32, help="Batch size.")
+@option("--device", default="auto", help="Device, such as cpu or cuda.")
+@json_option
 @click.pass_context
 def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given: Any) -> None:
-    """Find the scales with which experts guide, without labels.
+    """Find the guidance scales of experts, without labels.
 
-    The diffusion model draws pictures, and trajectories are led to what the guide sees in them:
+    The diffusion model draws images, and trajectories are guided to what the guide sees in them:
     with a common scale at first, then with one for each expert. The scales are written into the
-    bundle, and every trial into NAME.calibration.json beside it; `ppap run` then takes them where
-    no --scale is given.
+    bundle, and every trial into NAME.calibration.json beside it; `ppap run` then takes them unless
+    --scale is given.
 
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
     from ppap_framework.experts import bundle_by_name
-    from ppap_framework.learn import calibrate
-    from ppap_framework.learn.folder import calibration_path
-    from ppap_framework.run import Problems
+    from ppap_framework.learn import calibrate, calibration_path, load_teacher
 
     problems = Problems()
     problems.errors += problems_of(ctx)
     problems.check()
-    bundles, backends, learner = [], [], []
     with problems.collected():
-        bundles.append(_own(bundle_by_name(source)))
+        bundle = _own(bundle_by_name(source))
     with problems.collected():
-        backends.append(backend_of(given))
-    with problems.collected():
-        learner.append(teacher_of(given))
+        backend = backend_of(given)
+    request = guide_of(given, problems)
     problems.check()
-    [bundle] = bundles
-    with progress_bars(ctx.ensure_object(State)) as (_, _, watch):
+    assert request is not None
+    settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
+    with progress() as watch:
         found = calibrate(
-            backends[0].load(),
-            learner[0],
-            bundle.path,
-            num=given["num"],
-            steps=given["steps"],
-            seed=given["seed"],
-            batch=given["batch"],
-            device=given["device"],
-            progress=watch,
-        )
+            backend.load(), load_teacher(request), bundle.path, **settings, progress=watch
+        ).record()
     if as_json:
-        print_json({"name": bundle.name, "path": str(bundle.path), **found.record()})
+        print_json({"name": bundle.name, "path": str(bundle.path), **found})
         return
     print_table(
         ["scales", "distance", "oddity", "loss", ""],
         [
-            [
+            (
                 _scales(trial["scales"]),
                 f"{trial['distance']:.3f}",
                 f"{trial['oddity']:.3f}",
                 f"{trial['loss']:.3f} ± {trial['standard_error']:.3f}",
                 "kept" if trial["kept"] else "",
-            ]
-            for trial in found.record()["trials"]
+            )
+            for trial in found["trials"]
         ],
     )
     click.echo(calibration_path(bundle.path))
 
 
-def _own(bundle: BundleFile) -> BundleFile:
-    """A bundle that may be written.
-
-    Raises:
-        UsageError: Where a distribution supplies it.
-    """
-    if bundle.distribution is not None:
-        raise UsageError(
-            f"experts {bundle.name!r} belong to {bundle.distribution}, and stay as they are",
-            hint=f"copy {str(bundle.path)!r}, and give the path of the copy",
-        )
-    return bundle
-
-
-def _row(**known: Any) -> dict[str, Any]:
-    keys = ["name", "plugin", "guider", "backend", "experts", "size", "path", "problem"]
-    return dict.fromkeys(keys) | known
-
-
-def _shown(key: str, value: Any) -> str:
-    return size_words(value) if key == "size" else str(value)
-
-
-def _summary(bundle: BundleFile) -> dict[str, Any]:
-    row = _row(name=bundle.name, plugin=bundle.distribution, path=str(bundle.path))
+def _row(bundle: BundleFile) -> dict[str, Any]:
+    """A bundle that is here, as JSON."""
+    row: dict[str, Any] = {**_EMPTY, "name": bundle.name, "plugin": bundle.distribution}
+    row["path"] = str(bundle.path)
     try:
         info = bundle.info
     except AssetError as error:
@@ -270,6 +227,20 @@ def _summary(bundle: BundleFile) -> dict[str, Any]:
         "experts": len(info),
         "size": bundle.path.stat().st_size,
     }
+
+
+def _own(bundle: BundleFile) -> BundleFile:
+    """A bundle that may be written.
+
+    Raises:
+        UsageError: If a distribution supplies it.
+    """
+    if bundle.distribution is not None:
+        raise UsageError(
+            f"experts {bundle.name!r} belong to {bundle.distribution}, which is not changed",
+            hint=f"copy {str(bundle.path)!r}, and give the path of the copy",
+        )
+    return bundle
 
 
 def _experts(info: BundleInfo) -> list[dict[str, Any]]:
@@ -291,7 +262,7 @@ def _experts(info: BundleInfo) -> list[dict[str, Any]]:
 
 
 def _scales(scales: Sequence[float]) -> str:
-    """One where all are alike."""
+    """All of them, or one if they are equal."""
     return " ".join(f"{s:.3g}" for s in (scales[:1] if len(set(scales)) == 1 else scales))
 
 
@@ -299,15 +270,11 @@ def _level(log_snr: float | None, end: str) -> str:
     return end if log_snr is None else f"{log_snr:.3f}"
 
 
-def _worded(name: str, options: Mapping[str, Any]) -> str:
-    return " ".join([name, *(f"{option}={value}" for option, value in options.items())])
-
-
 def _by(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
-def _fed(info: BundleInfo) -> str:
+def _input(info: BundleInfo) -> str:
     if info.input is None:
         return "unknown"
     black, white = _few(info.input.black), _few(info.input.white)

@@ -2,8 +2,8 @@
 
     --guider depth=2 --guider classifier=4:0.2-0.9 --target depth=ref.png --target classifier=cube
 
-SCALE is a number, or `auto` for what its experts were calibrated with. LO and HI are t / T, where 1
-is noise. A value without a guide's name is for the only guide.
+SCALE is a number, or `auto` for the calibrated scales of the guide's experts. LO and HI are t / T;
+1 is pure noise. A value without a guide's name is for the only guide.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union
 
-import attrs
-
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.registry import registry
-from ppap_framework.run import Problems
+from ppap_framework.run import GuideRequest
 
-__all__ = ["GuideRequest", "parse_guides", "read_scale", "typed_option", "typed_pairs"]
+__all__ = ["parse_guides", "typed_option", "typed_pairs"]
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -33,57 +31,32 @@ _INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _COMPONENT = re.compile(r"(?:[\w.-]+:)?[a-z0-9]+(?:-[a-z0-9]+)*")
 _KEY = re.compile(r"(?:(?P<guide>[^=]*)\.)?(?P<key>[^=.]+)=(?P<value>.*)", re.DOTALL)
 
-
-@attrs.define
-class GuideRequest:
-    """What was typed about one guide; what was not is None.
-
-    Attributes:
-        guider: The guider's name, perhaps "distribution:name".
-        scale: How hard it shall pull; "auto" for as its experts were calibrated.
-        interval: (lo, hi), where it shall act.
-        target: What it shall see.
-        model: Which network.
-        checkpoint: Of that network.
-        loss: What it shall descend.
-        experts: What shall look at noisy images in its place.
-        options: The guider's own options.
-    """
-
-    guider: str
-    scale: float | Literal["auto"] | None = None
-    interval: tuple[float, float] | None = None
-    target: str | None = None
-    model: str | None = None
-    checkpoint: str | None = None
-    loss: str | None = None
-    experts: str | None = None
-    options: dict[str, Any] = attrs.field(factory=dict)
-
-    @property
-    def name(self) -> str:
-        """How the guide is called: the guider's name without its distribution."""
-        return self.guider.rpartition(":")[2]
+_VALUES = {
+    "target": "target",
+    "guider_model": "model",
+    "guider_checkpoint": "checkpoint",
+    "loss": "loss",
+    "experts": "experts",
+}
+"""Options of the command line with a value for a guide, and the fields of `GuideRequest`."""
 
 
 def parse_guides(
-    guiders: Sequence[str],
-    values: Mapping[str, Sequence[str]],
-    options: Sequence[str],
-    problems: Problems,
+    given: Mapping[str, Any], problems: Problems, *, offline: bool = False
 ) -> list[GuideRequest]:
-    """Read everything that was typed about guides.
+    """The guides of a command line.
 
     Args:
-        guiders: The values of `--guider`.
-        values: Those of `--target`, `--guider-model`, ... by the attribute of `GuideRequest`.
-        options: Those of `--guider-option`.
-        problems: Takes what is wrong.
+        given: Values of options by parameter name: `guider`, and if the command has them `target`,
+            `guider_model`, `guider_checkpoint`, `loss`, `experts`, `guider_option`, `loss_option`,
+            `scale` and `allow_mismatch`. An option that is given once may be a text.
+        problems: Collects what cannot be read.
+        offline: Raise instead of downloading.
 
     Returns:
-        The guides that could be read.
+        Those that could be read.
     """
-    wanted = [text.strip() for text in guiders]
+    wanted = [text.strip() for text in _several(given["guider"])]
     if "none" in wanted:
         if len(wanted) > 1:
             problems.errors.append(
@@ -92,120 +65,32 @@ def parse_guides(
                 )
             )
         wanted = []
-    guides: list[GuideRequest] = []
+    guides: list[dict[str, Any]] = []
     for text in wanted:
         with problems.collected():
             guide = _guide(text)
-            if any(guide.name == other.name for other in guides):
+            if _name(guide) in map(_name, guides):
                 raise UsageError(
-                    f"--guider {guide.name} is given twice",
+                    f"--guider {_name(guide)} is given twice",
                     hint="give each guide once, with one scale and interval",
                 )
             guides.append(guide)
     misplaced = Problems()
-    for attribute, texts in values.items():
-        for text in texts:
+    for parameter, field in _VALUES.items():
+        for text in _several(given.get(parameter)):
             with misplaced.collected():
-                _set_value(attribute, text, guides)
-    for text in options:
-        with misplaced.collected():
-            _set_option(text, guides)
+                _set_value(_flag(parameter), field, text, guides)
+    for parameter in ("guider_option", "loss_option"):
+        for text in _several(given.get(parameter)):
+            with misplaced.collected():
+                _set_option(_flag(parameter), parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
-    return guides
-
-
-def _guide(text: str) -> GuideRequest:
-    match = _GUIDER.fullmatch(text)
-    if match is None or not _COMPONENT.fullmatch(match["name"]):
-        known = {spec.name for spec in registry().specs("guider")}
-        name = "" if match is None else match["name"].lower().replace("_", "-")
-        near = difflib.get_close_matches(name, known, n=1) if _COMPONENT.fullmatch(name) else []
-        raise UsageError(
-            f"--guider {text!r} cannot be read",
-            hint=f"did you mean {near[0]!r}?" if near else f"type {_FORM}",
-        )
-    scale = interval = None
-    if match["scale"] is not None:
-        try:
-            scale = read_scale(match["scale"])
-        except ValueError:
-            raise UsageError(
-                f"the scale {match['scale']!r} in --guider {text!r} is no number",
-                hint=f"type {_FORM}, or auto for SCALE",
-            ) from None
-    if match["interval"] is not None:
-        ends = _INTERVAL.fullmatch(match["interval"])
-        if ends is None:
-            raise UsageError(
-                f"the interval {match['interval']!r} in --guider {text!r} is none",
-                hint="an interval is LO-HI, between 0 (image) and 1 (noise), such as 0.2-0.9",
-            )
-        interval = float(ends[1]), float(ends[2])
-    return GuideRequest(match["name"], scale, interval)
-
-
-def read_scale(text: str) -> float | Literal["auto"]:
-    """A scale as typed.
-
-    Raises:
-        ValueError: Where it is neither a number nor "auto".
-    """
-    return "auto" if text.strip() == "auto" else float(text)
-
-
-def _set_value(attribute: str, text: str, guides: Sequence[GuideRequest]) -> None:
-    flag = f"--guider-{attribute}" if attribute in ("model", "checkpoint") else f"--{attribute}"
-    guide, value = _assigned(flag, text, guides)
-    if getattr(guide, attribute) is not None:
-        raise UsageError(
-            f"{flag} is given twice for guide {guide.name!r}", hint="give it once for each guide"
-        )
-    setattr(guide, attribute, value)
-
-
-def _assigned(flag: str, text: str, guides: Sequence[GuideRequest]) -> tuple[GuideRequest, str]:
-    """The guide that a value is for, and the value."""
-    if not guides:
-        raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
-    prefix, equals, rest = text.partition("=")
-    named = prefix.strip()
+    requests = []
     for guide in guides:
-        if equals and named in (guide.name, guide.guider):
-            return guide, rest.strip()
-    names = [guide.name for guide in guides]
-    if equals and _COMPONENT.fullmatch(named):
-        near = difflib.get_close_matches(named, names, n=1) or names[:1]
-        raise UsageError(
-            f"{flag} {text!r} is for guide {named!r}, which is not used",
-            hint=f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}",
-        )
-    if len(guides) > 1:
-        raise UsageError(
-            f"{flag} {text!r} does not say for which guide it is",
-            hint=" or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in names),
-        )
-    return guides[0], text.strip()
-
-
-def _set_option(text: str, guides: Sequence[GuideRequest]) -> None:
-    flag = "--guider-option"
-    match = _KEY.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"{flag} {text!r} cannot be read", hint="type KEY=VALUE or GUIDE.KEY=VALUE"
-        )
-    prefix = f"{match['guide']}=" if match["guide"] is not None else ""
-    try:
-        guide, _ = _assigned(flag, f"{prefix}{match['key']}", guides)
-    except UsageError as error:
-        raise UsageError(error.message, hint="type GUIDE.KEY=VALUE") from error
-    key = match["key"].strip().replace("-", "_")
-    if key in guide.options:
-        raise UsageError(
-            f"{flag} {key} is given twice for guide {guide.name!r}", hint="give each key once"
-        )
-    guide.options[key] = match["value"].strip()
+        with problems.collected():
+            requests.append(_request(guide, given, offline))
+    return requests
 
 
 def typed_option(
@@ -217,8 +102,8 @@ def typed_option(
     """The value of a component's option, read as the type that its options class declares for it.
 
     Raises:
-        PluginError: Where there is no such component, or its options cannot be imported.
-        UsageError: Where the text is no value of that type.
+        PluginError: If there is no such component, or its options cannot be imported.
+        UsageError: If the text is no value of that type.
     """
     plugins = registry()
     options = plugins.options_class(plugins.spec(kind, component))
@@ -226,8 +111,8 @@ def typed_option(
         declared = typing.get_type_hints(options).get(key, str) if options else str
     except NameError:  # it names a type that only type checkers import
         return text
-    kinds = typing.get_args(declared) if typing.get_origin(declared) in (Union, UnionType) else ()
-    kinds = kinds or (declared,)
+    union = typing.get_origin(declared) in (Union, UnionType)
+    kinds = typing.get_args(declared) if union else (declared,)
     if type(None) in kinds and text.lower() == "none":
         return None
     if bool in kinds and text.lower() in ("true", "false"):
@@ -247,11 +132,11 @@ def typed_option(
 
 
 def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
-    """A component's options as typed, KEY=VALUE each.
+    """A component's options, KEY=VALUE each.
 
     Raises:
-        UsageError: Where a text cannot be read, a key is given twice, or a value has another type.
-        PluginError: Where there is no such component.
+        UsageError: If a text cannot be read, a key is given twice, or a value has another type.
+        PluginError: If there is no such component.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -263,3 +148,115 @@ def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> d
             raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
         found[key] = typed_option(component, key, value.strip(), kind)
     return found
+
+
+def _several(value: str | Sequence[str] | None) -> Sequence[str]:
+    return () if value is None else (value,) if isinstance(value, str) else value
+
+
+def _flag(parameter: str) -> str:
+    return f"--{parameter.replace('_', '-')}"
+
+
+def _name(guide: Mapping[str, Any]) -> str:
+    return str(guide["source"]).rpartition(":")[2]
+
+
+def _guide(text: str) -> dict[str, Any]:
+    match = _GUIDER.fullmatch(text)
+    if match is None or not _COMPONENT.fullmatch(match["name"]):
+        known = {spec.name for spec in registry().specs("guider")}
+        name = "" if match is None else match["name"].lower().replace("_", "-")
+        near = difflib.get_close_matches(name, known, n=1) if _COMPONENT.fullmatch(name) else []
+        raise UsageError(
+            f"--guider {text!r} cannot be read",
+            hint=f"did you mean {near[0]!r}?" if near else f"type {_FORM}",
+        )
+    guide: dict[str, Any] = {"source": match["name"], "guider_option": {}, "loss_option": {}}
+    if match["scale"] is not None:
+        try:
+            auto = match["scale"].strip() == "auto"
+            guide["scale"] = "auto" if auto else float(match["scale"])
+        except ValueError:
+            raise UsageError(
+                f"the scale {match['scale']!r} in --guider {text!r} is no number",
+                hint=f"type {_FORM}, or auto for SCALE",
+            ) from None
+    if match["interval"] is not None:
+        ends = _INTERVAL.fullmatch(match["interval"])
+        if ends is None:
+            raise UsageError(
+                f"the interval {match['interval']!r} in --guider {text!r} cannot be read",
+                hint="an interval is LO-HI, between 0 (image) and 1 (noise), such as 0.2-0.9",
+            )
+        guide["interval"] = float(ends[1]), float(ends[2])
+    return guide
+
+
+def _set_value(flag: str, field: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
+    guide, value = _assigned(flag, text, guides)
+    if field in guide:
+        raise UsageError(
+            f"{flag} is given twice for guide {_name(guide)!r}", hint="give it once for each guide"
+        )
+    guide[field] = value
+
+
+def _assigned(flag: str, text: str, guides: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The guide that a value is for, and the value."""
+    if not guides:
+        raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
+    prefix, equals, rest = text.partition("=")
+    named = prefix.strip()
+    for guide in guides:
+        if equals and named in (_name(guide), guide["source"]):
+            return guide, rest.strip()
+    names = list(map(_name, guides))
+    if equals and _COMPONENT.fullmatch(named):
+        near = difflib.get_close_matches(named, names, n=1) or names[:1]
+        raise UsageError(
+            f"{flag} {text!r} is for guide {named!r}, which is not used",
+            hint=f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}",
+        )
+    if len(guides) > 1:
+        raise UsageError(
+            f"{flag} {text!r} does not say for which guide it is",
+            hint=" or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in names),
+        )
+    return guides[0], text.strip()
+
+
+def _set_option(flag: str, parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
+    match = _KEY.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"{flag} {text!r} cannot be read", hint="type KEY=VALUE or GUIDE.KEY=VALUE"
+        )
+    prefix = f"{match['guide']}=" if match["guide"] is not None else ""
+    try:
+        guide, _ = _assigned(flag, f"{prefix}{match['key']}", guides)
+    except UsageError as error:
+        raise UsageError(error.message, hint="type GUIDE.KEY=VALUE") from error
+    key = match["key"].strip().replace("-", "_")
+    if key in guide[parameter]:
+        raise UsageError(
+            f"{flag} {key} is given twice for guide {_name(guide)!r}", hint="give each key once"
+        )
+    guide[parameter][key] = match["value"].strip()
+
+
+def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:
+    source, options, loss_options = (
+        guide.pop(x) for x in ("source", "guider_option", "loss_option")
+    )
+    loss = guide.get("loss") or (loss_options and registry().spec("guider", source).default_loss)
+    return GuideRequest(
+        source=source,
+        options={key: typed_option(source, key, text) for key, text in options.items()},
+        loss_options={
+            key: typed_option(loss, key, text, "loss") for key, text in loss_options.items()
+        },
+        allow_mismatch=given.get("allow_mismatch", ()),
+        offline=offline,
+        **{"scale": given.get("scale"), **guide},
+    )

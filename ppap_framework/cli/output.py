@@ -8,38 +8,64 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from ppap_framework.cli.global_options import GlobalOptions
+from ppap_framework.errors import AssetError, Problems
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+__all__ = [
+    "json_option",
+    "note",
+    "print_fields",
+    "print_json",
+    "print_table",
+    "print_verified",
+    "size_words",
+]
+
 _PIPED_WIDTH = 160
 
-
-def console() -> Console:
-    """Stdout for rich, which honours NO_COLOR and FORCE_COLOR; no text is taken for markup."""
-    from rich.console import Console
-
-    # A pipe has no width of its own, and 80 columns would break lines that somebody wants to grep.
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(
-        width=_PIPED_WIDTH if piped else None, markup=False, emoji=False, highlight=False
-    )
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+"""An option, as the parameter `as_json`."""
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their columns' names."""
+def note(text: str) -> None:
+    """Print a line about the result on stderr, unless -q was given."""
+    if click.get_current_context().ensure_object(GlobalOptions).verbosity >= 0:
+        click.echo(f"ppap: {text}", err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]
+) -> None:
+    """Print rows under their columns' names; None is an empty cell.
+
+    Args:
+        columns: The names.
+        rows: The cells of each row in order, or by the names of their columns.
+    """
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column, overflow="fold")  # an ellipsis would hide what one came for
+        table.add_column(column, overflow="fold")  # not an ellipsis: every character matters
     for row in rows:
-        table.add_row(*row)
-    console().print(table)
+        cells = [row[column] for column in columns] if isinstance(row, Mapping) else row
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    _console().print(table)
 
 
 def print_fields(title: str, fields: Mapping[str, Any]) -> None:
-    """Print a title and what there is under it, a line each; what is empty is left out."""
+    """Print a title and its fields, a line each; empty ones are left out."""
     from rich.table import Table
 
     if not fields:
@@ -50,9 +76,33 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         if text and value is not None:
             grid.add_row(f"  {name}", text)
-    out = console()
+    out = _console()
     out.print(title, style="bold")
     out.print(grid)
+
+
+def print_verified(
+    results: list[dict[str, Any]], sound: str, problems: Problems, as_json: bool
+) -> int:
+    """Print the results of a verification, and return the exit code.
+
+    Args:
+        results: A record for each file, with its "fault" or None.
+        sound: The line for a file without a fault, to be formatted with its record.
+        problems: The faults.
+        as_json: Whether to print the records instead.
+
+    Raises:
+        AssetError: The problems, if they are not printed as JSON.
+    """
+    if as_json:
+        print_json(results)
+        return AssetError.exit_code if problems.errors else 0
+    for result in results:
+        if result["fault"] is None:
+            click.echo(sound.format(**result))
+    problems.check()
+    return 0
 
 
 def size_words(size: int) -> str:
@@ -63,7 +113,12 @@ def size_words(size: int) -> str:
     return f"{size} B"
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON value."""
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
+def _console() -> Console:
+    """Stdout for rich, which honours NO_COLOR and FORCE_COLOR; no text is taken for markup."""
+    from rich.console import Console
+
+    # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(
+        width=_PIPED_WIDTH if piped else None, markup=False, emoji=False, highlight=False
+    )

@@ -1,215 +1,178 @@
-"""What `ppap transfer` and `ppap adapt` have in common: the guide, the experts, the recipe."""
+"""What `ppap transfer` and `ppap adapt` have in common: the guide, the recipe, the result."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppap_framework.cli import State
 from ppap_framework.cli.config import option
-from ppap_framework.cli.guide_options import typed_pairs
-from ppap_framework.errors import UsageError
+from ppap_framework.cli.output import print_json, print_table
+from ppap_framework.errors import Problems, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
-    from ppap_framework.learn import Adapters, Boundaries, Recipe, Teacher
+    from ppap_framework.learn import Adapters, Boundaries, Recipe
+    from ppap_framework.run import GuideRequest
 
-__all__ = [
-    "adapters_of",
-    "boundaries_of",
-    "bundle_record",
-    "guide_options",
-    "option",
-    "progress_bars",
-    "recipe_of",
-    "show_bundle",
-    "teacher_of",
-    "training_options",
-]
+__all__ = ["guide_of", "guide_options", "recipe_of", "show_bundle", "training_options"]
 
-Watch = Callable[[Any], None]
+_PAIR = {"multiple": True, "metavar": "KEY=VALUE"}
+
+_GUIDE = (
+    option("--guider", required=True, metavar="NAME", help="The network that learns."),
+    option("--guider-model", help="The guide's network, if the guider knows several."),
+    option("--guider-checkpoint", help="Its weights, by name or path."),
+    option("--guider-option", help="Option of the guider; see `ppap plugins info NAME`.", **_PAIR),
+    option("--loss", help="Loss that compares student and teacher, if not the guider's own."),
+    option("--loss-option", help="Option of the loss, such as temperature=0.5.", **_PAIR),
+)
+
+_EXPERTS = (
+    option(
+        "--num-experts",
+        type=int,
+        help="Number of experts; by default 5, or as many as --boundaries make.",
+    ),
+    option(
+        "--boundaries",
+        metavar="auto|T,T,...",
+        help="Timesteps at which all experts but the first begin; by default ranges of equal "
+        "width. auto derives them, and the number of experts, from how the network's answers "
+        "change with noise.",
+    ),
+    option(
+        "--adapter",
+        multiple=True,
+        metavar="NAME[:KEY=VALUE,...]",
+        help="What an expert is made of; may be repeated. By default the defaults of the "
+        "installed adapters, such as lora:rank=16,alpha=8 and bias.",
+    ),
+    option("--iterations", type=int, default=5000, help="Iterations of all experts together."),
+    option("--shared", type=float, default=0.5, help="Share of them in a start of all experts."),
+    option("--chain", is_flag=True, help="Each expert begins as the one before it instead."),
+    option("--learn-batch", type=int, default=64, help="Images in an iteration."),
+    option(
+        "--learning-rate",
+        type=float,
+        default=5e-3,
+        help="Peak learning rate of AdamW; for whole networks 0.001 is better.",
+    ),
+    option("--held-out", type=float, default=0.1, help="Share of images kept for validation."),
+    option("--validate-every", type=int, default=100, help="Iterations between validations."),
+    option(
+        "--patience",
+        type=int,
+        default=0,
+        help="Validations without a new best that end an expert's training; 0 for never.",
+    ),
+    option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16"]),
+        default="float32",
+        help="Precision of matrix products and convolutions in training.",
+    ),
+    option("--seed", type=int, default=0, help="Seed of images and training."),
+    option("--name", help="The bundle is called NAME.experts.safetensors."),
+    option(
+        "--keep/--no-keep",
+        is_flag=True,
+        default=True,
+        help="Whether `ppap run` finds the experts by itself.",
+    ),
+    option("--device", default="auto", help="Device, such as cpu or cuda."),
+    option("--overwrite", is_flag=True, help="Begin anew, whatever is in the folder."),
+    option("--json", is_flag=True, help="Print the result as JSON."),
+)
 
 
 def guide_options(command: Any) -> Any:
-    """Which network learns."""
-    for add in reversed(
-        (
-            option("--guider", required=True, metavar="NAME", help="The network that shall learn."),
-            option("--guider-model", help="Which network, where the guider knows several."),
-            option("--guider-checkpoint", help="Its weights, by name or path."),
-            option(
-                "--guider-option",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="The guider's own options; `ppap plugins info NAME` lists them.",
-            ),
-            option("--loss", help="What compares student and teacher, if not the guider's loss."),
-            option(
-                "--loss-option",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="The loss's own options, such as temperature=0.5.",
-            ),
-        )
-    ):
+    """Add the options that name the network."""
+    for add in reversed(_GUIDE):
         command = add(command)
     return command
 
 
-def training_options(command: Any, *, calibrate: bool) -> Any:
-    """What experts are and how they learn.
+def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
+    """Add the options of experts and of their training.
 
     Args:
-        command: To which the options are added.
-        calibrate: Whether its experts are calibrated unless it is said otherwise.
+        calibrate: Whether experts are calibrated by default.
     """
-    for add in reversed(
-        (
-            option(
-                "--num-experts",
-                type=int,
-                help="How many ranges of noise; 5 if left out, or as many as --boundaries make.",
-            ),
-            option(
-                "--boundaries",
-                metavar="auto|T,T,...",
-                help="The timesteps at which all but the first begin, if not of equal width; auto "
-                "has them proposed by how fast the network loses its understanding, and "
-                "--num-experts, too.",
-            ),
-            option(
-                "--adapter",
-                multiple=True,
-                metavar="NAME[:KEY=VALUE,...]",
-                help="What an expert is made of; repeat it. Left out: lora:rank=16,alpha=8 and "
-                "bias.",
-            ),
-            option("--iterations", type=int, default=5000, help="Of all experts together."),
-            option(
-                "--shared",
-                type=float,
-                default=0.5,
-                help="The share of them in a start that all experts have in common.",
-            ),
-            option(
-                "--chain", is_flag=True, help="Each expert begins as the one before it instead."
-            ),
-            option("--learn-batch", type=int, default=64, help="Images of an iteration."),
-            option(
-                "--learning-rate",
-                type=float,
-                default=5e-3,
-                help="Of AdamW, at its highest; for whole networks 0.001 is better.",
-            ),
-            option("--held-out", type=float, default=0.1, help="Share of images kept to validate."),
-            option("--validate-every", type=int, default=100, help="Iterations between looks."),
-            option(
-                "--patience",
-                type=int,
-                default=0,
-                help="Looks without a new best that end an expert's training; 0 for never.",
-            ),
-            option(
-                "--precision",
-                type=click.Choice(["float32", "bfloat16"]),
-                default="float32",
-                help="Of products.",
-            ),
-            option("--name", help="Of the file, NAME.experts.safetensors."),
-            option(
-                "--keep/--no-keep",
-                is_flag=True,
-                default=True,
-                help="Whether `ppap run` shall find the experts by itself.",
-            ),
-            option(
-                "--calibrate/--no-calibrate",
-                is_flag=True,
-                default=calibrate,
-                help="Whether to find the scales with which they shall guide, too.",
-            ),
-        )
-    ):
-        command = add(command)
-    return command
+    flag = option(
+        "--calibrate/--no-calibrate",
+        is_flag=True,
+        default=calibrate,
+        help="Whether to find the scales with which the experts guide.",
+    )
+
+    def add(command: Any) -> Any:
+        for one in (flag, *reversed(_EXPERTS)):
+            command = one(command)
+        return command
+
+    return add
 
 
-def recipe_of(given: dict[str, Any]) -> Recipe:
-    """The recipe that was asked for; it is checked elsewhere."""
+def guide_of(given: Mapping[str, Any], problems: Problems) -> GuideRequest | None:
+    """The network that was asked for, checked; None if it cannot be used."""
+    from ppap_framework.cli.guide_options import parse_guides
+
+    for request in parse_guides(given, problems):
+        with problems.collected():
+            if request.scale is not None or request.interval != (0.0, 1.0):
+                raise UsageError(
+                    f"--guider {given['guider']!r} has a scale or an interval",
+                    hint="they are for `ppap run`; give the name alone",
+                )
+            request.check()
+        return request
+    if not problems.errors:
+        raise UsageError("a network is needed to train experts", hint="name it with --guider")
+    return None
+
+
+def recipe_of(given: Mapping[str, Any], problems: Problems) -> Recipe:
+    """The recipe that was asked for. What cannot be read is collected; the rest is not checked."""
+    import attrs
+
     from ppap_framework.learn import Recipe
 
-    return Recipe(
-        iterations=given["iterations"],
-        shared=given["shared"],
-        chain=given["chain"],
-        batch=given["learn_batch"],
-        learning_rate=given["learning_rate"],
-        held_out=given["held_out"],
-        validate_every=given["validate_every"],
-        patience=given["patience"],
-        precision=given["precision"],
-        seed=given["seed"],
-    )
+    values = {name: given[name] for name in attrs.fields_dict(Recipe) if name in given}
+    values |= {"batch": given["learn_batch"], "adapters": None, "boundaries": None}
+    with problems.collected():
+        values["adapters"] = _adapters(given["adapter"])
+    with problems.collected():
+        values["boundaries"] = _boundaries(given["boundaries"])
+    return Recipe(**values)
 
 
-def teacher_of(given: dict[str, Any]) -> Teacher:
-    """The network that was asked for, loaded.
-
-    Raises:
-        PpapError: As `ppap_framework.learn.teacher`.
-    """
-    from ppap_framework.learn import teacher
-    from ppap_framework.run import find_guide
-
-    found = find_guide(given["guider"], loss=given["loss"], model=given["guider_model"])
-    return teacher(
-        given["guider"],
-        loss=given["loss"],
-        loss_options=typed_pairs("--loss-option", given["loss_option"], found.loss_name, "loss"),
-        model=given["guider_model"],
-        checkpoint=given["guider_checkpoint"],
-        options=typed_pairs("--guider-option", given["guider_option"], given["guider"], "guider"),
-    )
-
-
-def adapters_of(texts: Sequence[str]) -> Adapters:
-    """Adapters as typed, NAME or NAME:KEY=VALUE,KEY=VALUE.
-
-    Raises:
-        UsageError: Where a text cannot be read, or an option has another type.
-        PluginError: Where no plugin supplies one.
-    """
-    from ppap_framework.learn import DEFAULT_ADAPTERS
+def _adapters(texts: Sequence[str]) -> Adapters:
+    """Adapters as typed, NAME or NAME:KEY=VALUE,KEY=VALUE; None for none."""
+    from ppap_framework.cli.guide_options import typed_pairs
     from ppap_framework.registry import registry
 
     found: list[tuple[str, dict[str, Any]]] = []
     for text in texts:
         name, options = _adapter(text)
         registry().spec("adapter", name)
-        pairs = [part for part in options.split(",") if part]
-        found.append((name, typed_pairs("--adapter", pairs, name, "adapter")))
-        if [other for other, _ in found].count(name) > 1:
-            raise UsageError(f"--adapter {name} is given twice", hint="give each adapter once")
-    return found or DEFAULT_ADAPTERS
+        kind = name.rpartition(":")[2]
+        if kind in [other for other, _ in found]:
+            raise UsageError(f"--adapter {kind} is given twice", hint="give each adapter once")
+        pairs = [pair for pair in options.split(",") if pair]
+        found.append((kind, typed_pairs("--adapter", pairs, name, "adapter")))
+    return found or None
 
 
 def _adapter(text: str) -> tuple[str, str]:
-    """Name and options; the name may be "distribution:name", in which no "=" stands."""
+    """Name and options; the name may be "distribution:name", which contains no "="."""
     name, _, options = text.strip().partition(":")
     own, _, rest = options.partition(":")
     return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)
 
 
-def boundaries_of(text: str | None) -> Boundaries:
-    """Timesteps as typed, or "auto".
-
-    Raises:
-        UsageError: Where they are no whole numbers.
-    """
+def _boundaries(text: str | None) -> Boundaries:
     if text is None or text.strip() == "auto":
         return None if text is None else "auto"
     try:
@@ -221,76 +184,37 @@ def boundaries_of(text: str | None) -> Boundaries:
         ) from error
 
 
-def bundle_record(bundle: BundleFile) -> dict[str, Any]:
-    """What there is to say of trained experts, as JSON."""
+def show_bundle(bundle: BundleFile, as_json: bool) -> None:
+    """Print trained experts as JSON, or as a table and the path of their file."""
     info = bundle.info
-    return {
-        "name": bundle.name,
-        "path": str(bundle.path),
-        "experts": len(info),
-        "timesteps": list(info.timesteps),
-        "parameters_per_expert": list(info.expert_parameters),
-        "share_of_network": [n / info.network_parameters for n in info.expert_parameters],
-        "metrics": dict(info.metrics),
-    }
-
-
-def show_bundle(bundle: BundleFile) -> None:
-    """Print a table of trained experts, then their file."""
-    from ppap_framework.cli.output import print_table
-
-    record = bundle_record(bundle)
-    scores = record["metrics"]["experts"]
-
-    def shown(score: float | None) -> str:
-        return "not finite" if score is None else f"{score:.4g}"
-
+    shares = [n / info.network_parameters for n in info.expert_parameters]
+    if as_json:
+        print_json(
+            {
+                "name": bundle.name,
+                "path": str(bundle.path),
+                "experts": len(info),
+                "timesteps": list(info.timesteps),
+                "parameters_per_expert": list(info.expert_parameters),
+                "share_of_network": shares,
+                "metrics": dict(info.metrics),
+            }
+        )
+        return
     print_table(
         ("EXPERT", "TIMESTEPS", "HELD-OUT LOSS", "UNTOUCHED", "PARAMETERS"),
         [
             (
-                str(i),
-                f"{record['timesteps'][i]} to {record['timesteps'][i + 1] - 1}",
-                shown(scores[i]["held_out"]),
-                shown(scores[i]["untouched"]),
-                f"{record['share_of_network'][i]:.2%}",
+                i,
+                f"{info.timesteps[i]} to {info.timesteps[i + 1] - 1}",
+                *map(_loss, (score["held_out"], score["untouched"])),
+                f"{shares[i]:.2%}",
             )
-            for i in range(record["experts"])
+            for i, score in enumerate(info.metrics["experts"])
         ],
     )
-    click.echo(str(bundle.path))
+    click.echo(bundle.path)
 
 
-@contextmanager
-def progress_bars(state: State) -> Iterator[tuple[Watch | None, Watch | None, Watch | None]]:
-    """Bars on stderr where that is a terminal, for drawing, learning and calibrating: each is there
-    when the first is heard of it.
-    """
-    if state.verbosity < 0 or not sys.stderr.isatty():
-        yield None, None, None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %{task.fields[more]}"),
-    )
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def watch(what: str, done: int, of: int, more: str = "") -> None:
-            if what not in tasks:  # what earlier calls did says nothing about speed
-                tasks[what] = bar.add_task(what, completed=done, total=of, more=more)
-            bar.update(tasks[what], completed=done, more=more)
-
-        yield (
-            lambda drawn: watch("drawing", drawn.steps, drawn.of),
-            lambda learned: watch(
-                "learning", learned.iterations, learned.of, f", loss {learned.loss:.3g}"
-            ),
-            lambda calibrated: watch("calibrating", calibrated.trials, calibrated.most),
-        )
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""What experts learn from: a synthetic set, or pictures with labels for the supervised baseline."""
+"""What experts learn from: a synthetic set, or labelled pictures for the supervised baseline."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and
 
 
 class Images(Protocol):
-    """Pictures by number. `SyntheticData` and `LabelledImages` are such."""
+    """Pictures by number, such as `SyntheticData` and `LabelledImages`."""
 
     @property
     def manifest_hash(self) -> str:
-        """A SHA-256 that changes with any picture, 64 hexadecimal digits."""
+        """SHA-256 of all pictures, 64 hexadecimal digits."""
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of the backend's stages, of each of which every image has a picture; the first
-        is the one that guides steer, the last the finished picture.
+        """Names of the backend's stages. Every image has a picture of each: the first is the one
+        that guides steer, the last the finished picture.
         """
 
     def __len__(self) -> int: ...
@@ -46,18 +46,22 @@ class Images(Protocol):
 
 @final
 class LabelledImages:
-    """Pictures with a label each, from an NPZ file.
+    """Pictures with a label each.
 
     Args:
-        path: Of a file with `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...).
+        path: An NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
 
     Attributes:
         path: As given.
         labels: (N, ...), int64 or float32, as a task loss's `energy` takes targets.
+        manifest_hash: SHA-256 of images and labels.
+        stages: One name, for the one stage.
 
     Raises:
-        AssetError: Where it is missing, or anything else.
+        AssetError: If the file is missing or holds anything else.
     """
+
+    stages = ("pictures",)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
@@ -79,31 +83,21 @@ class LabelledImages:
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2)
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         self.labels = torch.from_numpy(labels)
-        digest = hashlib.sha256(f"{images.shape} {labels.dtype} {labels.shape} ".encode())
-        digest.update(np.ascontiguousarray(images).data)
-        digest.update(np.ascontiguousarray(labels).data)
-        self._digest = digest.hexdigest()
-
-    @property
-    def manifest_hash(self) -> str:
-        """The SHA-256 of images and labels."""
-        return self._digest
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """One, of no name that matters."""
-        return ("pictures",)
+        found = hashlib.sha256(f"{images.shape} {labels.dtype} {labels.shape} ".encode())
+        found.update(np.ascontiguousarray(images).data)
+        found.update(np.ascontiguousarray(labels).data)
+        self.manifest_hash = found.hexdigest()
 
     def __len__(self) -> int:
         return len(self._images)
 
     def image_shape(self, stage: int = -1) -> tuple[int, int, int]:
-        """(3, H, W): there is one stage."""
+        """(3, H, W)."""
         _, channels, height, width = self._images.shape
         return channels, height, width
 
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
-        """Pictures by their numbers: (B, 3, H, W), uint8."""
+        """Pictures by number, (B, 3, H, W), uint8."""
         return self._images[torch.as_tensor(list(indices))]
 
 
@@ -116,11 +110,9 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             with np.load(opened) as file:
                 return file["images"], file["labels"]
     except OSError as error:
-        raise AssetError(
-            f"cannot read {str(path)!r}: {error.strerror or error}", hint=_HINT
-        ) from error
-    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # the last for encrypted ones
-        said = error.args[0] if error.args else "it ends too early"
-        raise AssetError(f"cannot read {str(path)!r}: {said}", hint=_HINT) from error
+        reason: object = error.strerror or error
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise AssetError(f"{str(path)!r} is damaged: {error}", hint=_HINT) from error
+        reason = f"it is damaged: {error}"
+    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # the last if it is encrypted
+        reason = error.args[0] if error.args else "it ends too early"
+    raise AssetError(f"cannot read {str(path)!r}: {reason}", hint=_HINT)

@@ -1,4 +1,4 @@
-"""How a synthetic set is cut: blocks, which are drawn at once, and shards, which are files."""
+"""How a synthetic set is divided into batches, drawn at once, and shards, which are files."""
 
 from __future__ import annotations
 
@@ -14,53 +14,52 @@ __all__ = ["Layout"]
 @final
 @attrs.frozen
 class Layout:
-    """Images 0 to `num` - 1 in blocks, and blocks in shards; the last of each may be shorter.
+    """Images 0 to `num` - 1 in batches, and batches in shards; the last of each may be shorter.
 
     Attributes:
-        num: How many images, at least 1.
-        block: Images of a block. A block is drawn as one batch, so it decides on rounding errors.
-        shard: Images of a shard, a multiple of `block`.
+        num: Number of images.
+        batch: Images that are drawn at once, which changes their low-order bits.
+        shard: Images in a file, a multiple of `batch`.
 
     Raises:
-        UsageError: For other numbers.
+        UsageError: If `shard` is no multiple of `batch`.
     """
 
     num: int
-    block: int
+    batch: int
     shard: int
 
     def __attrs_post_init__(self) -> None:
-        for name, value in attrs.asdict(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UsageError(
-                    f"{name} must be a whole number from 1, not {value}", hint="leave it out"
-                )
-        if self.shard % self.block:
-            nearest = max(1, round(self.shard / self.block)) * self.block
+        if not isinstance(self.shard, int) or isinstance(self.shard, bool) or self.shard < 1:
             raise UsageError(
-                f"a shard of {self.shard} images is not made of whole blocks of {self.block}",
+                f"shard must be a whole number from 1, not {self.shard}", hint="leave it out"
+            )
+        if self.shard % self.batch:
+            nearest = max(1, round(self.shard / self.batch)) * self.batch
+            raise UsageError(
+                f"a shard of {self.shard} images is not made of whole batches of {self.batch}",
                 hint=f"use shards of {nearest}, say",
             )
 
     @property
-    def blocks(self) -> range:
-        """Their numbers."""
-        return range(-(-self.num // self.block))
+    def batches(self) -> range:
+        """Numbers of the batches."""
+        return range(-(-self.num // self.batch))
 
     @property
     def shards(self) -> range:
-        """Their numbers."""
+        """Numbers of the shards."""
         return range(-(-self.num // self.shard))
 
-    def block_images(self, block: int) -> range:
-        """The numbers of a block's images."""
-        return range(block * self.block, min((block + 1) * self.block, self.num))
+    def batch_images(self, batch: int) -> range:
+        """Numbers of a batch's images."""
+        return range(batch * self.batch, min((batch + 1) * self.batch, self.num))
 
     def shard_images(self, shard: int) -> range:
-        """The numbers of a shard's images."""
+        """Numbers of a shard's images."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.num))
 
-    def shard_blocks(self, shard: int) -> range:
-        """The numbers of a shard's blocks."""
-        each = self.shard // self.block
-        return range(shard * each, min((shard + 1) * each, len(self.blocks)))
+    def shard_batches(self, shard: int) -> range:
+        """Numbers of a shard's batches."""
+        each = self.shard // self.batch
+        return range(shard * each, min((shard + 1) * each, len(self.batches)))

@@ -1,4 +1,4 @@
-"""Where figures were made, and of which weights."""
+"""The machine and the versions that figures were made with, and the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ppap_framework.run import Origin
+from ppap_framework.origin import Origin
 
 __all__ = ["environment", "provenance"]
 
@@ -18,7 +18,7 @@ _LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")
 
 
 def environment(origins: Iterable[Origin]) -> dict[str, Any]:
-    """Versions and machine, as JSON; `origins` say which plugins took part."""
+    """Versions and machine, JSON; plugins by the origins of their components."""
     versions = {name: _version(name) for name in _LIBRARIES}
     versions |= {o.distribution: o.version for o in origins if o.distribution}
     return {
@@ -32,7 +32,7 @@ def environment(origins: Iterable[Origin]) -> dict[str, Any]:
 
 
 def provenance(origin: Origin) -> dict[str, Any]:
-    """What a component is, wherever its file lies: as JSON."""
+    """The identity of a component, wherever its file is, JSON."""
     record = origin.record()
     if record["sha256"] is not None:  # the file's hash says it
         del record["weights_sha256"]

@@ -1,15 +1,15 @@
 """95 % intervals by resampling images.
 
-The bootstrap (Efron 1979) draws N images of N with replacement, many times over, and looks how a
-figure varies. Figures that are no means are shifted by repeated images: a Frechet distance grows
-with every image that is missing. That shift is taken out,
+The bootstrap (Efron 1979) draws N images of N with replacement, many times, and looks how a figure
+varies. A figure that is no mean is shifted by repeated images: a Frechet distance grows with every
+image that is missing. That shift is taken out,
 
     [v + q_0.025 - mean, v + q_0.975 - mean]        q, mean: of the resampled figures
 
-which for a mean is the percentile interval, and for others an interval for what the figure is
-expected to be at this number of images. k-nearest-neighbour figures break down where images are
-repeated; for them halves are drawn without replacement, whose means vary as much as those of the
-bootstrap do (the finite population correction, 1 / (N / 2) (1 - 1 / 2) = 1 / N).
+which is the percentile interval for a mean, and for other figures an interval for their expectation
+at this number of images. k-nearest-neighbor figures break down if images are repeated; for them
+halves are drawn without replacement, whose means vary as much as those of the bootstrap (the finite
+population correction, 1 / (N / 2) (1 - 1 / 2) = 1 / N).
 
 Resamples depend on the number of images alone. Two rows of the same (seed, i) are therefore
 resampled together, and the difference of their resampled figures gives the paired interval.
@@ -42,7 +42,7 @@ class Interval:
     high: float
 
     def record(self) -> dict[str, float | None]:
-        """As JSON: six digits, null for what is not finite."""
+        """JSON: six digits, null for what is not finite."""
         return {name: rounded(number) for name, number in attrs.asdict(self).items()}
 
 
@@ -61,30 +61,27 @@ def halves(images: int, resamples: int = 200) -> NDArray[np.intp]:
 def interval(
     value: float, resampled: Floats, least: float = -math.inf, most: float = math.inf
 ) -> Interval:
-    """The interval of a figure.
+    """The interval of a figure; its ends are NaN if a resampled figure is not finite.
 
     Args:
-        value: Of all images.
-        resampled: (R,), the same of resampled images.
-        least: What the figure cannot fall below.
-        most: What it cannot exceed.
-
-    Returns:
-        With ends that are nan where a resampled figure is not finite.
+        value: The figure of all images.
+        resampled: (R,), the figure of resampled images.
+        least: Smallest possible figure.
+        most: Largest possible figure.
     """
     value = float(value)
     if not np.isfinite(resampled).all():
         return Interval(value, math.nan, math.nan)
     low, high = (value + np.quantile(resampled, _TAILS) - resampled.mean()).tolist()
-    # Where few resamples differ at all, both ends may lie on one side of the value.
+    # If few resamples differ at all, both ends may lie on one side of the value.
     return Interval(value, max(least, min(value, low)), min(most, max(value, high)))
 
 
 def share_interval(hits: NDArray[Any], resampled: Floats) -> Interval:
     """The interval of a share: (N,) of 0 and 1.
 
-    Where all images agree there is nothing to resample; the bound is then the exact one
-    (Clopper and Pearson 1934).
+    If all images agree there is nothing to resample; the bound is then the exact one (Clopper and
+    Pearson 1934).
     """
     share = float(np.mean(hits))
     doubt = 1.0 - math.pow(_TAILS[0], 1.0 / len(hits))

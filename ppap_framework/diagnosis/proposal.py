@@ -1,4 +1,4 @@
-"""How many experts there could be and where they could begin, chosen by how a network's
+"""How many experts there could be and where they could begin, chosen by how fast a network's
 understanding falls with noise.
 """
 
@@ -8,20 +8,22 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from ppap_framework.errors import UsageError
 
 __all__ = ["MOST_EXPERTS", "propose_boundaries", "propose_number", "rising_fit"]
 
 MOST_EXPERTS = 10
-"""As many as `propose_number` proposes."""
+"""The largest number that `propose_number` proposes."""
 
 _SHARE = 0.25
-"""Of the rise of D, as much as `propose_number` leaves to one expert."""
+"""Largest share of the rise of D that `propose_number` leaves to one expert."""
 
 _ROUNDING = 0.01
 
 _FLOOR = 0.25
-"""The share of all timesteps that experts have in equal parts, whatever the curve says."""
+"""Share of all timesteps that is divided equally among experts, whatever the curve says."""
 
 
 def propose_boundaries(
@@ -31,25 +33,24 @@ def propose_boundaries(
 
     D(t), the distance between what the untouched network says of images at timestep t and of the
     same images without noise, is how much an expert has to correct there. One expert makes one
-    correction for its whole range, so what is hard for it is not how large D is but how much D
-    varies within the range. Of all ways to cut the range of a rising D in N, equal parts of its
-    variation make the largest part smallest: D then rises by the same amount within each expert's
-    range, and ranges are narrow where understanding is lost quickly.
+    correction for its whole range, so the difficulty is not how large D is but how much it varies
+    within the range. Of all ways to cut the range of a rising D in N, equal parts of its variation
+    make the largest part smallest: D then rises by the same amount within each expert's range, and
+    ranges are narrow where understanding is lost quickly.
 
-    D is measured on a few images at a few levels, so first the closest rising curve takes its
-    place (isotonic least squares), with straight lines between the levels. Where that is level, as
-    it is once the network sees nothing at all, any cut is as good as another, and the middle of the
-    level stretch is taken.
+    D is measured on a few images at a few levels, so the closest rising curve takes its place
+    (isotonic least squares), with straight lines between the levels. Where it is level, as it is
+    once the network sees nothing at all, any cut is as good as another, and the middle is taken.
 
     The curve is not trusted alone: an expert that owned next to no timesteps would guide next to no
-    steps, and D may be level though what has to be corrected is not. So a quarter of the timesteps
-    is shared out equally, T / (4 N) to each expert at least, and the variation of D decides on the
-    rest. A straight or a level D gives ranges of equal width, `NoiseRanges.equal`.
+    steps, and D may be level although what has to be corrected is not. So a quarter of the
+    timesteps is divided equally, T / (4 N) to each expert at least, and the variation of D decides
+    on the rest. A straight or a level D gives ranges of equal width, `NoiseRanges.equal`.
 
     Args:
-        timesteps: Rising, in [0, T), at which it was measured; D is taken to be level before the
-            first and behind the last.
-        disagreement: At each of these, of any unit: only the shape of the curve counts.
+        timesteps: Rising, in [0, T), at which D was measured; it is taken to be level before the
+            first and after the last.
+        disagreement: D at each of these, in any unit: only the shape of the curve counts.
         schedule_length: T.
         experts: N.
 
@@ -58,7 +59,7 @@ def propose_boundaries(
         between them is narrower than T / (4 N).
 
     Raises:
-        UsageError: Where there are more experts than timesteps, or the curve is none.
+        UsageError: If there are more experts than timesteps, or the curve is not one.
     """
     if not 1 <= experts <= schedule_length:
         raise UsageError(
@@ -83,16 +84,12 @@ def propose_boundaries(
 def propose_number(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int
 ) -> int:
-    """How many experts a curve of disagreement asks for.
+    """The number of experts that a curve of disagreement asks for.
 
-    It is the smallest number N of which, with the boundaries of `propose_boundaries`, none has to
-    cover more than a quarter of the rise of D: what an expert corrects then varies by a quarter of
-    what there is to correct at most. Four do for a curve that rises evenly; one that rises steeply
-    needs more, since every expert has timesteps where there is nothing to gain as well. A curve
-    that does not rise needs one.
-
-    Args:
-        timesteps: As for `propose_boundaries`, as are the others.
+    It is the smallest N for which, with the boundaries of `propose_boundaries`, no expert has to
+    cover more than a quarter of the rise of D. Four do for a curve that rises evenly; one that
+    rises steeply needs more, since every expert also has timesteps where there is nothing to gain.
+    A curve that does not rise needs one. The arguments are those of `propose_boundaries`.
 
     Returns:
         From 1 to `MOST_EXPERTS`, and at most T.
@@ -103,22 +100,21 @@ def propose_number(
     _check_curve(timesteps, disagreement, schedule_length)
     rising = rising_fit(disagreement)
     rise = rising[-1] - rising[0]
+    if rise <= 0.0:
+        return 1
     most = min(MOST_EXPERTS, schedule_length)
-    for experts in range(1, most if rise > 0.0 else 1):
+    for experts in range(1, most):
         starts = propose_boundaries(timesteps, disagreement, schedule_length, experts)
-        levels = [_level_at(timesteps, rising, t) for t in starts]
-        parts = [b - a for a, b in pairwise([rising[0], *levels, rising[-1]])]
-        # Boundaries are whole timesteps, so that equal parts are so but for a few of them.
-        if max(parts) <= (_SHARE + _ROUNDING) * rise:
+        levels = np.interp(starts, timesteps, rising)
+        # Boundaries are whole timesteps, so equal parts differ by a few of them.
+        if np.diff([rising[0], *levels, rising[-1]]).max() <= (_SHARE + _ROUNDING) * rise:
             return experts
-    return most if rise > 0.0 else 1
+    return most
 
 
 def rising_fit(values: Sequence[float]) -> list[float]:
-    """The rising sequence that is closest in least squares.
-
-    Neighbours that fall are put together and replaced by their mean, until none fall (Ayer et al.
-    1955).
+    """The closest rising sequence in least squares: neighbours that fall are pooled and replaced by
+    their mean until none fall (Ayer et al. 1955).
     """
     pools: list[tuple[float, int]] = []
     for value in values:
@@ -131,13 +127,8 @@ def rising_fit(values: Sequence[float]) -> list[float]:
 
 
 def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> float:
-    """Where a piecewise linear, rising curve has risen by a share, in (0, 1), of its whole rise;
-    the middle of where that is so.
-
-    Args:
-        places: Rising, from 0 to 1.
-        levels: Of the curve at these.
-        share: Of the rise.
+    """The place, from 0 to 1, at which a piecewise linear, rising curve has risen by a share, in
+    (0, 1), of its whole rise; the middle of several.
     """
     rise = levels[-1] - levels[0]
     if rise <= 0.0:
@@ -152,19 +143,9 @@ def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> 
     return places[high] + part * (places[low] - places[high])
 
 
-def _level_at(timesteps: Sequence[int], levels: Sequence[float], t: int) -> float:
-    """A piecewise linear curve at t, level outside of where it is known."""
-    if t <= timesteps[0]:
-        return levels[0]
-    for (a, low), (b, high) in pairwise(zip(timesteps, levels, strict=True)):
-        if t <= b:
-            return low + (high - low) * (t - a) / (b - a)
-    return levels[-1]
-
-
 def _check_curve(timesteps: Sequence[int], disagreement: Sequence[float], length: int) -> None:
     inside = all(0 <= t < length for t in timesteps)
-    if not timesteps or not inside or not all(a < b for a, b in pairwise(timesteps)):
+    if not timesteps or not inside or any(b <= a for a, b in pairwise(timesteps)):
         raise UsageError(
             f"a curve cannot be measured at timesteps {list(timesteps)[:8]}",
             hint=f"use rising numbers from 0 to {length - 1}",

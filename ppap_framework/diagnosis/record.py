@@ -1,7 +1,7 @@
 """What a diagnosis found, as a record and as files.
 
 diagnose.json has every number and what it was measured with; diagnose.svg and diagnose.png show
-the same as curves, where matplotlib is installed.
+the same as curves, if matplotlib is installed.
 """
 
 from __future__ import annotations
@@ -17,40 +17,25 @@ from ppap_framework.diagnosis.intervals import Interval, rounded
 from ppap_framework.diagnosis.plot import diagnosis_plot
 from ppap_framework.files import replacing, write_json
 
-__all__ = ["RECORD", "Clean", "Diagnosis", "Reading"]
+__all__ = ["RECORD", "Diagnosis", "Reading"]
 
 RECORD = "diagnose.json"
 
 
 @final
 @attrs.frozen(kw_only=True)
-class Clean:
-    """What the untouched network makes of clean images: means over images, each with an interval.
-
-    Attributes:
-        confidence: The largest softmax, of the image that the teacher looks at; None for networks
-            that do not classify.
-        gradient_norm: Of dE/dx_0, of the guided stage's image.
-    """
-
-    confidence: Interval | None
-    gradient_norm: Interval
-
-
-@final
-@attrs.frozen(kw_only=True)
 class Reading:
-    """What a network makes of one noise level: means over images, each with an interval.
+    """What a network reads at one noise level: means over images, each with an interval.
 
     Attributes:
         disagreement: The loss's `transfer` between the answer here and the clean one.
-        agreement: The share of images with the same likeliest class as without noise; None for
-            networks that do not classify.
-        confidence: The largest softmax; likewise.
+        agreement: Share of images whose likeliest class is that without noise; None for networks
+            that do not classify.
+        confidence: Largest softmax; likewise.
         gradient_norm: |dE/dx_t|, the square root of the sum of squares over the image.
         cosine: Between dE/dx_t and the untouched network's dE/dx_0.
-        not_finite: Images whose gradient is not finite, left out of both.
-        compared: Images that `cosine` is a mean of: those with two gradients that have a direction.
+        not_finite: Number of images whose gradient is not finite, left out of both.
+        compared: Number of images that `cosine` is a mean over: both gradients have a direction.
     """
 
     disagreement: Interval
@@ -61,25 +46,35 @@ class Reading:
     not_finite: int
     compared: int
 
+    def record(self) -> dict[str, Any]:
+        """JSON, without what is None."""
+        return {
+            name: value.record() if isinstance(value, Interval) else value
+            for name, value in attrs.asdict(self, recurse=False).items()
+            if value is not None
+        }
+
 
 @final
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """What a network, and its experts where it has some, make of L noise levels.
+    """What a network, and its experts if it has some, read at L noise levels.
 
     Attributes:
-        images: How many were looked at.
-        seed: Of the noise.
-        schedule: The name of the guided stage's schedule.
-        schedule_length: T, of that schedule.
+        images: Number of images.
+        seed: Seed of the noise.
+        schedule: Name of the first stage's schedule.
+        schedule_length: T, its number of timesteps.
         timesteps: The L base timesteps, rising.
-        log_snr: The noise levels at these.
-        clean: What the untouched network makes of clean images.
-        untouched: What it makes of each level.
-        experts: What the experts do, each in its own range; None where there are none.
-        starts: The base timesteps at which all but the first of the experts begin; likewise.
-        proposal: Those at which new experts could begin: see
-            `ppap_framework.experts.propose_boundaries`. Without any, one expert would do.
+        log_snr: Noise levels of these.
+        clean_confidence: Largest softmax of the last stage's images without noise, by the untouched
+            network; None for networks that do not classify.
+        clean_gradient_norm: |dE/dx_0|, at the first stage's images.
+        untouched: Readings of the untouched network.
+        experts: Readings of the experts, each in its own range; None without experts.
+        starts: Base timesteps at which all experts but the first begin; likewise.
+        proposal: Base timesteps at which new experts could begin, see `propose_boundaries`. If it
+            is empty, one expert would do.
     """
 
     images: int
@@ -88,21 +83,25 @@ class Diagnosis:
     schedule_length: int
     timesteps: tuple[int, ...]
     log_snr: tuple[float, ...]
-    clean: Clean
+    clean_confidence: Interval | None
+    clean_gradient_norm: Interval
     untouched: tuple[Reading, ...]
     experts: tuple[Reading, ...] | None
     starts: tuple[int, ...] | None
     proposal: tuple[int, ...]
 
     def record(self) -> dict[str, Any]:
-        """As JSON; what is not finite is null."""
+        """JSON; null for what is not finite."""
+        clean = {"gradient_norm": self.clean_gradient_norm.record()}
+        if self.clean_confidence is not None:
+            clean = {"confidence": self.clean_confidence.record(), **clean}
         levels = []
         for k, (t, log_snr) in enumerate(zip(self.timesteps, self.log_snr, strict=True)):
             level: dict[str, Any] = {"timestep": t, "log_snr": rounded(log_snr)}
-            level["untouched"] = _record(self.untouched[k])
+            level["untouched"] = self.untouched[k].record()
             if self.experts is not None and self.starts is not None:
                 owner = sum(start <= t for start in self.starts)
-                level["experts"] = {"expert": owner, **_record(self.experts[k])}
+                level["experts"] = {"expert": owner, **self.experts[k].record()}
             levels.append(level)
         return {
             "format": 1,
@@ -111,7 +110,7 @@ class Diagnosis:
             "schedule": {"name": self.schedule, "timesteps": self.schedule_length},
             "experts_begin": None if self.starts is None else list(self.starts),
             "proposal": {"experts": len(self.proposal) + 1, "boundaries": list(self.proposal)},
-            "clean": _record(self.clean),
+            "clean": clean,
             "levels": levels,
         }
 
@@ -119,28 +118,20 @@ class Diagnosis:
         """Write the files.
 
         Args:
-            folder: Made where it is not there.
-            about: What else the JSON file shall say, such as of which networks it is.
+            folder: Created if it is missing.
+            about: Further entries of the JSON file, such as which networks were measured.
 
         Returns:
-            Paths of what was written: the last is diagnose.png, if matplotlib is installed.
+            Paths of the files; the last is diagnose.png, if matplotlib is installed.
 
         Raises:
-            PpapError: Where they cannot be written.
+            PpapError: If the system refuses.
         """
         paths = [folder / RECORD]
         write_json(paths[0], {**self.record(), **(about or {})})
         if importlib.util.find_spec("matplotlib"):
-            for suffix in ("svg", "png"):
-                paths.append(paths[0].with_suffix(f".{suffix}"))
+            for kind in ("svg", "png"):
+                paths.append(folder / f"diagnose.{kind}")
                 with replacing(paths[-1]) as temporary:
-                    diagnosis_plot(self, temporary, suffix)
+                    diagnosis_plot(self, temporary, kind)
         return paths
-
-
-def _record(figures: Clean | Reading) -> dict[str, Any]:
-    return {
-        name: value.record() if isinstance(value, Interval) else value
-        for name, value in attrs.asdict(figures, recurse=False).items()
-        if value is not None
-    }

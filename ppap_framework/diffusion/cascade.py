@@ -32,7 +32,7 @@ class Continuation:
         """The stage with its own sampling.
 
         Raises:
-            UsageError: Where its schedule cannot be respaced so.
+            UsageError: If its schedule cannot be respaced so.
         """
         kept = space_timesteps(stage.schedule.num_timesteps, stage.sampling.respacing)
         return cls(stage, Process(stage.schedule, kept, stage.variance))

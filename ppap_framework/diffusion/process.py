@@ -45,7 +45,7 @@ class Process:
         variance: How the variance of a reverse step is chosen.
 
     Raises:
-        UsageError: Where there are no timesteps, or they are not rising numbers in [0, T).
+        UsageError: If there are no timesteps, or they are not rising numbers in [0, T).
     """
 
     schedule: NoiseSchedule

@@ -19,9 +19,9 @@ class NoiseSource:
     where it has no use for noise; what follows is then the same for every sampler.
 
     Attributes:
-        seed: Of the whole job.
+        seed: Seed of the run.
         start: The number of the batch's first image; image i has its stream from (seed, i).
-        stage: Of the backend, 0 being the first: each has streams of its own, so that one does not
+        stage: Number of the backend's stage; each has streams of its own, so that one does not
             depend on how the other is sampled.
     """
 

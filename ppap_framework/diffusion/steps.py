@@ -40,7 +40,7 @@ class Step(Protocol):
         Args:
             process: The reverse process.
             index: i, in [0, S).
-            prediction: Of x_i, whose x_0 is already as it shall be.
+            prediction: Prediction at x_i, already clipped.
             noise: (B, C, H, W), standard normal, on any device.
             gradient: (B, C, H, W), g, or None for no guidance.
 
@@ -113,7 +113,7 @@ def ddim_inversion_step(
     Args:
         process: The reverse process.
         index: i, in [0, S); from the last one it leads to pure noise, eps.
-        prediction: Of x_i.
+        prediction: Prediction at x_i.
         gradient: (B, C, H, W), g, or None for no guidance.
 
     Returns:
@@ -140,9 +140,9 @@ def _guided(
 
         alpha_to dx_0 + sigma_to deps = (alpha_to sigma_i / alpha_i - sigma_to) sigma_i g
 
-    whose factor is below 1 on evenly spaced timesteps, but has no bound as alpha_i falls to 0: there
-    eps is all of x_i, and x_0 follows from it by division by alpha_i. g is reduced such that the
-    factor stays below 1, the largest that ancestral sampling has (its variance).
+    whose factor is about 1 or less on evenly spaced timesteps, and has no bound as alpha_i falls to
+    0, where x_0 follows from eps by division by alpha_i. g is reduced such that the factor stays
+    at 1, the most that ancestral sampling has (its variance).
     """
     if gradient is None:
         return prediction

@@ -62,7 +62,7 @@ def variational_bound_term(
         x0: (B, C, H, W), clean images in [-1, 1].
         x_t: (B, C, H, W), x_i.
         index: (B,), int64, in [0, S).
-        prediction: Of x_t; its x0 is not clipped.
+        prediction: Prediction at x_t; its x0 is not clipped.
 
     Returns:
         (B,).

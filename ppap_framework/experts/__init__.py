@@ -5,8 +5,8 @@
     with experts.training(0): ...                       # gradients reach experts.parameters(0)
     save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
 
-    bundle = choose_bundle("auto", model, backend)      # verified, and for these very weights
-    with bundle.attached(model) as experts:
+    chosen = choose_experts("auto", "classifier", model, backend)  # of these very weights, or None
+    with chosen.attached(model) as experts:
         prediction = experts.at(level)(images, level)   # the network is untouched again at the end
 
 A noise level belongs to one expert. Clean images belong to none: the untouched network reads them.
@@ -26,7 +26,6 @@ from ppap_framework.experts.bundle import (
 from ppap_framework.experts.choice import (
     WantedExperts,
     check_wanted,
-    choose_bundle,
     choose_experts,
     same_experts,
     uses_experts,
@@ -64,7 +63,6 @@ __all__ = [
     "backend_sha256",
     "bundle_by_name",
     "check_wanted",
-    "choose_bundle",
     "choose_experts",
     "describe",
     "experts_dir",

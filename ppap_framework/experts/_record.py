@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import attrs
 
-__all__ = ["count", "counts", "digest", "json_object", "must_be", "numbers", "read_record", "text"]
+__all__ = [
+    "as_tuple",
+    "count",
+    "counts",
+    "digest",
+    "json_object",
+    "must_be",
+    "numbers",
+    "read_record",
+    "text",
+]
 
 _R = TypeVar("_R")
 
@@ -52,6 +62,11 @@ def _nested(hint: Any, given: Any) -> Any:
     return (
         [read_record(record, one) for one in given] if ... in kinds else read_record(record, given)
     )
+
+
+def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
+    """A converter of fields."""
+    return tuple(values)
 
 
 def must_be(what: str, test: Callable[[Any], bool]) -> Callable[[Any, Any, Any], None]:

@@ -41,12 +41,7 @@ _ZEROS = "0" * 64
 
 
 def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
-    """Make an adapter that a plugin supplies.
-
-    Raises:
-        PluginError: If no plugin does, or it is broken.
-        UsageError: For options that it does not take.
-    """
+    """Make an adapter that a plugin supplies; see `Registry.make`."""
     plugins = registry()
     return plugins.make(plugins.spec("adapter", config.name), config.options)
 
@@ -117,11 +112,7 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
 
 
 def rescale_bundle(path: Path, scales: Sequence[float] | None) -> None:
-    """Replace the guidance scales of a bundle; it is at any time the old one or the new one.
-
-    Args:
-        path: The bundle.
-        scales: One for each expert; None for none.
+    """Replace the N guidance scales of a bundle. The file is at any time the old or the new one.
 
     Raises:
         ValueError: If there are more or fewer, or one is not finite.
@@ -148,12 +139,9 @@ def load_bundle(
         allow_mismatch: Which of `WAIVABLE` may differ.
         make_adapter: Makes the adapters; by default plugins do.
 
-    Returns:
-        Experts that own the guide's network until they are detached.
-
     Raises:
-        AssetError: If anything is wrong with the file, or it does not match what is present: the
-            message names each difference.
+        AssetError: If anything is wrong with the file, or it does not match; the message names each
+            difference.
         UsageError: For a difference that cannot be waived.
         PluginError: If an adapter's plugin is missing or broken.
         ValueError: If the guide has experts already.

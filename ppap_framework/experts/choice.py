@@ -1,4 +1,4 @@
-"""Which experts look in place of a guide: a bundle, a set of the user's own, or none."""
+"""Which experts read in a guide's place: those of a bundle, a set of the user's own, or none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ppap_framework.experts.set import ExpertSet, has_experts
 __all__ = [
     "WantedExperts",
     "check_wanted",
-    "choose_bundle",
     "choose_experts",
     "same_experts",
     "uses_experts",
@@ -27,21 +26,14 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_PASSED_OVER = "experts %r are passed over: %s"
 
-WantedExperts: TypeAlias = "str | os.PathLike[str] | ExpertSet | BundleFile | None"
-"""What a user asks for: "none" or None; "auto" for the newest bundle that matches, if there is one;
-the path or the name of a bundle; an attached set; a bundle that was chosen before."""
+WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"
+"""Experts as they are asked for: the name or path of a bundle; "auto" for the newest bundle that
+matches, if there is one; "none" or None; a bundle that was chosen before; an attached set."""
 
 
 def uses_experts(wanted: WantedExperts, *, noise_aware: bool, through: str) -> bool:
-    """Whether experts could look at all: they are asked for, and there is noise for them to read.
-
-    Args:
-        wanted: The request.
-        noise_aware: Whether the guide reads noise without experts.
-        through: "noisy" or "clean", the images that guides look at.
-    """
+    """Whether experts are wanted, and there is noise for them to read; see `choose_experts`."""
     return wanted not in (None, "none") and not noise_aware and through == "noisy"
 
 
@@ -54,12 +46,7 @@ def check_wanted(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | None:
-    """Check a request before any weights are read.
-
-    Args:
-        allow_mismatch: Which of `WAIVABLE` may differ.
-        offline: Whether to raise instead of downloading a bundle. The rest is as for
-            `choose_experts`.
+    """Check everything that does not need weights; see `choose_experts`.
 
     Returns:
         The bundle that is named, if one is.
@@ -84,7 +71,7 @@ def check_wanted(
     if isinstance(wanted, ExpertSet):
         return None
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
-    _ = bundle.info  # an unreadable header is refused here
+    _ = bundle.info  # refuses an unreadable header
     return bundle
 
 
@@ -99,28 +86,25 @@ def choose_experts(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | ExpertSet | None:
-    """The experts that look in place of a guide.
+    """The experts that read in a guide's place.
 
     Args:
         wanted: The request. A `BundleFile` was compared with the backend when it was chosen, and is
-            taken as it is.
+            returned as it is.
         guide_name: The guide's name, for messages.
         model: The guide, without experts other than those of `wanted`.
         backend: The diffusion model that it steers.
         noise_aware: Whether the guide reads noise without experts.
-        through: "noisy" or "clean", the images that guides look at.
+        through: "noisy" or "clean", the images that guides read.
         allow_mismatch: Which of `WAIVABLE` may differ.
         offline: Whether to raise instead of downloading a bundle.
-
-    Returns:
-        None for no experts. The SHA-256 of a bundle is taken.
 
     Raises:
         UsageError: As `check_wanted`, and if other experts are attached to the model.
         AssetError: As `check_wanted`, and if the bundle is damaged or does not match.
         PluginError: If several distributions claim its name.
     """
-    check_wanted(
+    named = check_wanted(
         wanted,
         guide_name,
         noise_aware=noise_aware,
@@ -128,10 +112,10 @@ def choose_experts(
         allow_mismatch=allow_mismatch,
         offline=offline,
     )
-    if isinstance(wanted, BundleFile):
-        return wanted
-    if wanted is None or not uses_experts(wanted, noise_aware=noise_aware, through=through):
-        return None
+    if isinstance(wanted, BundleFile) or not uses_experts(
+        wanted, noise_aware=noise_aware, through=through
+    ):
+        return named
     if isinstance(wanted, ExpertSet):
         if wanted.model is not model or not has_experts(model.network):
             raise UsageError(
@@ -144,7 +128,12 @@ def choose_experts(
             f"the network of guide {guide_name!r} has experts already",
             hint="give the guide these, or detach them",
         )
-    return choose_bundle(wanted, model, backend, allow_mismatch=allow_mismatch, offline=offline)
+    present = Present(model, backend)
+    if named is None:
+        return _newest(present, allow_mismatch)
+    _verify(named)
+    check_match(named.path, present.differences(named.info), allow_mismatch)
+    return named
 
 
 def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertSet | None) -> bool:
@@ -155,58 +144,22 @@ def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertS
 
 
 def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None:
-    """Log which experts get no step of a process.
-
-    Args:
-        guide_name: The guide's name.
-        ranges: The noise levels that each of its experts owns.
-        process: The reverse process that is guided.
-    """
-    steps, owned = ranges.coverage(process), ranges.timesteps(process.schedule)
+    """Log which experts of a guide get no step of a process."""
     idle = ", ".join(
-        f"expert {k} ({f'timesteps {t.start} to {t.stop - 1}' if t else 'no timestep'})"
-        for k, t in enumerate(owned)
-        if not steps[k]
+        f"expert {k} ({f'timesteps {own.start} to {own.stop - 1}' if own else 'no timestep'})"
+        for k, own in enumerate(ranges.timesteps(process.schedule))
+        if not any(t in own for t in process.timesteps)
     )
     if idle:
         of = "1 step" if len(process) == 1 else f"{len(process)} steps"
         _log.warning("guide %r: of %s none is for %s", guide_name, of, idle)
 
 
-def choose_bundle(
-    source: str | os.PathLike[str],
-    model: GuidanceModel,
-    backend: DiffusionBackend,
-    *,
-    allow_mismatch: Collection[str] = (),
-    offline: bool = False,
-) -> BundleFile | None:
-    """The bundle that guides: verified, and known to match what is present.
-
-    Args:
-        source: "auto" for the first of `find_bundles` that matches, or a path or name for
-            `bundle_by_name`.
-        model: The guide, without experts.
-        backend: The diffusion model that it steers.
-        allow_mismatch: Which of `WAIVABLE` may differ.
-        offline: Whether to raise instead of downloading a bundle that is named.
-
-    Returns:
-        None if "auto" finds nothing.
-
-    Raises:
-        AssetError: If the bundle that is named is missing, damaged, or does not match.
-        PluginError: If several distributions claim its name.
-        UsageError: For a difference that cannot be waived.
+def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | None:
+    """The first of `find_bundles` that matches. Others for the same guide are logged; those of
+    other backends only if nothing matches.
     """
-    check_waivers(allow_mismatch)
-    present = Present(model, backend)
-    if source != "auto":
-        bundle = bundle_by_name(source, offline=offline)
-        _verify(bundle)
-        check_match(bundle.path, present.differences(bundle.info), allow_mismatch)
-        return bundle
-    other_backends = []  # worth a warning only if nothing matches
+    other_backends = []
     for bundle in find_bundles():
         differences: Mapping[str, str] = {}
         try:
@@ -218,11 +171,11 @@ def choose_bundle(
         except AssetError as error:
             left = [words for name, words in differences.items() if name not in allow_mismatch]
             reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
-            told = bundle.name, reason + (f" ({error.hint})" if error.hint else "")
+            reason += f" ({error.hint})" if error.hint else ""
             if "backend" in differences:
-                other_backends.append(told)
+                other_backends.append((bundle.name, reason))
             else:
-                _log.warning(_PASSED_OVER, *told)
+                _log.warning(_PASSED_OVER, bundle.name, reason)
         else:
             return bundle
     for told in other_backends:
@@ -230,6 +183,9 @@ def choose_bundle(
     return None
 
 
+_PASSED_OVER = "experts %r are passed over: %s"
+
+
 def _verify(bundle: BundleFile) -> None:
-    _ = bundle.info, bundle.sha256  # taken first, so that a later change is noticed
+    _ = bundle.sha256  # taken first, so that a later change is noticed
     verify_bundle(bundle.path)

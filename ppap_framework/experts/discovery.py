@@ -7,7 +7,7 @@ import difflib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
-from ppap_framework.registry import Registry, registry
+from ppap_framework.registry import registry
 
 __all__ = ["BundleFile", "bundle_by_name", "experts_dir", "find_bundles", "keep_bundle"]
 
@@ -46,7 +46,7 @@ class BundleFile:
 
     @cached_property
     def info(self) -> BundleInfo:
-        """Its description: see `read_bundle_info`."""
+        """See `read_bundle_info`."""
         return read_bundle_info(self.path)
 
     @cached_property
@@ -82,12 +82,10 @@ class BundleFile:
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context in which the experts are attached to their guide; at its end, the network is as
-        it was found.
+        """A context in which the experts are attached to their guide; see `load_bundle`.
 
         Raises:
-            AssetError: If the file has changed since its SHA-256 was taken, or cannot be loaded:
-                see `load_bundle`.
+            AssetError: If the file has changed since its SHA-256 was taken.
         """
         if file_sha256(self.path) != self.sha256:
             raise AssetError(
@@ -117,26 +115,17 @@ def keep_bundle(path: Path) -> Path:
     return kept
 
 
-def find_bundles(
-    folders: Iterable[Path] | None = None, plugins: Registry | None = None
-) -> list[BundleFile]:
+def find_bundles() -> list[BundleFile]:
     """Every bundle on disk: the user's own, the newest first, then those of distributions. Nothing
     is downloaded or opened.
-
-    Args:
-        folders: The folders with the user's own; None for `experts_dir`.
-        plugins: The plugins that may offer some; None for those that are installed.
     """
-    own = [
-        path
-        for folder in ([experts_dir()] if folders is None else folders)
-        for path in folder.glob(f"*{SUFFIX}")
-    ]
-    own.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
-    found = [BundleFile(path.name.removesuffix(SUFFIX), path) for path in own]
-    plugins = registry() if plugins is None else plugins
-    here = [asset for asset in plugins.bundles() if _is_here(asset)]
-    return found + [_installed(plugins, asset, offline=True) for asset in here]
+    found = _own()
+    for asset in registry().bundles():
+        try:
+            found.append(_installed(asset, offline=True))
+        except AssetError as error:  # noqa: PERF203 - one asset must not hide the others
+            _log.info("experts %r are not here: %s", asset.name, error)
+    return found
 
 
 def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
@@ -157,14 +146,13 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     if path.name.endswith(SUFFIX) or len(path.parts) > 1:
         return BundleFile(path.name.removesuffix(SUFFIX), path)
     name = str(source)
-    own = {bundle.name: bundle for bundle in find_bundles(plugins=Registry(()))}
+    own = {bundle.name: bundle for bundle in _own()}
     if name in own:
         return own[name]
-    plugins = registry()
     try:
-        return _installed(plugins, plugins.bundle(name), offline=offline)
+        return _installed(registry().bundle(name), offline=offline)
     except AssetError:
-        known = [*own, *(asset.name for asset in plugins.bundles())]
+        known = [*own, *(asset.name for asset in registry().bundles())]
         if name.rpartition(":")[2] in known:
             raise
     if path.exists():
@@ -179,15 +167,12 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     )
 
 
-def _is_here(asset: ExpertBundle) -> bool:
-    try:
-        fetch(asset, offline=True)
-    except AssetError as error:
-        _log.info("experts %r are not here: %s", asset.name, error)
-        return False
-    return True
+def _own() -> list[BundleFile]:
+    paths = list(experts_dir().glob(f"*{SUFFIX}"))
+    paths.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
 
 
-def _installed(plugins: Registry, asset: ExpertBundle, *, offline: bool) -> BundleFile:
+def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
     path = fetch(asset, offline=offline)
-    return BundleFile(asset.name, path, plugins.provider(asset).distribution)
+    return BundleFile(asset.name, path, registry().provider(asset).distribution)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
-from ppap_framework.experts._record import counts, numbers
+from ppap_framework.experts._record import as_tuple, counts, numbers
 from ppap_framework.experts.set import has_experts
 
 __all__ = ["InputConvention", "backend_sha256", "guide_sha256", "weights_sha256"]
@@ -80,9 +80,9 @@ class InputConvention:
         white: Mean of each of its C channels for an image of 1.
     """
 
-    shape: tuple[int, ...] = attrs.field(converter=tuple, validator=counts)
-    black: tuple[float, ...] = attrs.field(converter=tuple, validator=numbers)
-    white: tuple[float, ...] = attrs.field(converter=tuple, validator=numbers)
+    shape: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
+    black: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
+    white: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:

@@ -12,6 +12,7 @@ from attrs.validators import and_, min_len, optional
 
 from ppap_framework.errors import UsageError
 from ppap_framework.experts._record import (
+    as_tuple,
     count,
     counts,
     digest,
@@ -97,27 +98,27 @@ class BundleInfo:
     )
     guide: Identity
     backend: Identity
-    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=tuple, validator=min_len(1))
-    boundaries: tuple[float, ...] = attrs.field(converter=tuple, validator=numbers)
+    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=as_tuple, validator=min_len(1))
+    boundaries: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
     schedule: str = attrs.field(validator=text)
-    timesteps: tuple[int, ...] = attrs.field(converter=tuple, validator=counts)
+    timesteps: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
     image_space: str = attrs.field(
         default=_IMAGE_SPACE,
         validator=must_be(repr(_IMAGE_SPACE), lambda value: value == _IMAGE_SPACE),
     )
     resolution: tuple[int, ...] = attrs.field(
-        converter=tuple, validator=and_(counts, must_be("two", lambda value: len(value) == 2))
+        converter=as_tuple, validator=and_(counts, must_be("two", lambda value: len(value) == 2))
     )
     preprocessing: Preprocessing | None = None
     input: InputConvention | None
     network_parameters: int = attrs.field(validator=count)
-    expert_parameters: tuple[int, ...] = attrs.field(converter=tuple, validator=counts)
+    expert_parameters: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
     recipe: Mapping[str, Any] = attrs.field(validator=json_object)
     seed: int = attrs.field(validator=must_be("a whole number", lambda value: type(value) is int))
     data_sha256: str | None = attrs.field(validator=optional(digest))
     metrics: Mapping[str, Any] = attrs.field(validator=json_object)
     scales: tuple[float, ...] | None = attrs.field(
-        converter=attrs.converters.optional(tuple), validator=optional(numbers)
+        converter=attrs.converters.optional(as_tuple), validator=optional(numbers)
     )
 
     def __attrs_post_init__(self) -> None:
@@ -131,9 +132,11 @@ class BundleInfo:
         n = len(self)
         if len(self.timesteps) != n + 1 or any(a > b for a, b in pairwise(self.timesteps)):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
-        for name in ("expert_parameters", "scales"):
-            if (values := getattr(self, name)) is not None and len(values) != n:
-                faults.append(f"{name} must be {n} numbers, not {len(values)}")
+        faults += [
+            f"{name} must be {n} numbers, not {len(values)}"
+            for name in ("expert_parameters", "scales")
+            if (values := getattr(self, name)) is not None and len(values) != n
+        ]
         names = [adapter.name for adapter in self.adapters]
         if len(set(names)) != len(names):
             faults.append(f"adapters must have different names, not {names}")

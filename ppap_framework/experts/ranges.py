@@ -21,7 +21,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.diffusion import Process
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
@@ -119,8 +118,3 @@ class NoiseRanges:
         owners = self.index(NoiseLevel(schedule.log_snr))  # (T,), rising
         ends = torch.bincount(owners, minlength=len(self)).cumsum(0).tolist()
         return tuple(range(start, end) for start, end in pairwise([0, *ends]))
-
-    def coverage(self, process: Process) -> tuple[int, ...]:
-        """How many steps of a process each of the N experts guides."""
-        level = NoiseLevel(process.schedule.log_snr[list(process.timesteps)])
-        return tuple(torch.bincount(self.index(level), minlength=len(self)).tolist())

@@ -63,6 +63,7 @@ class ExpertSet:
         preprocessing: How experts are fed; None for the model's own way.
 
     Attributes:
+        active: The expert that is merged; None for the untouched network.
         student: What experts read through: the model, unless they are fed in another way.
         network_parameters: Number of parameters of the untouched network.
 
@@ -95,7 +96,7 @@ class ExpertSet:
         self.ranges = ranges
         self.adapters = dict(adapters)
         self.network_parameters = sum(p.numel() for p in model.network.parameters())
-        self._active: int | None = None
+        self.active: int | None = None
         with contextlib.ExitStack() as undo:
             for adapter in self.adapters.values():
                 adapter.attach(model.network, len(ranges))
@@ -125,21 +126,11 @@ class ExpertSet:
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context in which experts are merged as needed; the untouched network is active again at
-        its end.
-
-        Args:
-            model: The set's own model.
-        """
+        """A context at whose end the untouched network is active; `model` is the set's own."""
         try:
             yield self
         finally:
             self.activate(None)
-
-    @property
-    def active(self) -> int | None:
-        """The expert that is merged into the network's weights; None for the untouched network."""
-        return self._active
 
     def activate(self, index: int | None) -> None:
         """Merge an expert into the network's weights; None restores the untouched network.
@@ -149,40 +140,29 @@ class ExpertSet:
         Raises:
             IndexError: If there is no such expert.
         """
-        if index == self._active:
+        if index == self.active:
             return
         if index is not None and not 0 <= index < len(self):
             raise IndexError(f"there is no expert {index} of {len(self)}")
-        self._active = _UNSETTLED
+        self.active = _UNSETTLED
         for adapter in self.adapters.values():
             adapter.activate(index)
-        self._active = index
+        self.active = index
 
     def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
-        """The reader of images of these noise levels, until the next call.
+        """The function that reads images of B noise levels, each with the expert that owns its
+        level. It is valid until the next call.
 
-        Args:
-            level: B levels. If they belong to one expert, it is merged, and the model or student
-                itself returned: reading costs what it costs without experts.
+        If the levels belong to one expert, that is merged and the model or student returned, so
+        reading costs what it costs without experts, and predictions are differentiable in the
+        images until another expert is merged. Predictions of several experts are differentiable
+        at any time; they must be tensors whose first dimension is B, or tuples, lists and mappings
+        of such.
         """
         owners = set(self._owners(level))
         if len(owners) > 1:
             return self._grouped
         return self._merged(owners.pop()) if owners else self.model
-
-    def forward(self, images: Tensor, level: NoiseLevel) -> Any:
-        """Read each image with the expert that owns its noise level.
-
-        Args:
-            images: (B, 3, H, W), in the variance-preserving form.
-            level: Their B noise levels, mixed in any way.
-
-        Returns:
-            The model's prediction: a tensor whose first dimension is B, or tuples, lists and
-            mappings of such. It is differentiable in the images at any time if the levels belong to
-            several experts, and otherwise until another expert is merged.
-        """
-        return self.at(level)(images, level)
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:

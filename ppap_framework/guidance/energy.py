@@ -10,8 +10,8 @@ Two ways to it, of which a guided step takes one:
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
 
-Where guides pull against each other, what conflicts can be removed before the pulls -s_k dE_k are
-added; see `ppap_framework.guidance.conflicts`.
+Components of the pulls -s_k dE_k that oppose another guide can be removed before they are added; see
+`ppap_framework.guidance.conflicts`.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ class EnergyGuidance:
     """Several guides at once, as `ppap_framework.diffusion.trajectory` wants its guidance.
 
     Gradients that are not finite are left out, image by image, and counted: an image goes without
-    that guide for that step, and no other image notices.
+    that guide for that step, and other images are not affected.
 
     Attributes:
         guides: Any number.
-        through: Where the guides look.
-        normalize: Whether each guide's gradient of each image is brought to a root mean square of 1
-            before the scales, so that a scale says how far eps moves in units of its own standard
-            deviation times sigma. Through "clean", the denoiser then turns the sum of the guides'
-            gradients and does not change its length. A gradient of 0 stays 0.
-        conflicts: Whether to "keep" or to "remove", image by image, the component of each guide's
-            pull that points against another's, where the guides look and before pulls are added.
-        evaluations: How often the denoiser's network looks at an image to denoise it, for counting.
+        through: The image that guides look at.
+        normalize: Scale each guide's gradient of each image to a root mean square of 1, so that a
+            guidance scale is a change of eps in units of sigma. Through "clean", the denoiser then
+            rotates the sum of the gradients and keeps its length. A gradient of 0 stays 0.
+        conflicts: "keep" or "remove", image by image, gradient components that oppose another
+            guide, at the image that guides look at and before they are added.
+        evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
+        tally: Counts; several guidances may share one.
     """
 
     guides: tuple[Guide, ...] = attrs.field(converter=_tuple)

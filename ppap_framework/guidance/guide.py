@@ -88,7 +88,7 @@ class Guide:
         target_is_default: Whether it was chosen because none was given.
 
     Raises:
-        UsageError: If the scale is not finite or the interval empty.
+        UsageError: If the scale is not finite, the interval empty, or the experts of another model.
     """
 
     name: str
@@ -112,7 +112,10 @@ class Guide:
         for problem in scale_problems(self.name, self.scale, self.interval):
             raise problem
         if isinstance(self.experts, ExpertSet) and self.experts.model is not self.model:
-            raise ValueError(f"the experts of guide {self.name!r} are of another model")
+            raise UsageError(
+                f"the experts of guide {self.name!r} are of another model",
+                hint="make the guide of `experts.model`",
+            )
 
     @property
     def chosen(self) -> BundleFile | ExpertSet | None:

@@ -25,11 +25,11 @@ class RangeScales:
     """A scale for each of N ranges of noise levels, such as experts are calibrated with.
 
     Attributes:
-        ranges: Of the N experts, say.
+        ranges: The N ranges.
         values: N scales.
 
     Raises:
-        UsageError: Where they are not N finite numbers.
+        UsageError: If there are not N finite numbers.
     """
 
     ranges: NoiseRanges

@@ -16,10 +16,10 @@ class GuideStatistics:
     """One guide's part in a run.
 
     Attributes:
-        name: The guide's.
-        forwards: Images that it looked at, steps counted singly.
-        backwards: Images that it was differentiated for, likewise.
-        skipped: Gradients that were not finite and therefore left out.
+        name: Name of the guide.
+        forwards: Images that it saw; each step counts.
+        backwards: Images for which it was differentiated; each step counts.
+        skipped: Gradients that were not finite and were left out.
         conflicts: Pulls that lost a component opposing another guide's; 0 if conflicts are kept.
         times: t / T of each step at which it acted, in order.
         gradient_norms: Mean norm of dE/dx over images at each of these, unscaled, x being what the
@@ -44,10 +44,10 @@ class GuidanceStatistics:
 
     Attributes:
         guides: Each guide's part.
-        denoiser_forwards: Images that the denoiser's network looked at, steps counted singly, and
-            so is each look where a step takes several, as with classifier-free guidance.
-        denoiser_backwards: Images that it was differentiated for, likewise.
-        denoiser_skipped: Gradients that the denoiser made infinite, and which were left out.
+        denoiser_forwards: Images that the denoiser's network saw; each step and each forward pass
+            counts, of which classifier-free guidance takes two.
+        denoiser_backwards: Images for which it was differentiated.
+        denoiser_skipped: Gradients that were infinite behind the denoiser and were left out.
     """
 
     guides: tuple[GuideStatistics, ...]
@@ -57,7 +57,7 @@ class GuidanceStatistics:
 
 
 class Tally:
-    """Counts as a run goes on. Figures stay on their device until somebody reads them."""
+    """Counts of a run. Figures stay on their device until they are read."""
 
     def __init__(self) -> None:
         self._guides: dict[int, dict[float, Tensor]] = {}
@@ -76,7 +76,7 @@ class Tally:
         """Add one guide's gradients at one step.
 
         Args:
-            position: Of the guide among the guides.
+            position: Position of the guide among the guides.
             time: t / T.
             norms: (B, 1, 1, 1).
             finite: (B, 1, 1, 1), bool.
@@ -94,7 +94,7 @@ class Tally:
         self._conflicts[position] = images if before is None else before + images
 
     def denoiser(self, images: int, *, differentiated: bool = False) -> None:
-        """Add one call of the denoiser, whose network looks at so many images."""
+        """Add one call of the denoiser, whose network sees so many images."""
         self._denoiser_forwards += images
         self._denoiser_backwards += images * differentiated
 

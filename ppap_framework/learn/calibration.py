@@ -24,43 +24,41 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 import torch
 from torch import Tensor
 
 from ppap_framework.components import DiffusionBackend, Target, TargetInput
-from ppap_framework.data.files import write_json
 from ppap_framework.diagnosis import noised
-from ppap_framework.diagnosis.disagreement import clean_level
 from ppap_framework.diffusion import timesteps_for
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import ExpertSet, load_bundle, read_bundle_info, rescale_bundle
+from ppap_framework.files import write_json
 from ppap_framework.guidance import Guide, RangeScales
 from ppap_framework.learn.folder import calibration_path
 from ppap_framework.learn.scale_search import Loss, Scales, Trial, most_trials, search
-from ppap_framework.learn.teacher import Teacher
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.pixels import to_pil
 from ppap_framework.run import (
-    ChosenExperts,
-    ExpertRequest,
+    Compute,
     LoadedBackend,
-    LoadedGuide,
-    Origin,
-    Result,
-    Settings,
-    draw,
-    find_device,
-    frozen,
+    Sampling,
+    check,
+    drawing,
+    guide_origin,
     plan,
-    to_pictures,
+    settle,
 )
 from ppap_framework.run import backend as load_backend
+from ppap_framework.runtime import Progress, Watch, frozen, isolated
 
-__all__ = ["Calibrated", "Calibration", "calibrate", "calibrate_if_possible"]
+if TYPE_CHECKING:
+    from ppap_framework.learn.plan import TransferPlan
+
+__all__ = ["Calibration", "calibrate", "calibrate_if_possible"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,20 +69,6 @@ _FIRST_PULL = 0.01
 """Of the first scale: the change of eps, as a share of its norm."""
 
 _NAME = "calibration"
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Calibrated:
-    """How far a calibration is.
-
-    Attributes:
-        trials: That are done.
-        most: As many as there can be; fewer may do.
-    """
-
-    trials: int
-    most: int
 
 
 @final
@@ -121,17 +105,17 @@ class Calibration:
         }
 
 
+@isolated()
 def calibrate(
     backend: DiffusionBackend | str,
-    guide: Teacher,
+    guide: Guide,
     bundle: Path,
     *,
     num: int = 32,
-    steps: int = 25,
-    seed: int = 0,
-    batch: int = 32,
-    device: str = "auto",
-    progress: Callable[[Calibrated], None] | None = None,
+    sampling: Sampling | None = None,
+    compute: Compute | None = None,
+    progress: Watch | None = None,
+    **changes: Any,
 ) -> Calibration:
     """Find the scales of a bundle's experts and write them into it.
 
@@ -139,33 +123,32 @@ def calibrate(
     NAME.calibration.json.
 
     Args:
-        backend: That the experts steer.
+        backend: The diffusion model that the experts steer.
         guide: The untouched network, and the loss whose energy guides.
-        bundle: Of its experts.
+        bundle: File of its experts.
         num: Trajectories of a trial, from 4.
-        steps: Of a trajectory.
-        seed: Of pictures and trajectories; the same seed finds the same scales.
-        batch: How many images at once.
-        device: "auto", or as torch calls it.
+        sampling: What determines pictures and trajectories; the same finds the same scales.
+        compute: How they are computed, by default 32 at once.
         progress: Called after every trial.
+        changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: For arguments that cannot be used, a guide that cannot be aimed at a picture, or
-            a backend that cannot be sampled from.
-        AssetError: Where the bundle is damaged, or does not match; or cannot be written.
-        PpapError: Where the record cannot be written.
+        UsageError: If an argument cannot be used, the guide cannot be aimed at a picture, or the
+            backend cannot be sampled from.
+        AssetError: If the bundle is damaged, does not match, or cannot be written.
+        PpapError: If the record cannot be written.
     """
-    settings = Settings(num=num, steps=steps, seed=_seed(seed), batch=batch, device=device)
-    if type(num) is not int or num < 4:
+    sampling, compute = settle(sampling, compute, changes, {"batch": 32})
+    check(num, sampling, compute)
+    if num < 4:
         raise UsageError(f"num must be a whole number from 4, not {num}", hint="use 32, say")
+    seed, sampling = sampling.seed, attrs.evolve(sampling, seed=_seed(sampling.seed))
     loaded = load_backend(backend)
-    settings.check()
-    place = find_device(device)
     networks = [guide.model, *(stage.network for stage in loaded.stages)]
     experts = load_bundle(bundle, guide.model, loaded.inner)
     try:
-        with frozen(networks, place):
-            trials = _Trials.prepared(loaded, guide, experts, settings)
+        with frozen(networks, compute.place):
+            trials = _Trials.prepared(loaded, guide, experts, num, sampling, compute)
             n, done = len(experts), 0
 
             def run(scales: Scales) -> Loss:
@@ -173,7 +156,7 @@ def calibrate(
                 loss = trials.run(scales)
                 done += 1
                 if progress:
-                    progress(Calibrated(trials=done, most=most_trials(n)))
+                    progress(Progress("calibrating", done, most_trials(n)))
                 return loss
 
             scales, tried = search(run, trials.first_scale(), n)
@@ -185,7 +168,7 @@ def calibrate(
         trials=tried,
         energies=trials.energies,
         num=num,
-        steps=steps,
+        steps=sampling.steps,
         seed=seed,
     )
     write_json(calibration_path(bundle), found.record())
@@ -193,24 +176,23 @@ def calibrate(
     return found
 
 
-def calibrate_if_possible(
-    backend: DiffusionBackend,
-    guide: Teacher,
-    bundle: Path,
-    *,
-    seed: int,
-    device: str,
-    progress: Callable[[Calibrated], None] | None = None,
-) -> None:
-    """Calibrate experts that are not calibrated; log in a line why they cannot be, if so.
+def calibrate_if_possible(plan: TransferPlan, bundle: Path, progress: Watch | None) -> None:
+    """Calibrate the experts of a training, unless they are; log why they cannot be, if so.
 
     Raises:
-        PpapError: As `calibrate`, but for a guide or a backend with which it cannot be done.
+        PpapError: As `calibrate`, except for a guide or a backend with which it cannot be done.
     """
     if read_bundle_info(bundle).scales is not None:
         return
     try:
-        calibrate(backend, guide, bundle, seed=seed, device=device, progress=progress)
+        calibrate(
+            plan.backend,
+            plan.guide,
+            bundle,
+            seed=plan.recipe.seed,
+            compute=plan.compute,
+            progress=progress,
+        )
     except UsageError as error:
         _log.warning("%s; %s", error.message, error.hint)
 
@@ -221,37 +203,43 @@ class _Trials:
     """Trajectories that are drawn again with every set of scales.
 
     Attributes:
-        backend: That draws.
-        teacher: The untouched network, and the loss.
-        guide: The same with experts, aimed, of scale 1.
-        settings: Of every trial.
+        backend: The diffusion model.
+        guide: The guide with experts, aimed, of scale 1.
+        sampling: What determines the images of every trial.
+        compute: How they are computed.
         pictures: (M, 3, H, W), what was drawn unguided.
         energies: E_own and E_other.
         usual: The mean of log10 e over the pictures.
     """
 
     backend: LoadedBackend
-    teacher: Teacher
     guide: Guide
-    settings: Settings
+    sampling: Sampling
+    compute: Compute
     pictures: Tensor
     energies: tuple[float, float]
     usual: float
 
     @classmethod
     def prepared(
-        cls, backend: LoadedBackend, teacher: Teacher, experts: ExpertSet, settings: Settings
+        cls,
+        backend: LoadedBackend,
+        teacher: Guide,
+        experts: ExpertSet,
+        num: int,
+        sampling: Sampling,
+        compute: Compute,
     ) -> _Trials:
         """Draw the pictures, and aim at them.
 
         Raises:
-            UsageError: Where that cannot be.
+            UsageError: If that is impossible.
         """
-        # Refused at once, before any is drawn; in colour, since grey may pass for a mask or a map.
+        # Refused at once, before any is drawn; in color, since grey may pass for a mask or a map.
         tinted = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
         probe = tinted.expand(2, *backend.stages[-1].image_shape)
         _energies(teacher, probe, _targets(teacher, probe))
-        pictures = _drawn(backend, [], settings).images
+        pictures = _drawn(backend, [], num, sampling, compute)
         own = _targets(teacher, pictures)
         # Picture i came from the noise that trajectory i starts from, and is not its target.
         other = own.roll(-1, dims=0)
@@ -263,29 +251,29 @@ class _Trials:
             )
         return cls(
             backend=backend,
-            teacher=teacher,
-            guide=Guide(
+            guide=attrs.evolve(
+                teacher,
                 name=_NAME,
-                model=teacher.model,
-                loss=teacher.loss,
                 target=Target(value=other, label="pictures"),
+                scale=1.0,
                 experts=experts,
             ),
-            settings=settings,
+            sampling=sampling,
+            compute=compute,
             pictures=pictures,
             energies=(energies[0].item(), energies[1].item()),
-            usual=_log_errors(backend, pictures, settings).mean().item(),
+            usual=_log_errors(backend, pictures, compute).mean().item(),
         )
 
     def first_scale(self) -> float:
         """The scale with which the guide changes eps, in the mean of all steps, by `_FIRST_PULL`
         of its norm.
         """
-        schedule = self.backend.stages[0].schedule
+        schedule, batch = self.backend.stages[0].schedule, self.compute.fixed_batch
         pulls = []
-        for t in timesteps_for(schedule.num_timesteps, self.settings.steps):
-            for start in range(0, len(self.pictures), self.settings.block):
-                x0 = self.pictures[start : start + self.settings.block].to(self._device)
+        for t in timesteps_for(schedule.num_timesteps, self.sampling.steps):
+            for start in range(0, len(self.pictures), batch):
+                x0 = self.pictures[start : start + batch].to(self.compute.place)
                 x_t, level = noised(x0, schedule, t, first=start)
                 guide = self.guide.rows(start, start + len(x0))
                 norms = torch.linalg.vector_norm(guide.gradient(x_t, level).flatten(1), dim=1)
@@ -294,50 +282,46 @@ class _Trials:
         pull = torch.cat(pulls)
         mean = pull[pull.isfinite()].mean().item()
         if not mean > 0.0:
-            raise _uncalibrated(self.teacher, "its energy has no gradient")
+            raise _uncalibrated(self.guide, "its energy has no gradient")
         return _FIRST_PULL / mean
 
     def run(self, scales: Scales) -> Loss:
         """The losses of M trajectories."""
-        experts = self.guide.experts
-        assert experts is not None
-        guide = attrs.evolve(self.guide, scales=RangeScales(experts.ranges, scales))
-        chosen = ChosenExperts.of_set(experts)
-        loaded = LoadedGuide(
-            guide=guide,
-            origin=Origin(component=_NAME),
-            loss_name=_NAME,
-            target_source=_NAME,
-            experts=ExpertRequest(source=chosen, calibrated=False),
-        )
-        result = _drawn(self.backend, [loaded], self.settings)
+        experts, target = self.guide.experts, self.guide.target
+        assert isinstance(experts, ExpertSet)
+        assert target is not None
+        guide = attrs.evolve(self.guide, curve=RangeScales(experts.ranges, scales))
+        count = len(self.pictures)
+        images = _drawn(self.backend, [guide], count, self.sampling, self.compute)
         own, other = self.energies
-        distance = (result.seen[_NAME].figures["energy"].double() - own) / (other - own)
-        oddity = _log_errors(self.backend, result.images, self.settings) - self.usual
+        distance = (_energies(guide, images, target.value) - own) / (other - own)
+        oddity = _log_errors(self.backend, images, self.compute) - self.usual
         return Loss(
             distance=distance.nan_to_num(nan=1.0).clamp(0.0, 1.0), oddity=oddity.clamp(0.0, 1.0)
         )
 
-    @property
-    def _device(self) -> torch.device:
-        return find_device(self.settings.device)
+
+def _drawn(
+    backend: LoadedBackend, guides: list[Guide], num: int, sampling: Sampling, compute: Compute
+) -> Tensor:
+    """The finished images, (M, 3, H, W), on the CPU. No expert is merged afterwards."""
+    run, batch = plan(backend, guides, num, sampling, compute), compute.fixed_batch
+    with drawing(run) as draw:
+        parts = [
+            draw(range(start, min(start + batch, num)))[run.stages[-1].name].cpu()
+            for start in range(0, num, batch)
+        ]
+    return torch.cat(parts)
 
 
-def _drawn(backend: LoadedBackend, guides: list[LoadedGuide], settings: Settings) -> Result:
-    result = draw(plan(backend, guides, settings))
-    if result.interrupted:
-        raise KeyboardInterrupt
-    return result
-
-
-def _targets(teacher: Teacher, pictures: Tensor) -> Tensor:
+def _targets(teacher: Guide, pictures: Tensor) -> Tensor:
     """What a guide sees in each of M pictures, as targets: (M, ...).
 
     Raises:
         UsageError: Where a picture is no target, or not one of a single value.
     """
     values = []
-    for image in to_pictures(pictures):
+    for image in to_pil(pictures):
         try:
             target = teacher.model.target(TargetInput(image=image, source="a picture"))
         except UsageError as error:
@@ -352,7 +336,7 @@ def _targets(teacher: Teacher, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _energies(teacher: Teacher, pictures: Tensor, targets: Tensor) -> Tensor:
+def _energies(teacher: Guide, pictures: Tensor, targets: Tensor) -> Tensor:
     """Of the untouched network on M clean pictures: (M,), float64, on the CPU.
 
     Raises:
@@ -360,7 +344,7 @@ def _energies(teacher: Teacher, pictures: Tensor, targets: Tensor) -> Tensor:
     """
     try:
         device = next(teacher.model.parameters()).device
-        answers = teacher.model(pictures.to(device), clean_level(len(pictures)))
+        answers = teacher.model(pictures.to(device), NoiseLevel.clean(len(pictures)))
         energies = teacher.loss.energy(answers, targets.to(device)).double().cpu()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
@@ -372,14 +356,14 @@ def _energies(teacher: Teacher, pictures: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _log_errors(backend: LoadedBackend, images: Tensor, settings: Settings) -> Tensor:
+def _log_errors(backend: LoadedBackend, images: Tensor, compute: Compute) -> Tensor:
     """log10 e of M images, a mean over the two levels of noise: (M,), float64, on the CPU."""
-    stage, device = backend.stages[0], find_device(settings.device)
+    stage, device, batch = backend.stages[0], compute.place, compute.fixed_batch
     levels = NoiseLevel(torch.tensor(_NOISE, dtype=torch.float64))
     timesteps = stage.schedule.nearest_timestep(levels).tolist()
     logs = torch.empty(len(timesteps), len(images), dtype=torch.float64)
-    for start in range(0, len(images), settings.block):
-        x0 = images[start : start + settings.block].to(device)
+    for start in range(0, len(images), batch):
+        x0 = images[start : start + batch].to(device)
         condition = backend.encode(None, len(x0))
         for k, t in enumerate(timesteps):
             x_t, _ = noised(x0, stage.schedule, t, first=start)
@@ -391,9 +375,9 @@ def _log_errors(backend: LoadedBackend, images: Tensor, settings: Settings) -> T
     return logs.mean(0)
 
 
-def _uncalibrated(teacher: Teacher, why: str) -> UsageError:
+def _uncalibrated(teacher: Guide, why: str) -> UsageError:
     return UsageError(
-        f"guide {teacher.origin.component!r} cannot be calibrated: {why}",
+        f"guide {guide_origin(teacher).component!r} cannot be calibrated: {why}",
         hint="give a scale where it guides, such as --scale 4",
     )
 

@@ -1,100 +1,65 @@
-r"""Distillation: experts learn to say of a noised image what the teacher says of the clean one.
+r"""Distillation: experts learn to answer to a noisy image as the teacher does to the clean one.
 
 With teacher f, expert f_i and its range R_i of timesteps (Go et al. 2023, arXiv 2212.05973, section
 4.3):
 
     min  E_{x0, eps, t in R_i}  L(f_i(alpha_t x0 + sigma_t eps), f(x0))
 
-The teacher is the untouched network itself, whose answers are computed once. Its batch norms use
-their running statistics; those of an expert that has statistics of its own use the batch's, gather
-running ones, and have them estimated anew at the end.
+The teacher is the untouched network. Batch norms use its running statistics, unless the experts
+hold their own: then they normalize by the batch, and gather running statistics, which are estimated
+anew at the end of a phase if that lowers the held-out loss.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
-from ppap_framework.learn.lessons import Lesson, examination, lesson
+from ppap_framework.learn.batch_norms import averaging, own_batch_norms
+from ppap_framework.learn.batches import Batch, training_batch, validation_batch
 from ppap_framework.learn.recipe import SHARED, Phase, Recipe
+from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import widened
-from ppap_framework.run import products_in
+from ppap_framework.runtime import computing_in, evaluating
 
-__all__ = ["Course", "Distillation", "Report", "check_experts"]
+__all__ = ["Distillation", "Report", "check_experts"]
 
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
-class Course:
-    """What there is to learn from, and how.
-
-    Attributes:
-        experts: That learn; attached, and otherwise as they were made.
-        loss: `transfer` compares a student's answer with a teacher's, or `energy` with a label.
-        schedule: Of the stage whose images are noised.
-        images: B images by their numbers, (B, 3, H, W) in [-1, 1], on the network's device.
-        answers: What the teacher says of them, or their labels.
-        supervised: Whether the answers are labels.
-        count: How many images there are.
-        shape: (3, H, W).
-        recipe: How.
-        phases: Of the recipe.
-    """
-
-    experts: ExpertSet
-    loss: TaskLoss
-    schedule: NoiseSchedule
-    images: Callable[[Tensor], Tensor]
-    answers: Callable[[Tensor], Any]
-    supervised: bool
-    count: int
-    shape: tuple[int, int, int]
-    recipe: Recipe
-    phases: tuple[Phase, ...]
-
-    @property
-    def held_out(self) -> int:
-        """How many images, the last ones, are kept from training."""
-        return min(self.count - 1, max(1, round(self.count * self.recipe.held_out)))
-
-
-@final
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Report:
-    """How a training gets on.
+    """An iteration that is done.
 
     Attributes:
-        phase: The number of the phase.
-        step: Iterations of it that are done.
-        loss: Of the last one, or on the held-out images, where it may be inf.
-        held_out: Which of the two.
+        phase: Number of its phase.
+        step: Iterations of the phase that are done.
+        loss: Its loss.
+        held_out: Loss on the held-out images, which may be inf; None without a validation.
     """
 
     phase: int
     step: int
     loss: float
-    held_out: bool
+    held_out: float | None
 
 
 def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
-    """Accept experts that can learn.
+    """Accept experts that can be trained.
 
     Raises:
-        UsageError: Where they hold nothing that could be trained, or need larger batches.
+        UsageError: If they hold no parameters, or need larger batches.
     """
     network = type(experts.model.network).__name__
     if next(experts.parameters(0), None) is None:
@@ -102,7 +67,7 @@ def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
             f"{' and '.join(experts.adapters)} find no parameter to train in {network}",
             hint="use another adapter",
         )
-    if recipe.batch == 1 and _own_statistics(experts):
+    if recipe.batch == 1 and own_batch_norms(experts):
         raise UsageError(
             f"a batch of one image says nothing to the batch norms of {network}",
             hint="use a batch of 64, say",
@@ -111,165 +76,135 @@ def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
 
 @final
 class Distillation:
-    """A training that can be left after any iteration and gone on with exactly.
+    """A training that can be left after any iteration and continued exactly.
 
     Args:
-        course: What is learned and how.
+        experts: The experts, attached and otherwise as they were made.
+        loss: Its `transfer` compares the student's answer with the teacher's; its `energy` compares
+            it with a label.
+        schedule: Noise schedule of the images.
+        data: Images and answers.
+        recipe: How experts are trained.
+        phases: The recipe's phases.
 
-    Raises:
-        UsageError: As `check_experts`.
+    Attributes:
+        held_out: Number of images, the last ones, that are kept for validation.
+        phase: Number of the current phase.
+        step: Iterations of it that are done.
+        scores: For each finished expert its held-out loss, that of the untouched network, and the
+            iteration after which its parameters were the best.
     """
 
-    def __init__(self, course: Course) -> None:
-        check_experts(course.experts, course.recipe)
-        self.course = course
-        self.phase = 0
-        self.step = 0
-        self.best: tuple[float, int, dict[str, Tensor]] | None = None
-        self.stale = 0
+    def __init__(
+        self,
+        experts: ExpertSet,
+        loss: TaskLoss,
+        schedule: NoiseSchedule,
+        data: TrainingSet,
+        recipe: Recipe,
+        phases: tuple[Phase, ...],
+    ) -> None:
+        self._experts, self._loss, self._schedule = experts, loss, schedule
+        self._data, self._recipe, self.phases = data, recipe, phases
+        self.held_out = min(data.count - 1, max(1, round(data.count * recipe.held_out)))
+        self.phase = self.step = 0
         self.scores: list[dict[str, float | None]] = []
+        self._best: tuple[float, int, dict[str, Tensor]] | None = None
+        self._stale = 0  # validations since the best one
         self._start: dict[str, Tensor] | None = None
-        self._network = course.experts.model.network
-        self._owned = _own_statistics(course.experts)
-        self._optimizer_state: dict[str, Any] | None = None
+        self._norms = own_batch_norms(experts)
         self._optimizer: torch.optim.Optimizer | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether everything is learned."""
-        return self.phase == len(self.course.phases)
+        self._optimizer_state: dict[str, Any] | None = None
 
     @property
     def done(self) -> int:
-        """Iterations so far, in all phases; those that early stopping saved count as done."""
-        return sum(phase.iterations for phase in self.course.phases[: self.phase]) + self.step
-
-    @property
-    def _stopped(self) -> bool:
-        """Whether the phase ends early."""
-        patience = self.course.recipe.patience
-        return bool(patience) and self.stale >= patience
+        """Iterations of all phases that are done; those skipped by early stopping count."""
+        return sum(phase.iterations for phase in self.phases[: self.phase]) + self.step
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything from which `load_state_dict` goes on, tensors and plain values."""
+        """Everything that `load_state_dict` needs to continue: tensors and plain values."""
         return {
             "phase": self.phase,
             "step": self.step,
-            "experts": self.course.experts.state_dict(),
+            "experts": self._experts.state_dict(),
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
-            "best": list(self.best) if self.best else None,
-            "stale": self.stale,
+            "best": list(self._best) if self._best else None,
+            "stale": self._stale,
             "scores": self.scores,
             "start": self._start,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from a `state_dict`.
 
         Raises:
-            AssetError: Where it is of other experts.
+            AssetError: If it belongs to other experts.
         """
-        self.course.experts.load_state_dict(state["experts"])
-        self.phase, self.step, self.stale = state["phase"], state["step"], state["stale"]
+        self._experts.load_state_dict(state["experts"])
+        self.phase, self.step, self._stale = state["phase"], state["step"], state["stale"]
         best = state["best"]
-        self.best = None if best is None else (best[0], best[1], best[2])
+        self._best = None if best is None else (best[0], best[1], best[2])
         self.scores, self._start = state["scores"], state["start"]
         self._optimizer_state = state["optimizer"]
 
     def run(self) -> Generator[Report, None, None]:
-        """Learn. Between any two reports `state_dict` says where it stands; the network is left as
-        it was found when the generator is closed.
+        """Train, with a report after every iteration, when a state may be taken. The network is as
+        it was found once the generator is closed.
 
         Raises:
-            PpapError: Where the loss is no longer finite.
-            PluginError: Where it is not one number for each image, or cannot be differentiated.
-            AssetError: Where labels do not fit what the network says.
+            PpapError: If the loss is no longer finite.
+            PluginError: If it is not one number for each image, or not differentiable.
+            AssetError: If labels do not fit the network's answers.
         """
-        while not self.finished:
-            yield from self._run_phase(self.course.phases[self.phase])
+        while self.phase < len(self.phases):
+            yield from self._run_phase(self.phases[self.phase])
 
     def _run_phase(self, phase: Phase) -> Generator[Report, None, None]:
-        course, recipe = self.course, self.course.recipe
-        if self.step == 0:
-            self._begin(phase)
-        exam = self._examination()
-        with course.experts.training(phase.expert), self._modes():
-            parameters = list(course.experts.parameters(phase.expert))
+        if self.step == 0 and phase.begins_with is not None:
+            state = self._experts.state_dict()
+            source = self._start if phase.begins_with == SHARED else _of(state, phase.begins_with)
+            assert source is not None
+            _put(state, phase.expert, source)
+        recipe = self._recipe
+        validation = self._validation(phase)
+        with self._experts.training(phase.expert), evaluating(self._experts.model.network):
+            for module in self._norms:  # nothing else is in training mode: no dropout
+                module.train()
+            parameters = list(self._experts.parameters(phase.expert))
             self._optimizer = torch.optim.AdamW(
                 parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
             )
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None
-            while self.step < phase.iterations and not self._stopped:
-                loss = self._learn(phase, parameters)
+            while self.step < phase.iterations and not 0 < recipe.patience <= self._stale:
+                loss = self._learn(phase, self._optimizer, parameters)
                 self.step += 1
-                score = None
+                held_out = None
                 if self.step % recipe.validate_every == 0 or self.step == phase.iterations:
-                    score = self._score(exam)
-                    self._remember(phase, score)
-                yield Report(phase=self.phase, step=self.step, loss=loss, held_out=False)
-                if score is not None:
-                    yield Report(phase=self.phase, step=self.step, loss=score, held_out=True)
-            score, best = self._end(phase, exam)
+                    held_out = self._score(validation)
+                    self._remember(phase, held_out)
+                yield Report(self.phase, self.step, loss, held_out)
+            score, best = self._end(phase, validation)
         self._optimizer = None
         if not phase.shared:
-            bare = self._score(exam)
+            untouched = self._score(validation)
             self.scores.append(
                 {
                     "held_out": score,
-                    "untouched": bare if math.isfinite(bare) else None,  # JSON knows no infinity
+                    "untouched": untouched if math.isfinite(untouched) else None,
                     "best_iteration": best,
                 }
             )
-        self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
+        self.phase, self.step, self._best, self._stale = self.phase + 1, 0, None, 0
 
-    def _begin(self, phase: Phase) -> None:
-        """Copy what the phase begins with."""
-        state = self.course.experts.state_dict()
-        if phase.begins_with is None:
-            return
-        source = self._start if phase.begins_with == SHARED else _of(state, phase.begins_with)
-        assert source is not None
-        _put(state, phase.expert, source)
-
-    def _end(self, phase: Phase, exam: Lesson) -> tuple[float, int]:
-        """Take the best parameters, and estimate statistics for them where that helps.
-
-        Returns:
-            Their score, and after how many iterations they were found.
-
-        Raises:
-            PpapError: Where no score was finite.
-        """
-        state = self.course.experts.state_dict()
-        assert self.best is not None
-        score, step, kept = self.best
-        if not math.isfinite(score):
-            raise PpapError(
-                f"the loss of {phase.name} on held-out images was never finite",
-                hint="lower the learning rate, or use float32",
-            )
-        _put(state, phase.expert, kept)
-        if self._owned:
-            gathered = {key: value.clone() for key, value in _of(state, phase.expert).items()}
-            self._estimate_statistics(phase)
-            anew = self._score(exam)
-            if anew <= score:
-                score = anew
-            else:
-                _put(state, phase.expert, gathered)
-        if phase.shared:
-            self._start = {key: value.clone() for key, value in _of(state, phase.expert).items()}
-        return score, step
-
-    def _learn(self, phase: Phase, parameters: list[nn.Parameter]) -> float:
-        recipe = self.course.recipe
-        assert self._optimizer is not None
-        for group in self._optimizer.param_groups:
-            group["lr"] = recipe.rate(phase, self.step)
-        batch = self._lesson(phase, self.phase, self.step)
-        loss = self._losses(batch, 0).mean()
+    def _learn(
+        self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+    ) -> float:
+        """One iteration; returns its loss."""
+        for group in optimizer.param_groups:
+            group["lr"] = self._recipe.rate(phase, self.step)
+        loss = self._losses(self._batch(phase, self.step)).mean()
         value = loss.item()
         if not math.isfinite(value):
             raise PpapError(
@@ -278,138 +213,116 @@ class Distillation:
             )
         if not loss.requires_grad:
             raise PluginError(
-                f"the loss of {phase.name} cannot be differentiated in what the expert holds",
+                f"the loss of {phase.name} cannot be differentiated in the expert's parameters",
                 hint="neither the guide nor its loss may leave autograd",
             )
-        self._optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, _CLIP)
-        self._optimizer.step()
+        optimizer.step()
         return value
 
-    def _lesson(self, phase: Phase, stream: int, step: int) -> Lesson:
-        course = self.course
-        return lesson(
-            course.recipe.seed,
-            stream,
-            step,
-            batch=course.recipe.batch,
-            count=course.count - course.held_out,
-            timesteps=phase.timesteps,
-            shape=course.shape,
-        )
+    def _end(self, phase: Phase, validation: Batch) -> tuple[float, int]:
+        """Restore the best parameters, and estimate their statistics if that is better.
 
-    def _examination(self) -> Lesson:
-        course = self.course
-        return examination(
-            course.recipe.seed,
+        Returns:
+            Their held-out loss, and the iteration after which they were found.
+        """
+        state = self._experts.state_dict()
+        assert self._best is not None  # the last iteration was validated
+        score, step, parameters = self._best
+        if not math.isfinite(score):
+            raise PpapError(
+                f"the loss of {phase.name} on held-out images was never finite",
+                hint="lower the learning rate, or use float32",
+            )
+        _put(state, phase.expert, parameters)
+        if self._norms:
+            gathered = _copy(state, phase.expert)
+            with torch.no_grad(), averaging(self._norms):
+                for i in range(_STATISTICS_BATCHES):  # beyond the last iteration: fresh noise
+                    self._predict(self._batch(phase, phase.iterations + i))
+            estimated = self._score(validation)
+            if estimated <= score:
+                score = estimated
+            else:
+                _put(state, phase.expert, gathered)
+        if phase.shared:
+            self._start = _copy(state, phase.expert)
+        return score, step
+
+    def _batch(self, phase: Phase, step: int) -> Batch:
+        return training_batch(
+            self._recipe.seed,
             self.phase,
-            count=course.held_out,
-            timesteps=course.phases[self.phase].timesteps,
-            shape=course.shape,
+            step,
+            batch=self._recipe.batch,
+            count=self._data.count - self.held_out,
+            timesteps=phase.timesteps,
+            shape=self._data.shape,
         )
 
-    def _losses(self, batch: Lesson, first: int) -> Tensor:
-        """(B,), of the images from number `first`."""
-        course = self.course
-        numbers = batch.images + first
-        prediction = widened(self._look(batch, first))
-        answers = widened(course.answers(numbers))
-        if course.supervised:
-            losses = _supervised(course.loss, prediction, answers)
+    def _validation(self, phase: Phase) -> Batch:
+        batch = validation_batch(
+            self._recipe.seed,
+            self.phase,
+            count=self.held_out,
+            timesteps=phase.timesteps,
+            shape=self._data.shape,
+        )
+        return attrs.evolve(batch, images=batch.images + self._data.count - self.held_out)
+
+    @torch.no_grad()
+    def _score(self, validation: Batch) -> float:
+        """Mean loss on held-out images; inf if it is not finite."""
+        total = 0.0
+        with evaluating(self._experts.model.network):
+            for part in validation.split(self._recipe.batch):
+                total += self._losses(part).double().sum().item()
+        return total / len(validation.images) if math.isfinite(total) else math.inf
+
+    def _remember(self, phase: Phase, score: float) -> None:
+        if self._best is None or score < self._best[0]:
+            parameters = _copy(self._experts.state_dict(), phase.expert)
+            self._best, self._stale = (score, self.step, parameters), 0
         else:
-            losses = course.loss.transfer(prediction, answers)
-        if losses.shape != numbers.shape:
+            self._stale += 1
+
+    def _losses(self, batch: Batch) -> Tensor:
+        """(B,)."""
+        prediction = widened(self._predict(batch))
+        answers = widened(self._data.answers(batch.images))
+        if self._data.supervised:
+            losses = _supervised(self._loss, prediction, answers)
+        else:
+            losses = self._loss.transfer(prediction, answers)
+        if losses.shape != batch.images.shape:
+            count = len(batch.images)
             raise PluginError(
-                f"the loss gave {tuple(losses.shape)} for {len(numbers)} images",
-                hint=f"it must be ({len(numbers)},), one for each",
+                f"the loss gave {tuple(losses.shape)} for {count} images",
+                hint=f"it must be ({count},), one for each",
             )
         return losses
 
-    def _look(self, batch: Lesson, first: int) -> Any:
-        course = self.course
-        x0 = course.images(batch.images + first)
-        x_t = course.schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
-        with products_in(course.recipe.precision, x0.device):
-            return course.experts.model(
+    def _predict(self, batch: Batch) -> Any:
+        x0 = self._data.images(batch.images)
+        x_t = self._schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
+        with computing_in(self._recipe.precision, x0.device):
+            return self._experts.model(
                 x_t.contiguous(memory_format=torch.channels_last),
-                course.schedule.level(batch.timesteps),
+                self._schedule.level(batch.timesteps),
             )
-
-    @torch.no_grad()
-    def _score(self, exam: Lesson) -> float:
-        """The mean loss on held-out images; inf where it is not finite."""
-        first = self.course.count - self.course.held_out
-        total = 0.0
-        with _evaluating(self._network):
-            for start in range(0, len(exam.images), self.course.recipe.batch):
-                rows = slice(start, start + self.course.recipe.batch)
-                part = Lesson(exam.images[rows], exam.timesteps[rows], exam.noise[rows])
-                total += self._losses(part, first).double().sum().item()
-        return total / len(exam.images) if math.isfinite(total) else math.inf
-
-    def _remember(self, phase: Phase, score: float) -> None:
-        if self.best is None or score < self.best[0]:
-            state = _of(self.course.experts.state_dict(), phase.expert)
-            self.best = (score, self.step, {key: value.clone() for key, value in state.items()})
-            self.stale = 0
-        else:
-            self.stale += 1
-
-    @torch.no_grad()
-    def _estimate_statistics(self, phase: Phase) -> None:
-        """Plain averages over some batches in the place of running ones."""
-        momenta = [module.momentum for module in self._owned]
-        try:
-            for module in self._owned:
-                module.reset_running_stats()
-                module.momentum = None  # the plain average
-            for step in range(_STATISTICS_BATCHES):
-                # Past the last iteration: fresh noise.
-                self._look(self._lesson(phase, self.phase, phase.iterations + step), 0)
-        finally:
-            for module, momentum in zip(self._owned, momenta, strict=True):
-                module.momentum = momentum
-
-    @contextlib.contextmanager
-    def _modes(self) -> Iterator[None]:
-        """Evaluation mode, so that nothing is dropped out, but for the batch norms that learn."""
-        with _evaluating(self._network):
-            for module in self._owned:
-                module.train()
-            yield
-
-
-def _own_statistics(experts: ExpertSet) -> list[_BatchNorm]:
-    """The batch norms of which every expert has its own running statistics."""
-    kept = {key.partition("/")[2] for key in experts.state_dict()}
-    return [
-        module
-        for name, module in experts.model.network.named_modules()
-        if isinstance(module, _BatchNorm) and f"0.{name + '.' if name else ''}running_mean" in kept
-    ]
 
 
 def _supervised(loss: TaskLoss, prediction: Any, labels: Tensor) -> Tensor:
     try:
         return loss.energy(prediction, labels)
     except (IndexError, RuntimeError, ValueError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise AssetError(
-            f"the labels do not fit what the network says: {said}",
+            f"the labels do not fit the network's answers: {reason}",
             hint="they must be what the loss takes as targets",
         ) from error
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _of(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
@@ -423,9 +336,13 @@ def _of(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
     return found
 
 
+def _copy(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in _of(state, expert).items()}
+
+
 @torch.no_grad()
 def _put(state: dict[str, Tensor], expert: int, part: dict[str, Tensor]) -> None:
-    """Copy such a part into an expert."""
+    """Copy one expert's part of a state into another expert."""
     own = _of(state, expert)
     for key, tensor in part.items():
         own[key].copy_(tensor)

@@ -6,39 +6,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.learn.recipe import Phase
 
 __all__ = ["plot_losses"]
+
+_CURVES = (
+    ("loss", "training, one batch", {"color": "0.65", "linewidth": 0.9}),
+    ("held_out", "held-out images", {"color": "C0", "marker": ".", "linewidth": 1.4}),
+)
 
 
 def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
     """Write `path`.png and `path`.svg.
 
     Args:
-        lines: Of the log.
-        phases: Of the training.
-        path: Without suffix.
+        lines: Lines of the log.
+        phases: Phases of the training.
+        path: Path without suffix.
 
     Raises:
-        ModuleNotFoundError: Where matplotlib is not installed.
-        OSError: Where they cannot be written.
+        PpapError: If matplotlib is not installed.
+        OSError: If the files cannot be written.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     columns = min(3, len(phases))
     rows = -(-len(phases) // columns)
-    figure = Figure(figsize=(3.4 * columns + 0.6, 2.5 * rows + 0.8), layout="constrained")
+    figure = new_figure(3.4 * columns + 0.6, 2.5 * rows + 0.8)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     drawn: dict[str, Any] = {}
     positive = True
     for phase, panel in zip(phases, panels, strict=False):
-        own = [line for line in lines if line["phase"] == phase.name]
-        for key, label, style in (
-            ("loss", "training, one batch", {"color": "0.65", "linewidth": 0.9}),
-            ("held_out", "held-out images", {"color": "C0", "marker": ".", "linewidth": 1.4}),
-        ):
-            points = [(line["iteration"], line[key]) for line in own if line.get(key) is not None]
+        for key, label, style in _CURVES:
+            points = [
+                (line["iteration"], line[key])
+                for line in lines
+                if line["phase"] == phase.name and line.get(key) is not None
+            ]
             if points:
                 positive = positive and all(loss > 0 for _, loss in points)
                 [drawn[label]] = panel.plot(*zip(*points, strict=True), **style)
@@ -55,8 +58,7 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], pat
             drawn.values(), drawn.keys(), loc="outside upper center", ncols=2, fontsize="medium"
         )
         if positive:
-            panels[0].set_yscale("log")  # of all, since they share it
+            panels[0].set_yscale("log")  # of all panels, since they share it
     figure.supxlabel("iteration", fontsize="medium")
-    with matplotlib.rc_context({"svg.hashsalt": "ppap", "svg.fonttype": "none"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), dpi=120, metadata={"Software": None})
+    for suffix in (".svg", ".png"):
+        save_figure(figure, path.with_suffix(suffix))

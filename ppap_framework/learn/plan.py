@@ -1,9 +1,9 @@
-"""What a training will do: worked out, and found possible, before a picture is drawn or read."""
+"""What a training will do: worked out, and found possible, before an image is drawn or read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+import contextlib
+from collections.abc import Iterator
 from typing import Any, final
 
 import attrs
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ppap_framework.components import DiffusionBackend, Stage
-from ppap_framework.errors import UsageError
+from ppap_framework.data import Images, LabelledImages
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     AdapterConfig,
     ExpertSet,
@@ -21,204 +22,214 @@ from ppap_framework.experts import (
     guide_sha256,
     installed_adapter,
 )
-from ppap_framework.learn.boundaries import Boundaries, Curve, ranges_for
+from ppap_framework.guidance import Guide
+from ppap_framework.learn.boundaries import proposed_starts
 from ppap_framework.learn.distillation import check_experts
-from ppap_framework.learn.recipe import Phase, Recipe
-from ppap_framework.learn.teacher import Teacher, teacher
-from ppap_framework.run import LoadedBackend, Origin, Problems, find_device
+from ppap_framework.learn.recipe import Adapters, Phase, Recipe
+from ppap_framework.origin import Origin
+from ppap_framework.registry import registry
+from ppap_framework.resume import core_version
+from ppap_framework.run import (
+    Compute,
+    FunctionLoss,
+    GuideRequest,
+    LoadedBackend,
+    Loss,
+    guide_origin,
+)
 from ppap_framework.run import backend as load_backend
 
-__all__ = ["DEFAULT_ADAPTERS", "Adapters", "TransferPlan", "plan_transfer"]
-
-Adapters = Sequence["tuple[str, Mapping[str, Any]]"]
-"""Adapters by name, with options."""
-
-DEFAULT_ADAPTERS: Adapters = (("lora", {"rank": 16, "alpha": 8.0}), ("bias", {}))
+__all__ = ["TransferPlan", "load_teacher", "plan_transfer"]
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TransferPlan:
-    """A training but for its images.
+    """A training of experts on images that are not known yet.
 
     Attributes:
-        backend: Whose images they will be.
-        learner: The network, and what compares its answers.
-        guide_identity: Of the untouched network.
-        backend_identity: Of the diffusion model.
-        ranges: Of the N experts.
-        phases: What is done in which order.
-        adapters: What an expert is made of.
-        recipe: How it is trained.
-        device: Where.
-        num_experts: N, where it was said.
-        proposes: Whether the data shall say where experts begin, and how many where nobody did;
-            ranges and phases are those of as many as there can be until `settled`.
-        curve: From which they were then proposed.
-        named: How the bundle shall be called, if somebody said.
+        backend: The diffusion model that draws the images.
+        guide: The network, teacher and student, and the loss that compares their answers.
+        identities: Of the untouched network, "guide", and of the diffusion model, "backend".
+        recipe: How experts are trained: everything is settled, except boundaries that the data
+            propose.
+        adapters: The recipe's adapters.
+        compute: How networks are computed.
+        bundle_name: Name of the bundle, if one was given.
+        curve: The curve that proposed the boundaries, if one did; see `measure`.
     """
 
     backend: LoadedBackend
-    learner: Teacher
-    guide_identity: Identity
-    backend_identity: Identity
-    ranges: NoiseRanges
-    phases: tuple[Phase, ...]
-    adapters: tuple[AdapterConfig, ...]
+    guide: Guide
+    identities: dict[str, Identity]
     recipe: Recipe
-    device: torch.device
-    num_experts: int | None
-    proposes: bool
-    curve: Curve | None = None
-    named: str | None
+    adapters: tuple[AdapterConfig, ...]
+    compute: Compute
+    bundle_name: str | None
+    curve: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
-        """Of the bundle."""
-        parts = [_plain(self.backend.origin), _plain(self.learner.origin), str(len(self.ranges))]
-        return self.named or "-".join(parts)
+        """Name of the bundle."""
+        backend, guide = self.backend.origin.short_name, guide_origin(self.guide).short_name
+        return self.bundle_name or f"{backend}-{guide}-{len(self.ranges)}"
 
     @property
     def stage(self) -> Stage:
-        """The one that guides steer."""
+        """The stage that guides steer."""
         return self.backend.stages[0]
 
-    def settled(self, curve: Curve) -> TransferPlan:
-        """The plan with experts that begin where a curve proposes it.
+    @property
+    def ranges(self) -> NoiseRanges:
+        """The noise levels of each expert."""
+        return self.recipe.ranges(self.stage.schedule)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of training."""
+        return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
+
+    @property
+    def loss_record(self) -> dict[str, Any]:
+        """Name and options of the loss, as JSON."""
+        name = self.guide.loss_name or type(self.guide.loss).__name__
+        return {"name": name, "options": self.guide.loss_options}
+
+    def with_boundaries(self, curve: dict[str, Any]) -> TransferPlan:
+        """The plan with boundaries that a curve proposes."""
+        starts = proposed_starts(curve, self.stage.schedule, self.recipe.num_experts)
+        recipe = attrs.evolve(self.recipe, num_experts=len(starts) + 1, boundaries=starts)
+        return attrs.evolve(self, recipe=recipe, curve=curve)
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[ExpertSet]:
+        """A context in which new experts are attached to the network.
 
         Raises:
-            UsageError: Where they cannot.
-        """
-        schedule = self.stage.schedule
-        ranges = curve.ranges(schedule, self.num_experts)
-        phases = self.recipe.phases(ranges.timesteps(schedule))
-        return attrs.evolve(self, ranges=ranges, phases=phases, curve=curve)
-
-    def attached(self) -> ExpertSet:
-        """Fresh experts, to be detached by the caller.
-
-        Raises:
-            UsageError: Where an adapter finds nothing to adapt, or two adapt the same.
+            UsageError: If an adapter finds nothing to adapt, or two adapt the same.
         """
         made = {config.name: installed_adapter(config) for config in self.adapters}
-        return ExpertSet(self.learner.model, self.ranges, made)
+        experts = ExpertSet(self.guide.model, self.ranges, made)
+        try:
+            yield experts
+        finally:
+            experts.detach()
 
-    def settings(self, data: str, supervised: bool) -> dict[str, Any]:
-        """Everything that determines the experts on one kind of machine, as JSON.
+    def inputs(self, images: Images) -> dict[str, Any]:
+        """Identities of the networks and of the images, as JSON."""
+        identities = {name: attrs.asdict(identity) for name, identity in self.identities.items()}
+        return identities | {"data": images.manifest_hash}
 
-        Args:
-            data: The SHA-256 of the images.
-            supervised: Whether they have labels.
-        """
-        settings = {
-            **self.seen(data),
-            "supervised": supervised,
-            "boundaries": list(self.ranges.boundaries),
-            "adapters": [attrs.asdict(adapter) for adapter in self.adapters],
-            "loss": {"name": self.learner.loss_name, "options": self.learner.loss_options},
-            "recipe": attrs.asdict(self.recipe),
-            "device": self.device.type,
-            "versions": {"torch": torch.__version__, "ppap-framework": _version()},
-        }
-        return settings if self.curve is None else settings | {"proposal": attrs.asdict(self.curve)}
-
-    def seen(self, data: str) -> dict[str, Any]:
-        """Which network looks at which images, as JSON."""
+    def settings(self, images: Images) -> dict[str, Any]:
+        """Everything that determines the experts on one kind of machine, as JSON."""
         return {
-            "guide": attrs.asdict(self.guide_identity),
-            "backend": attrs.asdict(self.backend_identity),
-            "data": data,
+            **self.inputs(images),
+            "supervised": isinstance(images, LabelledImages),
+            "recipe": attrs.asdict(self.recipe),
+            "loss": self.loss_record,
+            "device": self.compute.place.type,
+            "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
+            **({} if self.curve is None else {"proposal": self.curve}),
         }
+
+
+def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
+    """A guide whose network can teach experts. It needs no target.
+
+    Args:
+        guide: A guide, a request for one, the name of a guider, or a network.
+        loss: The loss that compares the answers of a network; None for a guider's own.
+
+    Raises:
+        PpapError: As `ppap_framework.guide`; and UsageError for a guide that understands noise, or
+            whose loss does not compare answers.
+    """
+    if not isinstance(guide, Guide | GuideRequest):
+        guide = GuideRequest(source=guide, loss=loss)
+    elif loss is not None:
+        raise UsageError(
+            f"the guide has a loss already, {guide.loss_name!r}", hint="leave out loss"
+        )
+    if guide.noise_aware:
+        name = guide.name if isinstance(guide, Guide) else guide.label
+        raise UsageError(
+            f"guide {name!r} understands noise already",
+            hint="experts are for networks that have only seen clean images",
+        )
+    if isinstance(guide, GuideRequest):
+        guide = guide.load(aim=False)
+    if isinstance(guide.loss, FunctionLoss):
+        raise UsageError(
+            "a bare function does not say how a student learns from a teacher",
+            hint="give a TaskLoss, or the name of one",
+        )
+    return guide
 
 
 def plan_transfer(
     backend: DiffusionBackend | str,
-    guide: Teacher | nn.Module | str,
-    *,
-    loss: str | None,
-    num_experts: int | None,
-    boundaries: Boundaries,
-    adapters: Adapters,
+    guide: Guide | nn.Module | str,
+    loss: Loss | None,
     recipe: Recipe,
+    compute: Compute,
     name: str | None,
-    device: str,
 ) -> TransferPlan:
-    """Work out what `transfer` will do with these arguments, which are its own.
+    """What `transfer` will do with these arguments, which are its own.
 
     Raises:
         PpapError: With everything that is found wrong.
     """
     loaded = load_backend(backend)
-    if isinstance(guide, Teacher) and loss is not None:
-        raise UsageError(
-            f"the teacher has a loss already, {guide.loss_name!r}", hint="leave out loss"
-        )
-    learner = guide if isinstance(guide, Teacher) else teacher(guide, loss=loss)
+    teacher = load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
-    ranges = NoiseRanges(())
-    phases: tuple[Phase, ...] = ()
     problems = Problems()
+    adapters: tuple[AdapterConfig, ...] = ()
     with problems.collected():
-        configs = _configs(adapters)
+        adapters = _configs(recipe.adapters)
+        recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
-        ranges = ranges_for(schedule, num_experts, boundaries)
-        phases = recipe.phases(ranges.timesteps(schedule))
+        owned = recipe.ranges(schedule).timesteps(schedule)
+        recipe.phases(owned)  # for boundaries from data, of as many experts as there may be
+        if recipe.boundaries != "auto":
+            starts = tuple(timesteps.start for timesteps in owned[1:])
+            recipe = attrs.evolve(recipe, num_experts=len(owned), boundaries=starts)
     problems.check()
     plan = TransferPlan(
         backend=loaded,
-        learner=learner,
-        guide_identity=_identity(learner.origin, guide_sha256(learner.model)),
-        backend_identity=_identity(loaded.origin, backend_sha256(loaded.inner)),
-        ranges=ranges,
-        phases=phases,
-        adapters=configs,
+        guide=teacher,
+        identities={
+            "guide": _identity(guide_origin(teacher), guide_sha256(teacher.model)),
+            "backend": _identity(loaded.origin, backend_sha256(loaded.inner)),
+        },
         recipe=recipe,
-        device=find_device(device),
-        num_experts=num_experts,
-        proposes=boundaries == "auto",
-        named=name,
+        adapters=adapters,
+        compute=compute,
+        bundle_name=name,
     )
-    experts = plan.attached()
-    try:
+    with plan.attached() as experts:
         check_experts(experts, recipe)
-    finally:
-        experts.detach()
     return plan
 
 
 def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
     """Adapters that exist and take their options."""
     problems = Problems()
-    configs: list[AdapterConfig] = []
-    for kind, options in adapters:
+    configs: dict[str, AdapterConfig] = {}
+    for kind, options in registry().default_adapters() if adapters is None else adapters:
         with problems.collected():
-            if any(config.name == kind for config in configs):
+            if kind in configs:
                 raise UsageError(f"adapter {kind!r} is given twice", hint="give each adapter once")
             try:
-                config = AdapterConfig(name=kind, options=dict(options))
+                configs[kind] = AdapterConfig(name=kind, options=dict(options))
             except ValueError as error:
-                raise UsageError(f"the options of adapter {kind!r} cannot be used: {error}") from (
-                    error
-                )
-            installed_adapter(config)
-            configs.append(config)
+                message = f"the options of adapter {kind!r} cannot be used: {error}"
+                raise UsageError(message) from error
+            installed_adapter(configs[kind])
     problems.check()
     if not configs:
         raise UsageError("experts need an adapter", hint="such as lora, bias or full")
-    return tuple(configs)
+    return tuple(configs.values())
 
 
 def _identity(origin: Origin, sha256: str) -> Identity:
     return Identity(component=origin.component, checkpoint=origin.checkpoint, sha256=sha256)
-
-
-def _plain(origin: Origin) -> str:
-    """The last part of "distribution:name" or of a class's qualified name."""
-    return origin.component.rpartition(":")[2].rpartition(".")[2].lower()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

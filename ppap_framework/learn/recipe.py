@@ -1,36 +1,59 @@
-"""How experts are trained, and how their iterations are shared out.
+"""How experts are trained, and how their iterations are divided.
 
 Training has phases. With a shared start, one set of adapter parameters first learns from all noise
-levels; every expert begins as a copy of it and goes on in its own range. Experts that need more
-than their own budget to get anywhere, those of much noise above all, profit most.
+levels, and every expert continues from a copy of it in its own range. Experts that need more than
+their own budget, above all those of much noise, profit most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, final
 
 import attrs
 
+from ppap_framework.diagnosis import MOST_EXPERTS
 from ppap_framework.errors import UsageError
-from ppap_framework.run import Problems
+from ppap_framework.experts import NoiseRanges
+from ppap_framework.noise import NoiseSchedule
+from ppap_framework.runtime import Precision
 
-__all__ = ["Phase", "Recipe"]
+__all__ = ["Adapters", "Boundaries", "Phase", "Recipe"]
+
+Adapters: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]] | None"
+"""Adapters by name, with their options; None for the defaults of the installed plugins."""
+
+Boundaries: TypeAlias = "Sequence[int] | Literal['auto'] | None"
+"""Base timesteps at which experts 1 to N - 1 begin; "auto" to derive them from the data; None for
+ranges of equal width."""
+
+SHARED = -1
+"""As `Phase.begins_with`: the shared start."""
+
+_USUAL_EXPERTS = 5
+
+_WHOLE = {"iterations": (1, 5000), "batch": (1, 64), "validate_every": (1, 100), "patience": (0, 0)}
+_NUMBERS = {
+    "shared": (lambda x: 0.0 <= x < 1.0, "lie in [0, 1)", 0.5),
+    "held_out": (lambda x: 0.0 < x < 1.0, "lie between 0 and 1", 0.1),
+    "learning_rate": (lambda x: 0.0 < x < math.inf, "be above 0", 0.005),
+    "weight_decay": (lambda x: 0.0 <= x < math.inf, "be from 0", 0),
+}
 
 
 @final
 @attrs.frozen
 class Phase:
-    """A stretch of training.
+    """A part of training.
 
     Attributes:
-        expert: Whose parameters learn.
+        expert: The expert whose parameters are trained.
         timesteps: The base timesteps from which noise is drawn.
-        iterations: How many.
+        iterations: Number of iterations.
         begins_with: The expert whose parameters are copied first; None for the untouched network,
             and -1 for the shared start.
-        shared: Whether what is learned is the shared start itself.
+        shared: Whether the result is the shared start.
     """
 
     expert: int
@@ -41,39 +64,39 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """For logs."""
+        """Name in logs."""
         return "shared" if self.shared else f"expert {self.expert}"
-
-
-SHARED = -1
-"""As `Phase.begins_with`: the shared start."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """How experts are trained.
+    """What determines experts, apart from the guide, the backend and the images.
 
     Attributes:
-        iterations: In all, the shared start and all experts together, so that recipes with
+        num_experts: N; None for as many as `boundaries` make, or 5.
+        boundaries: Where experts 1 to N - 1 begin; see `Boundaries`. "auto" also derives N, if
+            `num_experts` is None.
+        adapters: What an expert is made of; see `Adapters`.
+        iterations: Iterations of the shared start and all experts together, so that recipes with
             different numbers of experts cost the same.
-        shared: The share of them that goes into a shared start, in [0, 1); 0 trains every expert
-            from the untouched network. A single expert has no use for it.
+        shared: Share of them that goes into a shared start, in [0, 1); with 0 every expert begins
+            as the untouched network. A single expert has no shared start.
         chain: Whether each expert begins as the one before it instead, as in the released code.
-        batch: Images of an iteration.
-        learning_rate: Of AdamW at its highest; it rises over the first tenth of a phase, at most
-            100 iterations, and then falls linearly to 0.
-        weight_decay: Of AdamW.
-        held_out: The share of the images that is kept from training, in (0, 1).
-        validate_every: Iterations between two looks at held-out images.
-        patience: How many such looks without a new best end a phase; 0 for never.
-        precision: "bfloat16" computes products in it, which pays where the processor can.
-        seed: Of the order of images and of noise.
-
-    Raises:
-        UsageError: By `check`, with everything that cannot be.
+        batch: Images in an iteration.
+        learning_rate: Peak learning rate of AdamW. It rises over the first tenth of a phase, at
+            most 100 iterations, and then falls linearly to 0.
+        weight_decay: Weight decay of AdamW.
+        held_out: Share of the images that is kept for validation, in (0, 1).
+        validate_every: Iterations between two validations.
+        patience: Validations without a new best after which a phase ends; 0 for never.
+        precision: Precision of matrix products and convolutions in training.
+        seed: Seed of the order of images and of noise.
     """
 
+    num_experts: int | None = None
+    boundaries: Boundaries = None
+    adapters: Adapters = None
     iterations: int = 5000
     shared: float = 0.5
     chain: bool = False
@@ -83,27 +106,31 @@ class Recipe:
     held_out: float = 0.1
     validate_every: int = 100
     patience: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     seed: int = 0
 
-    def check(self) -> None:
-        """Accept what can be right.
+    def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
+        """The noise levels of each expert. For boundaries that the data propose, ranges of equal
+        width, as many as there can be.
 
         Raises:
-            UsageError: With everything that cannot.
+            UsageError: If the schedule cannot be divided like this.
         """
-        problems = Problems()
-        problems.errors += self._wrong()
-        problems.check()
+        if self.boundaries == "auto":
+            most = min(MOST_EXPERTS, schedule.num_timesteps)
+            return NoiseRanges.equal(schedule, self.num_experts or most)
+        if self.boundaries is None:
+            return NoiseRanges.equal(schedule, self.num_experts or _USUAL_EXPERTS)
+        return NoiseRanges.from_timesteps(schedule, self.boundaries)
 
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
-        """What is done in which order.
+        """The phases of training, in order.
 
         Args:
             owned: The base timesteps of each expert.
 
         Raises:
-            UsageError: Where there are too few iterations, or an expert owns no timestep.
+            UsageError: If there are too few iterations, or an expert owns no timestep.
         """
         n = len(owned)
         if any(len(timesteps) == 0 for timesteps in owned):
@@ -118,9 +145,7 @@ class Recipe:
                 f"{left} iterations cannot be shared out among {n} experts",
                 hint=f"use --iterations {n * 100}, say",
             )
-        begins = [SHARED if shared else None] * n
-        if self.chain:
-            begins = [None, *range(n - 1)]
+        begins = [None, *range(n - 1)] if self.chain else [SHARED if shared else None] * n
         phases = [
             Phase(i, timesteps, left // n + (i < left % n), begins[i])
             for i, timesteps in enumerate(owned)
@@ -137,46 +162,49 @@ class Recipe:
             return self.learning_rate * (step + 1) / rising
         return self.learning_rate * (phase.iterations - step) / max(1, phase.iterations - rising)
 
-    def _wrong(self) -> Iterator[UsageError]:
-        for name, usual in (("iterations", 5000), ("batch", 64), ("validate_every", 100)):
+    def problems(self) -> Iterator[UsageError]:
+        """Everything that cannot be used, whatever the schedule."""
+        for name, (least, usual) in _WHOLE.items():
             value = getattr(self, name)
-            if not _is_whole(value) or value < 1:
+            if not _is_whole(value) or value < least:
                 yield UsageError(
-                    f"{name} must be a whole number from 1, not {value}", hint=f"use {usual}, say"
+                    f"{name} must be a whole number from {least}, not {value}",
+                    hint=f"use {usual} for {name}, say",
                 )
-        if not _is_whole(self.patience) or self.patience < 0:
-            yield UsageError(
-                f"patience must be a whole number from 0, not {self.patience}",
-                hint="0 never stops early",
-            )
+        for name, (accepts, words, usual) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not accepts(value):
+                yield UsageError(
+                    f"{name} must {words}, not {value}", hint=f"use {usual} for {name}, say"
+                )
         if not _is_whole(self.seed):
-            yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0, say")
+            yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
         if self.chain not in (False, True):
             yield UsageError(f"chain must be true or false, not {self.chain}", hint="use false")
-        if not _is_number(self.shared) or not 0.0 <= self.shared < 1.0:
-            yield UsageError(
-                f"shared must lie in [0, 1), not be {self.shared}",
-                hint="0.5 gives half of the iterations to a start that all experts share",
-            )
-        if not _is_number(self.held_out) or not 0.0 < self.held_out < 1.0:
-            yield UsageError(
-                f"held_out must lie between 0 and 1, not be {self.held_out}", hint="use 0.1, say"
-            )
-        if not _is_number(self.learning_rate) or not 0.0 < self.learning_rate < math.inf:
-            yield UsageError(
-                f"learning_rate must be above 0, not {self.learning_rate}", hint="use 0.005, say"
-            )
-        if not _is_number(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
-            yield UsageError(f"weight_decay must be from 0, not {self.weight_decay}", hint="use 0")
         if self.precision not in ("float32", "bfloat16"):
             yield UsageError(
                 f"precision cannot be {self.precision!r}", hint="choose float32 or bfloat16"
+            )
+        yield from self._range_problems()
+
+    def _range_problems(self) -> Iterator[UsageError]:
+        n, boundaries = self.num_experts, self.boundaries
+        if n is not None and (not _is_whole(n) or n < 1):
+            yield UsageError(
+                f"num_experts must be a whole number from 1, not {n}",
+                hint=f"use {_USUAL_EXPERTS}, say",
+            )
+        if isinstance(boundaries, str):
+            if boundaries != "auto":
+                yield UsageError(
+                    f"boundaries cannot be {boundaries!r}", hint="give timesteps, or auto"
+                )
+        elif boundaries is not None and n not in (None, len(boundaries) + 1):
+            yield UsageError(
+                f"{len(boundaries)} boundaries make {len(boundaries) + 1} experts, not {n}",
+                hint="give only one of num_experts and boundaries",
             )
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,23 +1,23 @@
-"""Knowledge transfer: from a clean image's teacher to experts that read its noised version."""
+"""Training of experts: on images that exist, or that the diffusion model draws first."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import attrs
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.data.files import refusals
-from ppap_framework.data.images import Images, LabelledImages
-from ppap_framework.data.reader import SyntheticData
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
+from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
@@ -26,271 +26,284 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.learn.boundaries import Boundaries, check_boundaries, measure, recorded
-from ppap_framework.learn.calibration import Calibrated, calibrate_if_possible
-from ppap_framework.learn.distillation import Course, Distillation
+from ppap_framework.files import refusals
+from ppap_framework.guidance import Guide
+from ppap_framework.learn.boundaries import measure
+from ppap_framework.learn.calibration import calibrate_if_possible
+from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import (
+    DATA,
     TransferFolder,
     check_transfer_folder,
     recorded_settings,
 )
 from ppap_framework.learn.loss_plot import plot_losses
-from ppap_framework.learn.plan import (
-    DEFAULT_ADAPTERS,
-    Adapters,
-    TransferPlan,
-    plan_transfer,
-)
+from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
-from ppap_framework.learn.session import Learned, Session
-from ppap_framework.learn.teacher import Answers, Teacher
-from ppap_framework.run import Problems, check_writable, find_device
+from ppap_framework.learn.training_set import TrainingSet
+from ppap_framework.resume import Calls
+from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
+from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
-__all__ = ["Learned", "check_transfer", "learn", "transfer"]
+__all__ = ["adapt", "check_adapt", "check_transfer", "transfer"]
+
+_BATCH = 64  # of images that are drawn, if no `Compute` is given
+_LOG_EVERY = 10
+_SAVE_SECONDS = 10.0
 
 
+@isolated()
 def transfer(
     backend: DiffusionBackend | str,
-    guide: Teacher | nn.Module | str,
+    guide: Guide | nn.Module | str,
     data: Images | str | os.PathLike[str],
     *,
     out: str | os.PathLike[str],
-    loss: str | None = None,
-    num_experts: int | None = None,
-    boundaries: Boundaries = None,
-    adapters: Adapters = DEFAULT_ADAPTERS,
+    loss: Loss | None = None,
     recipe: Recipe | None = None,
+    compute: Compute | None = None,
     name: str | None = None,
-    device: str = "auto",
     keep: bool = True,
     overwrite: bool = False,
     calibrate: bool = False,
-    progress: Callable[[Learned], None] | None = None,
-    calibrating: Callable[[Calibrated], None] | None = None,
+    progress: Watch | None = None,
     command: Sequence[str] | None = None,
+    **changes: Any,
 ) -> BundleFile:
-    """Train experts and write them into one file; or go on where an earlier call was ended.
+    """Train experts and write them into a bundle, or continue where an earlier call ended.
 
-    Interrupted or not, on one machine with as many threads the file comes out the same.
+    Interrupted or not, the bundle has the same bytes on one machine with as many threads.
 
     Args:
-        backend: Whose images they are, and that the experts will steer.
-        guide: The network: what `teacher` gives or takes.
-        data: What `synthesize` drew, or its folder; `LabelledImages` train the supervised
-            baseline.
-        out: A folder of its own.
-        loss: For a network of one's own: see `teacher`.
-        num_experts: N, that share the schedule's timesteps equally; None for 5, or as many as
-            `boundaries` make.
-        boundaries: The base timesteps at which experts 1 to N - 1 begin instead; "auto" for those
-            that the untouched network's disagreement on the noised data proposes, and for N, too,
-            where it is None.
-        adapters: What an expert is made of.
-        recipe: How it is trained.
-        name: Of the file, NAME.experts.safetensors.
-        device: "auto", or as torch calls it.
-        keep: Whether to copy the file to where `experts="auto"` finds it.
-        overwrite: Whether to remove a training that is in the folder.
-        calibrate: Whether to find the scales with which the experts shall guide, too; a guide that
-            cannot be aimed at pictures goes without, and the log says why.
-        progress: Called after every iteration.
-        calibrating: Called after every trial of the calibration.
-        command: What was typed, for the record.
+        backend: The diffusion model whose images these are, and which the experts will steer.
+        guide: The network that learns: a guide, the name of a guider, or any network.
+        data: What `synthesize` drew, or its folder; `LabelledImages` for the supervised baseline.
+        out: A folder for this training.
+        loss: For a network of your own: what compares its answers, such as "cross-entropy".
+        recipe: What determines the experts.
+        compute: The device of training; a calibration draws with the rest of it.
+        name: The bundle is called NAME.experts.safetensors.
+        keep: Whether to copy the bundle to where `experts="auto"` finds it.
+        overwrite: Whether to remove an earlier training in the folder.
+        calibrate: Whether to find guidance scales. If the guide cannot be aimed at pictures, the
+            log says so and the bundle has none.
+        progress: Called after every iteration and every trial of the calibration.
+        command: The command that was typed, for the record.
+        changes: Fields of `recipe` and of `compute`; one that both have is the recipe's.
 
     Raises:
-        UsageError: For arguments that cannot be used.
-        AssetError: Where data are missing, damaged, or of another backend.
-        PluginError: Where a plugin is missing, or its loss is not what it must be.
-        PpapError: Where the loss is no longer finite, or the folder cannot be written.
-        KeyboardInterrupt: On Ctrl-C; the same call goes on.
+        UsageError: If an argument cannot be used.
+        AssetError: If data are missing, damaged, or of another backend.
+        PluginError: If a plugin is missing, or its loss is not what it must be.
+        PpapError: If the loss is no longer finite, or the folder cannot be written.
+        KeyboardInterrupt: On Ctrl-C; the same call continues.
     """
-    path, recipe = Path(out).expanduser(), recipe or Recipe()
-    check_transfer(
-        path, recipe, num_experts=num_experts, boundaries=boundaries, name=name, device=device
-    )
+    path = Path(out).expanduser()
+    recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
+    check_transfer(path, recipe, compute, name)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
-    plan = plan_transfer(
-        backend,
-        guide,
-        loss=loss,
-        num_experts=num_experts,
-        boundaries=boundaries,
-        adapters=adapters,
-        recipe=recipe,
-        name=name,
-        device=device,
+    plan = plan_transfer(backend, guide, loss, recipe, compute, name)
+    return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
+
+
+@isolated()
+def adapt(
+    backend: DiffusionBackend | str,
+    guide: Guide | nn.Module | str,
+    *,
+    out: str | os.PathLike[str],
+    loss: Loss | None = None,
+    num: int = 2048,
+    sampling: Sampling | None = None,
+    recipe: Recipe | None = None,
+    compute: Compute | None = None,
+    workers: int | None = 1,
+    name: str | None = None,
+    keep: bool = True,
+    overwrite: bool = False,
+    calibrate: bool = True,
+    progress: Watch | None = None,
+    command: Sequence[str] | None = None,
+    **changes: Any,
+) -> BundleFile:
+    """Train experts that read a diffusion model's noise, without data or labels.
+
+    However it ends, the same call continues. Arguments that are not listed are those of `transfer`.
+
+    Args:
+        backend: The diffusion model that draws the images and that the experts will steer.
+        out: A folder; the synthetic set goes into `data` in it.
+        num: Number of images to draw.
+        sampling: What determines them; by default with the recipe's seed.
+        compute: How they are computed; its device is that of training, too.
+        workers: Processes that draw, as for `synthesize`.
+        progress: Called as drawing, training and calibration go on.
+        changes: Fields of `recipe`, `sampling` and `compute`; one that several have is that of the
+            first of these.
+
+    Raises:
+        PpapError: As `synthesize` and `transfer`.
+    """
+    path = Path(out).expanduser()
+    recipe, sampling, compute = changed(
+        changes,
+        recipe or Recipe(),
+        sampling or Sampling(seed=changes.get("seed", recipe.seed if recipe else 0)),
+        compute or Compute(batch=_BATCH),
     )
-    return learn(
-        plan,
-        images,
-        out=path,
-        keep=keep,
+    check_adapt(path, recipe, sampling, compute, num=num, workers=workers, name=name)
+    plan = plan_transfer(backend, guide, loss, recipe, compute, name)
+    data = synthesize(
+        plan.backend,
+        out=path / DATA,
+        num=num,
+        sampling=sampling,
+        compute=compute,
+        workers=workers,
         overwrite=overwrite,
-        calibrate=calibrate,
         progress=progress,
-        calibrating=calibrating,
         command=command,
     )
+    return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
 
 
-def check_transfer(
-    out: Path,
-    recipe: Recipe,
-    *,
-    num_experts: int | None = None,
-    boundaries: Boundaries = None,
-    name: str | None = None,
-    device: str = "auto",
-) -> None:
-    """Accept what can be right, whatever backend, guide and data.
+def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
+    """Accept what can be right, whatever the backend, guide and data.
 
     Raises:
         UsageError: With everything that cannot.
     """
     problems = Problems()
-    with problems.collected():
-        recipe.check()
-    with problems.collected():
-        check_boundaries(num_experts, boundaries)
-    with problems.collected():
-        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-            raise UsageError(f"a bundle cannot be called {name!r}", hint="give a plain file name")
-    with problems.collected():
-        find_device(device)
+    problems.errors += [*recipe.problems(), *compute.problems()]
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+        problems.errors.append(
+            UsageError(f"a bundle cannot be called {name!r}", hint="give a plain file name")
+        )
     with problems.collected():
         check_writable(out)
         check_transfer_folder(out)
     problems.check()
 
 
-def learn(
+def check_adapt(
+    out: Path,
+    recipe: Recipe,
+    sampling: Sampling,
+    compute: Compute,
+    *,
+    num: int,
+    workers: int | None,
+    name: str | None,
+) -> None:
+    """Accept what can be right, whatever the backend and guide.
+
+    Raises:
+        UsageError: With everything that cannot.
+    """
+    problems = Problems()
+    with problems.collected():
+        check_transfer(out, recipe, compute, name)
+    # What both checks would report is reported once.
+    if sampling.seed == recipe.seed:
+        sampling = attrs.evolve(sampling, seed=0)
+    with problems.collected():
+        check_synthesis(out / DATA, num, sampling, Compute(batch=compute.batch), workers=workers)
+    if num == 1:
+        problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
+    problems.check()
+
+
+def _learn(
     plan: TransferPlan,
     images: Images,
-    *,
     out: Path,
-    keep: bool = True,
-    overwrite: bool = False,
-    calibrate: bool = False,
-    progress: Callable[[Learned], None] | None = None,
-    calibrating: Callable[[Calibrated], None] | None = None,
-    command: Sequence[str] | None = None,
+    keep: bool,
+    overwrite: bool,
+    calibrate: bool,
+    progress: Watch | None,
+    command: Sequence[str] | None,
 ) -> BundleFile:
-    """Do what is planned; the other arguments, and the errors, are those of `transfer`."""
+    """Carry out a plan; other arguments, and errors, are those of `transfer`."""
     _check_images(images, plan)
-    if plan.proposes:
-        plan = _settled(plan, images, None if overwrite else recorded_settings(out))
-    settings = plan.settings(images.manifest_hash, isinstance(images, LabelledImages))
+    model = plan.guide.model.to(plan.compute.place)
+    if plan.recipe.boundaries == "auto":
+        earlier = {} if overwrite else recorded_settings(out) or {}
+        same = plan.inputs(images).items() <= earlier.items()
+        with evaluating(model):
+            curve = (same and earlier.get("proposal")) or measure(
+                plan.guide, plan.stage, images, plan.recipe
+            )
+        plan = plan.with_boundaries(curve)
     bundle = f"{plan.name}{SUFFIX}"
-    with TransferFolder.opened(out, settings, bundle, overwrite=overwrite) as folder:
+    with TransferFolder.opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
         if not folder.complete:
-            session = Session(folder, plan, progress, command)
-            with session.recorded():
-                _train(plan, images, folder, session)
-                with contextlib.suppress(ModuleNotFoundError), refusals(out / "loss.png"):
-                    plot_losses(folder.lines(), plan.phases, out / "loss")
+            calls = folder.calls(command)
+            with calls.recorded():
+                with evaluating(model):
+                    _train(plan, images, folder, calls, progress)
+                if importlib.util.find_spec("matplotlib"):
+                    with refusals(out / "loss.png"):
+                        plot_losses(folder.log, plan.phases, out / "loss")
         folder.tidy()
         verify_bundle(folder.bundle)
         if calibrate:
-            calibrate_if_possible(
-                plan.backend,
-                plan.learner,
-                folder.bundle,
-                seed=plan.recipe.seed,
-                device=str(plan.device),
-                progress=calibrating,
-            )
+            calibrate_if_possible(plan, folder.bundle, progress)
     return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
 
 
-def _settled(plan: TransferPlan, images: Images, earlier: Mapping[str, Any] | None) -> TransferPlan:
-    """The plan with experts that begin where the data propose it, or where they began before."""
-    curve = recorded(earlier, plan.seen(images.manifest_hash))
-    if curve is None:
-        with _ready(plan.learner, plan.device) as device:
-            curve = measure(
-                plan.learner,
-                plan.stage,
-                images,
-                seed=plan.recipe.seed,
-                batch=plan.recipe.batch,
-                device=device,
-            )
-    return plan.settled(curve)
-
-
-def _train(plan: TransferPlan, images: Images, folder: TransferFolder, session: Session) -> None:
-    """From images to the bundle."""
-    with _ready(plan.learner, plan.device) as device:
-        source = _Source(images, device)
-        answers = (
-            images.labels.to(device).__getitem__
-            if isinstance(images, LabelledImages)
-            else Answers(plan.learner.model, source.clean, len(images), plan.recipe.batch).of
+def _train(
+    plan: TransferPlan,
+    images: Images,
+    folder: TransferFolder,
+    calls: Calls,
+    progress: Watch | None,
+) -> None:
+    """From images to the bundle. The network is on the device, in evaluation mode."""
+    recipe, guide, stage = plan.recipe, plan.guide, plan.stage
+    data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place)
+    with plan.attached() as experts:
+        training = Distillation(experts, guide.loss, stage.schedule, data, recipe, plan.phases)
+        _run(training, folder, calls, progress)
+        info = describe(
+            experts,
+            stage.schedule,
+            stage.image_shape[1:],
+            **plan.identities,
+            adapters=plan.adapters,
+            recipe=attrs.asdict(recipe) | {"loss": plan.loss_record},
+            seed=recipe.seed,
+            data_sha256=images.manifest_hash,
+            metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
-        experts = plan.attached()
-        try:
-            course = Course(
-                experts=experts,
-                loss=plan.learner.loss,
-                schedule=plan.stage.schedule,
-                images=source.noised,
-                answers=answers,
-                supervised=isinstance(images, LabelledImages),
-                count=len(images),
-                shape=plan.stage.image_shape,
-                recipe=plan.recipe,
-                phases=plan.phases,
-            )
-            metrics = session.train(Distillation(course))
-            info = describe(
-                experts,
-                plan.stage.schedule,
-                plan.stage.image_shape[1:],
-                guide=plan.guide_identity,
-                backend=plan.backend_identity,
-                adapters=plan.adapters,
-                recipe=attrs.asdict(plan.recipe) | {"loss": folder.settings["loss"]},
-                seed=plan.recipe.seed,
-                data_sha256=images.manifest_hash,
-                metrics=metrics,
-            )
-            save_bundle(folder.bundle, experts, info)
-        finally:
-            experts.detach()
+        save_bundle(folder.bundle, experts, info)
 
 
-@final
-class _Source:
-    """Pictures as networks see them, kept in memory as bytes."""
-
-    def __init__(self, images: Images, device: torch.device) -> None:
-        every = range(len(images))
-        self._device = device
-        self._noised = images.images(every, 0)
-        self._clean = self._noised if len(images.stages) == 1 else images.images(every, -1)
-
-    def noised(self, rows: Tensor) -> Tensor:
-        """The guided stage's pictures, to which noise will be added: (B, 3, H, W)."""
-        return self._seen(self._noised[rows])
-
-    def clean(self, rows: Tensor) -> Tensor:
-        """The last stage's, which the teacher sees: (B, 3, H, W)."""
-        return self._seen(self._clean[rows])
-
-    def _seen(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self._device).float() / 127.5 - 1.0
-
-
-@contextlib.contextmanager
-def _ready(learner: Teacher, device: torch.device) -> Iterator[torch.device]:
-    """The network on the device, in evaluation mode; modes are at the end as they were found."""
-    modes = [(module, module.training) for module in learner.model.modules()]
-    learner.model.to(device).eval()
-    try:
-        yield device
-    finally:
-        for module, training in modes:
-            module.training = training
+def _run(
+    training: Distillation, folder: TransferFolder, calls: Calls, progress: Watch | None
+) -> None:
+    """Train from the folder's state to the end, and keep log and state."""
+    state = folder.load()
+    if state is not None:
+        training.load_state_dict(state)
+    total = sum(phase.iterations for phase in training.phases)
+    saved = time.perf_counter()
+    with contextlib.closing(training.run()) as reports:
+        for report in reports:
+            phase = training.phases[report.phase]
+            line = {"phase": phase.name, "iteration": report.step}
+            if report.step % _LOG_EVERY == 0 or report.step == phase.iterations:
+                folder.log.append({**line, "loss": report.loss})
+            if report.held_out is not None:
+                score = report.held_out if math.isfinite(report.held_out) else None
+                folder.log.append({**line, "held_out": score})
+            calls.call["iterations"] += 1
+            if progress:
+                progress(Progress("learning", training.done, total, f"loss {report.loss:.3g}"))
+            if report.held_out is not None or time.perf_counter() - saved >= _SAVE_SECONDS:
+                folder.save(training.state_dict())
+                calls.write()
+                saved = time.perf_counter()
+    folder.save(training.state_dict())
 
 
 def _check_images(images: Images, plan: TransferPlan) -> None:
@@ -309,7 +322,7 @@ def _check_images(images: Images, plan: TransferPlan) -> None:
         )
     if isinstance(images, SyntheticData):
         drawn = images.manifest["settings"]["backend"]["weights_sha256"]
-        if drawn != plan.backend_identity.sha256:
+        if drawn != plan.identities["backend"].sha256:
             raise AssetError(
                 f"the data in {str(images.path)!r} were drawn by a backend with other weights",
                 hint="draw them with `ppap synthesize`",

@@ -116,4 +116,7 @@ def make(spec: ComponentSpec, options: Mapping[str, Any], checkpoint: Any, what:
     components = importlib.import_module("ppap_framework.components")  # imports torch: only now
     if not isinstance(made, getattr(components, spec.makes)):
         raise PluginError(f"{what} made a {type(made).__name__}, which is no {spec.makes}")
+    owed = {"backend": "stages", "guider": "network"}.get(spec.kind)
+    if owed and not hasattr(made, owed):
+        raise PluginError(f"{what} made a {type(made).__name__} that has no `{owed}`")
     return made

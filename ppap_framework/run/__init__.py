@@ -21,7 +21,7 @@ from ppap_framework.run.plan import (
 from ppap_framework.run.request import GuideRequest, Loss, guide
 from ppap_framework.run.result import Pictures, Result, Seen, Stats
 from ppap_framework.run.sample import Batch, draw, sample
-from ppap_framework.run.settings import Compute, SamplerName, Sampling, check, settle
+from ppap_framework.run.settings import Compute, SamplerName, Sampling, changed, check, settle
 
 __all__ = [
     "DEFAULT_SCALE",
@@ -45,6 +45,7 @@ __all__ = [
     "Seen",
     "Stats",
     "backend",
+    "changed",
     "check",
     "check_backend",
     "check_folder",

@@ -29,29 +29,24 @@ _DTYPES = ("float32", "bfloat16", "float16")
 @final
 @attrs.frozen(eq=False)
 class LoadedBackend(DiffusionBackend):
-    """A backend that knows where it came from.
-
-    Attributes:
-        inner: The backend itself.
-        origin: Where it came from.
-    """
+    """A backend with its origin."""
 
     inner: DiffusionBackend
     origin: Origin
+    stages: tuple[Stage, ...] = attrs.field(init=False)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Those of the backend itself."""
+    @stages.default
+    def _stages(self) -> tuple[Stage, ...]:
         return self.inner.stages
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
-        """As the backend itself does."""
+        """See `DiffusionBackend.encode`."""
         return self.inner.encode(prompts, batch)
 
 
 @attrs.frozen
 class FoundBackend:
-    """A backend that is there to be loaded: its plugin is known, its checkpoint's header sound."""
+    """A backend that can be loaded: its plugin is known, its checkpoint's header valid."""
 
     registry: Registry
     spec: BackendSpec
@@ -61,13 +56,7 @@ class FoundBackend:
 
     @isolated()
     def load(self) -> LoadedBackend:
-        """Build the networks and read their weights.
-
-        Raises:
-            AssetError: Where the weights do not fit.
-            PluginError: Where the plugin fails.
-            UsageError: For options that it does not take.
-        """
+        """Build the networks and read their weights; errors are those of `backend`."""
         start = time.perf_counter()
         with without_downloads(self.offline):
             made = self.registry.make(self.spec, self.options, self.checkpoint)
@@ -75,7 +64,7 @@ class FoundBackend:
         if dtype is not None and not _computes_in(made, dtype):
             raise UsageError(
                 f"backend {self.spec.name!r} does not cast its weights to {_name(dtype)}",
-                hint="leave out --dtype; --precision is of the products alone",
+                hint="leave out --dtype; --precision sets the precision of products alone",
             )
         seconds = time.perf_counter() - start
         origin = made_from(self.registry, self.spec, self.options, self.checkpoint, seconds)
@@ -89,21 +78,20 @@ def backend(
     options: Mapping[str, Any] | None = None,
     dtype: DType | None = None,
 ) -> LoadedBackend:
-    """A diffusion model, ready to sample from.
+    """A diffusion model, loaded.
 
     Args:
-        source: The name of a backend that a plugin supplies, the path of a checkpoint for the one
+        source: Name of a backend that a plugin supplies, the path of a checkpoint for the only
             backend that is installed, or any `DiffusionBackend`.
-        checkpoint: The name of one of the backend's checkpoints, or the path of a file; None for
-            its default.
-        options: The backend's own options.
-        dtype: To which weights are cast while they are loaded, as far as the backend computes in
-            it; norms, embeddings and the last layer stay float32. None leaves them as the network
-            has them: float32.
+        checkpoint: Name of one of the backend's checkpoints, or the path of a file; None for its
+            default.
+        options: Options of the backend.
+        dtype: Type to which weights are cast while loading, if the backend computes in it; norms,
+            embeddings and the last layer stay float32. None leaves them as they are stored.
 
     Raises:
-        PluginError: Where no plugin, or more than one, supplies the backend, or it is broken.
-        AssetError: Where the checkpoint is missing, damaged, or of another architecture.
+        PluginError: If no plugin, or more than one, supplies the backend, or it is broken.
+        AssetError: If the checkpoint is missing, damaged, or of another architecture.
         UsageError: For options that it does not take.
     """
     if isinstance(source, DiffusionBackend):
@@ -124,16 +112,13 @@ def find_backend(
     dtype: DType | None = None,
     offline: bool = False,
 ) -> FoundBackend:
-    """The backend that `backend` would load; what can be wrong without reading weights is found.
+    """Find everything that can be wrong with a backend without reading weights.
 
     Args:
-        offline: Whether to raise instead of downloading. The rest is as for `backend`.
+        offline: Raise instead of downloading. The other arguments are those of `backend`.
 
     Raises:
-        PluginError: As `backend`.
-        AssetError: As `backend`, but for the architecture.
-        UsageError: Where `source` is a path and it is not clear for which backend, or there is no
-            such dtype.
+        PpapError: As `backend`; also if `source` is a path and several backends are installed.
     """
     plugins = registry()
     name = source if isinstance(source, str) else os.fspath(source)
@@ -198,7 +183,7 @@ def made_from(
         spec: The component's.
         options: As given.
         checkpoint: Its weights.
-        seconds: That loading took.
+        seconds: Seconds that loading took.
         others: Components that belong to it, such as a loss.
     """
     provider = plugins.provider(spec)

@@ -1,4 +1,4 @@
-"""How many images at once: as many as were asked for, or as many as memory has room for."""
+"""The batch size: as asked for, or as large as memory has room for."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 def first_batch(run: Plan) -> int:
-    """How many images to draw at once, to begin with.
+    """The batch size to begin with.
 
-    Those that were asked for; for "auto" as many as an estimate finds room for, on the CPU at most
-    32. Where nothing is known of a GPU's memory, all: `in_batches` then halves.
+    "auto" takes what an estimate finds room for, on the CPU at most 32. If nothing is known of a
+    GPU's memory, it takes all images, and `in_batches` halves.
     """
     if run.compute.batch != "auto":
         return min(run.compute.batch, run.num)
@@ -48,16 +48,16 @@ def first_batch(run: Plan) -> int:
 
 
 def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
-    """Draw images 0 to `num` - 1, `size` at once.
+    """Draw images 0 to `num` - 1.
 
     Args:
-        num: How many.
-        size: At most so many at once.
+        num: Number of images.
+        size: Batch size.
         draw: Draws images of these numbers; a call that ends with an error must leave no trace.
-        halve: Whether to go on with half as many at once where memory is not enough.
+        halve: Halve the batch size and retry if memory is short.
 
     Raises:
-        PpapError: Where it is not enough for `size` images, or for one.
+        PpapError: If memory is short for `size` images or, with `halve`, for one.
     """
     start = 0
     while start < num:
@@ -93,7 +93,7 @@ def _too_many(count: int, error: Exception, halve: bool) -> PpapError:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not say."""
+    """Free bytes on a device; None if the system does not report them."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -115,7 +115,7 @@ def _free_in_all() -> int | None:
 
 
 def _free_in_group() -> int | None:
-    """What a container may still take; None where none is the limit."""
+    """What a container may still allocate; None if there is no limit."""
     try:
         most, now = ((_CGROUP / f"memory.{x}").read_text().strip() for x in ("max", "current"))
         return max(0, int(most) - int(now))

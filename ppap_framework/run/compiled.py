@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 def compiled(run: Plan) -> Iterator[Callable[[], None]]:
     """A context in which `forward` of each network of a run is compiled when it is first called.
 
-    Weights are what the compiled code is given, and no part of it: what experts merge is seen.
-    It gives what is to be called after a step, and warns then where the first stage has made one
-    without calling its network; of the others that is known in the end.
+    Weights are inputs of the compiled code, not constants, so merged experts take effect. The
+    function that it gives is to be called after a step; it warns if the first stage's network was
+    not called as a module and so not compiled. Other networks are checked on exit.
 
     Raises:
-        PpapError: Where a network cannot be compiled, as without a compiler.
+        PpapError: If a network cannot be compiled, for instance without a compiler.
     """
     from torch._dynamo.exc import TorchDynamoException  # it takes seconds to import
 

@@ -131,15 +131,16 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
         with frozen([stage.network], _CPU, move=False):
             if before is not None:
                 assert isinstance(stage, CascadedStage)  # or it could not continue
-                images = partial(_image, before, before.network)
-                condition, *_ = _measured(
-                    fake, lambda s=stage, c=condition, x=images: s.conditioned(c, x())
-                )
+                condition, *_ = _measured(fake, partial(_conditioned, stage, condition, before))
             costs[stage.name] = _denoising(
                 fake, stage, condition, differentiated and before is None
             )
         before = stage
     return costs
+
+
+def _conditioned(stage: CascadedStage, condition: Any, before: Stage) -> Any:
+    return stage.conditioned(condition, _image(before, before.network))
 
 
 def _denoising(

@@ -166,7 +166,8 @@ class RunFolder:
         for index in range(
             max(0, len(self._images) - batch.start), len(batch.pictures["guided"].images)
         ):
-            number, entry = batch.start + index, {}
+            number = batch.start + index
+            entry: dict[str, Any] = {}
             for kind, pictures in batch.pictures.items():
                 if kind == "guided":
                     entry |= self._write_image("", number, pictures, index)

@@ -21,12 +21,12 @@ class ModuleGuide(GuidanceModel):
     """Any network that looks at images, without names for what it sees.
 
     Args:
-        network: From (B, 3, h, w) to a tensor of B predictions, differentiable.
-        mean: Of the three channels in [0, 1], which the network wants subtracted; with `std`. With
-            neither it gets images in [-1, 1].
-        std: By which it then wants them divided.
-        size: The side in pixels to which images are resized first, bilinearly, with antialiasing;
-            None leaves them as they are.
+        network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable.
+        mean: Channel means, in [0, 1], that the network wants subtracted; with `std`. Without both
+            it gets images in [-1, 1].
+        std: Channel deviations by which they are then divided.
+        size: Side in pixels to which images are resized first, bilinearly with antialiasing; None
+            for as they are.
 
     Raises:
         UsageError: For one of `mean` and `std` without the other, not three numbers, or a size or
@@ -53,29 +53,24 @@ class ModuleGuide(GuidanceModel):
             raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
         if size is not None and size < 1:
             raise UsageError(f"images cannot be resized to {size} pixels")
-        self._network = network
+        self.network = network
         self._size = size
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    @property
-    def network(self) -> nn.Module:
-        """The network as it was given."""
-        return self._network
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        """What the network says; the level is ignored."""
+        """The network's output; the level is ignored."""
         x = images
         if self._size is not None:
             x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
-        return self._network(((x + 1.0) / 2.0 - self.mean) / self.std)
+        return self.network(((x + 1.0) / 2.0 - self.mean) / self.std)
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; an array, whose first dimension is 1
         or the number of images.
 
         Raises:
-            UsageError: For words, since nothing here has a name.
+            UsageError: For words, since a bare network has no names.
         """
         if given.array is not None:
             value = given.array.reshape(1) if given.array.ndim == 0 else given.array
@@ -94,21 +89,17 @@ class ModuleGuide(GuidanceModel):
 
 @final
 class FunctionLoss(TaskLoss):
-    """A bare function as loss: it can guide, and says nothing of how experts learn."""
+    """A bare function as loss. It can guide, but not teach experts."""
 
     def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
         self._function = function
 
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
-        """What the function says, (B,)."""
+        """The function's value, (B,)."""
         return self._function(prediction, target)
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """Nothing.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Not available: raises a UsageError."""
         raise UsageError(
             "a bare function does not say how a student learns from a teacher",
             hint="give a TaskLoss, or the name of one",

@@ -45,7 +45,7 @@ class Plan:
 
     Attributes:
         backend: The diffusion model.
-        guides: What steers it, with scales and experts settled.
+        guides: Its guides, with scales and experts settled.
         num: Number of images.
         compare: Draw the same noise also without guides and, if there are experts, by the guides
             without them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -37,68 +37,24 @@ Loss: TypeAlias = "str | TaskLoss | Callable[[Any, Tensor], Tensor]"
 """A task loss by name or as an object, or a function from predictions and targets to energies."""
 
 
-def guide(
-    source: str | nn.Module,
-    *,
-    target: object = None,
-    scale: Scale = None,
-    interval: tuple[float, float] = (0.0, 1.0),
-    loss: Loss | None = None,
-    loss_options: Mapping[str, Any] | None = None,
-    model: str | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    options: Mapping[str, Any] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    size: int | None = None,
-    experts: WantedExperts = "auto",
-    allow_mismatch: Collection[str] = (),
-    name: str | None = None,
-) -> Guide:
+def guide(source: str | nn.Module, **request: Any) -> Guide:
     """A guide, loaded and aimed.
 
     Args:
         source: Name of a guider that a plugin supplies, a `GuidanceModel`, or any network, which
             is wrapped into a `ModuleGuide`.
-        target: What it should see: words, an index, the path of a picture or array, a PIL image,
-            an array or a tensor, as the guide understands it. None takes the default of the
-            guider's checkpoint, if there is one.
-        scale: Guidance scale; see `Scale`.
-        interval: (lo, hi), where it acts, as t / T; half-open, 1 is pure noise.
-        loss: What it descends; None for the guider's own. A bare network has none of its own.
-        loss_options: Options of a loss given by name.
-        model: Which network, for a guider that knows several: its option `model`.
-        checkpoint: Name of one of the guider's checkpoints, or the path of a file; None for its
-            default, or with `model` for that network's own.
-        options: Options of the guider.
-        mean: For a network: see `ModuleGuide`, as for `std` and `size`.
-        experts: Experts that read noisy images in the guide's place; see `WantedExperts`. Clean
-            images, and guides that read noise themselves, need none.
-        allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
-        name: Name in messages and files; by default that of the guider or class.
+        **request: The other attributes of `GuideRequest`, such as `target="red cube", scale=4`.
 
     Raises:
         PluginError: If no plugin, or more than one, supplies the guider or loss, or one fails.
         AssetError: If the checkpoint or a file of the target is missing, damaged or unfit.
         UsageError: With all other arguments that cannot be used.
     """
-    return GuideRequest(
-        source=source,
-        target=target,
-        scale=scale,
-        interval=interval,
-        loss=loss,
-        loss_options=loss_options or {},
-        model=model,
-        checkpoint=checkpoint,
-        options=options or {},
-        mean=mean,
-        std=std,
-        size=size,
-        experts=experts,
-        allow_mismatch=allow_mismatch,
-        name=name,
-    ).load()
+    return GuideRequest(source=source, **request).load()
+
+
+def _dict(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(given or {})
 
 
 def _strings(values: Iterable[str]) -> tuple[str, ...]:
@@ -126,9 +82,24 @@ class GuideRequest:
     """A guide as it was asked for.
 
     Attributes:
+        source: Name of a guider, a `GuidanceModel`, or any network.
+        target: What it should see: words, an index, the path of a picture or array, a PIL image,
+            an array or a tensor, as the guide understands it. None takes the default of the
+            guider's checkpoint, if there is one.
+        scale: Guidance scale; see `Scale`.
+        interval: (lo, hi), where it acts, as t / T; half-open, 1 is pure noise.
+        loss: What it descends; None for the guider's own. A bare network has none of its own.
+        loss_options: Options of a loss given by name.
+        model: Which network, for a guider that knows several: its option `model`.
+        checkpoint: Name of one of the guider's checkpoints, or the path of a file; None for its
+            default, or with `model` for that network's own.
+        options: Options of the guider.
+        mean: For a network: see `ModuleGuide`, as for `std` and `size`.
+        experts: Experts that read noisy images in the guide's place; see `WantedExperts`. Clean
+            images, and guides that read noise themselves, need none.
+        allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
+        name: Name in messages and files; by default that of the guider or class.
         offline: Raise instead of downloading.
-
-    The other attributes are the arguments of `guide`.
     """
 
     source: str | nn.Module
@@ -136,10 +107,10 @@ class GuideRequest:
     scale: Scale = None
     interval: tuple[float, float] = (0.0, 1.0)
     loss: Loss | None = None
-    loss_options: Mapping[str, Any] = attrs.field(factory=dict)
+    loss_options: Mapping[str, Any] = attrs.field(default=None, converter=_dict)
     model: str | None = None
     checkpoint: str | Path | None = attrs.field(default=None, converter=_path)
-    options: Mapping[str, Any] = attrs.field(factory=dict)
+    options: Mapping[str, Any] = attrs.field(default=None, converter=_dict)
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     size: int | None = None
@@ -154,6 +125,16 @@ class GuideRequest:
         if self.name or not isinstance(self.source, str):
             return self.name or type(self.source).__name__
         return self.source.rpartition(":")[2]
+
+    @property
+    def noise_aware(self) -> bool:
+        """Whether the guider reads noise itself and takes no experts.
+
+        Raises:
+            PluginError: If no plugin, or more than one, supplies it.
+        """
+        named = isinstance(self.source, str)
+        return named and registry().spec("guider", self.source).noise_aware
 
     @property
     def loss_name(self) -> str:

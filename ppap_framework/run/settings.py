@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -15,7 +15,7 @@ from ppap_framework.errors import Problems, UsageError
 from ppap_framework.guidance import Conflicts, Through
 from ppap_framework.runtime import Precision, find_device
 
-__all__ = ["Compute", "SamplerName", "Sampling", "check", "settle"]
+__all__ = ["Compute", "SamplerName", "Sampling", "changed", "check", "settle"]
 
 SamplerName: TypeAlias = Literal["ddim", "ddpm"]
 
@@ -106,7 +106,7 @@ class Sampling:
                 f"prompt must be a text, or one for each image, and {wrong[0]!r} is none",
                 hint='as in prompt="3"',
             )
-        elif each and len(each) != num:
+        elif len(each) != num:
             yield UsageError(
                 f"{len(each)} prompts were given for {num} images",
                 hint="give one for all, or one for each",
@@ -196,26 +196,37 @@ def settle(
     Raises:
         UsageError: If a name is a field of neither.
     """
-    known: dict[str, Callable[..., Any]] = {}
-    for record in (Sampling, Compute):
-        known |= dict.fromkeys(attrs.fields_dict(record), record)
-    for name in changes:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UsageError(
-                f"there is no setting {name!r}",
-                hint=f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}",
-            )
+    fields = defaults or {}
+    sampling = sampling or Sampling(**_of(Sampling, fields))
+    compute = compute or Compute(**_of(Compute, fields))
+    return changed(changes, sampling, compute)  # type: ignore[return-value]  # as they were given
 
-    def fields(record: type, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if known[name] is record}
 
-    sampling = sampling or Sampling(**fields(Sampling, defaults or {}))
-    compute = compute or Compute(**fields(Compute, defaults or {}))
-    return (
-        attrs.evolve(sampling, **fields(Sampling, changes)),
-        attrs.evolve(compute, **fields(Compute, changes)),
-    )
+def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
+    """Records with fields changed by keyword. A name that several records have is of the first.
+
+    Raises:
+        UsageError: If a name is a field of none.
+    """
+    left = dict(changes)
+    result = []
+    for record in records:
+        own = _of(type(record), left)
+        result.append(attrs.evolve(record, **own))
+        left = {name: value for name, value in left.items() if name not in own}
+    for name in left:
+        known = [field for record in records for field in attrs.fields_dict(type(record))]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(
+            f"there is no setting {name!r}",
+            hint=f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}",
+        )
+    return tuple(result)
+
+
+def _of(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a record, by name."""
+    return {name: value for name, value in values.items() if name in attrs.fields_dict(record)}
 
 
 def check(num: int, sampling: Sampling, compute: Compute) -> None:

@@ -76,6 +76,6 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setattr("torch.hub.os.path.exists", lambda path: False)
-    with pytest.raises(AssetError, match="'torchvision/mobilenet_v2' cannot be had") as caught:
+    with pytest.raises(AssetError, match="cannot download torchvision's weights of") as caught:
         loaded("torchvision/mobilenet_v2")
     assert MobileNet_V2_Weights.DEFAULT.url in str(caught.value.hint)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.transformers_models import ImageInput
+from ppap_framework.preprocessing import ImageInput
 from ppap_plugin_classifier.guider import ClassifierGuide, make_classifier
 from ppap_plugin_classifier.options import ClassifierOptions
 
@@ -81,7 +81,7 @@ def test_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "glpn"}))
     with pytest.raises(AssetError, match="is a glpn, which does no image classification"):
         guide(folder)
-    with pytest.raises(UsageError, match="neither a folder that is there nor a name of the hub"):
+    with pytest.raises(UsageError, match="neither a folder that exists nor a name of the hub"):
         guide("./absent")
 
 

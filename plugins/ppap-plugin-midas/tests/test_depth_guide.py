@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ppap_framework.checkpoints import open_checkpoint
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.preprocessing import ImageInput
 from ppap_framework.targets import decode_target
-from ppap_framework.transformers_models import ImageInput
 from ppap_plugin_midas.guider import DepthGuide, make_depth
 from ppap_plugin_midas.options import DepthOptions
 

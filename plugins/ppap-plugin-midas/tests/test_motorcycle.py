@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from torch import Tensor, nn
 
+from ppap_framework.preprocessing import ImageInput
 from ppap_framework.targets import decode_target
-from ppap_framework.transformers_models import ImageInput
 from ppap_plugin_midas.guider import DepthGuide
 from ppap_plugin_midas.loss import DepthMSE, ScaleShiftInvariant, depth_metrics
 

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from experts_toy import Told
-from torch import Tensor, nn
+from experts_toy import TinyGuide, Told
+from torch import Tensor
 
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError, PpapError, UsageError
@@ -34,20 +34,8 @@ TOY = Architecture(
 )
 
 
-def network(seed: int = 0, width: int = 4) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1),
-        nn.BatchNorm2d(width),
-        nn.SiLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(4 * width, 5),
-    ).eval()
-
-
 def guide(seed: int = 0, width: int = 4) -> Told:
-    return Told(network(seed, width), RAW).eval()
+    return Told(TinyGuide(seed, width=width).network, RAW).eval()
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> State:
@@ -57,14 +45,14 @@ def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> State:
 
 def whole(index: int, width: int = 4) -> State:
     """A network that was trained, within two wrappers."""
-    state = network(seed=10 + index, width=width).state_dict()
+    state = guide(10 + index, width).network.state_dict()
     state["1.running_var"] += 0.5 * index
     return {f"module.net.{name}": tensor for name, tensor in state.items()}
 
 
 def low_rank(index: int, rank: int = 2, seed: int = 0) -> State:
     """One expert of the toy, as the published code would save it."""
-    state = network(seed).state_dict()
+    state = guide(seed).network.state_dict()
     own = drawn({name: state[name].shape for name in state if state[name].ndim == 1}, index)
     names = {"0.weight": "0.conv.weight", "0.bias": "0.conv.bias", "5.weight": "5.linear.weight"}
     names["5.bias"] = "5.linear.bias"
@@ -251,24 +239,23 @@ class TestTensors:
         assert "1_max2.ckpt" in error.message
         assert error.exit_code == 4
 
-    def test_another_guide_s(self, tmp_path: Path) -> None:
-        error = refusal(save(tmp_path, [low_rank(0)]), guide(seed=1))
-        assert "2 of 2 frozen tensors are not the guide's" in error.message
-        assert "--guider-checkpoint" in error.hint
-
-    def test_another_width(self, tmp_path: Path) -> None:
-        error = refusal(save(tmp_path, [whole(0, width=8)]))
-        assert "of another shape" in error.message
-
-    def test_another_architecture(self, tmp_path: Path) -> None:
-        error = refusal(save(tmp_path, [{"vit.cls_token": torch.ones(1, 1, 8)}]))
-        assert "holds none of the 9 tensors of the network" in error.message
-
-    def test_ranks_that_differ_and_ranks_that_are_none(self, tmp_path: Path) -> None:
-        error = refusal(save(tmp_path, [low_rank(0), low_rank(1, rank=3)]))
-        assert "of another shape" in error.message
-        state = low_rank(0) | {"net.0.lora_A": torch.ones(7, 9)}
-        assert "7 rows, which is of no rank" in refusal(save(tmp_path, [state])).message
+    @pytest.mark.parametrize(
+        ("states", "words"),
+        [
+            ([low_rank(0, seed=1)], "2 of 2 frozen tensors are not the guide's"),
+            ([whole(0, width=8)], "of another shape"),
+            (
+                [{"vit.cls_token": torch.ones(1, 1, 8)}],
+                "holds none of the 9 tensors of the network",
+            ),
+            ([low_rank(0), low_rank(1, rank=3)], "of another shape"),
+            ([low_rank(0) | {"net.0.lora_A": torch.ones(7, 9)}], "7 rows, which is of no rank"),
+        ],
+    )
+    def test_of_others(self, tmp_path: Path, states: list[State], words: str) -> None:
+        error = refusal(save(tmp_path, states))
+        assert words in error.message
+        assert ("--guider-checkpoint" in error.hint) == ("frozen" in words)
 
     def test_a_pickle_that_wants_code_to_run(self, tmp_path: Path) -> None:
         path = tmp_path / "0_max1.ckpt"
@@ -356,7 +343,7 @@ class TestCommand:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         pytest.importorskip("ppap_plugin_classifier", reason="builds the network")
-        monkeypatch.setattr("ppap_framework.learn.teacher", None)  # which cannot be called
+        monkeypatch.setattr("ppap_framework.run.GuideRequest", None)  # which cannot be called
         (tmp_path / "reference.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         assert self.ends(str(tmp_path / file), "--architecture", "resnet50") == 4
         error, _ = capsys.readouterr().err.splitlines()
@@ -371,4 +358,4 @@ class TestCommand:
         torch.save(low_rank(0), tmp_path / "0_max1.ckpt")
         file = str(tmp_path / "0_max1.ckpt")
         assert self.ends(file, "--architecture", "resnet50", "--offline") == 4
-        assert "are not here, and downloads are off" in capsys.readouterr().err
+        assert ", and downloads are off" in capsys.readouterr().err

@@ -21,8 +21,8 @@ from torchvision.models import get_model
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.preprocessing import ImageInput
 from ppap_framework.targets import decode_target
-from ppap_framework.transformers_models import ImageInput
 from ppap_plugin_segmentation import plugin
 from ppap_plugin_segmentation.drawing import palette
 from ppap_plugin_segmentation.guider import SegmentationGuide, make_segmentation
@@ -402,7 +402,7 @@ class TestNames:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setenv("PPAP_OFFLINE", "1")
         name = "torchvision/deeplabv3_resnet50"
-        with pytest.raises(AssetError, match="torchvision's weights of 'deeplabv3_resnet50' are"):
+        with pytest.raises(AssetError, match="of torchvision's weights of 'deeplabv3_resnet50'"):
             make_segmentation(SegmentationOptions(model=name), None)
         with pytest.raises(UsageError, match="no segmentation model 'resnet50'"):
             make_segmentation(SegmentationOptions(model="torchvision/resnet50"), None)

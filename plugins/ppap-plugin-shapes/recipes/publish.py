@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from training import halved
 
-from ppap_framework.checkpoints import file_sha256, save_checkpoint
+from ppap_framework.checkpoints import save_checkpoint
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card
 
 WEIGHTS = Path(__file__).parent.parent / "src" / "ppap_plugin_shapes" / "weights"

@@ -15,8 +15,8 @@ import attrs
 import click
 from publish import WEIGHTS
 
-from ppap_framework.checkpoints import file_sha256
 from ppap_framework.experts import SUFFIX, read_bundle_info, verify_bundle
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import ExpertBundle
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import ppap_framework as ppap
-from ppap_framework.checkpoints import fetch, file_sha256
+from ppap_framework.checkpoints import fetch
 from ppap_framework.components import TargetInput
 from ppap_framework.experts import read_bundle_info, verify_bundle
+from ppap_framework.files import file_sha256
 from ppap_framework.plugin import AssetFile, DefaultTarget, ExpertBundle
 from ppap_plugin_shapes.plugin import ppap_assets
 from ppap_plugin_shapes.world import CLASS_NAMES

@@ -118,15 +118,11 @@ class Colour(GuidanceModel):
 
     def __init__(self, options: ColourOptions) -> None:
         super().__init__()
-        self._network = nn.Linear(3, 4, bias=False)
+        self.network = nn.Linear(3, 4, bias=False)
         self._sharpness = options.sharpness * (-1.0 if options.upside_down else 1.0)
 
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        logits: Tensor = self._sharpness * self._network(images.mean((2, 3)))
+        logits: Tensor = self._sharpness * self.network(images.mean((2, 3)))
         return logits
 
     def target(self, given: TargetInput) -> Target:
@@ -162,11 +158,7 @@ class Grey(GuidanceModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._network = nn.Identity()
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
+        self.network = nn.Identity()
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         return images.mean(1)
@@ -189,12 +181,7 @@ def make_grey(options: GreyOptions, checkpoint: Checkpoint | None) -> Grey:
     return Grey()
 
 
-class ToyLoss(TaskLoss):
-    def __init__(self, options: None) -> None:
-        self.options = options
-
-
-class CrossEntropy(ToyLoss):
+class CrossEntropy(TaskLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         classes = target.expand(len(prediction))
         return nn.functional.cross_entropy(prediction, classes, reduction="none")
@@ -204,17 +191,17 @@ class CrossEntropy(ToyLoss):
         return {"hit": hit, "broken": prediction[:, 0] * torch.nan}
 
 
-class Margin(ToyLoss):
+class Margin(TaskLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return -prediction.gather(1, target.expand(len(prediction))[:, None])[:, 0]
 
 
-class Square(ToyLoss):
+class Square(TaskLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).square().mean((1, 2))
 
 
-class Distance(ToyLoss):
+class Distance(TaskLoss):
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).abs().mean((1, 2))
 

@@ -12,11 +12,9 @@ from ppap_framework.author import (
     AssetError,
     Checkpoint,
     DiffusionBackend,
-    NoiseSchedule,
     Prediction,
     Stage,
     UsageError,
-    VarianceKind,
     find_class,
 )
 from ppap_plugin_adm.architecture import Process, class_names, load_network
@@ -60,35 +58,13 @@ class AdmStage(Stage):
     """
 
     def __init__(self, network: nn.Module, process: Process, image_size: int) -> None:
-        self._network = network
+        self.name = "base"
+        self.image_shape = (3, image_size, image_size)
+        self.network = network
+        self.variance = process.variance
         self._process = process
-        self._image_size = image_size
         self._meaning = Meaning(process)
-
-    @property
-    def name(self) -> str:
-        """The only stage: "base"."""
-        return "base"
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, H, W)."""
-        return (3, self._image_size, self._image_size)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The schedule that the network was trained on."""
-        return self._meaning.schedule
-
-    @property
-    def variance(self) -> VarianceKind:
-        """As the checkpoint states."""
-        return self._process.variance
-
-    @property
-    def network(self) -> nn.Module:
-        """The U-Net."""
-        return self._network
+        self.schedule = self._meaning.schedule
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor | None) -> Prediction:
         """Predict the clean image and the noise.
@@ -99,7 +75,7 @@ class AdmStage(Stage):
             condition: (B,), int64 classes, of a class-conditional network; else None.
         """
         y = None if condition is None else condition.to(x_t.device)
-        output = self._network(
+        output = self.network(
             x_t.contiguous(memory_format=torch.channels_last),
             self._process.network_timesteps(t.to(x_t.device)),
             y,
@@ -118,14 +94,9 @@ class AdmBackend(DiffusionBackend):
     """
 
     def __init__(self, stage: AdmStage, class_names: Sequence[str] = (), name: str = "adm") -> None:
-        self._stage = stage
+        self.stages = (stage,)
         self.class_names = tuple(class_names)
         self._name = name
-
-    @property
-    def stages(self) -> tuple[AdmStage]:
-        """The base stage alone."""
-        return (self._stage,)
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Tensor | None:
         """The classes that the prompts name, (B,), int64; None for an unconditional network.

@@ -71,17 +71,12 @@ class AdmClassifierGuide(GuidanceModel):
         self, network: nn.Module, class_names: Sequence[str], process: Process, image_size: int
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.class_names = tuple(class_names)
         self._process = process
         self._schedule = process.noise_schedule()
         self._image_size = image_size
         self.eval().requires_grad_(False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The encoder and its pooling head."""
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W) with that much noise."""
@@ -90,7 +85,7 @@ class AdmClassifierGuide(GuidanceModel):
         else:
             t = self._schedule.nearest_timestep(level)
         images = at_size(images, self._image_size, noisy=level is not None)
-        logits: Tensor = self._network(
+        logits: Tensor = self.network(
             images.contiguous(memory_format=torch.channels_last),
             self._process.network_timesteps(t.to(images.device)),
         )
@@ -100,7 +95,7 @@ class AdmClassifierGuide(GuidanceModel):
         """A class by index, name or unambiguous part of a name; an array of B indices; or the class
         that the network sees in a picture.
         """
-        device = next(self._network.parameters()).device
+        device = next(self.network.parameters()).device
         return class_target(given, self.class_names, lambda images: self(images.to(device)))
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:

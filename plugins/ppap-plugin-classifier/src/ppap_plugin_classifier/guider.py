@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
-import torch.nn.functional as F
+import attrs
 from torch import Tensor, nn
 
 from ppap_framework.author import (
     Checkpoint,
+    ImageInput,
     NoiseLevel,
     Preprocessing,
     PreprocessingGuide,
@@ -73,38 +73,21 @@ class ClassifierGuide(PreprocessingGuide):
         self, network: nn.Module, class_names: Sequence[str], preprocessing: Preprocessing
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.class_names = tuple(class_names)
         self.preprocessing = preprocessing
-        # From [-1, 1] by way of [0, 1]: ((x + 1) / 2 - mean) / std = x scale + shift.
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)[:, None, None]
-        std = torch.tensor(preprocessing.std, dtype=torch.float64)[:, None, None]
-        self._scale: Tensor
-        self._shift: Tensor
-        self.register_buffer("_scale", (0.5 / std).float(), persistent=False)
-        self.register_buffer("_shift", ((0.5 - mean) / std).float(), persistent=False)
+        self._shown = ImageInput(**attrs.asdict(preprocessing))
         self.eval().requires_grad_(False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The timm model as timm makes it."""
-        return self._network
 
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
-        other = ClassifierGuide(self._network, self.class_names, preprocessing)
-        # Where this one is, the network included.
-        other._scale, other._shift = other._scale.to(self._scale), other._shift.to(self._shift)
+        other = ClassifierGuide(self.network, self.class_names, preprocessing)
+        other._shown.to(next(self._shown.buffers()))  # device and dtype
         return other
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        how = self.preprocessing
-        if how.size is not None and images.shape[-2:] != (how.size, how.size):
-            images = F.interpolate(
-                images, (how.size, how.size), mode=how.interpolation, antialias=how.antialias
-            )
-        said = self._network(torch.addcmul(self._shift, images, self._scale))
+        said = self.network(self._shown(images))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
         return logits
 
@@ -112,7 +95,7 @@ class ClassifierGuide(PreprocessingGuide):
         """A class by index, name or unambiguous part of a name; an array of B indices; or the class
         that the network sees in a picture.
         """
-        device = next(self._network.parameters()).device
+        device = next(self.network.parameters()).device
         return class_target(given, self.class_names, lambda images: self(images.to(device)))
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:

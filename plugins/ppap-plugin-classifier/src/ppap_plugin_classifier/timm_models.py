@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 import timm
 from attrs.validators import and_, deep_iterable, gt, instance_of, max_len, min_len, optional
-from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.config import resolve_model_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
@@ -19,8 +18,7 @@ from ppap_framework.author import (
     Checkpoint,
     Preprocessing,
     UsageError,
-    asking_hub,
-    downloads_are_off,
+    downloading,
     in_torch_hub,
     load_into,
     read_architecture,
@@ -118,25 +116,14 @@ def from_hub(model: str) -> _Loaded:
 
     Raises:
         UsageError: Where timm does not know it, has no weights for it, or it has no classes.
-        AssetError: Where its weights cannot be had; names the address.
+        AssetError: If its weights cannot be downloaded; names the address.
     """
     _check_known(model, hub=True)
     hint = f"download {_address(model)} elsewhere, then add --guider-checkpoint FILE"
-    missing = f"timm's weights of {model!r} are not here, and downloads are off"
-    off, config = downloads_are_off(), None if ":" in model else timm.get_pretrained_cfg(model)
-    if off and config is not None and not config.hf_hub_id and not in_torch_hub(config.url or ""):
-        raise AssetError(missing, hint=hint)
-    try:
-        with asking_hub():
-            network = timm.create_model(model, pretrained=True)
-    except Exception as error:  # the network, the disk, and several libraries' own errors
-        if off and isinstance(error, LocalEntryNotFoundError):
-            raise AssetError(missing, hint=hint) from error
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(
-            f"timm's weights of {model!r} cannot be had: {type(error).__name__}: {reason}",
-            hint=hint,
-        ) from error
+    config = None if ":" in model else timm.get_pretrained_cfg(model)
+    here = config is None or bool(config.hf_hub_id) or in_torch_hub(config.url or "")
+    with downloading(f"timm's weights of {model!r}", hint, here=here):
+        network = timm.create_model(model, pretrained=True)
     return network, _class_names(network), _preprocessing(network)
 
 

@@ -12,7 +12,14 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.transforms import InterpolationMode
 
-from ppap_framework.author import Checkpoint, Preprocessing, UsageError, asking_torch_hub, load_into
+from ppap_framework.author import (
+    Checkpoint,
+    Preprocessing,
+    UsageError,
+    downloading,
+    in_torch_hub,
+    load_into,
+)
 
 __all__ = ["from_checkpoint", "from_torchvision", "of_torchvision"]
 
@@ -54,11 +61,12 @@ def from_torchvision(model: str) -> _Loaded:
 
     Raises:
         UsageError: Where torchvision has no such classifier.
-        AssetError: Where its weights cannot be had; names the address.
+        AssetError: If its weights cannot be downloaded; names the address.
     """
     name = _known(model)
     weights = get_model_weights(name).DEFAULT
-    with asking_torch_hub(model, weights.url):
+    hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
+    with downloading(f"torchvision's weights of {model!r}", hint, here=in_torch_hub(weights.url)):
         network = get_model(name, weights=weights, progress=False)
     return network.eval(), list(weights.meta["categories"]), _preprocessing(weights)
 

@@ -18,14 +18,11 @@ from torch import Tensor
 from ppap_framework.author import (
     AssetError,
     CascadedStage,
-    CascadeSampling,
     Checkpoint,
     DiffusionBackend,
-    NoiseSchedule,
     Prediction,
     Stage,
     UsageError,
-    VarianceKind,
     read_architecture,
 )
 from ppap_plugin_adm.meaning import Meaning
@@ -130,35 +127,14 @@ class BaseStage(Stage):
     """
 
     def __init__(self, network: TextUNet, architecture: StageArchitecture, cfg: float) -> None:
-        self._network = network
-        self._architecture = architecture
+        self.name = architecture.name
+        self.image_shape = (3, architecture.image_size, architecture.image_size)
+        self.network: TextUNet = network
+        self.variance = architecture.process.variance
+        self._process = architecture.process
         self._meaning = Meaning(architecture.process)
+        self.schedule = self._meaning.schedule
         self._cfg = cfg
-
-    @property
-    def name(self) -> str:
-        """The first: "base"."""
-        return "base"
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, H, W)."""
-        return (3, self._architecture.image_size, self._architecture.image_size)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The schedule that the network was trained on."""
-        return self._meaning.schedule
-
-    @property
-    def variance(self) -> VarianceKind:
-        """As the checkpoint states."""
-        return self._architecture.process.variance
-
-    @property
-    def network(self) -> TextUNet:
-        """The U-Net with its text transformer."""
-        return self._network
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
         """Predict the clean image and the noise.
@@ -168,8 +144,8 @@ class BaseStage(Stage):
             t: (B,), int64 base timesteps.
             condition: Of these B images.
         """
-        network = self._network
-        told = self._architecture.process.network_timesteps(t.to(x_t.device))
+        network = self.network
+        told = self._process.network_timesteps(t.to(x_t.device))
         text = condition.read_by(network, condition.texts, x_t.device)
         if condition.empty is None or self.evaluations(condition) == 1:
             return self._meaning(network(x_t, told, tokens=text), x_t, t)
@@ -196,39 +172,14 @@ class UpsamplerStage(CascadedStage):
     """
 
     def __init__(self, network: TextUNet, architecture: StageArchitecture) -> None:
-        self._network = network
-        self._architecture = architecture
+        self.name = architecture.name
+        self.image_shape = (3, architecture.image_size, architecture.image_size)
+        self.network: TextUNet = network
+        self.variance = architecture.process.variance
+        self.sampling = architecture.recipe
+        self._process = architecture.process
         self._meaning = Meaning(architecture.process)
-
-    @property
-    def name(self) -> str:
-        """The second: "upsampler"."""
-        return "upsampler"
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(3, H, W)."""
-        return (3, self._architecture.image_size, self._architecture.image_size)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The schedule that the network was trained on."""
-        return self._meaning.schedule
-
-    @property
-    def variance(self) -> VarianceKind:
-        """As the checkpoint states."""
-        return self._architecture.process.variance
-
-    @property
-    def network(self) -> TextUNet:
-        """The U-Net with its text transformer."""
-        return self._network
-
-    @property
-    def sampling(self) -> CascadeSampling:
-        """As the checkpoint states, or the published one."""
-        return self._architecture.recipe
+        self.schedule = self._meaning.schedule
 
     def conditioned(self, condition: Condition, images: Tensor) -> Condition:
         """With the images rounded to 8 bits, as those were that the network was trained on."""
@@ -244,10 +195,10 @@ class UpsamplerStage(CascadedStage):
             condition: Of these B images, what the stage before drew among it.
         """
         assert condition.low_res is not None
-        told = self._architecture.process.network_timesteps(t.to(x_t.device))
-        text = condition.read_by(self._network, condition.texts, x_t.device)
+        told = self._process.network_timesteps(t.to(x_t.device))
+        text = condition.read_by(self.network, condition.texts, x_t.device)
         low_res = condition.low_res.to(x_t)
-        output = self._network(x_t, told, low_res=low_res, tokens=text)
+        output = self.network(x_t, told, low_res=low_res, tokens=text)
         return self._meaning(output, x_t, t)
 
 
@@ -264,13 +215,8 @@ class GlideBackend(DiffusionBackend):
     def __init__(
         self, base: BaseStage, upsampler: UpsamplerStage | None, tokens: PromptTokens
     ) -> None:
-        self._stages: tuple[Stage, ...] = (base,) if upsampler is None else (base, upsampler)
+        self.stages = (base,) if upsampler is None else (base, upsampler)
         self._tokens = tokens
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The base, and the upsampler where there is one."""
-        return self._stages
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Condition:
         """The prompts as tokens; no prompts are empty ones, and neither has anything to guide.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppap_framework.author import (
     AssetError,
@@ -79,17 +79,12 @@ class NoisedClipGuide(GuidanceModel):
         config: NoisedClipConfig,
     ) -> None:
         super().__init__()
-        self._image_encoder = image_encoder
+        self.network = image_encoder
         self._text_encoder = text_encoder
         self._tokens = tokens
         self._config = config
         self._schedule = noise_schedule(config.beta_schedule, config.n_timesteps)
         self.eval().requires_grad_(False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The image encoder."""
-        return self._image_encoder
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Embeddings (B, D) of images (B, 3, H, W) with that much noise, as long as the logit
@@ -100,7 +95,7 @@ class NoisedClipGuide(GuidanceModel):
         else:
             t = self._schedule.nearest_timestep(level)
         pixels = (at_size(images, self._config.image_size, noisy=level is not None) + 1.0) * 127.5
-        embedding = self._image_encoder(pixels, t.to(images.device))
+        embedding = self.network(pixels, t.to(images.device))
         return self._config.logit_scale * unit(embedding)
 
     @torch.no_grad()

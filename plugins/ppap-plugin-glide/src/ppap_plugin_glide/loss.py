@@ -9,12 +9,7 @@ from torch import Tensor
 
 from ppap_framework.author import TaskLoss
 
-__all__ = ["ClipSimilarity", "make_clip_similarity"]
-
-
-def make_clip_similarity(options: None) -> ClipSimilarity:
-    """The factory of the loss `clip-similarity`."""
-    return ClipSimilarity()
+__all__ = ["ClipSimilarity"]
 
 
 @final

@@ -45,7 +45,7 @@ def ppap_task_losses() -> list[TaskLossSpec]:
         TaskLossSpec(
             name="clip-similarity",
             summary="The negative cosine between an image's and a text's embedding, scaled",
-            factory="ppap_plugin_glide.loss:make_clip_similarity",
+            factory="ppap_plugin_glide.loss:ClipSimilarity",
             task="image-text",
             licence="Apache-2.0",
         )

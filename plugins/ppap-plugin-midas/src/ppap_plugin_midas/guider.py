@@ -99,23 +99,18 @@ class DepthGuide(GuidanceModel):
         target_map: Meaning = "disparity",
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.feed = feed
         self._predicts = predicts
         self._target_map = target_map
         self.eval().requires_grad_(False)
-
-    @property
-    def network(self) -> nn.Module:
-        """The model as transformers makes it."""
-        return self._network
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Disparity (B, h, w) of images (B, 3, H, W), larger is nearer; the noise level is ignored.
 
         h and w are what the network makes of its input: often that size, or twice it.
         """
-        predicted: Tensor = self._network(pixel_values=self.feed(images)).predicted_depth
+        predicted: Tensor = self.network(pixel_values=self.feed(images)).predicted_depth
         if self._predicts == "disparity":
             return predicted
         return 1.0 / predicted.clamp_min(_NEAREST)
@@ -163,7 +158,7 @@ class DepthGuide(GuidanceModel):
             image = image.resize((most, most), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, side, side), uint8
         picture = pixels.float() / 127.5 - 1
-        device = next(self._network.parameters()).device
+        device = next(self.network.parameters()).device
         with torch.no_grad():
             value = self(picture[None].to(device))
         shown = torch.cat([picture, _enlarged(colour_map(value)[0], picture.shape[-1])], dim=2)

@@ -24,20 +24,10 @@ from torch import Tensor
 
 from ppap_framework.author import TaskLoss
 
-__all__ = ["DepthMSE", "ScaleShiftInvariant", "depth_metrics", "make_mse", "make_ssi"]
+__all__ = ["DepthMSE", "ScaleShiftInvariant", "depth_metrics"]
 
 _FLAT = 1e-4  # a map whose contrast is below this share of its largest number is constant
 _FARTHEST = 100.0  # in metrics: distances beyond so many times the nearest count as that
-
-
-def make_ssi(options: None) -> ScaleShiftInvariant:
-    """The factory of the loss `depth-ssi`."""
-    return ScaleShiftInvariant()
-
-
-def make_mse(options: None) -> DepthMSE:
-    """The factory of the loss `depth-mse`."""
-    return DepthMSE()
 
 
 @final

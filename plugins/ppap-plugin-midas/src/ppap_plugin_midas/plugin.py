@@ -31,14 +31,14 @@ def ppap_task_losses() -> list[TaskLossSpec]:
         TaskLossSpec(
             name="depth-ssi",
             summary="Absolute difference of depth maps, whatever their scale and shift",
-            factory="ppap_plugin_midas.loss:make_ssi",
+            factory="ppap_plugin_midas.loss:ScaleShiftInvariant",
             task="depth",
             licence="Apache-2.0",
         ),
         TaskLossSpec(
             name="depth-mse",
             summary="Squared difference of depth maps as they are",
-            factory="ppap_plugin_midas.loss:make_mse",
+            factory="ppap_plugin_midas.loss:DepthMSE",
             task="depth",
             licence="Apache-2.0",
         ),

@@ -45,9 +45,9 @@ def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **give
         --guider classifier --guider-model resnet50.tv2_in1k \\
         --experts resnet50-5.experts.safetensors --target goldfish
     """
-    from ppap_framework.checkpoints import open_checkpoint, without_downloads
+    from ppap_framework.checkpoints import open_checkpoint
     from ppap_framework.experts import SUFFIX, Identity, guide_sha256
-    from ppap_framework.learn import teacher
+    from ppap_framework.run import GuideRequest
     from ppap_plugin_released.architectures import find_architecture
     from ppap_plugin_released.files import in_order
     from ppap_plugin_released.importer import import_experts
@@ -64,24 +64,21 @@ def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **give
     paths = in_order([Path(file).expanduser() for file in files])
     for path in paths:  # before the network, which may have to be downloaded
         open_checkpoint(path)
-    with without_downloads(given["offline"]):
-        learner = teacher(
-            architecture.guider,
-            model=given["guider_model"] or architecture.model,
-            checkpoint=given["guider_checkpoint"],
-        )
-    info = import_experts(
-        paths,
-        learner.model,
-        architecture,
-        out,
-        guide=Identity(
-            component=learner.origin.component,
-            checkpoint=learner.origin.checkpoint or learner.origin.options["model"],
-            sha256=guide_sha256(learner.model),
-        ),
-        method=given["method"],
+    network = given["guider_model"] or architecture.model
+    guide = GuideRequest(
+        source=architecture.guider,
+        model=network,
+        checkpoint=given["guider_checkpoint"],
+        experts="none",
+        offline=given["offline"],
+    ).load(aim=False)
+    identity = Identity(
+        component=architecture.guider,
+        checkpoint=(guide.origin and guide.origin.checkpoint) or network,
+        sha256=guide_sha256(guide.model),
     )
+    method = given["method"]
+    info = import_experts(paths, guide.model, architecture, out, guide=identity, method=method)
     names = [file.partition(" ")[0] for file in info.recipe["files"]]
     if as_json:
         print_json(
@@ -95,11 +92,7 @@ def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **give
             }
         )
         return
-    print_table(
-        ("EXPERT", "TIMESTEPS", "FILE"),
-        [
-            (str(i), f"{info.timesteps[i]} to {info.timesteps[i + 1] - 1}", name)
-            for i, name in enumerate(names)
-        ],
-    )
+    ranges = zip(info.timesteps, info.timesteps[1:], names, strict=False)
+    rows = [(str(i), f"{t} to {end - 1}", name) for i, (t, end, name) in enumerate(ranges)]
+    print_table(("EXPERT", "TIMESTEPS", "FILE"), rows)
     click.echo(out)

@@ -16,7 +16,6 @@ from ppap_framework.author import (
     Checkpoint,
     GuidanceModel,
     ImageInput,
-    ModelFiles,
     NoiseLevel,
     Target,
     TargetInput,
@@ -104,7 +103,7 @@ class SegmentationGuide(GuidanceModel):
         options: SegmentationOptions | None = None,
     ) -> None:
         super().__init__()
-        self._network = network
+        self.network = network
         self.class_names = tuple(class_names)
         self.shown = shown
         self._answer = answer
@@ -114,16 +113,11 @@ class SegmentationGuide(GuidanceModel):
         )
         self.eval().requires_grad_(False)
 
-    @property
-    def network(self) -> nn.Module:
-        """The network as its library makes it."""
-        return self._network
-
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K, h, w) of images (B, 3, H, W), at whatever resolution the network gives
         them; the noise level is ignored.
         """
-        return self._answer(self._network(self.shown(images)))
+        return self._answer(self.network(self.shown(images)))
 
     def target(self, given: TargetInput) -> Target:
         """A picture, whose likeliest classes become the target; a mask of class indices; or the
@@ -184,7 +178,7 @@ class SegmentationGuide(GuidanceModel):
         size = (min(height, self._largest), min(width, self._largest))
         if self.shown.size is None and (height, width) != size:
             picture = F.interpolate(picture, size, mode="bilinear", antialias=True)
-        logits = self(picture.to(next(self._network.parameters()).device))
+        logits = self(picture.to(next(self.network.parameters()).device))
         return resized_logits(logits, size).argmax(1).cpu()
 
 
@@ -203,7 +197,7 @@ def _of_transformers(
     options: SegmentationOptions, checkpoint: Checkpoint | None
 ) -> SegmentationGuide:
     files = find_model(options.model, checkpoint)
-    of_masks = files.config.get("model_type") in _OF_MASKS
+    of_masks = files.architecture["config"].get("model_type") in _OF_MASKS
     task: Task = "universal-segmentation" if of_masks else "semantic-segmentation"
     network: Any = load_network(files, task)
     names = _class_names(files, network.config.id2label)
@@ -236,7 +230,7 @@ def _answer_in_masks(answer: Any) -> Tensor:
     return (torch.einsum("bqk,bqhw->bkhw", classes, masks) + _TINY).log()
 
 
-def _class_names(files: ModelFiles, id2label: Mapping[int, str]) -> list[str]:
+def _class_names(files: Checkpoint, id2label: Mapping[int, str]) -> list[str]:
     """The names of all classes, in order.
 
     Raises:

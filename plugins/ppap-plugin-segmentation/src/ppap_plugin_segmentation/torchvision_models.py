@@ -17,7 +17,8 @@ from ppap_framework.author import (
     Checkpoint,
     ImageInput,
     UsageError,
-    asking_torch_hub,
+    downloading,
+    in_torch_hub,
     load_into,
     read_architecture,
 )
@@ -115,10 +116,11 @@ def from_torchvision(model: str, size: int | None) -> _Loaded:
     """A model with torchvision's weights, downloaded by torchvision where they are not yet here.
 
     Raises:
-        AssetError: Where its weights cannot be had; names the address.
+        AssetError: If its weights cannot be downloaded; names the address.
     """
     weights = get_model_weights(model).DEFAULT
-    with asking_torch_hub(model, weights.url):
+    hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
+    with downloading(f"torchvision's weights of {model!r}", hint, here=in_torch_hub(weights.url)):
         network = get_model(model, weights=weights, progress=False)
     stated = _Architecture(model=model)
     names = list(weights.meta["categories"])

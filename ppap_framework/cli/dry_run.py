@@ -1,0 +1,166 @@
+"""What `ppap run --dry-run` shows: the images to be drawn, and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ppap_framework.cli.output import print_fields, print_json
+from ppap_framework.errors import PpapError
+
+if TYPE_CHECKING:
+    from ppap_framework.components import Stage
+    from ppap_framework.diffusion import Process
+    from ppap_framework.guidance import Guide
+    from ppap_framework.origin import Origin
+    from ppap_framework.run import Counts, Estimate, Plan
+
+__all__ = ["show_plan"]
+
+
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """Print a plan and its cost.
+
+    Args:
+        plan: The plan.
+        as_json: Print JSON.
+    """
+    from ppap_framework.run import counts_of, estimate, first_batch
+
+    counts, found, unknown = counts_of(plan), None, ""
+    try:
+        found = estimate(plan)
+    except PpapError as error:
+        unknown = error.message
+    if as_json:
+        cost = attrs.asdict(found) if found else None
+        print_json({"config": plan.record(), "cost": attrs.asdict(counts), "estimate": cost})
+        return
+    batch = first_batch(plan)
+    print_fields("backend", _backend(plan, counts))
+    for guide in plan.guides:
+        print_fields(f"guide {guide.name}", _guide(plan, guide, counts))
+    print_fields("images", _images(plan, batch))
+    guides = counts.guide_forwards.items()
+    print_fields(
+        "images that each network sees, over all steps",
+        {
+            "denoiser forwards": counts.denoiser_forwards,
+            "denoiser backwards": counts.denoiser_backwards,
+            **{f"{name} forwards": count for name, count in guides},
+            **{f"{name} backwards": count for name, count in guides},
+        },
+    )
+    if found is None:
+        print_fields("cost in products and memory", {"unknown": unknown})
+    else:
+        _show_estimate(found, batch)
+
+
+def _backend(plan: Plan, counts: Counts) -> dict[str, Any]:
+    every, running = plan.backend.stages, [stage.name for stage in plan.stages]
+    left_out = ", ".join(stage.name for stage in every if stage.name not in running)
+    stages = ", ".join(running) + (f" (not {left_out})" if left_out else "")
+    each = {name: _count(number) for name, number in counts.stage_parameters.items()}
+    prompt = plan.sampling.prompt
+    return {
+        **_origin(plan.backend.origin),
+        "parameters": [f"{name} {n}" if len(each) > 1 else n for name, n in each.items()],
+        "stages": stages if len(every) > 1 else None,
+        "prompt": repr(prompt) if isinstance(prompt, str) else None,
+    }
+
+
+def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
+    from ppap_framework.run import guide_origin, scale_words
+
+    sampling, experts, (low, high) = plan.sampling, guide.chosen, guide.interval
+    of = "" if experts is None else f"{len(experts.ranges)} of {experts.name}, {experts.path}"
+    ends = _ends(counts.expert_parameters.get(guide.name, ()))
+    return {
+        **_origin(guide_origin(guide)),
+        "parameters": _count(counts.guide_parameters[guide.name]),
+        "target": guide.target and guide.target.label,
+        "loss": guide.loss_name,
+        "experts": "none" if experts is None else f"{of} ({str(experts.record()['sha256'])[:12]})",
+        "each expert": f"{' to '.join(ends)} parameters" if ends else None,
+        "scale": scale_words(guide)
+        + (" of unit gradients" if sampling.normalize else "")
+        + (", conflicts removed" if sampling.conflicts == "remove" else ""),
+        "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
+    }
+
+
+def _images(plan: Plan, batch: int) -> dict[str, Any]:
+    sampling = plan.sampling
+    eta = f", eta {sampling.eta:g}" if sampling.eta else ""
+    return {
+        "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
+        "seed": sampling.seed,
+        "sampler": f"{sampling.sampler_name}{eta}",
+        "steps": _steps(plan.process),
+        **{
+            f"then {following.stage.name}": f"to {_size(following.stage)} in "
+            f"{_steps(following.process, ' steps')}"
+            for following in plan.later
+        },
+        "device": plan.device,
+    }
+
+
+def _show_estimate(found: Estimate, batch: int) -> None:
+    networks = {**found.stages, **found.guides}
+    passes = {"forward": "forward", "backward": "backward", "before": "before the first"}
+    print_fields(
+        "GFLOPs of a step of an image",
+        {
+            f"{name} {words}": _giga(getattr(cost, field))
+            for field, words in passes.items()
+            for name, cost in networks.items()
+            if getattr(cost, field)
+        }
+        | {"of the whole run": _giga(found.flops)},
+    )
+    step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
+    weights = f"{found.weights / 2**20:,.0f}"
+    print_fields("memory in MiB", {"weights": weights, "of a step": step})
+
+
+def _origin(origin: Origin) -> dict[str, Any]:
+    from ppap_framework.run import option_words
+
+    return {
+        "name": origin.component,
+        "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
+        "checkpoint": origin.checkpoint,
+        "options": option_words(origin.resolved),
+    }
+
+
+def _size(stage: Stage) -> str:
+    _, height, width = stage.image_shape
+    return f"{height}x{width}"
+
+
+def _steps(process: Process, unit: str = "") -> str:
+    schedule = process.schedule
+    return f"{len(process)} of {schedule.num_timesteps}{unit}, schedule {schedule.name}"
+
+
+def _ends(parameters: Sequence[int]) -> Iterable[str]:
+    """The smallest and the largest number, if they differ."""
+    return dict.fromkeys(_count(end(parameters)) for end in (min, max)) if parameters else ()
+
+
+def _giga(flops: int) -> str:
+    giga = flops / 1e9
+    return f"{giga:.4g}" if giga < 1000 else f"{giga:,.0f}"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)

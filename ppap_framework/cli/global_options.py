@@ -1,0 +1,86 @@
+"""The options that every command takes: `-v`, `-q` and `--debug`, before or behind its name."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import click
+
+__all__ = ["GlobalOptions", "accept_global_options", "global_options"]
+
+
+class GlobalOptions:
+    """Values of the global options; `click.Context.obj` of every command.
+
+    Attributes:
+        verbosity: 0 shows warnings and progress; each `-v` adds one and each `-q` takes one.
+        debug: Whether errors show their traceback.
+        command: The command that was typed, such as "ppap run".
+        author: The distribution that supplies it.
+        afterwards: What `main` restores when it leaves: a process may run several commands.
+    """
+
+    def __init__(self) -> None:
+        self.verbosity = 0
+        self.debug = False
+        self.command = "ppap"
+        self.author = "ppap"
+        self.afterwards = contextlib.ExitStack()
+
+    def set_log_level(self) -> None:
+        """Log what the verbosity says."""
+        import logging
+
+        levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
+        ours = logging.getLogger("ppap_framework")
+        self.afterwards.callback(ours.setLevel, ours.level)
+        ours.setLevel(levels[max(-1, min(self.verbosity, 2))])
+
+    def show_logs(self) -> None:
+        """Log to stderr, unless the caller of `main` has arranged where logs go."""
+        import logging
+
+        root = logging.getLogger()
+        if not root.handlers:
+            stderr = logging.StreamHandler()
+            stderr.setFormatter(logging.Formatter("ppap: %(message)s"))
+            root.addHandler(stderr)
+            self.afterwards.callback(root.removeHandler, stderr)
+
+
+def _add_verbosity(ctx: click.Context, option: click.Parameter, count: int) -> None:
+    options = ctx.ensure_object(GlobalOptions)
+    if count:
+        options.verbosity += count if option.name == "verbose" else -count
+        options.set_log_level()
+
+
+def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    options = ctx.ensure_object(GlobalOptions)
+    options.debug = options.debug or value
+
+
+def global_options(*, hidden: bool) -> list[click.Parameter]:
+    """The options, to be shown in the help of `ppap` and hidden in that of each command."""
+    common: dict[str, Any] = {"expose_value": False, "hidden": hidden}
+    count: dict[str, Any] = {"count": True, "callback": _add_verbosity}
+    return [
+        click.Option(["-v", "--verbose"], help="Log more.", **count, **common),
+        click.Option(["-q", "--quiet"], help="Log less.", **count, **common),
+        click.Option(
+            ["--debug"], is_flag=True, callback=_set_debug, help="Show tracebacks.", **common
+        ),
+    ]
+
+
+_EVERYWHERE = global_options(hidden=True)
+
+
+def accept_global_options(command: click.Command) -> None:
+    """Let a command and its subcommands take the global options; its own of that name win."""
+    taken = {name for parameter in command.params for name in parameter.opts}
+    command.params += [option for option in _EVERYWHERE if not taken.intersection(option.opts)]
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            accept_global_options(child)

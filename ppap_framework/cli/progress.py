@@ -1,0 +1,80 @@
+"""The progress bar of every long command, and what it says when it is interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from ppap_framework.cli import GlobalOptions
+
+if TYPE_CHECKING:
+    from ppap_framework.runtime import Progress, Watch
+
+__all__ = ["progress"]
+
+
+@contextmanager
+def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:
+    """A context of a command in which a long computation shows its progress on stderr.
+
+    Args:
+        interrupted: What an interrupt leaves and what goes on from there, in a few words.
+        lines: Whether a line is printed as each task begins if stderr is no terminal.
+
+    Yields:
+        The function to call with the progress; None if nothing is shown, as with `-q`.
+
+    Raises:
+        click.Abort: On Ctrl-C or SIGTERM; `main` prints `interrupted` and exits with 130.
+    """
+    quiet = click.get_current_context().ensure_object(GlobalOptions).verbosity < 0
+    terminal = sys.stderr.isatty()
+    try:
+        if terminal and not quiet:
+            with _bars() as watch:
+                yield watch
+        else:
+            yield _lines() if lines and not quiet else None
+    except KeyboardInterrupt:
+        raise click.Abort(interrupted) from None
+
+
+@contextmanager
+def _bars() -> Iterator[Watch]:
+    """A bar for each task, from when it is first heard of until it is done and another begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    percentage = TextColumn("{task.percentage:.0f} % {task.fields[detail]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def watch(now: Progress) -> None:
+            shown = {bar.description: bar for bar in bars.tasks}
+            if now.task not in shown:
+                for bar in shown.values():
+                    if bar.finished:
+                        bars.remove_task(bar.id)
+                # It begins at what earlier calls did, which says nothing about speed.
+                bars.add_task(now.task, completed=now.done, total=now.total, detail=now.detail)
+            else:
+                bar = shown[now.task].id
+                bars.update(bar, completed=now.done, total=now.total, detail=now.detail)
+
+        yield watch
+
+
+def _lines() -> Watch:
+    begun: set[str] = set()
+
+    def watch(now: Progress) -> None:
+        if now.task not in begun:
+            begun.add(now.task)
+            click.echo(f"ppap: {now.task}", err=True)
+
+    return watch

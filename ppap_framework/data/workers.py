@@ -1,0 +1,145 @@
+"""Batches drawn in this process or in several; the bytes are the same.
+
+A batch is drawn on a fixed number of threads, and the noise of image i is a function of (seed, i)
+alone, so the worker that draws a batch changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeAlias, final
+
+import attrs
+import numpy as np
+
+from ppap_framework.data.folder import SynthesisFolder
+from ppap_framework.data.shards import members
+from ppap_framework.errors import PpapError, UsageError
+from ppap_framework.files import replacing
+from ppap_framework.pixels import to_uint8
+from ppap_framework.resume import KEPT
+from ppap_framework.run import Plan, drawing
+
+__all__ = ["Job", "draw_batches"]
+
+Count: TypeAlias = Callable[[int], None]
+"""Called after every step with the number of steps done, each counted once for every image."""
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Job:
+    """What a worker needs: the plan of the images, and the folder of finished batches."""
+
+    plan: Plan
+    folder: SynthesisFolder
+
+    def draw(self, batches: Sequence[int], count: Count) -> Iterator[int]:
+        """Draw batches into their places; each number follows once its batch is there.
+
+        Raises:
+            PpapError: If an image is not finite, or a batch cannot be written.
+        """
+        sampling = self.plan.sampling
+        with drawing(self.plan, lambda progress: count(progress.done)) as draw:
+            for batch in batches:
+                images = self.folder.layout.batch_images(batch)
+                prompts = sampling.prompts(images)
+                pictures = {stage: to_uint8(x) for stage, x in draw(images).items()}
+                place = self.folder.batch_path(batch)
+                with replacing(place, hint=KEPT) as temporary, temporary.open("wb") as file:
+                    for row, image in enumerate(images):
+                        stages = {stage: pixels[row] for stage, pixels in pictures.items()}
+                        prompt = prompts[row] if prompts else None
+                        file.write(members(image, stages, sampling.seed, prompt))
+                yield batch
+
+
+def draw_batches(
+    job: Job, batches: Sequence[int], workers: int, count: Count
+) -> Generator[int, None, None]:
+    """Draw batches as `Job.draw`, in any order, in several processes, or in this one if `workers`
+    is 1.
+
+    Raises:
+        UsageError: If there are several workers, and the plan cannot be copied to them.
+        PpapError: As `Job.draw`, and if a worker dies.
+    """
+    workers = min(workers, len(batches))
+    if workers < 2:
+        yield from job.draw(batches, count)
+        return
+    # Through a file: a worker that died at its start would leave the parent writing to its pipe.
+    copied = job.folder.batches / "job"
+    try:
+        copied.write_bytes(pickle.dumps(job))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"the backend cannot be copied to other processes: {error}", hint="use 1 worker"
+        ) from error
+    steps = np.memmap(copied.with_name("steps"), np.int64, "w+", shape=(workers,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        with _without_interrupts():  # workers inherit this: their parent ends them
+            shares = [batches[worker::workers] for worker in range(workers)]
+            tasks = [pool.submit(_work, copied, w, share) for w, share in enumerate(shares)]
+        missing, counted = set(batches), 0
+        while missing:
+            ended, _ = wait(tasks, timeout=0.1, return_when=FIRST_EXCEPTION)
+            if (done := int(steps.sum())) > counted:
+                count(counted := done)
+            finished = {batch for batch in missing if job.folder.batch_path(batch).exists()}
+            yield from sorted(finished)
+            missing -= finished
+            for task in ended:
+                task.result()
+    except BrokenProcessPool as error:
+        raise PpapError(
+            "a worker process died",
+            hint="memory may be short: use fewer workers or a smaller batch",
+        ) from error
+    finally:
+        for process in list((pool._processes or {}).values()):  # public from Python 3.14 on
+            process.terminate()
+        pool.shutdown()
+
+
+def _work(copied: Path, worker: int, batches: Sequence[int]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    job: Job = pickle.loads(copied.read_bytes())
+    steps = np.memmap(copied.with_name("steps"), np.int64, "r+")
+
+    def count(done: int) -> None:
+        steps[worker] = done
+
+    for _ in job.draw(batches, count):
+        pass
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A context in which Ctrl-C waits; processes that are started in it never receive it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,38 @@
+"""Batch norms in training: experts that hold running statistics of their own gather and estimate
+them; all others use the network's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ppap_framework.experts import ExpertSet
+
+__all__ = ["averaging", "own_batch_norms"]
+
+
+def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
+    """The batch norms of which every expert holds running statistics."""
+    held = {key.partition("/")[2] for key in experts.state_dict()}
+    return [
+        module
+        for name, module in experts.model.network.named_modules()
+        if isinstance(module, _BatchNorm) and f"0.{name + '.' if name else ''}running_mean" in held
+    ]
+
+
+@contextlib.contextmanager
+def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """A context in which running statistics begin anew and are plain averages over batches."""
+    momenta = [module.momentum for module in norms]
+    try:
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None
+        yield
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
