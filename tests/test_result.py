@@ -28,10 +28,8 @@ from ppap_framework.pixels import to_uint8
 from ppap_framework.run import plan
 from ppap_framework.run.grid import (
     Line,
-    TargetPicture,
     _guided,
     _header,
-    _short,
     draw_grid,
     grid_of,
 )
@@ -89,7 +87,6 @@ class TestSave:
         assert config["guides"][0]["interval"] == [0.0, 0.5]
         defaults = {"upside_down": False, "model": None}
         assert config["guides"][0]["options"] == {"sharpness": 5.0, **defaults}
-        assert guide.origin is not None
         assert guide.origin.record()["options"] == {"sharpness": 5.0}
         assert record["versions"]["plugins"] == {"ppap-plugin-toy": "0.7"}
         assert record["versions"]["torch"] == torch.__version__
@@ -161,6 +158,9 @@ class TestSave:
             raise KeyboardInterrupt
 
         result = ppap.sample(toy, [green()], num=2, steps=2, progress=stop)
+        assert result.images_01.shape == (0, 3, 8, 8)
+        assert result.to_uint8().shape == (0, 8, 8, 3)
+        assert result.to_pil() == []
         assert result.save(tmp_path) is None
         record = record_of(tmp_path)
         assert (record["status"], record["finished"]) == ("interrupted", 0)
@@ -227,7 +227,7 @@ class TestGrid:
     def test_targets_of_several_pictures_are_as_large_as_theirs(
         self, size: tuple[int, int], shown: tuple[int, int]
     ) -> None:
-        aims = [TargetPicture(picture=solid(c, *size), caption="x") for c in COLOURS[1:4]]
+        aims = [(solid(c, *size), "x") for c in COLOURS[1:4]]
         row = Line(title="row", pictures=[solid(COLOURS[0])], captions=[[]])
         grid = draw_grid([], [row], aims)
         boxes = [box_of(grid, colour) for colour in COLOURS[1:4]]
@@ -239,7 +239,7 @@ class TestGrid:
     def test_nothing_is_wasted_on_a_tall_target_or_a_long_title(self) -> None:
         row = Line(title="a title of many words " * 9, pictures=[solid(COLOURS[0])], captions=[[]])
         alone = draw_grid([], [row])
-        aim = TargetPicture(picture=solid(COLOURS[1], 10, 5000), caption="a long caption " * 9)
+        aim = (solid(COLOURS[1], 10, 5000), "a long caption " * 9)
         both = draw_grid(["a header of many words " * 30], [row], [aim])
         assert both.width == alone.width
         assert both.height < alone.height + 256 + 200
@@ -308,8 +308,10 @@ class TestGrid:
         bare, told, each = grid(None), grid("brighter"), grid(["brighter"])
         assert told.height == each.height > bare.height
         assert told.tobytes() != each.tobytes()
-        assert _short("a  red\ncube") == "a red cube"
-        assert _short("x" * 300) == "x" * 79 + "…"
+        run = ppap.sample("toy", num=1, steps=2).plan
+        for prompt, line in (("a  red\ncube", "a red cube"), ("x" * 300, "x" * 79 + "…")):
+            sampling = attrs.evolve(run.sampling, prompt=prompt)
+            assert f"told: {line}" in _header(attrs.evolve(run, sampling=sampling))
 
     def test_says_what_was_asked_for(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         bundle = write_experts(tmp_path, number=2, scales=(3.0, 1.5))
