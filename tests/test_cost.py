@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Run, typed
+from commands import Run
 from glide_files import glide
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -217,21 +217,17 @@ class TestEvaluations:
 
 
 class TestCommandLine:
-    @pytest.fixture
-    def run(self, capsys: pytest.CaptureFixture[str], monkeypatch: Any, tmp_path: Path) -> Run:
+    def test_dry_run(self, typed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        return typed(capsys)
-
-    def test_dry_run(self, run: Run) -> None:
         asked = ("run", "--backend", "adm", "--guider", "classifier", "--target", "red cube")
-        out, told = run(*asked, "--dry-run"), run(*asked, "--dry-run", "--json")
+        out, told = typed(*asked, "--dry-run"), typed(*asked, "--dry-run", "--json")
         assert (out.code, told.code) == (0, 0)
         for name in ("base forward", "classifier backward", "of the whole run", "of a step"):
             assert name in out.out
         assert f"{json.loads(told.out)['estimate']['flops'] / 1e9:.4g}" in out.out
 
-    def test_run_records_its_cost(self, run: Run) -> None:
-        asked = ("--num", "2", "--steps", "3", "--out", "out")
-        assert run("run", "--backend", "adm", *asked).code == 0
-        cost = json.loads(Path("out/run.json").read_text())["cost"]
+    def test_run_records_its_cost(self, typed: Run, tmp_path: Path) -> None:
+        asked = ("--num", "2", "--steps", "3", "--out", tmp_path / "out")
+        assert typed("run", "--backend", "adm", *asked).code == 0
+        cost = json.loads((tmp_path / "out" / "run.json").read_text())["cost"]
         assert cost["denoiser_forwards"] == 6

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import typed
+from commands import Run
 from distributions import REPOSITORY
 from torch import Tensor, nn
 from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, green
@@ -289,10 +289,10 @@ class TestFutility:
         assert all(message.startswith(f"guide 'idle'{says}") for message in caplog.messages)
         assert all(record.levelno == logging.WARNING for record in caplog.records)
 
-    def test_from_the_command_line(self, capsys, caplog, tmp_path: Path) -> None:
+    def test_from_the_command_line(self, typed: Run, caplog, tmp_path: Path) -> None:
         guide = ("--guider", "colour", "--target", "green", "--scale", "0")
         asked = ("run", "--backend", "toy", *guide, "--steps", "2", "--out", tmp_path / "out")
-        outcome = typed(capsys)(*asked)
+        outcome = typed(*asked)
         assert (outcome.code, outcome.err) == (0, "")  # logs are shown where the caller wants them
         assert caplog.messages == ["guide 'colour' acted at none of the 2 steps"]
 
