@@ -1,13 +1,10 @@
-r"""Expert adapters made of parametrizations: where expert i looks, P_i(W) stands for W.
+"""Expert adapters made of parametrizations: for expert i, P_i(W) takes the place of W.
 
-The author of an adapter says which parameters W of a network it changes, what P is for each, and of
-which buffers every expert keeps its own. Merging, restoring, training and files follow from that
-and are here.
+The author of an adapter says which parameters W of a network it changes, what P is for each, and
+which buffers every expert has for itself. Merging, restoring, training and files follow from that.
 
 Merging an expert and training it evaluate the same P on the same W, so its merged and unmerged
-weights are equal to the last bit. What is restored is a copy that was kept, never a difference.
-
-This is part of the author API, because a plugin imports no other plugin and most adapters need it.
+weights are equal to the last bit. Restoring copies the weights that were kept, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from ppap_framework.errors import AssetError, UsageError
 __all__ = ["Adaptation", "ParametrizationAdapter"]
 
 _Slots = list[tuple[str, nn.Module, str]]
-"""Where one tensor is held: full name, module, name in it. Tied tensors have several."""
+"""The places that hold one tensor: full name, module, name in it. Tied tensors have several."""
 
 _attached: WeakKeyDictionary[nn.Module, WeakSet[ParametrizationAdapter]] = WeakKeyDictionary()
 """The adapters of a network."""
@@ -45,11 +42,11 @@ class Adaptation:
     """What an adapter changes in one network.
 
     Attributes:
-        parametrizations: By the full name of each parameter W, what makes P for one expert from W:
-            a module that takes W and returns a tensor of the same shape, dtype and device, at first
-            equal to W. Its parameters are trained. It is called for all of expert 0, then for all
-            of expert 1, and so on.
-        buffers: The full names of those of which every expert has its own.
+        parametrizations: By the full name of each parameter W, a function from W to P for one
+            expert: a module that takes W and returns a tensor of the same shape, dtype and device,
+            at first equal to W. Its parameters are trained. The functions are called for all of
+            expert 0, then for all of expert 1, and so on.
+        buffers: The full names of buffers of which every expert has its own.
     """
 
     parametrizations: Mapping[str, Callable[[Tensor], nn.Module]]
@@ -74,7 +71,7 @@ class ParametrizationAdapter(ExpertAdapter):
     """An adapter that follows from what it changes in a network.
 
     Args:
-        adapt: What that is. Raises UsageError where it is nothing.
+        adapt: A function from a network to its changes, which raises UsageError if there are none.
     """
 
     def __init__(self, adapt: Callable[[nn.Module], Adaptation]) -> None:
@@ -86,7 +83,6 @@ class ParametrizationAdapter(ExpertAdapter):
         self._trains = False
 
     def attach(self, network: nn.Module, experts: int) -> None:
-        """See `ExpertAdapter.attach`."""
         if self._network is not None:
             raise ValueError("the adapter is attached already; detach it first")
         if network in _in_training:
@@ -116,7 +112,6 @@ class ParametrizationAdapter(ExpertAdapter):
 
     @torch.no_grad()
     def activate(self, index: int | None) -> None:
-        """See `ExpertAdapter.activate`."""
         if self._network in _in_training:
             raise RuntimeError("experts cannot be merged while one is being trained")
         if index is None:
@@ -133,9 +128,7 @@ class ParametrizationAdapter(ExpertAdapter):
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:
-        """See `ExpertAdapter.training`. What other adapters of this kind have merged is restored
-        as well.
-        """
+        """Also restores what other adapters of this kind have merged."""
         expert = self._expert(index)
         if self._trains:
             raise RuntimeError("the adapter trains an expert already")
@@ -156,13 +149,12 @@ class ParametrizationAdapter(ExpertAdapter):
             yield
 
     def parameters(self, index: int) -> Iterator[nn.Parameter]:
-        """See `ExpertAdapter.parameters`."""
         parametrizations = self._expert(index).parametrizations.values()
         return chain.from_iterable(module.parameters() for module in parametrizations)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors by "expert.name" for buffers and "expert.name.of_parametrization" for what a
-        parametrization holds; they share memory with the experts.
+        """Tensors that share memory with the experts: buffers, and as "NAME.KEY" what a
+        parametrization holds.
         """
         state = {}
         for i, expert in enumerate(self._experts):
@@ -174,7 +166,6 @@ class ParametrizationAdapter(ExpertAdapter):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """See `ExpertAdapter.load_state_dict`."""
         own = self.state_dict()
         faults = [f"{name} is missing" for name in own if name not in state]
         faults += [f"{name:.80} is unknown" for name in state if name not in own]
@@ -194,7 +185,6 @@ class ParametrizationAdapter(ExpertAdapter):
             tensor.copy_(state[name])
 
     def detach(self) -> None:
-        """See `ExpertAdapter.detach`."""
         self.activate(None)
         if self._network is not None:
             _attached[self._network].discard(self)
@@ -214,7 +204,7 @@ class ParametrizationAdapter(ExpertAdapter):
 
 
 def _find(network: nn.Module, wanted: Sequence[str]) -> dict[str, _Slots]:
-    """Where the wanted tensors are; of two names for one tensor the first."""
+    """The places of the wanted tensors; of two names for one tensor the first."""
     held: dict[int, _Slots] = {}
     named: dict[str, _Slots] = {}
     for prefix, module in network.named_modules():

@@ -20,6 +20,7 @@ from typing import Any, Literal, final
 import attrs
 import numpy as np
 import torch
+from attrs.validators import ge, gt, instance_of, le
 from PIL import Image
 from torch import Tensor, nn
 
@@ -43,26 +44,23 @@ __all__ = [
 ]
 
 VarianceKind = Literal["learned_range", "fixed_large", "fixed_small"]
-"""How the variance of p(x_{t-1} | x_t) is chosen: Nichol and Dhariwal 2021 (arXiv 2102.09672), eq.
-15, for the first; beta_t and the posterior variance (Ho et al. 2020, section 3.2) for the
-others."""
+"""The variance of p(x_{t-1} | x_t): Nichol and Dhariwal 2021 (arXiv 2102.09672), eq. 15; beta_t and
+the posterior variance (Ho et al. 2020, section 3.2)."""
 
 
 @final
 @attrs.frozen(eq=False)
 class Prediction:
-    r"""What a denoiser says about x_t = alpha x_0 + sigma eps: one of eps and x0 is stored, the
-    other follows from it.
-
-    Make it with `from_eps`, `from_x0` or `from_v`.
+    """What a denoiser says about x_t = alpha x_0 + sigma eps, made by `from_eps`, `from_x0` or
+    `from_v`: one of eps and x0 is stored, the other follows from it.
 
     Attributes:
         x_t: (B, C, H, W), the noisy image.
         alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image,
             above 0; best float64, since x0 and eps divide by it.
-        sigma: (B, 1, 1, 1), likewise, the standard deviation of the noise there.
-        variance: (B, C, H, W) or None: the network's learned-range output v, nominally in [-1, 1],
-            still to be decoded by the respaced process, on whose betas its meaning depends.
+        sigma: (B, 1, 1, 1), the standard deviation of the noise there.
+        variance: (B, C, H, W) or None: the network's learned-range output, nominally in [-1, 1]. It
+            is decoded by the respaced process, on whose betas its meaning depends.
     """
 
     x_t: Tensor
@@ -152,23 +150,18 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
-        """Predict the clean image and the noise.
+        """Predict the clean image and the noise, in float32, and `variance` if and only if this
+        stage's is "learned_range".
 
         Args:
             x_t: (B, C, H, W), float32 noisy images.
             t: (B,), int64 base timesteps in [0, T).
             condition: What `DiffusionBackend.encode` made for these B images.
-
-        Returns:
-            float32, with `variance` set if and only if this stage's is "learned_range".
         """
 
     def evaluations(self, condition: Any) -> int:
-        """How often the network looks at each image for one `denoise` with that condition: once, if
-        a stage does not say otherwise. Only for counting.
-
-        Args:
-            condition: What `DiffusionBackend.encode` made.
+        """How often the network evaluates each image for one `denoise` with a condition; by default
+        once. Only for counting.
         """
         return 1
 
@@ -176,20 +169,18 @@ class Stage(abc.ABC):
 @final
 @attrs.frozen(kw_only=True)
 class CascadeSampling:
-    """How a later stage is sampled, by DDIM, whatever was asked of the first one.
+    """How a later stage is sampled, by DDIM, whatever the sampler of the first one.
 
     Attributes:
-        respacing: Which base timesteps are kept, as `sampling.space_timesteps` reads it, such as
-            "fast27".
-        eta: Of DDIM, in [0, 1]: 0 is deterministic.
+        respacing: The base timesteps that are kept, as `diffusion.space_timesteps` reads it, such
+            as "fast27".
+        eta: The eta of DDIM, in [0, 1]: 0 is deterministic.
         temperature: The factor of the initial noise.
     """
 
-    respacing: str = attrs.field(validator=attrs.validators.instance_of(str))
-    eta: float = attrs.field(
-        default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)]
-    )
-    temperature: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    respacing: str = attrs.field(validator=instance_of(str))
+    eta: float = attrs.field(default=0.0, validator=[ge(0.0), le(1.0)])
+    temperature: float = attrs.field(default=1.0, validator=gt(0.0))
 
 
 class CascadedStage(Stage):
@@ -204,11 +195,8 @@ class CascadedStage(Stage):
 
     @abc.abstractmethod
     def conditioned(self, condition: Any, images: Tensor) -> Any:
-        """The condition that `denoise` wants for these images.
-
-        Args:
-            condition: What `DiffusionBackend.encode` made for them.
-            images: (B, 3, H, W) in [-1, 1], what the stage before drew.
+        """The condition of `denoise` for images (B, 3, H, W) in [-1, 1] that the stage before drew,
+        and for which `DiffusionBackend.encode` made `condition`.
         """
 
 
@@ -224,28 +212,27 @@ class DiffusionBackend(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
-        """Make the condition that `Stage.denoise` wants for `batch` images; no prompts is the
-        unconditional one.
+        """The condition of `Stage.denoise` for `batch` images.
 
         Args:
-            prompts: `batch` texts, or None.
+            prompts: `batch` texts, or None for the unconditional one.
 
         Raises:
-            UsageError: Where the model takes no prompts and got some.
+            UsageError: If the model takes no prompts and gets some.
         """
 
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TargetInput:
-    """What a user gave as target, decoded: exactly one of these is set.
+    """A target as the user gave it, decoded: exactly one of text, image and array is set.
 
     Attributes:
         text: Words, a name or a number, as typed.
-        image: A picture, upright, RGB with 8 bits or single-channel with 16 (mode "I;16"), indexed
+        image: A picture, upright, RGB with 8 bits or single-channel with 16 (mode "I;16"); indexed
             pictures as they are.
-        array: Anything numeric that is no picture: (H, W), (C, H, W) or a vector. But for vectors
-            NaN stands for what is not known, infinities having become that.
+        array: Anything numeric that is no picture: (H, W), (C, H, W) or a vector. Except in
+            vectors, infinities are converted to NaN, which stands for unknown.
         source: Where it came from, for messages.
     """
 
@@ -272,11 +259,10 @@ class TargetInput:
             ) from None
 
     def pixels(self) -> Tensor:
-        """The picture as images are: (3, H, W), float32 in [-1, 1], all channels alike where it is
-        grey.
+        """The picture as (3, H, W), float32 in [-1, 1]; equal channels if it is grey.
 
         Raises:
-            ValueError: Where the target is no picture.
+            ValueError: If the target is no picture.
         """
         if self.image is None:
             raise ValueError("the target is no picture")
@@ -289,10 +275,10 @@ class TargetInput:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Target:
-    """What a guide is aimed at, in the form that its loss compares with.
+    """The target of a guide, in the form that its loss compares with.
 
     Attributes:
-        value: (B, ...) or (1, ...), which serves every image of a batch.
+        value: (B, ...), or (1, ...) for every image of a batch.
         label: A few words for grids and logs.
         picture: (3, H, W) in [-1, 1] to show beside the results, or None.
     """
@@ -303,9 +289,8 @@ class Target:
 
     def rows(self, start: int, stop: int) -> Target:
         """The target of images `start` to `stop` - 1 of a batch."""
-        return (
-            self if self.value.shape[0] == 1 else attrs.evolve(self, value=self.value[start:stop])
-        )
+        one = self.value.shape[0] == 1
+        return self if one else attrs.evolve(self, value=self.value[start:stop])
 
     def to(self, device: torch.device | str) -> Target:
         """The same target with its value on `device`."""
@@ -313,8 +298,8 @@ class Target:
 
 
 class GuidanceModel(nn.Module, abc.ABC):
-    """An off-the-shelf network that looks at images, with what it needs around it: resizing,
-    normalisation, names.
+    """An off-the-shelf network that looks at images, with the resizing, normalization and names
+    that it needs.
 
     It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
     and treat each image of a batch by itself in evaluation mode.
@@ -335,9 +320,8 @@ class GuidanceModel(nn.Module, abc.ABC):
             level: B noise levels, for guides that are noise-aware; others ignore it.
 
         Returns:
-            The prediction, as the guide's task losses expect it: for classification logits (B, K),
-            for depth (B, h, w), larger is farther or nearer as the loss says, for segmentation
-            logits (B, K, h, w).
+            The prediction, in the form that the task's losses expect: for classification logits
+            (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
         """
 
     @abc.abstractmethod
@@ -345,18 +329,14 @@ class GuidanceModel(nn.Module, abc.ABC):
         """Make a target of what the user gave.
 
         Raises:
-            UsageError: Where it cannot be one; the message names it and what would do.
+            UsageError: If it cannot be one; the message names it and what would do.
         """
 
     def render(self, prediction: Any, images: Tensor) -> Tensor:
         """Show a prediction to people: (B, 3, h, w) in [-1, 1], of any one size.
 
         By default a map, (B, h, w) or (B, 1, h, w), in grey from its least to its largest value,
-        and the images for any other prediction.
-
-        Args:
-            prediction: What `forward` returned for `images`.
-            images: (B, 3, H, W) in [-1, 1].
+        and the images, (B, 3, H, W) in [-1, 1], for any other prediction.
         """
         if not isinstance(prediction, Tensor):
             return images
@@ -393,14 +373,12 @@ class TaskLoss(abc.ABC):
 
     @abc.abstractmethod
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
-        """How far each prediction is from its target.
+        """How far B predictions are from their targets: (B,), lower is closer; a mean over pixels
+        if there are pixels.
 
         Args:
-            prediction: Of B images.
+            prediction: What `GuidanceModel.forward` returned.
             target: `Target.value`, (B, ...) or (1, ...).
-
-        Returns:
-            (B,), lower is closer; a mean over pixels where there are pixels.
         """
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
@@ -420,9 +398,10 @@ class ExpertAdapter(abc.ABC):
     """A few trainable parameters for each of N experts, attached to a frozen network that they
     leave as it was.
 
-    Several may be attached to one network, where they change different tensors. Each is activated
-    by itself, and their `training` contexts nest in any order. The network may be moved to another
-    device between calls, but its tensors must not be exchanged for others while any is attached.
+    Several may be attached to one network if they change different tensors. Each is activated by
+    itself, and their `training` contexts nest in any order. The network may be moved to another
+    device between calls, but its tensors must not be replaced while any is attached. An index
+    without an expert raises IndexError.
     """
 
     @abc.abstractmethod
@@ -431,7 +410,7 @@ class ExpertAdapter(abc.ABC):
         to no change. The network itself is not touched.
 
         Raises:
-            UsageError: Where nothing in the network can be adapted, or another adapter changes it
+            UsageError: If nothing in the network can be adapted, or another adapter changes it
                 already.
         """
 
@@ -440,11 +419,9 @@ class ExpertAdapter(abc.ABC):
         """Merge one expert into the network's weights, in place; None restores the untouched
         network bit for bit, by copying.
 
-        The network then costs what it cost before, and keeps beside itself at most one copy of the
-        tensors that are adapted.
+        The network then costs what it cost before, plus at most one copy of the adapted tensors.
 
         Raises:
-            IndexError: Where there is no such expert.
             RuntimeError: While an expert of this network is being trained.
         """
 
@@ -453,13 +430,12 @@ class ExpertAdapter(abc.ABC):
         """A context in which one expert lives unmerged and gradients reach its parameters; only
         its own buffers move.
 
-        Within, those of the network's parameters that ask for gradients are the expert's; whether
+        In this context, the network's parameters that require gradients are the expert's; whether
         the network is in training mode is the caller's choice. Before and afterwards this adapter
-        leaves the network untouched: an expert that was merged no longer is.
+        leaves the network untouched: no expert is merged.
 
         Raises:
-            IndexError: Where there is no such expert.
-            RuntimeError: Where this adapter trains one already.
+            RuntimeError: If this adapter trains one already.
         """
 
     @abc.abstractmethod
@@ -468,16 +444,16 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def state_dict(self) -> Mapping[str, Tensor]:
-        """Everything that all experts hold, under names made of those that the network had before
-        `attach`, each beginning with the expert's index and a dot.
+        """Everything that all experts hold, as "INDEX.NAME", NAME beginning with that of a tensor
+        that the network had before `attach`.
         """
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what `state_dict` gave, all or nothing; a merged expert no longer is.
+        """Load what `state_dict` gave, all or nothing. No expert is merged afterwards.
 
         Raises:
-            AssetError: Where names or shapes differ; the message says which.
+            AssetError: If names or shapes differ; the message says which.
         """
 
     @abc.abstractmethod

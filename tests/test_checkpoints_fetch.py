@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from web import Web, serving
 
 from ppap_framework.checkpoints import (
@@ -69,7 +69,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 
 
 class TestHttps:
-    def test_no_network(self, content: bytes, cache: Path) -> None:
+    def test_no_network_and_then_by_hand(self, content: bytes, cache: Path) -> None:
         target = cache / "thing" / "tiny" / "weights.safetensors"
         with pytest.raises(AssetError) as caught:
             fetch(card(content))
@@ -78,17 +78,13 @@ class TestHttps:
         )
         assert f"download {card(content).uri} and put it at {target}, or" in caught.value.hint
         assert not target.exists()
-
-    def test_by_hand(self, content: bytes, cache: Path) -> None:
-        target = cache / "thing" / "tiny" / "weights.safetensors"
-        target.parent.mkdir(parents=True)
         target.write_bytes(content)
         assert fetch(card(content), offline=True) == location(card(content)) == target
         checkpoint = open_checkpoint(card(content), offline=True)
         assert checkpoint.name == "tiny"
         assert checkpoint.sha256 == card(content).sha256
 
-    def test_downloads_once(self, content: bytes, web: Web) -> None:
+    def test_downloads_once_and_again_if_damaged(self, content: bytes, web: Web) -> None:
         web.content = content
         path = fetch(card(content))
         assert path.read_bytes() == content
@@ -96,10 +92,6 @@ class TestHttps:
         assert web.asked == [("HEAD", None), ("GET", None)]
         assert web.paths == {"/some/weights.safetensors"}
         assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-    def test_a_damaged_copy_is_downloaded_again(self, content: bytes, web: Web) -> None:
-        web.content = content
-        path = fetch(card(content))
         path.write_bytes(content[:-1] + b"!")
         assert fetch(card(content)).read_bytes() == content
 
@@ -113,12 +105,10 @@ class TestHttps:
         assert "\n" not in str(caught.value)
         assert not any(path.is_file() for path in cache.rglob("*"))
 
-    def test_without_hash_the_size_still_counts(self, content: bytes, web: Web) -> None:
+    def test_refusals(self, content: bytes, web: Web) -> None:
         web.content = content + b"!"
         with pytest.raises(AssetError, match=f"{len(content) + 1} bytes instead of {len(content)}"):
             fetch(attrs.evolve(card(content), sha256=None))
-
-    def test_not_found(self, content: bytes, web: Web) -> None:
         web.status = 404
         with pytest.raises(AssetError, match="404") as caught:
             fetch(card(content))
@@ -162,13 +152,13 @@ class TestResuming:
         web.cut, web.asked = None, []
         return path
 
-    def test_goes_on_where_it_was(self, content: bytes, web: Web) -> None:
+    def test_continues(self, content: bytes, web: Web) -> None:
         path = self.cut_off(content, web)
         assert fetch(card(content)).read_bytes() == content
         assert web.asked == [("HEAD", None), ("GET", f"bytes={BLOCK}-")]
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
-    def test_cut_off_more_than_once(self, content: bytes, web: Web) -> None:
+    def test_continues_more_than_once(self, content: bytes, web: Web) -> None:
         self.cut_off(content, web)
         web.cut = BLOCK + 5
         with pytest.raises(AssetError):
@@ -177,15 +167,11 @@ class TestResuming:
         assert fetch(card(content)).read_bytes() == content
         assert web.asked[-1] == ("GET", f"bytes={2 * BLOCK}-")
 
-    def test_another_file_by_now_is_fetched_from_the_start(self, content: bytes, web: Web) -> None:
-        self.cut_off(bytes(len(content)), web)
-        web.content, web.tag = content, '"two"'
-        assert fetch(card(content)).read_bytes() == content
-        assert web.asked == [("HEAD", None), ("GET", None)]
-
-    def test_a_server_without_ranges(self, content: bytes, web: Web) -> None:
-        self.cut_off(content, web)
-        web.ranges = False
+    @pytest.mark.parametrize("why", ["another file by now", "no ranges"])
+    def test_starts_again(self, content: bytes, web: Web, why: str) -> None:
+        self.cut_off(content if why == "no ranges" else bytes(len(content)), web)
+        web.content, web.ranges = content, why != "no ranges"
+        web.tag = web.tag if why == "no ranges" else '"two"'
         assert fetch(card(content)).read_bytes() == content
         assert web.asked == [("HEAD", None), ("GET", None)]
 
@@ -211,12 +197,18 @@ class TestFirstUse:
     def bare(self, content: bytes) -> Card:
         return attrs.evolve(card(content), sha256=None, size=None)
 
-    def test_is_noted_as_sha256sum_writes_it(self, content: bytes, web: Web) -> None:
+    @pytest.mark.parametrize("by_hand", [False, True])
+    def test_is_noted_as_sha256sum_writes_it(self, content: bytes, web: Web, by_hand: bool) -> None:
         web.content = content
-        path = fetch(self.bare(content))
-        assert noted_sha256(path) == hashlib.sha256(content).hexdigest()
+        path = location(self.bare(content))
+        if by_hand:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+        assert fetch(self.bare(content), offline=by_hand) == path
+        digest = hashlib.sha256(content).hexdigest()
+        assert noted_sha256(path) == digest
         note = path.with_name(f"{path.name}.sha256")
-        assert note.read_text() == f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+        assert note.read_text() == f"{digest}  {path.name}\n"
 
     @pytest.mark.parametrize("offline", [False, True])
     def test_a_change_is_refused_and_not_fetched_over(
@@ -232,54 +224,42 @@ class TestFirstUse:
         path.with_name(f"{path.name}.sha256").unlink()
         assert fetch(self.bare(content)) == path
 
-    def test_by_hand(self, content: bytes) -> None:
-        path = location(self.bare(content))
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-        assert fetch(self.bare(content), offline=True) == path
-        assert noted_sha256(path) == hashlib.sha256(content).hexdigest()
-
     def test_a_published_hash_needs_no_note(self, content: bytes, web: Web) -> None:
         web.content = content
         assert noted_sha256(fetch(card(content))) is None
 
 
 class TestHub:
-    @pytest.fixture
-    def asked(self, content: bytes, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-        hub = pytest.importorskip("huggingface_hub")
-        asked = []
-
-        def download(repository: str, file: str, *, revision: str, local_dir: Path) -> str:
-            asked.append((repository, revision, file))
-            path = local_dir / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            return str(path)
-
-        monkeypatch.setattr(hub, "hf_hub_download", download)
-        return asked
-
     @pytest.mark.parametrize(
         ("uri", "expected"),
         [
-            ("hf://owner/name/w.pt", ("owner/name", "main", "w.pt")),
-            ("hf://owner/name@v2/a/b/w.pt", ("owner/name", "v2", "a/b/w.pt")),
+            ("hf://owner/name/w.pt", ("owner/name", "w.pt", "main")),
+            ("hf://owner/name@v2/a/b/w.pt", ("owner/name", "a/b/w.pt", "v2")),
         ],
     )
     def test_parts(
-        self, content: bytes, asked: list[Any], uri: str, expected: tuple[str, str, str]
+        self,
+        content: bytes,
+        monkeypatch: pytest.MonkeyPatch,
+        uri: str,
+        expected: tuple[str, str, str],
     ) -> None:
+        asked = []
+
+        def download(repository: str, file: str, *, revision: str, local_dir: Path) -> None:
+            asked.append((repository, file, revision))
+            (local_dir / file).parent.mkdir(parents=True, exist_ok=True)
+            (local_dir / file).write_bytes(content)
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
         assert fetch(card(content, uri)).read_bytes() == content
         assert fetch(card(content, uri)).name == "w.pt"
         assert asked == [expected]
 
-    def test_offline_names_the_address(self, content: bytes) -> None:
+    def test_refusals(self, content: bytes) -> None:
         with pytest.raises(AssetError) as caught:
             fetch(card(content, "hf://owner/name/w.pt"), offline=True)
         assert "https://huggingface.co/owner/name/resolve/main/w.pt" in caught.value.hint
-
-    def test_incomplete(self, content: bytes) -> None:
         with pytest.raises(AssetError, match="hf://owner/name/file"):
             fetch(card(content, "hf://owner/name"))
 
@@ -302,13 +282,9 @@ class TestPackage:
         checkpoint = open_checkpoint(card(content, self.uri))
         assert checkpoint.architecture == {}  # the file's own statement goes before the card's
         assert checkpoint.state_dict()["a"].tolist() == [0, 1, 2, 3, 4]
-
-    def test_architecture_of_the_card(self, package: Path) -> None:
-        from safetensors.torch import save
-
-        content = save({"a": torch.zeros(1)})
-        package.write_bytes(content)
-        assert open_checkpoint(card(content, self.uri)).architecture == {"from": "card"}
+        bare = save({"a": torch.zeros(1)})
+        package.write_bytes(bare)
+        assert open_checkpoint(card(bare, self.uri)).architecture == {"from": "card"}
 
     @settings(
         max_examples=40,
@@ -326,11 +302,9 @@ class TestPackage:
             open_checkpoint(card(content, self.uri))
         assert "\n" not in str(caught.value)
 
-    def test_missing_file(self, package: Path) -> None:
+    def test_missing(self, package: Path) -> None:
         with pytest.raises(AssetError, match="has no file 'inner/other'"):
             package_file("package://embedded_weights/inner/other")
-
-    def test_missing_package(self) -> None:
         with pytest.raises(AssetError, match="pip install no-such-package"):
             package_file("package://no_such_package/w")
 

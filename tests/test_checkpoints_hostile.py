@@ -92,9 +92,11 @@ def repeated(path: Path) -> None:
 FILES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "pickle": ("x.pt", zipped_pickle, "wants posix.system to be called"),
     "pickle by another name": ("x.bin", zipped_pickle, "wants posix.system to be called"),
+    "pickle without a name": ("x", zipped_pickle, "wants posix.system to be called"),
     "old pickle": ("x.pt", old_pickle, "wants posix.system to be called"),
     "bare pickle": ("x.pt", bare_pickle, "its pickle is damaged or holds more than tensors"),
     "pickle as safetensors": ("x.safetensors", zipped_pickle, "a pickle under a false name"),
+    "old pickle as safetensors": ("x.safetensors", old_pickle, "a pickle under a false name"),
     "lying header": ("x.safetensors", lying_header, "file not fully covered"),
     "endless header": ("x.safetensors", endless_header, "header too large"),
     "bomb": ("x.pt", bomb, "is a compressed archive, 33554"),
@@ -138,9 +140,19 @@ def test_is_refused_in_one_line(
     assert expected in refusal(capsys, *typed)
 
 
-def test_the_payload_would_have_run() -> None:
-    zipped_pickle(Path("x.pt"))
-    torch.load("x.pt", weights_only=False)
+@pytest.mark.parametrize("write", [zipped_pickle, old_pickle, bare_pickle])
+def test_the_payload_would_have_run(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], None],
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # changes nothing
+    write(Path("x.pt"))
+    refusal(capsys, "checkpoints", "convert", "x.pt", "out.safetensors")
+    if write is bare_pickle:
+        pickle.loads(Path("x.pt").read_bytes())
+    else:
+        torch.load("x.pt", weights_only=False)
     assert Path("ran").exists()
 
 

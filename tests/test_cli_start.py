@@ -48,18 +48,19 @@ main([{option!r}])
     assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
-def test_help_takes_less_than_120_ms() -> None:
-    """The least processor time: other programs on the machine lengthen it."""
-    seconds = []
-    for _ in range(7):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ppap_framework", "--help"], stdout=subprocess.DEVNULL
-        )
+def test_help_takes_less_than_twice_as_long_as_importing_click() -> None:
+    """The least processor time of several: other programs on the machine lengthen it."""
+
+    def seconds(*arguments: str) -> float:
+        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
-        seconds.append(usage.ru_utime + usage.ru_stime)
-    assert min(seconds) < 0.120
+        return usage.ru_utime + usage.ru_stime
+
+    typed = [(seconds("-m", "ppap_framework", "--help"), seconds("-c", "import click"))
+             for _ in range(7)]  # fmt: skip
+    assert min(help_ for help_, _ in typed) < 2.0 * min(click_ for _, click_ in typed)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -206,19 +207,42 @@ def raising(error: BaseException) -> Callable[[], object]:
     return body
 
 
+TRACE = "--debug shows the traceback"
+SMALLER = "a smaller --batch or --block takes less"
+DOCTOR = "`ppap doctor` looks into it"
+NO_TORCH = ModuleNotFoundError("no 'torch'", name="torch")
+NO_PART = ModuleNotFoundError("no 'x'", name="ppap_framework.x")
+BUG = "this is a bug in ppap: "
+REPORT = f"please report it; {TRACE}"
+
+
 @pytest.mark.parametrize(
-    ("error", "exit_code"), [(PpapError, 1), (UsageError, 2), (PluginError, 3), (AssetError, 4)]
+    ("error", "code", "message", "hint"),
+    [
+        (PpapError("full"), 1, "full", ""),
+        (
+            UsageError("no depth", hint="did you mean\n'dpeth'?"),
+            2,
+            "no depth",
+            "did you mean 'dpeth'?",
+        ),
+        (PluginError("full"), 3, "full", ""),
+        (AssetError("full", hint="empty it"), 4, "full", "empty it"),
+        (ZeroDivisionError("oh\nno"), 1, f"{BUG}ZeroDivisionError: oh no", REPORT),
+        (NO_PART, 1, f"{BUG}ModuleNotFoundError: no 'x'", REPORT),
+        (NO_TORCH, 1, "the installation is not complete: no 'torch'", DOCTOR),
+        (OSError(28, "No space left", "out/000.png"), 1, "No space left: 'out/000.png'", TRACE),
+        (OSError(5, "Input/output error"), 1, "Input/output error", TRACE),
+        (OSError("a word"), 1, "a word", TRACE),
+        (MemoryError("no 3 GB"), 1, "out of memory: no 3 GB", SMALLER),
+        (torch.cuda.OutOfMemoryError("no 3 GB"), 1, "out of memory: no 3 GB", SMALLER),
+    ],
 )
-def test_an_error_for_people_is_two_lines_and_an_exit_code(
-    run: Typed, error: type[PpapError], exit_code: int
+def test_an_error_is_two_lines_and_an_exit_code(
+    run: Typed, error: Exception, code: int, message: str, hint: str
 ) -> None:
-    body = raising(error("no guider is called 'dpeth'", hint="did you mean\n'depth'?"))
-    assert run("try", body=body) == (
-        exit_code,
-        "",
-        "ppap: error: no guider is called 'dpeth'\nhint: did you mean 'depth'?\n",
-    )
-    assert run("try", body=raising(error("full"))) == (exit_code, "", "ppap: error: full\n")
+    expected = f"ppap: error: {message}\n" + (f"hint: {hint}\n" if hint else "")
+    assert run("try", body=raising(error)) == (code, "", expected)
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "try"], ["try", "--debug"]])
@@ -233,46 +257,7 @@ def test_debug_shows_the_traceback_and_its_causes(run: Typed, arguments: list[st
     assert code == 4
     assert "OSError: disk" in err
     assert err.endswith("ppap: error: weights\n")
-
-
-def test_an_unexpected_error_is_called_a_bug(run: Typed) -> None:
-    code, out, err = run("try", body=raising(ZeroDivisionError("oh\nno")))
-    assert (code, out) == (1, "")
-    assert err.splitlines() == [
-        "ppap: error: this is a bug in ppap: ZeroDivisionError: oh no",
-        "hint: please report it; --debug shows the traceback",
-    ]
-    assert "in body" in run("try", "--debug", body=raising(ZeroDivisionError()))[2]
-
-
-def test_a_missing_library_is_no_bug(run: Typed) -> None:
-    error = ModuleNotFoundError("No module named 'torch'", name="torch")
-    code, _, err = run("try", body=raising(error))
-    assert code == 1
-    assert err.startswith("ppap: error: the installation is not complete: No module named 'torch'")
-    ours = ModuleNotFoundError("No module named 'ppap_framework.x'", name="ppap_framework.x")
-    assert "bug" in run("try", body=raising(ours))[2]
-
-
-@pytest.mark.parametrize(
-    ("error", "said", "hint"),
-    [
-        (OSError(28, "No space left on device", "out/000.png"), "device: 'out/000.png'", "--debug"),
-        (OSError(5, "Input/output error"), "Input/output error", "--debug"),
-        (OSError("a word"), "a word", "--debug"),
-        (MemoryError("no 3 GB"), "out of memory: no 3 GB", "--batch"),
-        (torch.cuda.OutOfMemoryError("no 3 GB"), "out of memory: no 3 GB", "--batch"),
-    ],
-)
-def test_what_the_machine_lacks_is_no_bug(
-    run: Typed, error: Exception, said: str, hint: str
-) -> None:
-    code, out, err = run("try", body=raising(error))
-    assert (code, out) == (1, "")
-    first, second = err.splitlines()
-    assert first.startswith("ppap: error: ")
-    assert first.endswith(said)
-    assert hint in second
+    assert "in body" in run(*arguments, body=raising(ZeroDivisionError()))[2]
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,26 @@ import pytest
 import torch
 from glide_files import glide
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from toy_guides import guide_of
 
 import ppap_framework as ppap
 from ppap_framework.cli import main
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PpapError
-from ppap_framework.run import Plan, Settings, estimate, plan
-from ppap_framework.run.meter import Imagined
-from ppap_plugin_bench.blocks import draw_block
+from ppap_framework.guidance import Guide
+from ppap_framework.run import (
+    Counts,
+    Plan,
+    Sampling,
+    counts_of,
+    drawing,
+    plan,
+    settle,
+)
+from ppap_framework.run.estimate import Estimate, _copy, _measured, _Meter, estimate
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions
 
@@ -37,23 +46,54 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> DiffusionBackend:
     return make_glide(GlideOptions(cfg=3.0), glide(tmp_path_factory.mktemp("glide")))
 
 
-class TestMeter:
-    def test_counts_products_and_not_what_goes_with_them(self) -> None:
-        layer, x = nn.Linear(16, 4), torch.zeros(3, 16)
-        layer, x = (imagined := Imagined()).copy((layer, x))
-        _, work = imagined.work(lambda: layer(x).relu())
-        assert work.flops == 2 * 3 * 16 * 4
+@pytest.fixture
+def fake() -> FakeTensorMode:
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
-    def test_memory_is_that_of_what_is_there_at_once(self) -> None:
+
+def planned(
+    backend: DiffusionBackend, *guides: Guide, num: int = 3, compare: bool = False, **changes: Any
+) -> Plan:
+    sampling, compute = settle(Sampling(steps=4), None, changes)
+    return plan(backend, guides, num, sampling, compute, compare=compare)
+
+
+def estimated(backend: DiffusionBackend, *guides: Guide, **changes: Any) -> Estimate:
+    return estimate(planned(backend, *guides, **changes))
+
+
+def counted(backend: DiffusionBackend, *guides: Guide, **changes: Any) -> Counts:
+    return counts_of(planned(backend, *guides, **changes))
+
+
+def red_cube(**changes: Any) -> Guide:
+    return ppap.guide("classifier", target="red cube", **changes)
+
+
+def colorless() -> Guide:
+    return guide_of(
+        lambda images, level: images.mean((2, 3)),
+        lambda seen, wanted: (seen - wanted).square().mean(1),
+        torch.zeros(1, 3),
+    )
+
+
+class TestMeter:
+    def test_counts_products_and_not_what_goes_with_them(self, fake: FakeTensorMode) -> None:
+        layer, x = _copy(fake, (nn.Linear(16, 4), torch.zeros(3, 16)))
+        _, flops, _ = _measured(fake, lambda: layer(x).relu())
+        assert flops == 2 * 3 * 16 * 4
+
+    def test_memory_is_that_of_what_is_there_at_once(self, fake: FakeTensorMode) -> None:
         def chain() -> Tensor:
             x = torch.zeros(KIB // 4)  # 1 KiB
             for _ in range(5):
                 x = x + 1.0  # the old one is there until the new one is
             return x.view(2, -1).mul_(2.0)  # neither takes anything
 
-        assert Imagined().work(chain)[1].memory == 2 * KIB
+        assert _measured(fake, chain)[2] == 2 * KIB
 
-    def test_what_a_graph_keeps_is_there(self) -> None:
+    def test_what_a_graph_keeps_is_there(self, fake: FakeTensorMode) -> None:
         def chain() -> None:
             y = torch.zeros(KIB // 4).requires_grad_()
             for _ in range(5):
@@ -61,7 +101,7 @@ class TestMeter:
             torch.autograd.grad(y.sum(), y)
 
         # The image and five powers; then their sum, and what flows back to each.
-        assert 6 * KIB < Imagined().work(chain)[1].memory < 9 * KIB
+        assert 6 * KIB < _measured(fake, chain)[2] < 9 * KIB
 
     def test_agrees_with_torch_on_a_network_that_computes(self, adm: DiffusionBackend) -> None:
         stage = adm.stages[0]
@@ -70,27 +110,17 @@ class TestMeter:
             stage.denoise(torch.zeros(1, *stage.image_shape), torch.tensor([3]), None)
         assert estimated(adm).stages["base"].forward == counter.get_total_flops()
 
-    def test_what_is_copied_stays_as_it_is(self) -> None:
+    def test_what_is_copied_stays_as_it_is(self, fake: FakeTensorMode) -> None:
         layer = nn.Linear(2, 2)
         weight = layer.weight
-        copied = Imagined().copy(layer)
-        assert isinstance(copied.weight, FakeTensor)
+        assert isinstance(_copy(fake, layer).weight, FakeTensor)
         assert layer.weight is weight
         assert not isinstance(weight, FakeTensor)
 
 
-def planned(backend: DiffusionBackend, *guides: Any, **settings: Any) -> Plan:
-    return plan(backend, guides, Settings(**{"num": 3, "steps": 4, **settings}))
-
-
-def estimated(backend: DiffusionBackend, *guides: Any, **settings: Any) -> Any:
-    return estimate(planned(backend, *guides, **settings))
-
-
 class TestEstimate:
     def test_a_whole_run(self, adm: DiffusionBackend) -> None:
-        guide = ppap.guide("classifier", target="red cube", experts="auto", interval=(0.5, 1.0))
-        found = estimated(adm, guide, compare=True)
+        found = estimated(adm, red_cube(interval=(0.5, 1.0)), compare=True)
         base, look = found.stages["base"], found.guides["classifier"]
         assert look.forward == look.backward > 0  # of a product only the image's part flows back
         assert base.backward == base.before == 0
@@ -99,8 +129,7 @@ class TestEstimate:
         assert found.memory == max(base.memory, look.memory)
 
     def test_through_the_denoiser(self, adm: DiffusionBackend) -> None:
-        guide = ppap.guide("classifier", target="red cube")
-        noisy, clean = estimated(adm, guide), estimated(adm, guide, through="clean")
+        noisy, clean = (estimated(adm, red_cube(), through=t) for t in ("noisy", "clean"))
         base = clean.stages["base"]
         assert base.forward <= base.backward <= 1.1 * base.forward
         assert clean.flops == noisy.flops + 3 * 4 * base.backward
@@ -108,23 +137,20 @@ class TestEstimate:
 
     def test_is_no_less_than_what_a_step_takes(self, adm: DiffusionBackend) -> None:
         """Every tensor that lives at once, counted while a batch is truly computed."""
-        from ppap_framework.run.meter import _Meter
-
         stage = adm.stages[0]
         with torch.no_grad(), _Meter() as meter:
             stage.denoise(torch.zeros(5, *stage.image_shape), torch.zeros(5, dtype=int), None)
         assert 0.8 * 5 * (memory := estimated(adm).memory) < meter.peak <= 5 * memory
 
     def test_weights_are_those_of_networks_and_experts(self, adm: DiffusionBackend) -> None:
-        run = planned(adm, ppap.guide("classifier", target="red cube", experts="auto"))
-        cost = run.cost
+        run = planned(adm, red_cube())
+        cost = counts_of(run)
         network, experts = cost.guide_parameters["classifier"], cost.expert_parameters["classifier"]
         assert len(experts) == 5
-        with run.attached() as (guide,):
-            assert guide.experts is not None
-            assert experts == tuple(
-                sum(p.numel() for p in guide.experts.parameters(k)) for k in range(5)
-            )
+        with drawing(run) as draw:
+            attached: Any = draw.guides[0].experts
+            sizes = (sum(p.numel() for p in attached.parameters(k)) for k in range(5))
+            assert experts == tuple(sizes)
         wanted = cost.denoiser_parameters + 2 * network + sum(experts)
         assert 4 * wanted <= estimate(run).weights <= 4.02 * wanted  # with running statistics
 
@@ -152,22 +178,20 @@ class TestEstimate:
 class TestEvaluations:
     def test_guidance_without_a_classifier_looks_twice(self, guided: DiffusionBackend) -> None:
         base, later = 3 * 4, 3 * 5
-        told = planned(guided, prompt="a cat")
-        assert told.cost.denoiser_forwards == 2 * base + later
-        assert planned(guided).cost.denoiser_forwards == base + later
-        assert planned(guided, prompt="").cost.denoiser_forwards == base + later
-        compared = planned(guided, colourless(), prompt="a cat", compare=True)
-        assert compared.cost.denoiser_forwards == 2 * (2 * base + later)
+        assert counted(guided, prompt="a cat").denoiser_forwards == 2 * base + later
+        assert counted(guided).denoiser_forwards == base + later
+        assert counted(guided, prompt="").denoiser_forwards == base + later
+        compared = counted(guided, colorless(), prompt="a cat", compare=True)
+        assert compared.denoiser_forwards == 2 * (2 * base + later)
 
-    def test_depends_on_who_shares_a_batch(self, guided: DiffusionBackend) -> None:
-        prompts = ["", "", "a cat"]
-        for batch, looks in ((1, 1 + 1 + 2), (2, 2 + 2), (3, 6)):
-            run = planned(guided, prompt=prompts, batch=batch, stage="base")
-            result = ppap.sample(
-                *(guided, [colourless()]), num=3, steps=4, prompt=prompts, batch=batch, stage="base"
-            )
-            assert run.cost.denoiser_forwards == 4 * looks
-            assert result.stats.guidance.denoiser_forwards == 4 * looks
+    @pytest.mark.parametrize(("batch", "evaluations"), [(1, 1 + 1 + 2), (2, 2 + 2), (3, 6)])
+    def test_depends_on_who_shares_a_batch(
+        self, guided: DiffusionBackend, batch: int, evaluations: int
+    ) -> None:
+        asked = {"prompt": ["", "", "a cat"], "batch": batch, "stage": "base", "steps": 4}
+        assert counted(guided, **asked).denoiser_forwards == 4 * evaluations
+        result = ppap.sample(guided, [colorless()], num=3, **asked)
+        assert result.stats.guidance.denoiser_forwards == 4 * evaluations
 
     def test_is_counted_where_it_happens(
         self, guided: DiffusionBackend, monkeypatch: pytest.MonkeyPatch
@@ -182,19 +206,14 @@ class TestEvaluations:
                 return predicted
 
             monkeypatch.setattr(stage.network, "predict", watched)
-        run = planned(guided, colourless(), prompt="a cat", through="clean")
-        _, counts = draw_block(run, [g.guide for g in run.guides], 0, 3)
-        assert counts.denoiser_forwards == sum(seen)
-        assert counts.denoiser_forwards == run.cost.denoiser_forwards == 2 * 3 * 4 + 3 * 5
-        assert counts.denoiser_backwards == run.cost.denoiser_backwards == 2 * 3 * 4
-
-
-def colourless() -> Any:
-    class Brightness(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.mean((2, 3))
-
-    return ppap.guide(Brightness(), loss="cross-entropy", target=1)
+        run = planned(guided, colorless(), prompt="a cat", through="clean")
+        with drawing(run) as draw:
+            draw(range(3))
+            spent = draw.statistics
+        cost = counts_of(run)
+        assert cost.denoiser_forwards == sum(seen) == 2 * 3 * 4 + 3 * 5
+        assert cost.denoiser_backwards == spent.denoiser_backwards == 2 * 3 * 4
+        assert spent.denoiser_forwards == 2 * 3 * 4  # guidance sees the first stage only
 
 
 class TestCommandLine:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ppap_framework import plugin as author_api
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import PPAP_API, BackendSpec, Card
-from ppap_framework.registry import PluginRecord, Registry, Selection, check_api, discover, normal
+from ppap_framework.registry import PluginRecord, Registry, check_api, discover, normal
+from ppap_framework.registry.discovery import excluded_by, unknown_names
 
 MAJOR, MINOR = PPAP_API
 
@@ -382,10 +383,10 @@ def test_a_plugin_is_meant_by_any_spelling_of_its_distribution(
     spelt = spelt.upper() if upper else spelt
     assert normal(spelt) == record.distribution
     for word in (spelt, entry_point, f"{spelt}:{entry_point}"):
-        selection = Selection.from_environment({"PPAP_DISABLE_PLUGINS": word})
-        assert selection.excluded_by(record) == "PPAP_DISABLE_PLUGINS"
-        assert selection.unknown([record]) == []
+        chosen = {"PPAP_DISABLE_PLUGINS": word}
+        assert excluded_by(record, chosen) == "PPAP_DISABLE_PLUGINS"
+        assert unknown_names([record], chosen) == ()
     for word in (f"{spelt}-q", f"{spelt}:q", f"q:{entry_point}"):
-        selection = Selection.from_environment({"PPAP_DISABLE_PLUGINS": word})
-        assert selection.excluded_by(record) is None
-        assert selection.unknown([record]) == [("PPAP_DISABLE_PLUGINS", word)]
+        chosen = {"PPAP_DISABLE_PLUGINS": word}
+        assert excluded_by(record, chosen) is None
+        assert unknown_names([record], chosen) == (("PPAP_DISABLE_PLUGINS", word),)

@@ -23,26 +23,22 @@ SAME_ENTRY_POINT = [
 HOOK = f"{HEADER}\n@hookimpl\ndef ppap_guiders(): "
 
 CASES: dict[str, tuple[list[Project], str, int]] = {
-    "import error": ([plugin("bad", "raise ImportError('lib')")], "ImportError: lib", 3),
-    "exit at import": ([plugin("bad", "raise SystemExit(0)")], "SystemExit: 0", 3),
-    "missing dependency": (
-        [plugin("bad", "import flux_capacitor")],
-        "pip install flux_capacitor",
-        3,
-    ),
-    "older major": ([plugin("bad", "PPAP_API = (0, 9)")], "incompatible", 3),
-    "later minor": ([plugin("bad", "PPAP_API = (1, 1)")], "incompatible", 3),
-    "no version": ([plugin("bad", "")], "incompatible", 3),
-    "version no tuple": ([plugin("bad", "PPAP_API = [1, 0]")], "incompatible", 3),
-    "hook raises": ([plugin("bad", f"{HOOK} 1 / 0")], "ZeroDivisionError", 3),
-    "hook returns None": ([plugin("bad", f"{HOOK} pass")], "not None", 3),
-    "hook returns a generator": ([plugin("bad", f"{HOOK} yield")], "not generator", 3),
-    "hook returns other records": ([plugin("bad", f"{HOOK} return [1]")], "one item is int", 3),
-    "unknown hook": (
-        [plugin("bad", f"{GOOD}\n@hookimpl\ndef ppap_samplers(): return []")],
-        "ppap_samplers",
-        3,
-    ),
+    name: ([plugin("bad", source)], said, 3)
+    for name, source, said in [
+        ("import error", "raise ImportError('lib')", "ImportError: lib"),
+        ("exit at import", "raise SystemExit(0)", "SystemExit: 0"),
+        ("missing dependency", "import flux_capacitor", "pip install flux_capacitor"),
+        ("older major", "PPAP_API = (0, 9)", "incompatible"),
+        ("later minor", "PPAP_API = (1, 1)", "incompatible"),
+        ("no version", "", "incompatible"),
+        ("version no tuple", "PPAP_API = [1, 0]", "incompatible"),
+        ("hook raises", f"{HOOK} 1 / 0", "ZeroDivisionError"),
+        ("hook returns None", f"{HOOK} pass", "not None"),
+        ("hook returns a generator", f"{HOOK} yield", "not generator"),
+        ("hook returns other records", f"{HOOK} return [1]", "one item is int"),
+        ("unknown hook", f"{GOOD}\n@hookimpl\ndef ppap_samplers(): return []", "ppap_samplers"),
+    ]
+} | {
     "damaged list of entry points": (
         [attrs.evolve(plugin("bad", GOOD), replaced={"entry_points.txt": b"[ppap]\nbad"})],
         "entry_points.txt cannot be read",
@@ -238,32 +234,31 @@ def test_a_torch_py_in_the_current_folder_is_not_torch(environment: Environment)
     assert environment.ppap("doctor").returncode == 0
 
 
-def test_the_doctor_reports_what_strict_mode_raises(environment: Environment) -> None:
-    plugin("bad", "1 / 0").install(environment.site)
+def test_the_doctor_reports_what_strict_mode_raises_and_leads_to_a_repair(
+    environment: Environment,
+) -> None:
+    for project in (plugin("bad", "1 / 0"), good_plugin()):
+        project.install(environment.site)
     doctor = environment.ppap("doctor", "--json", PPAP_STRICT_PLUGINS="1")
     assert doctor.returncode == 3
     assert json.loads(doctor.stdout)["plugins"][0]["status"] == "broken"
-    listing = environment.ppap("plugins", "list", PPAP_STRICT_PLUGINS="1")
+    listing = environment.ppap("--debug", "plugins", "list", PPAP_STRICT_PLUGINS="1")
     assert listing.returncode == 3
     assert not listing.stdout
-    assert listing.stderr.startswith("ppap: error: plugin acme-bad:bad is broken: ")
-    debug = environment.ppap("--debug", "plugins", "list", PPAP_STRICT_PLUGINS="1")
-    assert "acme_bad/plugin.py" in debug.stderr
-    assert "ZeroDivisionError" in debug.stderr
-
-
-def test_the_repair_that_the_doctor_leads_to(environment: Environment) -> None:
-    for project in (plugin("bad", "1 / 0"), good_plugin()):
-        project.install(environment.site)
-    assert environment.ppap("doctor").returncode == 3
+    assert "\nppap: error: plugin acme-bad:bad is broken: " in listing.stderr
+    assert "acme_bad/plugin.py" in listing.stderr
+    assert "ZeroDivisionError" in listing.stderr
     assert environment.ppap("doctor", PPAP_DISABLE_PLUGINS="acme-bad").returncode == 0
 
 
-def test_a_plugin_that_prints_does_not_spoil_json(environment: Environment) -> None:
+def test_what_plugins_print_and_say_stays_as_it_is(environment: Environment) -> None:
     plugin("chatty", f"print('hello')\n{GOOD}").install(environment.site)
-    done = environment.ppap("plugins", "list", "--json")
-    assert json.loads(done.stdout)["plugins"][0]["status"] == "ok"
-    assert done.stderr == "hello\n"
+    plugin("bad", "raise OSError('[Errno 5] [bold]x[/] :smile:')").install(environment.site)
+    as_json, as_text = together(environment, ["plugins", "list", "--json"], ["plugins", "list"])
+    statuses = [found["status"] for found in json.loads(as_json.stdout)["plugins"]]
+    assert statuses == ["broken", "ok"]
+    assert as_json.stderr == "hello\n"
+    assert "[Errno 5] [bold]x[/] :smile:" in as_text.stdout  # square brackets are not markup
 
 
 def test_nothing_installed(environment: Environment) -> None:
@@ -310,40 +305,14 @@ def test_info_by_every_name(
     assert [found["plugin"] for found in info("two")["plugins"]] == ["acme-two:two"]
 
 
-def test_info_on_checkpoints_and_options(
+def test_info_on_options_checkpoints_targets_and_experts(
     environment: Environment, info: Callable[[str], dict[str, Any]]
 ) -> None:
+    bundle = """ExpertBundle(name="{}", guider="{}", backend="{}", summary="In fog.", size=None,
+                 uri="hf://acme/{}.experts.safetensors", sha256=None, licence="CC0-1.0")"""
     assets = (
         HEADER
-        + """
-@hookimpl
-def ppap_assets():
-    return [Card(name="clear", component="mirror", kind="guider", summary="Flat glass.", size=7,
-                 uri="package://acme_glass/w.safetensors", licence="CC0-1.0", image_size=8,
-                 sha256=None, default=True, architecture={"depth": 1}),
-            DefaultTarget(guider="mirror", checkpoint="clear", text="me")]
-"""
-    )
-    for project in (plugin("glass", assets), good_plugin()):
-        project.install(environment.site)
-    (mirror,) = info("mirror")["components"]
-    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'"}]
-    (card,) = mirror["checkpoints"]
-    assert (card["name"], card["plugin"], card["default_target"]) == (
-        "clear",
-        "acme-glass:glass",
-        "me",
-    )
-    for line in ("Flat glass.", "package://acme_glass/w.safetensors"):
-        assert line in environment.ppap("plugins", "info", "mirror").stdout
-
-
-def test_bundles_of_experts_are_listed_beside_cards_and_default_targets(
-    environment: Environment, info: Callable[[str], dict[str, Any]]
-) -> None:
-    assets = (
-        HEADER
-        + """
+        + f"""
 @hookimpl
 def ppap_backends():
     return [BackendSpec(name="haze", summary="Fog.", factory="acme_glass.parts:Haze")]
@@ -352,29 +321,32 @@ def ppap_backends():
 def ppap_assets():
     return [Card(name="clear", component="mirror", kind="guider", summary="Flat glass.", size=7,
                  uri="package://acme_glass/w.safetensors", licence="CC0-1.0", image_size=8,
-                 sha256=None),
-            ExpertBundle(name="foggy", guider="mirror", backend="haze", summary="Sees in fog.",
-                         uri="hf://acme/fog/foggy.experts.safetensors", sha256=None, size=None,
-                         licence="CC0-1.0"),
-            ExpertBundle(name="rainy", guider="window", backend="rain", summary="Sees in rain.",
-                         uri="hf://acme/rain/rainy.experts.safetensors", sha256=None, size=None,
-                         licence="CC0-1.0"),
+                 sha256=None, default=True, architecture={{"depth": 1}}),
+            {bundle.format("foggy", "mirror", "haze", "fog")},
+            {bundle.format("rainy", "window", "rain", "rain")},
             DefaultTarget(guider="mirror", checkpoint="clear", text="me")]
 """
     )
     for project in (plugin("glass", assets), good_plugin()):
         project.install(environment.site)
-    for name in ("mirror", "haze"):
-        (component,) = info(name)["components"]
-        (bundle,) = component["experts"]
-        assert (bundle["name"], bundle["plugin"]) == ("foggy", "acme-glass:glass")
-        assert (bundle["guider"], bundle["backend"]) == ("mirror", "haze")
+    (mirror,), (haze,) = (info(name)["components"] for name in ("mirror", "haze"))
+    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'"}]
+    (card,) = mirror["checkpoints"]
+    assert (card["name"], card["plugin"]) == ("clear", "acme-glass:glass")
+    assert card["default_target"] == "me"
+    for component in (mirror, haze):
+        (offered,) = component["experts"]
+        assert (offered["name"], offered["plugin"]) == ("foggy", "acme-glass:glass")
+        assert (offered["guider"], offered["backend"]) == ("mirror", "haze")
     (glass,) = info("glass")["plugins"]
     assert glass["experts"] == ["foggy", "rainy"]
     assert glass["default_targets"] == ["'me' for mirror with clear"]
     told, doctor = together(environment, ["plugins", "info", "mirror"], ["doctor"])
-    assert "experts foggy" in told.stdout
-    assert "hf://acme/fog/foggy.experts.safetensors" in told.stdout
+    for line in (
+        *("Flat glass.", "package://acme_glass/w.safetensors"),
+        *("experts foggy", "hf://acme/fog.experts.safetensors"),
+    ):
+        assert line in told.stdout
     assert "rainy" not in told.stdout
     supplied = " ".join(doctor.stdout.split())
     for what in ("checkpoint clear", "experts foggy", "experts rainy", "default target 'me' for"):
@@ -389,11 +361,6 @@ def test_info_on_a_component_whose_options_cannot_be_imported(
     (mirror,) = info("mirror")["components"]
     assert "acme_mirror.parts" in mirror["options"]
     assert environment.ppap("plugins", "info", "mirror").returncode == 0
-
-
-def test_square_brackets_are_not_markup(environment: Environment) -> None:
-    plugin("bad", "raise OSError('[Errno 5] [bold]x[/] :smile:')").install(environment.site)
-    assert "[Errno 5] [bold]x[/] :smile:" in environment.ppap("plugins", "list").stdout
 
 
 def test_colours_as_the_environment_wants(environment: Environment) -> None:

@@ -26,7 +26,7 @@ from ppap_framework.experts import (
 )
 from ppap_framework.files import file_sha256
 from ppap_framework.plugin import ExpertBundle
-from ppap_framework.registry import PluginRecord, Registry
+from ppap_framework.registry import PluginRecord, Registry, conflicts
 
 Offer = Callable[..., ExpertBundle]
 
@@ -142,7 +142,7 @@ class TestFinding:
         with pytest.raises(PluginError, match="claimed by 2 plugins"):
             bundle_by_name("ready")
         assert bundle_by_name("acme:ready").distribution == "acme"
-        (conflict,) = Registry(tuple(plugins)).conflicts()
+        (conflict,) = conflicts(Registry(tuple(plugins)))
         assert conflict.subject == "experts 'ready'"
 
     def test_bundles_of_one_guider_or_backend(

@@ -27,7 +27,16 @@ from ppap_framework.plugin import (
     GuiderSpec,
     TaskLossSpec,
 )
-from ppap_framework.registry import Conflict, PluginRecord, Registry, Status, discover, suppliers
+from ppap_framework.registry import (
+    Conflict,
+    PluginRecord,
+    Registry,
+    Status,
+    conflicts,
+    discover,
+    listing,
+    suppliers,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +123,6 @@ def test_a_component_by_its_name_and_its_qualified_name() -> None:
     assert isinstance(registry.spec("loss", "depth"), TaskLossSpec)
     assert registry.provider(depth).distribution == "acme"
     assert (registry.specs("guider"), registry.specs("adapter")) == ([depth], [])
-    assert (registry.names("guider"), registry.names("adapter")) == (["depth"], [])
     with pytest.raises(LookupError):
         registry.provider(guider("depth"))
 
@@ -130,8 +138,7 @@ def test_two_claims_are_an_error_only_when_the_name_is_asked_for() -> None:
     assert error.hint == "type --guider acme:depth or --guider ppap-plugin-midas:depth"
     assert registry.spec("guider", "acme:depth") is one
     assert registry.spec("guider", "ppap-plugin-midas:depth") is two
-    assert registry.conflicts() == [Conflict("guider 'depth'", claims)]
-    assert registry.names("guider") == ["acme:depth", "other", "ppap-plugin-midas:depth"]
+    assert conflicts(registry) == [Conflict("guider 'depth'", claims)]
 
 
 def test_two_claims_of_one_distribution_can_only_be_settled_by_disabling() -> None:
@@ -260,7 +267,7 @@ def test_the_own_distributions_cards_come_first() -> None:
     assert registry.cards("depth", "guider") == [plain, own, foreign]
     assert registry.default_card("depth", "guider") is own
     assert registry.cards("depth", "backend") == []
-    assert not registry.conflicts()
+    assert not conflicts(registry)
 
 
 def test_another_distributions_default_stands_in() -> None:
@@ -275,7 +282,7 @@ def test_two_foreign_defaults_are_a_conflict_that_the_first_wins() -> None:
     registry = registry_of(record("acme", one), record("beta", two), record("m", guider("depth")))
     assert registry.default_card("depth", "guider") is one
     subject, claims = "default checkpoint of guider 'depth'", ("acme:main", "beta:main")
-    assert registry.conflicts() == [Conflict(subject, claims, taken="acme:main")]
+    assert conflicts(registry) == [Conflict(subject, claims, taken="acme:main")]
 
 
 def test_rivals_for_a_name_keep_their_cards_apart() -> None:
@@ -294,10 +301,8 @@ def test_rivals_for_a_name_keep_their_cards_apart() -> None:
         assert registry.card(name, "guider", "small") is own
         assert registry.card(name, "guider", "shared") is shared
         assert registry.default_target(name, "small") is aim
-        assert registry.card_names(name) == ["shared", "small"]
     assert registry.card("acme:depth", "guider", "beta:small") is two
-    assert registry.card_names() == ["acme:small", "beta:small", "shared"]
-    assert [c.subject for c in registry.conflicts()] == ["guider 'depth'"]
+    assert [c.subject for c in conflicts(registry)] == ["guider 'depth'"]
     assert "claimed by 2" in refusal(registry.card, "depth", "guider", "small").message
 
 
@@ -309,7 +314,7 @@ def test_a_third_partys_card_may_still_be_in_conflict_with_a_rivals() -> None:
     )
     said = refusal(registry.card, "beta:depth", "guider", "small")
     assert said.hint == "type --guider-checkpoint beta:small or --guider-checkpoint cards:small"
-    assert [c for c in registry.conflicts() if c.subject.startswith("checkpoint")] == [
+    assert [c for c in conflicts(registry) if c.subject.startswith("checkpoint")] == [
         Conflict(f"checkpoint 'small' of guider '{name}:depth'", (f"{name}:main", "cards:main"))
         for name in ("acme", "beta")
     ]
@@ -321,7 +326,7 @@ def test_two_cards_of_one_name() -> None:
     said = refusal(registry.card, "depth", "guider", "small")
     assert said.hint == "type --guider-checkpoint acme:small or --guider-checkpoint beta:small"
     assert registry.card("depth", "guider", "beta:small") is two
-    (conflict,) = registry.conflicts()
+    (conflict,) = conflicts(registry)
     assert conflict.subject == "checkpoint 'small' of guider 'depth'"
 
 
@@ -341,13 +346,22 @@ def test_cards_by_name() -> None:
     assert "small, large" in said.hint
 
 
-def test_names_of_cards_are_those_that_can_be_used() -> None:
+def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "registry", lambda: registry)
     parts = [card(name, joined="base+upsampler") for name in ("base", "upsampler")]
-    other = card("whole", component="adm", kind="backend")
-    registry = registry_of(record("midas", *parts, card("odd", refusal="no code for it"), other))
-    assert registry.card_names() == ["base+upsampler", "whole"]
-    assert registry.card_names("depth") == ["base+upsampler"]
-    assert registry.card_names("zebra") == []
+    whole = card("whole", component="adm", kind="backend")
+    acme = record("acme", guider("depth"), guider("other"), card("small"), *parts, loss("l"))
+    beta = record("beta", guider("depth"), card("small"), card("odd", refusal="no code for it"))
+    registry = registry_of(acme, beta, record("cards", card("shared"), whole, backend("adm")))
+    assert listing.list_guiders() == ["acme:depth", "beta:depth", "other"]
+    assert (listing.list_losses(), listing.list_adapters()) == (["l"], [])
+    assert listing.list_backends() == ["adm"]
+    every = ["acme:small", "base+upsampler", "beta:small", "shared", "whole"]
+    assert listing.list_checkpoints() == every
+    assert listing.list_checkpoints("depth") == every[:-1]
+    assert listing.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
+    assert listing.list_checkpoints("beta:depth") == ["shared", "small"]
+    assert (listing.list_checkpoints("adm"), listing.list_checkpoints("zebra")) == (["whole"], [])
 
 
 A_FILE = "name a file with --checkpoint PATH"
@@ -401,10 +415,10 @@ def test_default_targets_follow_the_same_rule() -> None:
     assert registry.default_target("depth", "small") is own
     assert registry.default_target("midas:depth", "midas:large") is other
     assert registry.default_target("depth", "huge") is None
-    assert not registry.conflicts()
+    assert not conflicts(registry)
     tied = registry_of(record("acme", foreign), record("beta", own))
     assert tied.default_target("depth", "small") is foreign
-    assert [conflict.taken for conflict in tied.conflicts()] == ["acme:main"]
+    assert [conflict.taken for conflict in conflicts(tied)] == ["acme:main"]
 
 
 # Options

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image
 from tiny_networks import DEPTH, SEGMENTATION
-from torch import Tensor, nn
+from torch import nn
 
 from ppap_framework.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, PpapError, UsageError
@@ -26,9 +27,10 @@ from ppap_framework.transformers_models import (
 )
 
 DPT, GLPN, SEGFORMER = DEPTH["dpt"], DEPTH["glpn"], SEGMENTATION["segformer"]
+GLPN_CLASS = transformers.GLPNForDepthEstimation
 KINDS: list[tuple[Task, Any, Any]] = [
     ("depth-estimation", transformers.DPTForDepthEstimation, DPT),
-    ("depth-estimation", transformers.GLPNForDepthEstimation, GLPN),
+    ("depth-estimation", GLPN_CLASS, GLPN),
     ("semantic-segmentation", transformers.SegformerForSemanticSegmentation, SEGFORMER),
 ]
 kinds = pytest.mark.parametrize(
@@ -38,14 +40,11 @@ kinds = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here may ask for an address."""
-    import socket
-
     def refuse(*given: Any, **named: Any) -> Any:
         raise AssertionError(f"the network was asked: {given}")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
 
 
 def saved(folder: Path, family: Any, config: Any, **named: Any) -> tuple[Path, nn.Module]:
@@ -55,10 +54,11 @@ def saved(folder: Path, family: Any, config: Any, **named: Any) -> tuple[Path, n
     return folder, network
 
 
-def answer(network: nn.Module, images: Tensor) -> Tensor:
+def check_same(ours: nn.Module, theirs: nn.Module) -> None:
+    """Two networks say the same."""
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        said = network(images)
-    return next(iter(said.values()))
+        torch.testing.assert_close(*(next(iter(n(images).values())) for n in (ours, theirs)))
 
 
 def dpt(folder: Path) -> Path:
@@ -78,66 +78,51 @@ class TestLoading:
         capfd.readouterr()
         files = find_model(str(folder), None)
         loaded = load_network(files, task)
-        images = torch.randn(2, 3, 32, 32)
-        torch.testing.assert_close(answer(loaded, images), answer(network, images))
+        check_same(loaded, network)
         assert files.name == "tiny"
         assert not loaded.training
         assert capfd.readouterr() == ("", "")
 
     def test_shards_and_pickles_are_read_as_well(self, tmp_path: Path) -> None:
-        folder, network = saved(
-            tmp_path / "sharded", transformers.GLPNForDepthEstimation, GLPN, max_shard_size="20KB"
-        )
-        assert len(list(folder.glob("*.safetensors"))) > 1
+        folder, network = saved(tmp_path / "sharded", GLPN_CLASS, GLPN, max_shard_size="20KB")
         files = find_model(str(folder), None)
-        assert len(files.files) == len(list(folder.glob("*.safetensors")))
+        assert len(files.files) == len(list(folder.glob("*.safetensors"))) > 1
         pickled = tmp_path / "pickled"
         pickled.mkdir()
         shutil.copy(folder / "config.json", pickled)
         torch.save(network.state_dict(), pickled / "pytorch_model.bin")
-        images = torch.randn(1, 3, 32, 32)
         for each in (files, find_model(str(pickled), None)):
-            loaded = load_network(each, "depth-estimation")
-            torch.testing.assert_close(answer(loaded, images), answer(network, images))
+            check_same(load_network(each, "depth-estimation"), network)
 
     def test_a_checkpoint_states_the_same_or_lies_in_the_folder(self, tmp_path: Path) -> None:
-        folder, network = saved(tmp_path / "tiny", transformers.GLPNForDepthEstimation, GLPN)
+        folder, network = saved(tmp_path / "tiny", GLPN_CLASS, GLPN)
         config = json.loads((folder / "config.json").read_text())
         halves = {
             name: value.half() if value.is_floating_point() else value
             for name, value in network.state_dict().items()
         }
-        alone = tmp_path / "alone.safetensors"
+        alone, bare = tmp_path / "alone.safetensors", tmp_path / "bare.safetensors"
         save_checkpoint(alone, halves, {"config": config, "preprocessor": {"size_divisor": 16}})
-        stating = find_model(None, open_checkpoint(alone))
-        lying = find_model(None, open_checkpoint(folder / "model.safetensors"))
-        bare = tmp_path / "bare.safetensors"
         shutil.copy(folder / "model.safetensors", bare)
-        of_both = find_model(str(folder), open_checkpoint(bare))
+        lying = find_model(None, open_checkpoint(folder / "model.safetensors"))
+        for files in (lying, find_model(str(folder), open_checkpoint(bare))):
+            check_same(load_network(files, "depth-estimation"), network)
+        stating = find_model(None, open_checkpoint(alone))
         assert stating.architecture["preprocessor"] == {"size_divisor": 16}
-        images = torch.randn(1, 3, 32, 32)
-        whole = answer(network, images)
-        for files in (lying, of_both):
-            loaded = load_network(files, "depth-estimation")
-            torch.testing.assert_close(answer(loaded, images), whole)
         loaded = load_network(stating, "depth-estimation")
         assert {value.dtype for value in loaded.parameters()} == {torch.float32}
-        assert all(
-            torch.equal(value, halves[name].to(value.dtype))
-            for name, value in loaded.state_dict().items()
-        )
+        for name, value in loaded.state_dict().items():
+            assert torch.equal(value, halves[name].to(value.dtype))
 
     def test_what_save_checkpoint_wrote_is_an_ordinary_file_of_transformers(
         self, tmp_path: Path
     ) -> None:
-        folder, network = saved(tmp_path / "tiny", transformers.GLPNForDepthEstimation, GLPN)
+        folder, network = saved(tmp_path / "tiny", GLPN_CLASS, GLPN)
         save_checkpoint(folder / "model.safetensors", network.state_dict(), {"config": {}})
-        theirs = transformers.GLPNForDepthEstimation.from_pretrained(folder)
-        images = torch.randn(1, 3, 32, 32)
-        torch.testing.assert_close(answer(theirs, images), answer(network, images))
+        check_same(GLPN_CLASS.from_pretrained(folder), network)
 
     def test_parameters_that_are_never_used_may_be_missing(self, tmp_path: Path) -> None:
-        folder, network = saved(tmp_path / "tiny", transformers.GLPNForDepthEstimation, GLPN)
+        folder, network = saved(tmp_path / "tiny", GLPN_CLASS, GLPN)
         state = network.state_dict()
         del state["decoder.stages.0.convolution.weight"]
         save_checkpoint(folder / "model.safetensors", state, {})
@@ -197,26 +182,24 @@ class TestRefusals:
         with pytest.raises(AssetError, match=r"has a config\.json and no weights"):
             find_model(str(folder), None)
         index = folder / "model.safetensors.index.json"
-        index.write_text(json.dumps({"weight_map": {"a": "../dpt/config.json"}}))
-        with pytest.raises(AssetError, match="does not say in which files beside it"):
-            find_model(str(folder), None)
+        for named in ("../dpt/config.json", ["model.safetensors"], 1):
+            index.write_text(json.dumps({"weight_map": {"a": named}}))
+            with pytest.raises(AssetError, match="does not say in which files beside it"):
+                find_model(str(folder), None)
 
     def test_names_that_are_neither_folder_nor_of_the_hub(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
-        given = {
-            str(tmp_path / "absent"): "neither a folder that exists nor a name of the hub",
-            "./models/dpt": "neither a folder",
-            "dpt": "neither a folder",
-            str(folder / "model.safetensors"): "is a file",
-        }
-        for name, message in given.items():
-            with pytest.raises(UsageError, match=message):
-                find_model(name, None)
-        with pytest.raises(UsageError, match="no model is named"):
-            find_model(None, None)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(AssetError, match=r"there is no file .*config\.json'"):
-            find_model(str(tmp_path / "empty"), None)
+        for name, message in (
+            (str(tmp_path / "absent"), "neither a folder that exists nor a name of the hub"),
+            ("./models/dpt", "neither a folder"),
+            ("dpt", "neither a folder"),
+            (str(folder / "model.safetensors"), "is a file"),
+            (None, "no model is named"),
+            (str(tmp_path / "empty"), r"there is no file .*config\.json'"),
+        ):
+            with pytest.raises(PpapError, match=message):
+                find_model(name, None)
 
     def test_checkpoints_that_contradict_or_say_nothing(self, tmp_path: Path) -> None:
         folder = dpt(tmp_path)
@@ -232,32 +215,27 @@ class TestRefusals:
             find_model(None, open_checkpoint(alone))
 
     def test_a_hub_that_cannot_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import huggingface_hub
-
         def unreachable(*given: Any, **named: Any) -> str:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+            raise LocalEntryNotFoundError("no connection")
 
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
         with pytest.raises(AssetError, match="cannot download model 'owner/name'") as caught:
             find_model("owner/name", None)
         assert "https://huggingface.co/owner/name" in str(caught.value)
 
-    def test_of_the_hub_only_what_is_read_is_fetched(
+    def test_only_what_is_read_is_fetched_from_the_hub(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import huggingface_hub
-
         folder, asked = dpt(tmp_path), []
 
         def download(repository: str, name: str, revision: str | None) -> str:
             asked.append((repository, name, revision))
             if not (folder / name).exists():
-                raise huggingface_hub.errors.EntryNotFoundError("no such file")
+                raise EntryNotFoundError("no such file")
             return str(folder / name)
 
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        files = find_model("owner/name@v1", None)
-        assert files.name == "owner/name@v1"
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+        assert find_model("owner/name@v1", None).name == "owner/name@v1"
         names = ["config.json", "preprocessor_config.json", "model.safetensors"]
         assert asked == [("owner/name", name, "v1") for name in names]
 
@@ -288,9 +266,8 @@ class TestInput:
     def test_pixels_are_those_of_transformers(
         self, config: Any, preprocessor: dict[str, Any], side: int
     ) -> None:
-        theirs = transformers.IMAGE_PROCESSOR_MAPPING[type(config)]["pil"].from_dict(
-            dict(preprocessor)
-        )
+        processor = transformers.IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]
+        theirs = processor.from_dict(dict(preprocessor))
         if isinstance(config, transformers.GLPNConfig) and side % theirs.size_divisor:
             side = 96  # rounded down there, to the nearest here
         # Smooth, since Pillow rounds to 8 bits where we do not.
@@ -315,21 +292,18 @@ class TestInput:
         assert size(make_input(files_of(DPT, {}), size=64, multiple=8), 32, 32) == (64, 64)
         assert size(make_input(files_of(GLPN, {})), 100, 60) == (96, 64)
         assert size(make_input(files_of(DPT, {"do_resize": False}), multiple=8), 33, 40) == (32, 40)
-        assert (
-            make_input(files_of(DPT, {"size": 48, "ensure_multiple_of": 14}), multiple=8).size == 56
-        )
+        steps = files_of(DPT, {"size": 48, "ensure_multiple_of": 14})
+        assert make_input(steps, multiple=8).size == 56
 
     def test_the_right_size_passes_untouched_and_nothing_is_clipped(self) -> None:
-        feed = ImageInput(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         images = 10 * torch.randn(2, 3, 32, 32)
+        feed = ImageInput(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
         torch.testing.assert_close(feed(images), images)
 
     def test_gradients_reach_every_pixel(self) -> None:
         images = torch.zeros(1, 3, 70, 70, requires_grad=True)
-        feed = make_input(files_of(DPT, {"size": 32}))
-        feed(images).sum().backward()
-        assert images.grad is not None
-        assert (images.grad > 0).all()
+        make_input(files_of(DPT, {"size": 32}))(images).sum().backward()
+        assert images.grad is not None and (images.grad > 0).all()
 
     @pytest.mark.parametrize(
         "preprocessor",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,10 +45,8 @@ def write_experts(
     options = {"sharpness": sharpness}
     model = ppap.guide("colour", target="green", options=options, experts="none").model
     backend = backend or ppap.backend("toy").inner
-    identities = [
-        Identity(component="colour", checkpoint="colour-3", sha256=guide_sha256(model)),
-        Identity(component="toy", checkpoint="toy-8", sha256=backend_sha256(backend)),
-    ]
+    guide = Identity(component="colour", checkpoint="colour-3", sha256=guide_sha256(model))
+    drawn_by = Identity(component="toy", checkpoint="toy-8", sha256=backend_sha256(backend))
     stage = backend.stages[0]
     ranges = NoiseRanges.equal(stage.schedule, number)
     experts = ExpertSet(model, ranges, {ADAPTER.name: installed_adapter(ADAPTER)})
@@ -55,17 +54,9 @@ def write_experts(
         for index, shift in enumerate(shifts(number, seed)):
             (parameter,) = experts.parameters(index)
             parameter.copy_(shift)
-    info = describe(
-        experts,
-        stage.schedule,
-        stage.image_shape[1:],
-        guide=identities[0],
-        backend=identities[1],
-        adapters=[ADAPTER],
-        recipe={},
-        seed=seed,
-        scales=scales,
-    )
+    said: Any = {"adapters": [ADAPTER], "recipe": {}, "seed": seed, "scales": scales}
+    size = stage.image_shape[1:]
+    info = describe(experts, stage.schedule, size, guide=guide, backend=drawn_by, **said)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}{SUFFIX}"
     save_bundle(path, experts, info)

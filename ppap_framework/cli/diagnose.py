@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from ppap_framework.cli.backend_options import backend_of, backend_options
+from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import json_option, note, print_json, print_table
 from ppap_framework.cli.progress import progress
@@ -36,12 +36,7 @@ _NUM = 256
 @option("--target", help="Target of its gradients, as in `ppap run`.")
 @option("--guider-model", help="Which network, if the guider knows several.")
 @option("--guider-checkpoint", help="Its weights, by name or path.")
-@option(
-    "--guider-option",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="The guider's own options; `ppap plugins info NAME` lists them.",
-)
+@option("--guider-option", multiple=True, metavar="KEY=VALUE", help="Option of the guider.")
 @option("--loss", help="The loss, if not the guider's own.")
 @option(
     "--experts",
@@ -49,32 +44,14 @@ _NUM = 256
     metavar="auto|none|PATH|NAME",
     help="Experts to measure beside it; auto takes the newest that match, if there are any.",
 )
-@option(
-    "--allow-mismatch",
-    multiple=True,
-    metavar="FIELD",
-    help="Take experts although they learned from another `backend`, or at another `resolution`.",
-)
+@option("--allow-mismatch", multiple=True, metavar="FIELD", help="As in `ppap run`.")
 @option(
     "--data", metavar="FOLDER", help="A set of `ppap synthesize`; without it, images are drawn."
 )
-@option(
-    "--num",
-    type=click.IntRange(2),
-    help="Number of images; by default 256, or all of a smaller set.",
-)
+@option("--num", type=click.IntRange(2), help="Images; by default 256, or all of a smaller set.")
 @option("--steps", type=int, default=25, help="Steps from noise to image, if images are drawn.")
-@option(
-    "--levels",
-    type=click.IntRange(2),
-    default=21,
-    help="Number of noise levels, the extremes included.",
-)
-@option(
-    "--num-experts",
-    type=click.IntRange(1),
-    help="Number of experts in the proposal of boundaries; by default as many as the curve needs.",
-)
+@option("--levels", type=click.IntRange(2), default=21, help="Noise levels, extremes included.")
+@option("--num-experts", type=click.IntRange(1), help="Experts to propose; by default as needed.")
 @option("--seed", type=int, default=0, help="Noise of image i at timestep t is from (seed, i, t).")
 @option("--batch", type=int, default=64, help="Batch size.")
 @option("--out", default="runs/diagnose", metavar="FOLDER", help="Where to write.")
@@ -98,10 +75,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
     from ppap_framework.diagnosis import diagnose, evenly_spaced
     from ppap_framework.diagnosis.record import RECORD
-    from ppap_framework.experts import NoiseRanges
+    from ppap_framework.experts import NoiseRanges, backend_sha256
     from ppap_framework.registry import registry
-    from ppap_framework.run import Compute, Sampling, check_writable, plan
+    from ppap_framework.run import check_writable, plan
 
+    sampling, compute = settings_of(given)
     problems = Problems()
     problems.errors += problems_of(ctx)
     out = Path(given["out"] or ".").expanduser()
@@ -112,19 +90,14 @@ def command(ctx: click.Context, /, **given: Any) -> None:
                 f"{str(out)!r} holds an earlier diagnosis",
                 hint="--overwrite replaces it, or give another folder with --out",
             )
-    # An option that could not be read is None, and reported; the default takes its place.
-    read = {name: value for name, value in given.items() if value is not None}
-    names = ("device", "batch", "threads")
-    compute = Compute(**{name: read[name] for name in names if name in read})
-    problems.errors += compute.problems()
-    data = _data(given, problems)
-    found = request = run = guide = None
+    problems.errors += [*sampling.problems(num=1), *compute.problems()]
+    data = found = request = run = None
     with problems.collected():
-        if "backend" in read:
-            found = backend_of(given)
+        data = _data(given["data"], given["num"] or 2)
     with problems.collected():
-        if "guider" in read:
-            request = _request(given, problems)
+        found = None if given["backend"] is None else backend_of(given)
+    with problems.collected():
+        request = None if given["guider"] is None else _request(given, problems)
     problems.check()
     assert found is not None
     assert request is not None
@@ -135,10 +108,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     num = given["num"] or (_NUM if data is None else min(_NUM, len(data)))
     with problems.collected():
         if data is None:
-            sampling = Sampling(steps=given["steps"], seed=given["seed"])
             run = plan(backend, (), num, sampling, compute)
-        else:
-            _check_drawn_by(data, backend)
+        elif data.manifest["settings"]["backend"]["weights_sha256"] != backend_sha256(backend):
+            raise AssetError(
+                f"the images in {str(data.path)!r} were drawn by a backend with other weights",
+                hint="draw them with `ppap synthesize`, or leave out --data",
+            )
     with problems.collected():
         schedule = backend.stages[0].schedule
         evenly_spaced(schedule, given["levels"])
@@ -146,7 +121,6 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     with problems.collected():
         guide = request.load()
     problems.check()
-    assert guide is not None
     guide = _with_experts(guide, backend)
     with progress() as watch:
         if run is not None:
@@ -159,7 +133,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             guide,
             images,
             clean,
-            classification=registry().spec("guider", request.source).task == "classification",
+            classification=registry().spec("guider", str(request.source)).task == "classification",
             levels=given["levels"],
             seed=given["seed"],
             num_experts=given["num_experts"],
@@ -187,29 +161,16 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
 
 
-def _data(given: dict[str, Any], problems: Problems) -> SyntheticData | None:
+def _data(folder: str | None, least: int) -> SyntheticData | None:
     from ppap_framework.data import SyntheticData
 
-    folder, least = given["data"], given["num"] or 2
-    with problems.collected():
-        data = None if folder is None else SyntheticData(folder)
-        if data is None or len(data) >= least:
-            return data
+    data = None if folder is None else SyntheticData(folder)
+    if data is not None and len(data) < least:
         raise UsageError(
             f"there are {len(data)} images in {folder!r}, and {least} are needed",
             hint="give a smaller --num, or draw more with `ppap synthesize`",
         )
-    return None
-
-
-def _check_drawn_by(data: SyntheticData, backend: LoadedBackend) -> None:
-    from ppap_framework.experts import backend_sha256
-
-    if data.manifest["settings"]["backend"]["weights_sha256"] != backend_sha256(backend):
-        raise AssetError(
-            f"the images in {str(data.path)!r} were drawn by a backend with other weights",
-            hint="draw them with `ppap synthesize`, or leave out --data",
-        )
+    return data
 
 
 def _request(given: dict[str, Any], problems: Problems) -> GuideRequest | None:
@@ -268,6 +229,7 @@ def _draw(run: Plan, watch: Watch | None) -> tuple[Tensor, Tensor]:
 def _about(backend: LoadedBackend, guide: Guide) -> dict[str, Any]:
     """The networks, the experts and the machine, JSON."""
     from ppap_framework.diagnosis.environment import environment, provenance
+    from ppap_framework.experts import BundleFile
     from ppap_framework.run import guide_origin
 
     origins = [backend.origin, guide_origin(guide)]
@@ -280,7 +242,7 @@ def _about(backend: LoadedBackend, guide: Guide) -> dict[str, Any]:
             "target_given": guide.target_source,
             "target_is_default": guide.target_is_default,
         },
-        "experts": guide.experts and guide.experts.record(),
+        "experts": guide.experts.record() if isinstance(guide.experts, BundleFile) else None,
         "environment": environment(origins),
     }
 

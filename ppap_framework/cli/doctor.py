@@ -18,7 +18,7 @@ from ppap_framework.cli import COMMANDS, version
 from ppap_framework.cli.groups import plugin_commands
 from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 from ppap_framework.cli.plugins import describe_plugin, print_idle
-from ppap_framework.registry import Conflict, PluginRecord, Registry, discover
+from ppap_framework.registry import Conflict, PluginRecord, Registry, conflicts, discover
 
 _PROBE = """
 import json, torch
@@ -78,7 +78,7 @@ def _examine(found: Registry) -> dict[str, Any]:
         "torch": _probe_torch(),
         "plugins": [describe_plugin(record) for record in found.records],
         "commands": _commands(),
-        "conflicts": [attrs.asdict(c) for c in (*found.conflicts(), *_contested_commands())],
+        "conflicts": [attrs.asdict(c) for c in (*conflicts(found), *_contested_commands())],
         "unknown_plugin_names": [
             {"variable": variable, "name": name} for variable, name in found.unknown_names
         ],

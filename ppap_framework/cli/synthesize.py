@@ -8,15 +8,13 @@ from typing import Any
 
 import click
 
-from ppap_framework.cli.backend_options import backend_of, backend_options
+from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import json_option, print_json
 from ppap_framework.cli.progress import progress
 from ppap_framework.errors import AssetError, Problems, UsageError
 
 __all__ = ["command"]
-
-_FIELDS = ("steps", "sampler", "eta", "seed", "batch", "device", "threads")
 
 
 @click.command("synthesize", cls=Command)
@@ -51,26 +49,20 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ppap synthesize --backend adm --num 2048 --out runs/synthetic
     """
     from ppap_framework.data import check_synthesis, synthesize
-    from ppap_framework.data.synthesize import DEFAULTS
-    from ppap_framework.run import settle
 
-    # An option that could not be read is None, and reported; the default takes its place.
-    read = {name: value for name, value in given.items() if value is not None}
-    num, shard, workers = read.get("num", 1), read.get("shard", 512), given["workers"]
-    out = Path(read.get("out", ".")).expanduser()
-    fields = {name: read[name] for name in _FIELDS if name in read}
+    # Options that could not be read are None, and reported; others take their place.
+    num = 1 if given["num"] is None else given["num"]
+    shard, workers = 512 if given["shard"] is None else given["shard"], given["workers"]
+    out, prompts = Path(given["out"] or ".").expanduser(), None
     problems = Problems()
     problems.errors += problems_of(ctx)
     with problems.collected():
-        if (prompts := _prompts(given["prompts"])) and num > 0:
-            fields["prompt"] = [prompts[image % len(prompts)] for image in range(num)]
-    sampling, compute = settle(None, None, fields, DEFAULTS)
+        prompts = _prompts(given["prompts"], num)
+    sampling, compute = settings_of(given, prompt=prompts)
     with problems.collected():
         check_synthesis(out, num, sampling, compute, shard=shard, workers=workers)
-    backend = None
     with problems.collected():
-        if "backend" in read:
-            backend = backend_of(given)
+        backend = None if given["backend"] is None else backend_of(given)
     problems.check()
     assert backend is not None
     with progress(f"the same command continues in {given['out']}") as watch:
@@ -92,8 +84,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         click.echo(str(data.path))
 
 
-def _prompts(path: str | None) -> list[str] | None:
-    """The lines of a file that are not blank."""
+def _prompts(path: str | None, num: int) -> list[str] | None:
+    """A prompt for each image: the lines of a file that are not blank, in turn."""
     if path is None:
         return None
     try:
@@ -103,6 +95,7 @@ def _prompts(path: str | None) -> list[str] | None:
         raise AssetError(
             f"cannot read the prompts in {path!r}: {reason}", hint="a text file, a prompt a line"
         ) from error
-    if prompts := [line.strip() for line in lines if line.strip()]:
-        return prompts
-    raise UsageError(f"there are no prompts in {path!r}", hint="write one a line")
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"there are no prompts in {path!r}", hint="write one a line")
+    return [prompts[image % len(prompts)] for image in range(num)]

@@ -91,6 +91,8 @@ class SynthesisFolder:
         settings: Everything that determines the images, JSON.
         layout: Number of images, and their division.
         batches: Folder of finished batches.
+
+    Every method raises `PpapError` if the system refuses to write.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
@@ -103,17 +105,10 @@ class SynthesisFolder:
     def opened(
         cls, path: Path, settings: Mapping[str, Any], layout: Layout, *, overwrite: bool = False
     ) -> Iterator[SynthesisFolder]:
-        """The folder, locked; created if it is missing.
-
-        Args:
-            path: The folder, which holds a synthetic set, a part of one, or nothing.
-            settings: Everything that determines the images, JSON.
-            layout: Number of images, and their division.
-            overwrite: Remove an earlier set.
+        """The folder, locked; created if it is missing. `overwrite` removes an earlier set.
 
         Raises:
             UsageError: If it holds a set with other settings, or another process writes to it.
-            PpapError: If it cannot be written.
         """
         with resume.opened(path):
             folder = cls(path, settings, layout)
@@ -134,42 +129,26 @@ class SynthesisFolder:
         return len(self._entries) == len(self.layout.shards) and (self.path / MANIFEST).exists()
 
     def begin(self) -> list[int]:
-        """Prepare for writing; the batches that are still to be drawn.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Prepare for writing; return the batches that are still to be drawn."""
         with refusals(self.path, hint=resume.KEPT):
             self.batches.mkdir(parents=True, exist_ok=True)
         write_json(self.path / SETTINGS, self.settings, hint=resume.KEPT)
         for shard in self.layout.shards:
             self._assemble_if_ready(shard)
-        return [
-            batch
-            for shard in self.layout.shards
-            if shard not in self._entries
-            for batch in self.layout.shard_batches(shard)
-            if not self.batch_path(batch).exists()
-        ]
+        pending = [shard for shard in self.layout.shards if shard not in self._entries]
+        batches = [batch for shard in pending for batch in self.layout.shard_batches(shard)]
+        return [batch for batch in batches if not self.batch_path(batch).exists()]
 
     def batch_path(self, batch: int) -> Path:
         """The place of a finished batch."""
         return self.batches / f"{batch:05d}"
 
     def added(self, batch: int) -> None:
-        """Note that a batch is in its place. Its shard is written if it was the last one missing.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Note that a batch is in its place; if its shard is then complete, write it."""
         self._assemble_if_ready(batch * self.layout.batch // self.layout.shard)
 
     def finish(self) -> None:
-        """Write the manifest.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Write the manifest."""
         manifest = {
             "format": FORMATS[-1],
             "settings": self.settings,
@@ -180,11 +159,7 @@ class SynthesisFolder:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove everything that only an unfinished set needs.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Remove everything that only an unfinished set needs."""
         partial = self.path / PARTIAL
         with refusals(partial):
             if partial.exists():

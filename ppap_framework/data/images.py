@@ -49,7 +49,7 @@ class LabelledImages:
     """Pictures with a label each.
 
     Args:
-        path: An NPZ file with `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
+        path: An NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
 
     Attributes:
         path: As given.

@@ -67,13 +67,8 @@ class Job:
 def draw_batches(
     job: Job, batches: Sequence[int], workers: int, count: Count
 ) -> Generator[int, None, None]:
-    """Draw batches, in any order; each number follows once its batch is in its place.
-
-    Args:
-        job: What to draw.
-        batches: Numbers of the batches.
-        workers: Number of processes; 1 is this one.
-        count: Called as the work of all of them goes on.
+    """Draw batches as `Job.draw`, in any order, in several processes, or in this one if `workers`
+    is 1.
 
     Raises:
         UsageError: If there are several workers, and the plan cannot be copied to them.
@@ -97,10 +92,11 @@ def draw_batches(
         with _without_interrupts():  # workers inherit this: their parent ends them
             shares = [batches[worker::workers] for worker in range(workers)]
             tasks = [pool.submit(_work, copied, w, share) for w, share in enumerate(shares)]
-        missing = set(batches)
+        missing, counted = set(batches), 0
         while missing:
             ended, _ = wait(tasks, timeout=0.1, return_when=FIRST_EXCEPTION)
-            count(int(steps.sum()))
+            if (done := int(steps.sum())) > counted:
+                count(counted := done)
             finished = {batch for batch in missing if job.folder.batch_path(batch).exists()}
             yield from sorted(finished)
             missing -= finished

@@ -1,8 +1,8 @@
 """What a network, off the shelf or with experts, understands at which noise level.
 
 An off-the-shelf network has seen no noise, so its gradients mislead at most noise levels: the
-observation that experts answer (Go et al. 2023, arXiv 2212.05973). `ppap_framework.diagnosis.measure`
-says what is measured; no labels are needed.
+observation that experts answer (Go et al. 2023, arXiv 2212.05973). The figures are those of
+`measure`; no labels are needed.
 """
 
 from __future__ import annotations
@@ -56,16 +56,10 @@ def diagnose(
     Args:
         backend: Its first stage says which noise levels there are.
         guide: Aimed. Its experts, if it has any, are measured beside the untouched network.
-        images: (N, 3, H, W), uint8, of the first stage; at least two.
-        clean: (N, 3, H', W'), uint8: the same pictures as the last stage draws them; None if there
-            is one stage.
-        classification: Whether the network's answers are logits of classes, (B, K).
+        images: At least two. The arguments that are not listed are as for `measure`.
         levels: Number of base timesteps, evenly spaced from 0 to T - 1.
-        seed: Noise of image i at timestep t is a function of (seed, i, t) alone.
         num_experts: N, for the proposal of boundaries; None for `propose_number`'s.
-        batch: Batch size; changes figures by rounding errors only.
         device: "auto", or as torch names it.
-        progress: Called as measuring goes on.
 
     Raises:
         UsageError: If an argument cannot be used.

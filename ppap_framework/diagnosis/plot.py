@@ -101,9 +101,8 @@ def _draw(
         found = [found for found in map(figure, readings or ()) if found is not None]
         if not found:
             continue
-        t = diagnosis.timesteps
-        line = {"color": color, "linewidth": 1.6, "marker": ".", "markersize": 4, "zorder": 3}
-        panel.plot(t, [i.value for i in found], style, **line)
+        t, values = diagnosis.timesteps, [i.value for i in found]
+        panel.plot(t, values, style, color=color, linewidth=1.6, marker=".", markersize=4, zorder=3)
         low, high = [i.low for i in found], [i.high for i in found]
         panel.fill_between(t, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
 

@@ -4,7 +4,8 @@
 answers questions about what it found; only `Registry.make` imports a component's code.
 """
 
-from ppap_framework.registry.discovery import Selection, check_api, discover, registry
+from ppap_framework.registry.conflicts import Conflict, conflicts
+from ppap_framework.registry.discovery import check_api, discover, registry
 from ppap_framework.registry.listing import (
     list_adapters,
     list_backends,
@@ -13,16 +14,16 @@ from ppap_framework.registry.listing import (
     list_losses,
 )
 from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import Conflict, PluginRecord, Status, normal, split
+from ppap_framework.registry.records import PluginRecord, Status, normal, split
 from ppap_framework.registry.refusals import suppliers
 
 __all__ = [
     "Conflict",
     "PluginRecord",
     "Registry",
-    "Selection",
     "Status",
     "check_api",
+    "conflicts",
     "discover",
     "list_adapters",
     "list_backends",

@@ -17,7 +17,7 @@ import difflib
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,7 @@ class _RefusedError(Exception):
 
 @functools.cache
 def registry() -> Registry:
-    """What `discover()` found, once in a process.
-
-    Raises:
-        PluginError: If `PPAP_STRICT_PLUGINS` is set and a plugin failed.
-    """
+    """What `discover()` found, once in a process."""
     return discover()
 
 
@@ -100,66 +96,47 @@ def discover(
     Raises:
         PluginError: For the first plugin that failed, if strict.
     """
-    selection = Selection.from_environment(environ)
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
     records = []
     for record, entry_point in found:
-        if variable := selection.excluded_by(record):
+        if variable := excluded_by(record, environ):
             reason, hint = f"by {variable}", f"unset {variable}"
             record = attrs.evolve(record, status="disabled", reason=reason, hint=hint)
         elif entry_point:
             record = _load(record, entry_point)
         records.append(record)
-    if selection.strict if strict is None else strict:
-        for record in records:
-            if record.failed:
-                raise PluginError(
-                    f"plugin {record.name} is {record.status}: {record.reason}", hint=record.hint
-                ) from record.error
-    return Registry(tuple(records), tuple(selection.unknown(records)))
+    if strict is None:
+        strict = environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no", "off")
+    for record in records if strict else ():
+        if record.failed:
+            raise PluginError(
+                f"plugin {record.name} is {record.status}: {record.reason}", hint=record.hint
+            ) from record.error
+    return Registry(tuple(records), unknown_names(records, environ))
 
 
-@attrs.frozen
-class Selection:
-    """What the environment says of plugins.
+def excluded_by(plugin: PluginRecord, environ: Mapping[str, str]) -> str | None:
+    """The variable of the environment that keeps a plugin out, or None."""
+    if any(_means(word, plugin) for word in _words(environ, DISABLE)):
+        return DISABLE
+    only = _words(environ, ONLY)
+    return ONLY if only and not any(_means(word, plugin) for word in only) else None
 
-    Attributes:
-        only: The plugins to load; empty for all.
-        disabled: The plugins not to load, `only` or not.
-        strict: Whether a plugin that fails raises.
-    """
 
-    only: tuple[str, ...]
-    disabled: tuple[str, ...]
-    strict: bool
+def unknown_names(
+    plugins: Sequence[PluginRecord], environ: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """The words that mean no plugin, each with its variable."""
+    return tuple(
+        (variable, word)
+        for variable in (ONLY, DISABLE)
+        for word in _words(environ, variable)
+        if not any(_means(word, plugin) for plugin in plugins)
+    )
 
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Selection:
-        """Read the variables."""
-        only, disabled = (
-            tuple(word.strip() for word in environ.get(name, "").split(",") if word.strip())
-            for name in (ONLY, DISABLE)
-        )
-        strict = environ.get(STRICT, "").strip().lower()
-        return cls(only, disabled, strict not in ("", "0", "false", "no", "off"))
 
-    def excluded_by(self, plugin: PluginRecord) -> str | None:
-        """The variable that keeps a plugin out, or None."""
-        if any(_means(word, plugin) for word in self.disabled):
-            return DISABLE
-        if self.only and not any(_means(word, plugin) for word in self.only):
-            return ONLY
-        return None
-
-    def unknown(self, plugins: Iterable[PluginRecord]) -> list[tuple[str, str]]:
-        """The words that mean no plugin, each with its variable."""
-        plugins = list(plugins)
-        return [
-            (variable, word)
-            for variable, words in ((ONLY, self.only), (DISABLE, self.disabled))
-            for word in words
-            if not any(_means(word, plugin) for plugin in plugins)
-        ]
+def _words(environ: Mapping[str, str], variable: str) -> list[str]:
+    return [word.strip() for word in environ.get(variable, "").split(",") if word.strip()]
 
 
 def _means(word: str, plugin: PluginRecord) -> bool:

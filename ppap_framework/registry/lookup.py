@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
@@ -22,23 +23,14 @@ from ppap_framework.plugin import (
     TaskLossSpec,
 )
 from ppap_framework.registry import making, refusals
-from ppap_framework.registry.offers import (
-    Offers,
-    cards_of,
-    claims_of,
-    distinct,
-    find_conflicts,
-    named,
-    supplied,
-    targets_of,
-)
-from ppap_framework.registry.records import Conflict, PluginRecord, label, split
+from ppap_framework.registry.records import PluginRecord, label, split
 
 if TYPE_CHECKING:
     from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
 
-_N = TypeVar("_N", bound=ComponentSpec | Card | ExpertBundle)
+Offers = list[tuple[PluginRecord, Any]]
+"""Records, each with the plugin that supplies it."""
 
 
 @attrs.frozen
@@ -58,15 +50,38 @@ class Registry:
     records: tuple[PluginRecord, ...]
     unknown_names: tuple[tuple[str, str], ...] = ()
 
+    def offers(self, of: type | UnionType, name: str | None = None, **fields: Any) -> Offers:
+        """The records of a type, of a name, and with fields of these values."""
+        distribution, bare = split(name) if name is not None else (None, None)
+        return [
+            (plugin, item)
+            for plugin in self.records
+            for item in (*plugin.specs, *plugin.assets)
+            if isinstance(item, of)
+            and distribution in (None, plugin.distribution)
+            and (bare is None or getattr(item, "name", None) == bare)
+            and all(getattr(item, field) == value for field, value in fields.items())
+        ]
+
+    def owners(self, kind: ComponentKind, name: str) -> set[str]:
+        """The distributions that supply a component of that name."""
+        return {plugin.distribution for plugin, _ in self.offers(ComponentSpec, name, kind=kind)}
+
+    def own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
+        """Offers for a component: its own distribution's first, and those of distributions that
+        supply another component of that name not at all.
+        """
+        owners = self.owners(kind, component)
+        rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
+        return sorted(
+            (offer for offer in offers if offer[0].distribution not in rivals),
+            key=lambda offer: offer[0].distribution not in owners,
+        )
+
     def specs(self, kind: ComponentKind) -> list[ComponentSpec]:
         """Every component of a kind, by name; a name that is claimed twice is there twice."""
-        own = (spec for _, spec in supplied(self.records, ComponentSpec) if spec.kind == kind)
+        own = (spec for _, spec in self.offers(ComponentSpec, kind=kind))
         return sorted(own, key=lambda spec: spec.name)
-
-    def names(self, kind: ComponentKind) -> list[str]:
-        """The names by which the components of a kind can be asked for, sorted."""
-        offers = supplied(self.records, ComponentSpec)
-        return distinct((r.distribution, spec.name) for r, spec in offers if spec.kind == kind)
 
     @overload
     def spec(self, kind: Literal["backend"], name: str) -> BackendSpec: ...
@@ -84,11 +99,12 @@ class Registry:
         Raises:
             PluginError: If nobody supplies it, or several do.
         """
-        claims = claims_of(self.records, kind, name)
+        claims = self.offers(ComponentSpec, name, kind=kind)
         if not claims:
             known = [spec.name for spec in self.specs(kind)]
             raise refusals.missing_component(kind, name, known, self.records)
-        return _only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
+        found: ComponentSpec = _only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
+        return found
 
     def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
         """The plugin that a component or asset of this registry came from.
@@ -96,25 +112,23 @@ class Registry:
         Raises:
             LookupError: For any other record.
         """
-        for record in self.records:
-            if any(item is own for own in (*record.specs, *record.assets)):
-                return record
+        for plugin, own in self.offers(type(item)):
+            if item is own:
+                return plugin
         raise LookupError(f"{item!r} is not of this registry")
 
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
         """The task loss of a guider; its own distribution's goes before another's of that name."""
         own = f"{self.provider(guider).distribution}:{guider.default_loss}"
-        has_own = claims_of(self.records, "loss", own)
-        return self.spec("loss", own if has_own else guider.default_loss)
+        return self.spec("loss", own if self.owners("loss", own) else guider.default_loss)
 
     def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:
         """The adapters, with their options, that an expert is made of if nobody names any.
 
         They are attached, and stored in a bundle, in reverse alphabetical order.
         """
-        found = [spec for spec in self.specs("adapter") if isinstance(spec, AdapterSpec)]
-        defaults = ((spec.name, spec.default) for spec in reversed(found))
-        return [(name, dict(options)) for name, options in defaults if options is not None]
+        specs = sorted((s for _, s in self.offers(AdapterSpec)), key=lambda s: s.name, reverse=True)
+        return [(spec.name, dict(spec.default)) for spec in specs if spec.default is not None]
 
     def cards(self, component: str, kind: CardKind) -> list[Card]:
         """The checkpoints of a component: its own distribution's first, then by distribution.
@@ -122,7 +136,7 @@ class Registry:
         If several distributions claim the component's name, "distribution:name" leaves out what the
         others bring: it is for components of their own.
         """
-        return [card for _, card in cards_of(self.records, component, kind)]
+        return [card for _, card in self._cards(component, kind)]
 
     def card(self, component: str, kind: CardKind, name: str) -> Card:
         """The checkpoint of that name.
@@ -137,9 +151,12 @@ class Registry:
         """
         what = f"{kind} {split(component)[1]!r}"
         distribution, bare = split(name)
-        asked = split(component)[1] if distribution else component
-        offers = cards_of(self.records, asked, kind)
-        claims = named(offers, name)
+        offers = self._cards(split(component)[1] if distribution else component, kind)
+        claims = [
+            offer
+            for offer in offers
+            if offer[1].name == bare and distribution in (None, offer[0].distribution)
+        ]
         if not claims:
             known = refusals.usable(card for _, card in offers)
             raise AssetError(
@@ -147,7 +164,8 @@ class Registry:
                 hint=refusals.card_hint(kind, component, bare, known, self.records),
             )
         flag = refusals.CHECKPOINT_FLAGS[kind]
-        return _only(claims, f"checkpoint {bare!r} of {what}", flag, name)
+        card: Card = _only(claims, f"checkpoint {bare!r} of {what}", flag, name)
+        return card
 
     def card_of_file(self, component: str, kind: CardKind, file: str) -> Card | None:
         """The only checkpoint of a component that is published under a file name, if any."""
@@ -156,22 +174,8 @@ class Registry:
 
     def every_card(self) -> list[Card]:
         """All checkpoints: by their components, and then as plugins list them."""
-        offers = [card for _, card in supplied(self.records, Card)]
-        return sorted(offers, key=lambda card: (card.kind, card.component))
-
-    def card_names(self, component: str | None = None) -> list[str]:
-        """The names by which the checkpoints of a component, or all, can be asked for, sorted.
-
-        Those that are only of use together are joined by "+"; those of no use are left out.
-        """
-        offers = supplied(self.records, Card)
-        if component is not None:
-            offers = [
-                *cards_of(self.records, component, "backend"),
-                *cards_of(self.records, component, "guider"),
-            ]
-        usable = [(record, card) for record, card in offers if not card.refusal]
-        return distinct([(record.distribution, c.joined or c.name) for record, c in usable])
+        cards = [card for _, card in self.offers(Card)]
+        return sorted(cards, key=lambda card: (card.kind, card.component))
 
     def card_named(self, name: str) -> Card:
         """The checkpoint of that name, whatever it is for.
@@ -180,15 +184,12 @@ class Registry:
             AssetError: If there is none.
         """
         bare = split(name)[1]
-        claims = named(supplied(self.records, Card), name)
-        if not claims:
-            near = refusals.nearest(bare, [card.name for card in self.every_card()])
-            hint = f"did you mean {near!r}? " if near else ""
-            raise AssetError(
-                f"no checkpoint is called {name!r}",
-                hint=f"{hint}`ppap checkpoints list` shows them",
-            )
-        return _only(claims, f"checkpoint {bare!r}", "", name)
+        if claims := self.offers(Card, name):
+            card: Card = _only(claims, f"checkpoint {bare!r}", "", name)
+            return card
+        near = refusals.nearest(bare, [card.name for card in self.every_card()])
+        hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
+        raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
 
     def default_card(self, component: str, kind: CardKind) -> Card:
         """The checkpoint of a component that is used if nobody names one.
@@ -213,11 +214,9 @@ class Registry:
             backend: Only those that learned from this backend.
             guider: Only those of this guider.
         """
-        return [
-            bundle
-            for _, bundle in supplied(self.records, ExpertBundle)
-            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
-        ]
+        wanted = {"backend": backend, "guider": guider}
+        fields = {field: name for field, name in wanted.items() if name is not None}
+        return [bundle for _, bundle in self.offers(ExpertBundle, **fields)]
 
     def bundle(self, name: str) -> ExpertBundle:
         """The bundle of experts of that name.
@@ -226,16 +225,17 @@ class Registry:
             AssetError: If there is none.
         """
         bare = split(name)[1]
-        claims = named(supplied(self.records, ExpertBundle), name)
-        if not claims:
-            known = [bundle.name for bundle in self.bundles()]
-            hint = refusals.one_of(bare, known) if known else "name a file with --experts PATH"
-            raise AssetError(f"no experts are called {name!r}", hint=hint)
-        return _only(claims, f"experts {bare!r}", "--experts", name)
+        if claims := self.offers(ExpertBundle, name):
+            bundle: ExpertBundle = _only(claims, f"experts {bare!r}", "--experts", name)
+            return bundle
+        known = [bundle.name for bundle in self.bundles()]
+        hint = refusals.one_of(bare, known) if known else "name a file with --experts PATH"
+        raise AssetError(f"no experts are called {name!r}", hint=hint)
 
     def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
         """The target of a guider with a checkpoint if nobody names one, if there is one."""
-        offers = targets_of(self.records, guider, checkpoint)
+        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
+        offers = self.own_first("guider", guider, self.offers(DefaultTarget, **of))
         return offers[0][1] if offers else None
 
     def options_class(self, spec: ComponentSpec) -> type[attrs.AttrsInstance] | None:
@@ -286,20 +286,20 @@ class Registry:
         """
         return making.make(spec, options, checkpoint, self._label(spec))
 
-    def conflicts(self) -> list[Conflict]:
-        """Every name that several plugins claim, and every default that none of them owns."""
-        return find_conflicts(self.records)
+    def _cards(self, component: str, kind: CardKind) -> Offers:
+        offers = self.offers(Card, kind=kind, component=split(component)[1])
+        return self.own_first(kind, component, offers)
 
     def _label(self, spec: ComponentSpec) -> str:
         return f"{label(spec)} of {self.provider(spec).distribution}"
 
 
-def _only(claims: Offers[_N], subject: str, flag: str, name: str) -> _N:
+def _only(claims: Offers, subject: str, flag: str, name: str) -> Any:
     """The one claim of a name.
 
     Raises:
         PluginError: If there are several.
     """
     if len(claims) > 1:
-        raise refusals.contested(subject, flag, name, [record for record, _ in claims])
+        raise refusals.contested(subject, flag, name, [plugin for plugin, _ in claims])
     return claims[0][1]

@@ -74,21 +74,6 @@ class PluginRecord:
         return "".join(traceback.format_exception(type(self.error), self.error, frames))
 
 
-@attrs.frozen
-class Conflict:
-    """Several plugins that claim what only one can have.
-
-    Attributes:
-        subject: What they claim, such as "guider 'depth'".
-        claims: The names of the plugins, in order.
-        taken: The claim that is used all the same; None if asking for the name is an error.
-    """
-
-    subject: str
-    claims: tuple[str, ...]
-    taken: str | None = None
-
-
 def normal(distribution: str) -> str:
     """The normal form of a distribution's name (PEP 503): lower case, hyphens."""
     return re.sub(r"[-_.\s]+", "-", distribution).lower()

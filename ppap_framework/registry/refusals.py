@@ -54,7 +54,7 @@ def missing_component(
 
     Args:
         kind: The kind of component.
-        name: Its name as it was typed, perhaps "distribution:name".
+        name: Its name as it was typed.
         known: The names of that kind that can be had.
         records: Every plugin.
     """
@@ -102,11 +102,11 @@ def usable(cards: Iterable[Card]) -> list[str]:
 def card_hint(
     kind: CardKind, component: str, name: str, known: Sequence[str], records: Sequence[PluginRecord]
 ) -> str:
-    """What to do about a checkpoint that is not there.
+    """What to do about a checkpoint that a component does not have.
 
     Args:
-        kind: The kind of its component.
-        component: The name of that, perhaps "distribution:name".
+        kind: The kind of component.
+        component: Its name.
         name: The checkpoint's name as it was typed; empty if the default was wanted.
         known: The checkpoints that there are.
         records: Every plugin.

@@ -79,6 +79,7 @@ class Drawing:
 
     Attributes:
         guides: The plan's guides, attached to their experts.
+        broken: Number of images that were not finite and not checked.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Drawing:
         self._plan, self._watch, self._stepped = plan, watch, stepped
         self._tally = Tally()
         self._there: list[nn.Module] = []
-        self._done = 0
+        self._done = self.broken = 0
 
     @property
     def statistics(self) -> GuidanceStatistics:
@@ -119,18 +120,21 @@ class Drawing:
         for network in networks:
             network.to(self._plan.device)
 
-    def __call__(self, images: range, kind: Kind = "guided") -> dict[str, Tensor]:
+    def __call__(
+        self, images: range, kind: Kind = "guided", *, check: bool = True
+    ) -> dict[str, Tensor]:
         """Draw a batch.
 
         Args:
             images: Numbers of the images, consecutive.
             kind: How they are guided.
+            check: Whether images that are not finite are an error; otherwise `broken` counts them.
 
         Returns:
             For each stage by name, in order: (B, 3, H, W) in [-1, 1], on the device.
 
         Raises:
-            PpapError: If an image is not finite.
+            PpapError: If an image is not finite and `check` is True.
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
@@ -152,7 +156,8 @@ class Drawing:
             for state in walk:
                 x = state.x
                 self._count(count)
-            _check_finite(x, images, guided=guidance is not None)
+            if check:
+                _check_finite(x, images, guided=guidance is not None)
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
                 plan.later,
@@ -163,7 +168,11 @@ class Drawing:
                 watch=self._count,
                 ready=lambda stage: self.place(stage.network),
             )
-        _check_finite(drawn[-1], images, guided=False)
+        if check:
+            _check_finite(drawn[-1], images, guided=False)
+        else:
+            finite = drawn[-1].isfinite() if plan.later else x.isfinite()
+            self.broken += int((~finite.flatten(1).all(1)).sum())
         return {stage.name: x for stage, x in zip(plan.stages, drawn, strict=True)}
 
     def _guidance(self, images: range, kind: Kind, evaluations: int) -> EnergyGuidance | None:

@@ -99,13 +99,13 @@ def _weights(folder: Path, name: str) -> Checkpoint:
 
 def _shards(index: Path) -> list[Path]:
     named = _read(index).get("weight_map")
-    names = sorted(set(named.values())) if isinstance(named, dict) else []
-    if not names or any(Path(name).name != name for name in names):
+    names = [*named.values()] if isinstance(named, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise AssetError(
             f"{str(index)!r} does not say in which files beside it the weights are",
             hint="fetch it again",
         )
-    return [index.parent / name for name in names]
+    return [index.parent / name for name in sorted(set(names))]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,8 +1,13 @@
-"""A row's figures with their intervals, and the paired differences of two rows."""
+"""Figures of images with their intervals, paired differences of two rows, and the best candidate.
+
+The hit rate alone rises with the guidance scale for a while as quality and diversity fall.
+Therefore FID and spread are recorded for every candidate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +22,19 @@ from ppap_framework.diagnosis.intervals import (
     bootstrap,
     halves,
     interval,
+    rounded,
     share_interval,
 )
 from ppap_framework.errors import UsageError
+from ppap_framework.files import replacing
 from ppap_plugin_bench import metrics
-from ppap_plugin_bench.files import replacing
-from ppap_plugin_bench.judge import Judge, Projection, Verdict
+from ppap_plugin_bench.experiment import Better
+from ppap_plugin_bench.judges import ClassJudge, Observations
 from ppap_plugin_bench.pictures import Pictures
+from ppap_plugin_bench.row import Candidate
 
-__all__ = ["SURE", "Assessment", "Reference", "difference", "hit_shares", "mean"]
-
-SURE = 0.9
-"""The confidence above which the judge counts as sure."""
+_SURE = 0.9  # confidence above which the judge counts as sure
+_MAX_FEATURES = 64
 
 
 @attrs.frozen(eq=False)
@@ -36,29 +42,25 @@ class Assessment:
     """The figures of N images.
 
     Attributes:
-        figures: By name.
-        resampled: By name, (R,): the same of resampled images, in the same order for every set of
-            as many.
+        figures: Figures by name.
+        resampled: By name, (R,): figures of resampled images, in the same order for every N images.
     """
 
     figures: dict[str, Interval]
     resampled: dict[str, Floats]
 
-    def record(self) -> dict[str, Any]:
-        """The figures as JSON."""
-        return {name: figure.record() for name, figure in self.figures.items()}
-
     def save(self, path: Path) -> None:
-        """Keep the resampled figures in an .npz file."""
-        arrays = {
+        """Write everything to an .npz file."""
+        arrays: dict[str, Any] = {
             name: np.array([*attrs.astuple(figure), *self.resampled[name]])
             for name, figure in self.figures.items()
         }
-        replacing(path, lambda partial: np.savez(partial, **arrays))  # type: ignore[arg-type]  # the stub means allow_pickle
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Assessment:
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         return cls(
@@ -68,9 +70,8 @@ class Assessment:
 
 
 def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
-    """How far each figure of a row is above the baseline's, as JSON.
-
-    Both are of the same noise and targets, image by image: the interval is the paired one.
+    """Each figure of a row minus the baseline's, as JSON. The interval is the paired one: both have
+    the same noise and targets, image by image.
     """
     return {
         name: interval(
@@ -81,140 +82,173 @@ def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
     }
 
 
+@attrs.frozen
+class Trial:
+    """The figures of a candidate. FID and spread of so few images only compare candidates."""
+
+    candidate: Candidate
+    figures: dict[str, Interval]
+    fid: float
+    spread: float
+
+    def record(self) -> dict[str, Any]:
+        """JSON."""
+        return {
+            "scale": self.candidate.scale,
+            "interval": list(self.candidate.interval),
+            **{name: figure.record() for name, figure in self.figures.items()},
+            "fid": rounded(self.fid),
+            "spread": rounded(self.spread),
+        }
+
+
+def choose(trials: Sequence[Trial], objective: Mapping[str, Better]) -> Trial:
+    """The first of the best trials.
+
+    Args:
+        trials: One at least.
+        objective: Figures by name, and which value is better. The mean of several counts, those
+            that are better low negated; a mean that is not finite is worst.
+    """
+    signs = {"lower": -1.0, "higher": 1.0}
+
+    def score(made: Trial) -> float:
+        values = [signs[better] * made.figures[name].value for name, better in objective.items()]
+        found = float(np.mean(values))
+        return found if math.isfinite(found) else -math.inf
+
+    return max(trials, key=score)
+
+
 @attrs.frozen(eq=False)
 class Reference:
-    """What the judge sees in pictures of which the truth is known.
+    """What the judge of classes sees in pictures whose classes are known.
 
     Attributes:
+        pictures: The M pictures.
+        project: Reduces features, see `projection`.
         features: (M, D), projected.
-        projection: Which all features go through.
         variances: (K,), within classes.
-        parts: By name, (K,): which word of this part each class's name has.
-        record: How well the judge did, as JSON.
+        parts: By name, (K,): index of the word of this part in each class name.
+        record: How well the judge does, as JSON.
     """
 
+    pictures: Pictures
+    project: Callable[[Floats], Floats]
     features: Floats
-    projection: Projection
     variances: Floats
     parts: dict[str, NDArray[np.int64]]
     record: dict[str, Any]
 
     @classmethod
-    def of(cls, pictures: Pictures, judge: Judge, parts: Sequence[str]) -> Reference:
+    def of(cls, pictures: Pictures, judge: ClassJudge, parts: Sequence[str]) -> Reference:
         """Let the judge look at the reference.
 
         Raises:
-            UsageError: Where names of classes do not have as many words as there are parts.
+            UsageError: If class names do not have as many words as there are parts.
         """
-        verdict = judge.look(pictures.images)
-        projection = Projection.of(verdict.features)
-        features = projection(verdict.features)
         words = _words(pictures.names, parts)
-        shares = _shares(verdict, pictures.labels, words)
-        counts = bootstrap(len(pictures))
+        seen = Observations(*judge.look(pictures.images), pictures.labels)
+        shares, counts = _shares(seen, words), bootstrap(len(pictures))
+        classes, known = len(pictures.names), seen.classes >= 0
+        confusion = np.zeros((classes, classes), np.int64)
+        np.add.at(confusion, (pictures.labels[known], seen.classes[known]), 1)
         record = {
             "judge": provenance(judge.origin),
             "pictures": len(pictures),
             "sha256": pictures.sha256,
             "figures": {name: _share(hits, counts).record() for name, hits in shares.items()},
             "class_names": list(pictures.names),
-            "confusion": _confusion(pictures.labels, verdict.classes, len(pictures.names)),
+            "confusion": confusion.tolist(),  # rows are true classes, columns what it sees
         }
-        variances = metrics.class_variances(features, pictures.labels, len(pictures.names))
-        return cls(features, projection, variances, words, record)
+        project = projection(seen.features)
+        features = project(seen.features)
+        variances = metrics.class_variances(features, pictures.labels, classes)
+        return cls(pictures, project, features, variances, words, record)
 
-    def assess(
-        self,
-        verdict: Verdict,
-        targets: NDArray[np.int64],
-        of_scenes: Mapping[str, Floats] | None = None,
-    ) -> Assessment:
-        """Measure images.
-
-        Args:
-            verdict: On N of them.
-            targets: (N,), the class that each was to show.
-            of_scenes: By name, (N,): how judges of scenes judge them.
-        """
-        generated = self.projection(verdict.features)
+    def assess(self, seen: Observations) -> Assessment:
+        """The figures of images."""
+        generated = self.project(seen.features)
         number = len(generated)
-        manifold = self.features[:number]  # equal sizes, on which precision and recall depend
-        shares = _shares(verdict, targets, self.parts)
+        manifold = self.features[:number]  # precision and recall depend on sizes; these are equal
+        shares = _shares(seen, self.parts)
         shares["precision"] = metrics.within_manifold(generated, manifold).astype(np.float64)
         counts = bootstrap(number)
         figures = {name: _share(hits, counts) for name, hits in shares.items()}
-        resampled = {name: counts @ hits / number for name, hits in shares.items()}
-        for name, values in (of_scenes or {}).items():
-            figures[name], resampled[name] = mean(values), counts @ values / number
+        figures |= {name: mean(values) for name, values in seen.of_scenes.items()}
+        resampled = {
+            name: counts @ values / number for name, values in {**shares, **seen.of_scenes}.items()
+        }
         resampled |= {
             "fid": metrics.resampled_fid(generated, self.features, counts),
             "kid": metrics.resampled_kid(generated, self.features, counts),
             "recall": metrics.resampled_recall(generated, manifold, halves(number)),
-            "spread": metrics.spread(generated, verdict.classes, self.variances, counts),
+            "spread": metrics.spread(generated, seen.classes, self.variances, counts),
         }
-        distance = metrics.fid(generated, self.features)
-        kernel = metrics.kid(generated, self.features)
         _, recall = metrics.precision_recall(generated, manifold)
-        ones = np.ones((1, number))
-        (spread,) = metrics.spread(generated, verdict.classes, self.variances, ones)
         figures |= {
-            "fid": interval(distance, resampled["fid"], 0.0),
-            "kid": interval(kernel, resampled["kid"]),
+            "fid": interval(self._fid(seen), resampled["fid"], 0.0),
+            "kid": interval(metrics.kid(generated, self.features), resampled["kid"]),
             "recall": interval(recall, resampled["recall"], 0.0, 1.0),
-            "spread": interval(spread, resampled["spread"], 0.0),
+            "spread": interval(self._spread(seen), resampled["spread"], 0.0),
         }
         return Assessment(figures, resampled)
+
+    def trial(self, candidate: Candidate, seen: Observations) -> Trial:
+        """The figures of a candidate's images."""
+        counts = bootstrap(len(seen.targets))
+        shares = _shares(seen, self.parts)
+        figures = {name: _share(hits, counts) for name, hits in shares.items() if name != "sure"}
+        figures |= {name: mean(values) for name, values in seen.of_scenes.items()}
+        return Trial(candidate, figures, self._fid(seen), self._spread(seen))
+
+    def _fid(self, seen: Observations) -> float:
+        return metrics.fid(self.project(seen.features), self.features)
+
+    def _spread(self, seen: Observations) -> float:
+        features, ones = self.project(seen.features), np.ones((1, len(seen.features)))
+        return float(metrics.spread(features, seen.classes, self.variances, ones)[0])
+
+
+def projection(reference: Floats, limit: int = _MAX_FEATURES) -> Callable[[Floats], Floats]:
+    """A function that reduces features, (N, D), to the first `limit` principal axes of a reference,
+    (M, D), if D is larger. A Frechet distance of many features is mostly noise of its covariance.
+    """
+    if reference.shape[1] <= limit:
+        return lambda features: features
+    center = reference.mean(0)
+    _, vectors = np.linalg.eigh(np.cov(reference, rowvar=False))  # in ascending order
+    axes: Floats = vectors[:, ::-1][:, :limit]
+    return lambda features: (features - center) @ axes
 
 
 def mean(values: Floats) -> Interval:
     """The mean of a figure over images, (N,)."""
-    counts = bootstrap(len(values))
-    return interval(float(values.mean()), counts @ values / len(values))
-
-
-def hit_shares(
-    verdict: Verdict, targets: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]]
-) -> dict[str, Interval]:
-    """The shares of images that the judge takes for their target, as a whole and by parts."""
-    shares = _shares(verdict, targets, parts)
-    counts = bootstrap(len(targets))
-    return {name: _share(hits, counts) for name, hits in shares.items() if name != "sure"}
+    return interval(float(values.mean()), bootstrap(len(values)) @ values / len(values))
 
 
 def _share(hits: Floats, counts: Floats) -> Interval:
     return share_interval(hits, counts @ hits / len(hits))
 
 
-def _shares(
-    verdict: Verdict, targets: NDArray[np.int64], parts: Mapping[str, NDArray[np.int64]]
-) -> dict[str, Floats]:
+def _shares(seen: Observations, parts: Mapping[str, NDArray[np.int64]]) -> dict[str, Floats]:
     """By name, (N,) of 0 and 1."""
-    seen = verdict.classes
-    shares = {"hit": seen == targets}
+    classes, targets = seen.classes, seen.targets
+    shares = {"hit": classes == targets}
     for name, words in parts.items():
-        shares[f"hit_{name}"] = (seen >= 0) & (words[seen] == words[targets])
-    shares["sure"] = verdict.confidence > SURE
+        shares[f"hit_{name}"] = (classes >= 0) & (words[classes] == words[targets])
+    shares["sure"] = seen.confidence > _SURE
     return {name: share.astype(np.float64) for name, share in shares.items()}
 
 
 def _words(names: Sequence[str], parts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     split = [name.split() for name in names]
-    if parts and (
-        odd := [name for name, words in zip(names, split, strict=True) if len(words) != len(parts)]
-    ):
+    if parts and (odd := [words for words in split if len(words) != len(parts)]):
         raise UsageError(
-            f"class {odd[0]!r} does not have the {len(parts)} parts {', '.join(parts)}",
+            f"class {' '.join(odd[0])!r} does not have the {len(parts)} parts {', '.join(parts)}",
             hint="leave `parts` out of the experiment",
         )
-    found = {}
-    for position, part in enumerate(parts):
-        column = [words[position] for words in split]
-        found[part] = np.array([column.index(word) for word in column])
-    return found
-
-
-def _confusion(labels: NDArray[np.int64], seen: NDArray[np.int64], number: int) -> list[list[int]]:
-    """Rows are what there is, columns what is seen."""
-    known = seen >= 0
-    table = np.bincount(labels[known] * number + seen[known], minlength=number * number)
-    return table.reshape(number, number).tolist()
+    columns = {part: [words[k] for words in split] for k, part in enumerate(parts)}
+    return {
+        part: np.array([found.index(word) for word in found]) for part, found in columns.items()
+    }

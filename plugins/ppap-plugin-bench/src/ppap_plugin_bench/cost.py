@@ -1,7 +1,7 @@
-"""What a row costs: seconds and memory.
+"""What rows cost: seconds and memory of an image, and seconds of training.
 
 Seconds are measured for all rows in turn, several times over, so that whatever else slows the
-machine down slows every row down. Memory is the peak of a process that does nothing else.
+machine down affects every row. Memory is the peak of a process that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,137 +19,98 @@ from typing import Any
 import attrs
 import torch
 
-from ppap_framework import run as api
 from ppap_framework.diagnosis.intervals import rounded
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.experts import BundleFile
+from ppap_framework.files import read_json, write_json
 from ppap_framework.guidance import Guide
-from ppap_framework.run import Plan
-from ppap_plugin_bench.blocks import draw_block, identity
+from ppap_framework.run import Drawing, Plan, counts_of, drawing
+from ppap_framework.runtime import peak_memory
 from ppap_plugin_bench.experiment import Experiment
-from ppap_plugin_bench.files import digest, read_json, write_json
+from ppap_plugin_bench.images import identity, short_digest
 from ppap_plugin_bench.row import Candidate, Row
-from ppap_plugin_bench.stand import Stand, Subject
-
-__all__ = ["Cost", "kept_costs", "measure", "peak_memory", "seconds_in_turn"]
-
-
-@attrs.frozen(kw_only=True)
-class Cost:
-    """What drawing an image of a row takes.
-
-    Attributes:
-        seconds: For an image; the median of the rounds.
-        rounds: Seconds for an image in each round.
-        images_at_once: In a batch.
-        peak_memory: In bytes: of the whole process, or on the GPU where that draws.
-        threads: On the CPU.
-        device: That draws.
-        parameters: Of the denoiser, and of each guide by its name.
-        in_turn_with: The rows that were measured together.
-    """
-
-    seconds: float
-    rounds: tuple[float, ...]
-    images_at_once: int
-    peak_memory: int | None
-    threads: int
-    device: str
-    parameters: dict[str, int]
-    in_turn_with: tuple[str, ...]
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return attrs.asdict(self) | {
-            "seconds": rounded(self.seconds),
-            "rounds": [rounded(seconds) for seconds in self.rounds],
-            "in_turn_with": list(self.in_turn_with),
-        }
+from ppap_plugin_bench.setup import Setup
 
 
 def kept_costs(
-    stand: Stand, subjects: Mapping[str, Subject], folder: Path, *, again: bool = False
-) -> dict[str, Cost]:
-    """The costs of rows, by name: those that are kept read, and the others measured together.
+    setup: Setup, rows: Mapping[Row, Candidate | None], folder: Path, *, again: bool = False
+) -> dict[str, dict[str, Any]]:
+    """As `measure_costs`, of which those that are kept in the folder are read, unless `again`."""
+    timing = attrs.asdict(setup.experiment.timing) | {"threads": torch.get_num_threads()}
+    paths = {}
+    for row, candidate in rows.items():
+        prompt = [] if row.prompt is None else [row.prompt]
+        depends_on = [identity(_plan(setup, row, candidate)), timing, *prompt]
+        paths[row] = folder / f"{row.name}-{short_digest(depends_on)}.json"
+    missing = {row: c for row, c in rows.items() if again or not paths[row].is_file()}
+    costs = measure_costs(setup, missing) if missing else {}
+    for row in missing:
+        write_json(paths[row], costs[row.name])
+    return {row.name: read_json(path) for row, path in paths.items()}
 
-    Args:
-        stand: With the backend.
-        subjects: By name.
-        folder: Where costs are kept.
-        again: Whether to measure all of them.
+
+def measure_costs(setup: Setup, rows: Mapping[Row, Candidate | None]) -> dict[str, dict[str, Any]]:
+    """Measure rows, each with a candidate, together.
+
+    Returns:
+        By the row's name, as JSON: `seconds` for an image, the median of `rounds`;
+        `images_at_once`; `peak_memory` in bytes of the process, or on a GPU, or None; `threads` on
+        the CPU; `device`; `parameters` of the denoiser and of each guide; and `in_turn_with`, the
+        rows that were measured together.
     """
-    timing = attrs.asdict(stand.experiment.timing) | {"threads": torch.get_num_threads()}
-    paths = {
-        name: folder / f"{name}-{digest(_costly(stand, subject, timing))}.json"
-        for name, subject in subjects.items()
-    }
-    missing = {n: subject for n, subject in subjects.items() if again or not paths[n].is_file()}
-    if missing:
-        for name, cost in measure(stand, missing).items():
-            write_json(paths[name], cost.record())
-    records = {name: read_json(path) for name, path in paths.items()}
-    return {name: Cost(**record) for name, record in records.items()}
+    plans = {row: _plan(setup, row, candidate) for row, candidate in rows.items()}
+    seconds = seconds_in_turn(list(plans.values()), setup.experiment.timing.rounds)
+    costs = {}
+    for (row, plan), taken in zip(plans.items(), seconds, strict=True):
+        counts = counts_of(plan)
+        costs[row.name] = {
+            "seconds": rounded(statistics.median(taken)),
+            "rounds": [rounded(one) for one in taken],
+            "images_at_once": plan.num,
+            "peak_memory": peak_memory_of(setup, row, rows[row]),
+            "threads": torch.get_num_threads(),
+            "device": str(plan.device),
+            "parameters": {"denoiser": counts.denoiser_parameters, **counts.guide_parameters},
+            "in_turn_with": [other.name for other in rows],
+        }
+    return costs
 
 
-def _costly(stand: Stand, subject: Subject, timing: dict[str, Any]) -> list[Any]:
-    """All that a cost depends on, as JSON."""
-    told = [] if subject.row.prompt is None else [subject.row.prompt]
-    return [identity(_run(stand, subject)), timing, *told]
-
-
-def measure(stand: Stand, subjects: Mapping[str, Subject]) -> dict[str, Cost]:
-    """Measure rows, by name, together."""
-    runs = {name: _run(stand, subject) for name, subject in subjects.items()}
-    seconds = seconds_in_turn(runs, stand.experiment.timing.rounds)
-    return {
-        name: Cost(
-            seconds=statistics.median(seconds[name]),
-            rounds=tuple(seconds[name]),
-            images_at_once=run.settings.num,
-            peak_memory=peak_memory(stand, subjects[name]),
-            threads=torch.get_num_threads(),
-            device=str(run.device),
-            parameters={"denoiser": run.cost.denoiser_parameters, **run.cost.guide_parameters},
-            in_turn_with=tuple(subjects),
-        )
-        for name, run in runs.items()
-    }
-
-
-def seconds_in_turn(runs: Mapping[str, Plan], rounds: int) -> dict[str, list[float]]:
-    """Seconds for an image of each run, in each round; attaching experts is no part of it."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def seconds_in_turn(plans: Sequence[Plan], rounds: int) -> list[list[float]]:
+    """Seconds for an image of each plan in each round, without the time to attach experts."""
+    seconds: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
-        guides = {name: stack.enter_context(run.attached()) for name, run in runs.items()}
-        for name, run in runs.items():  # the first time is slower
-            _draw(run, guides[name])
-        for _ in range(rounds):
-            for name, run in runs.items():
+        draws = [stack.enter_context(drawing(plan)) for plan in plans]
+        for number in range(rounds + 1):
+            for plan, draw, taken in zip(plans, draws, seconds, strict=True):
                 start = time.perf_counter()
-                _draw(run, guides[name])
-                seconds[name].append((time.perf_counter() - start) / run.settings.num)
+                _draw(plan, draw)
+                if number:  # the first time is slower
+                    taken.append((time.perf_counter() - start) / plan.num)
     return seconds
 
 
-def peak_memory(stand: Stand, subject: Subject) -> int | None:
-    """The peak, in bytes, of a new process that draws one batch of a row; None where the system
-    does not say.
+def peak_memory_of(setup: Setup, row: Row, candidate: Candidate | None) -> int | None:
+    """Peak memory in bytes of a new process that draws a batch of a row; None if the system does
+    not report it.
 
     Raises:
-        PpapError: Where the process dies.
+        PpapError: If the process dies.
     """
     context = multiprocessing.get_context("spawn")  # a fork would begin with this one's memory
-    job = (stand.experiment, subject.row, subject.candidate, stand.aims.names, stand.device)
+    names, device = setup.targets.names, str(setup.device)
+    job = (torch.get_num_threads(), setup.experiment, row, candidate, names, device)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(_draw_and_look, torch.get_num_threads(), *job).result()
+            return pool.submit(_draw_alone, *job).result()
         except BrokenProcessPool as error:
             raise PpapError(
-                f"the process that measures the memory of row {subject.row.name!r} died",
+                f"the process that measures the memory of row {row.name!r} died",
                 hint="there may be too little memory",
             ) from error
 
 
-def _draw_and_look(
+def _draw_alone(
     threads: int,
     experiment: Experiment,
     row: Row,
@@ -158,18 +119,59 @@ def _draw_and_look(
     device: str,
 ) -> int | None:
     torch.set_num_threads(threads)
-    stand = Stand.load(experiment, names, device)
-    run = _run(stand, Subject(row, stand.guides(row), candidate))
-    with run.attached() as guides:
-        _draw(run, guides)
-    return api.peak_memory(run.device)
+    plan = _plan(Setup.load(experiment, names, device), row, candidate)
+    with drawing(plan) as draw:
+        _draw(plan, draw)
+    return peak_memory(plan.device)
 
 
-def _run(stand: Stand, subject: Subject) -> Plan:
-    num = stand.experiment.timing.num
-    return stand.run(subject.row, subject.guides, subject.candidate, num=num, seed=0, batch=num)
+def _plan(setup: Setup, row: Row, candidate: Candidate | None) -> Plan:
+    num = setup.experiment.timing.num
+    return setup.plan(row, candidate, num=num, seed=0, batch=num)
 
 
-def _draw(run: Plan, guides: Sequence[Guide]) -> None:
-    # It ends with a copy to the CPU, for which a GPU finishes.
-    draw_block(run, guides, 0, run.settings.num)
+def _draw(plan: Plan, draw: Drawing) -> None:
+    *_, images = draw(range(plan.num), check=False).values()
+    images.cpu()  # a GPU finishes for it
+
+
+def training_of(row: Row, guides: Sequence[Guide]) -> dict[str, Any] | None:
+    """Seconds that the experts of a row's guides trained, as JSON; None if it names no records.
+
+    Raises:
+        AssetError: If a record cannot be read, or is of something that was not finished.
+        UsageError: If a training is of other experts.
+    """
+    if not row.training:
+        return None
+    records = {Path(path): _read(Path(path)) for path in row.training}
+    infos = [guide.experts.info for guide in guides if isinstance(guide.experts, BundleFile)]
+    known = [(list(info.boundaries), info.data_sha256) for info in infos]
+    for path, record in records.items():
+        settings = record.get("settings", {})
+        if "boundaries" in settings and (settings["boundaries"], settings.get("data")) not in known:
+            raise UsageError(
+                f"{str(path)!r} is not of the training of row {row.name!r}",
+                hint="name the transfer.json that was written beside its experts",
+            )
+    return {
+        "seconds": sum(record["seconds"] for record in records.values()),
+        "records": [
+            {"file": path.name, "seconds": record["seconds"]} for path, record in records.items()
+        ],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    hint = "name the transfer.json of a training, or the run.json of its data"
+    record = read_json(path, hint)
+    problem = None
+    if record is None:
+        problem = "does not exist"
+    elif not isinstance(record, dict) or not isinstance(record.get("seconds"), int | float):
+        problem = "does not say how many seconds it took"
+    elif record.get("status") != "complete":
+        problem = "is of something that was not finished"
+    if problem:
+        raise AssetError(f"{str(path)!r} {problem}", hint=hint)
+    return record

@@ -1,61 +1,57 @@
-"""Experiments from files, with everything that is wrong told at once."""
+"""Reading an experiment's file; everything that is wrong with it is reported at once."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import attrs
-
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
-from ppap_plugin_bench.experiment import (
-    DenseJudge,
-    Experiment,
-    SceneFile,
-    Timing,
-    Tuning,
-)
-from ppap_plugin_bench.row import Row, RowGuide
-
-__all__ = ["read_experiment"]
+from ppap_plugin_bench.experiment import Experiment, JudgeSpec, SceneFile, Timing, Tuning
+from ppap_plugin_bench.row import Row, row_guide
 
 _T = TypeVar("_T")
+
+_GUIDE_KEYS = tuple(name for name in inspect.signature(row_guide).parameters if name != "scale")
 
 
 def read_experiment(path: Path, **changes: str) -> Experiment:
     """Read an experiment's file.
 
     Args:
-        path: TOML, or JSON where it ends so.
-        changes: Values that go before the file's; paths among them from the current folder.
+        path: A TOML file, or JSON with the suffix ".json".
+        changes: Values that replace the file's; paths among them are relative to the current
+            folder.
 
     Raises:
-        AssetError: Where there is no such file.
-        UsageError: For everything that is wrong with it, at once.
+        AssetError: If the file cannot be read.
+        UsageError: With everything that is wrong with it.
     """
-    folder = path.parent
+    folder, problems = path.parent, list[str]()
     given = {"name": path.stem.lower(), **_placed(_load(path), folder, "reference"), **changes}
-    faults: list[str] = []
+    if "block" in given:  # the older name
+        given.setdefault("batch", given.pop("block"))
     for key, kind in (("tuning", Tuning), ("timing", Timing), ("scenes", SceneFile)):
         if key in given:
-            given[key] = _build(kind, _placed(given[key], folder, "pictures"), f"[{key}]", faults)
+            given[key] = _build(kind, _placed(given[key], folder, "pictures"), f"[{key}]", problems)
     if isinstance(tables := given.get("judges"), list):
         given["judges"] = [
-            _build(DenseJudge, table, _label("judge", table), faults) for table in tables
+            _build(JudgeSpec, table, _label("judge", table), problems) for table in tables
         ]
     tables = given.pop("rows", [])
     if isinstance(tables, list):
-        given["rows"] = [_row(table, folder, faults) for table in tables]
-    experiment = None if faults else _build(Experiment, given, "it", faults)
+        given["rows"] = [_row(table, folder, problems) for table in tables]
+    experiment = None if problems else _build(Experiment, given, "it", problems)
     if experiment is None:
         raise UsageError(
-            f"experiment {str(path)!r}: {'; '.join(faults)}",
-            hint="the documentation of ppap_plugin_bench.experiment shows one",
+            f"experiment {str(path)!r}: {'; '.join(problems)}",
+            hint="the README of ppap-plugin-bench shows one",
         )
     return experiment
 
@@ -70,33 +66,39 @@ def _load(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{str(path)!r} is neither TOML nor JSON: {error}") from error
     if not isinstance(tables, dict):
-        raise UsageError(f"{str(path)!r} holds no table", hint="it says backend, judge, rows ...")
+        raise UsageError(f"{str(path)!r} is not a table", hint="it has backend, judge, rows ...")
     return tables
 
 
-def _row(given: Any, folder: Path, faults: list[str]) -> Row | None:
-    table = _placed(given, folder, "images")
-    label = _label("row", table)
+def _row(given: Any, folder: Path, problems: list[str]) -> Row | None:
+    """A row; the keys of a single guide stand in the row's own table."""
+    table, label, before = _placed(given, folder, "images"), _label("row", given), len(problems)
     if isinstance(table, dict):
         if isinstance(training := table.get("training"), str | list):
             paths = [training] if isinstance(training, str) else training
             table["training"] = [_path(path, folder) for path in paths]
-        if isinstance(guides := table.get("guides"), list):
-            placed = [_placed(guide, folder, "") for guide in guides]
+        single = {key: table.pop(key) for key in _GUIDE_KEYS if key in table}
+        if single and "guider" not in single:
+            problems.append(f"{label} has {', '.join(sorted(single))} and no guider")
+        elif single and "guides" in table:
+            problems.append(f"{label} has a guider and guides; it is one or the other")
+        elif single:
+            table["guides"] = [_build(row_guide, single, label, problems)]
+        elif isinstance(guides := table.get("guides"), list):
             table["guides"] = [
-                _build(RowGuide, guide, f"{label}, guide {number}", faults)
-                for number, guide in enumerate(placed, 1)
+                _build(row_guide, _placed(guide, folder), f"{label}, guide {number}", problems)
+                for number, guide in enumerate(guides, 1)
             ]
-    return _build(Row, table, label, faults)
+    return _build(Row, table, label, problems, _GUIDE_KEYS) if len(problems) == before else None
 
 
 def _path(path: Any, folder: Path) -> Any:
     return str(folder / Path(path).expanduser()) if isinstance(path, str) else path
 
 
-def _placed(table: Any, folder: Path, key: str) -> Any:
-    """The table with `key`, a checkpoint that is a file there, and experts, from the current
-    folder.
+def _placed(table: Any, folder: Path, key: str = "") -> Any:
+    """A copy of the table, its paths relative to the current folder: those of `key` and of experts,
+    and a checkpoint if it is a file there.
     """
     if not isinstance(table, dict):
         return table
@@ -105,35 +107,39 @@ def _placed(table: Any, folder: Path, key: str) -> Any:
         placed[key] = _path(table[key], folder)
     if isinstance(path := table.get("checkpoint"), str) and (folder / path).is_file():
         placed["checkpoint"] = str(folder / path)
-    if isinstance(path := table.get("experts"), str) and _is_bundle_path(path):
-        placed["experts"] = _path(path, folder)
+    experts = table.get("experts")
+    if isinstance(experts, str) and (experts.endswith(SUFFIX) or len(Path(experts).parts) > 1):
+        placed["experts"] = _path(experts, folder)
     return placed
-
-
-def _is_bundle_path(experts: str) -> bool:
-    return experts.endswith(SUFFIX) or len(Path(experts).parts) > 1
 
 
 def _label(what: str, table: Any) -> str:
     return f"{what} {table.get('name', '?')}" if isinstance(table, dict) else f"a {what}"
 
 
-def _build(kind: type[_T], table: Any, where: str, faults: list[str]) -> _T | None:
-    """An instance from a table; None with what is wrong noted."""
+def _build(
+    kind: Callable[..., _T],
+    table: Any,
+    label: str,
+    problems: list[str],
+    other_keys: Sequence[str] = (),
+) -> _T | None:
+    """Call `kind` with the values of a table; None if anything is wrong, which is noted."""
     if not isinstance(table, dict):
-        faults.append(f"{where} is no table")
+        problems.append(f"{label} is not a table")
         return None
-    fields = {field.name: field for field in attrs.fields(kind)}  # type: ignore[arg-type]  # an attrs class
-    for key in sorted(set(table) - set(fields)):
-        near = difflib.get_close_matches(key, fields, n=1)
-        faults.append(f"{where} has {key!r}" + (f", not {near[0]!r}" if near else ", unknown"))
-    required = (name for name, field in fields.items() if field.default is attrs.NOTHING)
+    parameters = inspect.signature(kind).parameters
+    unknown = sorted(set(table) - set(parameters))
+    for key in unknown:
+        near = difflib.get_close_matches(key, [*parameters, *other_keys], n=1)
+        problems.append(f"{label} has {key!r}" + (f", not {near[0]!r}" if near else ", unknown"))
+    required = (name for name, p in parameters.items() if p.default is p.empty)
     if missing := [name for name in required if name not in table]:
-        faults.append(f"{where} has no {', '.join(missing)}")
-    if missing or set(table) - set(fields):
+        problems.append(f"{label} has no {', '.join(missing)}")
+    if missing or unknown:
         return None
     try:
         return kind(**table)
     except (TypeError, ValueError) as error:
-        faults.append(f"{where} {error.args[0]}")
+        problems.append(f"{label} {error.args[0]}")
         return None

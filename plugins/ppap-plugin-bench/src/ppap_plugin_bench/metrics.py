@@ -1,92 +1,73 @@
 """Fidelity, quality and diversity of images, from what a judge sees in them.
 
-Features are (N, D), float64. Published figures come from torch-fidelity, on these features instead
-of Inception's. The functions `resampled_*` give the same figures of weighted or chosen images, for
-intervals alone; tests hold the two against each other.
+Features are float64: (N, D) of generated images, (M, D) of the reference. Published figures come
+from torch-fidelity, on these features instead of Inception's. The functions `resampled_*` give the
+same figures of R resamples, for intervals only; tests compare the two.
 
     FID        Frechet distance of two Gaussians (Heusel et al. 2017, arXiv 1706.08500)
     KID        unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018,
                arXiv 1801.01401)
     precision  share of generated images inside the manifold of the reference
     recall     share of the reference inside the manifold of generated images; a manifold is the
-               union of balls that reach to the third neighbour (Kynkaanniemi et al. 2019,
+               union of balls that reach to the third neighbor (Kynkaanniemi et al. 2019,
                arXiv 1904.06991)
     spread     variance of features within a class, relative to that of the reference's class
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ppap_framework.diagnosis.intervals import Floats
-from ppap_framework.errors import PpapError
 
-__all__ = [
-    "class_variances",
-    "fid",
-    "kid",
-    "precision_recall",
-    "resampled_fid",
-    "resampled_kid",
-    "resampled_recall",
-    "spread",
-    "within_manifold",
-]
-
-NEIGHBOURS = 3
+NEIGHBORS = 3
 _KID_SUBSET = 1000
+
+# torch-fidelity imports torchvision, and is imported when a figure is computed.
 
 
 def fid(generated: Floats, reference: Floats) -> float:
-    """The Frechet distance of two sets of features."""
-    library = _fidelity("metric_fid")
-    statistics = [
-        library.fid_features_to_statistics(torch.from_numpy(features))
+    """Frechet distance of two sets of features."""
+    from torch_fidelity import metric_fid
+
+    one, other = (
+        metric_fid.fid_features_to_statistics(torch.from_numpy(features))
         for features in (generated, reference)
-    ]
-    return float(library.fid_statistics_to_metric(*statistics, False)[library.KEY_METRIC_FID])
+    )
+    found = metric_fid.fid_statistics_to_metric(one, other, False)
+    return float(found[metric_fid.KEY_METRIC_FID])
 
 
 def kid(generated: Floats, reference: Floats) -> float:
-    """The kernel distance: mean over 100 seeded subsets of 1,000, or of all of fewer."""
-    library = _fidelity("metric_kid")
-    figures = library.kid_features_to_metric(
+    """Kernel distance: the mean over 100 seeded subsets of 1,000, or of all of fewer."""
+    from torch_fidelity import metric_kid
+
+    found = metric_kid.kid_features_to_metric(
         torch.from_numpy(generated),
         torch.from_numpy(reference),
         kid_subset_size=min(_KID_SUBSET, len(generated), len(reference)),
         verbose=False,
     )
-    return float(figures[library.KEY_METRIC_KID_MEAN])
+    return float(found[metric_kid.KEY_METRIC_KID_MEAN])
 
 
 def precision_recall(generated: Floats, reference: Floats) -> tuple[float, float]:
-    """Precision and recall; both depend on the sizes of the sets, which are best equal."""
-    library = _fidelity("metric_prc")
-    figures = library.prc_features_to_metric(
+    """Precision and recall. Both depend on the sizes of the sets, which are best equal."""
+    from torch_fidelity import metric_prc
+
+    found = metric_prc.prc_features_to_metric(
         torch.from_numpy(generated),
         torch.from_numpy(reference),
-        prc_neighborhood=NEIGHBOURS,
+        prc_neighborhood=NEIGHBORS,
         verbose=False,
     )
-    return figures[library.KEY_METRIC_PRECISION], figures[library.KEY_METRIC_RECALL]
+    return found[metric_prc.KEY_METRIC_PRECISION], found[metric_prc.KEY_METRIC_RECALL]
 
 
 def resampled_fid(generated: Floats, reference: Floats, counts: Floats) -> Floats:
-    """FID with each generated image taken so many times.
-
-    Args:
-        generated: (N, D).
-        reference: (M, D), as it is.
-        counts: (R, N).
-
-    Returns:
-        (R,).
-    """
+    """FID, (R,), with each generated image taken as often as `counts`, (R, N), says."""
     mean, covariance = reference.mean(0), np.atleast_2d(np.cov(reference, rowvar=False))
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T  # (D, D)
@@ -95,9 +76,9 @@ def resampled_fid(generated: Floats, reference: Floats, counts: Floats) -> Float
     for weights in counts:
         total = weights.sum()
         shift = weights @ x / total  # (D,)
-        centred = x - shift
-        other = (centred * weights[:, None]).T @ centred / (total - 1.0)  # (D, D)
-        # tr (S1 S2)^(1/2) is that of the symmetric S2^(1/2) S1 S2^(1/2).
+        centered = x - shift
+        other = (centered * weights[:, None]).T @ centered / (total - 1.0)  # (D, D)
+        # tr (S1 S2)^(1/2) equals that of the symmetric S2^(1/2) S1 S2^(1/2).
         eigenvalues = np.linalg.eigvalsh(root @ other @ root)
         common = np.sqrt(eigenvalues.clip(0.0)).sum()
         distances.append(shift @ shift + np.trace(other) + np.trace(covariance) - 2.0 * common)
@@ -105,15 +86,8 @@ def resampled_fid(generated: Floats, reference: Floats, counts: Floats) -> Float
 
 
 def resampled_kid(generated: Floats, reference: Floats, counts: Floats) -> Floats:
-    """KID over all pairs but those of an image with itself, each image taken so many times.
-
-    Args:
-        generated: (N, D).
-        reference: (M, D), as it is.
-        counts: (R, N).
-
-    Returns:
-        (R,).
+    """KID, (R,), over all pairs of different images, each image taken as often as `counts`, (R, N),
+    says.
     """
     own = _kernel(generated, generated)
     np.fill_diagonal(own, 0.0)
@@ -131,33 +105,24 @@ def resampled_kid(generated: Floats, reference: Floats, counts: Floats) -> Float
 
 
 def resampled_recall(generated: Floats, reference: Floats, chosen: NDArray[np.intp]) -> Floats:
-    """Recall of chosen generated images.
-
-    Args:
-        generated: (N, D).
-        reference: (M, D), as it is.
-        chosen: (R, n), indices into the N.
-
-    Returns:
-        (R,).
-    """
+    """Recall, (R,), of the generated images with the indices `chosen`, (R, n)."""
     own, across = _distances(generated, generated), _distances(reference, generated)
     figures = []
     for rows in chosen:
-        radii = np.partition(own[np.ix_(rows, rows)], NEIGHBOURS, axis=1)[:, NEIGHBOURS]  # (n,)
+        radii = np.partition(own[np.ix_(rows, rows)], NEIGHBORS, axis=1)[:, NEIGHBORS]  # (n,)
         figures.append((across[:, rows] <= radii).any(1).mean())
     return np.array(figures)
 
 
 def within_manifold(images: Floats, manifold: Floats) -> NDArray[np.bool_]:
-    """Whether each image lies within the manifold of others, (N,): the mean is precision."""
-    radii = np.partition(_distances(manifold, manifold), NEIGHBOURS, axis=1)[:, NEIGHBOURS]  # (M,)
+    """Whether each image lies within the manifold of others, (N,); the mean is precision."""
+    radii = np.partition(_distances(manifold, manifold), NEIGHBORS, axis=1)[:, NEIGHBORS]  # (M,)
     inside: NDArray[np.bool_] = np.asarray((_distances(images, manifold) <= radii).any(1))
     return inside
 
 
 def class_variances(features: Floats, classes: NDArray[np.int64], number: int) -> Floats:
-    """The trace of each class's covariance, (number,); nan for a class of less than two images."""
+    """Trace of each class's covariance, (number,); NaN for classes with fewer than two images."""
     members = [features[classes == index] for index in range(number)]
     return np.array([m.var(0, ddof=1).sum() if len(m) > 1 else np.nan for m in members])
 
@@ -171,13 +136,12 @@ def spread(
 
     Args:
         features: (N, D).
-        classes: (N,), where the judge puts each image; what is in no class, or in one that the
-            reference has no variance of, is left out.
+        classes: (N,), what the judge sees; classes without a finite v_c are left out.
         variances: (K,), v_c of the reference.
         counts: (R, N), how often each image is taken; ones for the figure itself.
 
     Returns:
-        (R,); nan where no class has two images.
+        (R,); NaN if no class has two images.
     """
     x = features - features.mean(0)
     squares = (x * x).sum(1)  # (N,)
@@ -199,7 +163,7 @@ def _kernel(a: Floats, b: Floats) -> Floats:
 
 
 def _mean_kernel(a: Floats, b: Floats) -> Floats:
-    """Over b, (len(a),); by parts, since the whole kernel is large."""
+    """Mean over b, (len(a),), in parts, since the whole kernel is large."""
     return np.concatenate(
         [_kernel(part, b).mean(1) for part in np.array_split(a, -(-len(a) // 512))]
     )
@@ -207,21 +171,8 @@ def _mean_kernel(a: Floats, b: Floats) -> Floats:
 
 def _distances(a: Floats, b: Floats) -> NDArray[np.float32]:
     x, y = torch.from_numpy(a).float(), torch.from_numpy(b).float()
-    # Not by a product of matrices, which loses what is near: an image is at 0 from itself.
+    # A matrix product would lose precision for near neighbors: an image is at 0 from itself.
     distances: NDArray[np.float32] = torch.cdist(
         x, y, compute_mode="donot_use_mm_for_euclid_dist"
     ).numpy()
     return distances
-
-
-def _fidelity(module: str) -> Any:
-    """A module of torch-fidelity, which brings torchvision and is imported by nothing else."""
-    try:
-        return importlib.import_module(f"torch_fidelity.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "torch_fidelity":
-            raise
-        raise PpapError(
-            "torch-fidelity is not installed, or is older than 0.4",
-            hint='pip install "ppap-framework[eval]"',
-        ) from error

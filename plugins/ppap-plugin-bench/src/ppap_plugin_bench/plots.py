@@ -1,36 +1,34 @@
-"""Plots of results, as files with the same bytes every time."""
+"""Plots of results and strips of example images: files with the same bytes every time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from ppap_framework.errors import PpapError
-from ppap_plugin_bench.cells import spoken
+from ppap_framework.figures import new_figure, save_figure
+from ppap_framework.files import replacing
+from ppap_plugin_bench.markdown import spoken
+from ppap_plugin_bench.results import Results
 
-if TYPE_CHECKING:
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
+EXAMPLES = 8
+"""Images in a strip."""
 
-    from ppap_plugin_bench.results import Results
-
-__all__ = ["confusion_plot", "new_figure", "save_figure", "tuning_plot"]
+_TILE = 64  # pixels; narrower pictures are enlarged
+_GAP = 4
 
 
 def tuning_plot(results: Results, path: Path) -> None:
-    """What rows chose by, and FID, over the scale: a line for each row and interval; the chosen one
-    is marked.
-
-    Raises:
-        PpapError: Where matplotlib is not installed.
-    """
+    """Objectives and FID over the scale: a line for each row and interval, the choice marked."""
     names = [*(results.objectives or ["hit"]), "fid"]
     figure = new_figure(4.5 * len(names), 3.6)
     axes = figure.subplots(1, len(names))
     scales = []
-    for number, row in enumerate(row for row in results.rows if row.get("tuning")):
+    for number, row in enumerate(results.tuned):
         for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
             trials = [t for t in row["tuning"] if t["interval"] == [low, high]]
             trials = [t for t in trials if t["scale"] != "auto"]  # which has no place on the axis
@@ -40,8 +38,9 @@ def tuning_plot(results: Results, path: Path) -> None:
             scales += [trial["scale"] for trial in trials]
             whole = (low, high) == (0.0, 1.0)
             label = row["title"] + ("" if whole else f", {low:g}–{high:g}")
+            style = {"color": f"C{number % 10}", "linestyle": "-" if whole else "--"}
             for axis, name in zip(axes, names, strict=True):
-                _line(axis, name, row, trials, label, f"C{number % 10}", "-" if whole else "--")
+                _line(axis, name, row["chosen"], trials, label, style)
     for axis, name in zip(axes, names, strict=True):
         axis.set(
             xlabel="scale",
@@ -53,87 +52,77 @@ def tuning_plot(results: Results, path: Path) -> None:
             axis.set_ylim(0.0, 1.0)
     if scales:
         axes[0].legend(fontsize="small")
-    save_figure(figure, path)
+    save_figure(figure, path, "svg")
 
 
 def _line(
     axis: Any,
     name: str,
-    row: dict[str, Any],
+    chosen: dict[str, Any],
     trials: list[dict[str, Any]],
     label: str,
-    colour: str,
-    style: str,
+    style: dict[str, str],
 ) -> None:
-    x = [trial["scale"] for trial in trials]
+    x, color = [trial["scale"] for trial in trials], style["color"]
     if name == "fid":
         y = [_known(trial["fid"]) for trial in trials]
     else:
         y, low, high = (
             [_known(trial[name][key]) for trial in trials] for key in ("value", "low", "high")
         )
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    axis.plot(x, y, style, color=colour, marker=".", label=label)
-    chosen = row["chosen"]
+        axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    axis.plot(x, y, marker=".", label=label, **style)
     for trial, value in zip(trials, y, strict=True):
         if (trial["scale"], trial["interval"]) == (chosen["scale"], chosen["interval"]):
-            axis.plot(trial["scale"], value, "o", color=colour, markersize=9, fillstyle="none")
+            axis.plot(trial["scale"], value, "o", color=color, markersize=9, fillstyle="none")
 
 
 def _known(value: float | None) -> float:
-    """A number, or one that is not drawn."""
+    """A number, or NaN, which is not drawn."""
     return np.nan if value is None else value
 
 
 def confusion_plot(results: Results, path: Path) -> None:
-    """What the judge sees in pictures of each class, as shares on a scale that shows mistakes.
-
-    Raises:
-        PpapError: Where matplotlib is not installed.
-    """
+    """Shares of what the judge sees in pictures of each class."""
     names = results.judge["class_names"]
     counts = np.array(results.judge["confusion"], np.float64)
     shares = counts / counts.sum(1, keepdims=True).clip(1.0)
     side = 2.5 + 0.16 * len(names)
     figure = new_figure(side + 0.6, side)
     axis = figure.subplots()
-    drawn = axis.imshow(shares, cmap="Blues", norm=_rare(), interpolation="nearest")
+    from matplotlib.colors import PowerNorm
+
+    # Most colors are for small shares: a good judge seldom errs.
+    norm = PowerNorm(0.3, vmin=0.0, vmax=1.0)
+    drawn = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     size = max(3.0, min(9.0, 250.0 / len(names)))
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
     axis.set_yticks(range(len(names)), names, fontsize=size)
     axis.set(xlabel="the judge sees", ylabel="it is")
     figure.colorbar(drawn, ax=axis, fraction=0.04)
-    save_figure(figure, path)
+    save_figure(figure, path, "svg")
 
 
-def _rare() -> Normalize:
-    """From 0 to 1, with most colours for small shares: a good judge errs seldom."""
-    from matplotlib.colors import PowerNorm
-
-    return PowerNorm(0.3, vmin=0.0, vmax=1.0)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a width and a height in inches.
-
-    Raises:
-        PpapError: Where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise PpapError(
-            "matplotlib is not installed", hint='pip install "ppap-framework[eval]"'
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> None:
+    """Write lines of pictures, each (h, w, 3), as a PNG."""
+    width = max(_TILE, *(picture.shape[1] for line in lines for picture in line))
+    tiles = [[_enlarged(picture, width) for picture in line] for line in lines]
+    heights = [max(tile.height for tile in line) for line in tiles]
+    columns = max(len(line) for line in tiles)
+    size = columns * (width + _GAP) - _GAP, sum(heights) + (len(heights) - 1) * _GAP
+    strip = Image.new("RGBA", size)  # transparent between the pictures
+    top = 0
+    for line, height in zip(tiles, heights, strict=True):
+        for column, tile in enumerate(line):
+            strip.paste(tile, (column * (width + _GAP), top))
+        top += height + _GAP
+    with replacing(path) as temporary:
+        strip.save(temporary, "PNG")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, as SVG or PNG by its suffix."""
-    import matplotlib
-
-    if path.suffix == ".png":
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
-        return
-    with matplotlib.rc_context({"svg.hashsalt": "ppap", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+def _enlarged(picture: NDArray[np.uint8], width: int) -> Image.Image:
+    """As wide as there is room, by a whole number, so that pixels stay squares."""
+    image = Image.fromarray(picture)
+    factor = max(1, width // image.width)
+    size = image.width * factor, image.height * factor
+    return image.resize(size, Image.Resampling.NEAREST).convert("RGBA")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ppap_plugin_bench import cells
-from ppap_plugin_bench.files import replacing
+from ppap_framework.files import replacing
+from ppap_plugin_bench import markdown
 from ppap_plugin_bench.plots import confusion_plot, tuning_plot
 from ppap_plugin_bench.report_cost import cost, training
-from ppap_plugin_bench.report_glance import glance
 from ppap_plugin_bench.results import Results, find_results, guides_of
-
-__all__ = ["render", "report"]
 
 _ENOUGH = 1024  # images in a row
 _ENOUGH_FOR_FID = 2048
@@ -32,19 +29,20 @@ def report(folder: Path, out: Path) -> list[Path]:
     """Write the results in a folder as Markdown, with plots beside the figures.
 
     Returns:
-        What was written.
+        The files that were written.
 
     Raises:
-        PpapError: As `find_results`, or where a file cannot be written.
+        PpapError: As `find_results`, or if a file cannot be written.
     """
     results = find_results(folder)
     written = [out]
     for result in results:
         for name, plot in (("tuning.svg", tuning_plot), ("confusion.svg", confusion_plot)):
             written.append(result.folder / name)
-            replacing(written[-1], functools.partial(plot, result))
-    text = render(results, out.parent)
-    replacing(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+            with replacing(written[-1]) as temporary:
+                plot(result, temporary)
+    with replacing(out) as temporary:
+        temporary.write_text(render(results, out.parent), encoding="utf-8")
     return written
 
 
@@ -53,29 +51,56 @@ def render(results: Sequence[Results], place: Path) -> str:
 
     Args:
         results: Any number.
-        place: The folder that the text is for, from which links go out.
+        place: The page's folder, to which links are relative.
     """
     sections = [_section(result, place) for result in results]
-    parts = ["# Results\n", "`ppap report` writes this page.\n", glance(results), _NOTES, *sections]
+    glance = _glance(results) if len(results) > 1 else ""
+    parts = ["# Results\n", "`ppap report` writes this page.\n", glance, _NOTES, *sections]
     return "\n".join(part for part in parts if part)
+
+
+def _glance(results: Sequence[Results]) -> str:
+    """A line for each row of all results."""
+    lines = []
+    for result in results:
+        title = result.experiment["title"]
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")  # as GitHub and MyST do
+        for row in result.rows:
+            objectives = ", ".join(
+                f"{markdown.heading(name, result.shown.get(name))} "
+                f"{markdown.number(name, row['figures'][name]['value'])}"
+                for name in result.objectives or list(result.shown)[:1]
+            )
+            lines.append(
+                [
+                    f"[{title}](#{anchor})" if row is result.rows[0] else "",
+                    row["title"],
+                    objectives,
+                    markdown.number("fid", row["figures"]["fid"]["value"]),
+                    f"{cost['seconds']:.3g}" if (cost := row.get("cost")) else "–",
+                ]
+            )
+    headings = ["", "row", "by the judges", markdown.heading("fid"), "seconds an image"]
+    return f"## At a glance\n\n{markdown.table(headings, lines)}"
 
 
 def _section(result: Results, place: Path) -> str:
     experiment = result.experiment
+    folder = Path(os.path.relpath(result.folder, place)).as_posix()  # for links
     parts = [
         f"## {experiment['title']}\n",
         f"{experiment['text'].strip()}\n" if experiment["text"] else "",
         _setting(result),
-        _examples(result, place),
+        _examples(result, folder),
         _fidelity(result),
         _quality(result),
         _notes(result),
         *(_differences(result, baseline) for baseline in result.differences),
         cost(result),
         training(result),
-        _tuning(result, place),
-        _judge(result, place),
-        _sources(result, place),
+        _tuning(result, folder),
+        _judge(result, folder),
+        _sources(result, folder),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -83,26 +108,27 @@ def _section(result: Results, place: Path) -> str:
 def _setting(result: Results) -> str:
     experiment, protocol = result.experiment, result.experiment["protocol"]
     backend, judge = experiment["backend"], experiment["judge"]
+    classes, num = len(result.judge["class_names"]), protocol["num"]
     scenes = protocol.get("scenes")
-    aim = f"scene i mod {scenes['num']}" if scenes else f"class i mod {_classes(result)}"
+    aim = f"scene i mod {scenes['num']}" if scenes else f"class i mod {classes}"
     text = (
-        f"{protocol['num']:,} images a row from {backend['component']} "
+        f"{num:,} images a row from {backend['component']} "
         f"({backend['checkpoint'] or 'no checkpoint'}) in {protocol['steps']} DDIM steps, "
-        f"{'products in bfloat16, ' if protocol.get('precision') == 'bfloat16' else ''}"
+        f"{'products in bfloat16, ' if protocol['precision'] == 'bfloat16' else ''}"
         f"seed {protocol['seed']}; image i aims at {aim}, with the same noise in every row. "
         f"Reference: {result.judge['pictures']:,} pictures. Judge: {judge['component']} "
         f"({judge['checkpoint']}), which guides nothing.\n"
     )
-    for other in experiment.get("judges") or ():
+    for other in experiment["judges"]:
         reciprocal = "the reciprocal of " if other["reciprocal"] else ""
         text += (
             f"*{other['name']}*: {other['component']} ({other['checkpoint']}), which guides "
             f"nothing either, looks at each image, and `{other['loss']}` measures what it sees "
             f"against {reciprocal}the true {other['truth']} of the scene.\n"
         )
-    if protocol["num"] < _ENOUGH:
+    if num < _ENOUGH:
         text += f"\n**A sketch: with fewer than {_ENOUGH:,} images a row, read nothing into it.**\n"
-    elif protocol["num"] < _ENOUGH_FOR_FID:
+    elif num < _ENOUGH_FOR_FID:
         text += (
             f"\nFID is biased upwards with fewer than {_ENOUGH_FOR_FID:,} images, in all rows of "
             "this table alike; KID is not.\n"
@@ -112,200 +138,167 @@ def _setting(result: Results) -> str:
     return text
 
 
-def _classes(result: Results) -> int:
-    return len(result.judge["class_names"])
-
-
-def _examples(result: Results, place: Path) -> str:
-    """Strips of images, where `evaluate` left some."""
-    strips = [(row["title"], result.folder / "rows" / f"{row['name']}.png") for row in result.rows]
-    scenes = result.folder / "scenes.png"
-    lines = [(title, path) for title, path in [("scenes", scenes), *strips] if path.is_file()]
+def _examples(result: Results, folder: str) -> str:
+    """Strips of images, if `evaluate` left any."""
+    strips = [("scenes", "scenes.png")]
+    strips += [(row["title"], f"rows/{row['name']}.png") for row in result.rows]
+    lines = [
+        [title, f"![{title}]({folder}/{name})"]
+        for title, name in strips
+        if (result.folder / name).is_file()
+    ]
     if not lines:
         return ""
-    seen = [other["name"] for other in result.experiment.get("judges") or ()]
-    columns = result.experiment.get("examples")
-    text = (
-        f"Columns aim at {', '.join(columns)}."
-        if columns
-        else "Columns aim at the first scenes."
-        + (
-            f" Below images: what the judges see in them ({', '.join(seen)}), and below scenes: "
-            "what is there."
-            if seen
-            else ""
-        )
-    )
-    rows = [[title, f"![{title}]({cells.link(path, place)})"] for title, path in lines]
-    return f"{text} Nobody picked them.\n\n{cells.table(['', 'images'], rows)}"
+    text = "Columns aim at the first scenes."
+    if columns := result.experiment["examples"]:
+        text = f"Columns aim at {', '.join(columns)}."
+    elif judges := result.experiment["judges"]:
+        names = ", ".join(judge["name"] for judge in judges)
+        text += f" Below images: what the judges see in them ({names}), "
+        text += "and below scenes: what is there."
+    return f"{text} Nobody picked them.\n\n{markdown.table(['', 'images'], lines)}"
 
 
 def _fidelity(result: Results) -> str:
-    shown = result.shown
-    headings = [cells.heading(name, best) for name, best in shown.items()]
-    names = list(shown)
+    names = list(result.shown)
     if any(name.startswith("hit") for name in names):
         names.append("sure")
-        headings.append(cells.heading("sure"))
     rows = [
-        [
-            row["title"],
-            cells.chosen(row),
-            *(cells.show(name, row["figures"][name]) for name in names),
-        ]
+        [row["title"], markdown.chosen(row), *markdown.figures(names, row["figures"])]
         for row in result.rows
     ]
-    title = "### Does it show what it was to show?"
-    return f"{title}\n\n{cells.table(['row', 'scale', *headings], rows)}"
+    headings = ["row", "scale", *_headings(result, names)]
+    return f"### Does it show what it was to show?\n\n{markdown.table(headings, rows)}"
 
 
 def _quality(result: Results) -> str:
-    rows = [
-        [row["title"], *(cells.show(name, row["figures"][name]) for name in _QUALITY)]
-        for row in result.rows
-    ]
-    headings = [cells.heading(name) for name in _QUALITY]
-    return (
-        f"### How good and how diverse are the images?\n\n{cells.table(['row', *headings], rows)}"
-    )
+    rows = [[row["title"], *markdown.figures(_QUALITY, row["figures"])] for row in result.rows]
+    table = markdown.table(["row", *_headings(result, _QUALITY)], rows)
+    return f"### How good and how diverse are the images?\n\n{table}"
+
+
+def _headings(result: Results, names: Iterable[str]) -> list[str]:
+    return [markdown.heading(name, result.shown.get(name)) for name in names]
 
 
 def _notes(result: Results) -> str:
     lines = [f"- {row['title']}: {row['text']}" for row in result.rows if row["text"]]
     for row in result.rows:
-        guides = guides_of(row)
+        guides, notes = guides_of(row), []
         if len(guides) > 1:
             told = ", ".join(f"{guide['component']} times {guide['scale']:g}" for guide in guides)
-            lines.append(f"- {row['title']}: the scale is a factor; {told}.")
-        lines += [
-            f"- {row['title']}: guided by {experts['num_experts']} experts, {experts['name']} "
-            f"({experts['sha256'][:12]})."
+            notes.append(f"the scale is a factor; {told}")
+        notes += [
+            f"guided by {experts['num_experts']} experts, {experts['name']} "
+            f"({experts['sha256'][:12]})"
             for guide in guides
             if (experts := guide.get("experts"))
         ]
-        for key, what in (
-            ("skipped", "gradients were not finite and left out"),
-            ("broken", "images were not finite and are grey where they were not"),
-        ):
-            if row.get(key):
-                lines.append(f"- {row['title']}: {row[key]:,} {what}.")
-        if _at_edge(row):
-            lines.append(
-                f"- {row['title']}: the chosen scale is at the edge of those that were tried; one "
-                "beyond may do better."
+        if row.get("skipped"):
+            notes.append(f"{row['skipped']:,} gradients were not finite and left out")
+        if row.get("broken"):
+            notes.append(
+                f"{row['broken']:,} images were not finite and are grey where they were not"
             )
+        scales = {trial["scale"] for trial in row.get("tuning") or ()} - {"auto"}
+        if len(scales) > 1 and row["chosen"]["scale"] in (min(scales), max(scales)):
+            notes.append(
+                "the chosen scale is at the edge of those that were tried; one beyond may do better"
+            )
+        lines += [f"- {row['title']}: {note}." for note in notes]
     return "\n".join(lines) + "\n" if lines else ""
 
 
 def _differences(result: Results, baseline: str) -> str:
     names = [*(name for name in result.shown if not name.startswith("hit_")), *_QUALITY]
+    titles = {row["name"]: row["title"] for row in result.rows}
     rows = [
-        [result.title(name), *(cells.show(n, found[n], signed=True) for n in names)]
+        [titles.get(name, name), *markdown.figures(names, found, signed=True)]
         for name, found in result.differences[baseline].items()
     ]
-    headings = [cells.heading(name, result.shown.get(name)) for name in names]
     return (
-        f"### Differences from {result.title(baseline)}\n\n"
+        f"### Differences from {titles.get(baseline, baseline)}\n\n"
         "Paired: image by image of the same noise and target. Bold where the interval leaves out "
         "0; one in twenty would where there is no difference.\n\n"
-        + cells.table(["row", *headings], rows)
+        + markdown.table(["row", *_headings(result, names)], rows)
     )
 
 
-def _tuning(result: Results, place: Path) -> str:
-    tuned = [row for row in result.rows if row.get("tuning")]
-    if not tuned:
+def _tuning(result: Results, folder: str) -> str:
+    if not result.tuned:
         return ""
     tuning = result.experiment["protocol"]["tuning"]
-    common = all(result.objective(row) == result.objectives for row in tuned)
-    shown = {name: best for name, best in result.shown.items() if name in result.objectives}
+    shown = [name for name in result.shown if name in result.objectives]
     rows = [
         [
             row["title"] if trial is row["tuning"][0] else "",
-            cells.scale(trial["scale"], trial["interval"])
-            + (" (chosen)" if _is(row, trial) else ""),
-            *(cells.show(name, trial[name]) for name in shown),
-            cells.number("fid", trial["fid"]),
-            cells.number("spread", trial["spread"]),
+            markdown.scale(trial["scale"], trial["interval"])
+            + (" (chosen)" if row["chosen"].items() <= trial.items() else ""),
+            *markdown.figures(shown, trial),
+            markdown.number("fid", trial["fid"]),
+            markdown.number("spread", trial["spread"]),
         ]
-        for row in tuned
+        for row in result.tuned
         for trial in row["tuning"]
     ]
-    headings = [cells.heading(name, best) for name, best in shown.items()]
-    by = f"By {_best(result, result.objectives)}" if common else "Each row by figures of its own"
-    words = "; ".join(f"{row['title']} by {_best(result, result.objective(row))}" for row in tuned)
-    figures = " and ".join([*map(cells.spoken, shown), "FID"])
+    by, each = f"By {_best(result, result.objectives)}", ""
+    if any(row["objective"] != result.objectives for row in result.tuned):
+        by = "Each row by figures of its own"
+        told = [f"{row['title']} by {_best(result, row['objective'])}" for row in result.tuned]
+        each = f": {'; '.join(told)}"
+    figures = " and ".join([*map(markdown.spoken, shown), "FID"])
     return (
         "### How scales were chosen\n\n"
         f"{by}, on {tuning['num']} images of seed {tuning['seed']} that no other figure uses, "
-        f"among as many candidates for each row{'' if common else f': {words}'}. FID depends on "
+        f"among as many candidates for each row{each}. FID depends on "
         "the number of images: this one compares candidates, and nothing else.\n"
-        f"\n![{figures} over scale]({cells.link(result.folder / 'tuning.svg', place)})\n\n"
-        + cells.table(["row", "scale", *headings, "FID ↓", "spread"], rows)
+        f"\n![{figures} over scale]({folder}/tuning.svg)\n\n"
+        + markdown.table(["row", "scale", *_headings(result, shown), "FID ↓", "spread"], rows)
     )
 
 
 def _best(result: Results, objective: Sequence[str]) -> str:
     if len(objective) > 1:
-        return f"the best mean of {', '.join(map(cells.spoken, objective))}"
+        return f"the best mean of {', '.join(map(markdown.spoken, objective))}"
     (name,) = objective
     lowest = result.shown.get(name) == "lower"
-    return f"the {'lowest' if lowest else 'highest'} {cells.spoken(name)}"
+    return f"the {'lowest' if lowest else 'highest'} {markdown.spoken(name)}"
 
 
-def _judge(result: Results, place: Path) -> str:
+def _judge(result: Results, folder: str) -> str:
     judge, names = result.judge, result.judge["class_names"]
-    shares = [
-        f"{name.removeprefix('hit_')} {cells.show(name, found)}"
-        for name, found in judge["figures"].items()
-        if name.startswith("hit_")
-    ]
-    mistakes = sorted(
-        (
-            (count, names[true], names[seen])
-            for true, counts in enumerate(judge["confusion"])
-            for seen, count in enumerate(counts)
-            if true != seen and count
-        ),
-        key=lambda mistake: (-mistake[0], *mistake[1:]),
-    )
-    common = ", ".join(f"{true} as {seen} ({count})" for count, true, seen in mistakes[:5])
-    scenes = judge.get("scenes")
-    told = ", ".join(
-        f"{cells.spoken(name)} {cells.show(name, found)}"
-        for name, found in (scenes["figures"].items() if scenes else ())
-    )
-    return (
-        "### The judge\n\n"
+    text = (
         f"On the {judge['pictures']:,} pictures of the reference it is right in "
-        f"{cells.show('hit', judge['figures']['hit'])}"
-        f"{''.join(f', {share}' for share in shares)}, and "
-        f"sure in {cells.show('sure', judge['figures']['sure'])}."
-        + (f" Its most common mistakes: {common}." if common else "")
-        + (
+        f"{markdown.show('hit', judge['figures']['hit'])}"
+    )
+    for name, found in judge["figures"].items():
+        if name.startswith("hit_"):
+            text += f", {name.removeprefix('hit_')} {markdown.show(name, found)}"
+    text += f", and sure in {markdown.show('sure', judge['figures']['sure'])}."
+    mistakes = sorted(
+        (-count, names[true], names[seen])
+        for true, counts in enumerate(judge["confusion"])
+        for seen, count in enumerate(counts)
+        if true != seen and count
+    )
+    if mistakes:
+        told = [f"{true} as {seen} ({-count})" for count, true, seen in mistakes[:5]]
+        text += f" Its most common mistakes: {', '.join(told)}."
+    scenes = judge["scenes"]
+    if scenes and scenes["figures"]:
+        told = [
+            f"{markdown.spoken(name)} {markdown.show(name, found)}"
+            for name, found in scenes["figures"].items()
+        ]
+        text += (
             f" On the {scenes['num']} scenes themselves, which a perfect row would draw again: "
-            f"{told}."
-            if scenes and told
-            else ""
+            f"{', '.join(told)}."
         )
-        + f"\n\n![confusion matrix]({cells.link(result.folder / 'confusion.svg', place)})\n"
-    )
+    return f"### The judge\n\n{text}\n\n![confusion matrix]({folder}/confusion.svg)\n"
 
 
-def _sources(result: Results, place: Path) -> str:
-    files = ", ".join(
-        f"[{row['name']}]({cells.link(result.folder / 'rows' / row['name'], place)}.json)"
-        for row in result.rows
-    )
+def _sources(result: Results, folder: str) -> str:
+    files = ", ".join(f"[{row['name']}]({folder}/rows/{row['name']}.json)" for row in result.rows)
     commands = sorted({" ".join(row["command"]) for row in result.rows if row["command"]})
     made = "; ".join(f"`{command}`" for command in commands)
     return f"Figures: {files}." + (f" Made by {made}.\n" if made else "\n")
-
-
-def _is(row: Mapping[str, Any], trial: Mapping[str, Any]) -> bool:
-    return all(row["chosen"][key] == trial[key] for key in ("scale", "interval"))
-
-
-def _at_edge(row: Mapping[str, Any]) -> bool:
-    scales = {trial["scale"] for trial in row.get("tuning") or ()} - {"auto"}
-    return len(scales) > 1 and row["chosen"]["scale"] in (min(scales), max(scales))

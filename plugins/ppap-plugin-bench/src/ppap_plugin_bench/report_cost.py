@@ -1,17 +1,15 @@
-"""What images cost and when training is paid back, for readers."""
+"""Sections of the report: what images cost, and when training is paid back."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ppap_plugin_bench import cells
+from ppap_plugin_bench import markdown
 from ppap_plugin_bench.results import Results, guides_of
-
-__all__ = ["cost", "paid_back", "training"]
 
 
 def cost(result: Results) -> str:
-    """What an image of each row costs; nothing where no row was timed."""
+    """What an image of each row costs; empty if no row was timed."""
     costs = [(row, row["cost"]) for row in result.rows if row["cost"]]
     if not costs:
         return ""
@@ -26,7 +24,7 @@ def cost(result: Results) -> str:
         for row, cost in costs
     ]
     headings = [name.replace("_", " ") for name in costs[0][0]["per_image"]]
-    table = cells.table(["row", *headings, "seconds", "from – to", "peak memory, MiB"], rows)
+    table = markdown.table(["row", *headings, "seconds", "from – to", "peak memory, MiB"], rows)
     settings = sorted(
         {
             f"{cost['images_at_once']} images at once, {len(cost['rounds'])} rounds in turn, "
@@ -43,13 +41,17 @@ def cost(result: Results) -> str:
 
 
 def training(result: Results) -> str:
-    """What training experts took, and after how many images it is paid back against each row that
-    looks through the denoiser; nothing where no row says what it took.
+    """What training experts cost, and after how many images it is paid back against each row that
+    looks through "clean"; empty if no row has records of training.
     """
     trained = [row for row in result.rows if row.get("training")]
-    clean = [row for row in result.rows if row["cost"] and _looks_through(row)]
     if not trained:
         return ""
+    clean = [
+        row
+        for row in result.rows
+        if row["cost"] and any(guide["through"] == "clean" for guide in guides_of(row))
+    ]
     rows = [
         [
             row["title"],
@@ -60,7 +62,7 @@ def training(result: Results) -> str:
     ]
     headings = [f"paid back against {other['title']} after" for other in clean]
     return (
-        f"### What training cost\n\n{cells.table(['row', 'seconds', *headings], rows)}\n"
+        f"### What training cost\n\n{markdown.table(['row', 'seconds', *headings], rows)}\n"
         "Seconds are those of the records of training and of the data it used, on whatever machine "
         "and beside whatever else that ran. Training is paid back after as many images as it takes "
         "to save these seconds, one image costing what the table above says.\n"
@@ -73,7 +75,3 @@ def paid_back(row: dict[str, Any], other: dict[str, Any]) -> str:
         return "–"
     saved = other["cost"]["seconds"] - row["cost"]["seconds"]
     return f"{row['training']['seconds'] / saved:,.0f} images" if saved > 0 else "never"
-
-
-def _looks_through(row: dict[str, Any]) -> bool:
-    return any(guide["through"] == "clean" for guide in guides_of(row))

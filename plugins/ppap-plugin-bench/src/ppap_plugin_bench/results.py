@@ -1,4 +1,4 @@
-"""Figures as `evaluate` left them in a folder, read to be shown."""
+"""Files of figures in a folder, read to be shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import attrs
 
 from ppap_framework.errors import AssetError
-from ppap_plugin_bench.experiment import Best
-from ppap_plugin_bench.files import FORMAT, read_json
+from ppap_framework.files import read_json
+from ppap_plugin_bench.experiment import Better
 
-__all__ = ["Results", "find_results", "guides_of"]
+FORMAT = 1
+"""Format of all files; it changes when their meaning does."""
 
 
 @attrs.frozen
@@ -19,11 +20,11 @@ class Results:
     """What `evaluate` wrote into a folder.
 
     Attributes:
-        folder: That folder.
+        folder: The folder.
         experiment: What was measured.
-        judge: How well the judge does.
-        rows: Those that were measured, in the table's order.
-        differences: By baseline and row.
+        judge: How well the judges do.
+        rows: Measured rows, in the table's order.
+        differences: Differences by baseline and row.
     """
 
     folder: Path
@@ -37,7 +38,7 @@ class Results:
         """Read a folder.
 
         Raises:
-            AssetError: Where files are missing, or were not measured in the same way.
+            AssetError: If files are missing, or were not measured in the same way.
         """
         experiment = _read(folder / "experiment.json")
         paths = [folder / "rows" / f"{name}.json" for name in experiment["rows"]]
@@ -52,32 +53,25 @@ class Results:
                 )
         return cls(folder, experiment, _read(folder / "judge.json"), rows, differences["from"])
 
-    def title(self, name: str) -> str:
-        """Of a row."""
-        return next((row["title"] for row in self.rows if row["name"] == name), name)
-
     @property
-    def shown(self) -> dict[str, Best]:
-        """Figures that say whether images show what they aim at, and which is better."""
-        parts = (f"hit_{part}" for part in self.experiment["parts"])
-        shown: dict[str, Best] = self.experiment.get("shown") or dict.fromkeys(
-            ("hit", *parts), "higher"
-        )
+    def shown(self) -> dict[str, Better]:
+        """Figures that say whether images show what they aim at, and which value is better."""
+        shown: dict[str, Better] = self.experiment["shown"]
         return shown
 
-    def objective(self, row: dict[str, Any]) -> list[str]:
-        """Figures by which a row chose its scale."""
-        return row.get("objective") or ["hit"]
+    @property
+    def tuned(self) -> list[dict[str, Any]]:
+        """Rows that chose among candidates."""
+        return [row for row in self.rows if row.get("tuning")]
 
     @property
     def objectives(self) -> list[str]:
-        """Those of all rows that chose."""
-        found = (self.objective(row) for row in self.rows if row.get("tuning"))
-        return list(dict.fromkeys(name for names in found for name in names))
+        """Figures by which any row chose."""
+        return list(dict.fromkeys(name for row in self.tuned for name in row["objective"]))
 
 
 def guides_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What steers a row."""
+    """The guides of a row."""
     guide = row.get("guide")
     return row.get("guides") or ([guide] if guide else [])
 
@@ -86,7 +80,7 @@ def find_results(folder: Path) -> list[Results]:
     """The results in a folder, or in each of the folders in it.
 
     Raises:
-        AssetError: Where there are none, or they cannot be read.
+        AssetError: If there are none, or they cannot be read.
     """
     found = sorted(path.parent for path in folder.glob("**/experiment.json"))
     if not found:
@@ -95,7 +89,8 @@ def find_results(folder: Path) -> list[Results]:
 
 
 def _read(path: Path) -> Any:
-    value = read_json(path)
+    value = read_json(path, hint="evaluate again")
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise AssetError(f"{str(path)!r} is of another format", hint="evaluate again")
+        what = "there is no" if value is None else "another format has"
+        raise AssetError(f"{what} {str(path)!r}", hint="`ppap evaluate` writes it")
     return value

@@ -1,108 +1,107 @@
-"""A row of an experiment's table: what steers its images, and between what it chooses."""
+"""A row of an experiment's table: its guides, and the scales and intervals to choose from."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import attrs
-from attrs.validators import deep_iterable, in_, instance_of, min_len, optional
+from attrs.validators import deep_iterable, in_, instance_of, min_len
 
+from ppap_framework.run import GuideRequest
 from ppap_plugin_bench import values
 
-__all__ = ["Aim", "Candidate", "Row", "RowGuide"]
+TargetKind: TypeAlias = Literal["class", "scene"]
+"""What a guide is aimed at: the class of each image by name, or its scene by picture."""
 
-Aim = Literal["class", "scene"]
-"""What a guide is aimed at: a class by its name, or a scene by its picture."""
 
-_aim = optional(in_(("class", "scene")))
+def row_guide(
+    *,
+    guider: str,
+    checkpoint: str | None = None,
+    model: str | None = None,
+    loss: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    experts: str = "none",
+    aim: TargetKind | None = None,
+    scale: float = 1.0,
+) -> GuideRequest:
+    """A guide of a row. Its `target` is the kind of target until images are planned.
+
+    Args:
+        guider: Name of the guider.
+        checkpoint: As for `ppap_framework.guide`, like `model`, `loss` and `options`.
+        experts: Name or path of a bundle, or "none".
+        aim: Kind of target; None for scenes if the experiment has them, and classes otherwise.
+        scale: Factor of the row's scale.
+
+    Raises:
+        TypeError: If a value has the wrong type.
+        ValueError: For another kind of target, a scale that is not finite, and `experts="auto"`.
+    """
+    words = {"guider": guider, "checkpoint": checkpoint, "model": model, "loss": loss}
+    for name, value in (words | {"experts": experts or ""}).items():
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name!r} must be a string, not {value!r}")
+    if not isinstance(options, dict | None):
+        raise TypeError(f"'options' must be a table, not {options!r}")
+    if aim not in (None, "class", "scene"):
+        raise ValueError(f"'aim' must be class or scene, not {aim!r}")
+    if experts == "auto":
+        raise ValueError('has experts "auto"; name them, or write "none": a table says which')
+    return GuideRequest(
+        source=guider,
+        target=aim,
+        scale=values.number(scale),
+        loss=loss,
+        model=model,
+        checkpoint=checkpoint,
+        options=options or {},
+        experts=experts,
+    )
 
 
 @attrs.frozen
 class Candidate:
-    """A scale and an interval between which a row chooses; "auto" is as its experts were
-    calibrated. Where several guides steer, the scale is a factor of each one's own.
+    """A guidance scale and interval among which a row chooses.
+
+    Attributes:
+        scale: Factor of each guide's own scale; "auto" for the calibrated scales of the experts.
+        interval: (lo, hi) as t / T.
     """
 
     scale: float | Literal["auto"]
     interval: tuple[float, float]
 
 
-@attrs.frozen(kw_only=True)
-class RowGuide:
-    """A guide that steers the images of a row.
-
-    Attributes:
-        guider: By its name.
-        checkpoint: Of the guider.
-        model: Of the guider, where it knows several.
-        loss: That is descended, if not the guider's own.
-        options: Of the guider.
-        experts: That look at noisy images in its place: "none", or the name or path of a bundle.
-        aim: At what; None for scenes where the experiment has some, and else for classes.
-        scale: Relative to the other guides of the row.
-    """
-
-    guider: str = attrs.field(validator=values.text)
-    checkpoint: str | None = attrs.field(default=None, validator=optional(values.text))
-    model: str | None = attrs.field(default=None, validator=optional(values.text))
-    loss: str | None = attrs.field(default=None, validator=optional(values.text))
-    options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
-    experts: str = attrs.field(default="none", validator=values.text)
-    aim: Aim | None = attrs.field(default=None, validator=_aim)
-    scale: float = attrs.field(default=1.0, converter=values.number)
-
-    def __attrs_post_init__(self) -> None:
-        if self.experts == "auto":
-            raise ValueError('has experts "auto"; a table says which: name them, or "none"')
-
-
-_OF_A_GUIDE = ("checkpoint", "model", "loss", "options", "experts", "aim")
-
-
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Row:
-    """A row of the table: unguided, guided, or pictures that are there already.
+    """A row of the table: unguided, guided, or existing pictures. Rows are hashed by identity.
 
     Attributes:
-        name: In files and on the command line.
-        title: In the report; the name where it is empty.
-        text: What a reader should know of it.
-        guider: That steers; None for none. This and the next six are as for `RowGuide`.
-        checkpoint: Of the guider.
-        model: Likewise.
-        loss: Likewise.
-        options: Likewise.
-        experts: Likewise.
-        aim: Likewise.
-        guides: Several that steer at once, instead of one.
-        through: Where guides look.
-        normalize: Whether their gradients are brought to unit size first.
-        scales: Between which is chosen, together with `intervals`; "auto" is as the experts were
-            calibrated.
-        intervals: [lo, hi] as t / T.
-        objective: Figures by which it chooses; none for those of the experiment.
-        prompt: What the backend is told, "{a class}" standing for the class that an image is to
-            show, "{class}" for its bare name; none for nothing.
-        backend_options: Of the backend.
-        training: Records that say how many seconds its experts took: the `transfer.json` of their
-            training, and the `run.json` of the data they learned from.
-        images: Labelled pictures to measure instead of drawn ones, as for the reference.
+        name: Name in files and on the command line.
+        title: Title in the report; the name if empty.
+        text: A sentence for the reader of the report.
+        guides: Guides that act at once, see `row_guide`; none for an unguided row.
+        through: "noisy" or "clean", the image that guides look at.
+        normalize: Scale each guide's gradient to a root mean square of 1 first.
+        scales: Scales to choose from; "auto" stands for the calibrated scales of the experts.
+        intervals: Pairs [lo, hi] as t / T to choose from; every scale is tried with each.
+        objective: Figures by which the row chooses; none for the experiment's.
+        prompt: Prompt of each image, with "{a class}" for the class that it is to show with its
+            article, or "{class}" without; None for an unconditional model.
+        backend_options: Options of the backend.
+        training: Records of how long its experts trained: `transfer.json` of the training and
+            `run.json` of its data.
+        images: Labelled pictures to measure instead of drawn images, as for the reference.
     """
 
-    name: str = attrs.field(validator=values.hyphenated)
+    name: str = attrs.field(validator=values.name)
     title: str = attrs.field(default="", validator=values.text)
     text: str = attrs.field(default="", validator=values.text)
-    guider: str | None = attrs.field(default=None, validator=optional(values.text))
-    checkpoint: str | None = attrs.field(default=None, validator=optional(values.text))
-    model: str | None = attrs.field(default=None, validator=optional(values.text))
-    loss: str | None = attrs.field(default=None, validator=optional(values.text))
-    options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
-    experts: str = attrs.field(default="none", validator=values.text)
-    aim: Aim | None = attrs.field(default=None, validator=_aim)
-    guides: tuple[RowGuide, ...] = attrs.field(
-        default=(), converter=tuple, validator=deep_iterable(instance_of(RowGuide))
+    guides: tuple[GuideRequest, ...] = attrs.field(
+        default=(), converter=tuple, validator=deep_iterable(instance_of(GuideRequest))
     )
     through: Literal["noisy", "clean"] = attrs.field(
         default="noisy", validator=in_(("noisy", "clean"))
@@ -113,71 +112,45 @@ class Row:
         default=((0.0, 1.0),), converter=values.intervals, validator=min_len(1)
     )
     objective: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
-    prompt: str | None = attrs.field(default=None, validator=optional(values.text))
+    prompt: str | None = attrs.field(default=None, validator=values.maybe_text)
     backend_options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
     training: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
-    images: str | None = attrs.field(default=None, validator=optional(values.text))
+    images: str | None = attrs.field(default=None, validator=values.maybe_text)
 
     def __attrs_post_init__(self) -> None:
-        stated = {name: getattr(self, name) for name in _OF_A_GUIDE}
-        if self.guider is None:
-            stated["experts"] = self.experts != "none"
-            of_all = {name: getattr(self, name) for name in ("normalize", "scales", "objective")}
-            given = sorted(n for n, v in (stated | ({} if self.guides else of_all)).items() if v)
-            if given:
-                raise ValueError(f"has {', '.join(given)} and no guider")
-        elif self.guides:
-            raise ValueError("has a guider and guides; it is one or the other")
         if self.images is not None and (self.prompt is not None or self.backend_options):
             raise ValueError("has images, and tells the backend how to draw")
-        if not self.steering:
-            if self.training:
-                raise ValueError("has a training and no guider")
+        if not self.guides:
+            useless = ("normalize", "objective", "scales", "training")
+            if given := [name for name in useless if getattr(self, name)]:
+                raise ValueError(f"has {', '.join(given)} and no guider")
             return
         if self.images is not None:
             raise ValueError("has a guider and images; it is one or the other")
         if not self.scales:
             raise ValueError("has a guider and no scales to choose from")
-        counts = Counter(self.names)
+        counts = Counter(self.guide_names)
         if repeated := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"is steered by {', '.join(repeated)} more than once")
-        manned = [guide.experts != "none" for guide in self.steering]
-        if any(manned) and self.through == "clean":
-            raise ValueError(
-                "has experts, and looks through clean, where they have nothing to read"
-            )
-        if "auto" in self.scales and not all(manned):
+        with_experts = [guide.experts != "none" for guide in self.guides]
+        if any(with_experts) and self.through == "clean":
+            raise ValueError("has experts, and looks through clean, where there is no noise")
+        if "auto" in self.scales and not all(with_experts):
             raise ValueError('has the scale "auto", and no experts that were calibrated')
 
     @property
-    def steering(self) -> tuple[RowGuide, ...]:
-        """The guides, however they were given."""
-        if self.guider is None:
-            return self.guides
-        return (
-            RowGuide(guider=self.guider, **{name: getattr(self, name) for name in _OF_A_GUIDE}),
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the guides, in messages and files."""
-        if self.guider is not None:
+    def guide_names(self) -> tuple[str, ...]:
+        """Names of the guides in messages and files."""
+        if len(self.guides) == 1:
             return (self.name,)
-        return tuple(f"{self.name}-{guide.guider.rpartition(':')[2]}" for guide in self.guides)
-
-    @property
-    def label(self) -> str:
-        """The title, or the name."""
-        return self.title or self.name
+        return tuple(f"{self.name}-{guide.label}" for guide in self.guides)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every scale with every interval."""
-        if not self.steering:
-            return ()
+        """Every scale with every interval; none for an unguided row."""
         return tuple(Candidate(scale, pair) for pair in self.intervals for scale in self.scales)
 
     @property
     def chooses(self) -> bool:
-        """Whether it has anything to choose from: a calibrated scale was settled elsewhere."""
-        return bool(self.candidates) and (self.scales != ("auto",) or len(self.intervals) > 1)
+        """Whether there is a choice: a calibrated scale alone was chosen elsewhere."""
+        return bool(self.scales) and (self.scales != ("auto",) or len(self.intervals) > 1)

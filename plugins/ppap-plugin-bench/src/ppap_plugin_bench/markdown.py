@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ppap_plugin_bench.experiment import Best
-
-__all__ = ["chosen", "heading", "link", "number", "scale", "show", "spoken", "table"]
+from ppap_plugin_bench.experiment import Better
 
 _HEADINGS = {
     "hit": "hit rate ↑",
@@ -23,22 +19,22 @@ _HEADINGS = {
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
 
-def heading(name: str, best: Best | None = None) -> str:
-    """Of a figure's column, with an arrow towards what is better."""
+def heading(name: str, better: Better | None = None) -> str:
+    """Heading of a figure's column, with an arrow towards better values."""
     if name in _HEADINGS:
         return _HEADINGS[name]
-    return spoken(name) + (f" {_ARROWS[best]}" if best else "")
+    return spoken(name) + (f" {_ARROWS[better]}" if better else "")
 
 
 def spoken(name: str) -> str:
-    """A figure as people call it."""
+    """A figure's name in a sentence."""
     if name.startswith("hit_"):
         return f"{name.removeprefix('hit_')} right"
     return {"hit": "hit rate", "fid": "FID", "kid": "KID"}.get(name, name.replace(".", " "))
 
 
 def show(name: str, found: Mapping[str, float | None], *, signed: bool = False) -> str:
-    """A figure with its interval; bold where it is a difference that is not 0."""
+    """A figure with its interval; bold if it is a difference and the interval excludes 0."""
     low, high = found["low"], found["high"]
     if low is None or high is None:
         return number(name, found["value"], signed=signed)
@@ -47,8 +43,13 @@ def show(name: str, found: Mapping[str, float | None], *, signed: bool = False) 
     return f"**{text}**" if signed and low * high > 0 else text
 
 
+def figures(names: Iterable[str], found: Mapping[str, Any], *, signed: bool = False) -> list[str]:
+    """Cells of several figures."""
+    return [show(name, found[name], signed=signed) for name in names]
+
+
 def number(name: str, value: float | None, *, signed: bool = False) -> str:
-    """A figure by itself; a dash where it is not finite."""
+    """A figure alone; a dash if it is not finite."""
     if value is None:
         return "–"
     if name == "kid":
@@ -58,7 +59,7 @@ def number(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def scale(value: float | str, interval: Sequence[float]) -> str:
-    """A scale, and where it acts if that is not everywhere."""
+    """A scale, and its interval unless that is everything."""
     low, high = interval
     shown = value if isinstance(value, str) else f"{value:g}"
     return shown + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")
@@ -71,12 +72,7 @@ def chosen(row: Mapping[str, Any]) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Numbers to the right of a first column of words."""
+    """A table whose first column holds words, and the others numbers."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
-def link(path: Path, place: Path) -> str:
-    """A path as it goes out from the page's folder."""
-    return Path(os.path.relpath(path, place)).as_posix()

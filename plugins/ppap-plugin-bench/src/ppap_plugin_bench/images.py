@@ -1,0 +1,137 @@
+"""Images of a plan, kept on disk batch by batch, so that a killed process loses one batch at most.
+
+Batches lie in a folder named after everything that determines an image (weights, guides, scales,
+sampling and so on) except the number of images; a batch's file is named after its images and their
+prompts. Rows that ask for the same images share them. Versions of code are no part of the names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from ppap_framework.diagnosis.environment import provenance
+from ppap_framework.files import digest, replacing, write_json
+from ppap_framework.guidance import Guide
+from ppap_framework.origin import Origin
+from ppap_framework.pixels import to_uint8
+from ppap_framework.run import Drawing, Plan, drawing
+from ppap_framework.runtime import Progress, Watch
+from ppap_plugin_bench.results import FORMAT
+
+Kept: TypeAlias = tuple[NDArray[np.uint8], Counter[str]]
+"""Images, (N, H, W, 3), and how many gradients were "skipped" and images "broken" because they were
+not finite; such pixels are grey.
+"""
+
+
+def draw_images(
+    plan: Plan, root: Path, task: str = "drawing", progress: Watch | None = None
+) -> Kept:
+    """All images of a plan: batches that are kept are read, the others drawn.
+
+    Args:
+        root: The folder of the kept images of all plans.
+        task: What is done, for the progress.
+
+    Raises:
+        PpapError: If a batch cannot be written, or a bundle changed since it was chosen.
+    """
+    identified, size = identity(plan), plan.compute.fixed_batch
+    folder = root / short_digest(identified)
+    write_json(folder / "settings.json", identified)
+    images: list[NDArray[np.uint8]] = []
+    lost: Counter[str] = Counter()
+    draw: Drawing | None = None
+    with contextlib.ExitStack() as stack:
+        for start in range(0, plan.num, size):
+            numbers = range(start, min(start + size, plan.num))
+            prompts = plan.sampling.prompts(numbers)
+            suffix = "" if prompts is None else f"-{short_digest(prompts)}"
+            path = folder / f"{start:06d}-{numbers.stop:06d}{suffix}.npz"
+            batch = _read(path, len(numbers))
+            if batch is None:
+                draw = draw or stack.enter_context(drawing(plan))
+                batch = draw_batch(draw, numbers)
+                _write(path, batch)
+            images.append(batch[0])
+            lost.update(batch[1])
+            if progress:
+                progress(Progress(task, numbers.stop, plan.num))
+    return np.concatenate(images), lost
+
+
+def draw_batch(draw: Drawing, numbers: range) -> Kept:
+    """Draw images of these numbers."""
+    before = _lost(draw)
+    *_, images = draw(numbers, check=False).values()
+    pixels, after = to_uint8(images), _lost(draw)
+    return pixels, Counter({name: after[name] - before[name] for name in after})
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """Everything that determines an image of a plan except its prompt, as JSON."""
+    return {
+        "format": FORMAT,
+        "backend": _weights(plan.backend.origin),
+        "guides": [_guide(guide) for guide in plan.guides],
+        "sampling": attrs.evolve(plan.sampling, prompt=None).record(),
+        "batch": plan.compute.batch,
+        "precision": plan.compute.precision,
+        "device": plan.device.type,
+    }
+
+
+def short_digest(value: Any) -> str:
+    """The first 16 digits of the digest of a JSON value, for file names."""
+    return digest(value)[:16]
+
+
+def _guide(guide: Guide) -> dict[str, Any]:
+    assert guide.origin is not None  # it was requested by name
+    experts = guide.chosen
+    return {
+        **_weights(guide.origin),
+        "loss": guide.loss_name,
+        "targets": guide.target_source,
+        "scale": guide.scale,
+        "interval": list(guide.interval),
+        "experts": None if experts is None else experts.sha256,
+        "curve": None if guide.curve is None else list(guide.curve.values),
+    }
+
+
+def _weights(origin: Origin) -> dict[str, Any]:
+    """What a component computes with, whatever its version."""
+    left_out = ("distribution", "version")
+    return {name: value for name, value in provenance(origin).items() if name not in left_out}
+
+
+def _lost(draw: Drawing) -> dict[str, int]:
+    done = draw.statistics
+    skipped = done.denoiser_skipped + sum(guide.skipped for guide in done.guides)
+    return {"skipped": skipped, "broken": draw.broken}
+
+
+def _write(path: Path, batch: Kept) -> None:
+    images, lost = batch
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, **{name: np.array(n) for name, n in lost.items()})
+
+
+def _read(path: Path, number: int) -> Kept | None:
+    """A kept batch; None if there is none, or it is damaged."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            images = file["images"]
+            lost = Counter({name: int(file[name]) for name in ("skipped", "broken")})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return (images, lost) if len(images) == number else None

@@ -1,0 +1,149 @@
+"""Targets of images: classes, or scenes whose picture, class and truth are known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import final
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ppap_framework.components import GuidanceModel, Target, TargetInput
+from ppap_framework.errors import UsageError
+from ppap_framework.targets import decode_target
+from ppap_plugin_bench.experiment import Experiment
+from ppap_plugin_bench.pictures import Pictures, read_pictures
+from ppap_plugin_bench.row import TargetKind
+
+
+@final
+@attrs.frozen(eq=False)
+class Targets:
+    """K targets: the classes; or the scenes, those that are reported and then those for tuning.
+
+    Attributes:
+        names: Names of the classes.
+        scenes: The scenes; None for classes.
+        reported: Number of scenes that are reported.
+        in_turn: Whether images aim at all classes in turn, whatever their scenes show.
+    """
+
+    names: tuple[str, ...]
+    scenes: Pictures | None = None
+    reported: int = 0
+    in_turn: bool = False
+
+    @classmethod
+    def of(cls, experiment: Experiment, names: tuple[str, ...]) -> Targets:
+        """The targets of an experiment whose reference has classes of these names.
+
+        Raises:
+            AssetError: If scenes cannot be read.
+            UsageError: If there are too few scenes, they have other classes, or images do not aim
+                equally often at each target.
+        """
+        num, tuning = experiment.num, experiment.tuning.num
+        if experiment.scenes is None:
+            for images in (num, tuning):
+                _check_balanced(images, len(names), "classes")
+            return cls(names)
+        path, reported = Path(experiment.scenes.pictures), experiment.scenes.num
+        scenes = read_pictures(path, {judge.truth for judge in experiment.judges})
+        if scenes.names != names:
+            raise UsageError(
+                f"the scenes in {str(path)!r} are of {len(scenes.names)} classes, which "
+                "are not those of the reference",
+                hint="render both in the same way",
+            )
+        needed = reported + tuning
+        if len(scenes) < needed:
+            raise UsageError(
+                f"{str(path)!r} holds {len(scenes)} scenes, of which {reported} are reported and "
+                f"{tuning} tune",
+                hint=f"render {needed} at least",
+            )
+        in_turn = experiment.scenes.classes == "turn"
+        _check_balanced(num, reported, "scenes")
+        if in_turn:
+            _check_balanced(num, len(names), "classes")
+        return cls(names, scenes.part(0, needed), reported, in_turn)
+
+    def indices(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
+        """The target that each of N images aims at, (N,)."""
+        if self.scenes is None:
+            return np.arange(num) % len(self.names)
+        return self.reported + np.arange(num) if tuning else np.arange(num) % self.reported
+
+    def classes(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
+        """The class that each of N images is to show, (N,)."""
+        indices = self.indices(num, tuning=tuning)
+        return indices if self.scenes is None else self._labels[indices]
+
+    def prompts(self, template: str, num: int, *, tuning: bool = False) -> list[str]:
+        """The prompt of each of N images: the template with the name of its class for "{class}",
+        and with an article before it for "{a class}".
+        """
+        told = []
+        for name in (self.names[label] for label in self.classes(num, tuning=tuning)):
+            article = "an" if name[:1].lower() in set("aeiou") else "a"
+            text = template.replace("{class}", name)
+            told.append(text.replace("{a class}", f"{article} {name}"))
+        return told
+
+    def examples(self, number: int) -> list[int]:
+        """Images with different targets, `number` of them or fewer."""
+        if self.scenes is not None:
+            return list(range(min(number, self.reported)))
+        total = len(self.names)
+        step = total // number + 1  # neighboring classes are alike if their names have parts
+        if math.gcd(step, total) > 1:
+            step = 1
+        return [k * step % total for k in range(min(number, total))]
+
+    @torch.no_grad()
+    def target(self, model: GuidanceModel, kind: TargetKind) -> Target:
+        """All K targets of a kind, in the form that a guide's loss compares with.
+
+        Raises:
+            UsageError: If the guide does not understand them.
+        """
+        if kind == "class":
+            label = f"{len(self.names)} classes"
+            named = [model.target(TargetInput(text=n, source=n)).value for n in self.names]
+            values = named if self.scenes is None else [named[k] for k in self._labels]
+        else:
+            assert self.scenes is not None
+            label = f"{len(self.scenes)} scenes"
+            values = []
+            for k, image in enumerate(self.scenes.images):
+                given = decode_target(Image.fromarray(image))
+                values.append(model.target(attrs.evolve(given, source=f"scene {k}")).value)
+        return Target(value=torch.cat(values), label=label)
+
+    def source(self, kind: TargetKind, *, tuning: bool = False) -> str:
+        """Which image aims at which target, in words that determine it."""
+        names = ", ".join(self.names)
+        if self.scenes is None or (kind == "class" and self.in_turn):
+            return f"image i at class i mod {len(self.names)} of {names}"
+        what = f"the class, of {names}, of scene" if kind == "class" else "scene"
+        which = "i" if tuning else f"i mod {self.reported}"
+        part = (self.reported, len(self.scenes)) if tuning else (0, self.reported)
+        return f"image i at {what} {which} of {self.scenes.part(*part).sha256}"
+
+    @property
+    def _labels(self) -> NDArray[np.int64]:
+        """The class that goes with each scene."""
+        assert self.scenes is not None
+        return np.arange(len(self.scenes)) % len(self.names) if self.in_turn else self.scenes.labels
+
+
+def _check_balanced(images: int, targets: int, what: str) -> None:
+    if images % targets:
+        raise UsageError(
+            f"{images} images do not aim equally often at {targets} {what}",
+            hint=f"take {-(-images // targets) * targets}",
+        )
