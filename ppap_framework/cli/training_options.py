@@ -115,22 +115,26 @@ def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
     return add
 
 
-def guide_of(given: Mapping[str, Any], problems: Problems) -> GuideRequest | None:
-    """The network that was asked for, checked; None if it cannot be used."""
+def guide_of(given: Mapping[str, Any]) -> GuideRequest:
+    """The network that was asked for, found without reading weights.
+
+    Raises:
+        PpapError: If it cannot be used.
+    """
     from ppap_framework.cli.guide_options import parse_guides
 
-    for request in parse_guides(given, problems):
-        with problems.collected():
-            if request.scale is not None or request.interval != (0.0, 1.0):
-                raise UsageError(
-                    f"--guider {given['guider']!r} has a scale or an interval",
-                    hint="they are for `ppap run`; give the name alone",
-                )
-            request.check()
-        return request
-    if not problems.errors:
+    problems = Problems()
+    requests = parse_guides(given, problems)
+    problems.check()
+    if not requests:
         raise UsageError("a network is needed to train experts", hint="name it with --guider")
-    return None
+    [request] = requests
+    if request.scale is not None or request.interval != (0.0, 1.0):
+        raise UsageError(
+            f"--guider {given['guider']!r} has a scale or an interval", hint="give the name alone"
+        )
+    request.check()
+    return request
 
 
 def recipe_of(given: Mapping[str, Any], problems: Problems) -> Recipe:
@@ -166,7 +170,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
 
 def _adapter(text: str) -> tuple[str, str]:
-    """Name and options; the name may be "distribution:name", which contains no "="."""
+    """Name, perhaps "distribution:name", and options."""
     name, _, options = text.strip().partition(":")
     own, _, rest = options.partition(":")
     return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)
