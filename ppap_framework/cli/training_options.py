@@ -30,11 +30,7 @@ _GUIDE = (
 )
 
 _EXPERTS = (
-    option(
-        "--num-experts",
-        type=int,
-        help="Number of experts; by default 5, or as many as --boundaries make.",
-    ),
+    option("--num-experts", type=int, help="Number of experts; by default 5."),
     option(
         "--boundaries",
         metavar="auto|T,T,...",
