@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ppap_framework.diffusion import Process
     from ppap_framework.guidance import Guide
     from ppap_framework.origin import Origin
-    from ppap_framework.run import Counts, Estimate, Plan
+    from ppap_framework.run import Counts, Plan
+    from ppap_framework.run.estimate import Estimate
 
 __all__ = ["show_plan"]
 
