@@ -660,7 +660,7 @@ class TestCommand:
             (("--device", "abacus"), 2, "abacus"),
             (("--guider", "colour=4"), 2, "takes no scale and no interval here"),
             (("--guider", "colour:0-0.5"), 2, "takes no scale and no interval here"),
-            (("--guider", "none"), 2, "there is no network to measure"),
+            (("--guider", "none"), 2, "--guider none names no network"),
             (("--guider", "color"), 3, "color"),
             (("--backend", "toys"), 3, "toys"),
             (("--target", "mauve"), 2, "mauve"),
