@@ -207,7 +207,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 TRACE = "--debug shows the traceback"
-SMALLER = "a smaller --batch or --block takes less"
+SMALLER = "a smaller --batch takes less"
 DOCTOR = "`ppap doctor` looks into it"
 NO_TORCH = ModuleNotFoundError("no 'torch'", name="torch")
 NO_PART = ModuleNotFoundError("no 'x'", name="ppap_framework.x")

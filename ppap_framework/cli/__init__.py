@@ -23,7 +23,7 @@ __all__ = ["COMMANDS", "GlobalOptions", "color", "main", "ppap"]
 
 COMMANDS = {
     "run": "Draw images from a diffusion model, steered by guides.",
-    "synthesize": "Draw the images that experts are trained on; nothing steers.",
+    "synthesize": "Draw the images that experts are trained on, without guides.",
     "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
     "ones.",
     "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
@@ -159,7 +159,7 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
             where = "" if error.filename is None else f": {str(error.filename)!r}"
             message, hint = f"{error.strerror or error}{where}", "--debug shows the traceback"
         case _ if is_out_of_memory(error):
-            message, hint = f"out of memory: {error}", "a smaller --batch or --block takes less"
+            message, hint = f"out of memory: {error}", "a smaller --batch takes less"
         case _:
             message = f"this is a bug in {options.author}: {type(error).__name__}: {error}"
             hint = "please report it" + ("" if options.debug else "; --debug shows the traceback")

@@ -188,9 +188,9 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
         bundle = _own(bundle_by_name(source))
     with problems.collected():
         backend = backend_of(given)
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:
         found = calibrate(

@@ -56,7 +56,7 @@ class BundleFile:
 
     @property
     def ranges(self) -> NoiseRanges:
-        """The noise levels that each of the N experts owns."""
+        """The noise levels that each expert owns."""
         return self.info.ranges
 
     @property
