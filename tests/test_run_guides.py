@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_distribution import install, plugged
 
 from ppap_framework.cli.guide_options import parse_guides, typed_option
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.run import GuideRequest
 
-
-@pytest.fixture(scope="module", autouse=True)
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with plugged(install(tmp_path_factory.mktemp("toy") / "site")):
-        yield
+pytestmark = pytest.mark.usefixtures("site")
 
 
 def parsed(*guiders: str, **values: list[str]) -> tuple[list[GuideRequest], list[str]]:

@@ -20,8 +20,9 @@ from ppap_framework.cli.output import (
     size_words,
 )
 from ppap_framework.cli.progress import progress
-from ppap_framework.cli.training_options import guide_of, guide_options
+from ppap_framework.cli.training_options import guide_options
 from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile, BundleInfo
@@ -48,7 +49,6 @@ def list_experts(as_json: bool) -> None:
     `--experts auto` takes the first that matches; `--experts NAME` finds any.
     """
     from ppap_framework.experts import experts_dir, find_bundles
-    from ppap_framework.registry import registry
 
     rows = [_row(bundle) for bundle in find_bundles()]
     here = {row["name"] for row in rows if row["plugin"]}
@@ -176,11 +176,11 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.experts import bundle_by_name
     from ppap_framework.learn import calibrate, calibration_path, load_teacher
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     with problems.collected():
         bundle = _own(bundle_by_name(source))

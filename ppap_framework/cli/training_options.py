@@ -14,9 +14,8 @@ from ppap_framework.errors import Problems, UsageError
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
     from ppap_framework.learn import Adapters, Boundaries, Recipe
-    from ppap_framework.run import GuideRequest
 
-__all__ = ["guide_of", "guide_options", "recipe_of", "show_bundle", "training_options"]
+__all__ = ["guide_options", "recipe_of", "show_bundle", "training_options"]
 
 _PAIR = {"multiple": True, "metavar": "KEY=VALUE"}
 
@@ -113,24 +112,6 @@ def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
         return command
 
     return add
-
-
-def guide_of(given: Mapping[str, Any], problems: Problems) -> GuideRequest | None:
-    """The network that was asked for, checked; None if it cannot be used."""
-    from ppap_framework.cli.guide_options import parse_guides
-
-    for request in parse_guides(given, problems):
-        with problems.collected():
-            if request.scale is not None or request.interval != (0.0, 1.0):
-                raise UsageError(
-                    f"--guider {given['guider']!r} has a scale or an interval",
-                    hint="they are for `ppap run`; give the name alone",
-                )
-            request.check()
-        return request
-    if not problems.errors:
-        raise UsageError("a network is needed to train experts", hint="name it with --guider")
-    return None
 
 
 def recipe_of(given: Mapping[str, Any], problems: Problems) -> Recipe:
