@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Run
 from glide_files import glide
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -16,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy_guides import guide_of
 
 import ppap_framework as ppap
-from ppap_framework.cli import main
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PpapError
 from ppap_framework.guidance import Guide
@@ -217,25 +217,17 @@ class TestEvaluations:
 
 
 class TestCommandLine:
-    @pytest.fixture(autouse=True)
-    def elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_dry_run(self, typed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-
-    def typed(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(("run", "--backend", "adm", *arguments))
-        assert caught.value.code == 0
-        return capsys.readouterr().out
-
-    def test_dry_run(self, capsys: pytest.CaptureFixture[str]) -> None:
-        asked = ("--guider", "classifier", "--target", "red cube", "--dry-run")
-        out = self.typed(capsys, *asked)
-        found = json.loads(self.typed(capsys, *asked, "--json"))["estimate"]
+        asked = ("run", "--backend", "adm", "--guider", "classifier", "--target", "red cube")
+        out, told = typed(*asked, "--dry-run"), typed(*asked, "--dry-run", "--json")
+        assert (out.code, told.code) == (0, 0)
         for name in ("base forward", "classifier backward", "of the whole run", "of a step"):
-            assert name in out
-        assert f"{found['flops'] / 1e9:.4g}" in out
+            assert name in out.out
+        assert f"{json.loads(told.out)['estimate']['flops'] / 1e9:.4g}" in out.out
 
-    def test_run_records_its_cost(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.typed(capsys, "--num", "2", "--steps", "3", "--out", "out")
-        cost = json.loads(Path("out/run.json").read_text())["cost"]
+    def test_run_records_its_cost(self, typed: Run, tmp_path: Path) -> None:
+        asked = ("--num", "2", "--steps", "3", "--out", tmp_path / "out")
+        assert typed("run", "--backend", "adm", *asked).code == 0
+        cost = json.loads((tmp_path / "out" / "run.json").read_text())["cost"]
         assert cost["denoiser_forwards"] == 6

@@ -50,7 +50,6 @@ class TestBackend:
             ppap.backend("toy", checkpoint="mine"),
         ):
             assert loaded.stages[0].image_shape == (3, 4, 4)
-            assert loaded.origin.path is not None
             assert loaded.origin.path.samefile(path)
 
     def test_of_the_users_own(self, toy: Any) -> None:
@@ -92,7 +91,6 @@ class TestGuide:
         own = site / "ppap_plugin_toy" / "colour-3.safetensors"
         for changes in ({}, {"checkpoint": own}):  # one's own takes another checkpoint's
             guide = ppap.guide("colour", **changes)
-            assert guide.target is not None
             assert guide.target.label == "green"
             assert guide.target_is_default
         assert not green().target_is_default
@@ -106,7 +104,6 @@ class TestGuide:
         picture = Image.new("RGB", (SIZE, SIZE), (200, 200, 200))
         guide = ppap.guide("grey", target=picture, scale=300.0)
         result = ppap.sample(toy, [guide], num=2, steps=20, compare=True)
-        assert result.unguided is not None
         before, after = result.unguided.seen["grey"], result.seen["grey"]
         assert (after.figures["energy"] < 0.5 * before.figures["energy"]).all()
         wanted = 200 / 127.5 - 1.0
@@ -116,7 +113,6 @@ class TestGuide:
     def test_a_model_of_ones_own_does_not_get_the_default_weights(self, site: Path) -> None:
         def weights(**changes: Any) -> str | None:
             guide = ppap.guide("grey", target=Image.new("RGB", (SIZE, SIZE)), **changes)
-            assert guide.origin is not None
             return guide.origin.checkpoint
 
         path = site / "ppap_plugin_toy" / "colour-3.safetensors"
@@ -128,7 +124,6 @@ class TestGuide:
         guide = ppap.guide("colour", loss="toy-margin", options={"sharpness": 3.0}, model="x")
         assert guide.loss_name == "toy-margin"
         assert type(guide.loss).__name__ == "Margin"
-        assert guide.origin is not None
         assert guide.origin.options == {"sharpness": 3.0, "model": "x"}
 
     @pytest.mark.parametrize(
@@ -175,7 +170,6 @@ class TestModuleGuide:
         network.dropout.eval()
         guide = ppap.guide(network, loss="toy-cross-entropy", target=1, scale=2000.0)
         result = ppap.sample(toy, [guide], num=2, steps=10, compare=True)
-        assert result.unguided is not None
         assert (result.images.mean((1, 2, 3)) > result.unguided.images.mean((1, 2, 3)) + 0.1).all()
         assert result.seen["Brightness"].words == ("most: 1", "most: 1")
         assert network.training
@@ -210,7 +204,6 @@ class TestModuleGuide:
         seen = guide(images)
         assert torch.allclose(seen, torch.tensor(0.25))
         seen.sum().backward()
-        assert images.grad is not None
         assert torch.allclose(images.grad.sum(), torch.tensor(3 * 16.0))
 
     @pytest.mark.parametrize(
@@ -281,7 +274,6 @@ class TestModuleGuide:
     )  # fmt: skip
     def test_targets(self, given: object, value: list[Any]) -> None:
         guide = ppap.guide(Brightness(), loss="toy-margin", target=given)
-        assert guide.target is not None
         assert guide.target.value.tolist() == value
 
     def test_pictures_as_targets(self) -> None:
@@ -315,7 +307,6 @@ class TestModuleGuide:
         guide = ppap.guide(Brightness(), loss=darkness, target=0, scale=2000.0)
         assert guide.loss_name == "darkness"
         result = ppap.sample(toy, [guide], num=2, steps=8, compare=True)
-        assert result.unguided is not None
         assert (result.images.mean((1, 2, 3)) < result.unguided.images.mean((1, 2, 3)) - 0.1).all()
         with pytest.raises(UsageError, match="student"):
             guide.loss.transfer(None, None)

@@ -28,10 +28,8 @@ from ppap_framework.pixels import to_uint8
 from ppap_framework.run import plan
 from ppap_framework.run.grid import (
     Line,
-    TargetPicture,
     _guided,
     _header,
-    _short,
     draw_grid,
     grid_of,
 )
@@ -89,7 +87,6 @@ class TestSave:
         assert config["guides"][0]["interval"] == [0.0, 0.5]
         defaults = {"upside_down": False, "model": None}
         assert config["guides"][0]["options"] == {"sharpness": 5.0, **defaults}
-        assert guide.origin is not None
         assert guide.origin.record()["options"] == {"sharpness": 5.0}
         assert record["versions"]["plugins"] == {"ppap-plugin-toy": "0.7"}
         assert record["versions"]["torch"] == torch.__version__
@@ -161,6 +158,9 @@ class TestSave:
             raise KeyboardInterrupt
 
         result = ppap.sample(toy, [green()], num=2, steps=2, progress=stop)
+        assert result.images_01.shape == (0, 3, 8, 8)
+        assert result.to_uint8().shape == (0, 8, 8, 3)
+        assert result.to_pil() == []
         assert result.save(tmp_path) is None
         record = record_of(tmp_path)
         assert (record["status"], record["finished"]) == ("interrupted", 0)
@@ -168,6 +168,10 @@ class TestSave:
 
 def solid(colour: tuple[int, int, int], width: int = 32, height: int = 32) -> Image.Image:
     return Image.new("RGB", (width, height), colour)
+
+
+def line_of(pictures: list[Image.Image], caption: str = "", title: str = "") -> Line:
+    return Line(title=title, pictures=pictures, captions=[[caption]] * len(pictures))
 
 
 def box_of(grid: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
@@ -204,16 +208,16 @@ class TestPixels:
 class TestGrid:
     @pytest.mark.parametrize(
         ("size", "tile"),
-        [((32, 32), 128), ((8, 8), 128), ((50, 50), 150), ((128, 128), 128), ((200, 200), 200),
-         ((512, 512), 256), ((256, 384), (256, 384)), ((300, 900), (128, 384)),
-         ((16, 32), (64, 128)), ((512, 256), (256, 128))],
+        [((32, 32), (128, 128)), ((8, 8), (128, 128)), ((50, 50), (150, 150)),
+         ((128, 128), (128, 128)), ((200, 200), (200, 200)), ((512, 512), (256, 256)),
+         ((256, 384), (256, 384)), ((300, 900), (128, 384)), ((16, 32), (64, 128)),
+         ((512, 256), (256, 128))],
     )  # fmt: skip
-    def test_tiles_are_legible(self, size: tuple[int, int], tile: int | tuple[int, int]) -> None:
-        wide, high = (tile, tile) if isinstance(tile, int) else tile
+    def test_tiles_are_legible(self, size: tuple[int, int], tile: tuple[int, int]) -> None:
         pictures = [solid(colour, *size) for colour in COLOURS[:3]]
-        grid = draw_grid(["title"], [Line(title="row", pictures=pictures, captions=[["a"]] * 3)])
+        grid = draw_grid(["title"], [line_of(pictures, "a", "row")])
         boxes = [box_of(grid, colour) for colour in COLOURS[:3]]
-        assert {box[2:] for box in boxes} == {(wide, high)}
+        assert {box[2:] for box in boxes} == {tile}
         assert {box[1] for box in boxes} == {boxes[0][1]}
         assert boxes[0][0] < boxes[1][0] < boxes[2][0]
 
@@ -227,9 +231,8 @@ class TestGrid:
     def test_targets_of_several_pictures_are_as_large_as_theirs(
         self, size: tuple[int, int], shown: tuple[int, int]
     ) -> None:
-        aims = [TargetPicture(picture=solid(c, *size), caption="x") for c in COLOURS[1:4]]
-        row = Line(title="row", pictures=[solid(COLOURS[0])], captions=[[]])
-        grid = draw_grid([], [row], aims)
+        aims = [(solid(c, *size), "x") for c in COLOURS[1:4]]
+        grid = draw_grid([], [line_of([solid(COLOURS[0])])], aims)
         boxes = [box_of(grid, colour) for colour in COLOURS[1:4]]
         assert {box[2:] for box in boxes} == {shown}
         assert {box[1] for box in boxes} == {boxes[0][1]}
@@ -237,34 +240,25 @@ class TestGrid:
         assert boxes[0][1] + shown[1] < box_of(grid, COLOURS[0])[1]  # above the images
 
     def test_nothing_is_wasted_on_a_tall_target_or_a_long_title(self) -> None:
-        row = Line(title="a title of many words " * 9, pictures=[solid(COLOURS[0])], captions=[[]])
+        row = line_of([solid(COLOURS[0])], title="a title of many words " * 9)
         alone = draw_grid([], [row])
-        aim = TargetPicture(picture=solid(COLOURS[1], 10, 5000), caption="a long caption " * 9)
+        aim = (solid(COLOURS[1], 10, 5000), "a long caption " * 9)
         both = draw_grid(["a header of many words " * 30], [row], [aim])
         assert both.width == alone.width
         assert both.height < alone.height + 256 + 200
 
     def test_small_pictures_keep_their_pixels(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
-        row = Line(title="", pictures=[Image.fromarray(pixels)], captions=[[]])
-        grid = np.asarray(draw_grid([], [row]))
+        grid = np.asarray(draw_grid([], [line_of([Image.fromarray(pixels)])]))
         enlarged = pixels.repeat(4, 0).repeat(4, 1)
         corners = np.argwhere((grid[:-127, :-127] == pixels[0, 0]).all(-1))
         assert any(np.array_equal(grid[y : y + 128, x : x + 128], enlarged) for y, x in corners)
 
     def test_rows_are_broken_together(self) -> None:
-        count = 11
-        shades = (
-            [(i * 20 + 10, 0, 5) for i in range(count)],
-            [(0, i * 20 + 10, 5) for i in range(count)],
-        )
-        rows = [
-            Line(title=name, pictures=[solid(c) for c in colours], captions=[["x"]] * count)
-            for name, colours in zip(("a", "b"), shades, strict=True)
-        ]
-        grid = draw_grid([], rows)
-        above = [box_of(grid, colour) for colour in shades[0]]
-        below = [box_of(grid, colour) for colour in shades[1]]
+        levels = range(10, 230, 20)  # of eleven pictures
+        shades = [(level, 0, 5) for level in levels], [(0, level, 5) for level in levels]
+        grid = draw_grid([], [line_of([solid(c) for c in row], "x") for row in shades])
+        above, below = ([box_of(grid, colour) for colour in row] for row in shades)
         assert [box[0] for box in above] == [box[0] for box in below]
         tops = [above[0][1], below[0][1], above[8][1], below[8][1]]
         assert tops == sorted(set(tops))
@@ -273,33 +267,34 @@ class TestGrid:
 
     def test_text_is_written_and_stays_in_its_place(self) -> None:
         def drawn(caption: str) -> np.ndarray:
-            row = Line(title="", pictures=[solid(c) for c in COLOURS[:2]], captions=[[caption], []])
+            row = attrs.evolve(line_of([solid(c) for c in COLOURS[:2]]), captions=[[caption], []])
             return np.asarray(draw_grid([], [row])).astype(int)
 
         blank = drawn("")
-        for caption in (
-            "red cube 0.97",
-            "a very long name of a class " * 9,
-            "supercalifragilistic" * 5,
-        ):
+        left, top, width, height = box_of(Image.fromarray(blank.astype(np.uint8)), COLOURS[0])
+        for caption in ("red cube 0.97", "a very long name " * 9, "supercalifragilistic" * 5):
             written = drawn(caption)
             more = ((0, written.shape[0] - blank.shape[0]), (0, 0), (0, 0))
             paper = np.pad(blank, more, constant_values=255)
             changed = np.argwhere(abs(written - paper).max(-1) > 60)
-            left, top, width, height = box_of(Image.fromarray(blank.astype(np.uint8)), COLOURS[0])
             assert len(changed) > 50
             assert changed[:, 0].min() >= top + height
             assert left <= changed[:, 1].min()
             assert changed[:, 1].max() <= left + width
 
     def test_of_a_run(self) -> None:
-        guides = [green(), ppap.guide("grey", target=Image.new("L", (8, 8), 40))]
-        result = ppap.sample("toy", guides, num=2, steps=2, compare=True)
-        rows = grid_of(result)
+        greys = [
+            ppap.guide("grey", target=Image.new("L", (8, 8), shade), name=f"grey-{shade}")
+            for shade in (40, 200)
+        ]
+        grid = grid_of(ppap.sample("toy", [green(), *greys], num=2, steps=2, compare=True))
         alone = grid_of(ppap.sample("toy", num=2, steps=2))
-        # Images with and without guides, what the guide of brightness sees in both, two more lines.
-        assert rows.height > 3 * alone.height
-        assert box_of(rows, (40, 40, 40))[2:] == (128, 128)  # the target
+        # Images with and without guides, what the guides of brightness see in both, more lines.
+        assert grid.height > 3 * alone.height
+        one, other = box_of(grid, (40, 40, 40)), box_of(grid, (200, 200, 200))  # the targets
+        assert one[2:] == other[2:] == (128, 128)
+        assert one[1] == other[1]
+        assert one[0] + 128 < other[0]
 
     def test_of_a_prompt_says_what_was_told(self) -> None:
         def grid(prompt: str | list[str] | None) -> Image.Image:
@@ -308,8 +303,10 @@ class TestGrid:
         bare, told, each = grid(None), grid("brighter"), grid(["brighter"])
         assert told.height == each.height > bare.height
         assert told.tobytes() != each.tobytes()
-        assert _short("a  red\ncube") == "a red cube"
-        assert _short("x" * 300) == "x" * 79 + "…"
+        run = ppap.sample("toy", num=1, steps=2).plan
+        for prompt, line in (("a  red\ncube", "a red cube"), ("x" * 300, "x" * 79 + "…")):
+            sampling = attrs.evolve(run.sampling, prompt=prompt)
+            assert f"told: {line}" in _header(attrs.evolve(run, sampling=sampling))
 
     def test_says_what_was_asked_for(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         bundle = write_experts(tmp_path, number=2, scales=(3.0, 1.5))
@@ -323,17 +320,6 @@ class TestGrid:
         assert _guided(run) == "guided, with experts of colour"
         assert _guided(plan(toy, [expert])) == "guided, with experts"
         assert _guided(plan(toy, [bare])) == "guided"
-
-    def test_of_several_guides_shows_what_each_is_aimed_at(self) -> None:
-        guides = [
-            ppap.guide("grey", target=Image.new("L", (8, 8), shade), name=f"grey-{shade}")
-            for shade in (40, 200)
-        ]
-        grid = grid_of(ppap.sample("toy", guides, num=2, steps=2))
-        one, other = box_of(grid, (40, 40, 40)), box_of(grid, (200, 200, 200))
-        assert one[2:] == other[2:] == (128, 128)
-        assert one[1] == other[1]
-        assert one[0] + 128 < other[0]
 
     def test_of_many_images_shows_the_first(self) -> None:
         few = grid_of(ppap.sample("toy", num=64, steps=1, batch=64))

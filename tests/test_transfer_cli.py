@@ -144,10 +144,21 @@ class TestTransfer:
         [adapter] = info.adapters
         assert (adapter.name, adapter.options["rank"]) == ("lora", 1)
         assert info.recipe == {
-            "num_experts": 3, "boundaries": [10, 20], "adapters": [["lora", adapter.options]],
-            "iterations": 30, "shared": 0.2, "chain": False, "batch": 3, "learning_rate": 0.01,
-            "weight_decay": 0.0, "held_out": 0.3, "validate_every": 4, "patience": 2,
-            "precision": "bfloat16", "seed": -3, "loss": {"name": "toy-margin", "options": {}},
+            "num_experts": 3,
+            "boundaries": [10, 20],
+            "adapters": [["lora", adapter.options]],
+            "iterations": 30,
+            "shared": 0.2,
+            "chain": False,
+            "batch": 3,
+            "learning_rate": 0.01,
+            "weight_decay": 0.0,
+            "held_out": 0.3,
+            "validate_every": 4,
+            "patience": 2,
+            "precision": "bfloat16",
+            "seed": -3,
+            "loss": {"name": "toy-margin", "options": {}},
         }
         assert not experts_dir().exists()
         code, out, _ = run(
@@ -222,8 +233,8 @@ BAD_EVERYWHERE = [
     (("--backend", "toi"), 3, "toi"),
     (("--checkpoint", "nothing"), 4, "nothing"),
     (("--guider", "color"), 3, "color"),
-    (("--guider", "colour=4"), 2, "has a scale or an interval"),
-    (("--guider", "none"), 2, "a network is needed"),
+    (("--guider", "colour=4"), 2, "takes no scale and no interval here"),
+    (("--guider", "none"), 2, "--guider none names no network"),
     (("--guider-checkpoint", "nowhere.safetensors"), 4, "nowhere.safetensors"),
     (("--guider-option", "sharpness=-1"), 2, "sharpness"),
     (("--guider-option", "sharpness"), 2, "--guider-option 'sharpness' cannot be read"),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from ppap_framework.diffusion import Process
     from ppap_framework.guidance import Guide
     from ppap_framework.origin import Origin
-    from ppap_framework.run import Counts, Estimate, Plan
+    from ppap_framework.run import Counts, Plan
+    from ppap_framework.run.estimate import Estimate
 
 __all__ = ["show_plan"]
 
@@ -27,7 +28,8 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         plan: The plan.
         as_json: Print JSON.
     """
-    from ppap_framework.run import counts_of, estimate, first_batch
+    from ppap_framework.run import counts_of, first_batch
+    from ppap_framework.run.estimate import estimate
 
     counts, found, unknown = counts_of(plan), None, ""
     try:

@@ -21,8 +21,8 @@ Conflicts: TypeAlias = Literal["keep", "remove"]
 def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Each pull, projected onto the plane normal to every other that it conflicts with.
 
-    Each is compared with the original of the others, in the order given; the paper draws an order at
-    random, but here an image depends on its seed alone.
+    Each is compared with the original of the others, in the order given; the paper draws an order
+    at random, but here an image depends on its seed alone.
 
     Args:
         pulls: K of (B, C, H, W), finite; each image is dealt with by itself.

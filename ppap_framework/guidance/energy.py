@@ -10,8 +10,8 @@ Two ways to it, of which a guided step takes one:
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
 
-Components of the pulls -s_k dE_k that oppose another guide can be removed before they are added; see
-`ppap_framework.guidance.conflicts`.
+Components of the pulls -s_k dE_k that oppose another guide can be removed before they are added;
+see `ppap_framework.guidance.conflicts`.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ import pytest
 import torch
 from glide_files import stage as stated
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppap_plugin_adm
 import ppap_plugin_glide
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.run import LoadedBackend, Origin, Settings, estimate, plan
-from ppap_framework.run.meter import Imagined
+from ppap_framework.origin import Origin
+from ppap_framework.run import LoadedBackend, Sampling, plan
+from ppap_framework.run.estimate import _copy, _measured, estimate
 from ppap_plugin_adm.architecture import Process
 from ppap_plugin_adm.backend import AdmBackend, AdmStage
 from ppap_plugin_glide.architecture import StageArchitecture
@@ -76,11 +78,11 @@ LIKE_ANOTHER = ("adm_lsun_bedroom", "glide_base_inpaint")
 
 @pytest.mark.parametrize("name", [n for n in FLOPS if n not in (*RUNS, *LIKE_ANOTHER)])
 def test_a_forward_pass(name: str) -> None:
-    record, imagined = manifest(name), Imagined()
-    copied, given = imagined.copy((network(record), fed(record)))
+    record, fake = manifest(name), FakeTensorMode(allow_non_fake_inputs=True)
+    copied, given = _copy(fake, (network(record), fed(record)))
     with torch.no_grad():
-        _, work = imagined.work(partial(copied, **given))
-    assert work.flops == FLOPS[name] - (SPARED if name.endswith("classifier") else 0)
+        _, flops, _ = _measured(fake, partial(copied, **given))
+    assert flops == FLOPS[name] - (SPARED if name.endswith("classifier") else 0)
 
 
 def loaded(backend: DiffusionBackend) -> LoadedBackend:
@@ -91,7 +93,7 @@ def test_a_run_of_adm() -> None:
     record = manifest("adm_256x256_diffusion_uncond")
     process = Process(schedule="linear", timesteps=1000, variance="learned_range")
     backend = loaded(AdmBackend(AdmStage(network(record), process, size(record))))
-    found = estimate(plan(backend, [], Settings(num=3, steps=5)))
+    found = estimate(plan(backend, [], 3, Sampling(steps=5)))
     assert found.stages["base"].forward == FLOPS["adm_256x256_diffusion_uncond"]
     assert found.stages["base"].before == 0
     assert found.flops == 3 * 5 * FLOPS["adm_256x256_diffusion_uncond"]
@@ -118,8 +120,7 @@ def test_a_run_of_glide() -> None:
     def told(cfg: float, stage: str) -> Any:
         first, second = BaseStage(base, said[0], cfg), UpsamplerStage(upsampler, said[1])
         backend = loaded(GlideBackend(first, second, cast("PromptTokens", tokens)))
-        settings = Settings(num=2, steps=10, prompt="a hedgehog", stage=stage)
-        return estimate(plan(backend, [], settings))
+        return estimate(plan(backend, [], 2, Sampling(steps=10, prompt="a hedgehog", stage=stage)))
 
     plain, guided = told(1.0, "upsampler"), told(3.0, "base")
     for name, recorded in (("base", "glide_base"), ("upsampler", "glide_upsample")):

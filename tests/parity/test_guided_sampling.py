@@ -50,7 +50,8 @@ def test_guided_sampling(record: dict[str, Any], tensors: dict[str, Tensor]) -> 
         process={"schedule": record["noise_schedule"], "timesteps": 1000},
     )
     stage = BaseStage(network, architecture, record["guidance_scale"])
-    tokens, mask = tensors["tokens"], tensors["mask"].bool()
+    tokens = tensors["tokens"]
+    mask = tensors.get("mask", torch.ones_like(tokens)).bool()  # one is for networks with padding
     condition = Condition(Texts(tokens[:rows], mask[:rows]), Texts(tokens[rows:], mask[rows:]))
     tolerance = record["tolerance"]["value"]
 

@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_guides import guide_of
 
-from ppap_framework.components import (
-    GuidanceModel,
-    Prediction,
-    Stage,
-    Target,
-    TargetInput,
-    TaskLoss,
-    VarianceKind,
-)
+from ppap_framework.components import Prediction, Stage, VarianceKind
 from ppap_framework.diffusion import (
     Process,
     State,
@@ -29,7 +22,7 @@ from ppap_framework.diffusion import (
     space_timesteps,
     trajectory,
 )
-from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.guidance import EnergyGuidance
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, noise_schedule
 
 
@@ -85,46 +78,22 @@ class FormulaStage(Stage):
         return make(output, x_t, abar.sqrt(), (1.0 - abar).sqrt(), learned)
 
 
-class TimestepReader(GuidanceModel):
-    """A guide that knows the timestep from the level, as noise-aware ones do."""
-
-    network = nn.Identity()
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__()
-        self.clock = clock
-
-    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> tuple[Tensor, Tensor]:
-        assert level is not None
-        return images, self.clock(self.clock.schedule.nearest_timestep(level), self.clock.guide)
-
-    def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
-
-
-class Bowl(TaskLoss):
-    """The energy of which a case's `gradient_fn` is the negative gradient, of scale 1."""
-
-    def __init__(self, grows: bool) -> None:
-        self.grows = grows
-
-    def energy(self, prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        images, shown = prediction
-        steepness = 1.0 + shown / 1000.0 if self.grows else torch.ones_like(shown)
-        return (0.5 * steepness * (images - target).square()).flatten(1).sum(1)
-
-
 def guidance(formula: dict[str, Any] | None, clock: Clock) -> EnergyGuidance | None:
+    """A noise-aware guide, of whose energy the case's `gradient_fn` is the negative gradient."""
     if formula is None:
         return None
-    guide = Guide(
-        name="bowl",
-        model=TimestepReader(clock),
-        loss=Bowl(formula["times_one_plus_t_over_1000"]),
-        target=Target(value=torch.full((1, 1, 1, 1), formula["center"]), label="center"),
-        scale=formula["scale"],
-    )
-    return EnergyGuidance([guide])
+
+    def read(images: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return images, clock(clock.schedule.nearest_timestep(level), clock.guide)
+
+    def bowl(prediction: tuple[Tensor, Tensor], center: Tensor) -> Tensor:
+        images, shown = prediction
+        grows = formula["times_one_plus_t_over_1000"]
+        steepness = 1.0 + shown / 1000.0 if grows else torch.ones_like(shown)
+        return (0.5 * steepness * (images - center).square()).flatten(1).sum(1)
+
+    center = torch.full((1, 1, 1, 1), formula["center"])
+    return EnergyGuidance([guide_of(read, bowl, center, scale=formula["scale"])])
 
 
 def blend(formula: dict[str, Any] | None) -> Callable[[Tensor], Tensor] | None:
