@@ -97,8 +97,9 @@ def guide_of(given: Mapping[str, Any]) -> GuideRequest:
     if given["guider"] == "none":
         raise UsageError("--guider none names no network", hint="name one with --guider")
     problems = Problems()
-    [request] = parse_guides(given, problems)
+    requests = parse_guides(given, problems)
     problems.check()
+    [request] = requests
     if request.scale is not None or request.interval != (0.0, 1.0):
         raise UsageError(
             f"--guider {request.label} takes no scale and no interval here",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["guide_options", "recipe_of", "show_bundle", "training_options"]
 
-_PAIR = {"multiple": True, "metavar": "KEY=VALUE"}
+_PAIR: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 
 _GUIDE = (
     option("--guider", required=True, metavar="NAME", help="The network that learns."),
