@@ -162,7 +162,7 @@ def training_of(row: Row, guides: Sequence[Guide]) -> dict[str, Any] | None:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     hint = "name the transfer.json of a training, or the run.json of its data"
     record = read_json(path, hint)
     problem = None

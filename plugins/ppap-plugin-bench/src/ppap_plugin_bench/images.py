@@ -123,7 +123,7 @@ def _lost(draw: Drawing) -> dict[str, int]:
 def _write(path: Path, batch: Kept) -> None:
     images, lost = batch
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, **{name: np.array(n) for name, n in lost.items()})
+        np.savez(file, images=images, skipped=lost["skipped"], broken=lost["broken"])
 
 
 def _read(path: Path, number: int) -> Kept | None:

@@ -113,8 +113,9 @@ class Targets:
         """
         if kind == "class":
             label = f"{len(self.names)} classes"
-            named = [model.target(TargetInput(text=n, source=n)).value for n in self.names]
-            values = named if self.scenes is None else [named[k] for k in self._labels]
+            values = [model.target(TargetInput(text=n, source=n)).value for n in self.names]
+            if self.scenes is not None:
+                values = [values[k] for k in self._labels]
         else:
             assert self.scenes is not None
             label = f"{len(self.scenes)} scenes"
