@@ -62,9 +62,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         check_adapt(out, recipe, sampling, compute, **draws)
     with problems.collected():
         found = backend_of(given)
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     with progress(f"the same command goes on in {out}") as watch:
         bundle = adapt(
             found.load(),

@@ -28,7 +28,7 @@ from click.core import ParameterSource
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError
 
-__all__ = ["Command", "Option", "OrAuto", "command", "find_config", "option", "problems_of"]
+__all__ = ["Command", "Option", "command", "find_config", "option", "or_auto", "problems_of"]
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
@@ -45,27 +45,6 @@ class Text(click.types.StringParamType):
         if isinstance(value, bool | list | dict):
             self.fail(f"{value!r} is not text", param, ctx)
         return str(value)
-
-
-class OrAuto(click.ParamType):
-    """A number, or the word "auto".
-
-    Args:
-        number: Type of the number, `click.INT` or `click.FLOAT`.
-    """
-
-    def __init__(self, number: click.ParamType) -> None:
-        self.number = number
-        self.name = "number|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "auto":
-            return value
-        try:
-            return self.number.convert(value, param, ctx)
-        except click.BadParameter:
-            kind = "whole number" if self.number is click.INT else "number"
-            self.fail(f"{value!r} is neither a {kind} nor auto", param, ctx)
 
 
 class Option(click.Option):
@@ -101,6 +80,19 @@ def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callabl
         settings.setdefault("type", Text())
         settings.setdefault("show_default", settings.get("default") is not None)
     return click.option(*names, cls=Option, **settings)
+
+
+def or_auto(number: type[int] | type[float]) -> Callable[[object], Any]:
+    """The type of an option that is a number or the word "auto"."""
+
+    def convert(value: object) -> Any:
+        try:
+            return value if value == "auto" else number(str(value))
+        except ValueError as error:
+            kind = "whole number" if number is int else "number"
+            raise click.BadParameter(f"{value!r} is neither a {kind} nor auto.") from error
+
+    return convert
 
 
 def problems_of(ctx: click.Context) -> Problems:

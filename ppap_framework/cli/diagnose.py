@@ -91,12 +91,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
                 hint="--overwrite replaces it, or give another folder with --out",
             )
     problems.errors += [*sampling.problems(num=1), *compute.problems()]
-    data = found = run = None
+    data = found = run = request = None
     with problems.collected():
         data = _data(given["data"], given["num"] or 2)
     with problems.collected():
         found = None if given["backend"] is None else backend_of(given)
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = None if given["guider"] is None else guide_of(given)
     problems.check()
     assert found is not None
     assert request is not None

@@ -138,15 +138,17 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
     """
     from ppap_framework.experts import bundle_by_name, find_bundles, verify_bundle
 
-    wanted = [(source, None) for source in sources] or [(b.name, b) for b in find_bundles()]
+    wanted: list[str | BundleFile] = [*sources] or [*find_bundles()]
     results: list[dict[str, Any]] = []
     problems = Problems()
-    for source, here in wanted:
-        result: dict[str, Any] = {"source": source, "whole": False, "experts": None}
+    for source in wanted:
+        name = source if isinstance(source, str) else source.name
+        result: dict[str, Any] = {"source": name, "whole": False, "experts": None}
         result |= {"tensors": None, "fault": None}
         results.append(result)
         with problems.collected():
-            info, state = verify_bundle((here or bundle_by_name(source)).path)
+            bundle = bundle_by_name(source) if isinstance(source, str) else source
+            info, state = verify_bundle(bundle.path)
             result |= {"whole": True, "experts": len(info), "tensors": len(state)}
         if not result["whole"]:
             result["fault"] = problems.errors[-1].message
@@ -186,9 +188,9 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
         bundle = _own(bundle_by_name(source))
     with problems.collected():
         backend = backend_of(given)
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:
         found = calibrate(

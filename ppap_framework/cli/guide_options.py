@@ -88,25 +88,25 @@ def parse_guides(
     return requests
 
 
-def guide_of(given: Mapping[str, Any], problems: Problems) -> GuideRequest | None:
-    """The network of a command that has one and does not guide with it, checked; None if it cannot
-    be used, which is collected.
+def guide_of(given: Mapping[str, Any]) -> GuideRequest:
+    """The network of a command that has one and does not guide with it, checked.
+
+    Raises:
+        PpapError: If it cannot be used.
     """
     if given["guider"] == "none":
-        problems.errors.append(
-            UsageError("--guider none names no network", hint="name one with --guider")
+        raise UsageError("--guider none names no network", hint="name one with --guider")
+    problems = Problems()
+    requests = parse_guides(given, problems)
+    problems.check()
+    [request] = requests
+    if request.scale is not None or request.interval != (0.0, 1.0):
+        raise UsageError(
+            f"--guider {request.label} takes no scale and no interval here",
+            hint="they are for `ppap run`; give the name alone",
         )
-    elif given["guider"] is not None:
-        with problems.collected():
-            for request in parse_guides(given, problems):
-                if request.scale is not None or request.interval != (0.0, 1.0):
-                    raise UsageError(
-                        f"--guider {request.label} takes no scale and no interval here",
-                        hint="they are for `ppap run`; give the name alone",
-                    )
-                request.check()
-                return request
-    return None
+    request.check()
+    return request
 
 
 def typed_option(

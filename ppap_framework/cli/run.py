@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
-from ppap_framework.cli.config import Command, OrAuto, option, problems_of
+from ppap_framework.cli.config import Command, option, or_auto, problems_of
 from ppap_framework.cli.output import note, print_json
 from ppap_framework.cli.progress import progress
 from ppap_framework.errors import Problems, UsageError
@@ -52,7 +52,8 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @_per_guide("--loss", "Loss that the guide descends, if not the guider's own.")
 @option(
     "--scale",
-    type=OrAuto(click.FLOAT),
+    type=or_auto(float),
+    metavar="NUMBER|auto",
     help="Guidance scale for guides without =SCALE. auto: the calibrated scales of their experts. "
     "By default auto if there are any, and 4 otherwise.",
 )
@@ -84,7 +85,8 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @option("--num", type=int, default=4, help="Number of images.")
 @option(
     "--batch",
-    type=OrAuto(click.INT),
+    type=or_auto(int),
+    metavar="NUMBER|auto",
     default=8,
     help="Batch size; auto for as many images as memory has room for.",
 )

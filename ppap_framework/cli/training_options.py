@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["guide_options", "recipe_of", "show_bundle", "training_options"]
 
-_PAIR = {"multiple": True, "metavar": "KEY=VALUE"}
+_PAIR: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 
 _GUIDE = (
     option("--guider", required=True, metavar="NAME", help="The network that learns."),
@@ -29,11 +29,7 @@ _GUIDE = (
 )
 
 _EXPERTS = (
-    option(
-        "--num-experts",
-        type=int,
-        help="Number of experts; by default 5, or as many as --boundaries make.",
-    ),
+    option("--num-experts", type=int, help="Number of experts; by default 5."),
     option(
         "--boundaries",
         metavar="auto|T,T,...",
@@ -147,7 +143,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
 
 def _adapter(text: str) -> tuple[str, str]:
-    """Name and options; the name may be "distribution:name", which contains no "="."""
+    """Name, perhaps "distribution:name", and options."""
     name, _, options = text.strip().partition(":")
     own, _, rest = options.partition(":")
     return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)

@@ -57,9 +57,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         found = backend_of(given)
     with problems.collected():
         data = (LabelledImages if given["supervised"] else SyntheticData)(given["data"])
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     with progress(f"the same command goes on in {out}") as watch:
         bundle = transfer(
             found.load(),
