@@ -97,7 +97,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         entries = [
             f"{key.replace('_', '.')} = acme_{name}.plugin:{c}" for key, c in commands.items()
         ]
-        text = "\n".join(["[other]", "x = y:z", "[ppap.commands]", *entries, "", "[more]", "a = b"])
+        text = "\n".join(
+            ["[other]", "x = y:z", "[ppap.commands]", "# z = z", *entries, "", "=", "[m]", "a = b"]
+        )
         plugin(name, source, replaced={"entry_points.txt": text.encode()}).install(tmp_path)
 
     yield made
@@ -119,6 +121,7 @@ def go(crash):
 def test_plugins_add_commands_and_subcommands(install: Any, typed: Run) -> None:
     install("tools", GO, go="go", experts_go="go", experts_list="go", run="go", run_x="go")
     assert {"go", "experts.go"} <= plugin_commands().keys()
+    assert not {"a", "x", "z", "# z"} & plugin_commands().keys()
     assert typed("go", "-v") == (7, "gone from acme_tools.plugin\n", "hello\n")
     assert typed("experts", "go", "-q")[:2] == (7, "gone from acme_tools.plugin\n")
     assert "bundles that are found" in typed("experts", "list", "--help").out  # the core's own

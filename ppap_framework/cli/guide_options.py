@@ -30,7 +30,6 @@ _GUIDER = re.compile(
 )
 _INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _COMPONENT = re.compile(r"(?:[\w.-]+:)?[a-z0-9]+(?:-[a-z0-9]+)*")
-_KEY = re.compile(r"(?:(?P<guide>[^=]*)\.)?(?P<key>[^=.]+)=(?P<value>.*)", re.DOTALL)
 
 _FIELDS = {
     "target": "target",
@@ -182,7 +181,7 @@ def _guide(text: str) -> dict[str, Any]:
             f"--guider {text!r} cannot be read",
             hint=f"did you mean {near[0]!r}?" if near else f"type {_FORM}",
         )
-    guide: dict[str, Any] = {"source": match["name"], "options": {}, "loss_options": {}}
+    guide: dict[str, Any] = {"source": match["name"], "options": [], "loss_options": []}
     if match["scale"] is not None:
         try:
             auto = match["scale"].strip() == "auto"
@@ -206,64 +205,47 @@ def _guide(text: str) -> dict[str, Any]:
 def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
     """Give the value of an option to the guide that it is for."""
     flag, field = f"--{parameter.replace('_', '-')}", _FIELDS[parameter]
-    if not field.endswith("options"):
-        guide, value = _assigned(flag, text, guides)
-        _set(guide, field, value, flag, guide)
-        return
-    match = _KEY.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"{flag} {text!r} cannot be read", hint="type KEY=VALUE or GUIDE.KEY=VALUE"
-        )
-    prefix = f"{match['guide']}=" if match["guide"] is not None else ""
-    try:
-        guide, _ = _assigned(flag, f"{prefix}{match['key']}", guides)
-    except UsageError as error:
-        raise UsageError(error.message, hint="type GUIDE.KEY=VALUE") from error
-    key = match["key"].strip().replace("-", "_")
-    _set(guide[field], key, match["value"].strip(), f"{flag} {key}", guide)
-
-
-def _set(fields: dict[str, Any], key: str, value: str, what: str, guide: Mapping[str, Any]) -> None:
-    if key in fields:
-        raise UsageError(
-            f"{what} is given twice for guide {_name(guide)!r}", hint="give it once for each guide"
-        )
-    fields[key] = value
-
-
-def _assigned(flag: str, text: str, guides: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """The guide that a value is for, and the value."""
+    of_guider = field.endswith("options")
+    before, equals, after = text.partition("=")
+    if of_guider:
+        name, dot, key = before.rpartition(".")
+        named, value = bool(dot), f"{key}{equals}{after}"
+    else:
+        name = before.strip()
+        named = bool(equals and (_COMPONENT.fullmatch(name) or name in map(_name, guides)))
+        value = after.strip() if named else text.strip()
+    names = list(map(_name, guides))
     if not guides:
         raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
-    prefix, equals, rest = text.partition("=")
-    named = prefix.strip()
-    for guide in guides:
-        if equals and named in (_name(guide), guide["source"]):
-            return guide, rest.strip()
-    names = list(map(_name, guides))
-    if equals and _COMPONENT.fullmatch(named):
-        near = difflib.get_close_matches(named, names, n=1) or names[:1]
-        raise UsageError(
-            f"{flag} {text!r} is for guide {named!r}, which is not used",
-            hint=f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}",
-        )
-    if len(guides) > 1:
+    if not named and len(guides) > 1:
+        forms = [f"{flag} {shlex.quote(f'{name}={text}')}" for name in names]
         raise UsageError(
             f"{flag} {text!r} does not say for which guide it is",
-            hint=" or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in names),
+            hint="type GUIDE.KEY=VALUE" if of_guider else " or ".join(forms),
         )
-    return guides[0], text.strip()
+    matching = [g for g in guides if not named or name in (_name(g), g["source"])]
+    if not matching:
+        near = difflib.get_close_matches(name, names, n=1) or names[:1]
+        bare = f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}"
+        raise UsageError(
+            f"{flag} {text!r} is for guide {name!r}, which is not used",
+            hint="type GUIDE.KEY=VALUE" if of_guider else bare,
+        )
+    [guide] = matching
+    if of_guider:
+        guide[field].append(value)
+    elif field in guide:
+        raise UsageError(
+            f"{flag} is given twice for guide {_name(guide)!r}", hint="give it once for each guide"
+        )
+    else:
+        guide[field] = value
 
 
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:
-    source, options, loss_options = guide["source"], guide["options"], guide["loss_options"]
-    loss = guide.get("loss") or (loss_options and registry().spec("guider", source).default_loss)
-    typed = {
-        "options": {k: typed_option(source, k, text) for k, text in options.items()},
-        "loss_options": {
-            k: typed_option(loss, k, text, "loss") for k, text in loss_options.items()
-        },
-        "allow_mismatch": given.get("allow_mismatch", ()),
-    }
-    return GuideRequest(**{"scale": given.get("scale"), **guide, **typed}, offline=offline)
+    source, texts = guide["source"], guide["loss_options"]
+    loss = guide.get("loss") or (texts and registry().spec("guider", source).default_loss)
+    fields = {"scale": given.get("scale")} | guide
+    fields["options"] = typed_pairs("--guider-option", guide["options"], source, "guider")
+    fields["loss_options"] = typed_pairs("--loss-option", texts, loss, "loss")
+    return GuideRequest(**fields, allow_mismatch=given.get("allow_mismatch", ()), offline=offline)
