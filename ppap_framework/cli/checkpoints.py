@@ -130,23 +130,20 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 
     found = registry()
     here = [card for card in found.every_card() if _is_here(card)] if not names else []
-    results: list[dict[str, Any]] = []
-    problems = Problems()
+    keys, results, problems = ("name", "sound", "sha256", "against", "fault"), [], Problems()
+    result: dict[str, Any]
     for card in [found.card_named(name) for name in names] or here:
-        result: dict[str, Any] = {"name": card.name, "sound": False, "sha256": None, "fault": None}
-        results.append(result)
+        results.append(result := dict.fromkeys(keys) | {"name": card.name, "sound": False})
         with problems.collected():
             check(card)
             path = location(card)
             first = "as when it was used first" if noted_sha256(path) else "compared with nothing"
-            result["against"] = "as published" if card.sha256 else first
             result["sha256"] = file_sha256(path)
+            result["against"] = "as published" if card.sha256 else first
             result["tensors"] = len(open_checkpoint(card, offline=True).state_dict())
             result["sound"] = True
-        if not result["sound"]:
-            result["fault"] = problems.errors[-1].message
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
-    return print_verified(results, line, problems, as_json)
+    return print_verified(results, "sound", line, problems, as_json)
 
 
 @command.command("convert")

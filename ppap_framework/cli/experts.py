@@ -68,8 +68,7 @@ def list_experts(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif rows:
-        sizes = [row["size"] and size_words(row["size"]) for row in rows]
-        print_table(_COLUMNS, [row | {"size": size} for row, size in zip(rows, sizes, strict=True)])
+        print_table(_COLUMNS, [r | {"size": r["size"] and size_words(r["size"])} for r in rows])
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 
@@ -139,21 +138,16 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
     from ppap_framework.experts import bundle_by_name, find_bundles, verify_bundle
 
     wanted: list[str | BundleFile] = [*sources] or [*find_bundles()]
-    results: list[dict[str, Any]] = []
-    problems = Problems()
+    keys, results, problems = ("source", "whole", "experts", "tensors", "fault"), [], Problems()
     for source in wanted:
         name = source if isinstance(source, str) else source.name
-        result: dict[str, Any] = {"source": name, "whole": False, "experts": None}
-        result |= {"tensors": None, "fault": None}
-        results.append(result)
+        results.append(dict.fromkeys(keys) | {"source": name, "whole": False})
         with problems.collected():
             bundle = bundle_by_name(source) if isinstance(source, str) else source
             info, state = verify_bundle(bundle.path)
-            result |= {"whole": True, "experts": len(info), "tensors": len(state)}
-        if not result["whole"]:
-            result["fault"] = problems.errors[-1].message
+            results[-1] |= {"whole": True, "experts": len(info), "tensors": len(state)}
     line = "{source}: {experts} experts in {tensors} tensors are whole"
-    return print_verified(results, line, problems, as_json)
+    return print_verified(results, "whole", line, problems, as_json)
 
 
 @command.command("calibrate")
