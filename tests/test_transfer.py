@@ -193,7 +193,7 @@ class TestResult:
         experts = load_bundle(bundle.path, model, Backend())
         for expert, score in enumerate(bundle.info.metrics["experts"]):
             timesteps = (range(50), range(50, 100))[expert]
-            exam = validation_batch(0, 1 + expert, count=5, timesteps=timesteps, shape=(3, 8, 8))
+            exam = validation_batch((0, 1 + expert), 5, timesteps, (3, 8, 8))
             x_t = SCHEDULE.add_noise(x0[15:], exam.timesteps, exam.noise)
             level = SCHEDULE.level(exam.timesteps)
             with torch.no_grad():

@@ -21,8 +21,8 @@ RANGES = st.tuples(st.integers(0, 50), st.integers(1, 200)).map(lambda p: range(
 
 
 def drawn(step: int = 3, *, seed: int = 0, phase: int = 0, **changes: Any) -> Batch:
-    settings = {"batch": 4, "count": 10, "timesteps": range(10, 50), "shape": (3, 2, 2), **changes}
-    return training_batch(seed, phase, step, **settings)
+    settings = {"size": 4, "count": 10, "timesteps": range(10, 50), "shape": (3, 2, 2), **changes}
+    return training_batch((seed, phase), step, **settings)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -39,14 +39,14 @@ class TestTrainingBatch:
         self, seed: int, phase: int, batch: int, count: int, epochs: int
     ) -> None:
         steps = range(math.ceil(count * epochs / batch))
-        settings: dict[str, Any] = {"seed": seed, "phase": phase, "batch": batch, "count": count}
+        settings: dict[str, Any] = {"seed": seed, "phase": phase, "size": batch, "count": count}
         images = torch.cat([drawn(step, **settings).images for step in steps]).tolist()
         for epoch in range(epochs):
             assert sorted(images[epoch * count : (epoch + 1) * count]) == list(range(count))
 
     def test_in_another_order_each_time(self) -> None:
         orders = {
-            tuple(drawn(step, phase=phase, batch=30, count=30).images.tolist())
+            tuple(drawn(step, phase=phase, size=30, count=30).images.tolist())
             for step in range(5)
             for phase in range(5)
         }
@@ -57,7 +57,7 @@ class TestTrainingBatch:
     def test_a_timestep_from_each_of_equal_parts(
         self, seed: int, step: int, batch: int, timesteps: range
     ) -> None:
-        found = drawn(step, seed=seed, batch=batch, timesteps=timesteps).timesteps
+        found = drawn(step, seed=seed, size=batch, timesteps=timesteps).timesteps
         assert found.dtype == torch.int64
         assert found.shape == (batch,)
         width = len(timesteps)
@@ -67,13 +67,13 @@ class TestTrainingBatch:
     def test_every_timestep_is_as_likely(self) -> None:
         counts = torch.zeros(10)
         for step in range(2000):
-            found = drawn(step, batch=3, timesteps=range(5, 15)).timesteps - 5
+            found = drawn(step, size=3, timesteps=range(5, 15)).timesteps - 5
             counts += torch.bincount(found, minlength=10)
         expected, spread = 600, (6000 * 0.1 * 0.9) ** 0.5
         assert (counts - expected).abs().max() < 5 * spread
 
     def test_noise_is_standard_normal(self) -> None:
-        noise = drawn(batch=64, shape=(3, 20, 20)).noise
+        noise = drawn(size=64, shape=(3, 20, 20)).noise
         assert noise.shape == (64, 3, 20, 20)
         assert noise.mean().abs() < 5 / noise.numel() ** 0.5
         assert (noise.var() - 1).abs() < 5 * (2 / noise.numel()) ** 0.5
@@ -106,7 +106,7 @@ class TestValidationBatch:
     def test_every_image_once_over_the_whole_range(
         self, seed: int, phase: int, count: int, timesteps: range
     ) -> None:
-        exam = validation_batch(seed, phase, count=count, timesteps=timesteps, shape=(3, 1, 1))
+        exam = validation_batch((seed, phase), count=count, timesteps=timesteps, shape=(3, 1, 1))
         assert exam.images.tolist() == list(range(count))
         offsets = sorted((exam.timesteps - timesteps.start).tolist())
         # In the middle of each of `count` equal parts.
@@ -115,12 +115,12 @@ class TestValidationBatch:
 
     def test_is_always_the_same_and_no_training_batch(self) -> None:
         settings: dict[str, Any] = {"timesteps": range(90), "shape": (3, 2, 2), "count": 10}
-        one = validation_batch(1, 2, **settings)
+        one = validation_batch((1, 2), **settings)
         torch.manual_seed(5)
-        assert same(validation_batch(1, 2, **settings), one)
-        assert not torch.equal(validation_batch(1, 3, **settings).noise, one.noise)
-        assert not torch.equal(validation_batch(2, 2, **settings).timesteps, one.timesteps)
-        assert not torch.equal(training_batch(1, 2, 0, batch=10, **settings).noise, one.noise)
+        assert same(validation_batch((1, 2), **settings), one)
+        assert not torch.equal(validation_batch((1, 3), **settings).noise, one.noise)
+        assert not torch.equal(validation_batch((2, 2), **settings).timesteps, one.timesteps)
+        assert not torch.equal(training_batch((1, 2), 0, 10, **settings).noise, one.noise)
 
 
 class TestPhases:

@@ -148,7 +148,7 @@ class TestScores:
         assert training.held_out == 5
         for expert, (score, phase) in enumerate(zip(training.scores, (1, 2), strict=True)):
             timesteps = training.phases[phase].timesteps
-            batch = validation_batch(0, phase, count=5, timesteps=timesteps, shape=(3, 8, 8))
+            batch = validation_batch((0, phase), 5, timesteps, (3, 8, 8))
             abar = SCHEDULE.alphas_cumprod[batch.timesteps][:, None, None, None]
             x_t = (abar.sqrt() * x0[15:] + (1 - abar).sqrt() * batch.noise).float()
             for merged, said in ((expert, score["held_out"]), (None, score["untouched"])):
@@ -351,8 +351,7 @@ class TestStatistics:
         """What the first batch norm sees while statistics are estimated, float64."""
         batches = []
         for step in range(4):
-            settings: dict[str, Any] = {"batch": 6, "count": 15, "shape": (3, 8, 8)}
-            drawn = training_batch(0, phase, iterations + step, timesteps=timesteps, **settings)
+            drawn = training_batch((0, phase), iterations + step, 6, 15, timesteps, (3, 8, 8))
             abar = SCHEDULE.alphas_cumprod[drawn.timesteps][:, None, None, None]
             batches.append(abar.sqrt() * x0[drawn.images] + (1 - abar).sqrt() * drawn.noise)
         return batches

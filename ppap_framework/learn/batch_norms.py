@@ -1,6 +1,4 @@
-"""Batch norms in training: experts that hold running statistics of their own gather and estimate
-them; all others use the network's.
-"""
+"""Batch norms of which experts hold running statistics of their own."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ iteration, so that an interrupted training continues exactly.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import final
+from typing import TypeAlias, final
 
 import attrs
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 __all__ = ["Batch", "training_batch", "validation_batch"]
+
+Shape: TypeAlias = tuple[int, int, int]
 
 _TRAINING, _ORDER, _VALIDATION = 0, 1, 2
 
@@ -42,45 +44,35 @@ class Batch:
 
 
 def training_batch(
-    seed: int,
-    phase: int,
-    step: int,
-    *,
-    batch: int,
-    count: int,
-    timesteps: range,
-    shape: tuple[int, int, int],
+    key: tuple[int, int], step: int, size: int, count: int, timesteps: range, shape: Shape
 ) -> Batch:
-    """The batch of an iteration.
+    """The batch of an iteration, from 0.
 
     Every epoch has a new random order of the images. Timesteps are stratified, one from each of B
     equal parts of the range: the expectation is that of independent ones, the variance is smaller.
 
     Args:
-        seed: Seed of the training.
-        phase: Number of the phase.
-        step: Iteration of the phase, from 0.
-        batch: B.
+        key: Seed of the training, and number of the phase.
+        step: The iteration of the phase.
+        size: B.
         count: Number of images to choose from.
         timesteps: Range of base timesteps.
         shape: (3, H, W).
     """
-    places = range(step * batch, (step + 1) * batch)
-    orders = {epoch: _order(seed, phase, epoch, count) for epoch in {i // count for i in places}}
+    places = range(step * size, (step + 1) * size)
+    orders = {epoch: _order(key, epoch, count) for epoch in {i // count for i in places}}
     images = torch.stack([orders[i // count][i % count] for i in places])
-    generator = _generator(seed, _TRAINING, phase, step)
+    generator = _generator(key, _TRAINING, step)
     # In float32 a place at the end of its part may round to the beginning of the next one.
-    spread = torch.arange(batch) + torch.rand(batch, generator=generator).double()
-    return Batch(images, _at(timesteps, spread), torch.randn(batch, *shape, generator=generator))
+    spread = torch.arange(size) + torch.rand(size, generator=generator).double()
+    return Batch(images, _at(timesteps, spread), torch.randn(size, *shape, generator=generator))
 
 
-def validation_batch(
-    seed: int, phase: int, *, count: int, timesteps: range, shape: tuple[int, int, int]
-) -> Batch:
+def validation_batch(key: tuple[int, int], count: int, timesteps: range, shape: Shape) -> Batch:
     """Each of `count` held-out images once, at timesteps spread over the range. The arguments are
     those of `training_batch`.
     """
-    generator = _generator(seed, _VALIDATION, phase, 0)
+    generator = _generator(key, _VALIDATION, 0)
     spread = torch.randperm(count, generator=generator).double() + 0.5
     noise = torch.randn(count, *shape, generator=generator)
     return Batch(torch.arange(count), _at(timesteps, spread), noise)
@@ -91,11 +83,11 @@ def _at(timesteps: range, spread: Tensor) -> Tensor:
     return timesteps.start + (spread * len(timesteps) / len(spread)).long()
 
 
-def _order(seed: int, phase: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=_generator(seed, _ORDER, phase, epoch))
+def _order(key: tuple[int, int], epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=_generator(key, _ORDER, epoch))
 
 
-def _generator(*words: int) -> torch.Generator:
-    # Seeds may be negative; numpy wants whole numbers from 0.
-    mixed = np.random.SeedSequence([word % 2**64 for word in words])
+def _generator(key: tuple[int, int], use: int, step: int) -> torch.Generator:
+    seed, phase = key  # the seed may be negative; numpy wants whole numbers from 0
+    mixed = np.random.SeedSequence([seed % 2**64, use, phase, step])
     return torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -35,6 +35,7 @@ __all__ = ["Distillation", "Report", "check_experts"]
 
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
+_STATE = ("phase", "step", "best", "stale", "scores", "start")
 
 
 @final
@@ -80,8 +81,8 @@ class Distillation:
 
     Args:
         experts: The experts, attached and otherwise as they were made.
-        loss: Its `transfer` compares the student's answer with the teacher's; its `energy` compares
-            it with a label.
+        loss: Its `transfer` compares the answers of student and teacher; its `energy` compares the
+            student's with labels.
         schedule: Noise schedule of the images.
         data: Images and answers.
         recipe: How experts are trained.
@@ -92,7 +93,7 @@ class Distillation:
         phase: Number of the current phase.
         step: Iterations of it that are done.
         scores: For each finished expert its held-out loss, that of the untouched network, and the
-            iteration after which its parameters were the best.
+            iteration of its best parameters.
     """
 
     def __init__(
@@ -109,9 +110,9 @@ class Distillation:
         self.held_out = min(data.count - 1, max(1, round(data.count * recipe.held_out)))
         self.phase = self.step = 0
         self.scores: list[dict[str, float | None]] = []
-        self._best: tuple[float, int, dict[str, Tensor]] | None = None
-        self._stale = 0  # validations since the best one
-        self._start: dict[str, Tensor] | None = None
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        self.stale = 0  # validations since the best one
+        self.start: dict[str, Tensor] | None = None  # the shared start
         self._norms = own_batch_norms(experts)
         self._optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
@@ -123,15 +124,9 @@ class Distillation:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to continue: tensors and plain values."""
-        return {
-            "phase": self.phase,
-            "step": self.step,
+        return {name: getattr(self, name) for name in _STATE} | {
             "experts": self._experts.state_dict(),
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
-            "best": list(self._best) if self._best else None,
-            "stale": self._stale,
-            "scores": self.scores,
-            "start": self._start,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -141,11 +136,9 @@ class Distillation:
             AssetError: If it belongs to other experts.
         """
         self._experts.load_state_dict(state["experts"])
-        self.phase, self.step, self._stale = state["phase"], state["step"], state["stale"]
-        best = state["best"]
-        self._best = None if best is None else (best[0], best[1], best[2])
-        self.scores, self._start = state["scores"], state["start"]
         self._optimizer_state = state["optimizer"]
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def run(self) -> Generator[Report, None, None]:
         """Train, with a report after every iteration, when a state may be taken. The network is as
@@ -162,7 +155,7 @@ class Distillation:
     def _run_phase(self, phase: Phase) -> Generator[Report, None, None]:
         if self.step == 0 and phase.begins_with is not None:
             state = self._experts.state_dict()
-            source = self._start if phase.begins_with == SHARED else _of(state, phase.begins_with)
+            source = self.start if phase.begins_with == SHARED else _of(state, phase.begins_with)
             assert source is not None
             _put(state, phase.expert, source)
         recipe = self._recipe
@@ -177,7 +170,7 @@ class Distillation:
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None
-            while self.step < phase.iterations and not 0 < recipe.patience <= self._stale:
+            while self.step < phase.iterations and not 0 < recipe.patience <= self.stale:
                 loss = self._learn(phase, self._optimizer, parameters)
                 self.step += 1
                 held_out = None
@@ -196,7 +189,7 @@ class Distillation:
                     "best_iteration": best,
                 }
             )
-        self.phase, self.step, self._best, self._stale = self.phase + 1, 0, None, 0
+        self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _learn(
         self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
@@ -229,8 +222,8 @@ class Distillation:
             Their held-out loss, and the iteration after which they were found.
         """
         state = self._experts.state_dict()
-        assert self._best is not None  # the last iteration was validated
-        score, step, parameters = self._best
+        assert self.best is not None  # the last iteration was validated
+        score, step, parameters = self.best
         if not math.isfinite(score):
             raise PpapError(
                 f"the loss of {phase.name} on held-out images was never finite",
@@ -248,28 +241,17 @@ class Distillation:
             else:
                 _put(state, phase.expert, gathered)
         if phase.shared:
-            self._start = _copy(state, phase.expert)
+            self.start = _copy(state, phase.expert)
         return score, step
 
     def _batch(self, phase: Phase, step: int) -> Batch:
-        return training_batch(
-            self._recipe.seed,
-            self.phase,
-            step,
-            batch=self._recipe.batch,
-            count=self._data.count - self.held_out,
-            timesteps=phase.timesteps,
-            shape=self._data.shape,
-        )
+        key, count = (self._recipe.seed, self.phase), self._data.count - self.held_out
+        shape = self._data.shape
+        return training_batch(key, step, self._recipe.batch, count, phase.timesteps, shape)
 
     def _validation(self, phase: Phase) -> Batch:
-        batch = validation_batch(
-            self._recipe.seed,
-            self.phase,
-            count=self.held_out,
-            timesteps=phase.timesteps,
-            shape=self._data.shape,
-        )
+        key, shape = (self._recipe.seed, self.phase), self._data.shape
+        batch = validation_batch(key, self.held_out, phase.timesteps, shape)
         return attrs.evolve(batch, images=batch.images + self._data.count - self.held_out)
 
     @torch.no_grad()
@@ -282,20 +264,27 @@ class Distillation:
         return total / len(validation.images) if math.isfinite(total) else math.inf
 
     def _remember(self, phase: Phase, score: float) -> None:
-        if self._best is None or score < self._best[0]:
+        if self.best is None or score < self.best[0]:
             parameters = _copy(self._experts.state_dict(), phase.expert)
-            self._best, self._stale = (score, self.step, parameters), 0
+            self.best, self.stale = (score, self.step, parameters), 0
         else:
-            self._stale += 1
+            self.stale += 1
 
     def _losses(self, batch: Batch) -> Tensor:
         """(B,)."""
         prediction = widened(self._predict(batch))
         answers = widened(self._data.answers(batch.images))
-        if self._data.supervised:
-            losses = _supervised(self._loss, prediction, answers)
-        else:
-            losses = self._loss.transfer(prediction, answers)
+        compare = self._loss.energy if self._data.supervised else self._loss.transfer
+        try:
+            losses = compare(prediction, answers)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if not self._data.supervised:
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise AssetError(
+                f"the labels do not fit the network's answers: {reason}",
+                hint="they must be what the loss takes as targets",
+            ) from error
         if losses.shape != batch.images.shape:
             count = len(batch.images)
             raise PluginError(
@@ -312,17 +301,6 @@ class Distillation:
                 x_t.contiguous(memory_format=torch.channels_last),
                 self._schedule.level(batch.timesteps),
             )
-
-
-def _supervised(loss: TaskLoss, prediction: Any, labels: Tensor) -> Tensor:
-    try:
-        return loss.energy(prediction, labels)
-    except (IndexError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise AssetError(
-            f"the labels do not fit the network's answers: {reason}",
-            hint="they must be what the loss takes as targets",
-        ) from error
 
 
 def _of(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:

@@ -69,10 +69,12 @@ def recorded_settings(path: Path) -> dict[str, Any] | None:
 class TransferFolder:
     """The folder of a training, held with `opened`.
 
-    Attributes:
+    Args:
         path: The folder.
         settings: Everything that determines the experts, as JSON.
-        bundle: Path of their file.
+        bundle: Name of their file.
+
+    Attributes:
         log: Lines of the log; they are written with the next state.
     """
 
@@ -90,13 +92,7 @@ class TransferFolder:
     def opened(
         cls, path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
     ) -> Iterator[TransferFolder]:
-        """Hold the folder, created if it is missing.
-
-        Args:
-            path: The folder.
-            settings: Everything that determines the experts, as JSON.
-            bundle: Name of their file.
-            overwrite: Whether to remove an earlier training.
+        """Hold the folder, created if it is missing; `overwrite` removes an earlier training.
 
         Raises:
             UsageError: If it holds other files or a training with other settings, or another

@@ -18,12 +18,7 @@ _CURVES = (
 
 
 def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
-    """Write `path`.png and `path`.svg.
-
-    Args:
-        lines: Lines of the log.
-        phases: Phases of the training.
-        path: Path without suffix.
+    """Write `path`.png and `path`.svg from the lines of a log.
 
     Raises:
         PpapError: If matplotlib is not installed.
@@ -34,16 +29,11 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], pat
     figure = new_figure(3.4 * columns + 0.6, 2.5 * rows + 0.8)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     drawn: dict[str, Any] = {}
-    positive = True
     for phase, panel in zip(phases, panels, strict=False):
+        own = [line for line in lines if line["phase"] == phase.name]
         for key, label, style in _CURVES:
-            points = [
-                (line["iteration"], line[key])
-                for line in lines
-                if line["phase"] == phase.name and line.get(key) is not None
-            ]
+            points = [(line["iteration"], line[key]) for line in own if line.get(key) is not None]
             if points:
-                positive = positive and all(loss > 0 for _, loss in points)
                 [drawn[label]] = panel.plot(*zip(*points, strict=True), **style)
         first, last = phase.timesteps.start, phase.timesteps.stop - 1
         panel.set_title(f"{phase.name}: t = {first} to {last}", fontsize="medium")
@@ -53,11 +43,11 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], pat
         panel.set_axis_off()
     for panel in panels[: len(phases) : columns]:
         panel.set_ylabel("transfer loss")
+    losses = [line[key] for line in lines for key in ("loss", "held_out") if key in line]
     if drawn:
-        figure.legend(
-            drawn.values(), drawn.keys(), loc="outside upper center", ncols=2, fontsize="medium"
-        )
-        if positive:
+        where = {"loc": "outside upper center", "ncols": 2, "fontsize": "medium"}
+        figure.legend(drawn.values(), drawn.keys(), **where)
+        if all(loss is None or loss > 0 for loss in losses):
             panels[0].set_yscale("log")  # of all panels, since they share it
     figure.supxlabel("iteration", fontsize="medium")
     for suffix in (".svg", ".png"):

@@ -89,17 +89,10 @@ class TransferPlan:
         """The phases of training."""
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
 
-    @property
-    def loss_record(self) -> dict[str, Any]:
-        """Name and options of the loss, as JSON."""
-        name = self.guide.loss_name or type(self.guide.loss).__name__
-        return {"name": name, "options": self.guide.loss_options}
-
     def with_boundaries(self, curve: dict[str, Any]) -> TransferPlan:
         """The plan with boundaries that a curve proposes."""
         starts = proposed_starts(curve, self.stage.schedule, self.recipe.num_experts)
-        recipe = attrs.evolve(self.recipe, num_experts=len(starts) + 1, boundaries=starts)
-        return attrs.evolve(self, recipe=recipe, curve=curve)
+        return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[ExpertSet]:
@@ -115,18 +108,15 @@ class TransferPlan:
         finally:
             experts.detach()
 
-    def inputs(self, images: Images) -> dict[str, Any]:
-        """Identities of the networks and of the images, as JSON."""
-        identities = {name: attrs.asdict(identity) for name, identity in self.identities.items()}
-        return identities | {"data": images.manifest_hash}
-
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
+        loss = self.guide.loss_name or type(self.guide.loss).__name__
         return {
-            **self.inputs(images),
+            **{name: attrs.asdict(identity) for name, identity in self.identities.items()},
+            "data": images.manifest_hash,
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
-            "loss": self.loss_record,
+            "loss": {"name": loss, "options": self.guide.loss_options},
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
             **({} if self.curve is None else {"proposal": self.curve}),
@@ -191,8 +181,7 @@ def plan_transfer(
         owned = recipe.ranges(schedule).timesteps(schedule)
         recipe.phases(owned)  # for boundaries from data, of as many experts as there may be
         if recipe.boundaries != "auto":
-            starts = tuple(timesteps.start for timesteps in owned[1:])
-            recipe = attrs.evolve(recipe, num_experts=len(owned), boundaries=starts)
+            recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
     problems.check()
     plan = TransferPlan(
         backend=loaded,

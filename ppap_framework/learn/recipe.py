@@ -123,6 +123,10 @@ class Recipe:
             return NoiseRanges.equal(schedule, self.num_experts or _USUAL_EXPERTS)
         return NoiseRanges.from_timesteps(schedule, self.boundaries)
 
+    def beginning_at(self, starts: Sequence[int]) -> Recipe:
+        """The recipe with experts 1 to N - 1 that begin at these timesteps."""
+        return attrs.evolve(self, num_experts=len(starts) + 1, boundaries=tuple(starts))
+
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
         """The phases of training, in order.
 
@@ -133,11 +137,10 @@ class Recipe:
             UsageError: If there are too few iterations, or an expert owns no timestep.
         """
         n = len(owned)
-        if any(len(timesteps) == 0 for timesteps in owned):
-            empty = [i for i, timesteps in enumerate(owned) if len(timesteps) == 0]
-            raise UsageError(
-                f"expert {empty[0]} owns no timestep of the schedule", hint="use fewer experts"
-            )
+        for i, timesteps in enumerate(owned):
+            if len(timesteps) == 0:
+                message = f"expert {i} owns no timestep of the schedule"
+                raise UsageError(message, hint="use fewer experts")
         shared = round(self.iterations * self.shared) if n > 1 and not self.chain else 0
         left = self.iterations - shared
         if left < n:
@@ -185,21 +188,15 @@ class Recipe:
             yield UsageError(
                 f"precision cannot be {self.precision!r}", hint="choose float32 or bfloat16"
             )
-        yield from self._range_problems()
-
-    def _range_problems(self) -> Iterator[UsageError]:
         n, boundaries = self.num_experts, self.boundaries
         if n is not None and (not _is_whole(n) or n < 1):
-            yield UsageError(
-                f"num_experts must be a whole number from 1, not {n}",
-                hint=f"use {_USUAL_EXPERTS}, say",
-            )
+            hint = f"use {_USUAL_EXPERTS}, say"
+            yield UsageError(f"num_experts must be a whole number from 1, not {n}", hint=hint)
+        if boundaries is None or boundaries == "auto":
+            return
         if isinstance(boundaries, str):
-            if str(boundaries) != "auto":
-                yield UsageError(
-                    f"boundaries cannot be {boundaries!r}", hint="give timesteps, or auto"
-                )
-        elif boundaries is not None and n not in (None, len(boundaries) + 1):
+            yield UsageError(f"boundaries cannot be {boundaries!r}", hint="give timesteps, or auto")
+        elif n not in (None, len(boundaries) + 1):
             yield UsageError(
                 f"{len(boundaries)} boundaries make {len(boundaries) + 1} experts, not {n}",
                 hint="give only one of num_experts and boundaries",

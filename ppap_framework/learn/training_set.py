@@ -43,13 +43,7 @@ class TrainingSet:
         cls, data: Images, model: GuidanceModel, batch: int, device: torch.device
     ) -> TrainingSet:
         """The images of the guided stage, with labels if there are any, and otherwise with the
-        model's answers to the last stage's.
-
-        Args:
-            data: The images.
-            model: The untouched network, in evaluation mode, on the device.
-            batch: Batch size of the teacher.
-            device: Device of images and labels.
+        answers of the model, in evaluation mode on the device, to the last stage's.
         """
         noised = data.images(range(len(data)), 0)
         last = noised if len(data.stages) == 1 else data.images(range(len(data)), -1)

@@ -175,10 +175,9 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
     """
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
-    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        problems.errors.append(
-            UsageError(f"a bundle cannot be called {name!r}", hint="give a plain file name")
-        )
+    with problems.collected():
+        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+            raise UsageError(f"a bundle cannot be called {name!r}", hint="give a plain file name")
     with problems.collected():
         check_writable(out)
         check_transfer_folder(out)
@@ -228,7 +227,8 @@ def _learn(
     model = plan.guide.model.to(plan.compute.place)
     if plan.recipe.boundaries == "auto":
         earlier = {} if overwrite else recorded_settings(out) or {}
-        same = plan.inputs(images).items() <= earlier.items()
+        wanted = plan.settings(images)
+        same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
         with evaluating(model):
             curve = (same and earlier.get("proposal")) or measure(
                 plan.guide, plan.stage, images, plan.recipe
@@ -271,7 +271,7 @@ def _train(
             guide=plan.identities["guide"],
             backend=plan.identities["backend"],
             adapters=plan.adapters,
-            recipe=attrs.asdict(recipe) | {"loss": plan.loss_record},
+            recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
             metrics={"held_out_images": training.held_out, "experts": training.scores},
