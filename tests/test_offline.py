@@ -22,7 +22,7 @@ from ppap_framework.checkpoints import downloading, downloads_are_off, without_d
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
 from ppap_framework.run import GuideRequest
-from ppap_framework.transformers_models import find_model
+from ppap_transformers import find_model
 
 COMMIT = "0" * 40
 MODELS = [

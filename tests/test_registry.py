@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -227,7 +228,8 @@ def test_every_component_of_this_project_has_an_extra() -> None:
         for spec in record.specs
         if record.distribution.startswith("ppap-plugin-") and not isinstance(spec, TaskLossSpec)
     ]
-    assert suppliers() == {spec.name: supplier for spec, supplier in found}
+    bench = {"eval": "ppap-plugin-bench"}  # which has commands
+    assert suppliers() == bench | {spec.name: supplier for spec, supplier in found}
     assert suppliers()["depth"] == "ppap-plugin-midas"
     for spec, supplier in found:
         error = refused(registry_of(), spec.kind, spec.name)
@@ -356,6 +358,15 @@ def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listing.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
     assert listing.list_checkpoints("beta:depth") == ["shared", "small"]
     assert (listing.list_checkpoints("adm"), listing.list_checkpoints("zebra")) == (["whole"], [])
+
+
+def test_listings_import_no_torch() -> None:
+    code = """if True:
+        import sys, ppap_framework as ppap
+        listed = (ppap.list_backends, ppap.list_guiders, ppap.list_losses, ppap.list_adapters)
+        assert [one() for one in (*listed, ppap.list_checkpoints)]
+        assert "torch" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 A_FILE = "name a file with --checkpoint PATH"

@@ -157,6 +157,16 @@ class TestResult:
         keys = {"held_out", "untouched", "best_iteration"}
         assert [set(score) for score in info.metrics["experts"]] == [keys] * 2
 
+    def test_global_state_of_torch(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        guide, backend, data = network(), Backend(), Pictures({"base": pictures()})
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.inference_mode():
+                run(tmp_path, guide=guide, backend=backend, data=data)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert content(tmp_path) == whole
+
     def test_the_log(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
         lines = [json.loads(line) for line in whole["log.jsonl"].splitlines()]
         # Of 3, 5 and 4 iterations every tenth is logged, and the last; every second is validated.

@@ -245,7 +245,7 @@ def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:
     source, texts = guide["source"], guide["loss_options"]
     loss = guide.get("loss") or (texts and registry().spec("guider", source).default_loss)
-    fields = {"scale": given.get("scale")} | guide
+    fields: dict[str, Any] = {"scale": given.get("scale")} | guide
     fields["options"] = typed_pairs("--guider-option", guide["options"], source, "guider")
     fields["loss_options"] = typed_pairs("--loss-option", texts, loss, "loss")
     return GuideRequest(**fields, allow_mismatch=given.get("allow_mismatch", ()), offline=offline)

@@ -45,7 +45,7 @@ def draw_images(
         PpapError: If a batch cannot be written, or a bundle changed since it was chosen.
     """
     identified, size = identity(plan), plan.compute.fixed_batch
-    folder = root / short_digest(identified)
+    folder = root / digest(identified)[:16]
     write_json(folder / "settings.json", identified)
     images: list[NDArray[np.uint8]] = []
     lost: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def draw_images(
         for start in range(0, plan.num, size):
             numbers = range(start, min(start + size, plan.num))
             prompts = plan.sampling.prompts(numbers)
-            suffix = "" if prompts is None else f"-{short_digest(prompts)}"
+            suffix = "" if prompts is None else f"-{digest(prompts)[:16]}"
             path = folder / f"{start:06d}-{numbers.stop:06d}{suffix}.npz"
             batch = _read(path, len(numbers))
             if batch is None:
@@ -87,11 +87,6 @@ def identity(plan: Plan) -> dict[str, Any]:
         "precision": plan.compute.precision,
         "device": plan.device.type,
     }
-
-
-def short_digest(value: Any) -> str:
-    """The first 16 digits of the digest of a JSON value, for file names."""
-    return digest(value)[:16]
 
 
 def _guide(guide: Guide) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 from ppap_framework.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.preprocessing import ImageInput
-from ppap_framework.transformers_models import (
+from ppap_transformers import (
     Task,
     find_model,
     load_network,
