@@ -342,62 +342,42 @@ class TestGoingOn:
         assert len(record(tmp_path)["calls"]) > 6
         assert content(tmp_path) == whole
 
+    @pytest.mark.parametrize("overwrite", [False, True])
     def test_after_death_at_every_change_of_the_file_system(
-        self, tmp_path: Path, reaper: Reaper
+        self, tmp_path: Path, reaper: Reaper, overwrite: bool
     ) -> None:
+        """While a training is begun, or another one is overwritten."""
         few: dict[str, Any] = {
             "guide": network(Means()),
             "adapters": BIAS,
             "recipe": Recipe(iterations=2, shared=0, batch=4, held_out=0.2),
-            "keep": True,
-        }
-        run(tmp_path / "whole", **few)
-        wanted = content(tmp_path / "whole")
-        for changes in range(1000):
-            out = tmp_path / str(changes)
-            few["guide"] = network(Means())
-            try:
-                with reaper.after(changes):
-                    run(out, **few)
-            except Death:
-                run(out, **few)
-                assert content(out) == wanted, changes
-                names = {path.name for path in out.iterdir()}
-                assert names == {*wanted, "transfer.json"}, changes
-            else:
-                break
-        assert 25 < changes < 1000
-        assert content(out) == wanted
-
-    def test_after_death_at_every_change_while_overwriting(
-        self, tmp_path: Path, reaper: Reaper
-    ) -> None:
-        few: dict[str, Any] = {
-            "guide": network(Means()),
-            "adapters": BIAS,
-            "recipe": Recipe(iterations=2, shared=0, batch=4, held_out=0.2, validate_every=1),
+            "keep": not overwrite,
         }
         other = {**few, "recipe": Recipe(iterations=3, shared=0, batch=4), "name": "other"}
         run(tmp_path / "whole", **few)
         wanted = content(tmp_path / "whole")
         for changes in range(1000):
             out = tmp_path / str(changes)
-            run(out, **other)
+            few["guide"] = network(Means())
+            if overwrite:
+                run(out, **other)
             try:
                 with reaper.after(changes):
-                    run(out, overwrite=True, **few)
+                    run(out, overwrite=overwrite, **few)
             except Death:
-                # Without it it is refused, or goes on with what is asked for.
                 try:
                     run(out, **few)
                     assert content(out) == wanted, changes
-                except UsageError as error:
+                except UsageError as error:  # the other one is still there
+                    assert overwrite
                     assert "recipe.iterations was 3, is now 2" in error.message
-                run(out, overwrite=True, **few)
-                assert content(out) == wanted, changes
+                if overwrite:
+                    run(out, overwrite=True, **few)
+                assert {path.name for path in out.iterdir()} == {*wanted, "transfer.json"}, changes
             else:
                 break
-        assert 20 < changes < 1000
+            assert content(out) == wanted, changes
+        assert 25 < changes < 1000
         assert content(out) == wanted
 
     def test_what_is_finished(self, tmp_path: Path, whole: dict[str, bytes]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -256,9 +256,7 @@ class TestWhoLearns:
         monkeypatch.setattr(
             Recipe, "rate", lambda _, phase, step: 1e-2 if phase.begins_with is None else 0.0
         )
-        recipe = Recipe(
-            iterations=12, shared=0.5, chain=chain, batch=6, held_out=0.2, validate_every=6
-        )
+        recipe = Recipe(iterations=12, chain=chain, batch=6, held_out=0.2, validate_every=6)
         experts = attached(Convolutions(), 3, bias={}, lora={"rank": 2, "targets": ["1", "7"]})
         fresh = parameters(experts, 0)
         start: dict[str, bytes] = {}
@@ -284,11 +282,7 @@ class TestWhoLearns:
         list(training.run())
         border = (SCHEDULE.log_snr[49] + SCHEDULE.log_snr[50]).item() / 2
         above = {phase: sum(x > border for x in found) for phase, found in levels.items()}
-        assert {phase: len(found) for phase, found in levels.items()} == {
-            0: 30 * 32,
-            1: 15 * 32,
-            2: 15 * 32,
-        }
+        assert [len(levels[phase]) for phase in range(3)] == [30 * 32, 15 * 32, 15 * 32]
         assert above == {0: 15 * 32, 1: 15 * 32, 2: 0}  # halves, since timesteps are stratified
 
 
@@ -431,21 +425,16 @@ class TestUntouched:
         experts.detach()
         assert anatomy(model) == before
 
-    @pytest.mark.parametrize("report", range(1, 13, 2))
-    def test_also_by_whoever_leaves(self, report: int) -> None:
-        model = Convolutions()
-        before = anatomy(model)
-        experts = attached(model, 2)
-        with contextlib.closing(untrained(experts, SHORT).run()) as reports:
-            for _ in range(report):
-                next(reports)
-        assert anatomy(model) == before
-
     @pytest.mark.parametrize("call", [0, 1, 4, 9, 15, 30])
-    def test_also_after_an_error_in_the_middle(self, call: int) -> None:
+    def test_also_by_whoever_leaves(self, call: int) -> None:
+        """After a report, or by an error in the middle."""
         model, x0 = Convolutions(), seen(pictures())
         before = anatomy(model)
         experts = attached(model, 2)
+        with contextlib.closing(untrained(experts, SHORT).run()) as reports:
+            for _ in range(1 + call % 12):
+                next(reports)
+        assert anatomy(model) == before
         calls = iter(range(1000))
 
         def images(rows: Tensor) -> Tensor:
@@ -583,9 +572,8 @@ class TestPrecision:
             list(training.run())
             results[precision] = training.scores
             assert products == {getattr(torch, precision), torch.float32}  # the teacher's
-            assert {t.dtype for n, t in experts.state_dict().items() if "tracked" not in n} == {
-                torch.float32
-            }
+            state = experts.state_dict()
+            assert {state[n].dtype for n in state if "tracked" not in n} == {torch.float32}
         assert dtypes == {(torch.float32, torch.float32)}
         for rough, exact in zip(results["bfloat16"], results["float32"], strict=True):
             assert rough["untouched"] == pytest.approx(exact["untouched"], rel=0.05)
@@ -610,15 +598,14 @@ class TestPrecision:
         assert bits(nested.state_dict()) == bits(plain.state_dict())
 
 
-def gone_on(
-    reports: int, patience: int = 0
-) -> Iterator[tuple[list[Report], dict[str, bytes], Any]]:
-    """A training that is left after every so many reports, each time by another process."""
-    recipe = attrs.evolve(SHORT, chain=False, patience=patience)
+def gone_on(reports: int, recipe: Recipe, number: int) -> tuple[list[Report], Any, Any]:
+    """A training that is left after so many reports, then twice as many, and so on, each time by
+    another process.
+    """
     state: dict[str, Any] | None = None
     found: list[Report] = []
     while True:
-        experts = attached(Convolutions(), 2, bias={}, lora={"rank": 2, "targets": ["1", "7"]})
+        experts = attached(Convolutions(), number, bias={}, lora={"rank": 2, "targets": ["1", "7"]})
         training = untrained(experts, recipe)
         if state is not None:
             training.load_state_dict(state)
@@ -633,36 +620,23 @@ def gone_on(
                     reports += reports
                     break
             else:
-                yield found, bits(experts.state_dict()), training.scores
-                return
+                return found, bits(experts.state_dict()), training.scores
 
 
 class TestGoingOn:
-    @pytest.mark.parametrize("patience", [0, 1])
-    def test_from_a_state_after_any_report(self, patience: int) -> None:
-        [whole] = gone_on(1000, patience)
+    @pytest.mark.parametrize(
+        ("recipe", "number"),
+        [
+            (SHORT, 2),
+            (attrs.evolve(SHORT, patience=1), 2),
+            (attrs.evolve(SHORT, chain=True, shared=0.0), 3),
+        ],
+        ids=["", "patience", "chain"],
+    )
+    def test_from_a_state_after_any_report(self, recipe: Recipe, number: int) -> None:
+        whole = gone_on(1000, recipe, number)
         for reports in range(1, len(whole[0]) + 1):
-            [other] = gone_on(reports, patience)
-            assert other == whole
-
-    def test_a_chain(self) -> None:
-        recipe = attrs.evolve(SHORT, chain=True, shared=0.0)
-
-        def run(stop: tuple[int, int] | None) -> dict[str, bytes]:
-            experts = attached(Convolutions(), 3)
-            training = untrained(experts, recipe)
-            for report in training.run():
-                if (report.phase, report.step) == stop:
-                    fresh = attached(Convolutions(), 3)
-                    other = untrained(fresh, recipe)
-                    other.load_state_dict(training.state_dict())
-                    list(other.run())
-                    return bits(fresh.state_dict())
-            return bits(experts.state_dict())
-
-        whole = run(None)
-        for stop in ((0, 2), (0, 3), (0, 4), (1, 4), (2, 2), (2, 4)):
-            assert run(stop) == whole
+            assert gone_on(reports, recipe, number) == whole
 
     def test_the_state_of_other_experts(self) -> None:
         state = untrained(attached(Means(), 2), SHORT).state_dict()
