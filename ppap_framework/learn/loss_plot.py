@@ -45,7 +45,7 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], pat
         panel.set_ylabel("transfer loss")
     losses = [line[key] for line in lines for key in ("loss", "held_out") if key in line]
     if drawn:
-        where = {"loc": "outside upper center", "ncols": 2, "fontsize": "medium"}
+        where: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "fontsize": "medium"}
         figure.legend(drawn.values(), drawn.keys(), **where)
         if all(loss is None or loss > 0 for loss in losses):
             panels[0].set_yscale("log")  # of all panels, since they share it
