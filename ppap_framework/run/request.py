@@ -133,8 +133,8 @@ class GuideRequest:
         Raises:
             PluginError: If no plugin, or more than one, supplies it.
         """
-        named = isinstance(self.source, str)
-        return named and registry().spec("guider", self.source).noise_aware
+        source = self.source
+        return isinstance(source, str) and registry().spec("guider", source).noise_aware
 
     @property
     def loss_name(self) -> str:

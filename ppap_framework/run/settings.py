@@ -199,7 +199,7 @@ def settle(
     fields = defaults or {}
     sampling = sampling or Sampling(**_of(Sampling, fields))
     compute = compute or Compute(**_of(Compute, fields))
-    return changed(changes, sampling, compute)  # type: ignore[return-value]  # as they were given
+    return changed(changes, sampling, compute)
 
 
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
