@@ -16,8 +16,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ppap_framework.data import SyntheticData, synthesize
+if TYPE_CHECKING:  # mypy takes a function for the module of its name, unless it comes from there
+    from ppap_framework.data import SyntheticData
+    from ppap_framework.data.synthesize import synthesize
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
     from ppap_framework.learn import adapt
     from ppap_framework.learn.transfer import transfer
@@ -28,16 +29,9 @@ if TYPE_CHECKING:
         list_guiders,
         list_losses,
     )
-    from ppap_framework.run import (
-        Compute,
-        GuideRequest,
-        ModuleGuide,
-        Result,
-        Sampling,
-        backend,
-        guide,
-        sample,
-    )
+    from ppap_framework.run import Compute, GuideRequest, ModuleGuide, Result, Sampling, guide
+    from ppap_framework.run.backend import backend
+    from ppap_framework.run.sample import sample
 
 __all__ = [
     "AssetError",

@@ -26,4 +26,3 @@ from ppap_framework.pixels import *
 from ppap_framework.plugin import *
 from ppap_framework.predictions import *
 from ppap_framework.preprocessing import *
-from ppap_framework.transformers_models import *

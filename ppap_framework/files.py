@@ -16,6 +16,7 @@ from typing import Any
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
 __all__ = [
+    "cache_dir",
     "digest",
     "file_sha256",
     "locked",
@@ -28,6 +29,15 @@ __all__ = [
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
 _SETTLED = 2e9  # ns; within a tick of a file system's clock, a file can change and keep its time
+
+
+def cache_dir() -> Path:
+    """The folder of downloads: `$PPAP_CACHE_DIR`, or a folder in the user's cache."""
+    if chosen := os.environ.get("PPAP_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("ppap"))
 
 
 @contextlib.contextmanager

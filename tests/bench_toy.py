@@ -18,22 +18,21 @@ WEIGHT = torch.tensor([[0.5, -0.5, -0.5], [1.0, 0.1, 0.0], [-0.5, 1.0, -0.4], [-
 
 _COLORS = np.array([[0.1, -0.1, -0.1], [0.9, 0.0, 0.0], [0.0, 0.9, 0.0], [0.0, 0.0, 0.9]])
 
-CLASSES = """
-title = "A toy"
-text = "Nothing to learn from."
+_TOY = """
 backend = "toy"
 judge = "colour:judge.safetensors"
+steps = 5
+"""
+
+CLASSES = f"""{_TOY}
+title = "A toy"
+text = "Nothing to learn from."
 reference = "reference.npz"
 num = 64
-steps = 5
 block = 16
 baselines = ["unguided"]
-[tuning]
-seed = 7
-num = 16
-[timing]
-num = 2
-rounds = 3
+tuning = {{seed = 7, num = 16}}
+timing = {{num = 2, rounds = 3}}
 [[rows]]
 name = "unguided"
 title = "No guide"
@@ -48,25 +47,16 @@ name = "renders"
 images = "others.npz"
 """
 
-SCENES = """
+SCENES = f"""{_TOY}
 title = "Scenes"
-backend = "toy"
-judge = "colour:judge.safetensors"
 reference = "scene-reference.npz"
 objective = "grey.distance"
 num = 16
-steps = 5
 batch = 8
 baselines = ["unguided"]
-[scenes]
-pictures = "scenes.npz"
-num = 8
-[tuning]
-seed = 7
-num = 8
-[timing]
-num = 2
-rounds = 1
+scenes = {{pictures = "scenes.npz", num = 8}}
+tuning = {{seed = 7, num = 8}}
+timing = {{num = 2, rounds = 1}}
 [[judges]]
 name = "grey"
 guider = "grey:grey-1"
@@ -89,24 +79,18 @@ scales = [0.1, 300.0]
 name = "together"
 scales = [0.1, 3.0]
 guides = [
-    {guider = "grey", model = "own", scale = 100.0},
-    {guider = "colour", scale = 20.0, aim = "class"},
+    {{guider = "grey", model = "own", scale = 100.0}},
+    {{guider = "colour", scale = 20.0, aim = "class"}},
 ]
 objective = ["hit", "grey.likeness"]
 """
 
-EXPERTS = """
-backend = "toy"
-judge = "colour:judge.safetensors"
+EXPERTS = f"""{_TOY}
 reference = "reference.npz"
 num = 16
-steps = 5
 batch = 8
-[tuning]
-num = 8
-[timing]
-num = 2
-rounds = 1
+tuning = {{num = 8}}
+timing = {{num = 2, rounds = 1}}
 [[rows]]
 name = "naive"
 guider = "colour"

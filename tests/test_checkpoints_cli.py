@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Run
 from torch import Tensor
 from web import Web, serving
 
@@ -21,8 +22,6 @@ from ppap_framework.run import find_backend
 
 PREFIX = "https://openaipublic.blob.core.windows.net/diffusion"
 UNCOND = f"{PREFIX}/jul-2021/256x256_diffusion_uncond.pt"
-
-Typed = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +61,7 @@ def pickled(content: object) -> bytes:
 
 
 class TestRecords:
-    def test_list(self, typed: Typed, cache: Path) -> None:
+    def test_list(self, typed: Run, cache: Path) -> None:
         code, out, err = typed("checkpoints", "list", "--json")
         assert (code, err) == (0, "")
         rows = {row["name"]: row for row in json.loads(out)}
@@ -82,7 +81,7 @@ class TestRecords:
         _, out, _ = typed("checkpoints", "list", "--here", "--json")
         assert {row["name"] for row in json.loads(out)} == {n for n in rows if rows[n]["here"]}
 
-    def test_info_and_where(self, typed: Typed, cache: Path) -> None:
+    def test_info_and_where(self, typed: Run, cache: Path) -> None:
         code, out, _ = typed("checkpoints", "info", "adm-256-uncond")
         assert code == 0
         for text in (UNCOND, "MIT", "552,814,086", "2.21 GB", "config.channel_mult", "linear"):
@@ -95,13 +94,13 @@ class TestRecords:
         assert Path(typed("checkpoints", "where", "shapes-adm")[1].strip()).is_file()
 
     @pytest.mark.parametrize("command", ["info", "where", "download", "verify"])
-    def test_unknown(self, typed: Typed, command: str) -> None:
+    def test_unknown(self, typed: Run, command: str) -> None:
         result = typed("checkpoints", command, "adm-256-uncnd")
         refused(result, "no checkpoint is called 'adm-256-uncnd'", "did you mean 'adm-256-uncond'")
 
 
 class TestDownload:
-    def test_verified_ever_after(self, typed: Typed, web: Web, cache: Path) -> None:
+    def test_verified_ever_after(self, typed: Run, web: Web, cache: Path) -> None:
         web.content = pickled(state("a", "b"))
         path = cache / "glide" / "glide-base" / "base.pt"
         assert typed("checkpoints", "download", "glide-base") == (0, f"{path}\n", "")
@@ -118,7 +117,7 @@ class TestDownload:
         assert code == 4
         assert not json.loads(out)[0]["sound"]
 
-    def test_another_file_than_published(self, typed: Typed, web: Web, cache: Path) -> None:
+    def test_another_file_than_published(self, typed: Run, web: Web, cache: Path) -> None:
         web.content = pickled(state("a"))
         expected = f"{len(web.content)} bytes instead of 2211383297"
         refused(typed("checkpoints", "download", "adm-256-uncond"), expected)
@@ -126,7 +125,7 @@ class TestDownload:
 
     @pytest.mark.parametrize("how", ["no network", "--offline", "PPAP_OFFLINE", "run", "run once"])
     def test_says_what_to_fetch_and_where_to_put_it(
-        self, typed: Typed, cache: Path, monkeypatch: pytest.MonkeyPatch, how: str
+        self, typed: Run, cache: Path, monkeypatch: pytest.MonkeyPatch, how: str
     ) -> None:
         path = cache / "adm" / "adm-256-uncond" / "256x256_diffusion_uncond.pt"
         address = UNCOND
@@ -144,7 +143,7 @@ class TestDownload:
         result = typed(*arguments.get(how, ("checkpoints", "download", "adm-256-uncond")))
         refused(result, f"download {address} and put it at {path}, or name it with --checkpoint")
 
-    def test_verify_of_what_is_not_here_and_of_all(self, typed: Typed) -> None:
+    def test_verify_of_what_is_not_here_and_of_all(self, typed: Run) -> None:
         refused(typed("checkpoints", "verify", "adm-64"), "'adm-64' is not here", "64x64_diffusion")
         code, out, _ = typed("checkpoints", "verify")
         assert code == 0
@@ -178,7 +177,7 @@ class TestFilesByHand:
             self.find("adm-65=mine=1.pt")
         assert "adm-64" in caught.value.hint
 
-    def test_says_how_to_say_so(self, typed: Typed) -> None:
+    def test_says_how_to_say_so(self, typed: Run) -> None:
         torch.save(state("a"), "mine.pt")
         result = typed("run", "--backend", "adm", "--checkpoint", "mine.pt")
         refused(result, "'mine.pt' does not state its architecture", "CARD=PATH")
@@ -212,7 +211,7 @@ class TestFilesByHand:
         with pytest.raises(AssetError, match=expected):
             self.find(wanted, "glide")
 
-    def test_a_file_that_states_what_it_is(self, typed: Typed) -> None:
+    def test_a_file_that_states_what_it_is(self, typed: Run) -> None:
         card = registry().card_named("adm-256-uncond")
         save_checkpoint(Path("same.safetensors"), state("a"), card.architecture)
         save_checkpoint(Path("other.safetensors"), state("a"), {"own": True})
@@ -237,7 +236,7 @@ class TestFilesByHand:
         ],
     )
     def test_what_is_of_no_use_is_not_downloaded(
-        self, typed: Typed, web: Web, flags: tuple[str | None, ...], expected: tuple[str, ...]
+        self, typed: Run, web: Web, flags: tuple[str | None, ...], expected: tuple[str, ...]
     ) -> None:
         names = ("--backend", "--checkpoint", "--guider", "--guider-checkpoint")
         given = [text for pair in zip(names, flags, strict=False) if pair[1] for text in pair]
@@ -255,7 +254,7 @@ class TestFilesByHand:
 
 
 class TestConvert:
-    def test_of_a_published_file(self, typed: Typed) -> None:
+    def test_of_a_published_file(self, typed: Run) -> None:
         name = "256x256_diffusion_uncond.pt"
         torch.save(state("b", "a"), name)
         result = typed("checkpoints", "convert", name, "out.safetensors")
@@ -267,7 +266,7 @@ class TestConvert:
         notes = json.loads(written.metadata["ppap.notes"])
         assert notes["sha256"] == hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
-    def test_of_two_networks(self, typed: Typed) -> None:
+    def test_of_two_networks(self, typed: Run) -> None:
         for name in ("clip_image_enc.pt", "clip_text_enc.pt"):
             torch.save({**state("a"), "odd": torch.tensor([float("nan"), -0.0])}, name)
         source = "clip-image-enc=clip_image_enc.pt+clip_text_enc.pt"
@@ -278,7 +277,7 @@ class TestConvert:
         assert parts == {"image_encoder", "text_encoder"}
         assert written.architecture["tokenizer"] == "clip"
 
-    def test_draws_the_same(self, typed: Typed) -> None:
+    def test_draws_the_same(self, typed: Run) -> None:
         _, path, _ = typed("checkpoints", "where", "shapes-adm")
         code, _, _ = typed("checkpoints", "convert", path.strip(), "out.safetensors")
         assert code == 0
@@ -296,7 +295,7 @@ class TestConvert:
             (("in.pt", "there.safetensors"), "--overwrite replaces it"),
         ],
     )
-    def test_misuse(self, typed: Typed, arguments: tuple[str, str], expected: str) -> None:
+    def test_misuse(self, typed: Run, arguments: tuple[str, str], expected: str) -> None:
         Path("there.safetensors").touch()
         code, _, err = typed("checkpoints", "convert", *arguments)
         assert code == 2

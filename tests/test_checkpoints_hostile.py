@@ -154,15 +154,3 @@ def test_the_payload_would_have_run(
     else:
         torch.load("x.pt", weights_only=False)
     assert Path("ran").exists()
-
-
-def test_a_hub_folder_that_asks_for_remote_code(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = Path("model")
-    folder.mkdir()
-    (folder / "code.py").write_text("open('ran', 'w')\n")
-    stated = {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModel": "code.M"}}
-    (folder / "config.json").write_text(json.dumps(stated))
-    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    drawing = ("run", "--backend", "adm", "--guider", "segmentation", "--guider-model", "model")
-    message = refusal(capsys, *drawing, "--target", "0", "--out", "out")
-    assert "wants code of its own to be run; nothing was run" in message

@@ -123,31 +123,26 @@ class TestCasting:
             ppap.backend(made, dtype="bfloat16")
 
 
-class TestLayout:
-    def load(self, path: Path, *, cast: bool) -> dict[str, Tensor]:
-        with torch.device("meta"):
-            network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 4))
-        if cast:
-            network.to(torch.bfloat16)
-        load_into(network, open_checkpoint(path), channels_last=True)
-        return network.state_dict()
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("large", [False, True])
+def test_layout_of_convolutions_that_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cast: bool, large: bool
+) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 4))
 
-    @pytest.mark.parametrize("cast", [False, True])
-    @pytest.mark.parametrize("large", [False, True])
-    def test_convolutions_of_copies_alone(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cast: bool, large: bool
-    ) -> None:
-        from ppap_framework.checkpoints import _load
-
-        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 4))
-        save_checkpoint(tmp_path / "x.safetensors", network.state_dict(), {})
-        monkeypatch.setattr(_load, "_SMALL", 0 if large else 2**28)
-        state = self.load(tmp_path / "x.safetensors", cast=cast)
-        last = cast or not large
-        expected = network.to(memory_format=torch.channels_last) if last else network
-        for name, value in expected.state_dict().items():
-            assert state[name].stride() == value.stride()
-            assert torch.equal(state[name], value.to(state[name].dtype))
+    network = make()
+    save_checkpoint(tmp_path / "x.safetensors", network.state_dict(), {})
+    monkeypatch.setattr("ppap_framework.checkpoints._load._SMALL", 0 if large else 2**28)
+    with torch.device("meta"):
+        loaded = make().to(torch.bfloat16 if cast else torch.float32)
+    load_into(loaded, open_checkpoint(tmp_path / "x.safetensors"), channels_last=True)
+    if cast or not large:
+        network.to(memory_format=torch.channels_last)
+    state = loaded.state_dict()
+    for name, value in network.state_dict().items():
+        assert state[name].stride() == value.stride()
+        assert torch.equal(state[name], value.to(state[name].dtype))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

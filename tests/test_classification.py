@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,54 +41,49 @@ class TestFindClass:
         assert NAMES[find_class(text, NAMES)] == name
 
     @pytest.mark.parametrize(
-        ("text", "index"),
-        [("hen", 2), ("polyporus", 0), ("woods", 0), ("machine", 4), ("prairie chicken", 5)],
+        ("text", "names", "index"),
+        [
+            ("hen", BIRDS, 2),
+            ("polyporus", BIRDS, 0),
+            ("woods", BIRDS, 0),
+            ("machine", BIRDS, 4),
+            ("prairie chicken", BIRDS, 5),
+            ("hen", ["kitchen", "hen house"], 1),  # whole words go before other parts
+            ("tche", ["kitchen", "hen house"], 0),
+            ("7", ["3", "7"], 1),  # a name goes before a number
+            ("0", ["3", "7"], 0),
+            ("1", ["crane", "crane"], 1),  # equal names are told apart by number
+        ],
     )
-    def test_names_of_several_words_and_parts(self, text: str, index: int) -> None:
-        assert find_class(text, BIRDS) == index
-
-    def test_whole_words_go_before_other_parts(self) -> None:
-        assert find_class("hen", ["kitchen", "hen house"]) == 1
-        assert find_class("tche", ["kitchen", "hen house"]) == 0
-
-    def test_a_name_goes_before_a_number(self) -> None:
-        assert find_class("7", ["3", "7"]) == 1
-        assert find_class("0", ["3", "7"]) == 0
+    def test_precedence(self, text: str, names: list[str], index: int) -> None:
+        assert find_class(text, names) == index
 
     def test_ambiguous(self) -> None:
         with pytest.raises(UsageError, match="2 of 6 classes") as caught:
             find_class("cube", NAMES)
         assert "'red cube' (2), 'light blue cube' (3)" in caught.value.hint
         assert "sphere" not in caught.value.hint
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(UsageError, match="ambiguous") as caught:
             find_class("class", [f"class {i} of many" for i in range(100)])
         assert caught.value.hint.endswith("'class 7 of many' (7) and 92 more")
-
-    def test_equal_names_are_told_apart_by_number(self) -> None:
         with pytest.raises(UsageError, match="ambiguous"):
             find_class("crane", ["crane", "crane"])
-        assert find_class("1", ["crane", "crane"]) == 1
-
-    @pytest.mark.parametrize("text", ["6", "-1", "+99", "100000000000000000"])
-    def test_no_such_number(self, text: str) -> None:
-        with pytest.raises(UsageError, match="numbered from 0 to 5"):
-            find_class(text, NAMES)
 
     @pytest.mark.parametrize(
-        ("text", "near"), [("red kube", "'red cube'"), ("cilinder", "cylinder"), ("spehre", "here")]
+        ("text", "message", "hint"),
+        [
+            *((text, "numbered from 0 to 5", "") for text in ("6", "-1", "+99", "1" + "0" * 17)),
+            ("red kube", "there is no class", "did you mean 'red cube'"),
+            ("cilinder", "there is no class", "cylinder"),
+            ("spehre", "there is no class", "sphere"),
+            *((text, None, "'red sphere'") for text in ("", "  ", "@@@", "(", "a\nb", "9" * 5000)),
+        ],
     )
-    def test_unknown(self, text: str, near: str) -> None:
-        with pytest.raises(UsageError, match="there is no class") as caught:
-            find_class(text, NAMES)
-        assert "did you mean" in caught.value.hint
-        assert near in caught.value.hint
-
-    @pytest.mark.parametrize("text", ["", "  ", "@@@", "(", "a\nb", "9" * 5000])
-    def test_rubbish(self, text: str) -> None:
-        with pytest.raises(UsageError) as caught:
+    def test_rubbish(self, text: str, message: str | None, hint: str) -> None:
+        with pytest.raises(UsageError, match=message) as caught:
             find_class(text, NAMES)
         assert "\n" not in str(caught.value)
-        assert "'red sphere'" in caught.value.hint
+        assert hint in caught.value.hint
 
     @settings(max_examples=50, deadline=None)
     @given(st.lists(st.text("abc ,-_", min_size=1), min_size=1, max_size=6), st.data())
@@ -110,33 +107,27 @@ class TestTarget:
         assert target.label == "red cylinder"
         assert class_target(TargetInput(text="0"), BIRDS).label == "hen-of-the-woods"
 
-    @pytest.mark.parametrize("array", [torch.tensor([1, 1]), torch.tensor([1.0, 1.0])])
-    def test_one_for_each_image(self, array: torch.Tensor) -> None:
-        target = class_target(TargetInput(array=array), NAMES)
-        assert target.value.tolist() == [1, 1]
-        assert target.value.dtype == torch.int64
-        assert target.label == "light blue sphere"
-
-    def test_different_ones(self) -> None:
-        target = class_target(TargetInput(array=torch.arange(4)), NAMES)
-        assert target.label == "4 classes"
-        assert target.rows(1, 3).value.tolist() == [1, 2]
-
     @pytest.mark.parametrize(
-        "array",
+        ("array", "label"),
         [
-            torch.tensor([0.5]),
-            torch.tensor([6]),
-            torch.tensor([-1]),
-            torch.tensor([float("nan")]),
-            torch.tensor([float("inf")]),
-            torch.zeros(2, 2),
-            torch.zeros(0),
+            (torch.tensor([1, 1]), "light blue sphere"),
+            (torch.tensor([1.0, 1.0]), "light blue sphere"),
+            (torch.arange(4), "4 classes"),
         ],
     )
-    def test_arrays_that_are_no_classes(self, array: torch.Tensor) -> None:
+    def test_one_for_each_image(self, array: torch.Tensor, label: str) -> None:
+        target = class_target(TargetInput(array=array), NAMES)
+        assert target.value.tolist() == array.tolist()
+        assert target.value.dtype == torch.int64
+        assert target.label == label
+        assert target.rows(1, 2).value.tolist() == array[1:2].tolist()
+
+    @pytest.mark.parametrize(
+        "array", [[0.5], [6], [-1], [float("nan")], [float("inf")], [[0, 0], [0, 0]], []]
+    )
+    def test_arrays_that_are_no_classes(self, array: list[Any]) -> None:
         with pytest.raises(UsageError):
-            class_target(TargetInput(array=array), NAMES)
+            class_target(TargetInput(array=torch.tensor(array)), NAMES)
 
     def test_pictures(self) -> None:
         with pytest.raises(UsageError, match=r"a picture \(ref.png\)"):
@@ -187,17 +178,13 @@ class TestDrawing:
         expected = [round(p * full) for p in (0.5, 0.25, 0.125, 0.0625, 0.0625)]
         assert rows == pytest.approx(expected, abs=1.5)
 
-    def test_fewer_classes_than_bars(self) -> None:
-        assert (
-            draw_top_classes(torch.zeros(1, 2), torch.zeros(1, 3, 8, 8), ["a", "b"]).shape[0] == 1
-        )
-
-    def test_long_names_stay_off_the_figures(self) -> None:
-        images, short = torch.zeros(1, 3, 8, 8), ["a", "b"]
-        long = ["w" * 200, "b"]
-        difference = draw_top_classes(torch.zeros(1, 2), images, short) != draw_top_classes(
-            torch.zeros(1, 2), images, long
-        )
+    def test_long_names_stay_off_the_figures_of_fewer_classes(self) -> None:
+        drawn = [
+            draw_top_classes(torch.zeros(1, 2), torch.zeros(1, 3, 8, 8), [name, "b"])
+            for name in ("a", "w" * 200)
+        ]
+        assert drawn[0].shape[0] == 1
+        difference = drawn[0] != drawn[1]
         assert difference[..., :144].sum() == 0
         assert difference[..., 288 - 8 - 26 :].sum() == 0
 

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import pytest
 import torch
+from commands import Run
 from distributions import REPOSITORY, Environment, plugin
 
 from ppap_framework import cli
@@ -28,8 +29,6 @@ from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.runtime import Progress
 
 HEAVY = ["torch", "transformers", "timm", "attr", "attrs", "pluggy", "rich", "numpy", "logging"]
-
-Typed = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +76,8 @@ def test_version(tmp_path: Path) -> None:
     assert environment.ppap("--version").stdout == "ppap unknown (not installed)\n"
 
 
-def test_the_doctor_on_this_very_installation(typed: Typed) -> None:
-    from ppap_framework.checkpoints import cache_dir
+def test_the_doctor_on_this_very_installation(typed: Run) -> None:
+    from ppap_framework.files import cache_dir
 
     report = json.loads(typed("doctor", "--json").out)
     assert report["caches"][0]["path"] == str(cache_dir())
@@ -98,7 +97,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         entries = [
             f"{key.replace('_', '.')} = acme_{name}.plugin:{c}" for key, c in commands.items()
         ]
-        text = "\n".join(["[other]", "x = y:z", "[ppap.commands]", *entries, "", "[more]", "a = b"])
+        text = "\n".join(
+            ["[other]", "x = y:z", "[ppap.commands]", "# z = z", *entries, "", "=", "[m]", "a = b"]
+        )
         plugin(name, source, replaced={"entry_points.txt": text.encode()}).install(tmp_path)
 
     yield made
@@ -117,9 +118,10 @@ def go(crash):
 """
 
 
-def test_plugins_add_commands_and_subcommands(install: Any, typed: Typed) -> None:
+def test_plugins_add_commands_and_subcommands(install: Any, typed: Run) -> None:
     install("tools", GO, go="go", experts_go="go", experts_list="go", run="go", run_x="go")
     assert {"go", "experts.go"} <= plugin_commands().keys()
+    assert not {"a", "x", "z", "# z"} & plugin_commands().keys()
     assert typed("go", "-v") == (7, "gone from acme_tools.plugin\n", "hello\n")
     assert typed("experts", "go", "-q")[:2] == (7, "gone from acme_tools.plugin\n")
     assert "bundles that are found" in typed("experts", "list", "--help").out  # the core's own
@@ -148,7 +150,7 @@ def test_plugins_add_commands_and_subcommands(install: Any, typed: Typed) -> Non
     ],
 )
 def test_a_broken_command_names_its_distribution(
-    install: Any, typed: Typed, source: str, said: str
+    install: Any, typed: Run, source: str, said: str
 ) -> None:
     install("bad", source, go="go", experts_go="go")
     assert "from acme-bad" in typed("--help").out
@@ -163,7 +165,7 @@ def test_a_broken_command_names_its_distribution(
 
 
 def test_a_command_that_two_claim_is_typed_with_its_distribution(
-    install: Any, typed: Typed, tmp_path: Path
+    install: Any, typed: Run, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
         install(name, GO, go="go")
@@ -186,7 +188,7 @@ def test_a_command_that_two_claim_is_typed_with_its_distribution(
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, typed: Typed) -> Typed:
+def run(monkeypatch: pytest.MonkeyPatch, typed: Run) -> Run:
     """Types `ppap ARGUMENTS`, where `try` is a command that does `body`."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
@@ -208,7 +210,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 TRACE = "--debug shows the traceback"
-SMALLER = "a smaller --batch or --block takes less"
+SMALLER = "a smaller --batch takes less"
 DOCTOR = "`ppap doctor` looks into it"
 NO_TORCH = ModuleNotFoundError("no 'torch'", name="torch")
 NO_PART = ModuleNotFoundError("no 'x'", name="ppap_framework.x")
@@ -239,14 +241,14 @@ REPORT = f"please report it; {TRACE}"
     ],
 )
 def test_an_error_is_two_lines_and_an_exit_code(
-    run: Typed, error: Exception, code: int, message: str, hint: str
+    run: Run, error: Exception, code: int, message: str, hint: str
 ) -> None:
     expected = f"ppap: error: {message}\n" + (f"hint: {hint}\n" if hint else "")
     assert run("try", body=raising(error)) == (code, "", expected)
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "try"], ["try", "--debug"]])
-def test_debug_shows_the_traceback_and_its_causes(run: Typed, arguments: list[str]) -> None:
+def test_debug_shows_the_traceback_and_its_causes(run: Run, arguments: list[str]) -> None:
     def body() -> None:
         try:
             raise OSError("disk")
@@ -270,7 +272,7 @@ def test_debug_shows_the_traceback_and_its_causes(run: Typed, arguments: list[st
         (["try", "superfluous"], "superfluous"),
     ],
 )
-def test_usage_errors_exit_with_2(run: Typed, arguments: list[str], said: str) -> None:
+def test_usage_errors_exit_with_2(run: Run, arguments: list[str], said: str) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     error, hint = err.splitlines()
@@ -279,7 +281,7 @@ def test_usage_errors_exit_with_2(run: Typed, arguments: list[str], said: str) -
     assert hint == f"hint: ppap{' try' if arguments[0] == 'try' else ''} --help"
 
 
-def test_nothing_typed_shows_the_help(run: Typed) -> None:
+def test_nothing_typed_shows_the_help(run: Run) -> None:
     code, out, err = run()
     assert (code, out) == (2, "")
     assert "Usage: ppap" in err
@@ -290,12 +292,12 @@ def test_nothing_typed_shows_the_help(run: Typed) -> None:
     [(lambda: None, 0), (lambda: 3, 3), (lambda: "text", 0), (raising(SystemExit(7)), 7)],
 )
 def test_a_command_may_return_its_exit_code(
-    run: Typed, body: Callable[[], object], code: int
+    run: Run, body: Callable[[], object], code: int
 ) -> None:
     assert run("try", body=body) == (code, "", "")
 
 
-def test_interruption_exits_with_130(run: Typed) -> None:
+def test_interruption_exits_with_130(run: Run) -> None:
     code, out, err = run("try", body=raising(KeyboardInterrupt()))
     assert (code, out) == (130, "")
     assert err.split() == ["ppap:", "interrupted"]
@@ -360,7 +362,7 @@ def progressing(lines: bool) -> Callable[[], None]:
     ],
 )
 def test_progress(
-    run: Typed,
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     lines: bool,
@@ -387,7 +389,7 @@ def test_progress(
         (["-qqq", "try"], logging.ERROR),
     ],
 )
-def test_how_much_is_logged(run: Typed, arguments: list[str], level: int) -> None:
+def test_how_much_is_logged(run: Run, arguments: list[str], level: int) -> None:
     seen = []
 
     def body() -> None:
@@ -401,7 +403,7 @@ def test_how_much_is_logged(run: Typed, arguments: list[str], level: int) -> Non
     "arguments", [["try"], ["-q", "try"], ["-v", "try", "-v"], ["-v", "try", "--zzz"]]
 )
 def test_logging_is_put_back(
-    run: Typed, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    run: Run, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, ours = logging.getLogger(), logging.getLogger("ppap_framework")
     monkeypatch.setattr(root, "handlers", [])
@@ -418,7 +420,7 @@ def test_logging_is_put_back(
     assert (ours.level, root.handlers) == (logging.CRITICAL, [])
 
 
-def test_a_commands_own_options_go_before_the_global_ones(run: Typed) -> None:
+def test_a_commands_own_options_go_before_the_global_ones(run: Run) -> None:
     seen = []
 
     @click.option("-v", "--volume", type=int)
@@ -429,14 +431,14 @@ def test_a_commands_own_options_go_before_the_global_ones(run: Typed) -> None:
     assert seen == [11]
 
 
-def test_commands_do_not_repeat_the_global_options_in_their_help(run: Typed) -> None:
+def test_commands_do_not_repeat_the_global_options_in_their_help(run: Run) -> None:
     code, out, _ = run("try", "--help")
     assert code == 0
     assert "--debug" not in out
     assert "--debug" in run("--help")[1]
 
 
-def test_examples_in_help_keep_their_lines(typed: Typed) -> None:
+def test_examples_in_help_keep_their_lines(typed: Run) -> None:
     out = typed("run", "--help").out
     assert "\\b" not in out
     assert '\n  ppap run --backend adm --guider classifier --target "red cube" --num 8\n' in out

@@ -15,6 +15,8 @@ import torch
 import toy_distribution
 from commands import Run, typed
 from experts_toy import Backend, TinyGuide, experts_of
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 from toy_experts import write_experts
@@ -27,14 +29,16 @@ from ppap_framework.diagnosis import (
     Diagnosis,
     diagnose,
     disagreement,
+    evenly_spaced,
     noised,
     propose_boundaries,
     propose_number,
 )
+from ppap_framework.diffusion import NoiseSource
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import keep_bundle
 from ppap_framework.guidance import Guide
-from ppap_framework.noise import NoiseLevel
+from ppap_framework.noise import NoiseLevel, cosine_schedule
 from ppap_framework.pixels import to_uint8
 
 BACKEND = Backend()
@@ -177,15 +181,16 @@ class TestFigures:
         assert {*model.levels} == {(x,) * 4 for x in (math.inf, *found.log_snr)}
 
     def test_disagreement_is_that_which_boundaries_are_proposed_from(self) -> None:
-        model, images = Linear(weights()), pictures(10)
-        found = diagnose(BACKEND, guide_of(model, Margin()), images, seed=4, levels=6, batch=3)
-        curve = disagreement(model, Margin(), SCHEDULE, found.timesteps, images, seed=4, batch=10)
+        model, images, clean = Linear(weights()), pictures(10), pictures(10, size=16)
+        guide = guide_of(model, Margin())
+        found = diagnose(BACKEND, guide, images, clean, seed=4, levels=6, batch=3)
+        curve = disagreement(
+            model, Margin(), SCHEDULE, found.timesteps, images, clean, seed=4, batch=10
+        )
         assert [r.disagreement.value for r in found.untouched] == pytest.approx(curve, rel=1e-5)
         number = propose_number(found.timesteps, curve, 100)
         assert found.proposal == tuple(propose_boundaries(found.timesteps, curve, 100, number))
-        found = diagnose(
-            BACKEND, guide_of(model, Margin()), images, seed=4, levels=6, num_experts=number + 1
-        )
+        found = diagnose(BACKEND, guide, images, clean, seed=4, levels=6, num_experts=number + 1)
         assert found.proposal == tuple(propose_boundaries(found.timesteps, curve, 100, number + 1))
 
     def test_batches_do_not_matter(self) -> None:
@@ -252,6 +257,108 @@ class TestFigures:
         assert level["cosine"] == {"value": None, "low": None, "high": None}
         assert (level["compared"], level["not_finite"]) == (0, 0)
         json.dumps(found.record(), allow_nan=False)
+
+
+class TestLevels:
+    @given(st.integers(2, 1100), st.data())
+    def test_are_even_and_reach_both_ends(self, length: int, data: st.DataObject) -> None:
+        levels = data.draw(st.integers(2, length))
+        found = evenly_spaced(cosine_schedule(length), levels)
+        assert (found[0], found[-1], len(found)) == (0, length - 1, levels)
+        exact = [k * (length - 1) / (levels - 1) for k in range(levels)]
+        assert max(abs(t - e) for t, e in zip(found, exact, strict=True)) <= 0.5
+        assert sorted(set(found)) == found
+
+    @pytest.mark.parametrize("levels", [-1, 0, 1, 101])
+    def test_that_there_are_not(self, levels: int) -> None:
+        with pytest.raises(UsageError, match="from 2 to 100"):
+            evenly_spaced(SCHEDULE, levels)
+
+
+class TestNoise:
+    @pytest.mark.parametrize("t", [0, 30, 99])
+    def test_is_of_the_variance_that_the_schedule_says(self, t: int) -> None:
+        x_t, level = noised(torch.full((40, 3, 16, 16), 0.5), SCHEDULE, t)
+        assert level.log_snr.tolist() == [SCHEDULE.log_snr[t].item()] * 40
+        abar, n = SCHEDULE.alphas_cumprod[t].item(), x_t.numel()
+        std = math.sqrt(1.0 - abar)
+        assert x_t.mean().item() == pytest.approx(0.5 * math.sqrt(abar), abs=5 * std / n**0.5)
+        assert x_t.std().item() == pytest.approx(std, rel=5 / (2 * n) ** 0.5)
+
+    def test_is_a_function_of_seed_image_and_timestep_alone(self) -> None:
+        images = torch.zeros(5, 3, 4, 4)
+        whole, _ = noised(images, SCHEDULE, 50, seed=3)
+        for image in range(5):
+            alone, _ = noised(images[:1], SCHEDULE, 50, seed=3, first=image)
+            assert torch.equal(alone[0], whole[image])
+        with torch.device("meta"):
+            torch.set_default_dtype(torch.float64)
+            try:
+                again, _ = noised(images, SCHEDULE, 50, seed=3)
+            finally:
+                torch.set_default_dtype(torch.float32)
+        assert torch.equal(again, whole)
+
+    @pytest.mark.parametrize("t", [0, 1, 2, 50])
+    def test_no_other_stream_is_the_same(self, t: int) -> None:
+        """Those of other images, seeds and timesteps, and those that images are drawn from, whose
+        stages have numbers as timesteps do.
+        """
+        zeros = torch.zeros(1, 3, 4, 4)
+        streams = [
+            noised(zeros, SCHEDULE, t, seed=3)[0],
+            noised(zeros, SCHEDULE, t, seed=3, first=1)[0],
+            noised(zeros, SCHEDULE, t, seed=4)[0],
+            noised(zeros, SCHEDULE, t + 1, seed=3)[0],
+            noised(zeros, SCHEDULE, 5, seed=3)[0],
+            *(NoiseSource(3, 0, stage)(zeros.shape) for stage in (0, 1, 2, 50)),
+        ]
+        likeness = torch.corrcoef(torch.stack([stream.flatten() for stream in streams]))
+        # Of 48 numbers: 4 standard deviations.
+        assert (likeness - torch.eye(len(streams))).abs().max() < 0.6
+
+
+class TestDisagreement:
+    def test_of_what_sees_pixels_is_that_of_the_pixels(self) -> None:
+        """E |alpha x + sigma eps - x|^2 = (1 - alpha)^2 |x|^2 + sigma^2, over 64 x 192 pixels."""
+        model, images, timesteps = Linear(torch.eye(192)), pictures(64), [0, 25, 50, 75, 99]
+        found = disagreement(model, Margin(), SCHEDULE, timesteps, images)
+        power = seen(images).square().mean().item()
+        for t, value in zip(timesteps, found, strict=True):
+            abar = SCHEDULE.alphas_cumprod[t].item()
+            exact = (1.0 - math.sqrt(abar)) ** 2 * power + 1.0 - abar
+            assert value == pytest.approx(exact, rel=0.06)
+        # A level says the same, whatever others are asked for.
+        alone = disagreement(model, Margin(), SCHEDULE, [50], images, batch=7)
+        assert alone == [pytest.approx(found[2], rel=1e-5)]
+        other = disagreement(model, Margin(), SCHEDULE, [50], images, seed=6)
+        assert other != [pytest.approx(found[2], rel=1e-3)]
+
+    def test_images_whose_loss_is_not_finite_are_left_out(self) -> None:
+        class Broken(Margin):
+            def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+                found = super().transfer(student, teacher)
+                return torch.where(torch.arange(len(found)) % 2 == 0, found, torch.nan)
+
+        class Lost(Margin):
+            def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+                return super().transfer(student, teacher) * torch.inf
+
+        class Whole(Margin):
+            def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
+                return super().transfer(student, teacher).mean()
+
+        model, images = Linear(torch.eye(192)), pictures(4)
+        found = disagreement(model, Broken(), SCHEDULE, [60], images)
+        x_t = noised(seen(images).float(), SCHEDULE, 60)[0].double()
+        apart = (x_t - seen(images)).square().mean((1, 2, 3))
+        assert found == [pytest.approx(apart[::2].mean().item(), rel=1e-5)]
+        for loss, fault in (
+            (Lost(), r"Lost\.transfer is finite for no image.* 60"),
+            (Whole(), r"of 4 images has shape \(\)"),
+        ):
+            with pytest.raises(PluginError, match=fault):
+                disagreement(model, loss, SCHEDULE, [60], images)
 
 
 def numbers(found: Diagnosis) -> list[float]:
@@ -372,12 +479,6 @@ class TestRefusals:
         with pytest.raises(UsageError, match=message):
             diagnose(BACKEND, guide_of(TinyGuide(), Margin()), **arguments)
 
-    def test_a_target_for_each_of_other_images(self) -> None:
-        guide = guide_of(TinyGuide(), Margin())
-        guide = attrs.evolve(guide, target=Target(value=torch.tensor([0, 1, 2]), label="several"))
-        with pytest.raises(UsageError, match="3 targets for 4 images"):
-            diagnose(BACKEND, guide, pictures(4))
-
     def test_a_target_for_each_image(self) -> None:
         """-logit[target] has the gradient -w[target], whatever the batch."""
         model = Linear(weights())
@@ -387,6 +488,8 @@ class TestRefusals:
         length = model.network.weight.norm(dim=1)[target.value].mean().item()
         assert found.untouched[0].gradient_norm.value == pytest.approx(length, rel=1e-6)
         assert found.clean_gradient_norm.value == pytest.approx(length, rel=1e-6)
+        with pytest.raises(UsageError, match="5 targets for 4 images"):
+            diagnose(BACKEND, guide, pictures(4))
 
     def test_what_is_no_classifier(self) -> None:
         class Maps(Linear):
@@ -557,7 +660,7 @@ class TestCommand:
             (("--device", "abacus"), 2, "abacus"),
             (("--guider", "colour=4"), 2, "takes no scale and no interval here"),
             (("--guider", "colour:0-0.5"), 2, "takes no scale and no interval here"),
-            (("--guider", "none"), 2, "there is no network to measure"),
+            (("--guider", "none"), 2, "--guider none names no network"),
             (("--guider", "color"), 3, "color"),
             (("--backend", "toys"), 3, "toys"),
             (("--target", "mauve"), 2, "mauve"),

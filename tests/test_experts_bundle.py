@@ -298,6 +298,7 @@ class TestDescription:
             ({"guide": 3}, "guide: 3 is no object"),
             ({"input": {"shape": [3]}}, "input: black is missing; white is missing"),
             ({"seed": True}, "seed: it must be a whole number"),
+            ({"boundaries": [10**400, 0]}, "boundaries: int too large"),
             ({"format": 2}, "format 2, and this version reads 1"),
             ({"adapters": [{"name": "a", "options": {}}] * 2}, "different names"),
             ({"metrics": [1]}, "metrics: it must be an object of finite JSON"),

@@ -28,21 +28,22 @@ from ppap_framework.files import file_sha256
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import PluginRecord, Registry, conflicts
 
+Capsys, Caplog, Patch = pytest.CaptureFixture[str], pytest.LogCaptureFixture, pytest.MonkeyPatch
 Offer = Callable[..., ExpertBundle]
 
 
 @pytest.fixture(autouse=True)
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PluginRecord]:
+def plugins(tmp_path: Path, monkeypatch: Patch) -> list[PluginRecord]:
     """The plugins that are installed, and a cache of the test's own."""
     records: list[PluginRecord] = []
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    for module in ("ppap_framework.registry", "ppap_framework.experts.discovery"):
+    for module in ("ppap_framework.experts.discovery", "ppap_framework.cli.experts"):
         monkeypatch.setattr(f"{module}.registry", lambda: Registry(tuple(records)))
     return records
 
 
 @pytest.fixture
-def offer(tmp_path: Path, plugins: list[PluginRecord], monkeypatch: pytest.MonkeyPatch) -> Offer:
+def offer(tmp_path: Path, plugins: list[PluginRecord], monkeypatch: Patch) -> Offer:
     """Make a distribution offer a bundle that lies in its package."""
     (tmp_path / "acme_experts").mkdir()
     (tmp_path / "acme_experts" / "__init__.py").touch()
@@ -84,7 +85,7 @@ def choose(source: str, model: TinyGuide, backend: Backend | None = None, **said
     return chosen and chosen.name
 
 
-def ppap(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+def ppap(capsys: Capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as caught:
         main(["experts", *arguments])
     assert isinstance(caught.value.code, int)
@@ -116,7 +117,7 @@ class TestFinding:
         assert [entry.name for entry in experts_dir().iterdir()] == [path.name]
         assert bundle_by_name("mine").path == kept
 
-    def test_by_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_by_path(self, tmp_path: Path, monkeypatch: Patch) -> None:
         path = tmp_path / "mine.experts.safetensors"
         assert bundle_by_name(str(path)).path == path
         assert bundle_by_name("a/b").path == Path("a/b")
@@ -154,11 +155,11 @@ class TestFinding:
         assert found.bundles(guider="depth") == found.bundles("adm", "look") == []
 
     def test_what_is_not_here_is_not_downloaded_by_the_way(
-        self, offer: Offer, monkeypatch: pytest.MonkeyPatch
+        self, offer: Offer, monkeypatch: Patch
     ) -> None:
         offer("acme", "far")
         monkeypatch.setattr(
-            "ppap_framework.checkpoints._fetch._download",
+            "ppap_framework.checkpoints._fetch.download",
             lambda *_: pytest.fail("it was downloaded"),
         )
         assert choose("auto", TinyGuide()) is None
@@ -184,9 +185,7 @@ class TestChoosing:
         assert choose("none", model) is None
         assert choose("auto", model, allow_mismatch=["backend"]) == "other-backend"
 
-    def test_auto_passes_over_the_damaged_and_says_so(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_auto_passes_over_the_damaged_and_says_so(self, caplog: Caplog) -> None:
         bundle("whole", age=50)
         damaged = bundle("damaged")
         damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
@@ -197,7 +196,7 @@ class TestChoosing:
         assert str(experts_dir()) not in caplog.text
 
     def test_auto_tells_of_other_backends_if_none_fit_and_never_of_other_guides(
-        self, caplog: pytest.LogCaptureFixture
+        self, caplog: Caplog
     ) -> None:
         bundle("other-guide", model=TinyGuide(seed=5))
         bundle("other-backend", backend=Backend(seed=4))
@@ -226,13 +225,13 @@ class TestChoosing:
 
 
 class TestCommand:
-    def test_nothing_to_list(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_nothing_to_list(self, capsys: Capsys) -> None:
         code, out, _ = ppap(capsys, "list")
         assert code == 0
         assert str(experts_dir()) in out
         assert ppap(capsys, "list", "--json")[1] == "[]\n"
 
-    def test_list(self, offer: Offer, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_list(self, offer: Offer, capsys: Capsys) -> None:
         offer("acme", "ready", bundle("x"))
         offer("acme", "far")
         path = bundle("mine", age=10, number=4)
@@ -245,7 +244,7 @@ class TestCommand:
             "name": "mine", "plugin": None, "guider": "look", "backend": "toy", "experts": 4,
             "size": path.stat().st_size, "path": str(path), "problem": None,
         }  # fmt: skip
-        assert "is truncated or damaged checkpoint" in rows["rubbish"]["problem"]
+        assert "is a truncated or damaged checkpoint" in rows["rubbish"]["problem"]
         assert rows["ready"]["plugin"] == "acme"
         assert rows["far"]["problem"] == "not downloaded"
         code, out, _ = ppap(capsys, "list")
@@ -253,7 +252,7 @@ class TestCommand:
         assert all(name in out for name in rows)
         assert f" {path.stat().st_size / 1000:.0f} kB " in out
 
-    def test_inspect(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_inspect(self, capsys: Capsys) -> None:
         path = bundle("mine", scales=[1.0, 2.5, 4.0], metrics={"agreement": 0.75})
         code, out, _ = ppap(capsys, "inspect", "mine", "--json")
         said = json.loads(out)
@@ -276,7 +275,7 @@ class TestCommand:
         ):
             assert words in out
 
-    def test_verify(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_verify(self, capsys: Capsys) -> None:
         one, two = bundle("one"), bundle("two", age=10)
         assert ppap(capsys, "verify", "one", str(two))[0] == 0
         code, out, _ = ppap(capsys, "verify")

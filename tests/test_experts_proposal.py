@@ -14,7 +14,7 @@ from ppap_framework.diagnosis import MOST_EXPERTS, propose_boundaries, propose_n
 from ppap_framework.diagnosis.proposal import rising_fit
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import NoiseRanges
-from ppap_framework.noise import NoiseSchedule, cosine_schedule
+from ppap_framework.noise import cosine_schedule
 
 numbers = st.floats(-1e6, 1e6)
 
@@ -49,10 +49,8 @@ class TestRisingFit:
         ]
         assert rising_fit(values) == pytest.approx(expected, abs=1e-6, rel=1e-9)
 
-    def test_of_what_rises_is_the_same(self) -> None:
+    def test_of_what_rises_is_the_same_and_of_what_falls_its_mean(self) -> None:
         assert rising_fit([1.0, 1.0, 2.0, 7.0]) == [1.0, 1.0, 2.0, 7.0]
-
-    def test_of_what_falls_is_its_mean(self) -> None:
         assert rising_fit([5.0, 3.0, 1.0]) == [3.0] * 3
 
 
@@ -66,6 +64,9 @@ class TestProposal:
         assert len(starts) == experts - 1
         widths = [b - a for a, b in itertools.pairwise([0, *starts, length])]
         assert min(widths) >= max(1.0, length / (4 * experts))
+        schedule = cosine_schedule(length)
+        owned = NoiseRanges.from_timesteps(schedule, starts).timesteps(schedule)
+        assert [part.start for part in owned] == [0, *starts]
 
     @given(curves(), st.floats(0.5, 100.0), st.integers(-100, 100))
     def test_the_unit_and_the_zero_of_the_curve_do_not_matter(
@@ -118,33 +119,19 @@ class TestProposal:
         assert rises == pytest.approx(curve[-1] / experts, abs=3.0)  # whole timesteps, of up to 1
         assert curve[-1] / experts > 7.0
 
-    def test_what_is_level_is_cut_in_its_middle(self) -> None:
-        """0 to 300 rises, 300 to 600 is level, 600 to 900 rises as much again."""
+    def test_simple_curves(self) -> None:
+        # 0 to 300 rises, 300 to 600 is level, 600 to 900 rises as much: cut in the middle.
         starts = propose_boundaries([0, 300, 600, 900], [0.0, 1.0, 1.0, 2.0], 901, 2)
         floor = math.ceil(901 / 8)
         assert starts == [floor + math.floor((901 - 2 * floor) * 0.5)]
-
-    def test_a_network_that_is_lost_at_once_has_narrow_ranges_where_it_is(self) -> None:
+        # A network that is lost at once has narrow ranges where it is.
         starts = propose_boundaries([0, 100, 999], [0.0, 9.0, 9.0], 1000, 5)
-        floor = 50
-        assert starts == [k * floor + math.floor(750 * k * 20 / 999) for k in range(1, 5)]
-
-    def test_noise_in_the_curve_is_smoothed(self) -> None:
-        """A dip is levelled with the peak before it: 1, 3, 2 is 1, 2.5, 2.5."""
+        assert starts == [k * 50 + math.floor(750 * k * 20 / 999) for k in range(1, 5)]
+        # A dip is levelled with the peak before it: 1, 3, 2 is 1, 2.5, 2.5.
         timesteps = [0, 250, 500, 999]
-        assert propose_boundaries(timesteps, [1, 3, 2, 4], 1000, 4) == propose_boundaries(
-            timesteps, [1, 2.5, 2.5, 4], 1000, 4
-        )
-
-    @given(curves())
-    def test_ranges_can_be_made_of_it(
-        self, given_: tuple[list[int], list[float], int, int]
-    ) -> None:
-        timesteps, values, length, experts = given_
-        schedule: NoiseSchedule = cosine_schedule(length)
-        starts = propose_boundaries(timesteps, values, length, experts)
-        owned = NoiseRanges.from_timesteps(schedule, starts).timesteps(schedule)
-        assert [part.start for part in owned] == [0, *starts]
+        dip, level = [1, 3, 2, 4], [1, 2.5, 2.5, 4]
+        cuts = [propose_boundaries(timesteps, curve, 1000, 4) for curve in (dip, level)]
+        assert cuts[0] == cuts[1]
 
     @pytest.mark.parametrize(
         ("timesteps", "values", "length", "experts", "message"),
@@ -165,6 +152,9 @@ class TestProposal:
     ) -> None:
         with pytest.raises(UsageError, match=message):
             propose_boundaries(timesteps, values, length, experts)
+        if experts == 2:
+            with pytest.raises(UsageError, match=message):
+                propose_number(timesteps, values, length)
 
 
 class TestNumber:
@@ -201,7 +191,3 @@ class TestNumber:
         # Half of the rise in a tenth of the timesteps takes more than a straight line does.
         steep = propose_number([0, 100, 999], [0.0, 1.0, 2.0], 1000)
         assert 4 < steep < MOST_EXPERTS
-
-    def test_of_no_curve(self) -> None:
-        with pytest.raises(UsageError, match="nan"):
-            propose_number([0, 5], [0.0, math.nan], 10)

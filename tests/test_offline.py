@@ -22,7 +22,7 @@ from ppap_framework.checkpoints import downloading, downloads_are_off, without_d
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError
 from ppap_framework.run import GuideRequest
-from ppap_framework.transformers_models import find_model
+from ppap_transformers import find_model
 
 COMMIT = "0" * 40
 MODELS = [
@@ -117,27 +117,21 @@ class TestCaches:
             (absent / "preprocessor_config.json").touch()  # somebody did, and there is none
             assert find_model("owner/name", None).architecture["preprocessor"] == {}
 
-    def test_of_timm(self, tmp_path: Path, asked: list[Any]) -> None:
-        network = timm.create_model("test_resnet.r160_in1k", pretrained=False)
-        (tmp_path / "timm").mkdir()
-        torch.save(network.state_dict(), tmp_path / "timm" / "pytorch_model.bin")
-        cached(tmp_path, "timm/test_resnet.r160_in1k", tmp_path / "timm")
-        found = GuideRequest(
-            source="classifier", model="test_resnet", target="0", offline=True
-        ).load()
-        loaded = found.model.network.state_dict()
-        assert all(torch.equal(loaded[name], own) for name, own in network.state_dict().items())
-        assert not asked
-
-    def test_of_torchvision(self, tmp_path: Path, asked: list[Any]) -> None:
-        network = torchvision.models.squeezenet1_1()
-        folder = tmp_path / "torch" / "hub" / "checkpoints"
-        folder.mkdir(parents=True)
-        url = SqueezeNet1_1_Weights.DEFAULT.url
-        torch.save(network.state_dict(), folder / url.rpartition("/")[2])
-        name = "torchvision/squeezenet1_1"
-        found = GuideRequest(source="classifier", model=name, target="0", offline=True).load()
-        loaded = found.model.network.state_dict()
+    @pytest.mark.parametrize("model", ["test_resnet", "torchvision/squeezenet1_1"])
+    def test_of_timm_and_torchvision(self, tmp_path: Path, asked: list[Any], model: str) -> None:
+        if model == "test_resnet":
+            network = timm.create_model("test_resnet.r160_in1k", pretrained=False)
+            (tmp_path / "timm").mkdir()
+            torch.save(network.state_dict(), tmp_path / "timm" / "pytorch_model.bin")
+            cached(tmp_path, "timm/test_resnet.r160_in1k", tmp_path / "timm")
+        else:
+            network = torchvision.models.squeezenet1_1()
+            folder = tmp_path / "torch" / "hub" / "checkpoints"
+            folder.mkdir(parents=True)
+            url = SqueezeNet1_1_Weights.DEFAULT.url
+            torch.save(network.state_dict(), folder / url.rpartition("/")[2])
+        request = GuideRequest(source="classifier", model=model, target="0", offline=True)
+        loaded = request.load().model.network.state_dict()
         assert all(torch.equal(loaded[name], own) for name, own in network.state_dict().items())
         assert not asked
 
@@ -160,8 +154,9 @@ def test_what_fails_at_the_hub_is_told_once(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     log.warning("before")
-    with pytest.raises(AssetError, match="cannot download model 'owner/name'"):
+    with pytest.raises(AssetError, match="cannot download model 'owner/name'") as caught:
         find_model("owner/name", None)
+    assert "https://huggingface.co/owner/name" in caught.value.hint
     log.warning("after")
     assert [record.getMessage() for record in heard] == ["before", "after"]
     ours = [record.getMessage() for record in caplog.records if "ppap" in record.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -141,40 +142,64 @@ def test_two_claims_are_an_error_only_when_the_name_is_asked_for() -> None:
     assert conflicts(registry) == [Conflict("guider 'depth'", claims)]
 
 
-def test_two_claims_of_one_distribution_can_only_be_settled_by_disabling() -> None:
-    plugins = [record("acme", guider("depth"), entry_point=name) for name in ("a", "b")]
-    error = refused(registry_of(*plugins), "guider", "depth")
-    assert error.hint == "keep one: PPAP_DISABLE_PLUGINS=acme:b"
-    refused(registry_of(*plugins), "guider", "acme:depth")
+TWICE = [record("acme", guider("depth"), entry_point=name) for name in ("a", "b")]
+ACME = record("acme", guider("depth"), guider("zebra"), backend("dpeth"))
+LONE = record("acme", guider("depth"))
+ADM = record("ppap-plugin-adm", backend("adm"))
+KEEP = "keep one: PPAP_DISABLE_PLUGINS=acme:b"
+NEAR = "did you mean 'depth'? installed: depth"
+NONE = "no guider is installed"
 
 
-@pytest.mark.parametrize("typed", ["dpeth", "Depth", "de_pth", "depht"])
-def test_an_unknown_name_gets_the_nearest_and_what_is_installed(typed: str) -> None:
-    registry = registry_of(record("acme", guider("depth"), guider("zebra"), backend("dpeth")))
-    error = refused(registry, "guider", typed)
-    assert error.message == f"no installed guider is called {typed!r}"
-    assert error.hint == "did you mean 'depth'? installed: depth, zebra"
-
-
-def test_a_distribution_that_does_not_supply_the_name() -> None:
-    registry = registry_of(record("acme", guider("depth")))
-    error = refused(registry, "guider", "acme:dept")
-    assert error.message == "acme supplies no guider called 'dept'"
-    assert error.hint == "did you mean 'depth'? installed: depth"
-    assert "beta supplies no" in refused(registry, "guider", "beta:depth").message
+@pytest.mark.parametrize(
+    ("records", "name", "message", "hint"),
+    [
+        (TWICE, "depth", "guider 'depth' is claimed by 2 plugins: acme:a, acme:b", KEEP),
+        (TWICE, "acme:depth", "guider 'depth' is claimed by 2 plugins: acme:a, acme:b", KEEP),
+        *(
+            ([ACME], typed, f"no installed guider is called {typed!r}", f"{NEAR}, zebra")
+            for typed in ("dpeth", "Depth", "de_pth", "depht")
+        ),
+        ([LONE], "acme:dept", "acme supplies no guider called 'dept'", NEAR),
+        ([LONE], "beta:depth", "beta supplies no guider called 'depth'", NEAR),
+        (
+            [record("acme", status="broken", reason="r")],
+            "mine",
+            "no installed guider is called 'mine'",
+            f"{NONE}; `ppap doctor` shows the plugins that failed",
+        ),
+        ([record("acme", status="disabled")], "mine", "no installed guider is called 'mine'", NONE),
+        (
+            [ADM],
+            "adm-classifier",
+            "no installed guider is called 'adm-classifier'",
+            f"pip install --upgrade ppap-plugin-adm; {NONE}",
+        ),
+        (
+            [ADM],
+            "adm-clasifier",
+            "no installed guider is called 'adm-clasifier'",
+            f"did you mean 'adm-classifier'? pip install --upgrade ppap-plugin-adm; {NONE}",
+        ),
+        (
+            [],
+            "segmentaton",
+            "no installed guider is called 'segmentaton'",
+            f"did you mean 'segmentation'? pip install ppap-plugin-segmentation; {NONE}",
+        ),
+    ],
+)
+def test_names_that_mean_nothing(
+    records: list[PluginRecord], name: str, message: str, hint: str
+) -> None:
+    error = refused(registry_of(*records), "guider", name)
+    assert (error.message, error.hint) == (message, hint)
 
 
 @given(name=st.text(max_size=30), kind=st.sampled_from(["backend", "guider", "loss", "adapter"]))
 def test_any_unknown_name_is_an_error_with_a_hint(name: str, kind: ComponentKind) -> None:
     assume("mirror" not in name)
     assert refused(registry_of(record("acme", guider("mirror"))), kind, name).hint
-
-
-def test_failures_elsewhere_are_mentioned() -> None:
-    registry = registry_of(record("acme", status="broken", reason="r"))
-    assert "`ppap doctor`" in refused(registry, "guider", "mine").hint
-    disabled = registry_of(record("acme", status="disabled", reason="r"))
-    assert "doctor" not in refused(disabled, "guider", "mine").hint
 
 
 def test_the_default_loss_is_rather_the_guiders_own() -> None:
@@ -198,46 +223,17 @@ def test_default_adapters_are_those_that_say_so() -> None:
 
 def test_every_component_of_this_project_has_an_extra() -> None:
     found = [
-        (record, spec)
+        (spec, record.distribution)
         for record in discover().records
         for spec in record.specs
         if record.distribution.startswith("ppap-plugin-") and not isinstance(spec, TaskLossSpec)
     ]
-    assert suppliers() == {spec.name: record.distribution for record, spec in found}
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "supplier"),
-    [
-        ("backend", "adm", "ppap-plugin-adm"),
-        ("backend", "glide", "ppap-plugin-glide"),
-        ("guider", "classifier", "ppap-plugin-classifier"),
-        ("guider", "depth", "ppap-plugin-midas"),
-        ("guider", "segmentation", "ppap-plugin-segmentation"),
-        ("guider", "adm-classifier", "ppap-plugin-adm"),
-        ("guider", "clip", "ppap-plugin-glide"),
-        ("adapter", "lora", "ppap-plugin-lora"),
-        ("adapter", "bias", "ppap-plugin-bias"),
-    ],
-)
-def test_a_component_of_this_project_gets_its_distribution(
-    kind: ComponentKind, name: str, supplier: str
-) -> None:
-    error = refused(registry_of(), kind, name)
-    assert error.hint == f"pip install {supplier}; no {kind} is installed"
-
-
-def test_a_misspelt_one_gets_it_too() -> None:
-    hint = refused(registry_of(record("acme", guider("zebra"))), "guider", "segmentaton").hint
-    assert hint.startswith("did you mean 'segmentation'? pip install ppap-plugin-segmentation; ")
-
-
-def test_an_installed_distribution_that_lacks_the_name_is_to_be_upgraded() -> None:
-    registry = registry_of(record("ppap-plugin-adm", backend("adm")))
-    hint = refused(registry, "guider", "adm-classifier").hint
-    assert hint == "pip install --upgrade ppap-plugin-adm; no guider is installed"
-    hint = refused(registry, "guider", "adm-clasifier").hint
-    assert hint.startswith("did you mean 'adm-classifier'? pip install --upgrade ppap-plugin-adm; ")
+    bench = {"eval": "ppap-plugin-bench"}  # which has commands
+    assert suppliers() == bench | {spec.name: supplier for spec, supplier in found}
+    assert suppliers()["depth"] == "ppap-plugin-midas"
+    for spec, supplier in found:
+        error = refused(registry_of(), spec.kind, spec.name)
+        assert error.hint == f"pip install {supplier}; no {spec.kind} is installed"
 
 
 @pytest.mark.parametrize("status", ["broken", "incompatible", "missing-dependency", "disabled"])
@@ -362,6 +358,15 @@ def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listing.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
     assert listing.list_checkpoints("beta:depth") == ["shared", "small"]
     assert (listing.list_checkpoints("adm"), listing.list_checkpoints("zebra")) == (["whole"], [])
+
+
+def test_listings_import_no_torch() -> None:
+    code = """if True:
+        import sys, ppap_framework as ppap
+        listed = (ppap.list_backends, ppap.list_guiders, ppap.list_losses, ppap.list_adapters)
+        assert [one() for one in (*listed, ppap.list_checkpoints)]
+        assert "torch" not in sys.modules"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 A_FILE = "name a file with --checkpoint PATH"

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options(*arguments: str) -> dict[str, Any]:
     """What a command line means."""
     context = run.make_context("run", list(arguments))
-    assert [problem for problem in problems_of(context) if "required" not in problem.message] == []
+    assert all("required" in problem.message for problem in problems_of(context).errors)
     return context.params
 
 
@@ -140,13 +140,17 @@ def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "many", "--steps in PPAP_RUN_STEPS: 'many'"),
     ],
 )
-def test_wrong_values_say_where_they_are(
+def test_wrong_values_say_where_they_are_and_are_replaced_by_defaults(
     folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, variable: str, says: str
 ) -> None:
     write(folder / "ppap.toml", f"[run]\n{text}")
     monkeypatch.setenv("PPAP_RUN_STEPS", variable)
-    messages = [problem.message for problem in problems_of(run.make_context("run", []))]
+    context = run.make_context("run", [])
+    messages = [problem.message for problem in problems_of(context).errors]
     assert any(message.startswith(says) for message in messages), messages
+    given = context.params
+    assert (given["steps"], given["sampler"], given["target"]) == (25, "ddim", ())
+    assert (given["batch"], given["scale"], given["backend"]) == (8, None, None)
 
 
 @pytest.fixture
@@ -195,7 +199,7 @@ def test_every_command_that_reads_files_is_shown(
         assert {option.replace("-", "_") for option in told[name]} == options
     assert told["run"]["num"] == {"value": 5, "from": str(path)}
     assert told["synthesize"]["num"] == {"value": 640, "from": "environment"}
-    assert told["synthesize"]["block"] == {"value": 32, "from": str(path)}
+    assert told["synthesize"]["batch"] == {"value": 32, "from": str(path)}  # an older name
     assert told["synthesize"]["shard"] == {"value": 512, "from": "default"}
 
     tables = shown()

@@ -40,6 +40,7 @@ from ppap_framework.files import file_sha256
 from ppap_framework.guidance import Guide, RangeScales
 from ppap_framework.run import Plan, Sampling, counts_of, draw, plan
 
+Toy = DiffusionBackend
 NUM, STEPS, SCALE = 3, 12, 4.0
 INTERVAL = 0.0, 0.7  # above, any pull drives the toy out of range, where all images are alike
 
@@ -77,11 +78,11 @@ def of_model(model: GuidanceModel, **changes: Any) -> Guide:
     return ppap.guide(model, target="green", interval=INTERVAL, **given)
 
 
-def sampled(toy: DiffusionBackend, *guides: Guide, **changes: Any) -> ppap.Result:
+def sampled(toy: Toy, *guides: Guide, **changes: Any) -> ppap.Result:
     return ppap.sample(toy, guides, **{"num": NUM, "steps": STEPS, "batch": 2} | changes)
 
 
-def planned(toy: DiffusionBackend, *guides: Guide, num: int = NUM, **changes: Any) -> Plan:
+def planned(toy: Toy, *guides: Guide, num: int = NUM, **changes: Any) -> Plan:
     return plan(toy, guides, num, Sampling(**{"steps": STEPS} | changes))
 
 
@@ -95,9 +96,7 @@ def untouched(model: GuidanceModel, before: dict[str, Tensor]) -> bool:
     return equal and after.keys() == before.keys() and not has_experts(model.network)
 
 
-def by_hand(
-    toy: DiffusionBackend, scales: tuple[float, ...], number: int = 3, seed: int = 0
-) -> Tensor:
+def by_hand(toy: Toy, scales: tuple[float, ...], number: int = 3, seed: int = 0) -> Tensor:
     """The images when the weight of expert floor(t N / T) looks at timestep t, pulling with that
     expert's scale: PPAP's equation, with nothing of `experts` or `guidance` in it.
     """
@@ -127,9 +126,7 @@ def by_hand(
 
 
 class TestGuiding:
-    def test_is_the_loop_that_switches_experts_by_the_timestep(
-        self, toy: DiffusionBackend, bundle: Path
-    ) -> None:
+    def test_is_the_loop_that_switches_experts(self, toy: Toy, bundle: Path) -> None:
         drawn = sampled(toy, green(experts=bundle)).images
         assert torch.allclose(drawn, by_hand(toy, (SCALE,) * 3), atol=1e-5)
         assert (drawn.abs() < 0.95).all()  # far from where all images would be alike
@@ -140,9 +137,7 @@ class TestGuiding:
             sampled(toy, green(experts=bundle), batch=1).images, at_once, atol=1e-5
         )
 
-    def test_calibrated_scales_belong_to_their_experts(
-        self, toy: DiffusionBackend, tmp_path: Path
-    ) -> None:
+    def test_calibrated_scales_belong_to_their_experts(self, toy: Toy, tmp_path: Path) -> None:
         scales = (20.0, 5.0, 1.0)
         path = write_experts(tmp_path, scales=scales)
         drawn = sampled(toy, green("auto", experts=path)).images
@@ -154,7 +149,7 @@ class TestGuiding:
 
     @pytest.mark.parametrize("calibrated", [False, True])
     def test_compared_with_the_untouched_network(
-        self, toy: DiffusionBackend, tmp_path: Path, calibrated: bool
+        self, toy: Toy, tmp_path: Path, calibrated: bool
     ) -> None:
         """Naive images are those of a run without experts, pulled as hard; nothing else changes."""
         path = write_experts(tmp_path, scales=(4.0, 4.0, 4.0) if calibrated else None)
@@ -182,9 +177,7 @@ class TestGuiding:
         naive.save(tmp_path / "out", overwrite=True)
         assert not (tmp_path / "out" / "naive" / "002.png").exists()
 
-    def test_an_expert_with_a_scale_of_nothing_costs_nothing(
-        self, toy: DiffusionBackend, tmp_path: Path
-    ) -> None:
+    def test_an_expert_of_scale_zero_costs_nothing(self, toy: Toy, tmp_path: Path) -> None:
         guide = green("auto", experts=write_experts(tmp_path, scales=(5.0, 0.0, 7.0)))
         run = planned(toy, guide)
         acting = [t for t in run.process.timesteps if t < 70 and t * 3 // TIMESTEPS != 1]
@@ -194,9 +187,7 @@ class TestGuiding:
         assert spent.forwards == NUM * len(acting)
         assert sorted(spent.times) == [t / TIMESTEPS for t in acting]
 
-    def test_clean_images_are_looked_at_by_the_untouched_network(
-        self, toy: DiffusionBackend, bundle: Path
-    ) -> None:
+    def test_the_untouched_network_reads_clean_images(self, toy: Toy, bundle: Path) -> None:
         result = sampled(toy, green(experts=bundle), compare=True)
         plain = green(experts="none")
         assert plain.target is not None
@@ -204,7 +195,7 @@ class TestGuiding:
             energy = plain.loss.energy(plain.model(drawn.images), plain.target.value)
             assert torch.allclose(drawn.seen["colour"].figures["energy"], energy, atol=1e-6)
 
-    def test_two_guides_with_experts_each(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+    def test_two_guides_with_experts_each(self, toy: Toy, tmp_path: Path) -> None:
         paths = [write_experts(tmp_path, name, seed=k) for k, name in enumerate(("a", "b"))]
         guides = [green(experts=p, name=f"g{k}") for k, p in enumerate(paths)]
         both = sampled(toy, *guides).images
@@ -212,9 +203,7 @@ class TestGuiding:
         assert torch.allclose(both, sampled(toy, *swapped).images)
         assert not torch.allclose(both, sampled(toy, guides[0]).images, atol=0.01)
 
-    def test_guides_of_one_model_share_its_experts(
-        self, toy: DiffusionBackend, bundle: Path
-    ) -> None:
+    def test_guides_of_one_model_share_its_experts(self, toy: Toy, bundle: Path) -> None:
         first = green(experts=bundle, name="first")
         second = of_model(first.model, loss=first.loss, name="second", experts=bundle)
         shared = sampled(toy, first, second).images
@@ -229,9 +218,7 @@ class TestTheUsersOwnSet:
     def experts(self, bundle: Path) -> ExpertSet:
         return load_bundle(bundle, green(experts="none").model)
 
-    def test_guides_and_stays_attached(
-        self, toy: DiffusionBackend, bundle: Path, experts: ExpertSet
-    ) -> None:
+    def test_guides_and_stays_attached(self, toy: Toy, bundle: Path, experts: ExpertSet) -> None:
         network = experts.model.network
         before = {k: t.clone() for k, t in network.state_dict().items()}
         result = sampled(toy, of_model(experts.model, experts=experts))
@@ -243,30 +230,30 @@ class TestTheUsersOwnSet:
         kept = BundleFile("mine", bundle).record()
         assert record == kept | {"name": None, "path": None, "sha256": None}
 
-    def test_scales_of_a_guide_are_kept(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+    def test_scales_of_a_guide_are_kept(self, toy: Toy, experts: ExpertSet) -> None:
         guide = attrs.evolve(green(0.5, experts="none"), model=experts.model, experts=experts)
         curve = RangeScales(experts.ranges, (20.0, 5.0, 1.0))
         drawn = sampled(toy, attrs.evolve(guide, curve=curve)).images
         assert torch.allclose(drawn, by_hand(toy, (10.0, 2.5, 0.5)), atol=1e-5)
 
-    def test_of_another_model_is_refused(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+    def test_of_another_model_is_refused(self, toy: Toy, experts: ExpertSet) -> None:
         with pytest.raises(UsageError, match="'colour' are of another model"):
             green(experts=experts)
         experts.detach()
         with pytest.raises(UsageError, match="not attached to its model"):
             sampled(toy, of_model(experts.model, experts=experts))
 
-    def test_is_not_overlooked(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+    def test_is_not_overlooked(self, toy: Toy, experts: ExpertSet) -> None:
         with pytest.raises(UsageError, match="the network of guide 'mine' has experts already"):
             sampled(toy, of_model(experts.model, name="mine"))
 
-    def test_has_no_calibrated_scales(self, toy: DiffusionBackend, experts: ExpertSet) -> None:
+    def test_has_no_calibrated_scales(self, toy: Toy, experts: ExpertSet) -> None:
         with pytest.raises(UsageError, match="its experts were not calibrated"):
             sampled(toy, of_model(experts.model, experts=experts, scale="auto"))
 
 
 class TestChoosing:
-    def test_auto_takes_what_was_kept(self, toy: DiffusionBackend, bundle: Path) -> None:
+    def test_auto_takes_what_was_kept(self, toy: Toy, bundle: Path) -> None:
         alone, without, named = (
             sampled(toy, green(experts=experts)).images for experts in ("auto", "none", bundle)
         )
@@ -276,12 +263,12 @@ class TestChoosing:
             assert torch.equal(sampled(toy, green(experts=experts)).images, named)
         assert torch.equal(sampled(toy, green(experts="none")).images, alone)
 
-    def test_auto_takes_nothing_that_is_for_another_input(self, toy: DiffusionBackend) -> None:
+    def test_auto_takes_nothing_that_is_for_another_input(self, toy: Toy) -> None:
         keep_bundle(write_experts(experts_dir().parent))
         guide = ppap.guide(nn.Linear(3, 4), loss=lambda p, t: p.square().mean((1, 2, 3)), target=1)
         assert planned(toy, guide).guides[0].chosen is None
 
-    def test_what_the_plan_says(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+    def test_what_the_plan_says(self, toy: Toy, tmp_path: Path) -> None:
         path = write_experts(tmp_path, number=4, scales=(1, 2, 3, 4.5))
         record = planned(toy, green(None, experts=path)).record()
         assert record["guides"][0]["scale"] == "auto"
@@ -298,28 +285,26 @@ class TestChoosing:
         none = planned(toy, green(None, experts="none")).record()["guides"][0]
         assert (none["experts"], none["scale"]) == (None, 4.0)
 
-    def test_a_plan_can_be_planned_again(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+    def test_a_plan_can_be_planned_again(self, toy: Toy, tmp_path: Path) -> None:
         path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
         first = planned(toy, green(None, experts=path))
         path.unlink()  # it is settled
         assert planned(toy, *first.guides).record() == first.record()
 
-    def test_auto_reads_no_clean_images(self, toy: DiffusionBackend, bundle: Path) -> None:
+    def test_auto_reads_no_clean_images(self, toy: Toy, bundle: Path) -> None:
         keep_bundle(bundle)
         assert planned(toy, green(), through="clean").guides[0].chosen is None
         with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
             planned(toy, green(experts="mine"), through="clean")
 
-    def test_a_noise_aware_guide_reads_noise_by_itself(
-        self, toy: DiffusionBackend, bundle: Path
-    ) -> None:
+    def test_a_noise_aware_guide_takes_none(self, toy: Toy, bundle: Path) -> None:
         keep_bundle(bundle)
         aware = attrs.evolve(green(), noise_aware=True)
         assert planned(toy, aware).guides[0].chosen is None
         with pytest.raises(UsageError, match="reads noise by itself and takes no experts"):
             planned(toy, attrs.evolve(aware, experts="mine"))
 
-    def test_the_same_experts(self, toy: DiffusionBackend, tmp_path: Path) -> None:
+    def test_the_same_experts(self, toy: Toy, tmp_path: Path) -> None:
         model, path = green(experts="none").model, write_experts(tmp_path)
         one, again = (choose_experts(path, "g", model, toy.inner) for _ in range(2))
         assert isinstance(one, BundleFile)
@@ -329,7 +314,7 @@ class TestChoosing:
         write_experts(tmp_path, seed=9)
         assert not same_experts(one, choose_experts(path, "g", model, toy.inner))
 
-    def test_scales_that_nobody_calibrated(self, toy: DiffusionBackend, bundle: Path) -> None:
+    def test_scales_that_nobody_calibrated(self, toy: Toy, bundle: Path) -> None:
         with pytest.raises(UsageError, match="its experts were not calibrated") as caught:
             green("auto", experts=bundle)
         assert "such as 4" in caught.value.hint
@@ -358,7 +343,7 @@ class TestChoosing:
 
 
 def test_idle_experts_are_warned_of(
-    toy: DiffusionBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_experts(tmp_path, number=5)
     with caplog.at_level(logging.WARNING):
@@ -376,9 +361,7 @@ def test_idle_experts_are_warned_of(
 
 class TestNothingIsLeftBehind:
     @pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
-    def test_after_a_run(
-        self, toy: DiffusionBackend, bundle: Path, error: type[BaseException] | None
-    ) -> None:
+    def test_after_a_run(self, toy: Toy, bundle: Path, error: type[BaseException] | None) -> None:
         guide = green(experts=bundle)
         before, merged = state_of(guide.model), []
 
@@ -395,9 +378,7 @@ class TestNothingIsLeftBehind:
         assert untouched(guide.model, before)
         assert not sampled(toy, guide).interrupted  # and it can be run again
 
-    def test_if_the_file_is_not_the_one_that_was_chosen(
-        self, toy: DiffusionBackend, tmp_path: Path
-    ) -> None:
+    def test_if_the_file_was_replaced(self, toy: Toy, tmp_path: Path) -> None:
         guide = green(experts=write_experts(tmp_path))
         before, run = state_of(guide.model), planned(toy, guide)
         write_experts(tmp_path, seed=9)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_distribution import install, plugged
 
-from ppap_framework.cli.guide_options import parse_guides, typed_option
+from ppap_framework.cli.guide_options import guide_of, parse_guides, typed_option
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.run import GuideRequest
 
-
-@pytest.fixture(scope="module", autouse=True)
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with plugged(install(tmp_path_factory.mktemp("toy") / "site")):
-        yield
+pytestmark = pytest.mark.usefixtures("site")
 
 
 def parsed(*guiders: str, **values: list[str]) -> tuple[list[GuideRequest], list[str]]:
@@ -157,3 +151,18 @@ def test_options_are_read_as_their_class_declares(key: str, text: str, value: ob
 def test_options_of_another_type(key: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"'{key}' of guider 'colour' cannot be '{text}'"):
         typed_option("colour", key, text)
+
+
+@pytest.mark.parametrize(
+    ("guider", "said"),
+    [
+        ("none", "--guider none names no network"),
+        ("Colour!", "'Colour!' cannot be read"),
+        ("colour=4", "colour takes no scale and no interval"),
+        ("colour:0-0.5", "colour takes no scale and no interval"),
+    ],
+)
+def test_commands_that_do_not_guide_take_a_name_alone(guider: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        guide_of({"guider": guider})
+    assert guide_of({"guider": "colour", "target": "blue"}).target == "blue"

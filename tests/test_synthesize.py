@@ -1,4 +1,4 @@
-"""Synthesis in this process: what is drawn, what is kept, and what is refused."""
+"""Synthesis: what is drawn, what is kept whatever ends it, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import signal
+import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from reaper import Death, Reaper
-from toy_distribution import MEANS
+from toy_distribution import MEANS, start
 
 import ppap_framework as ppap
 from ppap_framework.data import SyntheticData, synthesize
@@ -40,6 +44,9 @@ SMALL: dict[str, Any] = {"num": 10, "steps": 3, "batch": 2, "shard": 4, "seed": 
 TINY: dict[str, Any] = {"num": 3, "steps": 1, "batch": 1, "shard": 2}
 """Three batches in two shards, for what is done many times over."""
 
+LARGE: dict[str, Any] = {"num": 96, "steps": 2, "batch": 2, "shard": 6}
+"""For what takes a while."""
+
 
 @pytest.fixture(scope="module")
 def backend(site: Path) -> LoadedBackend:
@@ -55,6 +62,11 @@ def whole(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def tiny(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthesize(backend, out=tmp_path_factory.mktemp("tiny") / "set", **TINY).path
+
+
+@pytest.fixture(scope="module")
+def large(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthesize(backend, out=tmp_path_factory.mktemp("large") / "set", **LARGE).path
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -192,19 +204,16 @@ class TestImages:
                         assert file is not None
                         said.append(json.load(file)["prompt"])
         assert said == five
-        with pytest.raises(UsageError, match="2 prompts were given for 5 images"):
-            synthesize(backend, out=tmp_path / "other", **{**settings, "prompt": five[:2]})
+        for few in (five[:2], []):
+            with pytest.raises(UsageError, match=f"{len(few)} prompts were given for 5 images"):
+                synthesize(backend, out=tmp_path / "other", **{**settings, "prompt": few})
         assert not (tmp_path / "other").exists()
 
     def test_come_from_the_distribution(self, backend: LoadedBackend, tmp_path: Path) -> None:
         data = synthesize(backend, out=tmp_path / "set", num=512, steps=10)
-        mean, _ = data.moments()
-        assert mean.tolist() == pytest.approx(MEANS, abs=0.01)
-
-    def test_moments(self, whole: Path) -> None:
-        data = SyntheticData(whole)
-        pixels = data.load().numpy().astype(np.float64) / 127.5 - 1.0
         mean, spread = data.moments()
+        assert mean.tolist() == pytest.approx(MEANS, abs=0.01)
+        pixels = data.load().numpy().astype(np.float64) / 127.5 - 1.0
         np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(spread, pixels.std((0, 2, 3)), rtol=1e-12)
 
@@ -212,12 +221,8 @@ class TestImages:
     def test_any_of_them_in_any_order(self, whole: Path, indices: list[int]) -> None:
         data = SyntheticData(whole)
         picked = data.images(torch.tensor(indices, dtype=torch.int64))
-        assert picked.dtype == torch.uint8
-        assert picked.shape == (len(indices), 3, 8, 8)
+        assert (picked.dtype, picked.shape) == (torch.uint8, (len(indices), 3, 8, 8))
         assert torch.equal(picked, data.load()[indices])
-
-    def test_numbers_that_there_are_not(self, whole: Path) -> None:
-        data = SyntheticData(whole)
         assert len(data) == 10
         for index in (-1, 10):
             with pytest.raises(IndexError, match=f"no image {index}"):
@@ -261,43 +266,43 @@ def reaper() -> Reaper:
 
 
 class TestResuming:
+    @pytest.mark.parametrize(("before", "fewest"), [("", 25), ("damaged", 15), ("other", 25)])
     def test_after_death_at_every_change_of_the_file_system(
-        self, backend: LoadedBackend, tiny: Path, tmp_path: Path, reaper: Reaper
+        self,
+        backend: LoadedBackend,
+        tiny: Path,
+        tmp_path: Path,
+        reaper: Reaper,
+        before: str,
+        fewest: int,
     ) -> None:
+        """Of a new set, one with a damaged shard, and one of another seed that is overwritten."""
+        overwrite = before == "other"
+        earlier = tiny
+        if overwrite:
+            earlier = synthesize(backend, out=tmp_path / "other", **{**TINY, "seed": 6}).path
         for changes in range(1000):
             out = tmp_path / str(changes)
+            if before:
+                copied(earlier, out)
+            if before == "damaged":
+                hurt(out / "shard-00001.tar", "flip")
             try:
                 with reaper.after(changes):
-                    synthesize(backend, out=out, **TINY)
+                    synthesize(backend, out=out, overwrite=overwrite, **TINY)
             except Death:
-                synthesize(backend, out=out, **TINY)
-                assert content(out) == content(tiny), changes
-            else:
-                break
-        assert 25 < changes < 1000
-        assert content(out) == content(tiny)
-
-    def test_after_death_at_every_change_while_overwriting(
-        self, backend: LoadedBackend, tiny: Path, tmp_path: Path, reaper: Reaper
-    ) -> None:
-        other = synthesize(backend, out=tmp_path / "other", **{**TINY, "seed": 6}).path
-        for changes in range(1000):
-            out = copied(other, tmp_path / str(changes))
-            try:
-                with reaper.after(changes):
-                    synthesize(backend, out=out, overwrite=True, **TINY)
-            except Death:
-                # Without --overwrite it is refused, or goes on with what is asked for.
-                try:
+                try:  # without --overwrite it is refused, or goes on with what is asked for
                     synthesize(backend, out=out, **TINY)
                     assert content(out) == content(tiny), changes
                 except UsageError as error:
+                    assert overwrite
                     assert "seed was 6, is now 0" in error.message
-                synthesize(backend, out=out, overwrite=True, **TINY)
+                synthesize(backend, out=out, overwrite=overwrite, **TINY)
                 assert content(out) == content(tiny), changes
             else:
                 break
-        assert 25 < changes < 1000
+        assert fewest < changes < 1000
+        assert content(out) == content(tiny)
 
     def test_nothing_is_drawn_twice(
         self, backend: LoadedBackend, whole: Path, tmp_path: Path
@@ -343,40 +348,18 @@ class TestResuming:
         assert drawn == list(range(18, 31, 2))
         assert content(out) == content(whole)
 
-    def test_a_damaged_shard_after_death_at_every_change(
-        self, backend: LoadedBackend, tiny: Path, tmp_path: Path, reaper: Reaper
-    ) -> None:
-        for changes in range(1000):
-            out = copied(tiny, tmp_path / str(changes))
-            hurt(out / "shard-00001.tar", "flip")
-            try:
-                with reaper.after(changes):
-                    synthesize(backend, out=out, **TINY)
-            except Death:
-                synthesize(backend, out=out, **TINY)
-                assert content(out) == content(tiny), changes
-            else:
-                break
-        assert 15 < changes < 1000
-
-    def test_a_full_disk(
-        self,
-        backend: LoadedBackend,
-        whole: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        def full(file: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
-            with pytest.raises(PpapError, match="No space left on device") as caught:
-                synthesize(backend, out=tmp_path / "set", **SMALL)
-        assert str(tmp_path / "set") in caught.value.message
+    def test_a_full_disk(self, backend: LoadedBackend, whole: Path, tmp_path: Path) -> None:
+        out = tmp_path / "set"
+        full = OSError(28, "No space left on device")
+        with (
+            mock.patch.object(os, "fsync", side_effect=full),
+            pytest.raises(PpapError, match="No space left on device") as caught,
+        ):
+            synthesize(backend, out=out, **SMALL)
+        assert str(out) in caught.value.message
         assert "continues" in caught.value.hint
-        synthesize(backend, out=tmp_path / "set", **SMALL)
-        assert content(tmp_path / "set") == content(whole)
+        synthesize(backend, out=out, **SMALL)
+        assert content(out) == content(whole)
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -404,9 +387,11 @@ class TestRefusals:
             ({"steps": 4}, "steps was 3, is now 4"),
             ({"sampler": "ddpm"}, "sampler was ddim, is now ddpm"),
             ({"eta": 0.5}, "eta was 0.0, is now 0.5"),
+            ({"prompt": "darker"}, "prompt was None, is now darker"),
             ({"batch": 4}, "batch was 2, is now 4"),
             ({"shard": 2}, "shard was 4, is now 2"),
             ({"threads": 2}, "threads was 1, is now 2"),
+            ({"precision": "bfloat16"}, "precision was float32, is now bfloat16"),
         ],
     )
     @pytest.mark.parametrize("finished", [True, False])
@@ -415,7 +400,7 @@ class TestRefusals:
         backend: LoadedBackend,
         whole: Path,
         tmp_path: Path,
-        changed: dict[str, Any],
+        changed: Any,
         told: str,
         finished: bool,
     ) -> None:
@@ -433,41 +418,39 @@ class TestRefusals:
         assert content(out) == before
 
     def test_other_weights(self, backend: LoadedBackend, whole: Path) -> None:
-        network = backend.stages[0].network
-        spread = next(parameter for parameter in network.parameters() if parameter.ndim == 0)
-        with torch.no_grad():
-            spread.mul_(2.0)
+        spread = next(p for p in backend.stages[0].network.parameters() if p.ndim == 0)
+        spread.data.mul_(2.0)
         try:
             with pytest.raises(UsageError, match=r"backend\.weights_sha256 was"):
                 synthesize(backend, out=whole, **SMALL)
         finally:
-            with torch.no_grad():
-                spread.div_(2.0)
+            spread.data.div_(2.0)
 
     def test_overwriting_begins_anew(
         self, backend: LoadedBackend, whole: Path, tmp_path: Path
     ) -> None:
-        out = tmp_path / "set"
-        synthesize(backend, out=out, **{**SMALL, "num": 20})
+        out = synthesize(backend, out=tmp_path / "set", **{**SMALL, "num": 20}).path
         (out / "manifest.json").write_text("{")
         with pytest.raises(AssetError, match="damaged"):
             synthesize(backend, out=out, **SMALL)
         synthesize(backend, out=out, overwrite=True, **SMALL)
         assert content(out) == content(whole)
 
-    def test_shards_of_unknown_origin(self, backend: LoadedBackend, tmp_path: Path) -> None:
-        (tmp_path / "shard-00000.tar").touch()
-        with pytest.raises(UsageError, match="without its settings"):
-            synthesize(backend, out=tmp_path, **SMALL)
-
-    @pytest.mark.parametrize("overwrite", [True, False])
+    @pytest.mark.parametrize(
+        ("name", "overwrite", "fault"),
+        [
+            ("shard-00000.tar", False, "without its settings"),
+            ("thesis.tex", False, r"thesis\.tex"),
+            ("thesis.tex", True, r"thesis\.tex"),
+        ],
+    )
     def test_a_folder_of_other_things(
-        self, backend: LoadedBackend, tmp_path: Path, overwrite: bool
+        self, backend: LoadedBackend, tmp_path: Path, name: str, overwrite: bool, fault: str
     ) -> None:
-        (tmp_path / "thesis.tex").touch()
-        with pytest.raises(UsageError, match=r"thesis\.tex"):
+        (tmp_path / name).touch()
+        with pytest.raises(UsageError, match=fault):
             synthesize(backend, out=tmp_path, overwrite=overwrite, **SMALL)
-        assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+        assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == [name]
 
     def test_another_process_in_the_folder(self, backend: LoadedBackend, tmp_path: Path) -> None:
         with (
@@ -486,12 +469,14 @@ class TestRefusals:
             with pytest.raises(UsageError, match=fault):
                 synthesize("toy", out=tmp_path, batch=2, shard=shard)
 
+    @pytest.mark.parametrize("workers", [1, 2])
     def test_images_that_are_not_finite(
-        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
-        with pytest.raises(PpapError, match="image 0 came out not finite"):
-            synthesize("toy", out=tmp_path / "set", **SMALL)
+        with pytest.raises(PpapError, match=r"image \d came out not finite"):
+            synthesize("toy", out=tmp_path / "set", workers=workers, **SMALL)
+        assert multiprocessing.active_children() == []
 
 
 class TestWorkers:
@@ -515,20 +500,70 @@ class TestWorkers:
         assert content(out) == content(whole)
         assert multiprocessing.active_children() == []
 
-    def test_what_goes_wrong_in_one_is_told(
-        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TOY_BROKEN", "1")
-        with pytest.raises(PpapError, match=r"image \d came out not finite"):
-            synthesize("toy", out=tmp_path / "set", workers=2, **SMALL)
-        assert multiprocessing.active_children() == []
-
     def test_a_backend_that_cannot_be_copied(
         self, backend: LoadedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(backend.stages[0], "_hook", lambda: None, raising=False)
         with pytest.raises(UsageError, match="cannot be copied to other processes"):
             synthesize(backend, out=tmp_path / "set", workers=2, **SMALL)
+
+
+class TestProcesses:
+    """Synthesis in processes of its own, which are killed or interrupted."""
+
+    def images(self, folder: Path) -> int:
+        """Number on the disk, in shards and batches."""
+        batches, shards = folder.glob(".partial/*/[0-9]*"), folder.glob("shard-*.tar")
+        return 2 * len(list(batches)) + 6 * len(list(shards))
+
+    def drawing(
+        self, site: Path, tmp_path: Path, workers: int, delay: str
+    ) -> subprocess.Popen[str]:
+        """A process that has begun to write."""
+        before = self.images(tmp_path / "set")
+        options = ("--num", "96", "--steps", "2", "--block", "2", "--shard", "6", "--out", "set")
+        typed = ("synthesize", "--backend", "toy", *options, "--workers", str(workers))
+        process = start(site, tmp_path, *typed, TOY_DELAY=delay)
+        patience = time.monotonic() + 300  # for a machine that has much else to do
+        while self.images(tmp_path / "set") <= before:
+            assert time.monotonic() < patience
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.002)
+        return process
+
+    @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
+    def test_killed_at_random_moments(
+        self, site: Path, large: Path, tmp_path: Path, count: int
+    ) -> None:
+        moments = random.Random(count)
+        interruptions = 0
+        for number in range(count):
+            process = self.drawing(site, tmp_path, 1 + number % 2, "0.01")
+            time.sleep(moments.uniform(0.0, 0.6 / count))
+            process.send_signal(signal.SIGKILL)
+            _, err = process.communicate(timeout=60)  # returns when workers let go of stderr
+            assert process.returncode in (-signal.SIGKILL, 0), err
+            if (tmp_path / "set" / "manifest.json").exists():
+                break
+            interruptions += 1
+        assert interruptions >= min(count, 3)
+        synthesize("toy", out=tmp_path / "set", **LARGE)
+        assert content(tmp_path / "set") == content(large)
+
+    def test_ctrl_c_leaves_what_the_same_command_continues(
+        self, site: Path, large: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "set"
+        process = self.drawing(site, tmp_path, 2, "0.05")
+        process.send_signal(signal.SIGINT)
+        printed, err = process.communicate(timeout=60)
+        assert (process.returncode, printed) == (130, ""), err
+        assert err == "ppap: interrupted; the same command continues in set\n"
+        assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+        assert 0 < self.images(out) < 96
+        assert not (out / "manifest.json").exists()
+        synthesize("toy", out=out, **LARGE)
+        assert content(out) == content(large)
 
 
 DRAW = (
@@ -542,9 +577,8 @@ class TestCommands:
         assert run(*DRAW, "--out", "set") == (0, "set\n", "")
         assert content(Path("set")) == content(whole)
         code, out, _ = run(*DRAW, "--out", "set", "--json")
-        assert code == 0
         manifest = json.loads((whole / "manifest.json").read_text())
-        assert json.loads(out) == {"folder": "set", **manifest}
+        assert (code, json.loads(out)) == (0, {"folder": "set", **manifest})
 
     def test_refusals_are_a_line_and_a_hint(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

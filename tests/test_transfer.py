@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,17 @@ from experts_toy import SCHEDULE, Backend
 from PIL import Image
 from reaper import Death, Reaper
 from torch import Tensor, nn
-from transfer_toy import Convolutions, Means, Pictures, Square, anatomy, pictures, seen, stopping
+from transfer_toy import (
+    Convolutions,
+    Means,
+    Pictures,
+    Square,
+    anatomy,
+    npz,
+    pictures,
+    seen,
+    stopping,
+)
 
 from ppap_framework.data import LabelledImages
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
@@ -36,6 +44,7 @@ from ppap_framework.experts import (
 from ppap_framework.files import locked
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
+from ppap_framework.learn.batches import validation_batch
 from ppap_framework.learn.loss_plot import plot_losses
 from ppap_framework.learn.recipe import Phase
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
@@ -44,7 +53,8 @@ from ppap_framework.runtime import Progress
 
 MODULE = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
 
-ADAPTERS = (("lora", {"rank": 2, "targets": ("1", "7")}), ("bias", {}))
+BIAS = (("bias", {}),)
+ADAPTERS = (("lora", {"rank": 2, "targets": ("1", "7")}), *BIAS)
 SHORT = Recipe(iterations=12, shared=0.25, batch=6, held_out=0.25, validate_every=2)
 NAME = "backend-convolutions-2"
 FILE = f"{NAME}.experts.safetensors"
@@ -111,8 +121,18 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 class TestResult:
-    def test_the_folder(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        run(tmp_path, command=["ppap", "transfer"])
+    def test_an_undisturbed_call(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        data, backend, model = Pictures({"base": pictures()}), Backend(), Convolutions().train()
+        before, sha256, reports = anatomy(model), guide_sha256(Convolutions()), []
+        bundle = run(
+            tmp_path,
+            data=data,
+            guide=network(model),
+            backend=backend,
+            command=["ppap", "transfer"],
+            progress=reports.append,
+        )
+        assert anatomy(model) == before
         assert content(tmp_path) == whole
         assert set(whole) == {FILE, "log.jsonl", "loss.png", "loss.svg", ".lock"}
         diary = record(tmp_path)
@@ -120,56 +140,52 @@ class TestResult:
         [call] = diary["calls"]
         assert (call["iterations"], call["command"]) == (12, ["ppap", "transfer"])
         assert diary["seconds"] == call["seconds"] > 0
+        steps = [(report.task, report.done, report.total) for report in reports]
+        assert steps == [("learning", i, 12) for i in range(1, 13)]
+        assert all(float(report.detail.removeprefix("loss ")) > 0 for report in reports)
 
-    def test_the_log(self, whole: dict[str, bytes]) -> None:
+        assert bundle == BundleFile(NAME, tmp_path / FILE)
+        info = bundle.info
+        assert (info.guide.component, info.guide.sha256) == ("Convolutions", sha256)
+        assert info.backend.sha256 == backend_sha256(backend)
+        assert (info.timesteps, info.resolution, info.seed) == ((0, 50, 100), (8, 8), 0)
+        assert info.data_sha256 == data.manifest_hash
+        assert [adapter.name for adapter in info.adapters] == ["lora", "bias"]
+        assert info.recipe["iterations"] == 12
+        assert info.recipe["loss"] == {"name": "Square", "options": {}}
+        assert info.metrics["held_out_images"] == 5
+        keys = {"held_out", "untouched", "best_iteration"}
+        assert [set(score) for score in info.metrics["experts"]] == [keys] * 2
+
+    def test_global_state_of_torch(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        guide, backend, data = network(), Backend(), Pictures({"base": pictures()})
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.inference_mode():
+                run(tmp_path, guide=guide, backend=backend, data=data)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert content(tmp_path) == whole
+
+    def test_the_log(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
         lines = [json.loads(line) for line in whole["log.jsonl"].splitlines()]
-        kinds = [
-            (line["phase"], line["iteration"], "held_out" in line, "loss" in line) for line in lines
+        # Of 3, 5 and 4 iterations every tenth is logged, and the last; every second is validated.
+        assert [
+            " ".join([line["phase"], str(line["iteration"]), *({"loss", "held_out"} & {*line})])
+            for line in lines
+        ] == [
+            *("shared 2 held_out", "shared 3 loss", "shared 3 held_out"),
+            *("expert 0 2 held_out", "expert 0 4 held_out"),
+            *("expert 0 5 loss", "expert 0 5 held_out"),
+            *("expert 1 2 held_out", "expert 1 4 loss", "expert 1 4 held_out"),
         ]
-        # Of 3, 5 and 4 iterations every tenth is logged, and the last; every second looks.
-        assert kinds == [
-            ("shared", 2, True, False),
-            ("shared", 3, False, True),
-            ("shared", 3, True, False),
-            ("expert 0", 2, True, False),
-            ("expert 0", 4, True, False),
-            ("expert 0", 5, False, True),
-            ("expert 0", 5, True, False),
-            ("expert 1", 2, True, False),
-            ("expert 1", 4, False, True),
-            ("expert 1", 4, True, False),
-        ]
-
-    def test_every_tenth_iteration_is_logged(self, tmp_path: Path) -> None:
         recipe = Recipe(iterations=25, shared=0, batch=4, validate_every=100)
         run(tmp_path, num_experts=1, recipe=recipe)
         lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         assert [line["iteration"] for line in lines if "loss" in line] == [10, 20, 25]
 
-    def test_what_the_bundle_says(self, tmp_path: Path) -> None:
-        data, guide, backend = Pictures({"base": pictures()}), network(), Backend()
-        bundle = run(tmp_path, data=data, guide=guide, backend=backend)
-        assert bundle == BundleFile(NAME, tmp_path / FILE)
-        info = bundle.info
-        assert info.guide.component == "Convolutions"
-        assert info.guide.sha256 == guide_sha256(guide.model)
-        assert info.backend.sha256 == backend_sha256(backend)
-        assert info.timesteps == (0, 50, 100)
-        assert info.resolution == (8, 8)
-        assert info.data_sha256 == data.manifest_hash
-        assert info.seed == 0
-        assert [adapter.name for adapter in info.adapters] == ["lora", "bias"]
-        assert info.recipe["iterations"] == 12
-        assert info.recipe["loss"] == {"name": "Square", "options": {}}
-        assert info.metrics["held_out_images"] == 5
-        assert [set(score) for score in info.metrics["experts"]] == [
-            {"held_out", "untouched", "best_iteration"}
-        ] * 2
-
     def test_the_experts_say_of_noise_what_was_scored(self, tmp_path: Path) -> None:
         """From the file, on another instance, against the teacher's answers."""
-        from ppap_framework.learn.batches import validation_batch
-
         bundle = run(tmp_path)
         model, x0 = Convolutions(), seen(pictures())
         with torch.no_grad():
@@ -195,23 +211,13 @@ class TestResult:
             assert found.path.read_bytes() == (tmp_path / "out" / FILE).read_bytes()
         assert choose_experts("auto", "toy", Convolutions(1), Backend()) is None
 
-    def test_progress(self, tmp_path: Path) -> None:
-        seen_: list[Progress] = []
-        run(tmp_path, progress=seen_.append)
-        assert [(p.task, p.done, p.total) for p in seen_] == [
-            ("learning", i, 12) for i in range(1, 13)
-        ]
-        assert all(float(p.detail.removeprefix("loss ")) > 0 for p in seen_)
-
-    @pytest.mark.parametrize("fails", [False, True])
-    def test_the_network_is_left_as_it_was(self, tmp_path: Path, fails: bool) -> None:
+    def test_an_interrupted_call_leaves_the_network_as_it_was(self, tmp_path: Path) -> None:
         model = Convolutions().train()
         before = anatomy(model)
-        with contextlib.suppress(KeyboardInterrupt):
-            run(tmp_path, guide=network(model), progress=stopping(7) if fails else None)
+        interrupted(tmp_path, 7, guide=network(model))
         assert not has_experts(model.network)
         assert anatomy(model) == before
-        assert record(tmp_path)["status"] == ("interrupted" if fails else "complete")
+        assert record(tmp_path)["status"] == "interrupted"
 
     def test_names(self, tmp_path: Path) -> None:
         assert run(tmp_path / "a", name="mine", keep=True).name == "mine"
@@ -248,7 +254,7 @@ def shown(images: list[Tensor]) -> list[bytes]:
 class TestTeacherAndStudent:
     def test_the_teacher_looks_at_each_image_once(self, tmp_path: Path) -> None:
         model = Watching()
-        run(tmp_path, guide=network(model), adapters=(("bias", {}),))
+        run(tmp_path, guide=network(model), adapters=BIAS)
         assert shown(model.clean) == shown(list(seen(pictures())))
         assert not set(shown(model.noisy)) & set(shown(model.clean))
 
@@ -259,13 +265,8 @@ class TestTeacherAndStudent:
         base, large = pictures(20), pictures(20, size, seed=1)
         data = Pictures({"base": base, "upsampler": large})
         schedule = NoiseSchedule("hardly noisy", torch.full((100,), 1e-9, dtype=torch.float64))
-        run(
-            tmp_path,
-            backend=Backend(schedule=schedule),
-            guide=network(model),
-            data=data,
-            adapters=(("bias", {}),),
-        )
+        backend = Backend(schedule=schedule)
+        run(tmp_path, backend=backend, guide=network(model), data=data, adapters=BIAS)
         assert shown(model.clean) == shown(list(seen(large)))
         firsts = seen(base)
         for image in model.noisy:
@@ -286,12 +287,8 @@ class TestTeacherAndStudent:
             def transfer(self, student: Any, teacher: Any) -> Tensor:
                 raise NotImplementedError
 
-        run(
-            tmp_path / "out",
-            guide=load_teacher(model, Labels()),
-            data=LabelledImages(file),
-            adapters=(("bias", {}),),
-        )
+        guide = load_teacher(model, Labels())
+        run(tmp_path / "out", guide=guide, data=LabelledImages(file), adapters=BIAS)
         assert model.clean == []
         assert {row.tolist()[0] for row in told} == set(range(20))
         assert record(tmp_path / "out")["settings"]["supervised"] is True
@@ -350,7 +347,7 @@ class TestGoingOn:
     ) -> None:
         few: dict[str, Any] = {
             "guide": network(Means()),
-            "adapters": (("bias", {}),),
+            "adapters": BIAS,
             "recipe": Recipe(iterations=2, shared=0, batch=4, held_out=0.2),
             "keep": True,
         }
@@ -377,7 +374,7 @@ class TestGoingOn:
     ) -> None:
         few: dict[str, Any] = {
             "guide": network(Means()),
-            "adapters": (("bias", {}),),
+            "adapters": BIAS,
             "recipe": Recipe(iterations=2, shared=0, batch=4, held_out=0.2, validate_every=1),
         }
         other = {**few, "recipe": Recipe(iterations=3, shared=0, batch=4), "name": "other"}
@@ -403,21 +400,16 @@ class TestGoingOn:
         assert 20 < changes < 1000
         assert content(out) == wanted
 
-    def test_what_is_complete_is_left_alone(self, tmp_path: Path) -> None:
+    def test_what_is_finished(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
+        """It is left alone, made again if it was removed, and refused if it was damaged."""
         run(tmp_path)
         before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
         run(tmp_path, progress=lambda progress: pytest.fail("it learned"))
         assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-
-    def test_a_bundle_that_was_removed(self, tmp_path: Path, whole: dict[str, bytes]) -> None:
-        run(tmp_path)
         (tmp_path / FILE).unlink()
         run(tmp_path)
         assert content(tmp_path) == whole
-
-    def test_a_bundle_that_was_damaged(self, tmp_path: Path) -> None:
-        run(tmp_path)
-        damaged = bytearray((tmp_path / FILE).read_bytes())
+        damaged = bytearray(whole[FILE])
         damaged[-3] ^= 1
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(AssetError, match="damaged or changed"):
@@ -514,7 +506,7 @@ class TestRefusals:
             ({"precision": "bfloat16"}, "precision was float32, is now bfloat16"),
             ({"num_experts": 3}, "recipe.boundaries was"),
             ({"num_experts": None, "boundaries": [40]}, "recipe.boundaries was"),
-            ({"adapters": (("bias", {}),)}, "recipe.adapters was"),
+            ({"adapters": BIAS}, "recipe.adapters was"),
             (
                 {"adapters": (("lora", {"rank": 1, "targets": ["1", "7"]}), ("bias", {}))},
                 "recipe.adapters was",
@@ -641,7 +633,7 @@ class TestRefusals:
             ({"num_experts": None, "boundaries": [100]}, r"begin at timesteps \[100\]", UsageError),
             ({"recipe": Recipe(iterations=1)}, "1 iterations cannot be shared out", UsageError),
             ({"adapters": ()}, "experts need an adapter", UsageError),
-            ({"adapters": (("bias", {}),) * 2}, "'bias' is given twice", UsageError),
+            ({"adapters": BIAS * 2}, "'bias' is given twice", UsageError),
             ({"adapters": (("biass", {}),)}, "biass", PluginError),
             ({"adapters": (("lora", {"rank": 0}),)}, "rank", UsageError),
             ({"adapters": (("lora", {"rank": {1}}),)}, "options of adapter 'lora'", UsageError),
@@ -751,122 +743,6 @@ class TestTeacher:
         with pytest.raises(UsageError, match="no setting 'num_expert'") as caught:
             transfer(Backend(), network(), "nowhere", out="out", num_expert=3)
         assert caught.value.hint == "did you mean num_experts?"
-
-
-def npz(path: Path, images: Tensor, labels: Any) -> Path:
-    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels)
-    return path
-
-
-class TestLabelledImages:
-    @pytest.mark.parametrize(
-        ("labels", "dtype"),
-        [
-            (np.arange(20, dtype=np.uint8), torch.int64),
-            (np.arange(20, dtype=np.int32), torch.int64),
-            (np.arange(20) % 2 == 0, torch.int64),
-            (np.arange(20.0), torch.float32),
-            (np.zeros((20, 4, 5), np.float16), torch.float32),
-        ],
-    )
-    def test_good_ones(self, tmp_path: Path, labels: Any, dtype: torch.dtype) -> None:
-        data = LabelledImages(npz(tmp_path / "a.npz", pictures(), labels))
-        assert len(data) == 20
-        assert data.image_shape() == data.image_shape(0) == (3, 8, 8)
-        assert torch.equal(data.images([3, 0, 3]), pictures()[[3, 0, 3]])
-        assert torch.equal(data.images(torch.tensor([7])), pictures()[7:8])
-        assert data.labels.dtype == dtype
-        assert np.array_equal(data.labels.numpy(), labels)
-        assert len(data.stages) == 1
-
-    def test_the_hash_tells_any_change(self, tmp_path: Path) -> None:
-        other = pictures()
-        other[3, 1, 2, 5] ^= 1
-        labels = np.arange(20)
-        swapped = labels.copy()
-        swapped[:2] = 1, 0
-        hashes = [
-            LabelledImages(npz(tmp_path / "a.npz", images, given)).manifest_hash
-            for images, given in (
-                (pictures(), labels),
-                (other, labels),
-                (pictures(), swapped),
-                (pictures(), labels.astype(np.float32)),
-                (pictures(), labels[:, None]),
-                (pictures().reshape(20, 3, 4, 16), labels),
-            )
-        ]
-        assert len(set(hashes)) == len(hashes)
-        assert all(re.fullmatch("[0-9a-f]{64}", found) for found in hashes)
-        compressed = tmp_path / "c.npz"
-        np.savez_compressed(
-            compressed, images=pictures().permute(0, 2, 3, 1).numpy(), labels=labels.astype(np.int8)
-        )
-        assert LabelledImages(compressed).manifest_hash == hashes[0]
-
-    def test_channels_may_come_first(self, tmp_path: Path) -> None:
-        last = LabelledImages(npz(tmp_path / "last.npz", pictures(), np.arange(20)))
-        np.savez(tmp_path / "first.npz", images=pictures().numpy(), labels=np.arange(20))
-        first = LabelledImages(tmp_path / "first.npz")
-        assert first.manifest_hash == last.manifest_hash
-        assert torch.equal(first.images([5, 2]), pictures()[[5, 2]])
-
-    @pytest.mark.parametrize(
-        ("images", "labels", "said"),
-        [
-            (pictures().float(), np.arange(20), "float32"),
-            (pictures()[:, :1], np.arange(20), r"\(20, 8, 8, 1\)"),
-            (pictures(), np.arange(19), "20 images and 19 labels"),
-            (pictures(), np.int64(3), "labels of"),
-            (pictures(), np.array(["cat"] * 20), "<U3"),
-            (pictures(), np.array([None] * 20), "cannot read"),
-        ],
-    )
-    def test_bad_ones(self, tmp_path: Path, images: Tensor, labels: Any, said: str) -> None:
-        with pytest.raises(AssetError, match=said) as caught:
-            LabelledImages(npz(tmp_path / "a.npz", images, labels))
-        assert "a.npz" in caught.value.message
-        assert "\n" not in str(caught.value)
-        assert "NPZ" in caught.value.hint
-
-    def test_files_that_are_something_else(self, tmp_path: Path) -> None:
-        good = npz(tmp_path / "good.npz", pictures(), np.arange(20)).read_bytes()
-        array, picture, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
-        np.save(array, np.arange(20))
-        Image.new("RGB", (4, 4)).save(picture, "PNG")
-        with zipfile.ZipFile(archive, "w") as written:
-            written.writestr("images", "none")
-        missing = io.BytesIO()
-        np.savez(missing, pictures=np.arange(3))
-        for number, content_ in enumerate(
-            (
-                *(b"", b"PK", b"PK\x03\x04", b"hello", good[:100], good[:-30]),
-                *(part.getvalue() for part in (array, picture, archive, missing)),
-            )
-        ):
-            path = tmp_path / f"{number}.npz"
-            path.write_bytes(content_)
-            with pytest.raises(AssetError, match=f"{number}.npz") as caught:
-                LabelledImages(path)
-            assert "\n" not in str(caught.value)
-        for path in (tmp_path, tmp_path / "none.npz"):
-            with pytest.raises(AssetError, match="cannot read"):
-                LabelledImages(path)
-
-    @pytest.mark.parametrize("packed", [False, True])
-    def test_any_flipped_byte_is_read_as_it_was_or_refused(
-        self, tmp_path: Path, packed: bool
-    ) -> None:
-        save = np.savez_compressed if packed else np.savez
-        save(tmp_path / "a.npz", images=np.ones((3, 2, 2, 3), np.uint8), labels=np.arange(3))
-        sound = (tmp_path / "a.npz").read_bytes()
-        wanted = LabelledImages(tmp_path / "a.npz").manifest_hash
-        for place in range(len(sound)):
-            changed = bytearray(sound)
-            changed[place] ^= 1 << place % 8
-            (tmp_path / "a.npz").write_bytes(changed)
-            with contextlib.suppress(AssetError):
-                assert LabelledImages(tmp_path / "a.npz").manifest_hash == wanted
 
 
 class TestPlot:

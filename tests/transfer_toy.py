@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from experts_toy import SCHEDULE
 from torch import Tensor, nn
@@ -108,6 +110,11 @@ def pictures(count: int = 20, size: int = 8, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     colours = torch.rand(count, 3, 1, 1, generator=generator) * 200
     return (colours + torch.rand(count, 3, size, size, generator=generator) * 55).to(torch.uint8)
+
+
+def npz(path: Path, images: Tensor, labels: Any) -> Path:
+    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels)
+    return path
 
 
 def seen(levels: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ from ppap_framework.checkpoints._checkpoint import (
 )
 from ppap_framework.checkpoints._choice import find_checkpoint
 from ppap_framework.checkpoints._fetch import (
-    cache_dir,
     check,
     fetch,
     location,
@@ -41,7 +40,6 @@ from ppap_framework.checkpoints._tensor_file import write_safetensors
 
 __all__ = [
     "Checkpoint",
-    "cache_dir",
     "check",
     "counted",
     "downloading",

@@ -17,23 +17,14 @@ from urllib.parse import urlsplit
 from ppap_framework.checkpoints._download import download
 from ppap_framework.checkpoints._offline import downloading, without_downloads
 from ppap_framework.errors import AssetError
-from ppap_framework.files import file_sha256
+from ppap_framework.files import cache_dir, file_sha256
 from ppap_framework.plugin import Card, ExpertBundle
 
-__all__ = ["cache_dir", "check", "fetch", "location", "noted_sha256", "package_file"]
+__all__ = ["check", "fetch", "location", "noted_sha256", "package_file"]
 
 _File: TypeAlias = Card | ExpertBundle
 
 _HUB = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
-
-
-def cache_dir() -> Path:
-    """The folder of downloads: `$PPAP_CACHE_DIR`, or a folder in the user's cache."""
-    if chosen := os.environ.get("PPAP_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("ppap"))
 
 
 def location(card: _File) -> Path:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import mmap
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ppap_framework.errors import AssetError
 __all__ = ["counted", "load_into", "misfits"]
 
 _SMALL = 2**28  # bytes
+_madvise = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None
 
 
 def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool = False) -> None:
@@ -117,20 +117,10 @@ def _release_pages(tensor: Tensor) -> None:
     A page that was read counts as the process's memory while the file is mapped, and it is while
     any of its tensors is in use. A released page is read again if it is needed.
     """
-    advise = _madvise()
-    if advise is None or not tensor.is_contiguous():
+    if _madvise is None or not tensor.is_contiguous():
         return
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
     if length > 0:
-        advise(first, length, mmap.MADV_DONTNEED)
-
-
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    advise: Callable[[int, int, int], int] = ctypes.CDLL(None).madvise
-    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]  # type: ignore[attr-defined]  # of a C function
-    return advise
+        _madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)

@@ -48,12 +48,12 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
     Raises:
         AssetError: If there is no copy and downloads are off, or the download fails in any way.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     off = downloads_are_off()
     absent = AssetError(f"there is no copy of {what}, and downloads are off", hint=hint)
     if off and not here:
         raise absent
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
         with _quiet_hub(off):
             yield

@@ -23,7 +23,7 @@ __all__ = ["COMMANDS", "GlobalOptions", "color", "main", "ppap"]
 
 COMMANDS = {
     "run": "Draw images from a diffusion model, steered by guides.",
-    "synthesize": "Draw the images that experts are trained on; nothing steers.",
+    "synthesize": "Draw the images that experts are trained on, without guides.",
     "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
     "ones.",
     "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
@@ -55,10 +55,9 @@ class _Commands(Group):
 
 
 def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
-    click.echo(f"ppap {version()}")
-    ctx.exit()
+    if value:
+        click.echo(f"ppap {version()}")
+        ctx.exit()
 
 
 def version() -> str:
@@ -97,7 +96,7 @@ def ppap(options: GlobalOptions) -> None:
 
 
 def color() -> bool | None:
-    """What NO_COLOR and FORCE_COLOR say about colors; None leaves it to the stream."""
+    """Whether NO_COLOR and FORCE_COLOR allow colors; None leaves it to the stream."""
     if os.environ.get("NO_COLOR"):
         return False
     return True if os.environ.get("FORCE_COLOR") else None
@@ -112,7 +111,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = GlobalOptions()
     with options.afterwards:
         _end_as_interrupted(options)
-        sys.exit(_run(arguments, options))
+        try:
+            result = ppap.main(
+                arguments, prog_name="ppap", standalone_mode=False, obj=options, color=color()
+            )
+        except Exception as error:
+            result = _explain(error, options)
+        except KeyboardInterrupt:
+            result = _INTERRUPTED
+        sys.exit(result if isinstance(result, int) else 0)
 
 
 def _end_as_interrupted(options: GlobalOptions) -> None:
@@ -124,28 +131,12 @@ def _end_as_interrupted(options: GlobalOptions) -> None:
         options.afterwards.callback(signal.signal, signal.SIGTERM, before)
 
 
-def _run(arguments: Sequence[str] | None, options: GlobalOptions) -> int:
-    try:
-        result = ppap.main(
-            None if arguments is None else list(arguments),
-            prog_name="ppap",
-            standalone_mode=False,
-            obj=options,
-            color=color(),
-        )
-    except Exception as error:
-        if options.debug:
-            import traceback
-
-            traceback.print_exception(error)
-        return _explain(error, options)
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    return result if isinstance(result, int) else 0
-
-
 def _explain(error: Exception, options: GlobalOptions) -> int:
     """Print on stderr what went wrong and a hint, a line each; the exit code for it."""
+    if options.debug:
+        import traceback
+
+        traceback.print_exception(error)
     code, hint = _BUG, ""
     match error:
         case PpapError():
@@ -168,16 +159,12 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
             where = "" if error.filename is None else f": {str(error.filename)!r}"
             message, hint = f"{error.strerror or error}{where}", "--debug shows the traceback"
         case _ if is_out_of_memory(error):
-            message, hint = f"out of memory: {error}", "a smaller --batch or --block takes less"
+            message, hint = f"out of memory: {error}", "a smaller --batch takes less"
         case _:
             message = f"this is a bug in {options.author}: {type(error).__name__}: {error}"
             hint = "please report it" + ("" if options.debug else "; --debug shows the traceback")
-    _say(message, hint)
-    return code
-
-
-def _say(message: str, hint: str) -> None:
     prefix = click.style("ppap: error:", fg="red", bold=True)
     click.echo(f"{prefix} {' '.join(message.split())}", err=True, color=color())
     if hint:
         click.echo(f"hint: {' '.join(hint.split())}", err=True, color=color())
+    return code

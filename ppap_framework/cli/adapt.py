@@ -12,13 +12,11 @@ from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.progress import progress
 from ppap_framework.cli.training_options import (
-    guide_of,
     guide_options,
     recipe_of,
     show_bundle,
     training_options,
 )
-from ppap_framework.errors import Problems
 
 if TYPE_CHECKING:
     from ppap_framework.learn import Recipe
@@ -49,11 +47,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ppap adapt --backend adm --guider classifier
     ppap run --backend adm --guider classifier --target "red cube"
     """
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.learn import adapt, check_adapt, load_teacher
     from ppap_framework.run import Compute, Sampling
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     recipe = recipe_of(given, problems)
     sampling = Sampling(steps=given["steps"], seed=given["seed"])
@@ -64,9 +62,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         check_adapt(out, recipe, sampling, compute, **draws)
     with problems.collected():
         found = backend_of(given)
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     with progress(f"the same command goes on in {out}") as watch:
         bundle = adapt(
             found.load(),

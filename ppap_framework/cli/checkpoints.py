@@ -18,6 +18,8 @@ from ppap_framework.cli.output import (
     size_words,
 )
 from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.files import file_sha256
+from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
     from ppap_framework.plugin import Card
@@ -40,8 +42,6 @@ def command() -> None:
 @json_option
 def list_checkpoints(here: bool, as_json: bool) -> None:
     """List what can be downloaded, its size, and what is here."""
-    from ppap_framework.registry import registry
-
     rows = [_row(card) for card in registry().every_card()]
     rows = [row for row in rows if row["here"] or not here]
     if as_json:
@@ -60,7 +60,6 @@ def list_checkpoints(here: bool, as_json: bool) -> None:
 def info(name: str, as_json: bool) -> None:
     """Show a card: the source of the file, its hash, licence and architecture."""
     from ppap_framework.checkpoints import location, noted_sha256
-    from ppap_framework.registry import registry
 
     card = registry().card_named(name)
     row = _row(card)
@@ -93,7 +92,6 @@ def info(name: str, as_json: bool) -> None:
 def where(name: str) -> None:
     """Print the path of a checkpoint, or the path for a file that is fetched by hand."""
     from ppap_framework.checkpoints import location
-    from ppap_framework.registry import registry
 
     click.echo(location(registry().card_named(name)))
 
@@ -109,7 +107,6 @@ def download(names: tuple[str, ...], offline: bool, as_json: bool) -> None:
     address and the path where to put it by hand.
     """
     from ppap_framework.checkpoints import fetch
-    from ppap_framework.registry import registry
 
     cards = [registry().card_named(name) for name in names]
     for card in cards:
@@ -130,28 +127,23 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     Without NAME, all that are here are checked. Exits with 4 if one is damaged.
     """
     from ppap_framework.checkpoints import check, location, noted_sha256, open_checkpoint
-    from ppap_framework.files import file_sha256
-    from ppap_framework.registry import registry
 
     found = registry()
     here = [card for card in found.every_card() if _is_here(card)] if not names else []
-    results: list[dict[str, Any]] = []
-    problems = Problems()
+    keys, results, problems = ("name", "sound", "sha256", "against", "fault"), [], Problems()
+    result: dict[str, Any]
     for card in [found.card_named(name) for name in names] or here:
-        result: dict[str, Any] = {"name": card.name, "sound": False, "sha256": None, "fault": None}
-        results.append(result)
+        results.append(result := dict.fromkeys(keys) | {"name": card.name, "sound": False})
         with problems.collected():
             check(card)
             path = location(card)
             first = "as when it was used first" if noted_sha256(path) else "compared with nothing"
-            result["against"] = "as published" if card.sha256 else first
             result["sha256"] = file_sha256(path)
+            result["against"] = "as published" if card.sha256 else first
             result["tensors"] = len(open_checkpoint(card, offline=True).state_dict())
             result["sound"] = True
-        if not result["sound"]:
-            result["fault"] = problems.errors[-1].message
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
-    return print_verified(results, line, problems, as_json)
+    return print_verified(results, "sound", line, problems, as_json)
 
 
 @command.command("convert")
@@ -172,7 +164,6 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
     import torch
 
     from ppap_framework.checkpoints import find_checkpoint, open_checkpoint, save_checkpoint
-    from ppap_framework.registry import registry
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{str(out)!r} does not end in .safetensors", hint="give OUT that suffix")
@@ -202,8 +193,6 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
 
 def _row(card: Card) -> dict[str, Any]:
     """A card and its file, as JSON."""
-    from ppap_framework.registry import registry
-
     path = _path(card)
     here = _is_here(card)
     return {

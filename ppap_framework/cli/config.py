@@ -18,7 +18,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from click.core import ParameterSource
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError
 
-__all__ = ["Command", "Option", "OrAuto", "command", "find_config", "option", "problems_of"]
+__all__ = ["Command", "Option", "command", "find_config", "option", "or_auto", "problems_of"]
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
@@ -47,65 +47,57 @@ class Text(click.types.StringParamType):
         return str(value)
 
 
-class OrAuto(click.ParamType):
-    """A number, or the word "auto".
-
-    Args:
-        number: Type of the number, `click.INT` or `click.FLOAT`.
-    """
-
-    def __init__(self, number: click.ParamType) -> None:
-        self.number = number
-        self.name = f"{number.name} or auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "auto":
-            return value
-        try:
-            return self.number.convert(value, param, ctx)
-        except click.BadParameter:
-            kind = "whole number" if self.number is click.INT else "number"
-            self.fail(f"{value!r} is neither a {kind} nor auto", param, ctx)
-
-
 class Option(click.Option):
-    """An option whose wrong value is collected, to be reported with all others, and is None."""
+    """An option whose wrong value is collected, to be reported with all others. Its default takes
+    its place; None if it is required.
+    """
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
             return super().process_value(ctx, value)
+        except click.MissingParameter:
+            message, default = f"{self.opts[0]} is required", None
         except click.BadParameter as error:
-            source = self._source(ctx)
-            message = (
-                f"{self.opts[0]} is required"
-                if isinstance(error, click.MissingParameter)
-                else f"{self.opts[0]}{f' in {source}' if source else ''}: {error.message}"
-            )
-            hint = f"{ctx.command_path} --help"
-            problems_of(ctx).append(UsageError(message.rstrip("."), hint=hint))
-            return None
-
-    def _source(self, ctx: click.Context) -> str:
-        match ctx.get_parameter_source(self.name or ""):
-            case ParameterSource.ENVIRONMENT:
-                return f"{ctx.auto_envvar_prefix}_{(self.name or '').upper()}"
-            case ParameterSource.DEFAULT_MAP:
-                return "the configuration file"
-            case _:
-                return ""
+            name = self.name or ""
+            sources = {
+                ParameterSource.ENVIRONMENT: f" in {ctx.auto_envvar_prefix}_{name.upper()}",
+                ParameterSource.DEFAULT_MAP: " in the configuration file",
+            }
+            source = sources.get(ctx.get_parameter_source(name) or ParameterSource.COMMANDLINE, "")
+            message = f"{self.opts[0]}{source}: {error.message}".rstrip(".")
+            default = None if self.required else super().process_value(ctx, self.default)
+        problems_of(ctx).errors.append(UsageError(message, hint=f"{ctx.command_path} --help"))
+        return default
 
 
-def option(*names: str, **settings: Any) -> Callable[[Any], Any]:
-    """A `click.option` that is an `Option`, of text if no other type is given."""
+def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callable[[Any], Any]:
+    """A `click.option` that is an `Option`: of text if no other type is given, or with choices of
+    which the first is the default.
+    """
+    if choices:
+        settings |= {"type": click.Choice(choices), "default": choices[0]}
     if not settings.get("is_flag"):
         settings.setdefault("type", Text())
         settings.setdefault("show_default", settings.get("default") is not None)
     return click.option(*names, cls=Option, **settings)
 
 
-def problems_of(ctx: click.Context) -> list[UsageError]:
-    """The options that cannot be used."""
-    problems: list[UsageError] = ctx.meta.setdefault(_PROBLEMS, [])
+def or_auto(number: type[int] | type[float]) -> Callable[[object], Any]:
+    """The type of an option that is a number or the word "auto"."""
+
+    def convert(value: object) -> Any:
+        try:
+            return value if value == "auto" else number(str(value))
+        except ValueError as error:
+            kind = "whole number" if number is int else "number"
+            raise click.BadParameter(f"{value!r} is neither a {kind} nor auto.") from error
+
+    return convert
+
+
+def problems_of(ctx: click.Context) -> Problems:
+    """What is wrong with the options of a command; for what it finds itself as well."""
+    problems: Problems = ctx.meta.setdefault(_PROBLEMS, Problems())
     return problems
 
 
@@ -122,9 +114,9 @@ class Command(click.Command):
         prefix = f"PPAP_{(self.name or '').upper()}"
         extra["auto_envvar_prefix"] = prefix
         if not {"-h", "--help"}.intersection(args):  # help works even if a file is broken
-            names = {p.name: p for p in self.params if isinstance(p, Option) and p.name}
-            _check_environment(self.name or "", prefix, names)
-            extra["default_map"] = _from_file(self.name or "", names)
+            flags = {o[2:]: p for p in self.params if isinstance(p, Option) for o in p.opts}
+            _check_environment(self.name or "", prefix, flags.values())
+            extra["default_map"] = _from_file(self.name or "", flags)
         return super().make_context(info_name, args, parent, **extra)
 
 
@@ -145,50 +137,43 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def _read(path: Path) -> dict[str, Any] | None:
     """The tables of a file; None if there is none, or it does not configure ppap."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    own = path.name == _FILES[0]
     try:
         content = path.read_bytes()
+        if not own and b"tool.ppap" not in content:
+            return None
+        tables = tomllib.loads(content.decode())
     except OSError:
         return None
-    own = path.name == _FILES[0]
-    if not own and b"tool.ppap" not in content:
-        return None
-    try:
-        tables = tomllib.loads(content.decode())
     except ValueError as error:
         raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
-    if not own:
-        tables = tables.get("tool", {}).get("ppap")
-        if tables is None:
-            return None
-    for name, table in tables.items():
+    tables = tables if own else tables.get("tool", {}).get("ppap")
+    for name, table in (tables or {}).items():
         if name not in _CONFIGURED:
-            known = " or ".join(f"[{command}]" for command in _CONFIGURED)
-            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, f"write {known}")
+            advice = " or ".join(f"[{command}]" for command in _CONFIGURED)
+            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, f"write {advice}")
         if not isinstance(table, dict):
             raise UsageError(f"{name!r} in {str(path)!r} is not a table", hint=f"write [{name}]")
-    return dict(tables)
+    return tables  # type: ignore[no-any-return]  # tables of tables, as checked
 
 
-def _from_file(command: str, options: Mapping[str, click.Option]) -> dict[str, Any]:
+def _from_file(command: str, flags: Mapping[str, click.Option]) -> dict[str, Any]:
     """Values of a command's options from the file: a `default_map` for click."""
-    found = find_config(Path.cwd())
-    if found is None:
-        return {}
-    path, tables = found
+    path, tables = find_config(Path.cwd()) or (None, {})
     values: dict[str, Any] = {}
     for key, value in tables.get(command, {}).items():
-        name = key.replace("-", "_")
-        if name not in options:
-            known = [option.replace("_", "-") for option in options]
-            what, near = f"{key!r} in [{command}]", key.replace("_", "-")
-            raise _unknown(str(path), what, near, known, f"`ppap {command} --help`")
-        several = options[name].multiple
-        values[name] = [value] if several and not isinstance(value, list) else value
+        flag = key.replace("_", "-")
+        if flag not in flags:
+            what = f"{key!r} in [{command}]"
+            raise _unknown(str(path), what, flag, flags, f"`ppap {command} --help`")
+        option = flags[flag]
+        several = option.multiple and not isinstance(value, list)
+        values[option.name or ""] = [value] if several else value
     return values
 
 
-def _check_environment(command: str, prefix: str, options: Iterable[str]) -> None:
-    known = {f"{prefix}_{name.upper()}" for name in options}
+def _check_environment(command: str, prefix: str, options: Iterable[click.Option]) -> None:
+    known = {f"{prefix}_{(option.name or '').upper()}" for option in options}
     for variable in sorted(os.environ):
         if variable.startswith(f"{prefix}_") and variable not in known:
             raise _unknown("the environment", variable, variable, known, f"`ppap {command} --help`")
@@ -230,7 +215,7 @@ def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[s
     context = configured.make_context(f"ppap {name}", [])
     problems.errors += [
         UsageError(f"{name} {problem.message}", hint=problem.hint)
-        for problem in problems_of(context)
+        for problem in problems_of(context).errors
         if "is required" not in problem.message
     ]
     sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}

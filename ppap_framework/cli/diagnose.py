@@ -14,7 +14,7 @@ from ppap_framework.cli.backend_options import backend_of, backend_options, sett
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import json_option, note, print_json, print_table
 from ppap_framework.cli.progress import progress
-from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ppap_framework.data import SyntheticData
     from ppap_framework.diagnosis import Diagnosis
     from ppap_framework.guidance import Guide
-    from ppap_framework.run import GuideRequest, LoadedBackend, Plan
+    from ppap_framework.run import LoadedBackend, Plan
     from ppap_framework.runtime import Watch
 
 __all__ = ["command"]
@@ -73,6 +73,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     import torch
 
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.diagnosis import diagnose, evenly_spaced
     from ppap_framework.diagnosis.record import RECORD
     from ppap_framework.experts import NoiseRanges, backend_sha256
@@ -80,8 +81,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.run import check_writable, plan
 
     sampling, compute = settings_of(given)
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     out = Path(given["out"] or ".").expanduser()
     with problems.collected():
         check_writable(out)
@@ -91,13 +91,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
                 hint="--overwrite replaces it, or give another folder with --out",
             )
     problems.errors += [*sampling.problems(num=1), *compute.problems()]
-    data = found = request = run = None
+    data = found = run = request = None
     with problems.collected():
         data = _data(given["data"], given["num"] or 2)
     with problems.collected():
         found = None if given["backend"] is None else backend_of(given)
     with problems.collected():
-        request = None if given["guider"] is None else _request(given, problems)
+        request = None if given["guider"] is None else guide_of(given)
     problems.check()
     assert found is not None
     assert request is not None
@@ -171,23 +171,6 @@ def _data(folder: str | None, least: int) -> SyntheticData | None:
             hint="give a smaller --num, or draw more with `ppap synthesize`",
         )
     return data
-
-
-def _request(given: dict[str, Any], problems: Problems) -> GuideRequest | None:
-    """The guide; None if it could not be read, which is reported."""
-    from ppap_framework.cli.guide_options import parse_guides
-
-    if given["guider"].strip() == "none":
-        raise UsageError("there is no network to measure", hint="name one with --guider")
-    for request in parse_guides(given, problems):
-        if request.scale is not None or request.interval != (0.0, 1.0):
-            raise UsageError(
-                f"--guider {request.label} takes no scale and no interval here",
-                hint="gradients are measured as they are, at all noise levels",
-            )
-        request.check()
-        return request
-    return None
 
 
 def _with_experts(guide: Guide, backend: LoadedBackend) -> Guide:

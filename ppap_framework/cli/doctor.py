@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +18,7 @@ from ppap_framework.cli import COMMANDS, version
 from ppap_framework.cli.groups import plugin_commands
 from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 from ppap_framework.cli.plugins import describe_plugin, print_idle
+from ppap_framework.files import cache_dir
 from ppap_framework.registry import Conflict, PluginRecord, Registry, conflicts, discover
 
 _PROBE = """
@@ -28,21 +29,14 @@ elif torch.backends.mps.is_available():
     device = "mps"
 else:
     device = "cpu"
-print(json.dumps([torch.__version__, torch.get_num_threads(), device]))
+found = {"version": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+print(json.dumps(found))
 """
 _PROBE_SECONDS = 120
 
 _VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "FORCE_COLOR",
-    "HF_HOME",
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
-    "MKL_NUM_THREADS",
-    "NO_COLOR",
-    "OMP_NUM_THREADS",
-    "PYTHONPATH",
-    "TORCH_HOME",
+    *("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    *("MKL_NUM_THREADS", "NO_COLOR", "OMP_NUM_THREADS", "PYTHONPATH", "TORCH_HOME"),
     "XDG_CACHE_HOME",
 )
 """Variables that are shown beside `PPAP_*`; none of them holds a secret."""
@@ -127,10 +121,10 @@ def _probe_torch() -> dict[str, Any]:
         said = probe.stderr.strip().rpartition("\n")[2] or "nothing was said"
         return {"error": f"importing torch ended with exit code {probe.returncode}: {said}"}
     try:
-        torch_version, threads, device = json.loads(probe.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
-    return {"version": torch_version, "threads": threads, "device": device}
+    return found
 
 
 def _caches() -> list[Path]:
@@ -141,16 +135,7 @@ def _caches() -> list[Path]:
         os.environ.get("HF_HOME") or shared / "huggingface", "hub"
     )
     torch_home = os.environ.get("TORCH_HOME") or shared / "torch"
-    return [_own_cache(), Path(hub), Path(torch_home)]
-
-
-def _own_cache() -> Path:
-    # As checkpoints.cache_dir, which cannot be imported without torch.
-    if chosen := os.environ.get("PPAP_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("ppap"))
+    return [cache_dir(), Path(hub), Path(torch_home)]
 
 
 def _supplies(record: PluginRecord) -> str:
@@ -162,15 +147,11 @@ def _supplies(record: PluginRecord) -> str:
 
 def _size(folder: Path) -> int:
     """Bytes of the files under a folder that can be read; links are not followed."""
+    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     total = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            try:
-                status = Path(parent, name).lstat()
-            except OSError:
-                continue
-            if stat.S_ISREG(status.st_mode):
-                total += status.st_size
+    for file in files:
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if not file.is_symlink() and file.is_file() else 0
     return total
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -22,12 +21,7 @@ __all__ = ["show_plan"]
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
-    """Print a plan and its cost.
-
-    Args:
-        plan: The plan.
-        as_json: Print JSON.
-    """
+    """Print a plan and its cost, for people or as JSON."""
     from ppap_framework.run import counts_of, first_batch
     from ppap_framework.run.estimate import estimate
 
@@ -45,20 +39,20 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     for guide in plan.guides:
         print_fields(f"guide {guide.name}", _guide(plan, guide, counts))
     print_fields("images", _images(plan, batch))
-    guides = counts.guide_forwards.items()
-    print_fields(
-        "images that each network sees, over all steps",
-        {
-            "denoiser forwards": counts.denoiser_forwards,
-            "denoiser backwards": counts.denoiser_backwards,
-            **{f"{name} forwards": count for name, count in guides},
-            **{f"{name} backwards": count for name, count in guides},
-        },
-    )
+    passes = {
+        "denoiser forwards": counts.denoiser_forwards,
+        "denoiser backwards": counts.denoiser_backwards,
+    }
+    for way in ("forwards", "backwards"):
+        passes |= {f"{name} {way}": count for name, count in counts.guide_forwards.items()}
+    print_fields("images that each network sees, over all steps", passes)
     if found is None:
         print_fields("cost in products and memory", {"unknown": unknown})
     else:
-        _show_estimate(found, batch)
+        print_fields("GFLOPs of a step of an image", _products(found))
+        step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
+        weights = f"{found.weights / 2**20:,.0f}"
+        print_fields("memory in MiB", {"weights": weights, "of a step": step})
 
 
 def _backend(plan: Plan, counts: Counts) -> dict[str, Any]:
@@ -79,17 +73,20 @@ def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
     from ppap_framework.run import guide_origin, scale_words
 
     sampling, experts, (low, high) = plan.sampling, guide.chosen, guide.interval
-    of = "" if experts is None else f"{len(experts.ranges)} of {experts.name}, {experts.path}"
-    ends = _ends(counts.expert_parameters.get(guide.name, ()))
+    unit = " of unit gradients" if sampling.normalize else ""
+    own = counts.expert_parameters.get(guide.name, ())
+    ends = dict.fromkeys(_count(end(own)) for end in (min, max)) if own else ()
+    record = experts.record() if experts else {}
     return {
         **_origin(guide_origin(guide)),
         "parameters": _count(counts.guide_parameters[guide.name]),
         "target": guide.target and guide.target.label,
         "loss": guide.loss_name,
-        "experts": "none" if experts is None else f"{of} ({str(experts.record()['sha256'])[:12]})",
+        "experts": "{num_experts} of {name}, {path} ({sha256:.12})".format(**record)
+        if record
+        else "none",
         "each expert": f"{' to '.join(ends)} parameters" if ends else None,
-        "scale": scale_words(guide)
-        + (" of unit gradients" if sampling.normalize else "")
+        "scale": f"{scale_words(guide)}{unit}"
         + (", conflicts removed" if sampling.conflicts == "remove" else ""),
         "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
     }
@@ -97,37 +94,27 @@ def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
 
 def _images(plan: Plan, batch: int) -> dict[str, Any]:
     sampling = plan.sampling
-    eta = f", eta {sampling.eta:g}" if sampling.eta else ""
+    later = {f"then {k.stage.name}": (k.stage, k.process) for k in plan.later}
     return {
         "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
         "seed": sampling.seed,
-        "sampler": f"{sampling.sampler_name}{eta}",
+        "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
         "steps": _steps(plan.process),
-        **{
-            f"then {following.stage.name}": f"to {_size(following.stage)} in "
-            f"{_steps(following.process, ' steps')}"
-            for following in plan.later
-        },
+        **{n: f"to {_size(stage)} in {_steps(p, ' steps')}" for n, (stage, p) in later.items()},
         "device": plan.device,
     }
 
 
-def _show_estimate(found: Estimate, batch: int) -> None:
+def _products(found: Estimate) -> dict[str, Any]:
+    words = {"forward": "forward", "backward": "backward", "before": "before the first"}
     networks = {**found.stages, **found.guides}
-    passes = {"forward": "forward", "backward": "backward", "before": "before the first"}
-    print_fields(
-        "GFLOPs of a step of an image",
-        {
-            f"{name} {words}": _giga(getattr(cost, field))
-            for field, words in passes.items()
-            for name, cost in networks.items()
-            if getattr(cost, field)
-        }
-        | {"of the whole run": _giga(found.flops)},
-    )
-    step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
-    weights = f"{found.weights / 2**20:,.0f}"
-    print_fields("memory in MiB", {"weights": weights, "of a step": step})
+    products = {
+        f"{name} {words[way]}": _giga(getattr(cost, way))
+        for way in words
+        for name, cost in networks.items()
+        if getattr(cost, way)
+    }
+    return products | {"of the whole run": _giga(found.flops)}
 
 
 def _origin(origin: Origin) -> dict[str, Any]:
@@ -149,11 +136,6 @@ def _size(stage: Stage) -> str:
 def _steps(process: Process, unit: str = "") -> str:
     schedule = process.schedule
     return f"{len(process)} of {schedule.num_timesteps}{unit}, schedule {schedule.name}"
-
-
-def _ends(parameters: Sequence[int]) -> Iterable[str]:
-    """The smallest and the largest number, if they differ."""
-    return dict.fromkeys(_count(end(parameters)) for end in (min, max)) if parameters else ()
 
 
 def _giga(flops: int) -> str:

@@ -20,8 +20,9 @@ from ppap_framework.cli.output import (
     size_words,
 )
 from ppap_framework.cli.progress import progress
-from ppap_framework.cli.training_options import guide_of, guide_options
+from ppap_framework.cli.training_options import guide_options
 from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile, BundleInfo
@@ -48,7 +49,6 @@ def list_experts(as_json: bool) -> None:
     `--experts auto` takes the first that matches; `--experts NAME` finds any.
     """
     from ppap_framework.experts import experts_dir, find_bundles
-    from ppap_framework.registry import registry
 
     rows = [_row(bundle) for bundle in find_bundles()]
     here = {row["name"] for row in rows if row["plugin"]}
@@ -68,8 +68,7 @@ def list_experts(as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif rows:
-        sizes = [row["size"] and size_words(row["size"]) for row in rows]
-        print_table(_COLUMNS, [row | {"size": size} for row, size in zip(rows, sizes, strict=True)])
+        print_table(_COLUMNS, [r | {"size": r["size"] and size_words(r["size"])} for r in rows])
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 
@@ -138,20 +137,17 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
     """
     from ppap_framework.experts import bundle_by_name, find_bundles, verify_bundle
 
-    wanted = [(source, None) for source in sources] or [(b.name, b) for b in find_bundles()]
-    results: list[dict[str, Any]] = []
-    problems = Problems()
-    for source, here in wanted:
-        result: dict[str, Any] = {"source": source, "whole": False, "experts": None}
-        result |= {"tensors": None, "fault": None}
-        results.append(result)
+    wanted: list[str | BundleFile] = [*sources] or [*find_bundles()]
+    keys, results, problems = ("source", "whole", "experts", "tensors", "fault"), [], Problems()
+    for source in wanted:
+        name = source if isinstance(source, str) else source.name
+        results.append(dict.fromkeys(keys) | {"source": name, "whole": False})
         with problems.collected():
-            info, state = verify_bundle((here or bundle_by_name(source)).path)
-            result |= {"whole": True, "experts": len(info), "tensors": len(state)}
-        if not result["whole"]:
-            result["fault"] = problems.errors[-1].message
+            bundle = bundle_by_name(source) if isinstance(source, str) else source
+            info, state = verify_bundle(bundle.path)
+            results[-1] |= {"whole": True, "experts": len(info), "tensors": len(state)}
     line = "{source}: {experts} experts in {tensors} tensors are whole"
-    return print_verified(results, line, problems, as_json)
+    return print_verified(results, "whole", line, problems, as_json)
 
 
 @command.command("calibrate")
@@ -176,19 +172,19 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.experts import bundle_by_name
     from ppap_framework.learn import calibrate, calibration_path, load_teacher
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     with problems.collected():
         bundle = _own(bundle_by_name(source))
     with problems.collected():
         backend = backend_of(given)
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:
         found = calibrate(

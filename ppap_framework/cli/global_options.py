@@ -49,28 +49,23 @@ class GlobalOptions:
             self.afterwards.callback(root.removeHandler, stderr)
 
 
-def _add_verbosity(ctx: click.Context, option: click.Parameter, count: int) -> None:
+def _add(ctx: click.Context, option: click.Parameter, value: int) -> None:
+    """Add the value of an option to what was given before the command's name."""
     options = ctx.ensure_object(GlobalOptions)
-    if count:
-        options.verbosity += count if option.name == "verbose" else -count
+    if option.name == "debug":
+        options.debug = options.debug or bool(value)
+    elif value:
+        options.verbosity += value if option.name == "verbose" else -value
         options.set_log_level()
-
-
-def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    options = ctx.ensure_object(GlobalOptions)
-    options.debug = options.debug or value
 
 
 def global_options(*, hidden: bool) -> list[click.Parameter]:
     """The options, to be shown in the help of `ppap` and hidden in that of each command."""
-    common: dict[str, Any] = {"expose_value": False, "hidden": hidden}
-    count: dict[str, Any] = {"count": True, "callback": _add_verbosity}
+    common: dict[str, Any] = {"callback": _add, "expose_value": False, "hidden": hidden}
     return [
-        click.Option(["-v", "--verbose"], help="Log more.", **count, **common),
-        click.Option(["-q", "--quiet"], help="Log less.", **count, **common),
-        click.Option(
-            ["--debug"], is_flag=True, callback=_set_debug, help="Show tracebacks.", **common
-        ),
+        click.Option(["-v", "--verbose"], count=True, help="Log more.", **common),
+        click.Option(["-q", "--quiet"], count=True, help="Log less.", **common),
+        click.Option(["--debug"], is_flag=True, help="Show tracebacks.", **common),
     ]
 
 

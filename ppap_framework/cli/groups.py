@@ -23,6 +23,7 @@ from ppap_framework.errors import PluginError
 __all__ = ["Claim", "Group", "plugin_commands"]
 
 _ENTRY_POINTS = "ppap.commands"
+_METADATA = ("dist-info", "egg-info")
 
 
 class Claim(NamedTuple):
@@ -106,25 +107,25 @@ def plugin_commands() -> dict[str, list[Claim]]:
     for folder in dict.fromkeys(sys.path):
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder or "."):
-                distribution, _, kind = entry.name.partition("-")
-                if kind.endswith((".dist-info", ".egg-info")):
-                    claim = distribution.replace("_", "-").lower()
-                    for name, target in _entry_points(entry.path):
-                        claims = found.setdefault(name, [])
-                        if claim not in [c.distribution for c in claims]:  # not a second copy
-                            claims.append(Claim(claim, target))
+                stem, _, kind = entry.name.rpartition(".")
+                distribution = stem.partition("-")[0].replace("_", "-").lower()
+                for name, target in _entry_points(entry.path) if kind in _METADATA else ():
+                    claims = found.setdefault(name, [])
+                    if distribution not in [claim.distribution for claim in claims]:  # a copy
+                        claims.append(Claim(distribution, target))
     return dict(sorted(found.items()))
 
 
 def _entry_points(folder: str) -> list[tuple[str, str]]:
     try:
-        path = os.path.join(folder, "entry_points.txt")  # noqa: PTH118  # pathlib takes its time
-        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # likewise
+        path = f"{folder}{os.sep}entry_points.txt"
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # it is quick
             text = file.read()
     except OSError:
         return []
     _, _, section = text.partition(f"[{_ENTRY_POINTS}]")
-    pairs = [line.partition("=") for line in section.partition("\n[")[0].splitlines()]
+    lines = section.partition("\n[")[0].splitlines()
+    pairs = [line.partition("=") for line in lines if not line.startswith(("#", ";"))]
     return [(name.strip(), target.strip()) for name, equals, target in pairs if equals]
 
 

@@ -8,6 +8,7 @@ SCALE is a number, or `auto` for the calibrated scales of the guide's experts. L
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import shlex
@@ -20,7 +21,7 @@ from ppap_framework.errors import Problems, UsageError
 from ppap_framework.registry import registry
 from ppap_framework.run import GuideRequest
 
-__all__ = ["parse_guides", "typed_option", "typed_pairs"]
+__all__ = ["guide_of", "parse_guides", "typed_option", "typed_pairs"]
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -29,16 +30,17 @@ _GUIDER = re.compile(
 )
 _INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _COMPONENT = re.compile(r"(?:[\w.-]+:)?[a-z0-9]+(?:-[a-z0-9]+)*")
-_KEY = re.compile(r"(?:(?P<guide>[^=]*)\.)?(?P<key>[^=.]+)=(?P<value>.*)", re.DOTALL)
 
-_VALUES = {
+_FIELDS = {
     "target": "target",
     "guider_model": "model",
     "guider_checkpoint": "checkpoint",
     "loss": "loss",
     "experts": "experts",
+    "guider_option": "options",
+    "loss_option": "loss_options",
 }
-"""Options of the command line with a value for a guide, and the fields of `GuideRequest`."""
+"""The fields of `GuideRequest` for options with `guide=value` or `guide.key=value`."""
 
 
 def parse_guides(
@@ -47,9 +49,8 @@ def parse_guides(
     """The guides of a command line.
 
     Args:
-        given: Values of options by parameter name: `guider`, and if the command has them `target`,
-            `guider_model`, `guider_checkpoint`, `loss`, `experts`, `guider_option`, `loss_option`,
-            `scale` and `allow_mismatch`. An option that is given once may be a text.
+        given: Values of options by parameter name: `guider`, and if the command has them `scale`,
+            `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
         problems: Collects what cannot be read.
         offline: Raise instead of downloading.
 
@@ -57,14 +58,11 @@ def parse_guides(
         Those that could be read.
     """
     wanted = [text.strip() for text in _several(given["guider"])]
-    if "none" in wanted:
-        if len(wanted) > 1:
-            problems.errors.append(
-                UsageError(
-                    "--guider none goes with no other guider", hint="leave out one or the other"
-                )
-            )
-        wanted = []
+    if "none" in wanted and len(wanted) > 1:
+        problems.errors.append(
+            UsageError("--guider none goes with no other guider", hint="leave out one or the other")
+        )
+    wanted = [] if "none" in wanted else wanted
     guides: list[dict[str, Any]] = []
     for text in wanted:
         with problems.collected():
@@ -76,14 +74,10 @@ def parse_guides(
                 )
             guides.append(guide)
     misplaced = Problems()
-    for parameter, field in _VALUES.items():
+    for parameter in _FIELDS:
         for text in _several(given.get(parameter)):
             with misplaced.collected():
-                _set_value(_flag(parameter), field, text, guides)
-    for parameter in ("guider_option", "loss_option"):
-        for text in _several(given.get(parameter)):
-            with misplaced.collected():
-                _set_option(_flag(parameter), parameter, text, guides)
+                _assign(parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
     requests = []
@@ -91,6 +85,27 @@ def parse_guides(
         with problems.collected():
             requests.append(_request(guide, given, offline))
     return requests
+
+
+def guide_of(given: Mapping[str, Any]) -> GuideRequest:
+    """The network of a command that has one and does not guide with it, checked.
+
+    Raises:
+        PpapError: If it cannot be used.
+    """
+    if given["guider"] == "none":
+        raise UsageError("--guider none names no network", hint="name one with --guider")
+    problems = Problems()
+    requests = parse_guides(given, problems)
+    problems.check()
+    [request] = requests
+    if request.scale is not None or request.interval != (0.0, 1.0):
+        raise UsageError(
+            f"--guider {request.label} takes no scale and no interval here",
+            hint="they are for `ppap run`; give the name alone",
+        )
+    request.check()
+    return request
 
 
 def typed_option(
@@ -113,16 +128,14 @@ def typed_option(
         return text
     union = typing.get_origin(declared) in (Union, UnionType)
     kinds = typing.get_args(declared) if union else (declared,)
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    if bool in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
+    words = {"none": (type(None), None), "true": (bool, True), "false": (bool, False)}
+    of, value = words.get(text.lower(), (None, None))
+    if of in kinds:
+        return value
     for number in (int, float):
         if number in kinds:
-            try:
+            with contextlib.suppress(ValueError):
                 return number(text)
-            except ValueError:
-                continue
     if str not in kinds and {bool, int, float} & set(kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
         raise UsageError(
@@ -154,10 +167,6 @@ def _several(value: str | Sequence[str] | None) -> Sequence[str]:
     return () if value is None else (value,) if isinstance(value, str) else value
 
 
-def _flag(parameter: str) -> str:
-    return f"--{parameter.replace('_', '-')}"
-
-
 def _name(guide: Mapping[str, Any]) -> str:
     return str(guide["source"]).rpartition(":")[2]
 
@@ -172,7 +181,7 @@ def _guide(text: str) -> dict[str, Any]:
             f"--guider {text!r} cannot be read",
             hint=f"did you mean {near[0]!r}?" if near else f"type {_FORM}",
         )
-    guide: dict[str, Any] = {"source": match["name"], "guider_option": {}, "loss_option": {}}
+    guide: dict[str, Any] = {"source": match["name"], "options": [], "loss_options": []}
     if match["scale"] is not None:
         try:
             auto = match["scale"].strip() == "auto"
@@ -193,70 +202,50 @@ def _guide(text: str) -> dict[str, Any]:
     return guide
 
 
-def _set_value(flag: str, field: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
-    guide, value = _assigned(flag, text, guides)
-    if field in guide:
+def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
+    """Give the value of an option to the guide that it is for."""
+    flag, field = f"--{parameter.replace('_', '-')}", _FIELDS[parameter]
+    of_guider = field.endswith("options")
+    before, equals, after = text.partition("=")
+    if of_guider:
+        name, dot, key = before.rpartition(".")
+        named, value = bool(dot), f"{key}{equals}{after}"
+    else:
+        name = before.strip()
+        named = bool(equals and (_COMPONENT.fullmatch(name) or name in map(_name, guides)))
+        value = after.strip() if named else text.strip()
+    names = list(map(_name, guides))
+    if not guides:
+        raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
+    if not named and len(guides) > 1:
+        forms = [f"{flag} {shlex.quote(f'{name}={text}')}" for name in names]
+        raise UsageError(
+            f"{flag} {text!r} does not say for which guide it is",
+            hint="type GUIDE.KEY=VALUE" if of_guider else " or ".join(forms),
+        )
+    matching = [g for g in guides if not named or name in (_name(g), g["source"])]
+    if not matching:
+        near = difflib.get_close_matches(name, names, n=1) or names[:1]
+        bare = f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}"
+        raise UsageError(
+            f"{flag} {text!r} is for guide {name!r}, which is not used",
+            hint="type GUIDE.KEY=VALUE" if of_guider else bare,
+        )
+    [guide] = matching
+    if of_guider:
+        guide[field].append(value)
+    elif field in guide:
         raise UsageError(
             f"{flag} is given twice for guide {_name(guide)!r}", hint="give it once for each guide"
         )
-    guide[field] = value
-
-
-def _assigned(flag: str, text: str, guides: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    """The guide that a value is for, and the value."""
-    if not guides:
-        raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
-    prefix, equals, rest = text.partition("=")
-    named = prefix.strip()
-    for guide in guides:
-        if equals and named in (_name(guide), guide["source"]):
-            return guide, rest.strip()
-    names = list(map(_name, guides))
-    if equals and _COMPONENT.fullmatch(named):
-        near = difflib.get_close_matches(named, names, n=1) or names[:1]
-        raise UsageError(
-            f"{flag} {text!r} is for guide {named!r}, which is not used",
-            hint=f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}",
-        )
-    if len(guides) > 1:
-        raise UsageError(
-            f"{flag} {text!r} does not say for which guide it is",
-            hint=" or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in names),
-        )
-    return guides[0], text.strip()
-
-
-def _set_option(flag: str, parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
-    match = _KEY.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"{flag} {text!r} cannot be read", hint="type KEY=VALUE or GUIDE.KEY=VALUE"
-        )
-    prefix = f"{match['guide']}=" if match["guide"] is not None else ""
-    try:
-        guide, _ = _assigned(flag, f"{prefix}{match['key']}", guides)
-    except UsageError as error:
-        raise UsageError(error.message, hint="type GUIDE.KEY=VALUE") from error
-    key = match["key"].strip().replace("-", "_")
-    if key in guide[parameter]:
-        raise UsageError(
-            f"{flag} {key} is given twice for guide {_name(guide)!r}", hint="give each key once"
-        )
-    guide[parameter][key] = match["value"].strip()
+    else:
+        guide[field] = value
 
 
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:
-    source, options, loss_options = (
-        guide.pop(x) for x in ("source", "guider_option", "loss_option")
-    )
-    loss = guide.get("loss") or (loss_options and registry().spec("guider", source).default_loss)
-    return GuideRequest(
-        source=source,
-        options={key: typed_option(source, key, text) for key, text in options.items()},
-        loss_options={
-            key: typed_option(loss, key, text, "loss") for key, text in loss_options.items()
-        },
-        allow_mismatch=given.get("allow_mismatch", ()),
-        offline=offline,
-        **{"scale": given.get("scale"), **guide},
-    )
+    source, texts = guide["source"], guide["loss_options"]
+    loss = guide.get("loss") or (texts and registry().spec("guider", source).default_loss)
+    fields: dict[str, Any] = {"scale": given.get("scale")} | guide
+    fields["options"] = typed_pairs("--guider-option", guide["options"], source, "guider")
+    fields["loss_options"] = typed_pairs("--loss-option", texts, loss, "loss")
+    return GuideRequest(**fields, allow_mismatch=given.get("allow_mismatch", ()), offline=offline)

@@ -82,25 +82,29 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
 
 
 def print_verified(
-    results: list[dict[str, Any]], sound: str, problems: Problems, as_json: bool
+    results: list[dict[str, Any]], good: str, line: str, problems: Problems, as_json: bool
 ) -> int:
-    """Print the results of a verification, and return the exit code.
+    """Print which files are undamaged, and return the exit code.
 
     Args:
-        results: A record for each file, with its "fault" or None.
-        sound: The line for a file without a fault, to be formatted with its record.
-        problems: The faults.
-        as_json: Whether to print the records instead.
+        results: A record of each file, which gets the message of its problem as "fault".
+        good: Key of whether it is undamaged.
+        line: The line for an undamaged file, to be formatted with its record.
+        problems: Those of the other files, in order.
+        as_json: Print the records instead.
 
     Raises:
-        AssetError: The problems, if they are not printed as JSON.
+        AssetError: The problems, unless as JSON.
     """
+    errors = iter(problems.errors)
+    for result in results:
+        if not result[good]:
+            result["fault"] = next(errors).message
+        elif not as_json:
+            click.echo(line.format(**result))
     if as_json:
         print_json(results)
         return AssetError.exit_code if problems.errors else 0
-    for result in results:
-        if result["fault"] is None:
-            click.echo(sound.format(**result))
     problems.check()
     return 0
 

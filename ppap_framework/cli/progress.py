@@ -57,9 +57,8 @@ def _bars() -> Iterator[Watch]:
         def watch(now: Progress) -> None:
             shown = {bar.description: bar for bar in bars.tasks}
             if now.task not in shown:
-                for bar in shown.values():
-                    if bar.finished:
-                        bars.remove_task(bar.id)
+                for finished in (bar for bar in shown.values() if bar.finished):
+                    bars.remove_task(finished.id)
                 # It begins at what earlier calls did, which says nothing about speed.
                 bars.add_task(now.task, completed=now.done, total=now.total, detail=now.detail)
             else:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
-from ppap_framework.cli.config import Command, OrAuto, option, problems_of
+from ppap_framework.cli.config import Command, option, or_auto, problems_of
 from ppap_framework.cli.output import note, print_json
 from ppap_framework.cli.progress import progress
-from ppap_framework.errors import PpapError, Problems, UsageError
+from ppap_framework.errors import Problems, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.run import Plan
@@ -31,12 +31,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @backend_options
 @option("--offline", is_flag=True, help="Download nothing.")
 @option("--prompt", help="Prompt, for a diffusion model that takes one.")
-@option(
-    "--cfg",
-    metavar="NUMBER",
-    help="Scale of classifier-free guidance, the weight of the prompt, if the diffusion model has "
-    "that option.",
-)
+@option("--cfg", metavar="NUMBER", help="Weight of the prompt: scale of classifier-free guidance.")
 @option("--stage", metavar="NAME", help="Last stage of the diffusion model to run, such as base.")
 @option(
     "--guider",
@@ -57,7 +52,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @_per_guide("--loss", "Loss that the guide descends, if not the guider's own.")
 @option(
     "--scale",
-    type=OrAuto(click.FLOAT),
+    type=or_auto(float),
     metavar="NUMBER|auto",
     help="Guidance scale for guides without =SCALE. auto: the calibrated scales of their experts. "
     "By default auto if there are any, and 4 otherwise.",
@@ -74,25 +69,23 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     help="Use experts that were trained for another `backend`, or at another `resolution`.",
 )
 @option("--steps", type=int, default=25, help="Steps from noise to image.")
-@option("--sampler", type=click.Choice(["ddim", "ddpm"]), default="ddim", help="Sampler.")
+@option("--sampler", choices=["ddim", "ddpm"], help="Sampler.")
 @option("--eta", type=float, default=0.0, help="Stochasticity of DDIM, from 0 to 1.")
 @option(
     "--through",
-    type=click.Choice(["noisy", "clean"]),
-    default="noisy",
+    choices=["noisy", "clean"],
     help="Image that guides look at: the noisy one, or the denoiser's prediction of the clean one.",
 )
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option(
     "--conflicts",
-    type=click.Choice(["keep", "remove"]),
-    default="keep",
+    choices=["keep", "remove"],
     help="Keep or remove gradient components that oppose another guide.",
 )
 @option("--num", type=int, default=4, help="Number of images.")
 @option(
     "--batch",
-    type=OrAuto(click.INT),
+    type=or_auto(int),
     metavar="NUMBER|auto",
     default=8,
     help="Batch size; auto for as many images as memory has room for.",
@@ -106,23 +99,13 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @option("--out", metavar="FOLDER", help="Output folder; by default a new one in runs/.")
 @option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
 @option("--device", default="auto", help="Device, such as cpu, cuda, cuda:1 or mps.")
-@option(
-    "--offload",
-    is_flag=True,
-    help="Keep idle networks on the CPU: less memory on the device, more time.",
-)
+@option("--offload", is_flag=True, help="Keep idle networks on the CPU: less memory, more time.")
 @option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    help="Precision of matrix products and convolutions; bfloat16 is faster if the processor "
-    "supports it.",
+    choices=["float32", "bfloat16"],
+    help="Precision of matrix products and convolutions; bfloat16 is faster on some processors.",
 )
-@option(
-    "--compile",
-    is_flag=True,
-    help="Compile the networks with torch first: takes minutes, and pays off for many images.",
-)
+@option("--compile", is_flag=True, help="Compile the networks first: pays off for many images.")
 @option("--threads", type=int, help="Threads on the CPU; by default torch's own choice.")
 @option("--dry-run", is_flag=True, help="Show the plan and its cost; draw nothing.")
 @option("--json", is_flag=True, help="Print the record of the run as JSON.")
@@ -158,15 +141,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     _draw(plan, given)
 
 
-def _prepare(given: dict[str, Any], wrong: Sequence[PpapError]) -> Plan:
+def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     """Everything that can be wrong is found before weights are read, and reported at once."""
     from ppap_framework import run
     from ppap_framework.cli.guide_options import parse_guides
 
-    problems = Problems()
-    problems.errors += wrong
-    num = 4 if given["num"] is None else given["num"]
-    offline = given["dry_run"] or given["offline"]
+    num, offline = given["num"], given["dry_run"] or given["offline"]
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
     with problems.collected():

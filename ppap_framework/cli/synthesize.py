@@ -12,7 +12,7 @@ from ppap_framework.cli.backend_options import backend_of, backend_options, sett
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.output import json_option, print_json
 from ppap_framework.cli.progress import progress
-from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.errors import AssetError, UsageError
 
 __all__ = ["command"]
 
@@ -54,8 +54,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     num = 1 if given["num"] is None else given["num"]
     shard, workers = 512 if given["shard"] is None else given["shard"], given["workers"]
     out, prompts = Path(given["out"] or ".").expanduser(), None
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     with problems.collected():
         prompts = _prompts(given["prompts"], num)
     sampling, compute = settings_of(given, prompt=prompts)

@@ -14,11 +14,10 @@ from ppap_framework.errors import Problems, UsageError
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
     from ppap_framework.learn import Adapters, Boundaries, Recipe
-    from ppap_framework.run import GuideRequest
 
-__all__ = ["guide_of", "guide_options", "recipe_of", "show_bundle", "training_options"]
+__all__ = ["guide_options", "recipe_of", "show_bundle", "training_options"]
 
-_PAIR = {"multiple": True, "metavar": "KEY=VALUE"}
+_PAIR: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 
 _GUIDE = (
     option("--guider", required=True, metavar="NAME", help="The network that learns."),
@@ -30,11 +29,7 @@ _GUIDE = (
 )
 
 _EXPERTS = (
-    option(
-        "--num-experts",
-        type=int,
-        help="Number of experts; by default 5, or as many as --boundaries make.",
-    ),
+    option("--num-experts", type=int, help="Number of experts; by default 5."),
     option(
         "--boundaries",
         metavar="auto|T,T,...",
@@ -115,24 +110,6 @@ def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
     return add
 
 
-def guide_of(given: Mapping[str, Any], problems: Problems) -> GuideRequest | None:
-    """The network that was asked for, checked; None if it cannot be used."""
-    from ppap_framework.cli.guide_options import parse_guides
-
-    for request in parse_guides(given, problems):
-        with problems.collected():
-            if request.scale is not None or request.interval != (0.0, 1.0):
-                raise UsageError(
-                    f"--guider {given['guider']!r} has a scale or an interval",
-                    hint="they are for `ppap run`; give the name alone",
-                )
-            request.check()
-        return request
-    if not problems.errors:
-        raise UsageError("a network is needed to train experts", hint="name it with --guider")
-    return None
-
-
 def recipe_of(given: Mapping[str, Any], problems: Problems) -> Recipe:
     """The recipe that was asked for. What cannot be read is collected; the rest is not checked."""
     import attrs
@@ -166,7 +143,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
 
 def _adapter(text: str) -> tuple[str, str]:
-    """Name and options; the name may be "distribution:name", which contains no "="."""
+    """Name, perhaps "distribution:name", and options."""
     name, _, options = text.strip().partition(":")
     own, _, rest = options.partition(":")
     return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)

@@ -12,13 +12,11 @@ from ppap_framework.cli.backend_options import backend_of, backend_options
 from ppap_framework.cli.config import Command, option, problems_of
 from ppap_framework.cli.progress import progress
 from ppap_framework.cli.training_options import (
-    guide_of,
     guide_options,
     recipe_of,
     show_bundle,
     training_options,
 )
-from ppap_framework.errors import Problems
 
 __all__ = ["command"]
 
@@ -44,12 +42,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     \b
     ppap transfer --backend adm --guider classifier --data runs/synthetic --out runs/experts
     """
+    from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.data import LabelledImages, SyntheticData
     from ppap_framework.learn import check_transfer, load_teacher, transfer
     from ppap_framework.run import Compute
 
-    problems = Problems()
-    problems.errors += problems_of(ctx)
+    problems = problems_of(ctx)
     problems.check()
     out, compute = Path(given["out"]).expanduser(), Compute(device=given["device"], batch=64)
     recipe = recipe_of(given, problems)
@@ -59,9 +57,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         found = backend_of(given)
     with problems.collected():
         data = (LabelledImages if given["supervised"] else SyntheticData)(given["data"])
-    request = guide_of(given, problems)
+    with problems.collected():
+        request = guide_of(given)
     problems.check()
-    assert request is not None
     with progress(f"the same command goes on in {out}") as watch:
         bundle = transfer(
             found.load(),

@@ -22,7 +22,7 @@ from ppap_framework.components import DiffusionBackend
 from ppap_framework.data.folder import RUN, SynthesisFolder, belongs
 from ppap_framework.data.layout import Layout
 from ppap_framework.data.reader import SyntheticData
-from ppap_framework.data.workers import Job, draw_batches
+from ppap_framework.data.workers import draw_batches
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.files import digest
@@ -152,11 +152,8 @@ def _draw(
             progress(Progress("drawing", earlier + done, total))
 
     count(0)
-    job = Job(plan=run, folder=folder)
-    with (
-        calls.recorded(),
-        contextlib.closing(draw_batches(job, batches, workers, count)) as finished,
-    ):
+    finished = draw_batches(run, folder, batches, workers, count)
+    with calls.recorded(), contextlib.closing(finished):
         for batch in finished:
             folder.added(batch)
             calls.call["images"] += len(layout.batch_images(batch))

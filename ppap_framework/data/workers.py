@@ -16,88 +16,66 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import TypeAlias
 
-import attrs
 import numpy as np
 
 from ppap_framework.data.folder import SynthesisFolder
 from ppap_framework.data.shards import members
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.files import replacing
+from ppap_framework.files import refusals, replacing
 from ppap_framework.pixels import to_uint8
 from ppap_framework.resume import KEPT
 from ppap_framework.run import Plan, drawing
 
-__all__ = ["Job", "draw_batches"]
+__all__ = ["draw_batches"]
 
 Count: TypeAlias = Callable[[int], None]
 """Called after every step with the number of steps done, each counted once for every image."""
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Job:
-    """What a worker needs: the plan of the images, and the folder of finished batches."""
-
-    plan: Plan
-    folder: SynthesisFolder
-
-    def draw(self, batches: Sequence[int], count: Count) -> Iterator[int]:
-        """Draw batches into their places; each number follows once its batch is there.
-
-        Raises:
-            PpapError: If an image is not finite, or a batch cannot be written.
-        """
-        sampling = self.plan.sampling
-        with drawing(self.plan, lambda progress: count(progress.done)) as draw:
-            for batch in batches:
-                images = self.folder.layout.batch_images(batch)
-                prompts = sampling.prompts(images)
-                pictures = {stage: to_uint8(x) for stage, x in draw(images).items()}
-                place = self.folder.batch_path(batch)
-                with replacing(place, hint=KEPT) as temporary, temporary.open("wb") as file:
-                    for row, image in enumerate(images):
-                        stages = {stage: pixels[row] for stage, pixels in pictures.items()}
-                        prompt = prompts[row] if prompts else None
-                        file.write(members(image, stages, sampling.seed, prompt))
-                yield batch
-
-
 def draw_batches(
-    job: Job, batches: Sequence[int], workers: int, count: Count
+    run: Plan, folder: SynthesisFolder, batches: Sequence[int], workers: int, count: Count
 ) -> Generator[int, None, None]:
-    """Draw batches as `Job.draw`, in any order, in several processes, or in this one if `workers`
-    is 1.
+    """Draw batches into their places, in any order; each number follows once its batch is there.
+
+    Args:
+        run: Plan of the images.
+        folder: The set's folder.
+        batches: Numbers of the batches.
+        workers: Number of processes; 1 is this one.
+        count: Called as the work of all of them goes on.
 
     Raises:
         UsageError: If there are several workers, and the plan cannot be copied to them.
-        PpapError: As `Job.draw`, and if a worker dies.
+        PpapError: If an image is not finite, a batch cannot be written, or a worker dies.
     """
     workers = min(workers, len(batches))
     if workers < 2:
-        yield from job.draw(batches, count)
+        yield from _draw(run, folder, batches, count)
         return
-    # Through a file: a worker that died at its start would leave the parent writing to its pipe.
-    copied = job.folder.batches / "job"
     try:
-        copied.write_bytes(pickle.dumps(job))
+        job = pickle.dumps((run, folder))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UsageError(
             f"the backend cannot be copied to other processes: {error}", hint="use 1 worker"
         ) from error
-    steps = np.memmap(copied.with_name("steps"), np.int64, "w+", shape=(workers,))
+    # Through a file: a worker that died at its start would leave the parent writing to its pipe.
+    path = folder.batches / "job"
+    with refusals(path, hint=KEPT):
+        path.write_bytes(job)
+        steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
         with _without_interrupts():  # workers inherit this: their parent ends them
             shares = [batches[worker::workers] for worker in range(workers)]
-            tasks = [pool.submit(_work, copied, w, share) for w, share in enumerate(shares)]
+            running = {pool.submit(_work, path, w, share) for w, share in enumerate(shares)}
         missing, counted = set(batches), 0
-        while missing:
-            ended, _ = wait(tasks, timeout=0.1, return_when=FIRST_EXCEPTION)
+        while running:
+            ended, running = wait(running, timeout=0.1, return_when=FIRST_EXCEPTION)
             if (done := int(steps.sum())) > counted:
                 count(counted := done)
-            finished = {batch for batch in missing if job.folder.batch_path(batch).exists()}
+            finished = {batch for batch in missing if folder.batch_path(batch).exists()}
             yield from sorted(finished)
             missing -= finished
             for task in ended:
@@ -113,15 +91,33 @@ def draw_batches(
         pool.shutdown()
 
 
-def _work(copied: Path, worker: int, batches: Sequence[int]) -> None:
+def _draw(
+    run: Plan, folder: SynthesisFolder, batches: Sequence[int], count: Count
+) -> Iterator[int]:
+    sampling = run.sampling
+    with drawing(run, lambda progress: count(progress.done)) as draw:
+        for batch in batches:
+            images = folder.layout.batch_images(batch)
+            prompts = sampling.prompts(images)
+            pictures = {stage: to_uint8(x) for stage, x in draw(images).items()}
+            place = folder.batch_path(batch)
+            with replacing(place, hint=KEPT) as temporary, temporary.open("wb") as file:
+                for row, image in enumerate(images):
+                    stages = {stage: pixels[row] for stage, pixels in pictures.items()}
+                    prompt = prompts[row] if prompts else None
+                    file.write(members(image, stages, sampling.seed, prompt))
+            yield batch
+
+
+def _work(path: Path, worker: int, batches: Sequence[int]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    job: Job = pickle.loads(copied.read_bytes())
-    steps = np.memmap(copied.with_name("steps"), np.int64, "r+")
+    run, folder = pickle.loads(path.read_bytes())
+    steps = np.memmap(path.with_name("steps"), np.int64, "r+")
 
     def count(done: int) -> None:
         steps[worker] = done
 
-    for _ in job.draw(batches, count):
+    for _ in _draw(run, folder, batches, count):
         pass
 
 

@@ -23,6 +23,9 @@ from ppap_framework.errors import UsageError
 __all__ = ["Step", "ddim_inversion_step", "ddim_step", "ddpm_step"]
 
 
+_REACH = 2.0
+
+
 class Step(Protocol):
     """What takes a sampler from tau_i to tau_{i-1}; `ddpm_step` and `ddim_step` do."""
 
@@ -141,16 +144,16 @@ def _guided(
         alpha_to dx_0 + sigma_to deps = (alpha_to sigma_i / alpha_i - sigma_to) sigma_i g
 
     whose factor is about 1 or less on evenly spaced timesteps, and has no bound as alpha_i falls to
-    0, where x_0 follows from eps by division by alpha_i. g is reduced such that the factor stays
-    at 1, the most that ancestral sampling has (its variance).
+    0, where x_0 follows from eps by division by alpha_i. g is reduced such that the factor is at
+    most `_REACH`.
     """
     if gradient is None:
         return prediction
     abar = at_index(process.alphas_cumprod, index, gradient)
     alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
     reach = alpha_to * sigma - alpha * sigma_to  # alpha_i times the factor
-    if reach > alpha:
-        return prediction.with_x0(prediction.x0 + sigma**2 / reach * gradient)
+    if reach > _REACH * alpha:
+        return prediction.with_x0(prediction.x0 + _REACH * sigma**2 / reach * gradient)
     shifted = prediction.with_eps(prediction.eps - sigma * gradient)
     # Under strong guidance x_0 and eps are large and nearly cancel. What is left is then down to
     # the order of the arithmetic, here that of the published samplers: eps follows from x_0 again.

@@ -47,7 +47,7 @@ def read_record(cls: type[_R], given: object) -> _R:
             value = field.converter(value) if field.converter else value
             if field.validator:
                 field.validator(None, field, value)
-        except (TypeError, ValueError) as error:
+        except (ArithmeticError, TypeError, ValueError) as error:
             faults.append(f"{name}: {error}")
     if faults:
         raise ValueError("; ".join(faults))
@@ -59,9 +59,9 @@ def _nested(hint: Any, given: Any) -> Any:
     record = next((kind for kind in kinds if attrs.has(kind)), None)
     if record is None or (given is None and type(None) in kinds):
         return given
-    return (
-        [read_record(record, one) for one in given] if ... in kinds else read_record(record, given)
-    )
+    if ... in kinds:
+        return [read_record(record, one) for one in given]
+    return read_record(record, given)
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:

@@ -46,10 +46,8 @@ def check_wanted(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | None:
-    """Check everything that does not need weights; see `choose_experts`.
-
-    Returns:
-        The bundle that is named, if one is.
+    """Check everything that does not need weights; see `choose_experts`. Returns the bundle that is
+    named, if one is.
 
     Raises:
         UsageError: If the guide takes no experts, or a difference cannot be waived.
@@ -156,10 +154,7 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
 
 
 def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | None:
-    """The first of `find_bundles` that matches. Others for the same guide are logged; those of
-    other backends only if nothing matches.
-    """
-    other_backends = []
+    other_backends = []  # logged only if nothing matches; other guides are not
     for bundle in find_bundles():
         differences: Mapping[str, str] = {}
         try:

@@ -14,14 +14,14 @@ from typing import Any
 
 import attrs
 
-from ppap_framework.checkpoints import cache_dir, fetch
+from ppap_framework.checkpoints import fetch
 from ppap_framework.components import GuidanceModel
 from ppap_framework.errors import AssetError
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet
-from ppap_framework.files import file_sha256, replacing
+from ppap_framework.files import cache_dir, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import registry
 
@@ -56,7 +56,7 @@ class BundleFile:
 
     @property
     def ranges(self) -> NoiseRanges:
-        """The noise levels that each of the N experts owns."""
+        """The noise levels that each expert owns."""
         return self.info.ranges
 
     @property

@@ -86,14 +86,8 @@ class InputConvention:
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
-        """Feed a black and a white image to a guide, whose network itself does not run.
-
-        Args:
-            model: The guide.
-            resolution: Height and width of the images.
-
-        Returns:
-            None if the guide does not call its network as a whole.
+        """Feed a black and a white image of a resolution (h, w) to a guide, whose network itself
+        does not run. None if the guide does not call its network as a whole.
         """
         parameter = next(model.parameters(), torch.empty(0))
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
@@ -106,7 +100,7 @@ class InputConvention:
             with torch.no_grad():
                 model(images.expand(2, 3, *resolution))
         except _ReachedError as reached:
-            seen = reached.seen
+            (seen,) = reached.args
         else:
             return None
         finally:
@@ -125,11 +119,7 @@ class InputConvention:
 
 
 class _ReachedError(Exception):
-    """Raised in the place of a network that need not run."""
-
-    def __init__(self, seen: Tensor | None) -> None:
-        super().__init__()
-        self.seen = seen
+    """Raised in the place of a network that need not run, with its input."""
 
 
 def _is_batch(value: object) -> bool:

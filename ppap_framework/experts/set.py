@@ -187,7 +187,7 @@ class ExpertSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state_dict` gave; the untouched network is active afterwards.
+        """Load what `state_dict` gave and activate the untouched network.
 
         Raises:
             AssetError: If names or shapes differ.

@@ -35,7 +35,10 @@ class Batch:
     def split(self, size: int) -> Iterator[Batch]:
         """The same images in batches of at most this size."""
         fields = self.images, self.timesteps, self.noise
-        return (Batch(*part) for part in zip(*(field.split(size) for field in fields), strict=True))
+        return (
+            Batch(*part)
+            for part in zip(*(torch.split(field, size) for field in fields), strict=True)
+        )
 
 
 def training_batch(

@@ -139,9 +139,9 @@ def calibrate(
         PpapError: If the record cannot be written.
     """
     sampling, compute = settle(sampling, compute, changes, {"batch": 32})
-    check(num, sampling, compute)
-    if num < 4:
+    if type(num) is not int or num < 4:
         raise UsageError(f"num must be a whole number from 4, not {num}", hint="use 32, say")
+    check(num, sampling, compute)
     seed, sampling = sampling.seed, attrs.evolve(sampling, seed=_seed(sampling.seed))
     loaded = load_backend(backend)
     networks = [guide.model, *(stage.network for stage in loaded.stages)]

@@ -8,7 +8,7 @@ their own budget, above all those of much noise, profit most.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
 import attrs
@@ -34,7 +34,7 @@ SHARED = -1
 _USUAL_EXPERTS = 5
 
 _WHOLE = {"iterations": (1, 5000), "batch": (1, 64), "validate_every": (1, 100), "patience": (0, 0)}
-_NUMBERS = {
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str, float]] = {
     "shared": (lambda x: 0.0 <= x < 1.0, "lie in [0, 1)", 0.5),
     "held_out": (lambda x: 0.0 < x < 1.0, "lie between 0 and 1", 0.1),
     "learning_rate": (lambda x: 0.0 < x < math.inf, "be above 0", 0.005),
@@ -171,11 +171,11 @@ class Recipe:
                     f"{name} must be a whole number from {least}, not {value}",
                     hint=f"use {usual} for {name}, say",
                 )
-        for name, (accepts, words, usual) in _NUMBERS.items():
+        for name, (accepts, words, say) in _NUMBERS.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not accepts(value):
                 yield UsageError(
-                    f"{name} must {words}, not {value}", hint=f"use {usual} for {name}, say"
+                    f"{name} must {words}, not {value}", hint=f"use {say:g} for {name}, say"
                 )
         if not _is_whole(self.seed):
             yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
@@ -195,7 +195,7 @@ class Recipe:
                 hint=f"use {_USUAL_EXPERTS}, say",
             )
         if isinstance(boundaries, str):
-            if boundaries != "auto":
+            if str(boundaries) != "auto":
                 yield UsageError(
                     f"boundaries cannot be {boundaries!r}", hint="give timesteps, or auto"
                 )

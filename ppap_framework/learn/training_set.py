@@ -58,7 +58,7 @@ class TrainingSet:
             answers = data.labels.to(device)
         else:
             with torch.no_grad():
-                parts = [scaled(part.to(device)) for part in last.split(batch)]
+                parts = [scaled(part.to(device)) for part in torch.split(last, batch)]
                 answers = joined([model(x0, NoiseLevel.clean(len(x0))) for x0 in parts])
         return cls(
             images=lambda rows: scaled(noised[rows].to(device)),

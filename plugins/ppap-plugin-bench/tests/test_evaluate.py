@@ -33,30 +33,29 @@ def evaluated(experiment: Experiment, folder: Path, *rows: str, **given: Any) ->
     return evaluate(experiment, out, images, rows=rows or None, device="cpu", **given)
 
 
+def figure(results: Path, name: str, figure: str) -> float:
+    return row(results, name)["figures"][figure]["value"]
+
+
 class TestClasses:
-    def test_choose_the_scale_that_hits_most(self, results: Path) -> None:
+    def test_rows_choose_the_scale_that_hits_most(self, home: Path, results: Path) -> None:
+        """Hits are counted again from pixels and weights, without any of the machinery."""
         found = row(results, "guided")
         hits = [trial["hit"]["value"] for trial in found["tuning"]]
         assert hits[1] == max(hits)
         assert found["chosen"] == {"scale": 100.0, "interval": [0.0, 1.0]}
-        unguided = row(results, "unguided")["figures"]["hit"]
-        assert found["figures"]["hit"]["value"] > unguided["value"]
-
-    def test_hits_are_counted_by_the_judge(self, home: Path, results: Path) -> None:
-        """Again from the pixels and the weights, without any of the machinery."""
+        assert figure(results, "guided", "hit") > figure(results, "unguided", "hit")
         pixels = kept_pixels(home / "images", 0, 100.0)
         seen = ((pixels / 127.5 - 1.0).mean((1, 2)) @ WEIGHT.numpy().T).argmax(1)
         share = (seen == np.arange(64) % 4).mean()
-        assert row(results, "guided")["figures"]["hit"]["value"] == pytest.approx(share)
+        assert figure(results, "guided", "hit") == pytest.approx(share)
 
     def test_existing_pictures_are_measured(self, results: Path) -> None:
-        found = row(results, "renders")
         judged = read(results / "judge.json")["figures"]["hit"]["value"]
-        assert found["cost"] is None
-        assert found["figures"]["hit"]["value"] == pytest.approx(judged, abs=0.1)
-        unguided = row(results, "unguided")["figures"]["fid"]
-        assert found["figures"]["fid"]["value"] < unguided["value"]
-        assert found["figures"]["spread"]["value"] == pytest.approx(1.0, abs=0.4)
+        assert row(results, "renders")["cost"] is None
+        assert figure(results, "renders", "hit") == pytest.approx(judged, abs=0.1)
+        assert figure(results, "renders", "fid") < figure(results, "unguided", "fid")
+        assert figure(results, "renders", "spread") == pytest.approx(1.0, abs=0.4)
 
     def test_the_confusion_of_the_judge_is_published(self, home: Path, results: Path) -> None:
         judged, labels = read(results / "judge.json"), np.load(home / "reference.npz")["labels"]
@@ -68,19 +67,15 @@ class TestClasses:
         differences = read(results / "differences.json")["from"]
         assert {n: list(found) for n, found in differences.items()} == {"unguided": ["guided"]}
         found = differences["unguided"]["guided"]["hit"]
-        values = [row(results, name)["figures"]["hit"]["value"] for name in ("guided", "unguided")]
-        assert found["value"] == pytest.approx(values[0] - values[1])
+        wanted = figure(results, "guided", "hit") - figure(results, "unguided", "hit")
+        assert found["value"] == pytest.approx(wanted)
         assert found["low"] > 0.0
 
     def test_what_an_image_costs_is_stated(self, results: Path) -> None:
         plain, guided = row(results, "unguided"), row(results, "guided")
-        assert plain["per_image"] == {
-            "denoiser_forwards": 5,
-            "denoiser_backwards": 0,
-            "guide_forwards": 0,
-            "guide_backwards": 0,
-        }
-        assert guided["per_image"]["guide_backwards"] == 5
+        passes = ("denoiser_forwards", "denoiser_backwards", "guide_forwards", "guide_backwards")
+        assert plain["per_image"] == dict(zip(passes, (5, 0, 0, 0), strict=True))
+        assert guided["per_image"] == dict(zip(passes, (5, 0, 5, 5), strict=True))
         cost = guided["cost"]
         assert cost["seconds"] == sorted(cost["rounds"])[1]
         assert cost["in_turn_with"] == ["unguided", "guided"]
@@ -143,9 +138,7 @@ class TestClasses:
         with pytest.raises(UsageError, match="the reference itself"):
             evaluated(changed, tmp_path, "renders")
 
-    def test_resampled_figures_are_kept_as_they_are(
-        self, results: Path, home: Path, tmp_path: Path
-    ) -> None:
+    def test_resampled_figures_are_kept(self, results: Path, home: Path, tmp_path: Path) -> None:
         (path,) = (home / "images").glob("resampled/*/guided.npz")
         kept = Assessment.load(path)
         kept.save(tmp_path / "again.npz")
@@ -181,17 +174,17 @@ class TestScenes:
     def test_pair_rows(self, scene_results: Path) -> None:
         differences = read(scene_results / "differences.json")["from"]["unguided"]
         found = differences["guided"]["grey.distance"]
-        values = [
-            row(scene_results, name)["figures"]["grey.distance"]["value"]
-            for name in ("guided", "unguided")
-        ]
-        assert found["value"] == pytest.approx(values[0] - values[1], abs=1e-5)
+        guided, unguided = (
+            figure(scene_results, name, "grey.distance") for name in ("guided", "unguided")
+        )
+        assert found["value"] == pytest.approx(guided - unguided, abs=1e-5)
         assert found["high"] < 0.0
 
     def test_let_each_of_several_guides_be_judged(self, scene_results: Path) -> None:
-        unguided, together = (row(scene_results, name) for name in ("unguided", "together"))
-        for figure in ("hit", "grey.likeness"):
-            assert together["figures"][figure]["value"] > unguided["figures"][figure]["value"]
+        together = row(scene_results, "together")
+        for name in ("hit", "grey.likeness"):
+            unguided = figure(scene_results, "unguided", name)
+            assert together["figures"][name]["value"] > unguided
         assert together["objective"] == ["hit", "grey.likeness"]
         assert together["guide"] is None
         guides = [(guide["component"], guide["scale"]) for guide in together["guides"]]
@@ -208,12 +201,9 @@ class TestScenes:
         wanted = np.abs(seen - file["brightness"])[:8].mean()
         assert found["num"] == 8
         assert found["figures"]["grey.distance"]["value"] == pytest.approx(wanted, rel=1e-3)
-        guided, renders = (
-            row(scene_results, name)["figures"]["grey.distance"]["value"]
-            for name in ("guided", "renders")
-        )
-        assert wanted < 0.01 < guided
-        assert renders < 0.01  # existing pictures are judged by their own truth
+        assert wanted < 0.01 < figure(scene_results, "guided", "grey.distance")
+        # Existing pictures are judged by their own truth.
+        assert figure(scene_results, "renders", "grey.distance") < 0.01
 
     def test_are_what_rows_have_in_common(
         self, scene_experiment: Experiment, scene_results: Path
@@ -236,12 +226,9 @@ class TestScenes:
     def test_of_judges_that_do_not_fit_are_refused(
         self, scene_experiment: Experiment, tmp_path: Path, changes: dict[str, Any], says: str
     ) -> None:
-        changed = attrs.evolve(
-            scene_experiment,
-            judges=(attrs.evolve(scene_experiment.judges[0], **changes),),
-            objective=("hit",),
-            rows=scene_experiment.rows[1:3],
-        )
+        judges = (attrs.evolve(scene_experiment.judges[0], **changes),)
+        rows = scene_experiment.rows[1:3]
+        changed = attrs.evolve(scene_experiment, judges=judges, objective=("hit",), rows=rows)
         with pytest.raises(PpapError, match=says):
             evaluated(changed, tmp_path, "unguided")
 
@@ -258,13 +245,9 @@ class TestScenes:
     ) -> None:
         monkeypatch.setattr("ppap_plugin_bench.cost.peak_memory_of", lambda *given: None)
         judge = attrs.evolve(scene_experiment.judges[0], lower=("unknown",), higher=())
-        unknown = attrs.evolve(
-            scene_experiment,
-            judges=(judge,),
-            objective=("grey.unknown",),
-            rows=scene_experiment.rows[1:3],
-        )
-        evaluated(unknown, tmp_path)
+        rows, objective = scene_experiment.rows[1:3], ("grey.unknown",)
+        changes = {"judges": (judge,), "objective": objective, "rows": rows}
+        evaluated(attrs.evolve(scene_experiment, **changes), tmp_path)
         found = row(tmp_path / "out", "guided")
         assert found["figures"]["grey.unknown"] == {"value": None, "low": None, "high": None}
         assert found["chosen"]["scale"] == 0.1  # the first of several that are equally bad
@@ -303,23 +286,12 @@ class TestChoice:
         known = {name: Interval(value, value, value) for name, value in figures.items()}
         return Trial(Candidate(scale, (0.0, 1.0)), known, 0.0, 0.0)
 
-    @pytest.mark.parametrize(
-        ("objective", "scale"),
-        [
-            ({"hit": "higher"}, 2.0),
-            ({"error": "lower"}, 3.0),
-            ({"hit": "higher", "error": "lower"}, 3.0),
-        ],
-    )
-    def test_is_by_the_mean_of_figures_each_in_its_direction(
-        self, objective: dict[str, Any], scale: float
-    ) -> None:
-        trials = [
-            self.made(1.0, hit=0.5, error=0.6),
-            self.made(2.0, hit=0.8, error=0.8),
-            self.made(3.0, hit=0.6, error=0.3),
-        ]
-        assert choose(trials, objective).candidate.scale == scale
+    def test_is_by_the_mean_of_figures_each_in_its_direction(self) -> None:
+        figures = {1.0: (0.5, 0.6), 2.0: (0.8, 0.8), 3.0: (0.6, 0.3), 4.0: (math.nan, math.nan)}
+        trials = [self.made(scale, hit=h, error=e) for scale, (h, e) in figures.items()]
+        higher, lower = {"hit": "higher"}, {"error": "lower"}
+        chosen = [choose(trials, one).candidate.scale for one in (higher, lower, higher | lower)]
+        assert chosen == [2.0, 3.0, 3.0]
 
     def test_is_never_what_is_not_finite(self) -> None:
         trials = [self.made(1.0, hit=math.nan), self.made(2.0, hit=0.0), self.made(3.0, hit=0.0)]
@@ -348,13 +320,10 @@ class TestTraining:
             self.record(tmp_path / "run.json", 9.5),
         )
         assert training_of(made, guides) is None
-        assert training_of(attrs.evolve(made, training=paths), guides) == {
-            "seconds": 100.0,
-            "records": [
-                {"file": "transfer.json", "seconds": 90.5},
-                {"file": "run.json", "seconds": 9.5},
-            ],
-        }
+        files = (("transfer.json", 90.5), ("run.json", 9.5))
+        records = [{"file": name, "seconds": seconds} for name, seconds in files]
+        found = training_of(attrs.evolve(made, training=paths), guides)
+        assert found == {"seconds": 100.0, "records": records}
 
     @pytest.mark.parametrize(
         ("text", "error", "says"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -18,6 +18,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+README = Path(__file__).parents[1] / "README.md"
+NAMED = "kept/mine.experts.safetensors"
 
 
 def refusal(path: Path, text: str) -> str:
@@ -41,11 +45,9 @@ def test_paths_are_relative_to_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
-    bundle, path = tmp_path / "kept/mine.experts.safetensors", tmp_path / "a.toml"
-    path.write_text(
-        SCENES.replace('{guider = "grey"', '{experts = "kept/mine.experts.safetensors", guider = "grey"')
-        .replace('title = "A guide"', 'training = ["a.json", "b/run.json"]')
-    )  # fmt: skip
+    bundle, path = tmp_path / NAMED, tmp_path / "a.toml"
+    text = SCENES.replace('title = "A guide"', 'training = ["a.json", "b/run.json"]')
+    path.write_text(text.replace('{guider = "grey"', f'{{experts = "{NAMED}", guider = "grey"'))
     found = read_experiment(path)
     assert found.scenes is not None
     assert found.reference == str(tmp_path / "scene-reference.npz")
@@ -56,7 +58,7 @@ def test_paths_are_relative_to_the_file(
     path.write_text(EXPERTS)
     experts = [row.guides[0].experts for row in read_experiment(path).rows]
     assert experts == ["none", str(bundle), str(bundle)]
-    path.write_text(EXPERTS.replace("kept/mine.experts.safetensors", "mine"))
+    path.write_text(EXPERTS.replace(NAMED, "mine"))
     assert read_experiment(path).rows[1].guides[0].experts == "mine"  # names stay names
     assert read_experiment(path, reference="a.npz").reference == "a.npz"  # as typed
 
@@ -83,11 +85,11 @@ def test_paths_are_relative_to_the_file(
         (CLASSES, 'images = "others.npz"', 'images = "others.npz"\nprompt = "brighter"',
          "has images, and tells the backend how to draw"),
         (CLASSES, 'judge = "', 'judge = "nobody" #', 'write "guider:checkpoint"'),
-        (CLASSES, "[tuning]", "tuning = 3\n[other]", "[tuning] is not a table"),
+        (CLASSES, "{seed = 7, num = 16}", "3", "[tuning] is not a table"),
         (CLASSES, "title =", "title", "neither TOML nor JSON"),
-        (SCENES, "[scenes]\n", "[other]\n", "has 'other'"),
-        (SCENES, '[scenes]\npictures = "scenes.npz"\nnum = 8', "", "no [scenes] that hold the"),
-        (SCENES, "num = 8", "num = 0", "num"),
+        (SCENES, "scenes =", "other =", "has 'other'"),
+        (SCENES, "scenes =", "#", "no [scenes] that hold the"),
+        (SCENES, "num = 8", "num = 0", "[scenes] 'num' must be >= 1"),
         (SCENES, '"grey.distance"', '"grey.fid"', "none of hit, grey.distance, grey.likeness"),
         (SCENES, '"grey.distance"', "[]", "an empty `objective`"),
         (SCENES, '["hit", "grey.likeness"]', '["hit", "nose"]', "the objective 'nose'"),
@@ -106,11 +108,11 @@ def test_paths_are_relative_to_the_file(
         (SCENES, 'aim = "class"', 'aim = "clas"', "guide 2 'aim' must be class or scene"),
         (SCENES, 'aim = "class"', 'experts = "auto"', "a table says which"),
         (SCENES, 'aim = "class"', "options = 3", "'options' must be a table"),
-        (SCENES, "scales = [0.1, 3.0]", 'scales = ["auto", 3.0]', "no experts that were calibrated"),
+        (SCENES, "scales = [0.1, 3.0]", 'scales = ["auto", 3.0]', "and no experts that were"),
         (SCENES, "scales = [0.1, 3.0]", "", "no scales to choose from"),
         (SCENES, "scales = [0.1, 3.0]", "scales = [3.0]", "guided 2, together 1"),
-        (SCENES, 'name = "unguided"', 'name = "unguided"\ntraining = "a"', "training and no guider"),
-        (EXPERTS, '"kept/mine.experts.safetensors"', '"auto"', "a table says which"),
+        (SCENES, 'name = "unguided"', 'name = "unguided"\ntraining = "a"', "training and no g"),
+        (EXPERTS, NAMED, "auto", "a table says which"),
         (EXPERTS, "scales = [0.1, 10.0]", 'scales = ["auto", 1]', 'scale "auto", and no experts'),
         (EXPERTS, 'scales = ["auto"]', 'scales = ["best"]', "needs finite numbers, not 'best'"),
         (EXPERTS, 'scales = ["auto"]', 'scales = ["auto", 1, 2]', "calibrated 3"),
@@ -138,8 +140,8 @@ def test_a_file_that_is_missing_is_an_asset(tmp_path: Path) -> None:
 
 def test_without_scenes_no_guide_aims_at_any(tmp_path: Path) -> None:
     text = SCENES[: SCENES.index("[[judges]]")] + SCENES[SCENES.index("[[rows]]") :]
-    text = text.replace('[scenes]\npictures = "scenes.npz"\nnum = 8\n', "")
-    text = text.replace('objective = "grey.distance"', "").replace(', "grey.likeness"', "")
+    text = text.replace("scenes =", "#").replace('objective = "grey.distance"', "")
+    text = text.replace(', "grey.likeness"', "")
     (tmp_path / "a.toml").write_text(text)
     read_experiment(tmp_path / "a.toml")
     said = refusal(tmp_path / "a.toml", text.replace('"class"', '"scene"'))
@@ -159,28 +161,33 @@ class TestRows:
         assert len({(c.scale, c.interval) for c in guided.candidates}) == 4
 
     def test_choose_nothing_if_their_scale_is_calibrated(self) -> None:
-        known: dict[str, Any] = {"name": "a", "guides": (row_guide(guider="b", experts="c"),)}
-        assert not Row(**known, scales=("auto",)).chooses
-        assert Row(**known, scales=("auto", 1.0)).chooses
-        assert Row(**known, scales=("auto",), intervals=((0, 0.5), (0, 1))).chooses
-        assert Row(**known, scales=(1.0,)).chooses
+        row = Row(name="a", guides=(row_guide(guider="b", experts="c"),), scales=("auto",))
+        assert not row.chooses
+        for changes in (
+            {"scales": ("auto", 1)},
+            {"scales": (1,)},
+            {"intervals": ((0, 0.5), (0, 1))},
+        ):
+            assert attrs.evolve(row, **changes).chooses
 
     def test_call_a_single_guide_by_their_own_name(self) -> None:
-        guide = row_guide(guider="x:b", checkpoint="c", aim="class")
-        assert (guide.source, guide.checkpoint, guide.target, guide.scale) == (
-            *("x:b", "c"),
-            *("class", 1.0),
-        )
-        assert Row(name="a", guides=(guide,), scales=(1.0,)).guide_names == ("a",)
-        both = (guide, row_guide(guider="d"))
-        assert Row(name="a", guides=both, scales=(1.0,)).guide_names == ("a-b", "a-d")
+        one = row_guide(guider="x:b", checkpoint="c", aim="class")
+        assert (one.source, one.checkpoint, one.target, one.scale) == ("x:b", "c", "class", 1.0)
+        row = Row(name="a", guides=(one,), scales=(1.0,))
+        assert row.guide_names == ("a",)
+        both = attrs.evolve(row, guides=(one, row_guide(guider="d")))
+        assert both.guide_names == ("a-b", "a-d")
 
 
 def test_hits_are_shown_if_a_guide_aims_at_classes(scene_experiment: Experiment) -> None:
-    assert scene_experiment.shown == {
-        "hit": "higher",
-        "grey.distance": "lower",
-        "grey.likeness": "higher",
-    }
-    dense = attrs.evolve(scene_experiment, rows=scene_experiment.rows[:3])
-    assert list(dense.shown) == ["grey.distance", "grey.likeness"]
+    dense = {"grey.distance": "lower", "grey.likeness": "higher"}
+    assert scene_experiment.shown == {"hit": "higher", **dense}
+    assert attrs.evolve(scene_experiment, rows=scene_experiment.rows[:3]).shown == dense
+
+
+def test_the_readme_shows_an_experiment(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    keys, tables = zip(*(block.split("\n[", 1) for block in blocks), strict=True)
+    (tmp_path / "a.toml").write_text("\n".join(keys) + "".join(f"\n[{table}" for table in tables))
+    rows = read_experiment(tmp_path / "a.toml").rows
+    assert [row.name for row in rows] == ["unguided", "naive", "experts", "together", "told"]

@@ -34,7 +34,10 @@ def plan_of(setup: Setup, name: str, scale: Any, num: int = 16, **settings: Any)
     return setup.plan(row, Candidate(scale, given.pop("interval", EVERYWHERE)), **given)
 
 
-def pixels_of(images: torch.Tensor) -> Any:
+def sampled(guides: Any, num: int, **given: Any) -> Any:
+    """Pixels that sampling in one batch gives."""
+    settings = {"steps": 5, "seed": 3, "batch": num, "device": "cpu", **given}
+    images = ppap.sample("toy", guides, num=num, **settings).images
     return ((images + 1.0) * 127.5).permute(0, 2, 3, 1).numpy()
 
 
@@ -50,8 +53,7 @@ class TestOfClasses:
     def test_are_what_sampling_gives(self, plan: Plan, tmp_path: Path) -> None:
         images, lost = draw_images(plan, tmp_path)
         guide = ppap.guide("colour", target=np.arange(20) % 4, scale=100.0)
-        result = ppap.sample("toy", [guide], num=20, steps=5, seed=3, batch=20, device="cpu")
-        assert np.abs(images - pixels_of(result.images)).max() <= 1.0
+        assert np.abs(images - sampled([guide], 20)).max() <= 1.0
         assert lost == {"skipped": 0, "broken": 0}
         with drawing(plan) as draw:
             draw_batch(draw, range(20))
@@ -95,8 +97,7 @@ class TestOfClasses:
             again, _ = draw_images(plan, tmp_path)
             assert (again == drawn[prompt]).all()
         assert len(list(tmp_path.glob("*/*.npz"))) == 6
-        wanted = ppap.sample("toy", num=6, steps=5, seed=3, device="cpu", prompt="brighter").images
-        assert np.abs(drawn["brighter"] - pixels_of(wanted)).max() <= 1.0
+        assert np.abs(drawn["brighter"] - sampled((), 6, prompt="brighter")).max() <= 1.0
         means = [drawn[prompt].mean() for prompt in ("darker", None, "brighter")]
         assert means == sorted(set(means))
 
@@ -121,8 +122,7 @@ class TestOfScenes:
         for index in (1, 9):
             pixels = np.load(home / "scenes.npz")["images"][index % 8].transpose(1, 2, 0)
             guide = ppap.guide("grey", target=Image.fromarray(pixels), scale=300.0)
-            alone = ppap.sample("toy", [guide], num=12, steps=5, seed=3, batch=12, device="cpu")
-            assert np.abs(drawn[index] - pixels_of(alone.images)[index]).max() <= 1.0
+            assert np.abs(drawn[index] - sampled([guide], 12)[index]).max() <= 1.0
 
     def test_of_several_guides_follow_all_at_once(self, setup: Setup) -> None:
         plan = plan_of(setup, "together", 3.0, num=8, interval=(0.2, 0.9))
@@ -193,8 +193,7 @@ class TestOfExperts:
         drawn, _ = draw_images(plan, home / "images")
         target = torch.arange(16) % 4
         guide = ppap.guide("colour", target=target, scale=10.0, experts=bundle)
-        again = ppap.sample(setup.backend, [guide], num=16, steps=5, seed=3, device="cpu").images
-        assert abs(drawn.astype(int) - pixels_of(again).round()).max() <= 1
+        assert abs(drawn.astype(int) - sampled([guide], 16).round()).max() <= 1
         assert counts_of(plan).guide_forwards == {"experts": 80}
         naive, _ = draw_images(plan_of(setup, "naive", 10.0), home / "images")
         assert (drawn != naive).any()
@@ -217,26 +216,17 @@ class TestOfExperts:
         assert naive == before[0]
         assert not {*others} & {*before}
 
-    def test_of_a_bundle_that_was_replaced_meanwhile_are_not_drawn(
+    def test_of_a_bundle_that_was_replaced_are_read_and_not_drawn(
         self, setup: Setup, home: Path
     ) -> None:
         plan = plan_of(setup, "experts", 10.0)
-        write_experts(home / "kept", seed=1)
-        with pytest.raises(AssetError, match="replaced after they were chosen"):
-            draw_images(plan, home / "images")
-        assert not list((home / "images").glob("*/*.npz"))
-
-    def test_are_read_without_attaching_anything(
-        self, setup: Setup, home: Path, bundle: Path
-    ) -> None:
-        plan = plan_of(setup, "experts", 10.0)
         first, _ = draw_images(plan, home / "images")
-        bundle.unlink()
+        write_experts(home / "kept", seed=1)  # it has no calibrated scales
         again, _ = draw_images(plan, home / "images")
         assert (again == first).all()
-
-    def test_an_uncalibrated_bundle_has_no_scale_of_its_own(self, setup: Setup, home: Path) -> None:
-        write_experts(home / "kept")
+        with pytest.raises(AssetError, match="replaced after they were chosen"):
+            draw_images(plan, home / "others")
+        assert not list((home / "others").glob("*/*.npz"))
         with pytest.raises(UsageError, match="'calibrated' has no calibrated scales"):
             plan_of(setup, "calibrated", "auto")
 

@@ -39,19 +39,13 @@ def exactly(mean: Floats, deviations: Floats, number: int = 50, seed: int = 0) -
 
 class TestFrechetDistance:
     def test_of_two_gaussians_is_the_closed_form(self) -> None:
-        means = np.array([1.0, -2.0, 0.5]), np.array([0.0, 0.0, 3.0])
-        deviations = np.array([1.0, 2.0, 0.1]), np.array([3.0, 0.5, 0.1])
-        a, b = (
-            exactly(*pair, seed=seed)
-            for seed, pair in enumerate(zip(means, deviations, strict=True))
-        )
-        wanted = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
+        one = np.array([1.0, -2.0, 0.5]), np.array([1.0, 2.0, 0.1])
+        other = np.array([0.0, 0.0, 3.0]), np.array([3.0, 0.5, 0.1])
+        a, b = exactly(*one, seed=0), exactly(*other, seed=1)
+        wanted = sum(((x - y) ** 2).sum() for x, y in zip(one, other, strict=True))
         assert metrics.fid(a, b) == pytest.approx(wanted, rel=1e-9)
         assert metrics.resampled_fid(a, b, np.ones((1, 50))) == pytest.approx(wanted, rel=1e-9)
-
-    def test_of_a_set_from_itself_is_zero(self) -> None:
-        x = normal(0, 40)
-        assert metrics.fid(x, x) == pytest.approx(0.0, abs=1e-6)
+        assert metrics.fid(a, a) == pytest.approx(0.0, abs=1e-6)
 
     @given(seeds)
     def test_of_an_image_taken_twice_is_that_of_two_such_images(self, seed: int) -> None:
@@ -67,13 +61,9 @@ class TestFrechetDistance:
 class TestKernelDistance:
     def test_is_the_libraries_over_all_images(self) -> None:
         a, b = normal(0, 30), normal(1, 30) + 0.5
-        wanted = kid_features_to_metric(
-            torch.from_numpy(a),
-            torch.from_numpy(b),
-            kid_subsets=1,
-            kid_subset_size=30,
-            verbose=False,
-        )["kernel_inception_distance_mean"]
+        settings = {"kid_subsets": 1, "kid_subset_size": 30, "verbose": False}
+        figures = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **settings)
+        wanted = figures["kernel_inception_distance_mean"]
         assert metrics.resampled_kid(a, b, np.ones((1, 30)))[0] == pytest.approx(wanted, rel=1e-9)
         assert metrics.kid(a, b) == pytest.approx(wanted, rel=1e-9)  # every subset is the whole
 
@@ -99,18 +89,13 @@ class TestKernelDistance:
 
 
 class TestManifolds:
-    def test_of_one_set_are_the_same(self) -> None:
+    def test_share_all_nothing_or_some(self) -> None:
         x = normal(0, 50)
         assert metrics.precision_recall(x, x) == (1.0, 1.0)
         assert metrics.within_manifold(x, x).all()
-
-    def test_that_are_far_apart_share_nothing(self) -> None:
-        x = normal(0, 50)
         assert metrics.precision_recall(x, x + 100.0) == (0.0, 0.0)
-
-    def test_that_collapse_keep_precision_and_lose_recall(self) -> None:
-        reference = normal(1, 300, 2)
-        precision, recall = metrics.precision_recall(normal(2, 300, 2) * 0.01, reference)
+        collapsed, reference = normal(2, 300, 2) * 0.01, normal(1, 300, 2)
+        precision, recall = metrics.precision_recall(collapsed, reference)
         assert precision == 1.0
         assert recall < 0.05
 
@@ -141,19 +126,16 @@ class TestSpread:
         away = normal(1, 600) - self.classes[:, None] * 5.0  # where classes lie does not matter
         assert self.of(away)[0] == pytest.approx(1.0, abs=0.1)
 
-    def test_grows_with_the_square_of_distances(self) -> None:
-        x = normal(2, 600)
+        x = normal(2, 600)  # it grows with the square of distances
         assert self.of(0.5 * x)[0] == pytest.approx(0.25 * self.of(x)[0])
-
-    def test_of_one_image_for_each_class_is_zero(self) -> None:
-        assert self.of(self.classes[:, None] * np.ones(3))[0] == pytest.approx(0.0, abs=1e-12)
+        same = self.classes[:, None] * np.ones(3)  # one image for each class
+        assert self.of(same)[0] == pytest.approx(0.0, abs=1e-12)
 
     def test_counts_an_image_as_often_as_it_is_taken(self) -> None:
         x, counts = normal(3, 12), bootstrap(12, 1)
         rows = np.repeat(np.arange(12), counts[0].astype(int))
-        wanted = metrics.spread(
-            x[rows], self.classes[:12][rows], self.variances, np.ones((1, len(rows)))
-        )
+        ones, classes = np.ones((1, len(rows))), self.classes[:12][rows]
+        wanted = metrics.spread(x[rows], classes, self.variances, ones)
         assert self.of(x, counts) == pytest.approx(wanted)
 
     def test_leaves_out_what_cannot_be_compared(self) -> None:
@@ -166,10 +148,9 @@ class TestIntervals:
     def test_of_a_mean_is_the_percentile_interval(self) -> None:
         x = normal(0, 100, 1)[:, 0]
         resampled = bootstrap(100) @ x / 100
-        found = interval(x.mean(), resampled - resampled.mean() + x.mean())
-        assert (found.low, found.high) == pytest.approx(
-            tuple(np.quantile(resampled, [0.025, 0.975]) - resampled.mean() + x.mean())
-        )
+        shifted = resampled - resampled.mean() + x.mean()
+        found = interval(x.mean(), shifted)
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(shifted, [0.025, 0.975])))
 
     def test_of_a_mean_is_as_wide_as_its_standard_error_says(self) -> None:
         x = normal(1, 400, 1)[:, 0]

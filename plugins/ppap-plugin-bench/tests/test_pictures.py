@@ -34,9 +34,8 @@ class TestPictures:
         assert all(one.names == ("cat", "dog") for one in found)
         assert (found[0].images == images).all()
 
-    def test_without_names_go_by_number(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "a.npz", images=BLACK, labels=[0, 2])
-        assert read_pictures(tmp_path / "a.npz").names == ("0", "1", "2")
+        np.savez(tmp_path / "unnamed.npz", images=BLACK, labels=[0, 2])
+        assert read_pictures(tmp_path / "unnamed.npz").names == ("0", "1", "2")
 
     @pytest.mark.parametrize(
         ("arrays", "says"),
@@ -85,10 +84,8 @@ class TestScenes:
     def test_without_it_are_refused(self, home: Path, truth: str, says: str) -> None:
         with pytest.raises(AssetError, match=says):
             read_pictures(home / "scenes.npz", [truth])
-
-    def test_are_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(AssetError, match="holds no scenes"):
-            read_pictures(tmp_path, [])
+            read_pictures(home, [truth])  # a folder
 
 
 class TestTargets:
@@ -97,7 +94,7 @@ class TestTargets:
         return Targets.of(scene_experiment, NAMES)
 
     def test_classes_may_go_in_turn(self, own: Targets, home: Path) -> None:
-        told = SCENES.replace("num = 8\n[tuning]", 'num = 8\nclasses = "turn"\n[tuning]')
+        told = SCENES.replace("num = 8}", 'num = 8, classes = "turn"}', 1)
         (home / "turn.toml").write_text(told)
         turn = Targets.of(read_experiment(home / "turn.toml"), NAMES)
         assert (turn.indices(16) == own.indices(16)).all()
@@ -110,10 +107,6 @@ class TestTargets:
         assert turn.source("scene") == own.source("scene")
         assert turn.source("class") != own.source("class")
 
-    def test_prompts_have_articles(self) -> None:
-        told = Targets(("orange cube", "red cube")).prompts("{a class}, {class}", 2)
-        assert told == ["an orange cube, orange cube", "a red cube, red cube"]
-
     def test_are_scenes_in_turn_and_others_for_tuning(self, own: Targets, home: Path) -> None:
         labels = np.load(home / "scenes.npz")["labels"]
         assert own.indices(16).tolist() == [*range(8), *range(8)]
@@ -124,6 +117,8 @@ class TestTargets:
     def test_are_classes_in_turn_without_scenes(self) -> None:
         targets = Targets(NAMES)
         assert targets.indices(6).tolist() == targets.classes(6).tolist() == [0, 1, 2, 3, 0, 1]
+        told = Targets(("orange cube", "red cube")).prompts("{a class}, {class}", 2)
+        assert told == ["an orange cube, orange cube", "a red cube, red cube"]
         words = "image i at class i mod 4 of dark red, light red, green, blue"
         assert targets.source("class") == targets.source("class", tuning=True) == words
 

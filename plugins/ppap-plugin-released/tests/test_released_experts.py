@@ -27,6 +27,7 @@ from ppap_plugin_released.architectures import ARCHITECTURES, Architecture, find
 from ppap_plugin_released.importer import import_experts
 
 State = dict[str, Tensor]
+Capsys, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 
 RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 TOY = Architecture(
@@ -319,8 +320,8 @@ class TestCommand:
     def test_wrong_input(
         self,
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        monkeypatch: Patch,
+        capsys: Capsys,
         arguments: tuple[str, ...],
         words: str,
     ) -> None:
@@ -335,12 +336,7 @@ class TestCommand:
         [("reference.png", "is neither a safetensors file"), ("no/*.ckpt", "there is no file")],
     )
     def test_files_are_looked_at_before_their_network(
-        self,
-        file: str,
-        message: str,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
+        self, file: str, message: str, tmp_path: Path, monkeypatch: Patch, capsys: Capsys
     ) -> None:
         pytest.importorskip("ppap_plugin_classifier", reason="builds the network")
         monkeypatch.setattr("ppap_framework.run.GuideRequest", None)  # which cannot be called
@@ -349,9 +345,7 @@ class TestCommand:
         error, _ = capsys.readouterr().err.splitlines()
         assert message in error
 
-    def test_offline(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_offline(self, tmp_path: Path, monkeypatch: Patch, capsys: Capsys) -> None:
         constants = pytest.importorskip("huggingface_hub.constants")
         pytest.importorskip("ppap_plugin_classifier", reason="builds the network")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -33,8 +33,8 @@ def test_bundles_are_for_the_networks_here(bundle: ExpertBundle) -> None:
     assert (info.guide.component, info.backend.component) == (bundle.guider, bundle.backend)
     assert info.scales is not None
     run = ppap.sample(bundle.backend, [ppap.guide(bundle.guider)], num=1, steps=1)
-    assert run.plan.experts[0] is not None
-    assert run.plan.experts[0].name == bundle.name
+    assert run.plan.guides[0].chosen is not None
+    assert run.plan.guides[0].chosen.name == bundle.name
 
 
 def test_default_targets_are_among_the_classes() -> None:
@@ -50,14 +50,14 @@ def test_experts_lead_where_the_untouched_network_does_not() -> None:
     guide = ppap.guide("classifier", target=aims.numpy())
     drawn = ppap.sample("adm", [guide], num=16, steps=25, batch=16, seed=3, compare=True)
     judge = ppap.guide("classifier", checkpoint="shapes-judge", target="red cube", experts="none")
-    names = [judge.guide.model.target(TargetInput(text=name)).value for name in CLASS_NAMES]
+    names = [judge.model.target(TargetInput(text=name)).value for name in CLASS_NAMES]
     hits = {}
     for name, images in (
         ("experts", drawn.images),
         *((n, d.images) for n, d in drawn.compared.items()),
     ):
         with torch.no_grad():
-            seen = judge.guide.model(images).argmax(1)
+            seen = judge.model(images).argmax(1)
         hits[name] = int((seen == torch.cat(names)[aims]).sum())
     assert hits["experts"] >= 10
     assert hits["naive"] <= 5

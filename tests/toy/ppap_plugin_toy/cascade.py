@@ -12,7 +12,6 @@ from ppap_framework.author import (
     CascadedStage,
     CascadeSampling,
     DiffusionBackend,
-    NoiseSchedule,
     Prediction,
     Stage,
     VarianceKind,
@@ -36,42 +35,26 @@ class Doubling(CascadedStage):
     sampling = CascadeSampling(respacing="4", temperature=0.9)
 
     def __init__(self, before: Stage) -> None:
-        self._before = before
-        self._network = nn.Linear(1, 1, bias=False)
-        self._network.weight.data.fill_(0.1)
-        self._schedule = linear_schedule(50)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        _, height, width = self._before.image_shape
-        return 3, 2 * height, 2 * width
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._schedule
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
+        _, height, width = before.image_shape
+        self.image_shape = (3, 2 * height, 2 * width)
+        self.schedule = linear_schedule(50)
+        self.network = nn.Linear(1, 1, bias=False)
+        self.network.weight.data.fill_(0.1)
 
     def conditioned(self, condition: Any, images: Tensor) -> Told:
         return Told(condition, images)
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Told) -> Prediction:
         large = nn.functional.interpolate(condition.low_res, scale_factor=2.0, mode="nearest")
-        x0 = large + self._network.weight[0, 0] + 0.05 * x_t
-        abar = self._schedule.alphas_cumprod[t.cpu()].to(x_t)[:, None, None, None]
+        x0 = large + self.network.weight[0, 0] + 0.05 * x_t
+        abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t)[:, None, None, None]
         return Prediction.from_x0(x0, x_t, abar.sqrt(), (1.0 - abar).sqrt())
 
 
 class ToyCascade(DiffusionBackend):
     def __init__(self, base: DiffusionBackend, second: Stage | None = None) -> None:
         self._base = base
-        self._stages = (*base.stages, second or Doubling(base.stages[0]))
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        return self._stages
+        self.stages = (*base.stages, second or Doubling(base.stages[0]))
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
         return self._base.encode(prompts, batch)

@@ -22,7 +22,6 @@ from ppap_framework.author import (
     ExpertAdapter,
     GuidanceModel,
     NoiseLevel,
-    NoiseSchedule,
     ParametrizationAdapter,
     Prediction,
     Stage,
@@ -30,7 +29,6 @@ from ppap_framework.author import (
     TargetInput,
     TaskLoss,
     UsageError,
-    VarianceKind,
     cosine_schedule,
     load_into,
 )
@@ -48,39 +46,22 @@ class Gaussian(nn.Module):
 
 
 class ToyStage(Stage):
+    name = "base"
+    variance = "fixed_small"
+
     def __init__(self, network: Gaussian, timesteps: int) -> None:
-        self._network = network
-        self._schedule = cosine_schedule(timesteps)
+        self.network = network
+        self.image_shape = tuple(network.mean.shape)
+        self.schedule = cosine_schedule(timesteps)
         # So that tests can interrupt a run that takes a while, or see one that goes wrong.
         self._delay = float(os.environ.get("TOY_DELAY", "0"))
         self._broken = "TOY_BROKEN" in os.environ
 
-    @property
-    def name(self) -> str:
-        return "base"
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        _, height, width = self._network.mean.shape
-        return 3, height, width
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self._schedule
-
-    @property
-    def variance(self) -> VarianceKind:
-        return "fixed_small"
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
         time.sleep(self._delay)
-        abar = self._schedule.alphas_cumprod[t.cpu()].to(x_t)[:, None, None, None]
+        abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t)[:, None, None, None]
         alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
-        mean, s2 = self._network.mean, self._network.spread**2
+        mean, s2 = self.network.mean, self.network.spread**2
         if condition is not None:
             mean = mean + condition.to(x_t)[:, None, None, None]
         x0 = mean + alpha * s2 / (alpha**2 * s2 + sigma**2) * (x_t - alpha * mean)
@@ -91,11 +72,7 @@ class ToyStage(Stage):
 
 class ToyBackend(DiffusionBackend):
     def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        return (self._stage,)
+        self.stages = (stage,)
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Tensor | None:
         if prompts is None:

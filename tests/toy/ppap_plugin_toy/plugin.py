@@ -14,13 +14,12 @@ from ppap_framework.plugin import (
 )
 
 PPAP_API = (1, 0)
+HOME = "ppap_plugin_toy"
 
 
 @hookimpl
 def ppap_backends() -> list[BackendSpec]:
-    return [
-        BackendSpec(name="toy", summary="A Gaussian.", factory="ppap_plugin_toy.parts:make_backend")
-    ]
+    return [BackendSpec(name="toy", summary="A Gaussian.", factory=f"{HOME}.parts:make_backend")]
 
 
 @hookimpl
@@ -29,16 +28,16 @@ def ppap_guiders() -> list[GuiderSpec]:
         GuiderSpec(
             name="colour",
             summary="Sees which channel is brightest.",
-            factory="ppap_plugin_toy.parts:make_colour",
-            options="ppap_plugin_toy.options:ColourOptions",
+            factory=f"{HOME}.parts:make_colour",
+            options=f"{HOME}.options:ColourOptions",
             task="colour",
             default_loss="toy-cross-entropy",
         ),
         GuiderSpec(
             name="grey",
             summary="Sees brightness, a number for each pixel.",
-            factory="ppap_plugin_toy.parts:make_grey",
-            options="ppap_plugin_toy.options:GreyOptions",
+            factory=f"{HOME}.parts:make_grey",
+            options=f"{HOME}.options:GreyOptions",
             task="brightness",
             default_loss="toy-square",
             needs_checkpoint=False,
@@ -48,53 +47,40 @@ def ppap_guiders() -> list[GuiderSpec]:
 
 @hookimpl
 def ppap_task_losses() -> list[TaskLossSpec]:
-    parts = "ppap_plugin_toy.parts"
+    losses = [
+        ("toy-cross-entropy", "Cross-entropy.", "CrossEntropy", "colour"),
+        ("toy-margin", "A margin.", "Margin", "colour"),
+        ("toy-square", "Squares.", "Square", "brightness"),
+        ("toy-distance", "Metres.", "Distance", "brightness"),
+    ]
     return [
-        TaskLossSpec(
-            name="toy-cross-entropy",
-            summary="Cross-entropy.",
-            factory=f"{parts}:CrossEntropy",
-            task="colour",
-        ),
-        TaskLossSpec(
-            name="toy-margin", summary="A margin.", factory=f"{parts}:Margin", task="colour"
-        ),
-        TaskLossSpec(
-            name="toy-square", summary="Squares.", factory=f"{parts}:Square", task="brightness"
-        ),
-        TaskLossSpec(
-            name="toy-distance", summary="Metres.", factory=f"{parts}:Distance", task="brightness"
-        ),
+        TaskLossSpec(name=name, summary=summary, factory=f"{HOME}.parts:{cls}", task=task)
+        for name, summary, cls, task in losses
     ]
 
 
 @hookimpl
 def ppap_expert_adapters() -> list[AdapterSpec]:
-    return [
-        AdapterSpec(name="toy-shift", summary="Adds.", factory="ppap_plugin_toy.parts:make_shift")
-    ]
-
-
-def _card(name: str, component: str, kind: str, size: int) -> Card:
-    return Card(
-        name=name,
-        component=component,
-        kind=kind,  # type: ignore[arg-type]  # the two literals below
-        summary="Made by the tests.",
-        uri=f"package://ppap_plugin_toy/{name}.safetensors",
-        sha256=None,
-        size=None,
-        licence="Apache-2.0",
-        image_size=size,
-        default=True,
-    )
+    return [AdapterSpec(name="toy-shift", summary="Adds.", factory=f"{HOME}.parts:make_shift")]
 
 
 @hookimpl
 def ppap_assets() -> list[Asset]:
-    return [
-        _card("toy-8", "toy", "backend", 8),
-        _card("colour-3", "colour", "guider", 8),
-        _card("grey-1", "grey", "guider", 8),
-        DefaultTarget(guider="colour", checkpoint="colour-3", text="green"),
+    file = {"sha256": None, "size": None, "image_size": 8, "licence": "Apache-2.0", "default": True}
+    weights = [
+        ("toy-8", "toy", "backend"),
+        ("colour-3", "colour", "guider"),
+        ("grey-1", "grey", "guider"),
     ]
+    cards = [
+        Card(
+            name=name,
+            component=component,
+            kind=kind,
+            summary="Made by the tests.",
+            uri=f"package://{HOME}/{name}.safetensors",
+            **file,
+        )
+        for name, component, kind in weights
+    ]
+    return [*cards, DefaultTarget(guider="colour", checkpoint="colour-3", text="green")]

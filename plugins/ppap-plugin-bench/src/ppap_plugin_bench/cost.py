@@ -22,12 +22,12 @@ import torch
 from ppap_framework.diagnosis.intervals import rounded
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts import BundleFile
-from ppap_framework.files import read_json, write_json
+from ppap_framework.files import digest, read_json, write_json
 from ppap_framework.guidance import Guide
 from ppap_framework.run import Drawing, Plan, counts_of, drawing
 from ppap_framework.runtime import peak_memory
 from ppap_plugin_bench.experiment import Experiment
-from ppap_plugin_bench.images import identity, short_digest
+from ppap_plugin_bench.images import identity
 from ppap_plugin_bench.row import Candidate, Row
 from ppap_plugin_bench.setup import Setup
 
@@ -41,7 +41,7 @@ def kept_costs(
     for row, candidate in rows.items():
         prompt = [] if row.prompt is None else [row.prompt]
         depends_on = [identity(_plan(setup, row, candidate)), timing, *prompt]
-        paths[row] = folder / f"{row.name}-{short_digest(depends_on)}.json"
+        paths[row] = folder / f"{row.name}-{digest(depends_on)[:16]}.json"
     missing = {row: c for row, c in rows.items() if again or not paths[row].is_file()}
     costs = measure_costs(setup, missing) if missing else {}
     for row in missing:
@@ -162,7 +162,7 @@ def training_of(row: Row, guides: Sequence[Guide]) -> dict[str, Any] | None:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Any:
     hint = "name the transfer.json of a training, or the run.json of its data"
     record = read_json(path, hint)
     problem = None

@@ -212,7 +212,7 @@ class Experiment:
     def target_kind(self, guide: GuideRequest) -> TargetKind:
         """The kind of target at which a guide of a row is aimed."""
         if guide.target in ("class", "scene"):
-            return guide.target  # type: ignore[return-value]  # one of these two words
+            return guide.target
         return "class" if self.scenes is None else "scene"
 
     def chosen(self, names: Sequence[str] | None) -> list[Row]:

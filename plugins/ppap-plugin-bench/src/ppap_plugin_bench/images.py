@@ -45,7 +45,7 @@ def draw_images(
         PpapError: If a batch cannot be written, or a bundle changed since it was chosen.
     """
     identified, size = identity(plan), plan.compute.fixed_batch
-    folder = root / short_digest(identified)
+    folder = root / digest(identified)[:16]
     write_json(folder / "settings.json", identified)
     images: list[NDArray[np.uint8]] = []
     lost: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def draw_images(
         for start in range(0, plan.num, size):
             numbers = range(start, min(start + size, plan.num))
             prompts = plan.sampling.prompts(numbers)
-            suffix = "" if prompts is None else f"-{short_digest(prompts)}"
+            suffix = "" if prompts is None else f"-{digest(prompts)[:16]}"
             path = folder / f"{start:06d}-{numbers.stop:06d}{suffix}.npz"
             batch = _read(path, len(numbers))
             if batch is None:
@@ -89,11 +89,6 @@ def identity(plan: Plan) -> dict[str, Any]:
     }
 
 
-def short_digest(value: Any) -> str:
-    """The first 16 digits of the digest of a JSON value, for file names."""
-    return digest(value)[:16]
-
-
 def _guide(guide: Guide) -> dict[str, Any]:
     assert guide.origin is not None  # it was requested by name
     experts = guide.chosen
@@ -123,7 +118,7 @@ def _lost(draw: Drawing) -> dict[str, int]:
 def _write(path: Path, batch: Kept) -> None:
     images, lost = batch
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, **{name: np.array(n) for name, n in lost.items()})
+        np.savez(file, images=images, skipped=lost["skipped"], broken=lost["broken"])
 
 
 def _read(path: Path, number: int) -> Kept | None:

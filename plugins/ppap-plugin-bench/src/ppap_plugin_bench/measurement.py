@@ -15,13 +15,14 @@ from ppap_framework.diagnosis.environment import environment, provenance
 from ppap_framework.diagnosis.intervals import Interval, rounded
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
+from ppap_framework.files import digest
 from ppap_framework.guidance import Guide
 from ppap_framework.run import Plan, counts_of
 from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.assessment import Assessment, Reference, Trial, choose, difference, mean
 from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.experiment import Experiment
-from ppap_plugin_bench.images import draw_images, short_digest
+from ppap_plugin_bench.images import draw_images
 from ppap_plugin_bench.judges import Judges
 from ppap_plugin_bench.pictures import read_pictures
 from ppap_plugin_bench.plots import EXAMPLES
@@ -233,7 +234,7 @@ class Measurement:
 
     def _kept(self, row: Row) -> Path:
         """The file of a row's resampled figures, for differences from other rows."""
-        return self.images / "resampled" / short_digest(self.protocol) / f"{row.name}.npz"
+        return self.images / "resampled" / digest(self.protocol)[:16] / f"{row.name}.npz"
 
 
 def _record(figures: Mapping[str, Interval]) -> dict[str, Any]:

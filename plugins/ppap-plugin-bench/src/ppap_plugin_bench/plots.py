@@ -40,13 +40,10 @@ def tuning_plot(results: Results, path: Path) -> None:
             label = row["title"] + ("" if whole else f", {low:g}–{high:g}")
             style = {"color": f"C{number % 10}", "linestyle": "-" if whole else "--"}
             for axis, name in zip(axes, names, strict=True):
-                _line(axis, name, row["chosen"], trials, label, style)
+                _line(axis, name, row["chosen"], trials, label, **style)
+    kind = "log" if min(scales, default=0) > 0 else "linear"
     for axis, name in zip(axes, names, strict=True):
-        axis.set(
-            xlabel="scale",
-            ylabel=spoken(name),
-            xscale="log" if min(scales, default=0) > 0 else "linear",
-        )
+        axis.set(xlabel="scale", ylabel=spoken(name), xscale=kind)
         axis.grid(alpha=0.3)
         if name.startswith("hit"):
             axis.set_ylim(0.0, 1.0)
@@ -55,14 +52,7 @@ def tuning_plot(results: Results, path: Path) -> None:
     save_figure(figure, path, "svg")
 
 
-def _line(
-    axis: Any,
-    name: str,
-    chosen: dict[str, Any],
-    trials: list[dict[str, Any]],
-    label: str,
-    style: dict[str, str],
-) -> None:
+def _line(axis: Any, name: str, chosen: Any, trials: list[Any], label: str, **style: str) -> None:
     x, color = [trial["scale"] for trial in trials], style["color"]
     if name == "fid":
         y = [_known(trial["fid"]) for trial in trials]
@@ -78,8 +68,7 @@ def _line(
 
 
 def _known(value: float | None) -> float:
-    """A number, or NaN, which is not drawn."""
-    return np.nan if value is None else value
+    return np.nan if value is None else value  # NaN is not drawn
 
 
 def confusion_plot(results: Results, path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from ppap_framework import run
 from ppap_framework.experts import choose_experts
+from ppap_framework.files import digest
 from ppap_framework.guidance import Guide
 from ppap_plugin_bench.experiment import Experiment
-from ppap_plugin_bench.images import short_digest
 from ppap_plugin_bench.row import Candidate, Row
 from ppap_plugin_bench.targets import Targets
 
@@ -96,7 +96,7 @@ class Setup:
         """The backend with a row's options."""
         if not (options := dict(row.backend_options)):
             return self.backend
-        key = short_digest(options)
+        key = digest(options)
         if key not in self._backends:
             name, checkpoint = self.experiment.backend, self.experiment.checkpoint
             self._backends[key] = run.backend(name, checkpoint=checkpoint, options=options)

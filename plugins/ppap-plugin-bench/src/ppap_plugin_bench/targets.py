@@ -87,12 +87,10 @@ class Targets:
         """The prompt of each of N images: the template with the name of its class for "{class}",
         and with an article before it for "{a class}".
         """
-        told = []
-        for name in (self.names[label] for label in self.classes(num, tuning=tuning)):
-            article = "an" if name[:1].lower() in set("aeiou") else "a"
-            text = template.replace("{class}", name)
-            told.append(text.replace("{a class}", f"{article} {name}"))
-        return told
+        names = [self.names[label] for label in self.classes(num, tuning=tuning)]
+        told = [f"{'an' if name[:1].lower() in set('aeiou') else 'a'} {name}" for name in names]
+        pairs = zip(names, told, strict=True)
+        return [template.replace("{class}", n).replace("{a class}", a) for n, a in pairs]
 
     def examples(self, number: int) -> list[int]:
         """Images with different targets, `number` of them or fewer."""
@@ -113,8 +111,9 @@ class Targets:
         """
         if kind == "class":
             label = f"{len(self.names)} classes"
-            named = [model.target(TargetInput(text=n, source=n)).value for n in self.names]
-            values = named if self.scenes is None else [named[k] for k in self._labels]
+            values = [model.target(TargetInput(text=n, source=n)).value for n in self.names]
+            if self.scenes is not None:
+                values = [values[k] for k in self._labels]
         else:
             assert self.scenes is not None
             label = f"{len(self.scenes)} scenes"

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ppap_framework.author import Checkpoint, Preprocessing, find_model, load_network, make_input
+from ppap_framework.author import Checkpoint, Preprocessing
+from ppap_transformers import find_model, load_network, make_input
 
 __all__ = ["from_transformers", "of_transformers"]
 

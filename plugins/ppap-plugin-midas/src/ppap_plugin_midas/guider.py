@@ -21,12 +21,10 @@ from ppap_framework.author import (
     Target,
     TargetInput,
     UsageError,
-    find_model,
-    load_network,
-    make_input,
 )
 from ppap_plugin_midas.colours import colour_map
 from ppap_plugin_midas.options import DepthOptions, Meaning
+from ppap_transformers import find_model, load_network, make_input
 
 __all__ = ["DepthGuide", "make_depth"]
 

@@ -52,8 +52,7 @@ def command(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, **give
     from ppap_plugin_released.files import in_order
     from ppap_plugin_released.importer import import_experts
 
-    for problem in problems_of(ctx):
-        raise problem
+    problems_of(ctx).check()
     architecture = find_architecture(given["architecture"])
     out = Path(given["out"] or f"{architecture.name}-{len(files)}{SUFFIX}").expanduser()
     if out.exists() and not given["overwrite"]:

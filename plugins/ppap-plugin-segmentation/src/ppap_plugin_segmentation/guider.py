@@ -19,18 +19,15 @@ from ppap_framework.author import (
     NoiseLevel,
     Target,
     TargetInput,
-    Task,
     UsageError,
     find_class,
-    find_model,
-    load_network,
-    make_input,
 )
 from ppap_plugin_segmentation import torchvision_models
 from ppap_plugin_segmentation.drawing import draw_segmentation, draw_target
 from ppap_plugin_segmentation.loss import resized_logits
 from ppap_plugin_segmentation.masks import MaskClasses, mask_from, picture_from
 from ppap_plugin_segmentation.options import SegmentationOptions
+from ppap_transformers import Task, find_model, load_network, make_input
 
 __all__ = ["SegmentationGuide", "make_segmentation"]
 

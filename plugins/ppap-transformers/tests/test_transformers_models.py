@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 from tiny_networks import DEPTH, SEGMENTATION
 from torch import nn
@@ -19,7 +19,7 @@ from torch import nn
 from ppap_framework.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.preprocessing import ImageInput
-from ppap_framework.transformers_models import (
+from ppap_transformers import (
     Task,
     find_model,
     load_network,
@@ -213,15 +213,6 @@ class TestRefusals:
         save_checkpoint(alone, {"a": torch.zeros(1)}, {"model": "resnet18"})
         with pytest.raises(AssetError, match="of another architecture"):
             find_model(None, open_checkpoint(alone))
-
-    def test_a_hub_that_cannot_be_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def unreachable(*given: Any, **named: Any) -> str:
-            raise LocalEntryNotFoundError("no connection")
-
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
-        with pytest.raises(AssetError, match="cannot download model 'owner/name'") as caught:
-            find_model("owner/name", None)
-        assert "https://huggingface.co/owner/name" in str(caught.value)
 
     def test_only_what_is_read_is_fetched_from_the_hub(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

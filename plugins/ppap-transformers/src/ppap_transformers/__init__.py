@@ -17,8 +17,8 @@ transformers is imported only when something is loaded.
 
 from __future__ import annotations
 
-from ppap_framework.transformers_models._files import find_model
-from ppap_framework.transformers_models._input import make_input
-from ppap_framework.transformers_models._network import Task, load_network
+from ppap_transformers._files import find_model
+from ppap_transformers._input import make_input
+from ppap_transformers._network import Task, load_network
 
 __all__ = ["Task", "find_model", "load_network", "make_input"]

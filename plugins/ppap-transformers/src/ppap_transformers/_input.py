@@ -8,7 +8,7 @@ from typing import Any
 from ppap_framework.checkpoints import Checkpoint
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.preprocessing import ImageInput
-from ppap_framework.transformers_models._network import make_config
+from ppap_transformers._network import make_config
 
 __all__ = ["make_input"]
 
