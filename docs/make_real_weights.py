@@ -140,14 +140,14 @@ def guided(
         )
         assert drawn.unguided is not None
         assert drawn.naive is not None
-        index = int(aimed.guide.target.value)
+        index = int(aimed.target.value)
         for name, each in {
             "unguided": drawn.unguided,
             "untouched": drawn.naive,
             "experts": drawn.guided,
         }.items():
             row: dict[str, Any] = {"target": target, "led_by": name}
-            for who, model in {"guide": aimed.guide.model, "judge": judging}.items():
+            for who, model in {"guide": aimed.model, "judge": judging}.items():
                 said = probabilities(model, each.images)
                 row[who] = round(float(said[:, index].mean()), 4)
                 row[f"{who}_first"] = int((said.argmax(1) == index).sum())

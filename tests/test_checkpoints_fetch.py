@@ -18,7 +18,6 @@ from safetensors.torch import save
 from web import Web, serving
 
 from ppap_framework.checkpoints import (
-    cache_dir,
     fetch,
     location,
     noted_sha256,
@@ -27,6 +26,7 @@ from ppap_framework.checkpoints import (
     save_checkpoint,
 )
 from ppap_framework.errors import AssetError
+from ppap_framework.files import cache_dir
 from ppap_framework.plugin import Card
 
 BLOCK = 1 << 16  # bytes that are written at a time

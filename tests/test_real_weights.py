@@ -20,8 +20,8 @@ from real_networks import GUIDE, JUDGE, PHOTOGRAPHS, file, guide, judge, photogr
 from transfer_toy import anatomy, attached
 
 import ppap_framework as ppap
+from ppap_framework.guidance import Guide
 from ppap_framework.noise import linear_schedule
-from ppap_framework.run import LoadedGuide
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def looks(folder: Path) -> dict[str, LoadedGuide]:
+def looks(folder: Path) -> dict[str, Guide]:
     picture = Image.fromarray(skimage.data.chelsea())
     try:
         given = {"guide": guide(folder), "judge": judge()}
@@ -49,7 +49,7 @@ def looks(folder: Path) -> dict[str, LoadedGuide]:
 
 @pytest.mark.parametrize("where", [GUIDE, JUDGE])
 def test_files_are_those_that_their_names_say(
-    where: tuple[str, str], looks: dict[str, LoadedGuide]
+    where: tuple[str, str], looks: dict[str, Guide]
 ) -> None:
     path = file(*where)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -58,18 +58,18 @@ def test_files_are_those_that_their_names_say(
 
 @pytest.mark.parametrize("who", ["guide", "judge"])
 def test_names_photographs_and_aims_at_what_they_show(
-    who: str, looks: dict[str, LoadedGuide]
+    who: str, looks: dict[str, Guide]
 ) -> None:
-    model = looks[who].guide.model
-    assert looks[who].guide.target.label == "Egyptian cat, as in picture"
+    model = looks[who].model
+    assert looks[who].target.label == "Egyptian cat, as in picture"
     for name, shows in PHOTOGRAPHS.items():
         (said,) = model.describe(model(photograph(name, 224)))
         assert said.rpartition(" ")[0] == shows
 
 
-def test_noise_is_what_it_cannot_read(looks: dict[str, LoadedGuide]) -> None:
+def test_noise_is_what_it_cannot_read(looks: dict[str, Guide]) -> None:
     """Which is why experts are needed: the class is lost long before the picture is."""
-    schedule, aimed = linear_schedule(), looks["guide"].guide
+    schedule, aimed = linear_schedule(), looks["guide"]
     images = photograph("chelsea").expand(4, -1, -1, -1)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     said = []
@@ -82,8 +82,8 @@ def test_noise_is_what_it_cannot_read(looks: dict[str, LoadedGuide]) -> None:
     assert said == sorted(said, reverse=True)
 
 
-def test_experts_are_attached_and_leave_it_as_it_was(looks: dict[str, LoadedGuide]) -> None:
-    model = looks["guide"].guide.model
+def test_experts_are_attached_and_leave_it_as_it_was(looks: dict[str, Guide]) -> None:
+    model = looks["guide"].model
     before = anatomy(model.network)
     experts = attached(model, 2, lora={"rank": 16}, bias={})
     images = photograph("chelsea")
@@ -102,7 +102,7 @@ def test_experts_are_attached_and_leave_it_as_it_was(looks: dict[str, LoadedGuid
 
 @pytest.mark.slow
 def test_from_synthetic_images_to_guided_ones(
-    made: dict[str, Any], looks: dict[str, LoadedGuide], tmp_path: Path
+    made: dict[str, Any], looks: dict[str, Guide], tmp_path: Path
 ) -> None:
     size = made["Size"](
         synthetic=16, iterations=6, batch=4, num_experts=2, noises=2, images=2, steps=5

@@ -40,8 +40,6 @@ COMMANDS = {
 _BUG = 1
 _INTERRUPTED = 130
 
-State = GlobalOptions  # until every command has moved
-
 
 class _Commands(Group):
     prefix = ""

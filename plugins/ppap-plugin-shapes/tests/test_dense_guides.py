@@ -24,8 +24,8 @@ from ppap_framework import transfer
 from ppap_framework.cli import main
 from ppap_framework.components import Target
 from ppap_framework.experts import weights_sha256
+from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe
-from ppap_framework.run import LoadedGuide
 from ppap_framework.targets import decode_target
 
 PACKAGE = Path(str(files("ppap_plugin_shapes")))
@@ -36,7 +36,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
-def guides() -> dict[str, LoadedGuide]:
+def guides() -> dict[str, Guide]:
     """Guides that take every file for a picture."""
     as_picture = {"target_kind": "picture"}
     return {
@@ -45,14 +45,14 @@ def guides() -> dict[str, LoadedGuide]:
     }
 
 
-def aimed(guide: LoadedGuide, path: Path) -> Target:
-    return guide.guide.model.target(decode_target(path))
+def aimed(guide: Guide, path: Path) -> Target:
+    return guide.model.target(decode_target(path))
 
 
-def energy_and_gradient(guide: LoadedGuide, target: Target) -> tuple[Tensor, Tensor]:
+def energy_and_gradient(guide: Guide, target: Target) -> tuple[Tensor, Tensor]:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images.requires_grad_(True)
-    energy = guide.guide.loss.energy(guide.guide.model(images), target.value)
+    energy = guide.loss.energy(guide.model(images), target.value)
     (gradient,) = torch.autograd.grad(energy.sum(), images)
     return energy.detach(), gradient
 
@@ -122,7 +122,7 @@ class TestReferences:
     @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
     def test_of_any_mode_are_seen_as_they_look(
         self,
-        guides: dict[str, LoadedGuide],
+        guides: dict[str, Guide],
         kind: str,
         case: Callable[[Path], tuple[Path, np.ndarray]],
         tmp_path: Path,
@@ -143,7 +143,7 @@ class TestReferences:
         return folder / "other.png"
 
     def test_of_16_bits_are_maps_or_pictures(
-        self, guides: dict[str, LoadedGuide], tmp_path: Path
+        self, guides: dict[str, Guide], tmp_path: Path
     ) -> None:
         levels = np.array(Image.fromarray(SCENE).convert("L"))
         Image.fromarray(levels).save(tmp_path / "plain.png")
@@ -159,7 +159,7 @@ class TestReferences:
     @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (31, 33), (1500, 900)])
     def test_of_any_size_can_be_followed(
         self,
-        guides: dict[str, LoadedGuide],
+        guides: dict[str, Guide],
         kind: str,
         size: tuple[int, int],
         tmp_path: Path,
