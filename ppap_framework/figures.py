@@ -10,8 +10,6 @@ from ppap_framework.errors import PpapError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["new_figure", "save_figure"]
-
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure; width and height are in inches.

@@ -15,17 +15,6 @@ from typing import Any
 
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
-__all__ = [
-    "cache_dir",
-    "digest",
-    "file_sha256",
-    "locked",
-    "read_json",
-    "refusals",
-    "replacing",
-    "write_json",
-]
-
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
 _SETTLED = 2e9  # ns; within a tick of a file system's clock, a file can change and keep its time

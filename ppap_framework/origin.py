@@ -7,8 +7,6 @@ from typing import Any
 
 import attrs
 
-__all__ = ["Origin"]
-
 
 @attrs.frozen(kw_only=True)
 class Origin:

@@ -16,17 +16,6 @@ from typing import Any, final
 from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.files import locked, read_json, refusals, write_json
 
-__all__ = [
-    "KEPT",
-    "Calls",
-    "check_content",
-    "check_settings",
-    "core_version",
-    "differences",
-    "opened",
-    "remove_temporary",
-]
-
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 KEPT = "finished work is kept, and the same command continues it"

@@ -18,19 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppap_framework.errors import UsageError
 
-__all__ = [
-    "Precision",
-    "Progress",
-    "Watch",
-    "computing_in",
-    "evaluating",
-    "find_device",
-    "frozen",
-    "generator",
-    "isolated",
-    "peak_memory",
-]
-
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 _STATUS = Path("/proc/self/status")

@@ -27,8 +27,6 @@ from torch import Tensor
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
-__all__ = ["MAX_ELEMENTS", "MAX_PIXELS", "decode_target"]
-
 MAX_PIXELS = 50_000_000
 """Limit for a picture."""
 

@@ -96,9 +96,7 @@ def test_what_failed_is_gone_before_it_is_tried_again() -> None:
 
 
 class TestAuto:
-    def test_images_and_counts_are_those_of_any_batch(
-        self, toy: DiffusionBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_images_and_counts_are_those_of_any_batch(self, toy, monkeypatch) -> None:
         """Memory runs out in the middle of a walk; what was done until then counts for nothing."""
         stage: Any = toy.stages[0]
         denoise = type(stage).denoise
@@ -122,9 +120,7 @@ class TestAuto:
         with pytest.raises(PpapError, match="out of memory with 7 images at once: no more"):
             ppap.sample(toy, [guide], **asked, batch=7)
 
-    def test_begins_with_what_fits(
-        self, toy: DiffusionBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_begins_with_what_fits(self, toy, monkeypatch) -> None:
         run = plan(toy, (), 100, compute=Compute(batch="auto", device="cpu"))
         taken = estimate(run)
 
@@ -152,9 +148,7 @@ class TestAuto:
 
 
 class TestOffload:
-    def test_what_is_idle_is_elsewhere(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_is_idle_is_elsewhere(self, tmp_path, monkeypatch) -> None:
         backend = make_glide(GlideOptions(), glide(tmp_path))
         base, upsampler = (stage.network for stage in backend.stages)
         guide = guide_of(

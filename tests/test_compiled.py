@@ -32,9 +32,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
-def test_both_networks_are_compiled_and_left_as_they_were(
-    called: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_both_networks_are_compiled_and_left_as_they_were(called, caplog) -> None:
     backend, guide = ppap.backend("adm"), ppap.guide("classifier", target="red cube")
     result = ppap.sample(backend, [guide], **ASKED, compile=True)
     assert called.count("UNetModel") == 8
@@ -55,9 +53,7 @@ def test_both_networks_of_glide(called: list[str], caplog: pytest.LogCaptureFixt
     assert torch.equal(result.images, ppap.sample(backend, **asked).images)
 
 
-def test_says_after_a_step_where_it_has_no_effect(
-    called: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_says_after_a_step_where_it_has_no_effect(called, monkeypatch, caplog) -> None:
     backend = ppap.backend("adm")
     stage = backend.stages[0]
 

@@ -185,17 +185,13 @@ class TestEvaluations:
         assert compared.denoiser_forwards == 2 * (2 * base + later)
 
     @pytest.mark.parametrize(("batch", "evaluations"), [(1, 1 + 1 + 2), (2, 2 + 2), (3, 6)])
-    def test_depends_on_who_shares_a_batch(
-        self, guided: DiffusionBackend, batch: int, evaluations: int
-    ) -> None:
+    def test_depends_on_who_shares_a_batch(self, guided, batch: int, evaluations: int) -> None:
         asked = {"prompt": ["", "", "a cat"], "batch": batch, "stage": "base", "steps": 4}
         assert counted(guided, **asked).denoiser_forwards == 4 * evaluations
         result = ppap.sample(guided, [colorless()], num=3, **asked)
         assert result.stats.guidance.denoiser_forwards == 4 * evaluations
 
-    def test_is_counted_where_it_happens(
-        self, guided: DiffusionBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_is_counted_where_it_happens(self, guided, monkeypatch) -> None:
         seen = []
         for stage in guided.stages:
             predict = stage.network.predict

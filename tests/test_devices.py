@@ -109,9 +109,7 @@ def test_a_device_that_is_not_there(name: str, message: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("cuda", "mps", "wanted"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
 )
-def test_auto_takes_the_quickest(
-    cuda: bool, mps: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_takes_the_quickest(cuda: bool, mps: bool, wanted: str, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert find_device("auto") == torch.device(wanted)

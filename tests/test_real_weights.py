@@ -57,9 +57,7 @@ def test_files_are_those_that_their_names_say(
 
 
 @pytest.mark.parametrize("who", ["guide", "judge"])
-def test_names_photographs_and_aims_at_what_they_show(
-    who: str, looks: dict[str, Guide]
-) -> None:
+def test_names_photographs_and_aims_at_what_they_show(who: str, looks: dict[str, Guide]) -> None:
     model = looks[who].model
     assert looks[who].target.label == "Egyptian cat, as in picture"
     for name, shows in PHOTOGRAPHS.items():

@@ -221,9 +221,7 @@ class TestModuleGuide:
             ppap.ModuleGuide(nn.Identity(), **arguments)
 
     @pytest.mark.parametrize("loss", ["toy-cross-entropy", "toy-margin"])
-    def test_an_index_beyond_the_outputs_is_one_line(
-        self, toy: DiffusionBackend, loss: str
-    ) -> None:
+    def test_an_index_beyond_the_outputs_is_one_line(self, toy, loss: str) -> None:
         beyond = ppap.guide(Brightness(), loss=loss, target=99, name="mine")
         with pytest.raises(UsageError, match=r"'99' of guide 'mine' is out of range") as caught:
             ppap.sample(toy, [beyond], num=1, steps=2)
@@ -255,9 +253,7 @@ class TestModuleGuide:
             assert hint in error.hint
             assert "\n" not in error.message
 
-    def test_a_plugins_network_that_fails_is_the_plugins_fault(
-        self, toy: DiffusionBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_plugins_network_that_fails_is_the_plugins_fault(self, toy, monkeypatch) -> None:
         guide = green()
 
         def fail(images: Tensor) -> Tensor:

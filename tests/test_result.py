@@ -108,9 +108,7 @@ class TestSave:
             assert seen["energy"] == pytest.approx(float(sights.figures["energy"][i]))
             assert seen["broken"] is None  # it is not a number
 
-    def test_weights_without_a_file_are_known_by_their_values(
-        self, toy: DiffusionBackend, tmp_path: Path
-    ) -> None:
+    def test_weights_without_a_file_are_known_by_their_values(self, toy, tmp_path) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
         hashes = []
         for name in ("one", "same", "other"):

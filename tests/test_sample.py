@@ -70,9 +70,7 @@ class TestSample:
         assert torch.equal(result.images, expected.clamp(-1.0, 1.0))
         assert not result.interrupted
 
-    def test_images_that_guidance_pushed_out_of_range_are_clamped(
-        self, toy: DiffusionBackend
-    ) -> None:
+    def test_images_that_guidance_pushed_out_of_range_are_clamped(self, toy) -> None:
         guide = green(scale=3000.0)
         pushed = by_hand(toy, guide, num=2, steps=5)
         assert pushed.abs().max() > 1.0
@@ -181,9 +179,7 @@ class TestSample:
         assert {(p.task, p.total) for p in seen} == {("drawing", 24)}
 
     @pytest.mark.parametrize(("after", "finished"), [(1, 0), (9, 2), (17, 4)])
-    def test_an_interrupt_leaves_what_is_finished(
-        self, toy: DiffusionBackend, after: int, finished: int
-    ) -> None:
+    def test_an_interrupt_leaves_what_is_finished(self, toy, after: int, finished: int) -> None:
         def stop(progress: Progress) -> None:
             if progress.done >= after:
                 raise KeyboardInterrupt
@@ -202,9 +198,7 @@ class TestSample:
                 ppap.sample("toy", guides, num=2, steps=5)
             assert hint in caught.value.hint
 
-    def test_gradients_that_are_not_finite_are_left_out_and_counted(
-        self, toy: DiffusionBackend, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_gradients_that_are_not_finite_are_left_out_and_counted(self, toy, caplog) -> None:
         def uneven(prediction: Tensor, target: Tensor) -> Tensor:
             # Every other energy has an infinite slope: that of the square root at 0.
             logits = prediction[:, 0].unbind()
@@ -222,9 +216,7 @@ class TestSample:
         told = ["guide 'uneven': 10 gradients (50 %) were not finite and left out"]
         assert caplog.messages == told
 
-    def test_naive_images_are_guided_as_those_with_experts_are(
-        self, toy: DiffusionBackend, tmp_path: Path
-    ) -> None:
+    def test_naive_images_are_guided_as_those_with_experts_are(self, toy, tmp_path) -> None:
         """Conflicts of guides are removed there, too, and gradients normalized."""
         how = {"num": 2, "steps": 6, "conflicts": "remove", "normalize": True}
         opposed = ppap.guide("colour", target="blue", name="opposed", experts="none", scale=2.0)
@@ -428,9 +420,7 @@ class TestSettings:
             (lambda: [ppap.guide("colour", target=[1, 2, 3])], "3 targets for 4 images"),
         ],
     )
-    def test_guides_that_do_not_go_together(
-        self, toy: DiffusionBackend, make: Any, says: str
-    ) -> None:
+    def test_guides_that_do_not_go_together(self, toy, make: Any, says: str) -> None:
         with pytest.raises(UsageError, match=says):
             ppap.sample(toy, make())
 
@@ -504,9 +494,7 @@ class TestNetworksInUse:
 
     @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says it there")
     @pytest.mark.parametrize("silent", [False, True])
-    def test_peak_memory_is_in_bytes_and_rises(
-        self, monkeypatch: pytest.MonkeyPatch, silent: bool
-    ) -> None:
+    def test_peak_memory_is_in_bytes_and_rises(self, monkeypatch, silent: bool) -> None:
         if silent:  # as other systems are
             monkeypatch.setattr("ppap_framework.runtime._STATUS", Path("/proc/self/no-such-file"))
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -35,9 +35,7 @@ def two(toy: DiffusionBackend) -> DiffusionBackend:
 
 
 class TestSample:
-    def test_the_base_is_guided_as_if_it_were_alone(
-        self, toy: DiffusionBackend, two: DiffusionBackend
-    ) -> None:
+    def test_the_base_is_guided_as_if_it_were_alone(self, toy, two) -> None:
         alone = ppap.sample(toy, [green()], **ASKED, compare=True)
         both = ppap.sample(two, [green()], **ASKED, compare=True)
         assert torch.equal(both.guided.earlier["base"], alone.images)
@@ -152,9 +150,7 @@ class TestFolder:
         assert [stage["name"] for stage in record["config"]["stages"]] == ["base", "upsampler"]
         assert record["config"]["stages"][1]["timesteps"] == space_timesteps(50, "4")
 
-    def test_a_smaller_run_leaves_nothing_of_it(
-        self, two: DiffusionBackend, tmp_path: Path
-    ) -> None:
+    def test_a_smaller_run_leaves_nothing_of_it(self, two, tmp_path) -> None:
         ppap.sample(two, **ASKED).save(tmp_path)
         RunFolder.create(plan(two, [], 1, SAMPLING), tmp_path, overwrite=True)
         assert not list(tmp_path.rglob("*.png"))

@@ -18,16 +18,6 @@ from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card
 
-__all__ = [
-    "ARCHITECTURE",
-    "Checkpoint",
-    "common_architecture",
-    "join_checkpoints",
-    "open_checkpoint",
-    "read_architecture",
-    "save_checkpoint",
-]
-
 ARCHITECTURE = "ppap.architecture"
 """Metadata key of the architecture."""
 

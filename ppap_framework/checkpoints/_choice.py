@@ -22,8 +22,6 @@ from ppap_framework.plugin import Card
 if TYPE_CHECKING:
     from ppap_framework.registry import Registry
 
-__all__ = ["find_checkpoint"]
-
 _CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
 

@@ -7,8 +7,6 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["download"]
-
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 16  # bytes; the most that is lost if a connection breaks
 _PLAIN = {"Accept-Encoding": "identity"}  # lengths are otherwise those of compressed data

@@ -20,8 +20,6 @@ from ppap_framework.errors import AssetError
 from ppap_framework.files import cache_dir, file_sha256
 from ppap_framework.plugin import Card, ExpertBundle
 
-__all__ = ["check", "fetch", "location", "noted_sha256", "package_file"]
-
 _File: TypeAlias = Card | ExpertBundle
 
 _HUB = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")

@@ -14,8 +14,6 @@ from ppap_framework.checkpoints._checkpoint import Checkpoint
 from ppap_framework.checkpoints._tensor_file import container
 from ppap_framework.errors import AssetError
 
-__all__ = ["counted", "load_into", "misfits"]
-
 _SMALL = 2**28  # bytes
 _madvise = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None
 

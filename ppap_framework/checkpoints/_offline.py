@@ -12,8 +12,6 @@ from urllib.parse import urlsplit
 
 from ppap_framework.errors import AssetError
 
-__all__ = ["downloading", "downloads_are_off", "in_torch_hub", "without_downloads"]
-
 _log = logging.getLogger(__name__)
 _off: ContextVar[bool] = ContextVar("ppap_offline", default=False)
 

@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from ppap_framework.errors import AssetError
 from ppap_framework.files import replacing
 
-__all__ = ["container", "read_file", "write_safetensors"]
-
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
 _WRAPPINGS = ("state_dict", "model")  # keys under which training programs save the weights

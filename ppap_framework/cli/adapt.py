@@ -21,8 +21,6 @@ from ppap_framework.cli.training_options import (
 if TYPE_CHECKING:
     from ppap_framework.learn import Recipe
 
-__all__ = ["command"]
-
 
 @click.command("adapt", cls=Command)
 @backend_options

@@ -12,8 +12,6 @@ from ppap_framework.cli.config import option
 if TYPE_CHECKING:
     from ppap_framework.run import Compute, FoundBackend, Sampling
 
-__all__ = ["backend_of", "backend_options", "settings_of"]
-
 
 def backend_options(command: Any) -> Any:
     """Add the options that name a diffusion model."""

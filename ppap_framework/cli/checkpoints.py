@@ -24,8 +24,6 @@ from ppap_framework.registry import registry
 if TYPE_CHECKING:
     from ppap_framework.plugin import Card
 
-__all__ = ["command"]
-
 _FLOAT32 = 4  # bytes
 
 

@@ -28,8 +28,6 @@ from click.core import ParameterSource
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError
 
-__all__ = ["Command", "Option", "command", "find_config", "option", "or_auto", "problems_of"]
-
 _FILES = ("ppap.toml", "pyproject.toml")
 _PROBLEMS = "ppap_framework.problems"
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")

@@ -9,8 +9,6 @@ import click
 
 from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 
-__all__ = ["command"]
-
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
 

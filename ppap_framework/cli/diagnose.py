@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ppap_framework.run import LoadedBackend, Plan
     from ppap_framework.runtime import Watch
 
-__all__ = ["command"]
-
 _NUM = 256
 
 

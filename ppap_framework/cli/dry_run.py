@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from ppap_framework.run import Counts, Plan
     from ppap_framework.run.estimate import Estimate
 
-__all__ = ["show_plan"]
-
 
 def show_plan(plan: Plan, as_json: bool) -> None:
     """Print a plan and its cost, for people or as JSON."""

@@ -27,8 +27,6 @@ from ppap_framework.registry import registry
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile, BundleInfo
 
-__all__ = ["command"]
-
 _COLUMNS = ("name", "guider", "backend", "experts", "size", "path", "problem")
 _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-__all__ = ["GlobalOptions", "accept_global_options", "global_options"]
-
 
 class GlobalOptions:
     """Values of the global options; `click.Context.obj` of every command.

@@ -20,8 +20,6 @@ import click
 from ppap_framework.cli.global_options import GlobalOptions, accept_global_options
 from ppap_framework.errors import PluginError
 
-__all__ = ["Claim", "Group", "plugin_commands"]
-
 _ENTRY_POINTS = "ppap.commands"
 _METADATA = ("dist-info", "egg-info")
 

@@ -21,8 +21,6 @@ from ppap_framework.errors import Problems, UsageError
 from ppap_framework.registry import registry
 from ppap_framework.run import GuideRequest
 
-__all__ = ["guide_of", "parse_guides", "typed_option", "typed_pairs"]
-
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GUIDER = re.compile(

@@ -16,16 +16,6 @@ from ppap_framework.errors import AssetError, Problems
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    "json_option",
-    "note",
-    "print_fields",
-    "print_json",
-    "print_table",
-    "print_verified",
-    "size_words",
-]
-
 _PIPED_WIDTH = 160
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

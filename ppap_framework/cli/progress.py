@@ -14,8 +14,6 @@ from ppap_framework.cli import GlobalOptions
 if TYPE_CHECKING:
     from ppap_framework.runtime import Progress, Watch
 
-__all__ = ["progress"]
-
 
 @contextmanager
 def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:

@@ -18,8 +18,6 @@ from ppap_framework.errors import Problems, UsageError
 if TYPE_CHECKING:
     from ppap_framework.run import Plan
 
-__all__ = ["command"]
-
 _RUNS = Path("runs")
 
 

@@ -14,8 +14,6 @@ from ppap_framework.cli.output import json_option, print_json
 from ppap_framework.cli.progress import progress
 from ppap_framework.errors import AssetError, UsageError
 
-__all__ = ["command"]
-
 
 @click.command("synthesize", cls=Command)
 @backend_options

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
     from ppap_framework.learn import Adapters, Boundaries, Recipe
 
-__all__ = ["guide_options", "recipe_of", "show_bundle", "training_options"]
-
 _PAIR: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 
 _GUIDE = (

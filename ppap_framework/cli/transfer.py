@@ -18,8 +18,6 @@ from ppap_framework.cli.training_options import (
     training_options,
 )
 
-__all__ = ["command"]
-
 
 @click.command("transfer", cls=Command)
 @backend_options

@@ -27,8 +27,6 @@ from ppap_framework.data.shards import end, shard_name
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import digest, file_sha256, read_json, refusals, replacing, write_json
 
-__all__ = ["RUN", "SynthesisFolder", "belongs", "finished_manifest"]
-
 FORMATS = (1, 2)
 """Formats of the manifest that are read; the last is written. Format 1 called a batch a block."""
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from ppap_framework.errors import AssetError
 
-__all__ = ["Images", "LabelledImages"]
-
 _HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...)"
 
 

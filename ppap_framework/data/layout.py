@@ -8,8 +8,6 @@ import attrs
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["Layout"]
-
 
 @final
 @attrs.frozen

@@ -19,8 +19,6 @@ from ppap_framework.data.shards import decode, member_names, read_index, shard_n
 from ppap_framework.errors import AssetError
 from ppap_framework.files import file_sha256, read_json
 
-__all__ = ["Fault", "SyntheticData"]
-
 _ANEW = "`ppap synthesize` with the same settings draws it again"
 
 

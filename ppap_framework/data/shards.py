@@ -19,8 +19,6 @@ from PIL import Image
 
 from ppap_framework.errors import AssetError
 
-__all__ = ["decode", "end", "member_names", "members", "read_index", "shard_name"]
-
 
 def shard_name(shard: int) -> str:
     """File name of a shard."""

@@ -29,8 +29,6 @@ from ppap_framework.files import digest
 from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, plan, settle
 from ppap_framework.runtime import Progress, Watch
 
-__all__ = ["DEFAULTS", "check_synthesis", "synthesize"]
-
 DEFAULTS = {"batch": 64, "threads": 1}
 """Fields of `Compute` whose defaults are others here."""
 

@@ -28,8 +28,6 @@ from ppap_framework.pixels import to_uint8
 from ppap_framework.resume import KEPT
 from ppap_framework.run import Plan, drawing
 
-__all__ = ["draw_batches"]
-
 Count: TypeAlias = Callable[[int], None]
 """Called after every step with the number of steps done, each counted once for every image."""
 

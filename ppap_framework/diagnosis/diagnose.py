@@ -31,8 +31,6 @@ from ppap_framework.experts import choose_experts
 from ppap_framework.guidance import Guide
 from ppap_framework.runtime import Watch, find_device, frozen, isolated
 
-__all__ = ["diagnose"]
-
 
 @isolated()
 def diagnose(

@@ -12,8 +12,6 @@ import torch
 
 from ppap_framework.origin import Origin
 
-__all__ = ["environment", "provenance"]
-
 _LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")
 
 

@@ -24,8 +24,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "Floats", "Interval", "bootstrap", "halves", "interval", "share_interval"]
-
 LEVEL = 0.95
 _TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 _SEED = 20221205

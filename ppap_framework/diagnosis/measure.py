@@ -35,8 +35,6 @@ from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import scaled
 from ppap_framework.runtime import Progress, Watch, generator
 
-__all__ = ["FIGURES", "disagreement", "evenly_spaced", "level_means", "measure", "noised"]
-
 FIGURES = ("disagreement", "agreement", "confidence", "gradient_norm", "cosine")
 
 

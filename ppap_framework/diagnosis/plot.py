@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from ppap_framework.diagnosis.record import Diagnosis, Reading
 
-__all__ = ["diagnosis_plot"]
-
 _UNTOUCHED, _EXPERTS, _INK = "C1", "C0", "0.35"
 _START = {"color": _INK, "alpha": 0.35, "linewidth": 0.8}
 _PROPOSED: dict[str, Any] = {"color": _INK, "marker": "^", "linestyle": ""}

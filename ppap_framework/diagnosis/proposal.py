@@ -12,8 +12,6 @@ import numpy as np
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["MOST_EXPERTS", "propose_boundaries", "propose_number", "rising_fit"]
-
 MOST_EXPERTS = 10
 """The largest number that `propose_number` proposes."""
 

@@ -17,8 +17,6 @@ from ppap_framework.diagnosis.intervals import Interval, rounded
 from ppap_framework.diagnosis.plot import diagnosis_plot
 from ppap_framework.files import replacing, write_json
 
-__all__ = ["RECORD", "Diagnosis", "Reading"]
-
 RECORD = "diagnose.json"
 
 

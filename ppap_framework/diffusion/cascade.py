@@ -16,8 +16,6 @@ from ppap_framework.diffusion.respacing import space_timesteps
 from ppap_framework.diffusion.steps import ddim_step
 from ppap_framework.diffusion.walk import trajectory
 
-__all__ = ["Continuation", "cascade"]
-
 
 @final
 @attrs.frozen(eq=False)

@@ -28,8 +28,6 @@ from ppap_framework.components import VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
-__all__ = ["Process", "at_index"]
-
 
 def _tuple(timesteps: Iterable[int]) -> tuple[int, ...]:
     return tuple(timesteps)

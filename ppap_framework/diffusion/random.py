@@ -8,8 +8,6 @@ from torch import Generator, Tensor
 
 from ppap_framework.runtime import generator
 
-__all__ = ["NoiseSource"]
-
 
 @attrs.frozen(eq=False)
 class NoiseSource:

@@ -12,8 +12,6 @@ from itertools import pairwise
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["space_timesteps", "timesteps_for"]
-
 _FAST27 = (10, 10, 3, 2, 2)
 
 

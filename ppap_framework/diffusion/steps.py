@@ -20,9 +20,6 @@ from ppap_framework.components import Prediction
 from ppap_framework.diffusion.process import Process, at_index
 from ppap_framework.errors import UsageError
 
-__all__ = ["Step", "ddim_inversion_step", "ddim_step", "ddpm_step"]
-
-
 _REACH = 2.0
 
 

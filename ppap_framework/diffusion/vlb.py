@@ -18,8 +18,6 @@ from torch import Tensor
 from ppap_framework.components import Prediction
 from ppap_framework.diffusion.process import Process
 
-__all__ = ["discretised_gaussian_nll", "gaussian_kl", "hybrid_loss", "variational_bound_term"]
-
 _HALF_BIN = 1.0 / 255.0
 _FAR = 500.0  # standard deviations, beyond which the gradient of log_ndtr is rounding errors
 _LEAST_SHARE = 1e-30  # of single precision, so that a bin too narrow for it stays finite

@@ -18,8 +18,6 @@ from ppap_framework.diffusion.steps import Step, ddim_inversion_step, ddim_step
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
 
-__all__ = ["Guidance", "State", "inversion", "sample", "trajectory"]
-
 
 class Guidance(Protocol):
     """What steers a walk; see `ppap_framework.guidance.EnergyGuidance`."""

@@ -10,18 +10,6 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import attrs
 
-__all__ = [
-    "as_tuple",
-    "count",
-    "counts",
-    "digest",
-    "json_object",
-    "must_be",
-    "numbers",
-    "read_record",
-    "text",
-]
-
 _R = TypeVar("_R")
 
 

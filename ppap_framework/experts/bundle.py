@@ -24,16 +24,6 @@ from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import replacing
 from ppap_framework.registry import registry
 
-__all__ = [
-    "SUFFIX",
-    "installed_adapter",
-    "load_bundle",
-    "read_bundle_info",
-    "rescale_bundle",
-    "save_bundle",
-    "verify_bundle",
-]
-
 SUFFIX = ".experts.safetensors"
 _INFO, _SEAL = "ppap.experts", "ppap.sha256"
 _SEAL_ENTRY = b'"' + _SEAL.encode() + b'":"'  # unique: JSON escapes a quote within a string

@@ -16,15 +16,6 @@ from ppap_framework.experts.match import Present, check_match, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.set import ExpertSet, has_experts
 
-__all__ = [
-    "WantedExperts",
-    "check_wanted",
-    "choose_experts",
-    "same_experts",
-    "uses_experts",
-    "warn_of_idle",
-]
-
 _log = logging.getLogger(__name__)
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"

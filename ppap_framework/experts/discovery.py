@@ -25,8 +25,6 @@ from ppap_framework.files import cache_dir, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import registry
 
-__all__ = ["BundleFile", "bundle_by_name", "experts_dir", "find_bundles", "keep_bundle"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.experts._record import as_tuple, counts, numbers
 from ppap_framework.experts.set import has_experts
 
-__all__ = ["InputConvention", "backend_sha256", "guide_sha256", "weights_sha256"]
-
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of the values of a state dict, 64 hexadecimal digits.

@@ -28,8 +28,6 @@ from ppap_framework.experts.set import ExpertSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
-__all__ = ["AdapterConfig", "BundleInfo", "Identity", "describe"]
-
 _FORMAT = 1
 _IMAGE_SPACE = "rgb"
 

@@ -14,8 +14,6 @@ from ppap_framework.experts.identity import InputConvention, backend_sha256, gui
 from ppap_framework.experts.info import BundleInfo
 from ppap_framework.experts.set import student_of
 
-__all__ = ["WAIVABLE", "Present", "check_match", "check_waivers"]
-
 WAIVABLE = ("backend", "resolution")
 """Differences that a user may accept: experts still see noisy images, of another kind or size. With
 other weights or another normalization they would mislead the guide."""

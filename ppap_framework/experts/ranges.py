@@ -24,8 +24,6 @@ from torch import Tensor
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
-__all__ = ["NoiseRanges"]
-
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)

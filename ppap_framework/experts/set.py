@@ -19,8 +19,6 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.predictions import each_tensor, joined
 from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
 
-__all__ = ["ExpertSet", "has_experts", "student_of"]
-
 _CLEAN = -1  # owner of clean images: the untouched network
 _UNSETTLED = -2  # active while adapters switch; an interrupt may leave it
 

@@ -30,8 +30,6 @@ from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
 
-__all__ = ["EnergyGuidance", "Through"]
-
 Through = Literal["noisy", "clean"]
 _Scales: TypeAlias = "Mapping[int, float | Tensor]"
 """s_k of the guides k that act, as `Guide.scale_at` has it."""

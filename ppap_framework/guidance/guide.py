@@ -19,8 +19,6 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
 
-__all__ = ["Guide", "Scale", "check_calibrated", "scale_problems"]
-
 Scale: TypeAlias = "float | Literal['auto'] | None"
 """Guidance scale: a number; "auto" for the calibrated scales of the guide's experts; None for those
 if there are any, and 4 otherwise."""

@@ -13,8 +13,6 @@ from ppap_framework.errors import UsageError
 from ppap_framework.experts import NoiseRanges
 from ppap_framework.noise import NoiseLevel
 
-__all__ = ["RangeScales"]
-
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)

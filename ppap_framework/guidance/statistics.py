@@ -8,8 +8,6 @@ import attrs
 import torch
 from torch import Tensor
 
-__all__ = ["GuidanceStatistics", "GuideStatistics", "Tally"]
-
 
 @attrs.frozen(kw_only=True)
 class GuideStatistics:

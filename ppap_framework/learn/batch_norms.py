@@ -9,8 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppap_framework.experts import ExpertSet
 
-__all__ = ["averaging", "own_batch_norms"]
-
 
 def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
     """The batch norms of which every expert holds running statistics."""

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "training_batch", "validation_batch"]
-
 Shape: TypeAlias = tuple[int, int, int]
 
 _TRAINING, _ORDER, _VALIDATION = 0, 1, 2

@@ -18,8 +18,6 @@ from ppap_framework.guidance import Guide
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.noise import NoiseSchedule
 
-__all__ = ["measure", "proposed_starts"]
-
 _IMAGES, _LEVELS = 256, 21
 
 

@@ -58,8 +58,6 @@ from ppap_framework.runtime import Progress, Watch, frozen, isolated
 if TYPE_CHECKING:
     from ppap_framework.learn.plan import TransferPlan
 
-__all__ = ["Calibration", "calibrate", "calibrate_if_possible"]
-
 _log = logging.getLogger(__name__)
 
 _NOISE = (5.0, 3.0)

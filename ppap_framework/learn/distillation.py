@@ -31,8 +31,6 @@ from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import widened
 from ppap_framework.runtime import computing_in, evaluating
 
-__all__ = ["Distillation", "Report", "check_experts"]
-
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
 _STATE = ("phase", "step", "best", "stale", "scores", "start")

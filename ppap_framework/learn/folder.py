@@ -27,14 +27,6 @@ from ppap_framework.experts import SUFFIX
 from ppap_framework.files import digest, read_json, refusals, replacing
 from ppap_framework.resume import KEPT
 
-__all__ = [
-    "DATA",
-    "TransferFolder",
-    "calibration_path",
-    "check_transfer_folder",
-    "recorded_settings",
-]
-
 DATA = "data"  # the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
 _PLOTS = ("loss.png", "loss.svg")

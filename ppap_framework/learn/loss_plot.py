@@ -9,8 +9,6 @@ from typing import Any
 from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.learn.recipe import Phase
 
-__all__ = ["plot_losses"]
-
 _CURVES = (
     ("loss", "training, one batch", {"color": "0.65", "linewidth": 0.9}),
     ("held_out", "held-out images", {"color": "C0", "marker": ".", "linewidth": 1.4}),
@@ -45,8 +43,8 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], pat
         panel.set_ylabel("transfer loss")
     losses = [line[key] for line in lines for key in ("loss", "held_out") if key in line]
     if drawn:
-        where: dict[str, Any] = {"loc": "outside upper center", "ncols": 2, "fontsize": "medium"}
-        figure.legend(drawn.values(), drawn.keys(), **where)
+        handles, labels = [*drawn.values()], [*drawn]
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="medium")
         if all(loss is None or loss > 0 for loss in losses):
             panels[0].set_yscale("log")  # of all panels, since they share it
     figure.supxlabel("iteration", fontsize="medium")

@@ -39,8 +39,6 @@ from ppap_framework.run import (
 )
 from ppap_framework.run import backend as load_backend
 
-__all__ = ["TransferPlan", "load_teacher", "plan_transfer"]
-
 
 @final
 @attrs.frozen(kw_only=True, eq=False)

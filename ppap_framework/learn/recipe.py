@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import attrs
 
@@ -19,12 +19,10 @@ from ppap_framework.experts import NoiseRanges
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.runtime import Precision
 
-__all__ = ["Adapters", "Boundaries", "Phase", "Recipe"]
-
 Adapters: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]] | None"
 """Adapters by name, with their options; None for the defaults of the installed plugins."""
 
-Boundaries: TypeAlias = "Sequence[int] | Literal['auto'] | None"
+Boundaries: TypeAlias = "Sequence[int] | str | None"
 """Base timesteps at which experts 1 to N - 1 begin; "auto" to derive them from the data; None for
 ranges of equal width."""
 

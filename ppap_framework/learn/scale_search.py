@@ -13,8 +13,6 @@ from typing import Any, TypeAlias, final
 import attrs
 from torch import Tensor
 
-__all__ = ["Loss", "Scales", "Trial", "most_trials", "search"]
-
 Scales: TypeAlias = "tuple[float, ...]"
 """One for each of N ranges."""
 

@@ -15,8 +15,6 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import scaled
 from ppap_framework.predictions import each_tensor, joined
 
-__all__ = ["TrainingSet"]
-
 
 @final
 @attrs.frozen(kw_only=True, eq=False)

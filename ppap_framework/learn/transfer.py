@@ -45,8 +45,6 @@ from ppap_framework.resume import Calls
 from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
-__all__ = ["adapt", "check_adapt", "check_transfer", "transfer"]
-
 _BATCH = 64  # of images that are drawn, if no `Compute` is given
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0

@@ -20,8 +20,6 @@ from ppap_framework.plugin import BackendSpec, Card, ComponentSpec
 from ppap_framework.registry import Registry, registry
 from ppap_framework.runtime import isolated
 
-__all__ = ["DType", "FoundBackend", "LoadedBackend", "backend", "find_backend"]
-
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"] | torch.dtype
 _DTYPES = ("float32", "bfloat16", "float16")
 

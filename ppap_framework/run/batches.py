@@ -13,8 +13,6 @@ import torch
 from ppap_framework.errors import PpapError, is_out_of_memory
 from ppap_framework.run.plan import Plan
 
-__all__ = ["available_memory", "first_batch", "in_batches"]
-
 T = TypeVar("T")
 
 _USUAL = 8

@@ -14,8 +14,6 @@ from torch import nn
 from ppap_framework.errors import PpapError
 from ppap_framework.run.plan import Plan
 
-__all__ = ["compiled"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from torch import nn
 from ppap_framework.run.plan import Plan
 from ppap_framework.runtime import isolated
 
-__all__ = ["Counts", "acting_at", "counts_of"]
-
 
 @attrs.frozen(kw_only=True)
 class Counts:

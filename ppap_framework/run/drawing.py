@@ -23,8 +23,6 @@ from ppap_framework.run.compiled import compiled
 from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
 
-__all__ = ["Drawing", "drawing", "models"]
-
 
 @contextlib.contextmanager
 def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:

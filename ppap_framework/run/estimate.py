@@ -31,8 +31,6 @@ from ppap_framework.run.counts import acting_at, counts_of
 from ppap_framework.run.plan import Plan
 from ppap_framework.runtime import computing_in, frozen, isolated
 
-__all__ = ["Estimate", "StepCost", "estimate"]
-
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")

@@ -39,8 +39,6 @@ from ppap_framework.run.plan import Plan, guide_origin
 from ppap_framework.run.result import Pictures, Result, Stats
 from ppap_framework.run.sample import Batch
 
-__all__ = ["RunFolder", "check_folder", "check_writable", "fresh_folder"]
-
 _RECORD, _GRID, _SEEN, _STAGES = "run.json", "grid.png", "seen", "stages"
 _KINDS = ("unguided", "naive")
 _FORMAT = 1

@@ -13,8 +13,6 @@ from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLo
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
 
-__all__ = ["FunctionLoss", "ModuleGuide"]
-
 
 @final
 class ModuleGuide(GuidanceModel):

@@ -25,8 +25,6 @@ from ppap_framework.run.backend import LoadedBackend, backend
 from ppap_framework.run.settings import Compute, Sampling, check
 from ppap_framework.runtime import isolated
 
-__all__ = ["DEFAULT_SCALE", "Kind", "Plan", "check_backend", "option_words", "plan", "scale_words"]
-
 Kind: TypeAlias = Literal["guided", "unguided", "naive"]
 """How images are drawn: guided as planned; without guides; or by the same guides at the same scales
 without their experts.

@@ -31,8 +31,6 @@ from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.runtime import isolated
 from ppap_framework.targets import decode_target
 
-__all__ = ["GuideRequest", "Loss", "guide"]
-
 Loss: TypeAlias = "str | TaskLoss | Callable[[Any, Tensor], Tensor]"
 """A task loss by name or as an object, or a function from predictions and targets to energies."""
 

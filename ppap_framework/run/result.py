@@ -18,8 +18,6 @@ from ppap_framework.guidance import GuidanceStatistics
 from ppap_framework.pixels import to_pil, to_uint8
 from ppap_framework.run.plan import Kind, Plan
 
-__all__ = ["Pictures", "Result", "Seen", "Stats"]
-
 
 @final
 @attrs.frozen(kw_only=True, eq=False)

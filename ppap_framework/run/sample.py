@@ -25,8 +25,6 @@ from ppap_framework.run.result import Pictures, Result, Seen, Stats
 from ppap_framework.run.settings import Compute, Sampling, settle
 from ppap_framework.runtime import Watch, isolated, peak_memory
 
-__all__ = ["Batch", "draw", "sample"]
-
 _log = logging.getLogger(__name__)
 
 _FAINT = 1e-4

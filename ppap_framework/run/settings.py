@@ -15,8 +15,6 @@ from ppap_framework.errors import Problems, UsageError
 from ppap_framework.guidance import Conflicts, Through
 from ppap_framework.runtime import Precision, find_device
 
-__all__ = ["Compute", "SamplerName", "Sampling", "changed", "check", "settle"]
-
 SamplerName: TypeAlias = Literal["ddim", "ddpm"]
 
 
