@@ -114,7 +114,7 @@ class Recipe:
         Raises:
             UsageError: If the schedule cannot be divided like this.
         """
-        if self.boundaries == "auto":
+        if isinstance(self.boundaries, str):  # "auto", as `problems` knows
             most = min(MOST_EXPERTS, schedule.num_timesteps)
             return NoiseRanges.equal(schedule, self.num_experts or most)
         if self.boundaries is None:
@@ -190,11 +190,11 @@ class Recipe:
         if n is not None and (not _is_whole(n) or n < 1):
             hint = f"use {_USUAL_EXPERTS}, say"
             yield UsageError(f"num_experts must be a whole number from 1, not {n}", hint=hint)
+        if boundaries is None or boundaries == "auto":
+            return
         if isinstance(boundaries, str):
-            if str(boundaries) != "auto":
-                hint = "give timesteps, or auto"
-                yield UsageError(f"boundaries cannot be {boundaries!r}", hint=hint)
-        elif boundaries is not None and n not in (None, len(boundaries) + 1):
+            yield UsageError(f"boundaries cannot be {boundaries!r}", hint="give timesteps, or auto")
+        elif n not in (None, len(boundaries) + 1):
             yield UsageError(
                 f"{len(boundaries)} boundaries make {len(boundaries) + 1} experts, not {n}",
                 hint="give only one of num_experts and boundaries",
