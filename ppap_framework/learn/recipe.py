@@ -114,7 +114,7 @@ class Recipe:
         Raises:
             UsageError: If the schedule cannot be divided like this.
         """
-        if self.boundaries == "auto":
+        if isinstance(self.boundaries, str):  # "auto", as `problems` knows
             most = min(MOST_EXPERTS, schedule.num_timesteps)
             return NoiseRanges.equal(schedule, self.num_experts or most)
         if self.boundaries is None:
