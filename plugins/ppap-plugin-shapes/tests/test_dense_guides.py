@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ppap_framework as ppap
-from ppap_framework import transfer
+from ppap_framework import learn
 from ppap_framework.cli import main
 from ppap_framework.components import Target
 from ppap_framework.experts import weights_sha256
@@ -351,9 +351,9 @@ class TestTogether:
 def test_experts_are_made_and_calibrated_and_guide(kind: str, tmp_path: Path) -> None:
     few: dict[str, Any] = {"num": 10, "steps": 2, "num_experts": 2}
     few |= {"keep": False, "recipe": Recipe(iterations=4, batch=4, held_out=0.2)}
-    teacher = transfer.teacher(kind)
-    bundle = transfer.adapt("adm", teacher, out=tmp_path / "out", calibrate=False, **few)
-    transfer.calibrate("adm", teacher, bundle.path, num=4, steps=2)
+    teacher = learn.load_teacher(kind)
+    bundle = learn.adapt("adm", teacher, out=tmp_path / "out", calibrate=False, **few)
+    learn.calibrate("adm", teacher, bundle.path, num=4, steps=2)
     guide = ppap.guide(kind, experts=bundle.path)
     images = ppap.sample("adm", [guide], num=2, steps=4).images
     bare = ppap.sample("adm", [ppap.guide(kind, experts="none", scale=4.0)], num=2, steps=4).images
