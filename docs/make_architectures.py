@@ -177,14 +177,13 @@ def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]
 
     picture = Image.fromarray(stand.data.images([0])[0].permute(1, 2, 0).numpy())
     target = {"classification": 1, "depth": picture, "segmentation": "cube"}[task]
-    aimed = ppap.guide(
+    guide = ppap.guide(
         GUIDERS[task], **named(network), target=target, scale=SCALES[task], experts=str(bundle.path)
     )
-    guide = aimed.guide
     with torch.no_grad():
         unguided = guide.loss.energy(guide.model(stand.unguided), guide.target.value)
     before = anatomy(guide.model.network)
-    drawn = ppap.sample(stand.backend, [aimed], num=IMAGES, steps=STEPS, seed=0, device="cpu")
+    drawn = ppap.sample(stand.backend, [guide], num=IMAGES, steps=STEPS, seed=0, device="cpu")
     assert anatomy(guide.model.network) == before
     assert drawn.images.isfinite().all()
     (statistics,) = drawn.stats.guidance.guides

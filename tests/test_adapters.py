@@ -526,7 +526,7 @@ def memory() -> int:
     alive = {
         x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
         for x in gc.get_objects()
-        if type(x) in (Tensor, nn.Parameter)
+        if type(x) in (Tensor, nn.Parameter) and x.layout is torch.strided
     }
     return sum(alive.values())
 
