@@ -153,7 +153,7 @@ class ParametrizationAdapter(ExpertAdapter):
         return chain.from_iterable(module.parameters() for module in parametrizations)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Buffers and, as "NAME.KEY", tensors of parametrizations; they share the experts' memory."""
+        """Buffers, and parametrizations' tensors as "NAME.KEY"; they share the experts' memory."""
         state = {}
         for i, expert in enumerate(self._experts):
             for name, parametrization in expert.parametrizations.items():

@@ -149,7 +149,7 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
-        """Predict x_0 and eps in float32, and `variance` if and only if the stage's is "learned_range".
+        """Predict in float32, with `variance` if and only if this stage's is "learned_range".
 
         Args:
             x_t: (B, C, H, W), float32 noisy images.
@@ -221,7 +221,7 @@ class TargetInput:
 
     Attributes:
         text: Words, a name or a number, as typed.
-        image: An upright picture: RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed.
+        image: Upright picture: RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed.
         array: Numbers that are no picture: (H, W), (C, H, W) or a vector. Except in vectors,
             infinities are converted to NaN, which stands for unknown.
         source: Where it came from, for messages.

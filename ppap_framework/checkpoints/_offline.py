@@ -1,4 +1,4 @@
-"""Whether anything may be downloaded, and what libraries do if they download files of their own."""
+"""Whether anything may be downloaded, and what libraries that download do if not."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
     own: failures are raised, and retries are logged once.
 
     Args:
-        what: What it gets, for messages.
-        hint: How to get it by hand.
+        what: Name of the files, for messages.
+        hint: How to get them by hand.
         here: Whether a copy may be in the library's cache.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Files of tensors: telling their kind, reading them, and writing safetensors.
+"""Files of tensors: detecting their kind, reading them, and writing safetensors.
 
 Files that `torch.save` wrote are pickles, and a pickle may ask for any function to be called.
 torch's restricted unpickler (`weights_only`) builds tensors and plain containers, and raises before

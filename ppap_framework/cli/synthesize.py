@@ -1,5 +1,3 @@
-"""`ppap synthesize`: draw the images that experts are trained on."""
-
 from __future__ import annotations
 
 import sys
@@ -82,7 +80,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _prompts(path: str | None, num: int) -> list[str] | None:
-    """A prompt for each image: the lines of a file that are not blank, in turn."""
+    """A prompt for each image: the non-blank lines of a file, in turn."""
     if path is None:
         return None
     try:
