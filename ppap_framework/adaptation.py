@@ -132,7 +132,7 @@ class ParametrizationAdapter(ExpertAdapter):
         expert = self._expert(index)
         if self._trains:
             raise RuntimeError("the adapter trains an expert already")
-        assert self._network is not None  # it has experts
+        assert self._network is not None  # an adapter with experts is attached
         for adapter in _attached[self._network]:
             adapter._restore()
         with contextlib.ExitStack() as stack:
@@ -276,7 +276,7 @@ def _parametrized(module: nn.Module, name: str, parametrization: nn.Module) -> I
         yield
     finally:
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        for key in order:  # what comes back comes last
+        for key in order:  # a removed parametrization appends its parameter
             module._parameters[key] = module._parameters.pop(key)
 
 

@@ -193,7 +193,7 @@ def _ambiguous(text: str, found: Sequence[int], names: Sequence[str]) -> UsageEr
 
 
 def _unknown(text: str, wanted: str, names: Sequence[str], plain: Sequence[str]) -> UsageError:
-    whole: dict[str, int] = {}  # from a class's names, and their words, to the class
+    whole: dict[str, int] = {}  # class by each of its names and their words
     for index, name in enumerate(plain):
         for part in (name, *name.split(", "), *name.split()):
             whole.setdefault(part, index)

@@ -101,7 +101,7 @@ class Prediction:
         assert self._x0 is not None
         x_t, alpha, ratio = self.x_t, self.alpha.to(self.x_t), self.sigma / self.alpha
         eps = ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
-        # At zero terminal SNR alpha is 0. Asking the device whether it is would wait for it.
+        # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
         return torch.where(alpha > 0.0, eps, (x_t - alpha * self._x0) / self.sigma.to(x_t))
 
     @property

@@ -76,8 +76,8 @@ class Problems:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is out-of-memory, on any device."""
-    # Torch's own is known by its name: importing torch to fail takes seconds. Of what it raises on
-    # the CPU and on MPS, the words say it.
+    # torch's error is matched by name, since importing torch takes seconds; on the CPU and on MPS
+    # it is matched by its message.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

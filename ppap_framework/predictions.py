@@ -71,7 +71,7 @@ def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -
     if first is None:
         return None
     if isinstance(first, Mapping):
-        return type(first)({key: _merged([p[key] for p in parts], merge) for key in first})  # type: ignore[call-arg]  # as mappings are made
+        return type(first)({key: _merged([p[key] for p in parts], merge) for key in first})  # type: ignore[call-arg]  # mappings are made from dicts
     if isinstance(first, tuple | list):
         merged = [_merged(column, merge) for column in zip(*parts, strict=True)]
         named = isinstance(first, tuple) and type(first) is not tuple

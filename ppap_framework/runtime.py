@@ -83,7 +83,7 @@ def find_device(name: str | torch.device) -> torch.device:
         torch.ones(1, device=device).item()  # `meta` exists and computes nothing
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = "it is not here, or computes nothing"
-        if device.type == "cuda":  # for others torch's message speaks of backends and operators
+        if device.type == "cuda":  # for others torch's message is unhelpful
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         here += ["mps"] if torch.backends.mps.is_available() else []
@@ -119,7 +119,7 @@ def frozen(
         parameter
         for network in networks
         for parameter in network.parameters()
-        if parameter.requires_grad and not parameter.is_inference()  # whose flag cannot be set
+        if parameter.requires_grad and not parameter.is_inference()  # whose flag is read-only
     ]
     kernels: Any = contextlib.nullcontext()
     if device.type == "cuda":

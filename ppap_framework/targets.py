@@ -134,7 +134,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(source)
     image.seek(0)
-    levels = _few_levels(image)  # decoding forgets it
+    levels = _few_levels(image)  # decoding loses it
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         return _from_array(np.asarray(upright), source)

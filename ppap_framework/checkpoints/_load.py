@@ -55,7 +55,7 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
 
 
 def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Differences between the tensors of a state and the network's own in names, shapes and kinds of
+    """Differences between a state's tensors and the network's own in names, shapes and kinds of
     number, counted, with examples; empty if there are none.
     """
     return counted(
@@ -98,7 +98,7 @@ def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tens
     stays = (tensor.dtype, tensor.device) == (own.dtype, device)
     layout = torch.contiguous_format
     if channels_last and tensor.ndim == 4 and (small or not stays):
-        layout, stays = torch.channels_last, False  # even 1 x 1 kernels, which do not say so
+        layout, stays = torch.channels_last, False  # 1 x 1 kernels too, whose strides do not tell
     if stays:
         return tensor
     copy = torch.empty_like(tensor, dtype=own.dtype, device=device, memory_format=layout)

@@ -148,7 +148,7 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
         case ImportError() if not (error.name or "").startswith("ppap_framework"):
             message = f"the installation is not complete: {error}"
             hint = "`ppap doctor` looks into it"
-        case OSError():  # such as a full disk; what is foreseen has become a PpapError
+        case OSError():  # unforeseen, such as a full disk
             where = "" if error.filename is None else f": {str(error.filename)!r}"
             message, hint = f"{error.strerror or error}{where}", "--debug shows the traceback"
         case _ if is_out_of_memory(error):

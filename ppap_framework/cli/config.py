@@ -216,7 +216,7 @@ def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[s
     return {
         option.name.replace("_", "-"): {
             "value": context.params[option.name],
-            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # it has one
+            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # every option has a source
         }
         for option in configured.params
         if isinstance(option, Option) and option.name

@@ -46,7 +46,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     from ppap_framework.data import check_synthesis, synthesize
 
-    # Options that could not be read are None, and reported; others take their place.
+    # Options that could not be read are None and already reported; use defaults here.
     num = 1 if given["num"] is None else given["num"]
     shard, workers = 512 if given["shard"] is None else given["shard"], given["workers"]
     out, prompts = Path(given["out"] or ".").expanduser(), None

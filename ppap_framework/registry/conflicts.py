@@ -24,7 +24,7 @@ class Conflict:
 
 def conflicts(found: Registry) -> list[Conflict]:
     """Every name that several plugins claim, and every default that none of them owns."""
-    claimed: dict[str, list[str]] = {}  # by subject, plugins
+    claimed: dict[str, list[str]] = {}  # plugins by subject
     defaults: dict[str, list[str]] = {}
     for plugin, item in found.offers(ComponentSpec | ExpertBundle):
         claimed.setdefault(label(item), []).append(plugin.name)

@@ -79,7 +79,7 @@ def _complaint(field: attrs.Attribute[Any], value: Any) -> list[str]:
         attrs.make_class("Alone", {field.name: own})(value)
     except (TypeError, ValueError, PpapError) as error:
         return [f"option {field.alias or field.name!r}: {_text(error)}"]
-    except Exception:  # it looks at other fields: the whole class will tell
+    except Exception:  # it reads other fields; making the class reports it
         pass
     return []
 

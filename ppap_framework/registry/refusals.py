@@ -114,7 +114,7 @@ def card_hint(
     if known:
         return one_of(name, known)
     hint = f"name a file with {CHECKPOINT_FLAGS[kind]} PATH"
-    if split(component)[1] not in suppliers():  # nothing is known of others' components
+    if split(component)[1] not in suppliers():  # components without an extra are unknown
         return hint
     for record in records:
         if record.status != "ok":
