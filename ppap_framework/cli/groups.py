@@ -92,7 +92,7 @@ class Group(click.Group):
 
 
 def plugin_commands() -> dict[str, list[Claim]]:
-    """All installed entry points by name; nothing is imported."""
+    """The commands of all plugins by name; nothing is imported."""
     # Importing importlib.metadata takes half as long as all else that `ppap --help` does, and its
     # entry_points() fails if one distribution's file is damaged.
     found: dict[str, list[Claim]] = {}

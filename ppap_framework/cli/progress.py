@@ -57,7 +57,7 @@ def _bars() -> Iterator[Watch]:
             if now.task not in shown:
                 for finished in (bar for bar in shown.values() if bar.finished):
                     bars.remove_task(finished.id)
-                # Steps of earlier calls are completed from the start, so they do not count as speed.
+                # Steps of earlier calls count as completed and do not affect the speed.
                 bars.add_task(now.task, completed=now.done, total=now.total, detail=now.detail)
             else:
                 bar = shown[now.task].id
