@@ -239,7 +239,7 @@ def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _guarded(network: nn.Module) -> Iterator[None]:
-    """Turn off the network's gradients, and undo changes of its buffers before every call.
+    """A context without gradients of the network, which undoes changes of buffers before each call.
 
     Entered before any expert's tensors take the place of the network's; of nested ones, the first.
     """

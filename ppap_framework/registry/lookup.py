@@ -67,7 +67,7 @@ class Registry:
         return {plugin.distribution for plugin, _ in self.offers(ComponentSpec, name, kind=kind)}
 
     def own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
-        """Offers for a component: its own distribution's first, without those of its namesakes."""
+        """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
         owners = self.owners(kind, component)
         rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
         return sorted(
