@@ -7,8 +7,7 @@
     result = ppap.sample(backend, guides=[guide], num=8, steps=25, seed=0)
     result.save("out/")
 
-The method is PPAP (Go et al. 2023, arXiv 2212.05973). Importing this package imports nothing heavy;
-torch comes with the first call.
+The method is PPAP (Go et al. 2023, arXiv 2212.05973). The first call imports torch, not the import.
 """
 
 from __future__ import annotations

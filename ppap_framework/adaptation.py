@@ -3,8 +3,8 @@
 The author of an adapter says which parameters W of a network it changes, what P is for each, and
 which buffers every expert has for itself. Merging, restoring, training and files follow from that.
 
-Merging an expert and training it evaluate the same P on the same W, so its merged and unmerged
-weights are equal to the last bit. Restoring copies the weights that were kept, bit for bit.
+Merged and unmerged weights are bitwise equal, because both evaluate the same P on the same W.
+Restoring copies the weights that were kept, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Adaptation:
     """What an adapter changes in one network.
 
     Attributes:
-        parametrizations: By the full name of each parameter W, a function from W to P for one
+        parametrizations: For the full name of each parameter W, a function from W to P for one
             expert: a module that takes W and returns a tensor of the same shape, dtype and device,
             at first equal to W. Its parameters are trained. The functions are called for all of
             expert 0, then for all of expert 1, and so on.
-        buffers: The full names of buffers of which every expert has its own.
+        buffers: Full names of the buffers of which every expert has its own.
     """
 
     parametrizations: Mapping[str, Callable[[Tensor], nn.Module]]
@@ -68,10 +68,10 @@ class _Expert:
 
 @final
 class ParametrizationAdapter(ExpertAdapter):
-    """An adapter that follows from what it changes in a network.
+    """An adapter defined by its changes to a network.
 
     Args:
-        adapt: A function from a network to its changes, which raises UsageError if there are none.
+        adapt: Function from a network to its changes; raises UsageError if there are none.
     """
 
     def __init__(self, adapt: Callable[[nn.Module], Adaptation]) -> None:
@@ -132,7 +132,7 @@ class ParametrizationAdapter(ExpertAdapter):
         expert = self._expert(index)
         if self._trains:
             raise RuntimeError("the adapter trains an expert already")
-        assert self._network is not None  # it has experts
+        assert self._network is not None  # an adapter with experts is attached
         for adapter in _attached[self._network]:
             adapter._restore()
         with contextlib.ExitStack() as stack:
@@ -153,9 +153,7 @@ class ParametrizationAdapter(ExpertAdapter):
         return chain.from_iterable(module.parameters() for module in parametrizations)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors that share memory with the experts: buffers, and as "NAME.KEY" what a
-        parametrization holds.
-        """
+        """Buffers, and parametrizations' tensors as "NAME.KEY"; they share the experts' memory."""
         state = {}
         for i, expert in enumerate(self._experts):
             for name, parametrization in expert.parametrizations.items():
@@ -204,7 +202,7 @@ class ParametrizationAdapter(ExpertAdapter):
 
 
 def _find(network: nn.Module, wanted: Sequence[str]) -> dict[str, _Slots]:
-    """The places of the wanted tensors; of two names for one tensor the first."""
+    """The places of the wanted tensors. If a tensor has two names, the first counts."""
     held: dict[int, _Slots] = {}
     named: dict[str, _Slots] = {}
     for prefix, module in network.named_modules():
@@ -220,7 +218,7 @@ def _find(network: nn.Module, wanted: Sequence[str]) -> dict[str, _Slots]:
 
 
 def _tensors(places: Mapping[str, _Slots]) -> dict[str, Tensor]:
-    """A network's own, as they are now. Moving a network makes new buffers."""
+    """The network's current tensors. Moving a network makes new buffers."""
     return {name: getattr(module, own) for name, [(_, module, own), *_] in places.items()}
 
 
@@ -241,10 +239,9 @@ def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _guarded(network: nn.Module) -> Iterator[None]:
-    """Within, none of a network's parameters asks for gradients, and whatever a module does to its
-    buffers is forgotten before it is called again.
+    """A context without gradients of the network, which undoes changes of buffers before each call.
 
-    Entered before any expert's tensors take the place of the network's: of nested ones, the first.
+    Entered before any expert's tensors take the place of the network's; of nested ones, the first.
     """
     if network in _in_training:
         yield
@@ -266,7 +263,7 @@ def _guarded(network: nn.Module) -> Iterator[None]:
 
 
 def _reset(buffers: Sequence[tuple[Tensor, Tensor]], *_: object) -> None:
-    """Past autograd's notice: a graph that was built with these values may still be walked."""
+    """Restore buffers without autograd noticing: earlier graphs may still be backpropagated."""
     for buffer, value in buffers:
         buffer.data.copy_(value)
 
@@ -279,7 +276,7 @@ def _parametrized(module: nn.Module, name: str, parametrization: nn.Module) -> I
         yield
     finally:
         parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        for key in order:  # what comes back comes last
+        for key in order:  # a removed parametrization appends its parameter
             module._parameters[key] = module._parameters.pop(key)
 
 

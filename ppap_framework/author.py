@@ -3,10 +3,9 @@
     from ppap_framework.author import GuidanceModel, Target, TaskLoss, UsageError
 
 A guider sets `network` and implements `forward` and `target`; a loss implements `energy`; an
-adapter is a `ParametrizationAdapter`, given what it changes; a backend is `Stage`s and `encode`.
-The rest has defaults.
+adapter is a `ParametrizationAdapter`; a backend has `Stage`s and implements `encode`.
 
-Importing this imports torch. A plugin's spec module, which is imported whenever plugins are listed,
+Importing this imports torch. A plugin's spec module is imported whenever plugins are listed and
 imports `ppap_framework.plugin` instead; its records are here too.
 """
 

@@ -1,7 +1,4 @@
-"""Classes by name, and drawings of the likeliest ones, for every guide that classifies.
-
-All classifiers share this, so that a target that one of them understands means the same to others.
-"""
+"""Class names, and drawings of the likeliest classes, shared by all guides that classify."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ _PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (28, 28, 32), (225, 227, 232), (52
 
 
 def find_class(text: str, names: Sequence[str]) -> int:
-    """The class that a text means: a name, a number, one of several names, or an unambiguous part.
+    """The class that a text means: a name, an index, one of several names, or an unambiguous part.
 
-    Case does not matter, and hyphens and underscores count as spaces. A name that consists of
-    several, separated by commas as in ImageNet ("tench, Tinca tinca"), answers to each. Whole words
-    go before other parts: if there is a "hen", it is not the "hen-of-the-woods".
+    Case does not matter, and hyphens and underscores count as spaces. If a name consists of several
+    separated by commas, as in ImageNet ("tench, Tinca tinca"), each is accepted. Whole words go
+    before other parts: if there is a "hen", it is not the "hen-of-the-woods".
 
     Args:
         text: Text as typed.
@@ -77,8 +74,8 @@ def class_target(
     """The class to aim at, or one for each image of a batch.
 
     Args:
-        given: Text, as in `find_class`; an array of class indices, () or (B,); or a picture, which
-            stands for the class that the classifier sees in it.
+        given: Text, as in `find_class`; an array of class indices, () or (B,); or a picture, whose
+            predicted class is the target.
         names: Names of all classes, in order.
         look: The classifier, from images (1, 3, H, W) in [-1, 1] to logits (1, K); without it, a
             picture is no target.
@@ -117,12 +114,7 @@ def class_target(
 
 
 def describe_top_class(logits: Tensor, names: Sequence[str]) -> list[str]:
-    """The first name of each image's likeliest class, and its probability: "red cube 0.97".
-
-    Args:
-        logits: (B, K).
-        names: Names of the K classes.
-    """
+    """First name and probability of the likeliest class, "red cube 0.97"; logits are (B, K)."""
     return [f"{name} {probability:.2f}" for [(name, probability)] in _top(logits, names, 1)]
 
 
@@ -143,7 +135,6 @@ def draw_top_classes(logits: Tensor, images: Tensor, names: Sequence[str], k: in
 
 
 def _top(logits: Tensor, names: Sequence[str], k: int) -> Iterable[list[tuple[str, float]]]:
-    """The first names and probabilities of each image's k likeliest classes."""
     top = logits.detach().float().softmax(-1).cpu().topk(min(k, len(names)), dim=-1)
     for index, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
         yield [(_first_name(names[i]), p) for i, p in zip(index, values, strict=True)]
@@ -202,7 +193,7 @@ def _ambiguous(text: str, found: Sequence[int], names: Sequence[str]) -> UsageEr
 
 
 def _unknown(text: str, wanted: str, names: Sequence[str], plain: Sequence[str]) -> UsageError:
-    whole: dict[str, int] = {}  # from a class's names, and their words, to the class
+    whole: dict[str, int] = {}  # class by each of its names and their words
     for index, name in enumerate(plain):
         for part in (name, *name.split(", "), *name.split()):
             whole.setdefault(part, index)

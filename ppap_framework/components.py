@@ -1,13 +1,13 @@
 """The components that plugins supply: diffusion backends, guides, task losses and expert adapters.
 
-Conventions, the same everywhere:
+Conventions:
 
 - Images are float tensors (B, 3, H, W) in [-1, 1].
-- Timesteps are those of the stage's base schedule, int64, 0 being the least noisy.
+- Timesteps are those of the stage's base schedule, int64; 0 is the least noisy.
 - In a backend of several stages, each passes its images to the next; guides steer the first.
 
-A method is abstract, final, or has a default that its docstring states. The attributes of a class
-are set by whoever implements it. Nobody asks whether an object has either.
+A method is abstract, final, or has a default that its docstring states. Implementers set the
+attributes of a class.
 """
 
 from __future__ import annotations
@@ -51,16 +51,17 @@ the posterior variance (Ho et al. 2020, section 3.2)."""
 @final
 @attrs.frozen(eq=False)
 class Prediction:
-    """What a denoiser says about x_t = alpha x_0 + sigma eps, made by `from_eps`, `from_x0` or
-    `from_v`: one of eps and x0 is stored, the other follows from it.
+    """A denoiser's output for x_t = alpha x_0 + sigma eps.
+
+    `from_eps`, `from_x0` and `from_v` make it. One of eps and x0 is stored; the other follows.
 
     Attributes:
         x_t: (B, C, H, W), the noisy image.
-        alpha: (B, 1, 1, 1), the factor of the clean image at the timestep of each image,
-            above 0; best float64, since x0 and eps divide by it.
+        alpha: (B, 1, 1, 1), the factor of the clean image at each image's timestep, above 0; best
+            float64, since x0 and eps divide by it.
         sigma: (B, 1, 1, 1), the standard deviation of the noise there.
-        variance: (B, C, H, W) or None: the network's learned-range output, nominally in [-1, 1]. It
-            is decoded by the respaced process, on whose betas its meaning depends.
+        variance: (B, C, H, W) or None: the network's learned-range output, nominally in [-1, 1],
+            decoded by the respaced process, on whose betas its meaning depends.
     """
 
     x_t: Tensor
@@ -88,9 +89,7 @@ class Prediction:
     def from_v(
         cls, v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
     ) -> Prediction:
-        """From v = alpha eps - sigma x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D), (B,
-        C, H, W).
-        """
+        """From v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), (B, C, H, W)."""
         x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
         return cls(x_t, alpha, sigma, None, x0, variance)
 
@@ -102,7 +101,7 @@ class Prediction:
         assert self._x0 is not None
         x_t, alpha, ratio = self.x_t, self.alpha.to(self.x_t), self.sigma / self.alpha
         eps = ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
-        # At zero terminal SNR alpha is 0. Asking the device whether it is would wait for it.
+        # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
         return torch.where(alpha > 0.0, eps, (x_t - alpha * self._x0) / self.sigma.to(x_t))
 
     @property
@@ -115,15 +114,15 @@ class Prediction:
         return (1.0 / self.alpha).to(x_t) * x_t - ratio.to(x_t) * self._eps
 
     def with_x0(self, x0: Tensor) -> Prediction:
-        """The same x_t and variance with another x0, from which eps now follows."""
+        """The same x_t and variance with another x0, from which eps follows."""
         return attrs.evolve(self, eps=None, x0=x0)
 
     def with_eps(self, eps: Tensor) -> Prediction:
-        """The same x_t and variance with another eps, from which x0 now follows."""
+        """The same x_t and variance with another eps, from which x0 follows."""
         return attrs.evolve(self, eps=eps, x0=None)
 
     def detach(self) -> Prediction:
-        """The same without a graph."""
+        """The same prediction without a graph."""
         eps, x0, variance = (
             None if part is None else part.detach() for part in (self._eps, self._x0, self.variance)
         )
@@ -131,10 +130,10 @@ class Prediction:
 
 
 class Stage(abc.ABC):
-    """One diffusion process of a backend: a denoiser, its schedule, and the shape of what it draws.
+    """One diffusion process of a backend: a denoiser, its schedule, and the shape of its images.
 
     Attributes:
-        name: The stage's name in messages and files, such as "base" or "upsampler".
+        name: Name in messages and files, such as "base" or "upsampler".
         image_shape: (C, H, W) of x_t; C is 3.
         schedule: The base schedule; `denoise` gets its timesteps.
         variance: How the variance of an ancestral step is chosen.
@@ -150,8 +149,7 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
-        """Predict the clean image and the noise, in float32, and `variance` if and only if this
-        stage's is "learned_range".
+        """Predict in float32, with `variance` if and only if this stage's is "learned_range".
 
         Args:
             x_t: (B, C, H, W), float32 noisy images.
@@ -160,16 +158,14 @@ class Stage(abc.ABC):
         """
 
     def evaluations(self, condition: Any) -> int:
-        """How often the network evaluates each image for one `denoise` with a condition; by default
-        once. Only for counting.
-        """
+        """Network evaluations per image in one `denoise`; by default one. Only for counting."""
         return 1
 
 
 @final
 @attrs.frozen(kw_only=True)
 class CascadeSampling:
-    """How a later stage is sampled, by DDIM, whatever the sampler of the first one.
+    """DDIM sampling of a later stage, whatever the sampler of the first one.
 
     Attributes:
         respacing: The base timesteps that are kept, as `diffusion.space_timesteps` reads it, such
@@ -184,19 +180,16 @@ class CascadeSampling:
 
 
 class CascadedStage(Stage):
-    """A stage that goes on from what the one before it drew, such as an upsampler (Ho et al. 2021,
+    """A stage that refines the images of the one before it, such as an upsampler (Ho et al. 2021,
     arXiv 2106.15282). No guide steers it.
-
-    Attributes:
-        sampling: How it is sampled.
     """
 
     sampling: CascadeSampling
 
     @abc.abstractmethod
     def conditioned(self, condition: Any, images: Tensor) -> Any:
-        """The condition of `denoise` for images (B, 3, H, W) in [-1, 1] that the stage before drew,
-        and for which `DiffusionBackend.encode` made `condition`.
+        """The condition of `denoise`, from that of `DiffusionBackend.encode` and the images of the
+        previous stage, (B, 3, H, W) in [-1, 1].
         """
 
 
@@ -204,8 +197,7 @@ class DiffusionBackend(abc.ABC):
     """A diffusion model.
 
     Attributes:
-        stages: The stages in the order in which they run: the one that guides steer, and any number
-            of `CascadedStage`s.
+        stages: Stages in running order: the one that guides steer, then any `CascadedStage`s.
     """
 
     stages: tuple[Stage, ...]
@@ -229,10 +221,9 @@ class TargetInput:
 
     Attributes:
         text: Words, a name or a number, as typed.
-        image: A picture, upright, RGB with 8 bits or single-channel with 16 (mode "I;16"); indexed
-            pictures as they are.
-        array: Anything numeric that is no picture: (H, W), (C, H, W) or a vector. Except in
-            vectors, infinities are converted to NaN, which stands for unknown.
+        image: Upright picture: RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed.
+        array: Numbers that are no picture: (H, W), (C, H, W) or a vector. Except in vectors,
+            infinities are converted to NaN, which stands for unknown.
         source: Where it came from, for messages.
     """
 
@@ -249,7 +240,7 @@ class TargetInput:
         """The number that was typed.
 
         Raises:
-            UsageError: If it is none.
+            UsageError: If it is no number.
         """
         try:
             return float(self.text or "")
@@ -293,16 +284,14 @@ class Target:
         return self if one else attrs.evolve(self, value=self.value[start:stop])
 
     def to(self, device: torch.device | str) -> Target:
-        """The same target with its value on `device`."""
         return attrs.evolve(self, value=self.value.to(device))
 
 
 class GuidanceModel(nn.Module, abc.ABC):
-    """An off-the-shelf network that looks at images, with the resizing, normalization and names
-    that it needs.
+    """An off-the-shelf network that looks at images, with its resizing, normalization and names.
 
     It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
-    and treat each image of a batch by itself in evaluation mode.
+    and treat each image of a batch independently in evaluation mode.
 
     Attributes:
         network: The network itself, to which expert adapters attach.
@@ -312,31 +301,29 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        """Look at images.
+        """The prediction, in the form that the task's losses expect.
+
+        For classification logits (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
 
         Args:
             images: (B, 3, H, W), nominally in [-1, 1], of any size; noisy ones in the
                 variance-preserving form.
             level: B noise levels, for guides that are noise-aware; others ignore it.
-
-        Returns:
-            The prediction, in the form that the task's losses expect: for classification logits
-            (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
         """
 
     @abc.abstractmethod
     def target(self, given: TargetInput) -> Target:
-        """Make a target of what the user gave.
+        """Make a target from the user's input.
 
         Raises:
             UsageError: If it cannot be one; the message names it and what would do.
         """
 
     def render(self, prediction: Any, images: Tensor) -> Tensor:
-        """Show a prediction to people: (B, 3, h, w) in [-1, 1], of any one size.
+        """Draw a prediction: (B, 3, h, w) in [-1, 1], of any one size.
 
-        By default a map, (B, h, w) or (B, 1, h, w), in grey from its least to its largest value,
-        and the images, (B, 3, H, W) in [-1, 1], for any other prediction.
+        By default, a map, (B, h, w) or (B, 1, h, w), is drawn in grey from its least to its largest
+        value; for any other prediction, the images are returned.
         """
         if not isinstance(prediction, Tensor):
             return images
@@ -349,8 +336,7 @@ class GuidanceModel(nn.Module, abc.ABC):
         return (2.0 * grey - 1.0)[:, None].expand(-1, 3, -1, -1)
 
     def describe(self, prediction: Any) -> list[str]:
-        """A few words on each of the B predictions, such as "red cube 0.97"; empty if there is
-        nothing short to say.
+        """A few words on each of the B predictions, such as "red cube 0.97"; may be empty.
 
         By default the index of the largest of several numbers, (B, K), and nothing for any other
         prediction.
@@ -361,7 +347,7 @@ class GuidanceModel(nn.Module, abc.ABC):
 
 
 class TaskLoss(abc.ABC):
-    """A distance between predictions: what guidance descends and what experts learn from.
+    """A distance between predictions: guidance descends it and experts learn from it.
 
     Args:
         options: Nothing, unless a loss says otherwise: a class without options of its own is its
@@ -373,8 +359,7 @@ class TaskLoss(abc.ABC):
 
     @abc.abstractmethod
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
-        """How far B predictions are from their targets: (B,), lower is closer; a mean over pixels
-        if there are pixels.
+        """Distance of B predictions from their targets, (B,), lower is closer; a mean over pixels.
 
         Args:
             prediction: What `GuidanceModel.forward` returned.
@@ -382,21 +367,19 @@ class TaskLoss(abc.ABC):
         """
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """How far each student's answer is from its teacher's: (B,).
+        """Distance of each student's prediction from its teacher's, (B,).
 
-        By default the mean squared difference of their numbers, which asks for answers of the same
-        form and size.
+        By default the mean squared difference, which requires the same form and size.
         """
         return squared_difference(student, teacher)
 
     def metrics(self, prediction: Any, target: Tensor) -> dict[str, Tensor]:
-        """Figures for people by name, each (B,); none by default."""
+        """Named figures for people, each (B,); none by default."""
         return {}
 
 
 class ExpertAdapter(abc.ABC):
-    """A few trainable parameters for each of N experts, attached to a frozen network that they
-    leave as it was.
+    """A few trainable parameters for each of N experts, attached to a frozen network.
 
     Several may be attached to one network if they change different tensors. Each is activated by
     itself, and their `training` contexts nest in any order. The network may be moved to another
@@ -406,8 +389,7 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def attach(self, network: nn.Module, experts: int) -> None:
-        """Find what to adapt in `network` and make the parameters of `experts` experts, each equal
-        to no change. The network itself is not touched.
+        """Make the parameters of N experts, each equal to no change; the network is not touched.
 
         Raises:
             UsageError: If nothing in the network can be adapted, or another adapter changes it
@@ -416,8 +398,7 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def activate(self, index: int | None) -> None:
-        """Merge one expert into the network's weights, in place; None restores the untouched
-        network bit for bit, by copying.
+        """Merge one expert into the weights, in place; None restores the network bit for bit.
 
         The network then costs what it cost before, plus at most one copy of the adapted tensors.
 
@@ -427,12 +408,10 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def training(self, index: int) -> AbstractContextManager[None]:
-        """A context in which one expert lives unmerged and gradients reach its parameters; only
-        its own buffers move.
+        """A context in which one expert is unmerged and trainable; only its own buffers change.
 
-        In this context, the network's parameters that require gradients are the expert's; whether
-        the network is in training mode is the caller's choice. Before and afterwards this adapter
-        leaves the network untouched: no expert is merged.
+        Only the expert's parameters require gradients; the caller chooses the training mode.
+        Before and afterwards no expert is merged.
 
         Raises:
             RuntimeError: If this adapter trains one already.
@@ -440,17 +419,15 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def parameters(self, index: int) -> Iterator[nn.Parameter]:
-        """The trainable parameters of one expert, the same objects at all times."""
+        """The trainable parameters of one expert, always the same objects."""
 
     @abc.abstractmethod
     def state_dict(self) -> Mapping[str, Tensor]:
-        """Everything that all experts hold, as "INDEX.NAME", NAME beginning with that of a tensor
-        that the network had before `attach`.
-        """
+        """All experts' tensors as "INDEX.NAME"; NAME begins with that of an original tensor."""
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state_dict` gave, all or nothing. No expert is merged afterwards.
+        """Load all of a `state_dict` or nothing. No expert is merged afterwards.
 
         Raises:
             AssetError: If names or shapes differ; the message says which.
@@ -458,4 +435,4 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def detach(self) -> None:
-        """Leave the network as it was found. The adapter can then be attached anew."""
+        """Leave the network as it was found. The adapter can then be attached again."""

@@ -1,7 +1,6 @@
-"""Errors that a user is meant to read: one line that names the culprit, and a hint what to type
-instead.
+"""Errors for the user: one line that names the cause, and a hint what to type instead.
 
-Everything else that is raised is a defect of this project or of a plugin and keeps its traceback.
+Any other exception is a defect of this project or of a plugin and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class AssetError(PpapError):
 
 
 class Problems:
-    """Errors collected to be reported as one, so that a command need not be mended one by one."""
+    """Errors that are collected and reported together."""
 
     def __init__(self) -> None:
         self.errors: list[PpapError] = []
@@ -65,12 +64,7 @@ class Problems:
             self.errors.append(error)
 
     def check(self) -> None:
-        """Raise what was collected, if anything.
-
-        Raises:
-            PpapError: The error, or all of them in one, of the type with the lowest exit code: a
-                command that is wrong in itself stays wrong whatever else is missing.
-        """
+        """Raise the collected error, or all in one, of the type with the lowest exit code."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
@@ -81,9 +75,9 @@ class Problems:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is not enough, on whatever device."""
-    # Torch's own is known by its name: importing torch to fail takes seconds. Of what it raises on
-    # the CPU and on MPS, the words say it.
+    """Whether an error is out-of-memory, on any device."""
+    # torch's error is matched by name, since importing torch takes seconds; on the CPU and on MPS
+    # it is matched by its message.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure; width and height are in inches.
+    """An empty figure of a size in inches.
 
     Raises:
         PpapError: If matplotlib is not installed.

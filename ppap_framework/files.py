@@ -1,4 +1,7 @@
-"""Files that are complete or absent, whatever ends the process; JSON, hashes and locks."""
+"""Files that are complete or absent, however the process ends; JSON, hashes and locks.
+
+Functions that write raise `PpapError` if the system refuses.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,7 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def refusals(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[None]:
-    """Convert an `OSError` in this context to an error that names the path.
-
-    Raises:
-        PpapError: Of the given type, for an `OSError`.
-    """
+    """A context in which an `OSError` becomes an error of the given type that names the path."""
     try:
         yield
     except OSError as refused:
@@ -45,11 +44,9 @@ def refusals(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> 
 
 @contextlib.contextmanager
 def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[Path]:
-    """A temporary path to write to. It is flushed to disk and renamed to `path` on success, and
-    removed otherwise. Missing parent folders are created.
+    """A temporary path, flushed and renamed to `path` on success, else removed.
 
-    Raises:
-        PpapError: Of the given type, if the system refuses.
+    Missing parent folders are created. An `OSError` is converted as in `refusals`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with refusals(path, error, hint):
@@ -64,11 +61,7 @@ def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") ->
 
 
 def write_json(path: Path, value: Any, hint: str = "") -> None:
-    """Write a JSON value, indented, with lists of plain values and short objects on one line.
-
-    Raises:
-        PpapError: If the system refuses.
-    """
+    """Write a JSON value, indented, with lists of plain values and short objects on one line."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
     with replacing(path, hint=hint) as temporary:
         temporary.write_text(_FLAT.sub(_joined, text) + "\n", encoding="utf-8")
@@ -81,10 +74,6 @@ def _joined(match: re.Match[str]) -> str:
 
 def read_json(path: Path, hint: str = "") -> Any:
     """The JSON value in a file; None if there is no such file.
-
-    Args:
-        path: The file.
-        hint: What to do if it is damaged.
 
     Raises:
         AssetError: If it cannot be read or is not JSON.
@@ -100,17 +89,13 @@ def read_json(path: Path, hint: str = "") -> Any:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, ASCII), 64 hexadecimal
-    digits.
-    """
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, ASCII), in hexadecimal."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits.
-
-    It is remembered while the file's modification time and size stay the same.
+    """SHA-256 of a file in hexadecimal, cached while its modification time and size stay the same.
 
     Raises:
         AssetError: If it cannot be read.
@@ -139,7 +124,6 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         UsageError: If another process holds it.
-        PpapError: If the system refuses.
     """
     try:
         import fcntl

@@ -1,6 +1,4 @@
-"""The hooks that a plugin module may implement. Each is called once, at discovery, and returns
-records only.
-"""
+"""Hooks that a plugin module may implement. Each is called once, at discovery, for its records."""
 
 from __future__ import annotations
 

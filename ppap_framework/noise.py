@@ -5,13 +5,13 @@ The forward process is variance preserving (Ho et al. 2020, arXiv 2006.11239, eq
     x_t = alpha_t x_0 + sigma_t eps,   alpha_t^2 = abar_t,   sigma_t^2 = 1 - abar_t,   eps ~ N(0, I)
 
 with abar_t the running product of 1 - beta_s. A schedule is the array of abar over T base
-timesteps t = 0 .. T-1; t = 0 is the least noisy. A level of noise, independent of any schedule, is
+timesteps t = 0 .. T-1; t = 0 is the least noisy. A noise level, independent of any schedule, is
 its log-SNR,
 
     lambda = log(alpha^2 / sigma^2) = log(abar / (1 - abar))
 
-which falls as noise grows (Kingma et al. 2021, arXiv 2107.00630). Everything that must outlive a
-schedule, such as experts and noise-aware guides, speaks of levels.
+which falls as noise grows (Kingma et al. 2021, arXiv 2107.00630). Experts and noise-aware guides
+use levels, because these hold for any schedule.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NoiseLevel:
 
     @classmethod
     def clean(cls, batch: int) -> NoiseLevel:
-        """The level of `batch` images without noise, log-SNR inf."""
+        """The level of `batch` images without noise: log-SNR inf."""
         return cls(torch.full((batch,), torch.inf, dtype=torch.float64, device="cpu"))
 
     @property
@@ -71,12 +71,12 @@ class NoiseSchedule:
     """A variance-preserving noise schedule over T base timesteps.
 
     Attributes:
-        name: How the schedule is called in files and messages.
+        name: Name in files and messages.
         betas: (T,), float64, each in (0, 1); the last may be 1 (zero terminal SNR, Lin et al. 2023,
             arXiv 2305.08891).
 
     Raises:
-        UsageError: Where `betas` is not such an array.
+        UsageError: If `betas` is not such an array.
     """
 
     name: str
@@ -100,7 +100,6 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
-        """T, the number of base timesteps."""
         return self.betas.shape[0]
 
     @property
@@ -109,23 +108,11 @@ class NoiseSchedule:
         return torch.logit(self.alphas_cumprod)
 
     def level(self, t: Tensor) -> NoiseLevel:
-        """The noise level at base timesteps.
-
-        Args:
-            t: (B,), int64, in [0, T).
-        """
+        """The noise level at base timesteps t, (B,), int64, in [0, T)."""
         return NoiseLevel(self.log_snr[t.cpu()])
 
     def nearest_timestep(self, level: NoiseLevel) -> Tensor:
-        """The base timestep whose level lies nearest, for a network that was trained on this
-        schedule's timesteps.
-
-        Args:
-            level: B levels, of this or any other schedule.
-
-        Returns:
-            (B,), int64, in [0, T).
-        """
+        """The base timestep nearest to each of B levels of any schedule: (B,), int64, in [0, T)."""
         rising = -self.log_snr  # (T,), searchsorted wants it ascending
         wanted = -level.log_snr.to(rising)  # (B,)
         right = torch.searchsorted(rising, wanted).clamp(1, self.num_timesteps - 1)  # (B,)
@@ -149,9 +136,7 @@ class NoiseSchedule:
 
 
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
-    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T for any
-    other length.
-    """
+    """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T."""
     _check_length(num_timesteps)
     scale = 1000.0 / num_timesteps
     if scale * 0.02 >= 1.0:

@@ -1,5 +1,3 @@
-"""The source of a component, for the record of a run."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,7 +8,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Origin:
-    """The source of a component.
+    """The source of a component, for the record of a run.
 
     Attributes:
         component: Its name, or the class of an object that the user brought.
@@ -23,8 +21,8 @@ class Origin:
             hash of the weights' values, as `experts.weights_sha256`; None if experts are attached.
         options: Options that were given.
         resolved: All options, defaults included.
-        dtype: Type to which the weights were cast while loading; None for as stored.
-        load_seconds: Seconds that loading took.
+        dtype: Type to which the weights were cast; None for as stored.
+        load_seconds: Loading time in seconds.
         suppliers: Versions of all distributions involved, those of weights and loss included.
     """
 

@@ -12,13 +12,10 @@ __all__ = ["from_uint8", "scaled", "to_pil", "to_uint8"]
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """round(127.5 (x + 1)), clamped to bytes; NaN becomes mid-grey.
+    """round(127.5 (x + 1)), clamped to bytes, (B, H, W, 3); NaN becomes mid-grey.
 
     Args:
         images: (B, 3, H, W), nominally in [-1, 1], on any device.
-
-    Returns:
-        (B, H, W, 3).
     """
     levels = (images.detach().float().cpu().nan_to_num(0.0) + 1.0) * 127.5
     pixels = levels.round().clamp(0.0, 255.0).permute(0, 2, 3, 1).contiguous()

@@ -12,8 +12,8 @@ interface that it was written for and implements some of the hooks of `ppap_fram
         return [GuiderSpec(name="mine", summary="...", factory="my_package.guider:MyGuider",
                            task="classification", default_loss="cross-entropy")]
 
-A record names its factory as "module:attribute". It is imported only when somebody asks for that
-component, and may import `ppap_framework.author`.
+The factory, "module:attribute", is imported only when the component is made, and may import
+`ppap_framework.author`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ComponentSpec:
     """The record of a component. Use one of the four kinds below.
 
     Attributes:
-        name: The name to ask for, as in `--guider NAME`; lower-case words joined by hyphens.
+        name: Name as in `--guider NAME`; lower-case words joined by hyphens.
         summary: One line for `ppap plugins list`.
         factory: "package.module:attribute" of a callable that makes the component.
         options: "package.module:attribute" of an attrs class whose fields are the options; None
@@ -114,14 +114,13 @@ class BackendSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class GuiderSpec(ComponentSpec):
-    """A network that can guide; `factory(options, checkpoint)` gets a `checkpoints.Checkpoint`, or
-    None if the guider needs none.
+    """A network that can guide. `factory(options, checkpoint)` gets a `Checkpoint` or None.
 
     Attributes:
-        task: The task it answers, such as "classification", "depth", "segmentation".
-        default_loss: The name of the task loss that is used unless another is asked for.
-        noise_aware: Whether it was trained on noised images and wants to know the noise level. Such
-            a guider needs no experts, and `ppap adapt` declines it.
+        task: Task such as "classification", "depth", "segmentation".
+        default_loss: Name of the default task loss.
+        noise_aware: Whether it was trained on noised images and takes the noise level. Such a
+            guider needs no experts, and `ppap adapt` declines it.
         needs_checkpoint: Whether it can only be made from a checkpoint.
     """
 
@@ -153,8 +152,7 @@ class AdapterSpec(ComponentSpec):
     """A way to fine-tune few parameters, made by `factory(options)`.
 
     Attributes:
-        default: The options with which it is used if nobody names adapters; None if it is not used
-            then.
+        default: Options with which it is used by default; None if it is not.
     """
 
     kind = "adapter"
@@ -170,7 +168,7 @@ class AssetFile:
     """The record of a file. Use one of the two kinds below.
 
     Attributes:
-        name: The name to ask for, as in `--checkpoint NAME` or `--experts NAME`.
+        name: Name as in `--checkpoint NAME` or `--experts NAME`.
         summary: One line.
         uri: `https://...`, `hf://owner/name/file`, or `package://package/path/in/package`.
         sha256: Hash of the file, 64 hexadecimal digits; None if no trustworthy one is published.
@@ -191,17 +189,14 @@ class Card(AssetFile):
     """The record of a checkpoint.
 
     Attributes:
-        component: The name of the backend or guider that it is for.
+        component: Name of its backend or guider.
         kind: Which of the two that is.
         image_size: Height and width in pixels of the images that it draws or reads.
-        parameters: The network's number of parameters. If no size is published, the file is taken
-            to have four bytes for each.
-        prefix: The prefix, such as "base.", of the names that the file's tensors have in a
-            component of several networks.
+        parameters: Number of parameters. If no size is published, four bytes are assumed for each.
+        prefix: Prefix of the file's tensors, such as "base.", in a component of several networks.
         architecture: What the component's factory needs to build the network, if the file does not
             say it itself.
-        default: Whether it is used if nothing else is asked for. A card of the component's own
-            distribution goes before one of another.
+        default: Whether it is the default. A card of the component's own distribution goes first.
         joined: For a checkpoint that is only of use with others, the names of all joined by "+",
             such as "glide-base+glide-upsample".
         refusal: Why it can be fetched but not used, in a few words; empty if it can.
@@ -220,12 +215,11 @@ class Card(AssetFile):
 
 @attrs.frozen(kw_only=True)
 class ExpertBundle(AssetFile):
-    """The record of experts of a guider that learned from images of a backend; the file says for
-    which weights.
+    """The record of experts; the file says for which weights.
 
     Attributes:
-        guider: The guider's name.
-        backend: The backend's name.
+        guider: Name of the guider.
+        backend: Name of the backend whose images they learned from.
     """
 
     guider: str = attrs.field(validator=_check_name)
@@ -233,17 +227,16 @@ class ExpertBundle(AssetFile):
 
     @property
     def component(self) -> str:
-        """The guider's name."""
         return self.guider
 
 
 @attrs.frozen(kw_only=True)
 class DefaultTarget:
-    """The target of a guider with one checkpoint if the user names none.
+    """The default target of a guider with one checkpoint.
 
     Attributes:
-        guider: The guider's name.
-        checkpoint: The name of the guider's checkpoint.
+        guider: Name of the guider.
+        checkpoint: Name of its checkpoint.
         text: The target as after `--target`; `package://package/path` for a file in a package.
     """
 

@@ -1,4 +1,7 @@
-"""Predictions of any form: a tensor, or tuples, lists and mappings of tensors (and of nothing)."""
+"""Predictions: tensors, or tuples, lists and mappings of tensors and None.
+
+Functions raise `PluginError` for anything else.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +17,22 @@ __all__ = ["each_tensor", "joined", "squared_difference", "widened"]
 
 
 def each_tensor(change: Callable[[Tensor], Tensor], prediction: Any) -> Any:
-    """A prediction with each of its tensors changed.
-
-    Raises:
-        PluginError: For anything else in it.
-    """
+    """A prediction with each of its tensors changed."""
     return _merged([prediction], lambda tensors: change(tensors[0]))
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """The predictions of several batches as that of one; B is the first dimension of each tensor.
-
-    Raises:
-        PluginError: For anything but tensors in them.
-    """
+    """Concatenate the predictions of several batches; B is the first dimension of each tensor."""
     return _merged(parts, lambda tensors: torch.cat(list(tensors)))
 
 
 def widened(prediction: Any) -> Any:
-    """A prediction with its floating tensors in float32 at least: no loss is computed in 16 bits.
-
-    Raises:
-        PluginError: For anything but tensors in it.
-    """
+    """A prediction with its floating tensors in at least float32, so that losses are accurate."""
     return each_tensor(_wide, prediction)
 
 
 def squared_difference(one: Any, other: Any) -> Tensor:
-    """The mean squared difference of two predictions of one form, over all numbers in their
-    floating tensors: (B,).
+    """Mean squared difference of two predictions over all floating tensors: (B,).
 
     Raises:
         PluginError: If they differ in form, or hold no floating tensor.
@@ -74,14 +64,14 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:
-    """One prediction of several of the same form, tensor by tensor."""
+    """Merge several predictions of the same form, tensor by tensor."""
     first = parts[0]
     if isinstance(first, Tensor):
         return merge(parts)
     if first is None:
         return None
     if isinstance(first, Mapping):
-        return type(first)({key: _merged([p[key] for p in parts], merge) for key in first})  # type: ignore[call-arg]  # as mappings are made
+        return type(first)({key: _merged([p[key] for p in parts], merge) for key in first})  # type: ignore[call-arg]  # mappings are made from dicts
     if isinstance(first, tuple | list):
         merged = [_merged(column, merge) for column in zip(*parts, strict=True)]
         named = isinstance(first, tuple) and type(first) is not tuple

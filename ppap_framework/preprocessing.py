@@ -1,8 +1,7 @@
-"""What happens to images before a network sees them, and guides that can exchange it.
+"""Preprocessing of images, and guides that can exchange it.
 
-Every guide does this by itself. Experts that were trained elsewhere may have seen images otherwise
-than the network they were made from: their file then says how, and a `PreprocessingGuide` shows
-them images so.
+Experts that were trained elsewhere may need other preprocessing than the network they were made
+from. Their file then states it, and a `PreprocessingGuide` applies it.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ def _floats(values: Iterable[float]) -> tuple[float, ...]:
 @final
 @attrs.frozen(kw_only=True)
 class Preprocessing:
-    """From images x in [-1, 1] to what a network is fed: (resize((x + 1) / 2) - mean) / std.
+    """From images x in [-1, 1] to a network's input: (resize((x + 1) / 2) - mean) / std.
 
     Attributes:
         size: Side in pixels to which images are resized; None for no resizing.
         mean: Mean of the three channels, for images in [0, 1].
-        std: Standard deviation likewise, above 0. A mean and std of 0.5 feed x itself.
+        std: Standard deviation of the channels, above 0. A mean and std of 0.5 pass x itself.
         interpolation: Kind of resizing.
         antialias: Whether pixels are averaged when images become smaller.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: If a value is invalid.
     """
 
     size: int | None = attrs.field()
@@ -71,13 +70,12 @@ class Preprocessing:
 
 @final
 class ImageInput(nn.Module):
-    """Resize and normalization that a network wants, differentiable.
+    """Differentiable resizing and normalization.
 
     Images are shown whole: a center crop would hide the border from guidance. Images of the right
-    size are not resized. Nothing is clipped or rounded.
+    size are not resized. Nothing is clipped or rounded. Other arguments are as in `Preprocessing`.
 
     Args:
-        size: As in `Preprocessing`, as are `mean`, `std`, `interpolation` and `antialias`.
         multiple: Both sides are resized to the nearest multiple of this.
         reverse: Whether the network wants blue first.
 
@@ -114,11 +112,11 @@ class ImageInput(nn.Module):
 
     @property
     def size(self) -> int | None:
-        """Side in pixels of the squares that the network is shown; None for images as they are."""
+        """Side in pixels of the network's square input; None for images as they are."""
         return self._how.size
 
     def forward(self, images: Tensor) -> Tensor:
-        """From (B, 3, H, W) in [-1, 1] to (B, 3, h, w) as the network wants it."""
+        """From (B, 3, H, W) in [-1, 1] to the network's input, (B, 3, h, w)."""
         sides = images.shape[-2:] if self.size is None else (self.size, self.size)
         size = tuple(_nearest(side, self._multiple) for side in sides)
         if images.shape[-2:] != size:
@@ -129,10 +127,10 @@ class ImageInput(nn.Module):
         return torch.addcmul(self._shift, images, self._scale)
 
     def preprocessing(self) -> Preprocessing:
-        """The same as a record, for guides whose preprocessing can be exchanged.
+        """The same as a record.
 
         Raises:
-            AssetError: If the network wants blue first, which such a record cannot say.
+            AssetError: If the network wants blue first, which a record cannot say.
         """
         if self._reverse:
             raise AssetError("the network wants blue first, which this guide cannot give it")
@@ -149,4 +147,4 @@ class PreprocessingGuide(GuidanceModel):
 
     @abc.abstractmethod
     def preprocessed(self, preprocessing: Preprocessing) -> GuidanceModel:
-        """The same guide around the same network, with other preprocessing than its own."""
+        """A guide around the same network, with other preprocessing."""

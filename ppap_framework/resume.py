@@ -1,5 +1,6 @@
-"""Folders of resumable jobs: their content, one process at a time, the settings that they were
-begun with, and a record of every call.
+"""Folders of resumable jobs: their content, lock, settings, and a record of every call.
+
+Functions that write raise `PpapError` if the system refuses.
 """
 
 from __future__ import annotations
@@ -23,11 +24,7 @@ KEPT = "finished work is kept, and the same command continues it"
 
 
 def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Accept a folder that is missing, or whose visible files all belong to the job.
-
-    Args:
-        path: The folder.
-        belongs: Whether a file of this name belongs to the job.
+    """Accept a folder that is missing, or whose visible files all belong to the job by name.
 
     Raises:
         UsageError: For any other folder.
@@ -44,7 +41,7 @@ def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
 
 
 def core_version() -> str:
-    """The version of this package, for settings."""
+    """The version of this package."""
     try:
         return metadata.version("ppap-framework")
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
@@ -70,10 +67,10 @@ def opened(path: Path) -> Iterator[None]:
 
 
 def check_settings(path: Path, before: Any, now: Any) -> None:
-    """Accept a job with the settings that the folder was begun with; both are JSON values.
+    """Compare the settings, JSON values, with those that the folder was begun with.
 
     Raises:
-        UsageError: For other settings. It names up to four differences.
+        UsageError: If they differ; the message names up to four differences.
     """
     found = differences(before, now)
     if found:
@@ -98,14 +95,11 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove what a killed process left of files that `files.replacing` was writing.
+    """Remove temporary files that a killed process left in `files.replacing`.
 
     Args:
         path: The folder; it may be missing.
         belongs: Whether a file of this name, without the temporary suffix, belongs to the job.
-
-    Raises:
-        PpapError: If the system refuses.
     """
     with refusals(path, hint=KEPT):
         for entry in path.glob(".*.tmp") if path.is_dir() else ():
@@ -121,7 +115,7 @@ class Calls:
     """The record of a job: its status, and what every call did in how many seconds.
 
     Args:
-        file: Where it is written, as JSON. The calls of a damaged file are forgotten.
+        file: JSON file of the record. The calls of a damaged file are forgotten.
         command: The command that was typed, if there was one.
         call: Further entries of this call; `call` may be changed until it ends.
         content: Further entries of the file, such as the settings.
@@ -147,11 +141,7 @@ class Calls:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """A context whose end is recorded: "complete", "interrupted" or "failed".
-
-        Raises:
-            PpapError: If the record cannot be written.
-        """
+        """A context whose end is recorded: "complete", "interrupted" or "failed"."""
         self.write()
         try:
             yield
@@ -162,11 +152,6 @@ class Calls:
         self.write("complete")
 
     def write(self, status: str = "running") -> None:
-        """Write the file.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
         seconds = round(time.perf_counter() - self._start, 3)
         self.call |= {"status": status, "seconds": seconds}
         calls = [*self._earlier, self.call]

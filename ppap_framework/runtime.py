@@ -1,6 +1,4 @@
-"""How networks are used: on which device, in which precision, frozen, whatever torch's global state
-is; and what a long computation reports.
-"""
+"""How networks are used: device, precision, frozen weights, isolation from torch's global state."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ class Progress:
     """State of a long computation.
 
     Attributes:
-        task: What is done, such as "drawing".
+        task: The activity, such as "drawing".
         done: Steps done, those of earlier calls included.
         total: All steps; an upper bound if fewer may do.
         detail: A few words, such as the loss.
@@ -46,8 +44,8 @@ Watch: TypeAlias = Callable[[Progress], None]
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """A context, or decorator, in which torch's default dtype is float32, its default device the
-    CPU, and inference mode off, so that the caller's global settings change no image.
+    """A context or decorator that keeps torch's global settings from changing images: the default
+    dtype is float32, the default device the CPU, and inference mode off.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
@@ -59,7 +57,7 @@ def isolated() -> Iterator[None]:
 
 
 def generator(*key: object) -> torch.Generator:
-    """A CPU random number generator whose state is a hash of the key's words, joined by "/"."""
+    """A CPU generator, seeded by a hash of the key's words joined by "/"."""
     words = "/".join(map(str, key))
     seed = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(seed, "big"))
@@ -85,7 +83,7 @@ def find_device(name: str | torch.device) -> torch.device:
         torch.ones(1, device=device).item()  # `meta` exists and computes nothing
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = "it is not here, or computes nothing"
-        if device.type == "cuda":  # for others torch's message speaks of backends and operators
+        if device.type == "cuda":  # for others torch's message is unhelpful
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         here += ["mps"] if torch.backends.mps.is_available() else []
@@ -112,17 +110,16 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 def frozen(
     networks: Sequence[nn.Module], device: torch.device, *, move: bool = True
 ) -> Iterator[None]:
-    """A context in which networks are on a device, in evaluation mode, without parameters that
-    require gradients, and compute the same bytes every time.
+    """A context in which networks are on a device, in evaluation mode, deterministic, and without
+    parameters that require gradients. Modes and gradient flags are restored.
 
-    Modes and gradient flags are restored. Networks stay on the device; `move=False` leaves them
-    where they are.
+    Networks stay on the device; `move=False` leaves them where they are.
     """
     trained = [
         parameter
         for network in networks
         for parameter in network.parameters()
-        if parameter.requires_grad and not parameter.is_inference()  # whose flag cannot be set
+        if parameter.requires_grad and not parameter.is_inference()  # whose flag is read-only
     ]
     kernels: Any = contextlib.nullcontext()
     if device.type == "cuda":
@@ -142,7 +139,7 @@ def frozen(
 
 @contextlib.contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """A context in which matrix products and convolutions are computed in that precision."""
+    """A context that sets the precision of matrix products and convolutions."""
     half = precision == "bfloat16"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
@@ -154,9 +151,7 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Peak memory in bytes: of the process, or on the device if that is a GPU; None if the system
-    does not report it.
-    """
+    """Peak memory in bytes, of the process or of a GPU; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # On Linux getrusage's peak survives exec, so a process begins with that of its parent.

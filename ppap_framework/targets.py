@@ -1,11 +1,11 @@
-"""What a user gives as target, decoded safely into a `TargetInput`.
+"""Safe decoding of what a user gives as target into a `TargetInput`.
 
 Words stay words. Pictures, from files or memory, become upright images in one of three forms: RGB
 with 8 bits, single-channel with 16 bits (mode "I;16"), or indexed (mode "P"), whose indices may be
 the labels of a mask. Gray ones of fewer than 8 bits are indexed as well: by their numbers, 0 to 1,
 3 or 15, with a palette of the same grays. Other numbers become tensors; maps may have gaps.
 
-Files are treated as hostile: few formats, a size that is limited before anything is unpacked, and
+Files are untrusted: few formats are read, the size is limited before anything is unpacked, and
 nothing in them is run.
 """
 
@@ -98,7 +98,6 @@ def _from_file(path: Path) -> TargetInput:
 
 @contextlib.contextmanager
 def _decoding(source: str) -> Iterator[None]:
-    """Convert whatever a decoder raises to an `AssetError`."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of sizes that are refused here, and of metadata that is not read.
@@ -135,7 +134,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(source)
     image.seek(0)
-    levels = _few_levels(image)  # decoding forgets it
+    levels = _few_levels(image)  # decoding loses it
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "F":
         return _from_array(np.asarray(upright), source)
@@ -143,7 +142,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
 
 
 def _few_levels(image: Image.Image) -> int | None:
-    """The number of shades of a gray image of fewer than 8 bits; None for all others."""
+    """The number of shades of a gray image of fewer than 8 bits, else None."""
     if image.mode == "1":
         return 2
     if image.mode == "L" and isinstance(image, ImageFile.ImageFile) and image.tile:

@@ -1,4 +1,4 @@
-"""Checkpoints: weights are found, verified and loaded, and no code that comes with them is run.
+"""Checkpoints: weights are found, verified and loaded; no code that comes with them is run.
 
 A checkpoint is one file of tensors, or several, and an *architecture*: a JSON object from which a
 component's factory builds the network. Files that this project writes are safetensors and carry the
@@ -9,7 +9,7 @@ architecture under the metadata key `ppap.architecture`; for other files a card 
     network = build(architecture)
     load_into(network, checkpoint)
 
-Everything that is wrong with a file is an `AssetError` of one line.
+Every fault of a file is an `AssetError` of one line.
 """
 
 from __future__ import annotations

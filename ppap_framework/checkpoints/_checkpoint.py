@@ -37,8 +37,8 @@ class Checkpoint:
         architecture: Description from which a factory builds the network; empty if unknown.
         metadata: Strings that a safetensors file carries beside its tensors.
         card: Card that was asked for; None for a file.
-        dtype: Type to which weights are cast while they are loaded, as far as the network computes
-            in it; None keeps the network's own.
+        dtype: Type to which weights are cast while loading, as far as the network computes in it;
+            None keeps the network's own.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the file; of several files, SHA-256 of the digits of their hashes in a row."""
+        """SHA-256 of the file; of several files, SHA-256 of their concatenated hashes."""
         hashes = [file_sha256(path) for path in self.files]
         return (
             hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -143,11 +143,7 @@ def common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
 
 
 def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """Join the networks of one component into one checkpoint.
-
-    Raises:
-        AssetError: As `common_architecture`.
-    """
+    """Join the networks of one component; raises as `common_architecture`."""
     architecture = common_architecture(parts)
     files = {path: prefix for part in parts for path, prefix in part.files.items()}
     return Checkpoint("+".join(part.name for part in parts), files, architecture)
@@ -158,8 +154,7 @@ def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
 
     Args:
         checkpoint: Any checkpoint.
-        record: Attrs class with a field for everything that can be stated; its validators and
-            converters check the values.
+        record: Attrs class with a field for each key; its validators and converters check values.
 
     Raises:
         AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
@@ -203,7 +198,7 @@ def save_checkpoint(
         path: File to write or replace.
         state_dict: Tensors by name.
         architecture: What the component's factory needs, as JSON.
-        card_notes: Anything else worth keeping, as JSON: recipe, steps, seed, metrics.
+        card_notes: Other notes, as JSON: recipe, steps, seed, metrics.
 
     Raises:
         AssetError: If the file cannot be written.

@@ -1,4 +1,4 @@
-"""From what a user asks for to a checkpoint: names of cards, paths of files, and several joined."""
+"""From the user's choice to a checkpoint: names of cards, paths of files, and several joined."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def find_checkpoint(
     """The checkpoint that is asked for, its containers verified.
 
     Args:
-        registry: Registry whose cards count.
+        registry: Registry of the cards.
         component: Name of the backend or guider that uses it; None for any, and any use.
         kind: Which of the two it is.
         wanted: Name of a card, path of a file, CARD=PATH for a file of a card under another name,
-            or several of these joined by "+". A file that does not state what it is is of the card
-            that publishes a file of this name. None takes the component's default card.
+            or several of these joined by "+". If a file does not state what it is, the card that
+            publishes a file of this name counts. None takes the component's default card.
         offline: Raise instead of downloading.
 
     Raises:
@@ -76,7 +76,7 @@ def find_checkpoint(
 def _find(
     wanted: str | Path, card: Callable[[str], Card], cards: Sequence[Card]
 ) -> tuple[Card | Checkpoint, Card | None]:
-    """A card or an open file, and the card that the file is of if it does not state what it is."""
+    """A card or an open file, and the card of a file that does not state what it is."""
     text = os.fspath(wanted)
     if isinstance(wanted, str) and _CARD_NAME.fullmatch(text):
         try:

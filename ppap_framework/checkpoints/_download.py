@@ -1,5 +1,3 @@
-"""Downloads that continue after an interruption."""
-
 from __future__ import annotations
 
 import errno
@@ -13,20 +11,12 @@ _PLAIN = {"Accept-Encoding": "identity"}  # lengths are otherwise those of compr
 
 
 def download(url: str, path: Path) -> Path:
-    """Download a file to `path`.part, or continue there.
+    """Download a file to `path`.part and return that path; the folder must exist.
 
-    It continues only if the server says that the file is still the same.
-
-    Args:
-        url: Address of the file.
-        path: Final path; its folder must exist.
-
-    Returns:
-        Path of the complete part.
+    An earlier part is continued only if the server says that the file is still the same.
 
     Raises:
-        OSError: If the server, the network or the disk fails; the errors of `requests` are of this
-            type.
+        OSError: If the server, the network or the disk fails, including errors of `requests`.
     """
     import pooch
     import requests

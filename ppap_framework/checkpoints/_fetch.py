@@ -1,7 +1,7 @@
 """From a card to its verified file, downloaded if necessary.
 
-The published hash of a file holds. If none is published, the hash of the file that was used first
-is noted beside it, in the format of `sha256sum`, and holds from then on.
+A file must match its published hash. If none is published, the hash of the first file that was used
+is noted beside it, in the format of `sha256sum`, and must match from then on.
 """
 
 from __future__ import annotations
@@ -42,14 +42,11 @@ def location(card: _File) -> Path:
 def fetch(card: _File, *, offline: bool = False) -> Path:
     """The verified file of a card, downloaded if it is missing or damaged.
 
-    A file that was put by hand where the download belongs is used as well.
-
-    Args:
-        card: The card.
-        offline: Raise instead of downloading, as if `downloads_are_off`.
+    A file that was put by hand in the download's place is used as well. `offline` raises instead of
+    downloading, as `downloads_are_off` does.
 
     Raises:
-        AssetError: If it cannot be downloaded, or is not what the card or the note says.
+        AssetError: If it cannot be downloaded, or does not match the card or the note.
     """
     path = location(card)
     packaged = card.uri.startswith("package://")
@@ -87,7 +84,7 @@ def check(card: _File) -> None:
 
 
 def noted_sha256(path: Path) -> str | None:
-    """The SHA-256 of a file when it was used first; None if it was not noted."""
+    """The noted SHA-256 of a file; None if there is no note."""
     try:
         digest = _note(path).read_text().split()[0]
     except (OSError, IndexError, UnicodeDecodeError):
@@ -96,11 +93,7 @@ def noted_sha256(path: Path) -> str | None:
 
 
 def package_file(uri: str) -> Path:
-    """The path of `package://package/path/in/package`.
-
-    Raises:
-        AssetError: If there is no such package or no such file in it.
-    """
+    """The path of `package://package/path/in/package`; `AssetError` if there is no such file."""
     package, _, inner = uri.removeprefix("package://").partition("/")
     try:
         folder = resources.files(import_module(package))
@@ -169,7 +162,7 @@ def _download(card: _File, path: Path) -> None:
 
 
 def _difference(path: Path, card: _File) -> str:
-    """How the file differs from its card; empty if it does not."""
+    """How the file differs from its card; empty if it matches."""
     size = path.stat().st_size
     if card.size is not None and size != card.size:
         return f"it has {size} bytes instead of {card.size}"

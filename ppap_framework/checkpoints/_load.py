@@ -19,7 +19,7 @@ _madvise = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else No
 
 
 def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool = False) -> None:
-    """Give a network the weights of a checkpoint, whose names and shapes must be the network's.
+    """Load the weights of a checkpoint, with equal names and shapes, into a network.
 
     Tensors of the network's own dtype and device stay in the mapped file, without a copy. Others
     are cast one by one, and the pages that were read for this are released at once. A network on
@@ -55,12 +55,8 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
 
 
 def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """How the names, shapes and kinds of number of tensors differ from those that are wanted,
-    counted, with examples; empty if they do not.
-
-    Args:
-        state: Tensors by name.
-        own: Tensors like those that are wanted.
+    """Differences between a state's tensors and the network's own in names, shapes and kinds of
+    number, counted, with examples; empty if there are none.
     """
     return counted(
         {
@@ -76,7 +72,7 @@ def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
 
 
 def counted(faults: Mapping[str, Sequence[str]]) -> str:
-    """Lists of faults in a line, such as "4 missing (a, b, c, ...); 1 unexpected (d)"."""
+    """Faults in a line, such as "4 missing (a, b, c, ...); 1 unexpected (d)"."""
     return "; ".join(
         f"{len(items)} {what} ({', '.join(items[:3])}{', ...' if len(items) > 3 else ''})"
         for what, items in faults.items()
@@ -97,12 +93,12 @@ def _short(name: str) -> str:
 
 
 def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tensor:
-    """A tensor as the network wants it, in a single copy or none."""
+    """A tensor in the network's dtype, device and layout, with one copy or none."""
     device = torch.device("cpu") if own.device.type == "meta" else own.device
     stays = (tensor.dtype, tensor.device) == (own.dtype, device)
     layout = torch.contiguous_format
     if channels_last and tensor.ndim == 4 and (small or not stays):
-        layout, stays = torch.channels_last, False  # even 1 x 1 kernels, which do not say so
+        layout, stays = torch.channels_last, False  # 1 x 1 kernels too, whose strides do not tell
     if stays:
         return tensor
     copy = torch.empty_like(tensor, dtype=own.dtype, device=device, memory_format=layout)
@@ -112,8 +108,8 @@ def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tens
 def _release_pages(tensor: Tensor) -> None:
     """Release the pages of a mapped file that lie wholly within a tensor.
 
-    A page that was read counts as the process's memory while the file is mapped, and it is while
-    any of its tensors is in use. A released page is read again if it is needed.
+    A page that was read counts as the process's memory while the file is mapped. A released page is
+    read again if it is needed.
     """
     if _madvise is None or not tensor.is_contiguous():
         return

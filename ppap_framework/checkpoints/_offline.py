@@ -1,4 +1,4 @@
-"""Whether anything may be downloaded, and what libraries do if they download files of their own."""
+"""Whether anything may be downloaded, and what libraries that download do if not."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
     own: failures are raised, and retries are logged once.
 
     Args:
-        what: What it gets, for messages.
-        hint: How to get it by hand.
+        what: Name of the files, for messages.
+        hint: How to get them by hand.
         here: Whether a copy may be in the library's cache.
 
     Raises:
@@ -61,7 +61,10 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
         if off and isinstance(error, LocalEntryNotFoundError):
             raise absent from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if type(error).__name__ in ("ConnectionError", "ConnectTimeout"):  # long, and no help
+        if type(error).__name__ in (
+            "ConnectionError",
+            "ConnectTimeout",
+        ):  # their messages are long and useless
             reason = "there is no connection"
         raise AssetError(f"cannot download {what}: {reason}", hint=hint) from error
 

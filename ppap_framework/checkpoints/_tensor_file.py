@@ -1,4 +1,4 @@
-"""Files of tensors: telling their kind, reading them, and writing safetensors.
+"""Files of tensors: detecting their kind, reading them, and writing safetensors.
 
 Files that `torch.save` wrote are pickles, and a pickle may ask for any function to be called.
 torch's restricted unpickler (`weights_only`) builds tensors and plain containers, and raises before
@@ -101,7 +101,7 @@ def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         raise AssetError(f"{str(path)!r} is empty", hint="fetch or save it again")
     if first[8:9] == b"{":  # the header, after its length
         return "safetensors"
-    if first.startswith((b"PK\x03\x04", b"\x80")):  # torch.save writes zip, long ago bare pickles
+    if first.startswith((b"PK\x03\x04", b"\x80")):  # torch.save: zip, or an old bare pickle
         if path.suffix == ".safetensors":
             raise AssetError(
                 f"{str(path)!r} is not safetensors but a pickle under a false name",
@@ -117,7 +117,7 @@ def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
             f"{str(path)!r} is a web page, not a checkpoint", hint="download the file itself"
         )
     if path.suffix == ".safetensors":
-        return "safetensors"  # a damaged one: its reader says how
+        return "safetensors"  # damaged; the reader explains
     raise AssetError(
         f"{str(path)!r} is neither a safetensors file nor one that torch.save wrote",
         hint=f"a checkpoint ends in one of {', '.join(_SUFFIXES)}",

@@ -1,7 +1,7 @@
 """The command line: `ppap --help` imports click and nothing heavier.
 
-A command lives in a module of its own, imported when it is typed, as the click command `command`;
-it returns None or its exit code. Results go to stdout; errors, logs and progress to stderr.
+A command is the click command `command` of a module that is imported when it is typed; it returns
+None or its exit code. Results go to stdout; errors, logs and progress to stderr.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> 
 
 
 def version() -> str:
-    """The version of the installed distribution."""
     from importlib import metadata
 
     try:
@@ -101,11 +100,7 @@ def color() -> bool | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and leave the process with its exit code.
-
-    Args:
-        arguments: What was typed after `ppap`; None for `sys.argv`.
-    """
+    """Run the command line, by default that of `sys.argv`, and exit with its code."""
     options = GlobalOptions()
     with options.afterwards:
         _end_as_interrupted(options)
@@ -121,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _end_as_interrupted(options: GlobalOptions) -> None:
-    """Let SIGTERM end a command as Ctrl-C does, so that records say so."""
+    """Make SIGTERM end a command as Ctrl-C does, so that it is recorded."""
     import signal
 
     with contextlib.suppress(ValueError):  # not in the main thread
@@ -130,7 +125,7 @@ def _end_as_interrupted(options: GlobalOptions) -> None:
 
 
 def _explain(error: Exception, options: GlobalOptions) -> int:
-    """Print on stderr what went wrong and a hint, a line each; the exit code for it."""
+    """Print an error and a hint on stderr, a line each; returns the exit code."""
     if options.debug:
         import traceback
 
@@ -153,7 +148,7 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
         case ImportError() if not (error.name or "").startswith("ppap_framework"):
             message = f"the installation is not complete: {error}"
             hint = "`ppap doctor` looks into it"
-        case OSError():  # such as a full disk; what is foreseen has become a PpapError
+        case OSError():  # unforeseen, such as a full disk
             where = "" if error.filename is None else f": {str(error.filename)!r}"
             message, hint = f"{error.strerror or error}{where}", "--debug shows the traceback"
         case _ if is_out_of_memory(error):

@@ -1,5 +1,3 @@
-"""`ppap adapt`: from a diffusion model and a network to experts, in one command."""
-
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,4 @@
-"""The diffusion model and the settings of a run, on the command line of whatever takes them."""
+"""The options of the diffusion model and of a run, for every command that takes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def backend_options(command: Any) -> Any:
-    """Add the options that name a diffusion model."""
     for add in (
         option(
             "--backend-option",
@@ -35,7 +34,7 @@ def backend_options(command: Any) -> Any:
 
 
 def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> FoundBackend:
-    """The diffusion model that was asked for, to be loaded.
+    """The diffusion model of a command line, not yet loaded.
 
     Args:
         given: Values of options by parameter name.
@@ -65,8 +64,7 @@ def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Comp
     """What determines the images, and how they are computed; not checked.
 
     Args:
-        given: Values of options by parameter name; those that are None, or that are no field of
-            the two records, are left out.
+        given: Values of options by parameter name; None and names that are no field are ignored.
         others: Fields of the records whose option has another name or none.
     """
     import attrs

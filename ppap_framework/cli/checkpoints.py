@@ -1,5 +1,3 @@
-"""`ppap checkpoints`: the weights that plugins know, and which of them are here."""
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -190,7 +188,6 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
 
 
 def _row(card: Card) -> dict[str, Any]:
-    """A card and its file, as JSON."""
     path = _path(card)
     here = _is_here(card)
     return {
@@ -226,7 +223,7 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _flat(architecture: Any, before: str = "") -> dict[str, Any]:
-    """Nested objects as one level of dotted names."""
+    """Flatten nested objects to dotted names."""
     fields: dict[str, Any] = {}
     for name, value in architecture.items():
         nested = isinstance(value, dict)

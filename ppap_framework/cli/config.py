@@ -35,7 +35,7 @@ _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
 
 
 class Text(click.types.StringParamType):
-    """Any text; several of them in one environment variable are separated by ";"."""
+    """Any text; in one environment variable, several are separated by ";"."""
 
     envvar_list_splitter = ";"
 
@@ -46,9 +46,7 @@ class Text(click.types.StringParamType):
 
 
 class Option(click.Option):
-    """An option whose wrong value is collected, to be reported with all others. Its default takes
-    its place; None if it is required.
-    """
+    """An option whose wrong value is collected and replaced by the default, or None if required."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
@@ -69,9 +67,7 @@ class Option(click.Option):
 
 
 def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callable[[Any], Any]:
-    """A `click.option` that is an `Option`: of text if no other type is given, or with choices of
-    which the first is the default.
-    """
+    """An `Option` of text by default; the first of its choices is the default."""
     if choices:
         settings |= {"type": click.Choice(choices), "default": choices[0]}
     if not settings.get("is_flag"):
@@ -94,7 +90,7 @@ def or_auto(number: type[int] | type[float]) -> Callable[[object], Any]:
 
 
 def problems_of(ctx: click.Context) -> Problems:
-    """What is wrong with the options of a command; for what it finds itself as well."""
+    """Collected problems of a command's options; the command may add its own."""
     problems: Problems = ctx.meta.setdefault(_PROBLEMS, Problems())
     return problems
 
@@ -208,7 +204,7 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
 
 
 def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[str, Any]]:
-    """Each option of a command with its value and where that is from."""
+    """Each option of a command with its value and source."""
     configured: click.Command = importlib.import_module(f"ppap_framework.cli.{name}").command
     context = configured.make_context(f"ppap {name}", [])
     problems.errors += [
@@ -220,7 +216,7 @@ def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[s
     return {
         option.name.replace("_", "-"): {
             "value": context.params[option.name],
-            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # it has one
+            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # every option has a source
         }
         for option in configured.params
         if isinstance(option, Option) and option.name

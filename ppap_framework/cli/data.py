@@ -1,5 +1,3 @@
-"""`ppap data`: look at the images that `ppap synthesize` drew."""
-
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""`ppap diagnose`: what a network understands at which noise level."""
-
 from __future__ import annotations
 
 import sys
@@ -172,7 +170,6 @@ def _data(folder: str | None, least: int) -> SyntheticData | None:
 
 
 def _with_experts(guide: Guide, backend: LoadedBackend) -> Guide:
-    """The guide with the experts that were chosen."""
     from ppap_framework.experts import choose_experts
 
     chosen = choose_experts(
@@ -191,7 +188,7 @@ def _with_experts(guide: Guide, backend: LoadedBackend) -> Guide:
 
 
 def _draw(run: Plan, watch: Watch | None) -> tuple[Tensor, Tensor]:
-    """Images of the first stage and of the last one, (N, 3, H, W), uint8."""
+    """Images of the first stage and of the last one, each (N, 3, H, W), uint8."""
     import numpy as np
     import torch
 
@@ -229,7 +226,6 @@ def _about(backend: LoadedBackend, guide: Guide) -> dict[str, Any]:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    """Print a row for each level, and the proposal."""
     columns: dict[str, Callable[[Any], str]] = {
         "same class": lambda reading: _fixed(reading.agreement.value),
         "confidence": lambda reading: _fixed(reading.confidence.value),
@@ -257,5 +253,5 @@ def _show(diagnosis: Diagnosis) -> None:
 
 
 def _fixed(number: float, digits: int = 2) -> str:
-    """A number with so many digits after the point, and no -0."""
+    """A number with fixed digits after the point, and no -0."""
     return f"{round(number, digits) + 0.0:.{digits}f}"

@@ -93,7 +93,7 @@ def _commands() -> dict[str, list[str]]:
 
 
 def _contested_commands() -> list[Conflict]:
-    """The names that several distributions claim, or one and the core, which keeps it."""
+    """Command names that several distributions claim, or one and the core, which keeps them."""
     found = []
     for name, claims in _commands().items():
         core = ["ppap-framework"] if name in COMMANDS else []
@@ -104,7 +104,7 @@ def _contested_commands() -> list[Conflict]:
 
 
 def _probe_torch() -> dict[str, Any]:
-    """The version, threads and device of torch, or its error; in a process, which may crash."""
+    """Version, threads and device of torch, or its error; in another process, which may crash."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE],
@@ -128,7 +128,7 @@ def _probe_torch() -> dict[str, Any]:
 
 
 def _caches() -> list[Path]:
-    """Folders of weights: the project's, and those of libraries that plugins download with."""
+    """Folders of weights: the project's, and those of libraries that plugins use."""
     home = Path.home()
     shared = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     hub = os.environ.get("HF_HUB_CACHE") or Path(
@@ -146,7 +146,7 @@ def _supplies(record: PluginRecord) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files under a folder that can be read; links are not followed."""
+    """Bytes of the readable files under a folder; links are not followed."""
     files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     total = 0
     for file in files:

@@ -1,5 +1,3 @@
-"""What `ppap run --dry-run` shows: the images to be drawn, and their cost."""
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
-    """Print a plan and its cost, for people or as JSON."""
     from ppap_framework.run import counts_of, first_batch
     from ppap_framework.run.estimate import estimate
 

@@ -1,5 +1,3 @@
-"""`ppap experts`: bundles of experts, read from their files alone, and calibrated."""
-
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -208,7 +206,6 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
 
 
 def _row(bundle: BundleFile) -> dict[str, Any]:
-    """A bundle that is here, as JSON."""
     row: dict[str, Any] = {**_EMPTY, "name": bundle.name, "plugin": bundle.distribution}
     row["path"] = str(bundle.path)
     try:
@@ -224,11 +221,7 @@ def _row(bundle: BundleFile) -> dict[str, Any]:
 
 
 def _own(bundle: BundleFile) -> BundleFile:
-    """A bundle that may be written.
-
-    Raises:
-        UsageError: If a distribution supplies it.
-    """
+    """A bundle that may be written: no distribution supplies it."""
     if bundle.distribution is not None:
         raise UsageError(
             f"experts {bundle.name!r} belong to {bundle.distribution}, which is not changed",
@@ -238,7 +231,7 @@ def _own(bundle: BundleFile) -> BundleFile:
 
 
 def _experts(info: BundleInfo) -> list[dict[str, Any]]:
-    """Each expert: the timesteps [first, last] and the log-SNR [above, down to] that it owns."""
+    """Each expert's timesteps [first, last] and log-SNR [above, down to]."""
     ends = [None, *info.boundaries, None]
     return [
         {
@@ -256,7 +249,7 @@ def _experts(info: BundleInfo) -> list[dict[str, Any]]:
 
 
 def _scales(scales: Sequence[float]) -> str:
-    """All of them, or one if they are equal."""
+    """All scales, or one if they are equal."""
     return " ".join(f"{s:.3g}" for s in (scales[:1] if len(set(scales)) == 1 else scales))
 
 

@@ -16,7 +16,7 @@ class GlobalOptions:
         debug: Whether errors show their traceback.
         command: The command that was typed, such as "ppap run".
         author: The distribution that supplies it.
-        afterwards: What `main` restores when it leaves: a process may run several commands.
+        afterwards: What `main` restores on exit: a process may run several commands.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,6 @@ class GlobalOptions:
         self.afterwards = contextlib.ExitStack()
 
     def set_log_level(self) -> None:
-        """Log what the verbosity says."""
         import logging
 
         levels = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO, 2: logging.DEBUG}
@@ -36,7 +35,7 @@ class GlobalOptions:
         ours.setLevel(levels[max(-1, min(self.verbosity, 2))])
 
     def show_logs(self) -> None:
-        """Log to stderr, unless the caller of `main` has arranged where logs go."""
+        """Log to stderr, unless the caller of `main` has set up logging."""
         import logging
 
         root = logging.getLogger()
@@ -48,7 +47,7 @@ class GlobalOptions:
 
 
 def _add(ctx: click.Context, option: click.Parameter, value: int) -> None:
-    """Add the value of an option to what was given before the command's name."""
+    """Add an option's value to the one given before the command's name."""
     options = ctx.ensure_object(GlobalOptions)
     if option.name == "debug":
         options.debug = options.debug or bool(value)
@@ -58,7 +57,7 @@ def _add(ctx: click.Context, option: click.Parameter, value: int) -> None:
 
 
 def global_options(*, hidden: bool) -> list[click.Parameter]:
-    """The options, to be shown in the help of `ppap` and hidden in that of each command."""
+    """The options, shown in the help of `ppap` and hidden in that of each command."""
     common: dict[str, Any] = {"callback": _add, "expose_value": False, "hidden": hidden}
     return [
         click.Option(["-v", "--verbose"], count=True, help="Log more.", **common),
@@ -71,7 +70,7 @@ _EVERYWHERE = global_options(hidden=True)
 
 
 def accept_global_options(command: click.Command) -> None:
-    """Let a command and its subcommands take the global options; its own of that name win."""
+    """Add the global options to a command and its subcommands; their own of the same name win."""
     taken = {name for parameter in command.params for name in parameter.opts}
     command.params += [option for option in _EVERYWHERE if not taken.intersection(option.opts)]
     if isinstance(command, click.Group):

@@ -25,33 +25,27 @@ _METADATA = ("dist-info", "egg-info")
 
 
 class Claim(NamedTuple):
-    """A command that a distribution supplies.
-
-    Attributes:
-        distribution: The distribution's name.
-        target: "module:attribute" of the click command.
-    """
+    """A command that a distribution supplies; the target is "module:attribute"."""
 
     distribution: str
     target: str
 
 
 class Group(click.Group):
-    """A group of the core's commands and of those that plugins add to it."""
+    """The core's commands and those that plugins add."""
 
     prefix: str | None = None
     """What begins the names of entry points; None for the group's name and a dot."""
 
     def summaries(self) -> Mapping[str, str]:
-        """The core's commands and what each does."""
+        """The core's commands, each with its summary."""
         return {name: c.get_short_help_str(100) for name, c in sorted(self.commands.items())}
 
     def core_command(self, name: str) -> click.Command:
-        """One of these."""
         return self.commands[name]
 
     def added(self) -> dict[str, list[Claim]]:
-        """Commands of plugins by their names in this group, each with all who claim it."""
+        """Plugins' commands in this group by name, each with all claims."""
         prefix = f"{self.name}." if self.prefix is None else self.prefix
         found = {
             name.removeprefix(prefix): claims
@@ -98,7 +92,7 @@ class Group(click.Group):
 
 
 def plugin_commands() -> dict[str, list[Claim]]:
-    """The entry points of all installed distributions by name; nothing is imported."""
+    """The commands of all plugins by name; nothing is imported."""
     # Importing importlib.metadata takes half as long as all else that `ppap --help` does, and its
     # entry_points() fails if one distribution's file is damaged.
     found: dict[str, list[Claim]] = {}
@@ -117,7 +111,7 @@ def plugin_commands() -> dict[str, list[Claim]]:
 def _entry_points(folder: str) -> list[tuple[str, str]]:
     try:
         path = f"{folder}{os.sep}entry_points.txt"
-        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # it is quick
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # faster than pathlib
             text = file.read()
     except OSError:
         return []

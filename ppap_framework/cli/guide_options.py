@@ -44,16 +44,13 @@ _FIELDS = {
 def parse_guides(
     given: Mapping[str, Any], problems: Problems, *, offline: bool = False
 ) -> list[GuideRequest]:
-    """The guides of a command line.
+    """The guides of a command line that could be read.
 
     Args:
         given: Values of options by parameter name: `guider`, and if the command has them `scale`,
             `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
         problems: Collects what cannot be read.
         offline: Raise instead of downloading.
-
-    Returns:
-        Those that could be read.
     """
     wanted = [text.strip() for text in _several(given["guider"])]
     if "none" in wanted and len(wanted) > 1:
@@ -112,7 +109,7 @@ def typed_option(
     text: str,
     kind: Literal["backend", "guider", "loss", "adapter"] = "guider",
 ) -> Any:
-    """The value of a component's option, read as the type that its options class declares for it.
+    """The value of a component's option, converted to the type in its options class.
 
     Raises:
         PluginError: If there is no such component, or its options cannot be imported.
@@ -146,8 +143,8 @@ def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> d
     """A component's options, KEY=VALUE each.
 
     Raises:
-        UsageError: If a text cannot be read, a key is given twice, or a value has another type.
-        PluginError: If there is no such component.
+        UsageError: If a text cannot be read, or a key is given twice.
+        PpapError: As `typed_option`.
     """
     found: dict[str, Any] = {}
     for text in texts:
@@ -201,7 +198,7 @@ def _guide(text: str) -> dict[str, Any]:
 
 
 def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
-    """Give the value of an option to the guide that it is for."""
+    """Give the value of an option to the guide that it names."""
     flag, field = f"--{parameter.replace('_', '-')}", _FIELDS[parameter]
     of_guider = field.endswith("options")
     before, equals, after = text.partition("=")

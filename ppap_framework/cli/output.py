@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for machines. A table is what imports rich."""
+"""Output of commands: tables for people, JSON for machines. Only tables import rich."""
 
 from __future__ import annotations
 
@@ -23,25 +23,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def note(text: str) -> None:
-    """Print a line about the result on stderr, unless -q was given."""
+    """Print a line on stderr, unless -q was given."""
     if click.get_current_context().ensure_object(GlobalOptions).verbosity >= 0:
         click.echo(f"ppap: {text}", err=True)
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]
 ) -> None:
-    """Print rows under their columns' names; None is an empty cell.
-
-    Args:
-        columns: The names.
-        rows: The cells of each row in order, or by the names of their columns.
-    """
+    """Print rows, each in order or by column names; None is an empty cell."""
     from rich import box
     from rich.table import Table
 
@@ -55,7 +49,7 @@ def print_table(
 
 
 def print_fields(title: str, fields: Mapping[str, Any]) -> None:
-    """Print a title and its fields, a line each; empty ones are left out."""
+    """Print a title and its fields, one per line; empty fields are left out."""
     from rich.table import Table
 
     if not fields:
@@ -79,8 +73,8 @@ def print_verified(
     Args:
         results: A record of each file, which gets the message of its problem as "fault".
         good: Key of whether it is undamaged.
-        line: The line for an undamaged file, to be formatted with its record.
-        problems: Those of the other files, in order.
+        line: Format string for an undamaged file's record.
+        problems: Problems of the other files, in order.
         as_json: Print the records instead.
 
     Raises:
@@ -100,7 +94,6 @@ def print_verified(
 
 
 def size_words(size: int) -> str:
-    """A number of bytes with a unit."""
     for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= of:
             return f"{size / of:.{2 if unit == 'GB' else 0}f} {unit}"
@@ -108,7 +101,7 @@ def size_words(size: int) -> str:
 
 
 def _console() -> Console:
-    """Stdout for rich, which honours NO_COLOR and FORCE_COLOR; no text is taken for markup."""
+    """Stdout for rich, without markup; honours NO_COLOR and FORCE_COLOR."""
     from rich.console import Console
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.

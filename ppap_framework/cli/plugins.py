@@ -1,4 +1,4 @@
-"""`ppap plugins`: what is installed, answered from records; it works whatever plugin is broken."""
+"""`ppap plugins`: what is installed, read from records, so it works if a plugin is broken."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def info(name: str, as_json: bool) -> None:
 
 
 def describe_plugin(record: PluginRecord) -> dict[str, Any]:
-    """Everything that is known of a plugin, JSON."""
+    """Everything known of a plugin, JSON."""
     return {
         "plugin": record.name,
         "version": record.version,
@@ -107,7 +107,7 @@ def describe_plugin(record: PluginRecord) -> dict[str, Any]:
 
 
 def print_idle(records: Iterable[PluginRecord]) -> None:
-    """Print a table of the plugins that supply nothing, and why; nothing if there are none."""
+    """Print a table of the plugins that supply nothing, and why."""
     idle = [(r.name, r.version, r.status, r.reason, r.hint) for r in records if r.status != "ok"]
     if idle:
         print_table(["not loaded", "version", "status", "reason", "hint"], idle)
@@ -132,7 +132,7 @@ def _summary(record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
 def _describe_component(
     found: Registry, record: PluginRecord, spec: ComponentSpec
 ) -> dict[str, Any]:
-    """Everything that is known of a component, JSON; imports its options class, and that alone."""
+    """Everything known of a component, JSON; imports its options class alone."""
     described = {**_summary(record, spec), **attrs.asdict(spec), "options": _options(found, spec)}
     name = f"{record.distribution}:{spec.name}"
     if isinstance(spec, BackendSpec):

@@ -1,4 +1,4 @@
-"""The progress bar of every long command, and what it says when it is interrupted."""
+"""The progress bar of long commands, and the message of an interrupt."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:
-    """A context of a command in which a long computation shows its progress on stderr.
+    """A context that shows the progress of a long computation on stderr.
 
     Args:
-        interrupted: What an interrupt leaves and what goes on from there, in a few words.
-        lines: Whether a line is printed as each task begins if stderr is no terminal.
+        interrupted: Message of an interrupt: what is left and how to continue.
+        lines: Whether to print a line for each task if stderr is no terminal.
 
     Yields:
         The function to call with the progress; None if nothing is shown, as with `-q`.
@@ -43,7 +43,7 @@ def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | 
 
 @contextmanager
 def _bars() -> Iterator[Watch]:
-    """A bar for each task, from when it is first heard of until it is done and another begins."""
+    """A bar for each task, until it is done and another begins."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -57,7 +57,7 @@ def _bars() -> Iterator[Watch]:
             if now.task not in shown:
                 for finished in (bar for bar in shown.values() if bar.finished):
                     bars.remove_task(finished.id)
-                # It begins at what earlier calls did, which says nothing about speed.
+                # Steps of earlier calls count as completed and do not affect the speed.
                 bars.add_task(now.task, completed=now.done, total=now.total, detail=now.detail)
             else:
                 bar = shown[now.task].id

@@ -1,5 +1,3 @@
-"""`ppap run`: draw images, steered by guides."""
-
 from __future__ import annotations
 
 import sys
@@ -140,7 +138,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
-    """Everything that can be wrong is found before weights are read, and reported at once."""
+    """Find all errors before weights are read, and report them together."""
     from ppap_framework import run
     from ppap_framework.cli.guide_options import parse_guides
 

@@ -1,5 +1,3 @@
-"""`ppap synthesize`: draw the images that experts are trained on."""
-
 from __future__ import annotations
 
 import sys
@@ -48,7 +46,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     from ppap_framework.data import check_synthesis, synthesize
 
-    # Options that could not be read are None, and reported; others take their place.
+    # Options that could not be read are None and already reported; use defaults here.
     num = 1 if given["num"] is None else given["num"]
     shard, workers = 512 if given["shard"] is None else given["shard"], given["workers"]
     out, prompts = Path(given["out"] or ".").expanduser(), None
@@ -82,7 +80,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _prompts(path: str | None, num: int) -> list[str] | None:
-    """A prompt for each image: the lines of a file that are not blank, in turn."""
+    """A prompt for each image: the non-blank lines of a file, in turn."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What `ppap transfer` and `ppap adapt` have in common: the guide, the recipe, the result."""
+"""Options and output that `ppap transfer` and `ppap adapt` share."""
 
 from __future__ import annotations
 
@@ -81,18 +81,13 @@ _EXPERTS = (
 
 
 def guide_options(command: Any) -> Any:
-    """Add the options that name the network."""
     for add in reversed(_GUIDE):
         command = add(command)
     return command
 
 
 def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
-    """Add the options of experts and of their training.
-
-    Args:
-        calibrate: Whether experts are calibrated by default.
-    """
+    """Add the options of training; `calibrate` says whether experts are calibrated by default."""
     flag = option(
         "--calibrate/--no-calibrate",
         is_flag=True,
@@ -109,7 +104,7 @@ def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
 
 
 def recipe_of(given: Mapping[str, Any], problems: Problems) -> Recipe:
-    """The recipe that was asked for. What cannot be read is collected; the rest is not checked."""
+    """The recipe of a command line, not checked; what cannot be read is collected."""
     import attrs
 
     from ppap_framework.learn import Recipe
@@ -141,7 +136,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
 
 def _adapter(text: str) -> tuple[str, str]:
-    """Name, perhaps "distribution:name", and options."""
+    """A name, perhaps "distribution:name", and options."""
     name, _, options = text.strip().partition(":")
     own, _, rest = options.partition(":")
     return (f"{name}:{own}", rest) if own and "=" not in own else (name, options)
@@ -160,7 +155,7 @@ def _boundaries(text: str | None) -> Boundaries:
 
 
 def show_bundle(bundle: BundleFile, as_json: bool) -> None:
-    """Print trained experts as JSON, or as a table and the path of their file."""
+    """Print trained experts as JSON, or as a table and their file's path."""
     info = bundle.info
     shares = [n / info.network_parameters for n in info.expert_parameters]
     if as_json:

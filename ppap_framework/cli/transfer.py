@@ -1,5 +1,3 @@
-"""`ppap transfer`: experts learn from a synthetic set what their teacher says of clean images."""
-
 from __future__ import annotations
 
 import sys

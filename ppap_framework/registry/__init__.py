@@ -1,7 +1,7 @@
 """Discovery of plugins, and the way from a name to the component that a plugin supplies.
 
-`discover()` imports every plugin module on its own and keeps what went wrong as data; a `Registry`
-answers questions about what it found; only `Registry.make` imports a component's code.
+`discover()` imports every plugin module in isolation and records errors. A `Registry` answers
+questions about the result. Only `Registry.make` imports a component's code.
 """
 
 from ppap_framework.registry.conflicts import Conflict, conflicts

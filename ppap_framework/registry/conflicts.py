@@ -1,5 +1,3 @@
-"""Names that several plugins claim."""
-
 from __future__ import annotations
 
 import attrs
@@ -14,7 +12,7 @@ class Conflict:
     """Several plugins that claim what only one can have.
 
     Attributes:
-        subject: What they claim, such as "guider 'depth'".
+        subject: The claimed thing, such as "guider 'depth'".
         claims: The names of the plugins, in order.
         taken: The claim that is used all the same; None if asking for the name is an error.
     """
@@ -26,7 +24,7 @@ class Conflict:
 
 def conflicts(found: Registry) -> list[Conflict]:
     """Every name that several plugins claim, and every default that none of them owns."""
-    claimed: dict[str, list[str]] = {}  # by subject, plugins
+    claimed: dict[str, list[str]] = {}  # plugins by subject
     defaults: dict[str, list[str]] = {}
     for plugin, item in found.offers(ComponentSpec | ExpertBundle):
         claimed.setdefault(label(item), []).append(plugin.name)
@@ -54,13 +52,13 @@ def conflicts(found: Registry) -> list[Conflict]:
 
 
 def _forms(found: Registry, kind: CardKind, name: str) -> list[str]:
-    """The forms in which to ask for a component: by distribution if several claim the name."""
+    """The names to ask for a component by: with distributions if several claim the name."""
     owners = sorted(found.owners(kind, name))
     return [f"{owner}:{name}" for owner in owners] if len(owners) > 1 else [name]
 
 
 def _equals(found: Registry, kind: CardKind, component: str, offers: Offers) -> list[str]:
-    """The plugins of offers between which nothing but the distribution's name decides."""
+    """The plugins among which only the distribution's name decides."""
     owners = found.owners(kind, component)
     own = [plugin.name for plugin, _ in offers if plugin.distribution in owners]
     return own or [plugin.name for plugin, _ in offers]

@@ -1,13 +1,13 @@
-"""Finding plugins, each in isolation: what one does wrong becomes its record and nobody's trouble.
+"""Discovery of plugins, each in isolation: an error of one is recorded and disturbs no other.
 
 pluggy says which functions of a module are hooks and whether they fit their declarations. Its own
-loading of entry points is not used: there one import that fails ends the host, and the second of
-two entry points of one name is dropped without a word. Distributions are asked one by one, because
+loading of entry points is not used: one failing import would end the host, and the second of two
+entry points of one name is silently dropped. Distributions are asked one by one, because
 `importlib.metadata.entry_points()` fails as a whole if one `entry_points.txt` cannot be parsed.
 
-The environment says which plugins are wanted: `PPAP_PLUGINS` (only these) and
-`PPAP_DISABLE_PLUGINS` are lists with commas of distributions, entry points, or
-"distribution:entry-point"; `PPAP_STRICT_PLUGINS=1` makes a plugin that fails raise.
+Environment variables select plugins: `PPAP_PLUGINS` (only these) and `PPAP_DISABLE_PLUGINS` are
+comma-separated distributions, entry points, or "distribution:entry-point";
+`PPAP_STRICT_PLUGINS=1` makes a plugin that fails raise.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _RETURNS: dict[str, tuple[type, ...]] = {
 
 
 class _RefusedError(Exception):
-    """A plugin that raised nothing and still cannot be used; the message says why."""
+    """A plugin that raised nothing but cannot be used; the message says why."""
 
     def __init__(self, message: str, *, status: Status = "broken", hint: str = "") -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class _RefusedError(Exception):
 
 @functools.cache
 def registry() -> Registry:
-    """What `discover()` found, once in a process."""
+    """The result of `discover()`, once in a process."""
     return discover()
 
 
@@ -89,9 +89,9 @@ def discover(
     """Import every installed plugin module and ask its hooks; imports no component.
 
     Args:
-        path: The folders in which to look for distributions; None for `sys.path`.
-        environ: The variables of the environment.
-        strict: Whether a plugin that failed raises; None for what `PPAP_STRICT_PLUGINS` says.
+        path: Folders in which to look for distributions; None for `sys.path`.
+        environ: Environment variables.
+        strict: Whether a plugin that fails raises; None for the value of `PPAP_STRICT_PLUGINS`.
 
     Raises:
         PluginError: For the first plugin that failed, if strict.
@@ -116,7 +116,7 @@ def discover(
 
 
 def excluded_by(plugin: PluginRecord, environ: Mapping[str, str]) -> str | None:
-    """The variable of the environment that keeps a plugin out, or None."""
+    """The environment variable that excludes a plugin, or None."""
     if any(_means(word, plugin) for word in _words(environ, DISABLE)):
         return DISABLE
     only = _words(environ, ONLY)
@@ -126,7 +126,7 @@ def excluded_by(plugin: PluginRecord, environ: Mapping[str, str]) -> str | None:
 def unknown_names(
     plugins: Sequence[PluginRecord], environ: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:
-    """The words that mean no plugin, each with its variable."""
+    """The words that name no plugin, each with its variable."""
     return tuple(
         (variable, word)
         for variable in (ONLY, DISABLE)
@@ -147,7 +147,7 @@ def _means(word: str, plugin: PluginRecord) -> bool:
 
 
 def _plugins(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint | None]]:
-    """A record for every entry point of the group; a broken one alone if they cannot be read."""
+    """A record for every entry point of the group; one without it if they cannot be read."""
     seen = set()
     for distribution in distributions() if path is None else distributions(path=path):
         if not _has_plugins(distribution):
@@ -190,7 +190,7 @@ def _identity(distribution: Distribution) -> tuple[str, str | None]:
 
 
 def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
-    """The record with what the plugin supplies, or what is wrong with it."""
+    """The record with what the plugin supplies, or its error."""
     doing = f"importing {entry_point.value}"
     offered: list[ComponentSpec | Asset] = []
     try:
@@ -257,7 +257,7 @@ def check_api(plugin: object, distribution: str) -> None:
 def _hooks(plugin: object, name: str) -> list[HookCaller]:
     """The hooks that a plugin implements, registered and checked by pluggy.
 
-    With a manager of its own for each plugin, none can wrap or disturb another one's hooks.
+    A separate manager for each plugin keeps it from wrapping another's hooks.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -280,7 +280,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
 
 
 def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
-    """What one hook returns, checked to be records of the right type."""
+    """The records that one hook returns, with their types checked."""
     wanted = _RETURNS[caller.name]
     rule = f"{caller.name}() must return a list of {' and '.join(one.__name__ for one in wanted)}"
     answers = caller()

@@ -31,12 +31,9 @@ def list_adapters() -> list[str]:
 
 
 def list_checkpoints(component: str | None = None) -> list[str]:
-    """The names of the published checkpoints, as `checkpoint=` takes them.
+    """The names of a component's published checkpoints, or of all, as `checkpoint=` takes them.
 
     Those that are only of use together are joined by "+"; those of no use are left out.
-
-    Args:
-        component: The backend or guider that they are for; None for all.
     """
     found = registry()
     cards = found.every_card()

@@ -1,5 +1,3 @@
-"""Questions about what plugins supply, answered from their records alone."""
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -35,23 +33,24 @@ Offers = list[tuple[PluginRecord, Any]]
 
 @attrs.frozen
 class Registry:
-    """Everything that discovery found.
+    """Everything that discovery found; only records are consulted.
 
     A component, checkpoint or bundle of experts is asked for by its name, or as "distribution:name"
     if several distributions claim the name. Methods that take a name raise `PluginError` if several
-    do; the hint says what to type.
+    do, and for a component if none does; for a checkpoint or bundle that nobody supplies they raise
+    `AssetError`. The hint says what to type.
 
     Attributes:
         records: One for each plugin, by distribution and entry point.
-        unknown_names: Each variable of the environment that names a plugin which is not installed,
-            with that name.
+        unknown_names: Each environment variable that names a plugin which is not installed, with
+            that name.
     """
 
     records: tuple[PluginRecord, ...]
     unknown_names: tuple[tuple[str, str], ...] = ()
 
     def offers(self, of: type | UnionType, name: str | None = None, **fields: Any) -> Offers:
-        """The records of a type, of a name, and with fields of these values."""
+        """The records of a type, with this name and these values of fields."""
         distribution, bare = split(name) if name is not None else (None, None)
         return [
             (plugin, item)
@@ -68,9 +67,7 @@ class Registry:
         return {plugin.distribution for plugin, _ in self.offers(ComponentSpec, name, kind=kind)}
 
     def own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
-        """Offers for a component: its own distribution's first, and those of distributions that
-        supply another component of that name not at all.
-        """
+        """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
         owners = self.owners(kind, component)
         rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
         return sorted(
@@ -79,7 +76,7 @@ class Registry:
         )
 
     def specs(self, kind: ComponentKind) -> list[ComponentSpec]:
-        """Every component of a kind, by name; a name that is claimed twice is there twice."""
+        """Every component of a kind, by name; each claim of a name counts."""
         own = (spec for _, spec in self.offers(ComponentSpec, kind=kind))
         return sorted(own, key=lambda spec: spec.name)
 
@@ -94,11 +91,6 @@ class Registry:
     @overload
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec: ...
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec:
-        """The component of that name.
-
-        Raises:
-            PluginError: If nobody supplies it, or several do.
-        """
         claims = self.offers(ComponentSpec, name, kind=kind)
         if not claims:
             known = [spec.name for spec in self.specs(kind)]
@@ -107,7 +99,7 @@ class Registry:
         return found
 
     def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
-        """The plugin that a component or asset of this registry came from.
+        """The plugin that a record of this registry came from.
 
         Raises:
             LookupError: For any other record.
@@ -118,12 +110,12 @@ class Registry:
         raise LookupError(f"{item!r} is not of this registry")
 
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
-        """The task loss of a guider; its own distribution's goes before another's of that name."""
+        """The task loss of a guider, preferably of its own distribution."""
         own = f"{self.provider(guider).distribution}:{guider.default_loss}"
         return self.spec("loss", own if self.owners("loss", own) else guider.default_loss)
 
     def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:
-        """The adapters, with their options, that an expert is made of if nobody names any.
+        """The default adapters of an expert, with their options.
 
         They are attached, and stored in a bundle, in reverse alphabetical order.
         """
@@ -133,22 +125,13 @@ class Registry:
     def cards(self, component: str, kind: CardKind) -> list[Card]:
         """The checkpoints of a component: its own distribution's first, then by distribution.
 
-        If several distributions claim the component's name, "distribution:name" leaves out what the
-        others bring: it is for components of their own.
+        If several distributions claim the component's name, "distribution:name" leaves out those of
+        the others, which are for components of their own.
         """
         return [card for _, card in self._cards(component, kind)]
 
     def card(self, component: str, kind: CardKind, name: str) -> Card:
-        """The checkpoint of that name.
-
-        Args:
-            component: The component's name.
-            kind: The component's kind.
-            name: The checkpoint's name, among `cards`; or "distribution:name", of any.
-
-        Raises:
-            AssetError: If there is none.
-        """
+        """A checkpoint of the component by name among `cards`, or any as "distribution:name"."""
         what = f"{kind} {split(component)[1]!r}"
         distribution, bare = split(name)
         offers = self._cards(split(component)[1] if distribution else component, kind)
@@ -173,16 +156,12 @@ class Registry:
         return found[0] if len(found) == 1 else None
 
     def every_card(self) -> list[Card]:
-        """All checkpoints: by their components, and then as plugins list them."""
+        """All checkpoints: by component, then as plugins list them."""
         cards = [card for _, card in self.offers(Card)]
         return sorted(cards, key=lambda card: (card.kind, card.component))
 
     def card_named(self, name: str) -> Card:
-        """The checkpoint of that name, whatever it is for.
-
-        Raises:
-            AssetError: If there is none.
-        """
+        """The checkpoint of that name, of any component."""
         bare = split(name)[1]
         if claims := self.offers(Card, name):
             card: Card = _only(claims, f"checkpoint {bare!r}", "", name)
@@ -192,11 +171,7 @@ class Registry:
         raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
 
     def default_card(self, component: str, kind: CardKind) -> Card:
-        """The checkpoint of a component that is used if nobody names one.
-
-        Raises:
-            AssetError: If there is none.
-        """
+        """The default checkpoint of a component."""
         cards = self.cards(component, kind)
         for card in cards:
             if card.default:
@@ -208,22 +183,12 @@ class Registry:
         )
 
     def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
-        """The bundles of experts that distributions offer, by distribution.
-
-        Args:
-            backend: Only those that learned from this backend.
-            guider: Only those of this guider.
-        """
+        """The bundles of experts, by distribution; of a backend and a guider, if given."""
         wanted = {"backend": backend, "guider": guider}
         fields = {field: name for field, name in wanted.items() if name is not None}
         return [bundle for _, bundle in self.offers(ExpertBundle, **fields)]
 
     def bundle(self, name: str) -> ExpertBundle:
-        """The bundle of experts of that name.
-
-        Raises:
-            AssetError: If there is none.
-        """
         bare = split(name)[1]
         if claims := self.offers(ExpertBundle, name):
             bundle: ExpertBundle = _only(claims, f"experts {bare!r}", "--experts", name)
@@ -233,7 +198,7 @@ class Registry:
         raise AssetError(f"no experts are called {name!r}", hint=hint)
 
     def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
-        """The target of a guider with a checkpoint if nobody names one, if there is one."""
+        """The default target of a guider with a checkpoint, if any."""
         of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
         offers = self.own_first("guider", guider, self.offers(DefaultTarget, **of))
         return offers[0][1] if offers else None
@@ -282,7 +247,7 @@ class Registry:
                 the distribution.
             UsageError: For options that the component does not take.
             AssetError: If it needs a checkpoint and gets none.
-            PpapError: Whatever the factory itself raises of that family.
+            PpapError: If the factory itself raises one.
         """
         return making.make(spec, options, checkpoint, self._label(spec))
 
@@ -295,11 +260,7 @@ class Registry:
 
 
 def _only(claims: Offers, subject: str, flag: str, name: str) -> Any:
-    """The one claim of a name.
-
-    Raises:
-        PluginError: If there are several.
-    """
+    """The only claim of a name; several raise `PluginError`."""
     if len(claims) > 1:
         raise refusals.contested(subject, flag, name, [plugin for plugin, _ in claims])
     return claims[0][1]

@@ -1,6 +1,4 @@
-"""The way from a record to the component: here a plugin's code is imported, and its failures are
-named after its distribution.
-"""
+"""Importing a plugin's code and making components; errors name the distribution."""
 
 from __future__ import annotations
 
@@ -17,11 +15,7 @@ from ppap_framework.registry.records import install_hint, missing_module, one_li
 
 
 def load(reference: str, what: str) -> Any:
-    """Import "package.module:attribute" for the component `what`.
-
-    Raises:
-        PluginError: If that fails, whatever is raised.
-    """
+    """Import "package.module:attribute" for the component `what`, or raise `PluginError`."""
     module, _, attribute = reference.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -79,19 +73,19 @@ def _unknown(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _complaint(field: attrs.Attribute[Any], value: Any) -> list[str]:
-    """What a field's own converter and validator say about a value, without the other fields."""
+    """Errors of a field's own converter and validator, without the other fields."""
     own = attrs.field(validator=field.validator, converter=field.converter)
     try:
         attrs.make_class("Alone", {field.name: own})(value)
     except (TypeError, ValueError, PpapError) as error:
         return [f"option {field.alias or field.name!r}: {_text(error)}"]
-    except Exception:  # it looks at other fields: the whole class will tell
+    except Exception:  # it reads other fields; making the class reports it
         pass
     return []
 
 
 def _text(error: Exception) -> str:
-    """The message alone: attrs' validators carry the field, the type and the value behind it."""
+    """The message alone, without the field, type and value that attrs' validators add."""
     return " ".join(str(error.args[0] if error.args else error).split())
 
 

@@ -1,5 +1,3 @@
-"""What discovery leaves behind: one record for each plugin, whatever became of it."""
-
 from __future__ import annotations
 
 import re
@@ -27,19 +25,19 @@ _DISTRIBUTION_OF = {
 
 @attrs.frozen(kw_only=True)
 class PluginRecord:
-    """One entry point of the group `ppap`, and what became of it.
+    """One entry point of the group `ppap`, and the result of loading it.
 
     Attributes:
-        distribution: The distribution that brings it, in normal form (PEP 503).
+        distribution: Normal form (PEP 503) of its distribution's name.
         version: The distribution's version, if its metadata states one.
         entry_point: The entry point's name.
-        module: What it names: "package.module" or "package.module:object".
+        module: Its reference: "package.module" or "package.module:object".
         status: Only plugins that are "ok" supply anything.
         reason: One line on why it is not ok.
         hint: What to type about it; may be empty.
         error: The exception that it raised, if any.
-        specs: The components that it supplies.
-        assets: The cards, bundles of experts and default targets that it supplies.
+        specs: Components that it supplies.
+        assets: Cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str
@@ -60,7 +58,6 @@ class PluginRecord:
 
     @property
     def failed(self) -> bool:
-        """Whether it should have worked and did not."""
         return self.status not in ("ok", "disabled")
 
     @property
@@ -86,7 +83,7 @@ def split(name: str) -> tuple[str | None, str]:
 
 
 def label(item: ComponentSpec | Asset) -> str:
-    """What a record is of, such as "guider 'depth'"; unique within one plugin."""
+    """What a record describes, such as "guider 'depth'"; unique within one plugin."""
     match item:
         case ComponentSpec():
             return f"{item.kind} {item.name!r}"
@@ -99,7 +96,7 @@ def label(item: ComponentSpec | Asset) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The type and the message of an exception, whatever its author did to them."""
+    """The type and the message of an exception in one line."""
     try:
         message = " ".join(str(error).split())
     except Exception:
@@ -108,12 +105,7 @@ def one_line(error: BaseException) -> str:
 
 
 def missing_module(error: BaseException, importing: str) -> str | None:
-    """The module of another distribution whose absence made an import fail, or None.
-
-    Args:
-        error: The exception of the import.
-        importing: What was imported, "package.module" or "package.module:object".
-    """
+    """The absent module of another distribution that made importing `importing` fail, or None."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
     top = error.name.partition(".")[0]
@@ -122,7 +114,6 @@ def missing_module(error: BaseException, importing: str) -> str | None:
 
 
 def install_hint(module: str) -> str:
-    """The command that brings a missing module."""
     top, _, rest = module.partition(".")
     # If only a submodule is missing, the package is installed, in another release.
     return f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"

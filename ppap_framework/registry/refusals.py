@@ -1,7 +1,7 @@
-"""The messages for names that cannot be resolved: what was asked for, and what to type instead.
+"""Messages for names that cannot be resolved: what was asked for, and what to type instead.
 
-Which distribution supplies a component that is not installed is known from the extras of
-ppap-framework: `pip install ppap-framework[NAME]` brings the component NAME.
+The extras of ppap-framework tell which distribution supplies a component that is not installed:
+`pip install ppap-framework[NAME]` brings the component NAME.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _EXTRA = re.compile(r"([\w.-]+).*; *extra *== *['\"]([\w.-]+)['\"]")
 
 
 def suppliers() -> dict[str, str]:
-    """The distribution that brings each component for which there is an extra."""
+    """The distribution of each component that has an extra."""
     return {name: brought[0] for name, brought in _extras().items() if len(brought) == 1}
 
 
 def _extras() -> dict[str, list[str]]:
-    """What each extra of ppap-framework brings; nothing if it is not installed."""
+    """Distributions of each extra of ppap-framework; none if it is not installed."""
     try:
         requirements = metadata.requires("ppap-framework") or ()
     except metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def _extras() -> dict[str, list[str]]:
 
 
 def install_command(distribution: str, records: Sequence[PluginRecord]) -> str:
-    """The command that brings a component: an installed distribution that lacks it is too old."""
+    """The command that installs a component, or updates an installed distribution that lacks it."""
     old = any(record.distribution == distribution for record in records)
     return f"pip install {'--upgrade ' if old else ''}{distribution}"
 
@@ -50,12 +50,12 @@ def install_command(distribution: str, records: Sequence[PluginRecord]) -> str:
 def missing_component(
     kind: ComponentKind, name: str, known: Sequence[str], records: Sequence[PluginRecord]
 ) -> PluginError:
-    """Nobody supplies the component: it is unknown or not installed, or its plugin failed.
+    """The error for a component that is unknown or not installed, or whose plugin failed.
 
     Args:
         kind: The kind of component.
         name: Its name as it was typed.
-        known: The names of that kind that can be had.
+        known: Available names of that kind.
         records: Every plugin.
     """
     distribution, bare = split(name)
@@ -84,7 +84,7 @@ def missing_component(
 
 
 def contested(subject: str, flag: str, name: str, providers: Sequence[PluginRecord]) -> PluginError:
-    """Several plugins claim one name."""
+    """The error for a name that several plugins claim."""
     forms = list(dict.fromkeys(f"{record.distribution}:{split(name)[1]}" for record in providers))
     if len(forms) == len(providers):
         hint = "type " + " or ".join(f"{flag} {form}" for form in forms)
@@ -95,7 +95,7 @@ def contested(subject: str, flag: str, name: str, providers: Sequence[PluginReco
 
 
 def usable(cards: Iterable[Card]) -> list[str]:
-    """The names that a checkpoint may be asked for by: joined if it is of no use alone."""
+    """The names to ask for checkpoints by: joined if they are of no use alone."""
     return list(dict.fromkeys(card.joined or card.name for card in cards if not card.refusal))
 
 
@@ -108,13 +108,13 @@ def card_hint(
         kind: The kind of component.
         component: Its name.
         name: The checkpoint's name as it was typed; empty if the default was wanted.
-        known: The checkpoints that there are.
+        known: Available checkpoints.
         records: Every plugin.
     """
     if known:
         return one_of(name, known)
     hint = f"name a file with {CHECKPOINT_FLAGS[kind]} PATH"
-    if split(component)[1] not in suppliers():  # nothing is known of others' components
+    if split(component)[1] not in suppliers():  # components without an extra are unknown
         return hint
     for record in records:
         if record.status != "ok":
@@ -126,12 +126,11 @@ def card_hint(
 
 
 def one_of(name: str, known: Sequence[str]) -> str:
-    """The names that there are, with the nearest first."""
+    """The known names, nearest first."""
     near = nearest(name, known)
     listed = f"give the path of a file, or one of {', '.join(dict.fromkeys(known))}"
     return f"did you mean {near!r}? Otherwise {listed}" if near else listed
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like a mistyped one."""
     return next(iter(difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)), None)
