@@ -1,4 +1,4 @@
-"""Batches as pure functions of seed, phase and iteration, so interrupted training resumes exactly."""
+"""Batches as pure functions of seed, phase and iteration, so training resumes exactly."""
 
 from __future__ import annotations
 

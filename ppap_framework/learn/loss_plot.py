@@ -16,7 +16,7 @@ _CURVES = (
 
 
 def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
-    """Write `path`.png and `path`.svg from the lines of a log; PpapError without matplotlib."""
+    """Write `path`.png and `path`.svg from a log; PpapError without matplotlib, or OSError."""
     columns = min(3, len(phases))
     rows = -(-len(phases) // columns)
     figure = new_figure(3.4 * columns + 0.6, 2.5 * rows + 0.8)
