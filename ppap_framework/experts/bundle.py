@@ -1,8 +1,8 @@
 """A bundle: all experts of a guide in one safetensors file, with their description.
 
-The tensors are those of `ExpertSet.state_dict`. The metadata key `ppap.experts` holds a `BundleInfo`
-as JSON. The key `ppap.sha256` holds the SHA-256 of the whole file with these 64 digits replaced by
-zeros: it detects damage, but does not prove who wrote the file.
+The tensors are those of `ExpertSet.state_dict`. The metadata key `ppap.experts` holds a
+`BundleInfo` as JSON. The key `ppap.sha256` holds the SHA-256 of the whole file with these 64 digits
+replaced by zeros: it detects damage, but does not prove who wrote the file.
 """
 
 from __future__ import annotations
