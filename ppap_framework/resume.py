@@ -1,6 +1,4 @@
-"""Folders of resumable jobs: their content, one process at a time, the settings that they were
-begun with, and a record of every call.
-"""
+"""Folders of resumable jobs: content, lock, settings, and a record of every call."""
 
 from __future__ import annotations
 
@@ -19,18 +17,14 @@ from ppap_framework.files import locked, read_json, refusals, write_json
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 KEPT = "finished work is kept, and the same command continues it"
-"""Hint for a write that the system refused."""
+"""Hint if a file cannot be written."""
 
 
 def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
     """Accept a folder that is missing, or whose visible files all belong to the job.
 
-    Args:
-        path: The folder.
-        belongs: Whether a file of this name belongs to the job.
-
     Raises:
-        UsageError: For any other folder.
+        UsageError: If `belongs` is false for a visible file's name.
     """
     if not path.is_dir():
         return
@@ -44,19 +38,19 @@ def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
 
 
 def core_version() -> str:
-    """The version of this package, for settings."""
+    """The version of this package."""
     try:
         return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
         return "unknown"
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[None]:
-    """Hold a folder, created if it is missing, as the only process that writes to it.
+    """A context that locks a folder, created if it is missing.
 
     Raises:
-        UsageError: If it cannot be created, or another process holds it.
+        UsageError: If it cannot be created, or another process has locked it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -70,11 +64,7 @@ def opened(path: Path) -> Iterator[None]:
 
 
 def check_settings(path: Path, before: Any, now: Any) -> None:
-    """Accept a job with the settings that the folder was begun with; both are JSON values.
-
-    Raises:
-        UsageError: For other settings. It names up to four differences.
-    """
+    """Compare the settings of a folder and a job, JSON values; UsageError if they differ."""
     found = differences(before, now)
     if found:
         shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
@@ -98,14 +88,14 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove what a killed process left of files that `files.replacing` was writing.
+    """Remove temporary files of `files.replacing` that a killed process left.
 
     Args:
         path: The folder; it may be missing.
         belongs: Whether a file of this name, without the temporary suffix, belongs to the job.
 
     Raises:
-        PpapError: If the system refuses.
+        PpapError: If a file cannot be removed.
     """
     with refusals(path, hint=KEPT):
         for entry in path.glob(".*.tmp") if path.is_dir() else ():
@@ -118,12 +108,12 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
 
 @final
 class Calls:
-    """The record of a job: its status, and what every call did in how many seconds.
+    """The record of a job: its status, and an entry with duration for every call.
 
     Args:
-        file: Where it is written, as JSON. The calls of a damaged file are forgotten.
-        command: The command that was typed, if there was one.
-        call: Further entries of this call; `call` may be changed until it ends.
+        file: The JSON file. If it is damaged, earlier calls are lost.
+        command: The typed command, if any.
+        call: Further entries of this call; the attribute `call` may be changed until it ends.
         content: Further entries of the file, such as the settings.
     """
 
@@ -147,11 +137,7 @@ class Calls:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """A context whose end is recorded: "complete", "interrupted" or "failed".
-
-        Raises:
-            PpapError: If the record cannot be written.
-        """
+        """A context that records how it ends: "complete", "interrupted" or "failed"."""
         self.write()
         try:
             yield
@@ -162,11 +148,7 @@ class Calls:
         self.write("complete")
 
     def write(self, status: str = "running") -> None:
-        """Write the file.
-
-        Raises:
-            PpapError: If the system refuses.
-        """
+        """Write the file; PpapError if it cannot be written."""
         seconds = round(time.perf_counter() - self._start, 3)
         self.call |= {"status": status, "seconds": seconds}
         calls = [*self._earlier, self.call]
