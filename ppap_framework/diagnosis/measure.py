@@ -157,7 +157,7 @@ def measure(
 
     Returns:
         Confidence and gradient norm of clean images, (2, N), and `FIGURES` of the untouched network
-        and the experts, if any, (1 or 2, L, 5, N); float64, NaN for missing figures.
+        and the experts, if any, (1 or 2, L, 5, N); float64, not finite for missing figures.
 
     Raises:
         PluginError: If the network or its loss is broken.
