@@ -1,4 +1,4 @@
-"""Images that experts learn from: drawn by the diffusion model, or labelled ones from a file."""
+"""Training images: drawn by the diffusion model, or labelled ones from a file."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
 """The folder of a synthetic set while it is written.
 
     shard-00000.tar ...      the images
-    manifest.json            settings and hashes, written last: the set is complete if it is there
-    run.json                 the calls: when, with how many workers, how long
-    .lock                    keeps two processes apart
-    .partial/settings.json   the settings that the set was begun with
-    .partial/DIGEST/00000    a finished batch: members of a tar file, waiting for their shard
+    manifest.json            settings and hashes; written last, so it marks a complete set
+    run.json                 a record of every call
+    .lock                    lock of the writing process
+    .partial/settings.json   the settings of the first call
+    .partial/DIGEST/00000    a finished batch: tar members of a future shard
 
-Each file is renamed into place once it is on the disk. So whatever ends the process, every file is
-whole, and only batches that were being drawn are lost. Batches lie under the digest of their
-settings: one that a dying worker still writes cannot get into another set.
+Files are written atomically, so an interruption loses only unfinished batches. DIGEST is that of
+the settings: a late write of a dying worker cannot get into another set.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import digest, file_sha256, read_json, refusals, replacing, write_json
 
 FORMATS = (1, 2)
-"""Formats of the manifest that are read; the last is written. Format 1 called a batch a block."""
+"""Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
 
 MANIFEST, RUN, PARTIAL = "manifest.json", "run.json", ".partial"
 SETTINGS = f"{PARTIAL}/settings.json"
@@ -44,8 +43,7 @@ def finished_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a finished set.
 
     Raises:
-        AssetError: If the folder holds no finished set, or its manifest is damaged or of another
-            format.
+        AssetError: If there is no finished set, or its manifest is damaged or of another format.
     """
     manifest = _read_manifest(path)
     if manifest is not None:
@@ -82,28 +80,26 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 @final
 class SynthesisFolder:
-    """Joins finished batches into shards. Make it with `opened`.
+    """Joins finished batches into shards. Create it with `opened`.
+
+    Every method raises `PpapError` if a file cannot be written.
 
     Attributes:
-        path: The folder.
-        settings: Everything that determines the images, JSON.
-        layout: Number of images, and their division.
+        settings: Everything that determines the images, as JSON.
         batches: Folder of finished batches.
-
-    Every method raises `PpapError` if the system refuses to write.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
         self.path, self.settings, self.layout = path, settings, layout
         self.batches = path / PARTIAL / digest(settings)[:16]
-        self._entries: dict[int, dict[str, Any]] = {}  # of the manifest, by shard
+        self._entries: dict[int, dict[str, Any]] = {}  # entries of the manifest by shard
 
     @classmethod
     @contextlib.contextmanager
     def opened(
         cls, path: Path, settings: Mapping[str, Any], layout: Layout, *, overwrite: bool = False
     ) -> Iterator[SynthesisFolder]:
-        """The folder, locked; created if it is missing. `overwrite` removes an earlier set.
+        """Lock the folder, created if it is missing; `overwrite` removes an earlier set.
 
         Raises:
             UsageError: If it holds a set with other settings, or another process writes to it.
@@ -123,11 +119,11 @@ class SynthesisFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the manifest and every shard are there and match."""
+        """Whether the manifest and every shard exist and match."""
         return len(self._entries) == len(self.layout.shards) and (self.path / MANIFEST).exists()
 
     def begin(self) -> list[int]:
-        """Prepare for writing; return the batches that are still to be drawn."""
+        """Prepare for writing; return the missing batches."""
         with refusals(self.path, hint=resume.KEPT):
             self.batches.mkdir(parents=True, exist_ok=True)
         write_json(self.path / SETTINGS, self.settings, hint=resume.KEPT)
@@ -138,11 +134,10 @@ class SynthesisFolder:
         return [batch for batch in batches if not self.batch_path(batch).exists()]
 
     def batch_path(self, batch: int) -> Path:
-        """The place of a finished batch."""
         return self.batches / f"{batch:05d}"
 
     def added(self, batch: int) -> None:
-        """Note that a batch is in its place; if its shard is then complete, write it."""
+        """Register a written batch; write its shard once complete."""
         self._assemble_if_ready(batch * self.layout.batch // self.layout.shard)
 
     def finish(self) -> None:
@@ -157,7 +152,7 @@ class SynthesisFolder:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove everything that only an unfinished set needs."""
+        """Remove the files of an unfinished set."""
         partial = self.path / PARTIAL
         with refusals(partial):
             if partial.exists():
@@ -187,7 +182,7 @@ class SynthesisFolder:
         }
 
     def _check_settings(self) -> dict[str, Any] | None:
-        """The manifest, if there is one; the set has these settings."""
+        """The manifest, if any; UsageError if its settings differ."""
         manifest = _read_manifest(self.path)
         before = manifest["settings"] if manifest else read_json(self.path / SETTINGS, hint=_ANEW)
         shards = [path.name for path in self.path.glob("shard-*.tar")]
@@ -201,7 +196,7 @@ class SynthesisFolder:
         return manifest
 
     def _clear(self) -> None:
-        """Remove an earlier set; its settings last, so that shards are never without them."""
+        """Remove an earlier set; settings last, so that shards are never without them."""
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != MANIFEST:

@@ -1,4 +1,4 @@
-"""What experts learn from: a synthetic set, or labelled pictures for the supervised baseline."""
+"""Protocol of training images, and labelled ones for the supervised baseline."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ _HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and
 
 
 class Images(Protocol):
-    """Pictures by number, such as `SyntheticData` and `LabelledImages`."""
+    """Training images, such as `SyntheticData` and `LabelledImages`."""
 
     @property
     def manifest_hash(self) -> str:
-        """SHA-256 of all pictures, 64 hexadecimal digits."""
+        """SHA-256 of all images, 64 hexadecimal digits."""
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the backend's stages. Every image has a picture of each: the first is the one
-        that guides steer, the last the finished picture.
-        """
+        """Names of the backend's stages, one picture each: first the guided, last the finished."""
 
     def __len__(self) -> int: ...
 
@@ -39,21 +37,19 @@ class Images(Protocol):
         """(3, H, W) of a stage's pictures."""
 
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
-        """(B, 3, H, W), uint8."""
+        """A stage's pictures for B indices, (B, 3, H, W), uint8."""
 
 
 @final
 class LabelledImages:
-    """Pictures with a label each.
+    """Images with a label each, of one stage.
 
     Args:
         path: An NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
 
     Attributes:
-        path: As given.
-        labels: (N, ...), int64 or float32, as a task loss's `energy` takes targets.
+        labels: (N, ...), int64 or float32, the targets of a task loss's `energy`.
         manifest_hash: SHA-256 of images and labels.
-        stages: One name, for the one stage.
 
     Raises:
         AssetError: If the file is missing or holds anything else.
@@ -90,19 +86,17 @@ class LabelledImages:
         return len(self._images)
 
     def image_shape(self, stage: int = -1) -> tuple[int, int, int]:
-        """(3, H, W)."""
         _, channels, height, width = self._images.shape
         return channels, height, width
 
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
-        """Pictures by number, (B, 3, H, W), uint8."""
         return self._images[torch.as_tensor(list(indices))]
 
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         with path.open("rb") as opened:
-            if opened.read(2) != b"PK":  # numpy would take an NPY file or a pickle as well
+            if opened.read(2) != b"PK":  # numpy also reads NPY files and pickles
                 raise ValueError("it is no NPZ file")
             opened.seek(0)
             with np.load(opened) as file:
@@ -111,6 +105,6 @@ def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         reason: object = error.strerror or error
     except (zipfile.BadZipFile, zlib.error) as error:
         reason = f"it is damaged: {error}"
-    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # the last if it is encrypted
+    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         reason = error.args[0] if error.args else "it ends too early"
     raise AssetError(f"cannot read {str(path)!r}: {reason}", hint=_HINT)

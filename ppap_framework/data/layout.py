@@ -1,4 +1,4 @@
-"""How a synthetic set is divided into batches, drawn at once, and shards, which are files."""
+"""Division of a synthetic set into batches and shards (files)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from ppap_framework.errors import UsageError
 @final
 @attrs.frozen
 class Layout:
-    """Images 0 to `num` - 1 in batches, and batches in shards; the last of each may be shorter.
+    """Images in batches, and batches in shards; the last of each may be shorter.
 
     Attributes:
         num: Number of images.
-        batch: Images that are drawn at once, which changes their low-order bits.
-        shard: Images in a file, a multiple of `batch`.
-
-    Raises:
-        UsageError: If `shard` is no multiple of `batch`.
+        batch: Batch size, which changes low-order bits.
+        shard: Images in a shard; UsageError if it is no multiple of `batch`.
     """
 
     num: int
@@ -41,23 +38,18 @@ class Layout:
 
     @property
     def batches(self) -> range:
-        """Numbers of the batches."""
         return range(-(-self.num // self.batch))
 
     @property
     def shards(self) -> range:
-        """Numbers of the shards."""
         return range(-(-self.num // self.shard))
 
     def batch_images(self, batch: int) -> range:
-        """Numbers of a batch's images."""
         return range(batch * self.batch, min((batch + 1) * self.batch, self.num))
 
     def shard_images(self, shard: int) -> range:
-        """Numbers of a shard's images."""
         return range(shard * self.shard, min((shard + 1) * self.shard, self.num))
 
     def shard_batches(self, shard: int) -> range:
-        """Numbers of a shard's batches."""
         each = self.shard // self.batch
         return range(shard * each, min((shard + 1) * each, len(self.batches)))

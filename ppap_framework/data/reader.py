@@ -33,9 +33,6 @@ class Fault(NamedTuple):
 class SyntheticData:
     """A finished set. A shard's hash is checked when the first of its images is read.
 
-    Args:
-        path: The folder.
-
     Attributes:
         path: The folder.
         manifest: Settings, and the shards with their hashes.
@@ -54,12 +51,12 @@ class SyntheticData:
 
     @property
     def manifest_hash(self) -> str:
-        """SHA-256 of the manifest's canonical content, and so of every image."""
+        """SHA-256 of the manifest, which covers every image."""
         return str(self.manifest["sha256"])
 
     @property
     def seconds(self) -> float | None:
-        """Seconds that drawing took in all calls; None if `run.json` does not say."""
+        """Duration of all calls in seconds; None if `run.json` is missing or damaged."""
         try:
             return float(read_json(self.path / RUN)["seconds"])
         except (AssetError, KeyError, TypeError, ValueError):
@@ -67,11 +64,9 @@ class SyntheticData:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the backend's stages; every image has a picture of each."""
         return tuple(stage["name"] for stage in self.manifest["settings"]["stages"])
 
     def image_shape(self, stage: int = -1) -> tuple[int, int, int]:
-        """(3, H, W) of a stage's pictures."""
         channels, height, width = self.manifest["settings"]["stages"][stage]["image_shape"]
         return channels, height, width
 
@@ -79,17 +74,10 @@ class SyntheticData:
         return self._layout.num
 
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
-        """Pictures by number.
-
-        Args:
-            indices: B of them, in any order, from 0 to `len` - 1.
-            stage: The last by default, which teachers see; 0 is the one that guides steer.
-
-        Returns:
-            (B, 3, H, W), uint8.
+        """A stage's pictures for B indices in any order, (B, 3, H, W), uint8.
 
         Raises:
-            IndexError: If there is no image of a number.
+            IndexError: If an index is out of range.
             AssetError: If a shard is missing or damaged.
         """
         numbers = [operator.index(index) for index in indices]
@@ -120,7 +108,7 @@ class SyntheticData:
         return self.images(range(len(self)), stage)
 
     def faults(self) -> list[Fault]:
-        """Everything that is wrong with the files: hashes, counts, and unreadable pictures."""
+        """All faults of the files: hashes, counts, and unreadable pictures."""
         known = [shard_name(shard) for shard in self._layout.shards]
         others = sorted(path.name for path in self.path.glob("shard-*.tar"))
         return [
@@ -129,11 +117,7 @@ class SyntheticData:
         ]
 
     def moments(self, stage: int = -1) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel over all pixels, in [-1, 1].
-
-        Returns:
-            (3,) and (3,), float64.
-        """
+        """Mean and standard deviation of each channel in [-1, 1]: (3,) and (3,), float64."""
         total, squares = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
         for shard in self._layout.shards:
             levels = self.images(self._layout.shard_images(shard), stage).to(torch.int64)
@@ -141,7 +125,7 @@ class SyntheticData:
             squares += levels.square().sum((0, 2, 3))
         _, height, width = self.image_shape(stage)
         pixels = len(self) * height * width
-        # n sum(x^2) - sum(x)^2 in Python's integers: nothing cancels.
+        # n sum(x^2) - sum(x)^2 in exact integers, without cancellation.
         spread = [
             (pixels * square - level * level) ** 0.5 / pixels
             for square, level in zip(squares.tolist(), total.tolist(), strict=True)
@@ -150,7 +134,7 @@ class SyntheticData:
         return mean / 127.5 - 1.0, torch.tensor(spread, dtype=torch.float64) / 127.5
 
     def _index(self, shard: int) -> dict[str, tuple[int, int]]:
-        """Members of a shard, whose hash is checked the first time."""
+        """Members of a shard, whose hash is checked once."""
         if shard not in self._indices:
             path = self.path / shard_name(shard)
             if reason := self._damage(shard):
@@ -159,7 +143,7 @@ class SyntheticData:
         return self._indices[shard]
 
     def _damage(self, shard: int) -> str:
-        """What is wrong with a shard's size and hash; empty if nothing is."""
+        """Fault of a shard's size or hash, or ""."""
         entry, path = self.manifest["shards"][shard], self.path / shard_name(shard)
         try:
             size = path.stat().st_size
@@ -196,7 +180,7 @@ class SyntheticData:
                         yield f"{name} {reason}"
 
     def _member_fault(self, content: bytes, number: int, stage: int) -> str:
-        """What is wrong with a picture, or with the description, which follows the last stage."""
+        """Fault of a picture, or of the description, which follows the last stage, or ""."""
         if stage < len(self.stages):
             try:
                 decode(content, self.image_shape(stage))

@@ -1,8 +1,7 @@
-"""Shards: tar files in webdataset's format, the same bytes for the same images.
+"""Shards: reproducible tar files in webdataset's format.
 
 Image 7 of a backend with one stage is `00000007.png`, with two `00000007.base.png` and
-`00000007.upsampler.png`; `00000007.json` holds its number, seed and prompt. All headers have the
-same mode, owner and time, so the members of a tar file can be made one by one and joined.
+`00000007.upsampler.png`; `00000007.json` holds its index, seed and prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from ppap_framework.errors import AssetError
 
 
 def shard_name(shard: int) -> str:
-    """File name of a shard."""
     return f"shard-{shard:05d}.tar"
 
 
@@ -34,14 +32,7 @@ def member_names(image: int, stages: Sequence[str]) -> list[str]:
 def members(
     image: int, pictures: Mapping[str, NDArray[np.uint8]], seed: int, prompt: str | None = None
 ) -> bytes:
-    """An image as consecutive members of a tar file.
-
-    Args:
-        image: Its number.
-        pictures: (H, W, 3) by stage, in order.
-        seed: The set's seed.
-        prompt: The image's prompt, if there was one.
-    """
+    """An image as consecutive members of a tar file; pictures, (H, W, 3), are by stage."""
     told = {} if prompt is None else {"prompt": prompt}
     description = json.dumps({"index": image, "seed": seed, **told}).encode()
     contents = [*map(_png, pictures.values()), description]
@@ -49,17 +40,13 @@ def members(
 
 
 def end(size: int) -> bytes:
-    """The end of a tar file whose members have this size: two empty blocks, in a whole record."""
+    """The end of a tar file with members of this size: two empty blocks, padded to a record."""
     least = size + 2 * tarfile.BLOCKSIZE
     return bytes(-(-least // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - size)
 
 
 def read_index(path: Path) -> dict[str, tuple[int, int]]:
-    """Start and length of each member's content, in order.
-
-    Raises:
-        AssetError: If the file is missing or no tar file.
-    """
+    """Start and length of each member's content, in order; AssetError if it is no tar file."""
     try:
         with tarfile.open(path, "r:") as tar:
             return {info.name: (info.offset_data, info.size) for info in tar}
@@ -71,15 +58,7 @@ def read_index(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def decode(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The pixels of a PNG file, (H, W, 3).
-
-    Args:
-        content: The file.
-        shape: (3, H, W), which it must have.
-
-    Raises:
-        ValueError: If it is no such picture.
-    """
+    """The pixels, (H, W, 3), of an RGB PNG file; ValueError if it is not of shape (3, H, W)."""
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             if (picture.mode, *picture.size) != ("RGB", shape[2], shape[1]):

@@ -1,7 +1,6 @@
-"""Synthesis: the diffusion model draws the images that guides are transferred on.
+"""Synthesis: the diffusion model draws unlabelled training images for its experts.
 
-Section 4.3 of PPAP (Go et al. 2023, arXiv 2212.05973): no data are needed, since the model that
-will be guided draws them itself, unlabelled.
+See section 4.3 of PPAP (Go et al. 2023, arXiv 2212.05973).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, p
 from ppap_framework.runtime import Progress, Watch
 
 DEFAULTS = {"batch": 64, "threads": 1}
-"""Fields of `Compute` whose defaults are others here."""
+"""Defaults of `Compute` in synthesis."""
 
 _MOST_WORKERS = 8
 
@@ -49,31 +48,28 @@ def synthesize(
     command: Sequence[str] | None = None,
     **changes: Any,
 ) -> SyntheticData:
-    """Draw images into a folder, or continue where an earlier call with the same settings ended.
+    """Draw images into a folder, or resume an earlier call with the same settings.
 
-    Everything that may change a byte is recorded in the manifest and must be the same to continue:
-    `num`, `shard`, `sampling` and `compute`. Then the folder's bytes are those of a call that was
-    never interrupted, except `run.json`.
+    The manifest records everything that may change a byte, and resuming requires the same: `num`,
+    `shard`, `sampling` and `compute`. An interruption then changes no file but `run.json`.
 
     Args:
         backend: A backend, or the name of one.
         out: The folder.
         num: Number of images.
-        sampling: What determines them.
-        compute: How they are computed. By default 64 images are drawn at once, by each worker, on
-            one thread.
+        sampling: Settings of drawing.
+        compute: How images are computed; the default batch size is 64, on one thread per worker.
         shard: Images in a file, a multiple of the batch size.
-        workers: Number of processes, each with a copy of the backend; None for as many as there
-            are cores, up to 8. More than 1 needs a main module that can be imported, as always with
-            Python's spawned processes.
-        overwrite: Whether to remove a set with other settings.
-        progress: Called as drawing goes on; what earlier calls did counts as done.
-        command: The command that was typed, for the record.
+        workers: Number of processes, each with a copy of the backend; None for the number of cores,
+            up to 8. More than 1 requires an importable main module, since they are spawned.
+        overwrite: Whether to remove an earlier set in the folder.
+        progress: Called after every step; finished work of earlier calls counts.
+        command: The typed command, for the record.
         changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: If settings are wrong, or differ from those that the folder was begun with, or
-            another process writes to it.
+        UsageError: If settings are invalid or differ from the folder's, or another process writes
+            to it.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
         KeyboardInterrupt: On Ctrl-C; finished work is kept.
     """
@@ -105,11 +101,7 @@ def check_synthesis(
     shard: int = 512,
     workers: int | None = 1,
 ) -> None:
-    """Accept what can be right, whatever the backend; nothing is written yet.
-
-    Raises:
-        UsageError: With everything that cannot.
-    """
+    """Check arguments without backend, and write nothing; UsageError with all problems."""
     problems = Problems()
     with problems.collected():
         check(num, sampling, compute)
@@ -159,7 +151,7 @@ def _draw(
 
 
 def _automatic_workers(run: Plan) -> int:
-    """One for each `threads` cores that this process may use, at most 8; 1 with a GPU."""
+    """One per `threads` available cores, at most 8; 1 with a GPU."""
     if run.device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -167,10 +159,10 @@ def _automatic_workers(run: Plan) -> int:
 
 
 def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
-    """Everything that determines the bytes of a set on one kind of machine, JSON."""
+    """Everything that determines the bytes of a set on one kind of machine, as JSON."""
     origin, sampling, compute = run.backend.origin, run.sampling.record(), run.compute
     named = origin.record()
-    if isinstance(prompts := sampling["prompt"], list):  # each is beside its image
+    if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
         sampling["prompt"] = {"sha256": digest(prompts)}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {

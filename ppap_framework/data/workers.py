@@ -1,7 +1,6 @@
-"""Batches drawn in this process or in several; the bytes are the same.
+"""Batches drawn by one or several processes, with the same bytes.
 
-A batch is drawn on a fixed number of threads, and the noise of image i is a function of (seed, i)
-alone, so the worker that draws a batch changes nothing.
+The number of threads is fixed, and the noise of image i depends on (seed, i) alone.
 """
 
 from __future__ import annotations
@@ -29,23 +28,16 @@ from ppap_framework.resume import KEPT
 from ppap_framework.run import Plan, drawing
 
 Count: TypeAlias = Callable[[int], None]
-"""Called after every step with the number of steps done, each counted once for every image."""
+"""Called after every step with the number of finished steps, summed over images."""
 
 
 def draw_batches(
     run: Plan, folder: SynthesisFolder, batches: Sequence[int], workers: int, count: Count
 ) -> Generator[int, None, None]:
-    """Draw batches into their places, in any order; each number follows once its batch is there.
-
-    Args:
-        run: Plan of the images.
-        folder: The set's folder.
-        batches: Numbers of the batches.
-        workers: Number of processes; 1 is this one.
-        count: Called as the work of all of them goes on.
+    """Draw batches in any order, in this process if `workers` is 1; yield each once written.
 
     Raises:
-        UsageError: If there are several workers, and the plan cannot be copied to them.
+        UsageError: If there are several workers, and the plan cannot be pickled.
         PpapError: If an image is not finite, a batch cannot be written, or a worker dies.
     """
     workers = min(workers, len(batches))
@@ -58,14 +50,14 @@ def draw_batches(
         raise UsageError(
             f"the backend cannot be copied to other processes: {error}", hint="use 1 worker"
         ) from error
-    # Through a file: a worker that died at its start would leave the parent writing to its pipe.
+    # In a file: if a worker died at its start, the parent would block on its pipe.
     path = folder.batches / "job"
     with refusals(path, hint=KEPT):
         path.write_bytes(job)
         steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
-        with _without_interrupts():  # workers inherit this: their parent ends them
+        with _without_interrupts():  # inherited by workers, which the parent ends
             shares = [batches[worker::workers] for worker in range(workers)]
             running = {pool.submit(_work, path, w, share) for w, share in enumerate(shares)}
         missing, counted = set(batches), 0
@@ -128,7 +120,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A context in which Ctrl-C waits; processes that are started in it never receive it."""
+    """A context that delays Ctrl-C; processes started in it never receive it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

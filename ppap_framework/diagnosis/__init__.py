@@ -1,4 +1,4 @@
-"""What a network reads at which noise level, and where experts should begin."""
+"""Diagnosis of a guide at each noise level, and boundaries for experts."""
 
 from __future__ import annotations
 

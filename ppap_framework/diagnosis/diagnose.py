@@ -1,8 +1,7 @@
-"""What a network, off the shelf or with experts, understands at which noise level.
+"""Diagnosis of a network, off-the-shelf or with experts, without labels; figures as in `measure`.
 
 An off-the-shelf network has seen no noise, so its gradients mislead at most noise levels: the
-observation that experts answer (Go et al. 2023, arXiv 2212.05973). The figures are those of
-`measure`; no labels are needed.
+motivation for experts (Go et al. 2023, arXiv 2212.05973).
 """
 
 from __future__ import annotations
@@ -47,17 +46,17 @@ def diagnose(
     device: str | torch.device = "auto",
     progress: Watch | None = None,
 ) -> Diagnosis:
-    """Measure what a guide understands at each noise level.
+    """Measure a guide at each noise level. Other arguments are those of `measure`.
 
-    The network stays on the device; otherwise it is left as it was, without experts.
+    The network stays on the device, without experts.
 
     Args:
-        backend: Its first stage says which noise levels there are.
-        guide: Aimed. Its experts, if it has any, are measured beside the untouched network.
-        images: At least two. The arguments that are not listed are as for `measure`.
+        backend: The diffusion model; its first stage's schedule is used.
+        guide: An aimed guide. Its experts, if any, are measured beside the untouched network.
+        images: At least two images.
         levels: Number of base timesteps, evenly spaced from 0 to T - 1.
-        num_experts: N, for the proposal of boundaries; None for `propose_number`'s.
-        device: "auto", or as torch names it.
+        num_experts: N for the proposed boundaries; None for `propose_number`.
+        device: "auto", or a torch device.
 
     Raises:
         UsageError: If an argument cannot be used.
@@ -66,7 +65,7 @@ def diagnose(
     """
     schedule, place = backend.stages[0].schedule, find_device(device)
     length, timesteps = schedule.num_timesteps, evenly_spaced(schedule, levels)
-    if num_experts is not None:  # refused before anything is measured
+    if num_experts is not None:  # raises before anything is measured
         propose_boundaries([0], [0.0], length, num_experts)
     _check(images, images if clean is None else clean, backend, guide, batch)
     chosen = choose_experts(
@@ -135,12 +134,12 @@ def _reading(figures: Tensor, draws: Floats, classification: bool) -> Reading:
 def _mean(
     values: Tensor, draws: Floats, least: float = -math.inf, most: float = math.inf
 ) -> Interval:
-    """The mean of (N,) over the finite ones; NaN if there are none."""
+    """Mean of the finite ones of N values; NaN if there are none."""
     finite = values.isfinite()
     if not bool(finite.any()):
         return Interval(math.nan, math.nan, math.nan)
     kept = torch.where(finite, values, 0.0).numpy()
-    with np.errstate(invalid="ignore"):  # a resample may have none of them
+    with np.errstate(invalid="ignore"):  # a resample may have no finite values
         resampled = draws @ kept / (draws @ finite.double().numpy())
     return interval(kept.sum() / int(finite.sum()), resampled, least, most)
 

@@ -1,4 +1,4 @@
-"""The machine and the versions that figures were made with, and the weights."""
+"""Machine, versions and weights behind measured figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")
 
 
 def environment(origins: Iterable[Origin]) -> dict[str, Any]:
-    """Versions and machine, JSON; plugins by the origins of their components."""
+    """Versions, including the origins' plugins, and machine, as JSON."""
     versions = {name: _version(name) for name in _LIBRARIES}
     versions |= {o.distribution: o.version for o in origins if o.distribution}
     return {
@@ -30,9 +30,9 @@ def environment(origins: Iterable[Origin]) -> dict[str, Any]:
 
 
 def provenance(origin: Origin) -> dict[str, Any]:
-    """The identity of a component, wherever its file is, JSON."""
+    """Identity of a component, without its path, as JSON."""
     record = origin.record()
-    if record["sha256"] is not None:  # the file's hash says it
+    if record["sha256"] is not None:  # the file's hash suffices
         del record["weights_sha256"]
     return {name: value for name, value in record.items() if name not in ("path", "load_seconds")}
 

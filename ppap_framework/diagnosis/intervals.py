@@ -1,18 +1,16 @@
 """95 % intervals by resampling images.
 
-The bootstrap (Efron 1979) draws N images of N with replacement, many times, and looks how a figure
-varies. A figure that is no mean is shifted by repeated images: a Frechet distance grows with every
-image that is missing. That shift is taken out,
+The bootstrap (Efron 1979) draws N of N images with replacement, many times. Repeated images bias
+figures that are no means, such as a Frechet distance, so the interval removes this bias:
 
     [v + q_0.025 - mean, v + q_0.975 - mean]        q, mean: of the resampled figures
 
-which is the percentile interval for a mean, and for other figures an interval for their expectation
-at this number of images. k-nearest-neighbor figures break down if images are repeated; for them
-halves are drawn without replacement, whose means vary as much as those of the bootstrap (the finite
-population correction, 1 / (N / 2) (1 - 1 / 2) = 1 / N).
+For a mean it is the percentile interval, for other figures an interval of their expectation at N
+images. k-nearest-neighbor figures break down if images are repeated; for them halves are drawn
+without replacement, whose means vary as much (the finite population correction,
+1 / (N / 2) (1 - 1 / 2) = 1 / N).
 
-Resamples depend on the number of images alone. Two rows of the same (seed, i) are therefore
-resampled together, and the difference of their resampled figures gives the paired interval.
+Resamples depend on N alone, so differences of resampled figures give paired intervals.
 """
 
 from __future__ import annotations
@@ -40,18 +38,18 @@ class Interval:
     high: float
 
     def record(self) -> dict[str, float | None]:
-        """JSON: six digits, null for what is not finite."""
+        """JSON: six digits; None if not finite."""
         return {name: rounded(number) for name, number in attrs.asdict(self).items()}
 
 
 def bootstrap(images: int, resamples: int = 1000) -> Floats:
-    """How often each image is drawn: (resamples, images), rows sum to `images`."""
+    """Count of each image in each resample: (resamples, images), rows sum to `images`."""
     rng = np.random.default_rng([_SEED, images])
     return rng.multinomial(images, np.full(images, 1.0 / images), size=resamples).astype(np.float64)
 
 
 def halves(images: int, resamples: int = 200) -> NDArray[np.intp]:
-    """Which images are drawn: (resamples, images // 2), none of them twice."""
+    """Indices of images without replacement: (resamples, images // 2)."""
     rng = np.random.default_rng([_SEED, images])
     return np.stack([rng.permutation(images)[: images // 2] for _ in range(resamples)])
 
@@ -59,27 +57,19 @@ def halves(images: int, resamples: int = 200) -> NDArray[np.intp]:
 def interval(
     value: float, resampled: Floats, least: float = -math.inf, most: float = math.inf
 ) -> Interval:
-    """The interval of a figure; its ends are NaN if a resampled figure is not finite.
-
-    Args:
-        value: The figure of all images.
-        resampled: (R,), the figure of resampled images.
-        least: Smallest possible figure.
-        most: Largest possible figure.
-    """
+    """The interval, within [least, most], of a figure and its resamples (R,); NaN if not finite."""
     value = float(value)
     if not np.isfinite(resampled).all():
         return Interval(value, math.nan, math.nan)
     low, high = (value + np.quantile(resampled, _TAILS) - resampled.mean()).tolist()
-    # If few resamples differ at all, both ends may lie on one side of the value.
+    # If few resamples differ, both ends may lie on one side of the value.
     return Interval(value, max(least, min(value, low)), min(most, max(value, high)))
 
 
 def share_interval(hits: NDArray[Any], resampled: Floats) -> Interval:
-    """The interval of a share: (N,) of 0 and 1.
+    """The interval of a share of hits, (N,) of 0 and 1.
 
-    If all images agree there is nothing to resample; the bound is then the exact one (Clopper and
-    Pearson 1934).
+    If all images agree, the bound is the exact one (Clopper and Pearson 1934).
     """
     share = float(np.mean(hits))
     doubt = 1.0 - math.pow(_TAILS[0], 1.0 / len(hits))
@@ -91,5 +81,5 @@ def share_interval(hits: NDArray[Any], resampled: Floats) -> Interval:
 
 
 def rounded(number: float) -> float | None:
-    """Six significant digits for files; None for what is not finite."""
+    """Six significant digits; None if not finite."""
     return float(f"{number:.6g}") if math.isfinite(number) else None

@@ -1,7 +1,7 @@
-r"""What a guide reads at noise levels, compared with what it reads without noise.
+r"""Figures that compare a guide's answers with and without noise.
 
 With the guide's network f, its energy E with target y, and the same network without experts, f_0,
-as teacher, for every image x_0 and level
+for every image x_0 and level:
 
     x_t = alpha_t x_0 + sigma_t eps(seed, i, t)
     disagreement    L(f(x_t), f_0(x_0)), L being the loss's `transfer`
@@ -10,12 +10,12 @@ as teacher, for every image x_0 and level
     gradient norm   |g_t|,             g_t = dE(f(x_t), y) / dx_t
     cosine          g_t . g_0 / (|g_t| |g_0|),  g_0 = dE(f_0(x_0), y) / dx_0
 
-g_t is what guidance subtracts, without the scale. A cosine of 0 is a push that has nothing to do
-with what the network sees in the image. The mean disagreement D(t) of the untouched network is what
-experts are for (Go et al. 2023, arXiv 2212.05973).
+g_t is the gradient that guidance subtracts, without the scale. If its cosine is 0, it is unrelated
+to the image's content. Experts lower the mean disagreement D(t) of the untouched network (Go et al.
+2023, arXiv 2212.05973).
 
-If a backend has several stages, noise is added to the image of the first one, at which g_0 is taken
-too; f_0 answers to that of the last one.
+If a backend has several stages, x_t and g_0 belong to the first one's image, and f_0 reads the last
+one's.
 """
 
 from __future__ import annotations
@@ -39,14 +39,10 @@ FIGURES = ("disagreement", "agreement", "confidence", "gradient_norm", "cosine")
 
 
 def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
-    """Base timesteps from 0 to T - 1, both included, as evenly as whole numbers allow.
-
-    Args:
-        schedule: A schedule of T timesteps.
-        levels: Number of timesteps, from 2 to T.
+    """Evenly spaced base timesteps, rounded, including 0 and T - 1.
 
     Raises:
-        UsageError: For any other number.
+        UsageError: If `levels` is not from 2 to T.
     """
     last = schedule.num_timesteps - 1
     if not 2 <= levels <= last + 1:
@@ -62,15 +58,16 @@ def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
 def noised(
     images: Tensor, schedule: NoiseSchedule, timestep: int, *, seed: int = 0, first: int = 0
 ) -> tuple[Tensor, NoiseLevel]:
-    """Images at a base timestep, and their level. The noise of image i is a function of (seed, i,
-    timestep) alone, and none that an image was drawn from.
+    """Noisy images at a base timestep, and their levels.
+
+    The noise of image i is a function of (seed, i, timestep) alone, and never that of sampling.
 
     Args:
         images: (B, 3, H, W), float, clean.
         schedule: The schedule of the timestep.
-        timestep: One for all.
+        timestep: A timestep for all images.
         seed: Seed of the noise.
-        first: Number i of the first image; the others follow.
+        first: Index i of the first image; the others follow.
 
     Returns:
         (B, 3, H, W), in the variance-preserving form that guides read, and B levels.
@@ -102,17 +99,14 @@ def disagreement(
     seed: int = 0,
     batch: int = 64,
 ) -> list[float]:
-    """D(t) of a network, for `propose_boundaries`.
+    """D(t) of a network at L timesteps, for `propose_boundaries`.
 
     Args:
         model: The untouched network, in evaluation mode, on the images' device.
-        loss: Its `transfer` compares answers. The rest is as for `measure`.
-
-    Returns:
-        L numbers: means over the images for which the loss is finite.
+        loss: A loss whose `transfer` compares answers. Other arguments are those of `measure`.
 
     Raises:
-        PluginError: If it is finite for no image, or not one value for each.
+        PluginError: If the loss is finite for no image, or not one value for each.
     """
     guide = Guide(name=type(model).__name__, model=model, loss=loss, target=None)
     _, found = measure(
@@ -122,11 +116,7 @@ def disagreement(
 
 
 def level_means(values: Tensor, timesteps: Sequence[int], loss: TaskLoss) -> list[float]:
-    """The mean disagreement at each of L levels, (L, N), over the images for which it is finite.
-
-    Raises:
-        PluginError: If it is finite for none.
-    """
+    """Means of finite values (L, N) at each of L timesteps; PluginError if there are none."""
     finite = values.isfinite()
     for t, some in zip(timesteps, finite.any(1).tolist(), strict=True):
         if not some:
@@ -154,13 +144,11 @@ def measure(
     """Measure the figures of every image at every level.
 
     Args:
-        guide: A guide whose experts are attached, if it has any. Without a target, gradients are
-            not taken.
-        schedule: Schedule of the stage whose images are noised.
+        guide: A guide whose experts, if any, are attached. Without a target, gradients are NaN.
+        schedule: Schedule of the first stage.
         timesteps: L of its base timesteps.
-        images: (N, 3, H, W), uint8, to which noise is added.
-        clean: (N, 3, H', W'), uint8: the same pictures as the last stage draws them; None if there
-            is one stage.
+        images: (N, 3, H, W), uint8, images of the first stage.
+        clean: (N, 3, H', W'), uint8, images of the last stage; None if there is one stage.
         classification: Whether the network's answers are logits of classes, (B, K).
         seed: Seed of the noise.
         batch: Batch size; changes figures by rounding errors only.
@@ -169,8 +157,7 @@ def measure(
 
     Returns:
         Confidence and gradient norm of clean images, (2, N), and `FIGURES` of the untouched network
-        and, if there are any, of the experts, (1 or 2, L, 5, N); float64, and not finite if there
-        is no such figure.
+        and the experts, if any, (1 or 2, L, 5, N); float64, not finite for missing figures.
 
     Raises:
         PluginError: If the network or its loss is broken.
@@ -245,9 +232,7 @@ def _logits(guide: Guide, answer: Any, count: int) -> Tensor:
 
 
 def _gradient(guide: Guide, x: Tensor, level: NoiseLevel) -> Tensor:
-    """(B, D), float64 on the CPU: squares of small gradients vanish in float32, and not every
-    device has float64; NaN without a target.
-    """
+    """(B, D), float64 on the CPU, since squares of small gradients underflow in float32."""
     if guide.target is None:
         return torch.full((len(x), 1), torch.nan, dtype=torch.float64)
     return guide.gradient(x, level).flatten(1).cpu().double()

@@ -1,4 +1,4 @@
-"""The curves of a diagnosis: small panels over the timesteps, with log-SNRs above them."""
+"""Plot of a diagnosis: panels over timesteps and log-SNRs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,11 @@ _START = {"color": _INK, "alpha": 0.35, "linewidth": 0.8}
 _PROPOSED: dict[str, Any] = {"color": _INK, "marker": "^", "linestyle": ""}
 _TICKS = 6
 _WIDE = 20.0
-"""Ratio of the largest to the smallest norm from which on the axis is logarithmic."""
+"""Ratio of the largest to the smallest norm above which the axis is logarithmic."""
 
 
 def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str | None = None) -> None:
-    """Draw the curves of the untouched network and its experts, with bands for the intervals.
-
-    Args:
-        diagnosis: The diagnosis.
-        path: The file.
-        kind: "svg" or "png"; None takes the suffix of `path`.
+    """Plot curves and intervals as `kind` "svg" or "png", by default the suffix of `path`.
 
     Raises:
         PpapError: If matplotlib is not installed.
@@ -106,7 +101,7 @@ def _draw(
 
 
 def _add_log_snr(panel: Axes, diagnosis: Diagnosis) -> None:
-    """An axis above: a few levels from the first to the last, evenly if some number fits."""
+    """Add an axis of some log-SNRs above, evenly spaced if possible."""
     last = len(diagnosis.timesteps) - 1
     fit = [gaps for gaps in range(_TICKS - 1, 2, -1) if last % gaps == 0]
     gaps = fit[0] if fit else min(_TICKS - 1, last)

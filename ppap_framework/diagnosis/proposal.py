@@ -1,6 +1,4 @@
-"""How many experts there could be and where they could begin, chosen by how fast a network's
-understanding falls with noise.
-"""
+"""Proposal of the number and boundaries of experts, from a network's disagreement over noise."""
 
 from __future__ import annotations
 
@@ -13,15 +11,15 @@ import numpy as np
 from ppap_framework.errors import UsageError
 
 MOST_EXPERTS = 10
-"""The largest number that `propose_number` proposes."""
+"""Largest result of `propose_number`."""
 
 _SHARE = 0.25
-"""Largest share of the rise of D that `propose_number` leaves to one expert."""
+"""Largest share of the rise of D for one expert in `propose_number`."""
 
 _ROUNDING = 0.01
 
 _FLOOR = 0.25
-"""Share of all timesteps that is divided equally among experts, whatever the curve says."""
+"""Share of the timesteps that is divided equally among experts."""
 
 
 def propose_boundaries(
@@ -29,35 +27,30 @@ def propose_boundaries(
 ) -> list[int]:
     """Base timesteps at which experts 1 to N - 1 should begin, from a curve of disagreement.
 
-    D(t), the distance between what the untouched network says of images at timestep t and of the
-    same images without noise, is how much an expert has to correct there. One expert makes one
-    correction for its whole range, so the difficulty is not how large D is but how much it varies
-    within the range. Of all ways to cut the range of a rising D in N, equal parts of its variation
-    make the largest part smallest: D then rises by the same amount within each expert's range, and
-    ranges are narrow where understanding is lost quickly.
+    D(t), the distance between the untouched network's answers with and without noise, is the error
+    that an expert corrects at timestep t. An expert makes one correction for its whole range, so
+    its difficulty is the variation of D within the range. Boundaries therefore divide the rise of D
+    equally, which minimizes the largest variation.
 
-    D is measured on a few images at a few levels, so the closest rising curve takes its place
-    (isotonic least squares), with straight lines between the levels. Where it is level, as it is
-    once the network sees nothing at all, any cut is as good as another, and the middle is taken.
+    Since D is measured on a few images at a few levels, it is replaced by the closest rising curve
+    (isotonic least squares), piecewise linear. On a plateau the middle is taken.
 
-    The curve is not trusted alone: an expert that owned next to no timesteps would guide next to no
-    steps, and D may be level although what has to be corrected is not. So a quarter of the
-    timesteps is divided equally, T / (4 N) to each expert at least, and the variation of D decides
-    on the rest. A straight or a level D gives ranges of equal width, `NoiseRanges.equal`.
+    A quarter of the timesteps is divided equally, T / (4 N) to each expert, so that no expert owns
+    almost none; the rise of D divides the rest. A straight or constant D gives ranges of equal
+    width, `NoiseRanges.equal`.
 
     Args:
-        timesteps: Rising, in [0, T), at which D was measured; it is taken to be level before the
-            first and after the last.
-        disagreement: D at each of these, in any unit: only the shape of the curve counts.
+        timesteps: Rising timesteps of the curve, in [0, T); D is constant outside of them.
+        disagreement: D at each of these, in any unit.
         schedule_length: T.
         experts: N.
 
     Returns:
-        N - 1 timesteps, rising, in [1, T), as `NoiseRanges.from_timesteps` takes them. No range
-        between them is narrower than T / (4 N).
+        N - 1 rising timesteps, in [1, T), for `NoiseRanges.from_timesteps`. No range is narrower
+        than T / (4 N).
 
     Raises:
-        UsageError: If there are more experts than timesteps, or the curve is not one.
+        UsageError: If there are more experts than timesteps, or the curve is invalid.
     """
     if not 1 <= experts <= schedule_length:
         raise UsageError(
@@ -74,7 +67,7 @@ def propose_boundaries(
     starts = []
     for k in range(1, experts):
         place = _reached(shares, levels, k / experts)
-        # Rounding errors must not make a whole number fall short of itself.
+        # The tolerance keeps rounding errors from lowering whole numbers.
         starts.append(k * least + math.floor(place * rest + 1e-9 * schedule_length))
     return starts
 
@@ -82,18 +75,11 @@ def propose_boundaries(
 def propose_number(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int
 ) -> int:
-    """The number of experts that a curve of disagreement asks for.
+    """The number of experts for a curve of disagreement, at most `MOST_EXPERTS` and T.
 
-    It is the smallest N for which, with the boundaries of `propose_boundaries`, no expert has to
-    cover more than a quarter of the rise of D. Four do for a curve that rises evenly; one that
-    rises steeply needs more, since every expert also has timesteps where there is nothing to gain.
-    A curve that does not rise needs one. The arguments are those of `propose_boundaries`.
-
-    Returns:
-        From 1 to `MOST_EXPERTS`, and at most T.
-
-    Raises:
-        UsageError: As `propose_boundaries`.
+    It is the smallest N for which, with the boundaries of `propose_boundaries`, no expert covers
+    more than a quarter of the rise of D: 4 for an even rise, more for a steep one, and 1 without
+    any. Arguments and errors are those of `propose_boundaries`.
     """
     _check_curve(timesteps, disagreement, schedule_length)
     rising = rising_fit(disagreement)
@@ -104,16 +90,14 @@ def propose_number(
     for experts in range(1, most):
         starts = propose_boundaries(timesteps, disagreement, schedule_length, experts)
         levels = np.interp(starts, timesteps, rising)
-        # Boundaries are whole timesteps, so equal parts differ by a few of them.
+        # Boundaries are whole timesteps, so parts are not exactly equal.
         if np.diff([rising[0], *levels, rising[-1]]).max() <= (_SHARE + _ROUNDING) * rise:
             return experts
     return most
 
 
 def rising_fit(values: Sequence[float]) -> list[float]:
-    """The closest rising sequence in least squares: neighbours that fall are pooled and replaced by
-    their mean until none fall (Ayer et al. 1955).
-    """
+    """Isotonic least squares: falling neighbours are replaced by their mean (Ayer et al. 1955)."""
     pools: list[tuple[float, int]] = []
     for value in values:
         total, count = float(value), 1
@@ -125,17 +109,18 @@ def rising_fit(values: Sequence[float]) -> list[float]:
 
 
 def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> float:
-    """The place, from 0 to 1, at which a piecewise linear, rising curve has risen by a share, in
-    (0, 1), of its whole rise; the middle of several.
+    """The place in [0, 1] at which a piecewise linear curve reaches a share of its rise.
+
+    On a plateau it is the middle.
     """
     rise = levels[-1] - levels[0]
     if rise <= 0.0:
         return share
-    # The tolerance makes one place of those that differ by rounding errors.
+    # The tolerance ignores rounding errors.
     wanted, near = levels[0] + share * rise, 1e-12 * rise
     low = next(k for k, level in enumerate(levels) if level >= wanted - near)
     high = next(k for k in reversed(range(len(levels))) if levels[k] <= wanted + near)
-    if high >= low:  # on the curve at these, and level between them
+    if high >= low:  # a plateau or a measured level
         return (places[low] + places[high]) / 2.0
     part = (wanted - levels[high]) / (levels[low] - levels[high])
     return places[high] + part * (places[low] - places[high])

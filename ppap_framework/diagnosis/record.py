@@ -1,7 +1,7 @@
-"""What a diagnosis found, as a record and as files.
+"""The results of a diagnosis, and their files.
 
-diagnose.json has every number and what it was measured with; diagnose.svg and diagnose.png show
-the same as curves, if matplotlib is installed.
+diagnose.json holds every number; diagnose.svg and diagnose.png show curves, if matplotlib is
+installed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ RECORD = "diagnose.json"
 @final
 @attrs.frozen(kw_only=True)
 class Reading:
-    """What a network reads at one noise level: means over images, each with an interval.
+    """Figures of a network at one noise level: means over images, with intervals. See `measure`.
 
     Attributes:
-        disagreement: The loss's `transfer` between the answer here and the clean one.
-        agreement: Share of images whose likeliest class is that without noise; None for networks
-            that do not classify.
-        confidence: Largest softmax; likewise.
-        gradient_norm: |dE/dx_t|, the square root of the sum of squares over the image.
-        cosine: Between dE/dx_t and the untouched network's dE/dx_0.
-        not_finite: Number of images whose gradient is not finite, left out of both.
-        compared: Number of images that `cosine` is a mean over: both gradients have a direction.
+        disagreement: Mean transfer loss against the clean answer.
+        agreement: Share of images whose class is that without noise; None without classes.
+        confidence: Mean largest probability; None without classes.
+        gradient_norm: Mean L2 norm of dE/dx_t.
+        cosine: Mean cosine of dE/dx_t and the untouched network's dE/dx_0.
+        not_finite: Number of images whose gradient is not finite, excluded from both means.
+        compared: Number of images with a cosine: both gradients have a direction.
     """
 
     disagreement: Interval
@@ -45,7 +44,7 @@ class Reading:
     compared: int
 
     def record(self) -> dict[str, Any]:
-        """JSON, without what is None."""
+        """JSON, without None."""
         return {
             name: value.record() if isinstance(value, Interval) else value
             for name, value in attrs.asdict(self, recurse=False).items()
@@ -56,23 +55,22 @@ class Reading:
 @final
 @attrs.frozen(kw_only=True)
 class Diagnosis:
-    """What a network, and its experts if it has some, read at L noise levels.
+    """Figures of a network, and its experts if any, at L noise levels.
 
     Attributes:
         images: Number of images.
         seed: Seed of the noise.
         schedule: Name of the first stage's schedule.
         schedule_length: T, its number of timesteps.
-        timesteps: The L base timesteps, rising.
-        log_snr: Noise levels of these.
-        clean_confidence: Largest softmax of the last stage's images without noise, by the untouched
-            network; None for networks that do not classify.
-        clean_gradient_norm: |dE/dx_0|, at the first stage's images.
+        timesteps: L base timesteps, rising.
+        log_snr: Log-SNRs of these.
+        clean_confidence: Confidence of the untouched network for clean images of the last stage;
+            None without classes.
+        clean_gradient_norm: Mean L2 norm of dE/dx_0, for images of the first stage.
         untouched: Readings of the untouched network.
         experts: Readings of the experts, each in its own range; None without experts.
-        starts: Base timesteps at which all experts but the first begin; likewise.
-        proposal: Base timesteps at which new experts could begin, see `propose_boundaries`. If it
-            is empty, one expert would do.
+        starts: Base timesteps at which experts 1 to N - 1 begin; None without experts.
+        proposal: Result of `propose_boundaries`; empty if one expert suffices.
     """
 
     images: int
@@ -89,7 +87,7 @@ class Diagnosis:
     proposal: tuple[int, ...]
 
     def record(self) -> dict[str, Any]:
-        """JSON; null for what is not finite."""
+        """JSON; null if not finite."""
         clean = {"gradient_norm": self.clean_gradient_norm.record()}
         if self.clean_confidence is not None:
             clean = {"confidence": self.clean_confidence.record(), **clean}
@@ -113,17 +111,9 @@ class Diagnosis:
         }
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> list[Path]:
-        """Write the files.
+        """Write the files, with further entries `about` of the JSON file; return their paths.
 
-        Args:
-            folder: Created if it is missing.
-            about: Further entries of the JSON file, such as which networks were measured.
-
-        Returns:
-            Paths of the files; the last is diagnose.png, if matplotlib is installed.
-
-        Raises:
-            PpapError: If the system refuses.
+        The folder is created if it is missing; PpapError if a file cannot be written.
         """
         paths = [folder / RECORD]
         write_json(paths[0], {**self.record(), **(about or {})})

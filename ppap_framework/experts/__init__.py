@@ -1,15 +1,13 @@
-"""Experts: several readers of noise in one network, and the file that holds them.
+"""Experts: adapters for ranges of noise levels in one network, and the files that hold them.
 
-    guide = Identity(component="classifier", checkpoint=None, sha256=guide_sha256(model))
-    experts = ExpertSet(model, NoiseRanges.equal(stage.schedule, 5), {"lora": lora, "bias": bias})
-    with experts.training(0): ...                       # gradients reach experts.parameters(0)
-    save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
+guide = Identity(component="classifier", checkpoint=None, sha256=guide_sha256(model))
+experts = ExpertSet(model, NoiseRanges.equal(stage.schedule, 5), {"lora": lora, "bias": bias})
+with experts.training(0): ...                       # gradients for experts.parameters(0)
+save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
 
-    chosen = choose_experts("auto", "classifier", model, backend)  # of these very weights, or None
-    with chosen.attached(model) as experts:
-        prediction = experts.at(level)(images, level)   # the network is untouched again at the end
-
-A noise level belongs to one expert. Clean images belong to none: the untouched network reads them.
+chosen = choose_experts("auto", "classifier", model, backend)  # None if none match
+with chosen.attached(model) as experts:
+    prediction = experts.at(level)(images, level)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records read from JSON that anybody may have written. All faults are told at once."""
+"""Records read from untrusted JSON. One error names all faults."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ _R = TypeVar("_R")
 
 
 def read_record(cls: type[_R], given: object) -> _R:
-    """A record from a JSON object with its fields and no others. A field whose default is None may
-    be absent. Records within it are read from objects and lists of objects.
+    """A record, with nested ones, from a JSON object. Fields with default None may be absent.
 
     Raises:
-        ValueError: With everything that is wrong, in one line.
+        ValueError: If anything is wrong; one line with all faults.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r:.40} is no object")
@@ -53,12 +52,12 @@ def _nested(hint: Any, given: Any) -> Any:
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    """A converter of fields."""
+    """Field converter to a tuple."""
     return tuple(values)
 
 
 def must_be(what: str, test: Callable[[Any], bool]) -> Callable[[Any, Any, Any], None]:
-    """A validator of fields: `what` a value must be, in words, and its test."""
+    """Field validator: a test, and `what` a value must be, in words."""
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
         if not test(value):

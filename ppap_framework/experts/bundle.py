@@ -1,9 +1,8 @@
-"""A bundle: all experts of a guide in one safetensors file that states what they are for.
+"""A bundle: all experts of a guide in one safetensors file, with their description.
 
-The tensors are those of `ExpertSet.state_dict`, "adapter/expert.name". The metadata key
-`ppap.experts` holds a `BundleInfo` as JSON. The key `ppap.sha256` holds the SHA-256 of the whole
-file with these 64 digits replaced by zeros. It tells a damaged file from a sound one; it does not
-tell who wrote the file, since anybody can compute it.
+The tensors are those of `ExpertSet.state_dict`. The metadata key `ppap.experts` holds a
+`BundleInfo` as JSON. The key `ppap.sha256` holds the SHA-256 of the whole file with these 64 digits
+replaced by zeros: it detects damage, but does not prove who wrote the file.
 """
 
 from __future__ import annotations
@@ -31,23 +30,22 @@ _ZEROS = "0" * 64
 
 
 def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
-    """Make an adapter that a plugin supplies; see `Registry.make`."""
+    """The adapter of an installed plugin; see `Registry.make`."""
     plugins = registry()
     return plugins.make(plugins.spec("adapter", config.name), config.options)
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
-    """Write experts into one file, which is either complete or absent. Equal experts and
-    descriptions give equal bytes.
+    """Write or replace a bundle, atomically and reproducibly.
 
     Args:
-        path: Ends in ".experts.safetensors"; an old file is replaced.
+        path: A path that ends in ".experts.safetensors".
         experts: The experts.
-        info: Their description: see `describe`.
+        info: Their description, from `describe`.
 
     Raises:
         ValueError: If the description is of other experts.
-        UsageError: For another suffix, which nothing would find.
+        UsageError: If the suffix is another one.
         AssetError: If the file cannot be written.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
@@ -59,20 +57,16 @@ def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
 
 
 def read_bundle_info(path: Path) -> BundleInfo:
-    """The description of a bundle, from its header alone; its hash is not checked.
+    """The description in a bundle's header; the hash is not checked.
 
     Raises:
-        AssetError: If the file is missing, damaged in its header, or no bundle.
+        AssetError: If the file is missing or no bundle, or its header is damaged.
     """
     return _info(path, open_checkpoint(path).metadata)
 
 
 def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
-    """Read a bundle and check everything that can be checked without its guide.
-
-    Raises:
-        AssetError: If anything is wrong with it.
-    """
+    """Read a bundle and check all of it without its guide; AssetError if anything is wrong."""
     checkpoint = open_checkpoint(path)
     _check_seal(path)
     info = _info(path, checkpoint.metadata)
@@ -102,10 +96,10 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
 
 
 def rescale_bundle(path: Path, scales: Sequence[float] | None) -> None:
-    """Replace the N guidance scales of a bundle. The file is at any time the old or the new one.
+    """Replace the N guidance scales of a bundle, atomically.
 
     Raises:
-        ValueError: If there are more or fewer, or one is not finite.
+        ValueError: If there are not N, or one is not finite.
         AssetError: If anything is wrong with the file, or it cannot be written.
     """
     info, state = verify_bundle(path)
@@ -120,19 +114,19 @@ def load_bundle(
     allow_mismatch: Collection[str] = (),
     make_adapter: Callable[[AdapterConfig], ExpertAdapter] = installed_adapter,
 ) -> ExpertSet:
-    """Attach the experts of a bundle to the guide that they were trained for.
+    """Attach the experts of a bundle to their guide.
 
     Args:
         path: The bundle.
         model: The guide, without experts.
-        backend: The diffusion model that it steers; None to compare nothing of it.
-        allow_mismatch: Which of `WAIVABLE` may differ.
-        make_adapter: Makes the adapters; by default plugins do.
+        backend: The diffusion model that it steers; None to skip its comparison.
+        allow_mismatch: Names from `WAIVABLE` that may differ.
+        make_adapter: Factory of the adapters.
 
     Raises:
-        AssetError: If anything is wrong with the file, or it does not match; the message names each
-            difference.
-        UsageError: For a difference that cannot be waived.
+        AssetError: If anything is wrong with the file, or it differs from guide or backend; the
+            message names each difference.
+        UsageError: If a difference cannot be waived.
         PluginError: If an adapter's plugin is missing or broken.
         ValueError: If the guide has experts already.
     """

@@ -1,4 +1,4 @@
-"""Which experts read in a guide's place: those of a bundle, a set of the user's own, or none."""
+"""Choice of a guide's experts: those of a bundle, a set of the user's own, or none."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ppap_framework.experts.set import ExpertSet, has_experts
 _log = logging.getLogger(__name__)
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"
-"""Experts as they are asked for: the name or path of a bundle; "auto" for the newest bundle that
-matches, if there is one; "none" or None; a bundle that was chosen before; an attached set."""
+"""A request for experts: the name or path of a bundle; "auto" for the newest that matches, if any;
+"none" or None; a bundle that was chosen before; an attached set."""
 
 
 def uses_experts(wanted: WantedExperts, *, noise_aware: bool, through: str) -> bool:
-    """Whether experts are wanted, and there is noise for them to read; see `choose_experts`."""
+    """Whether experts are wanted and would read noise; arguments as for `choose_experts`."""
     return wanted not in (None, "none") and not noise_aware and through == "noisy"
 
 
@@ -37,8 +37,7 @@ def check_wanted(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | None:
-    """Check everything that does not need weights; see `choose_experts`. Returns the bundle that is
-    named, if one is.
+    """Check the arguments of `choose_experts` without weights; return the named bundle, if any.
 
     Raises:
         UsageError: If the guide takes no experts, or a difference cannot be waived.
@@ -60,7 +59,7 @@ def check_wanted(
     if isinstance(wanted, ExpertSet):
         return None
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
-    _ = bundle.info  # refuses an unreadable header
+    _ = bundle.info  # raises if the header is unreadable
     return bundle
 
 
@@ -75,17 +74,16 @@ def choose_experts(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | ExpertSet | None:
-    """The experts that read in a guide's place.
+    """The experts of a guide.
 
     Args:
-        wanted: The request. A `BundleFile` was compared with the backend when it was chosen, and is
-            returned as it is.
+        wanted: The request. A `BundleFile` is returned unchecked, since it was chosen before.
         guide_name: The guide's name, for messages.
         model: The guide, without experts other than those of `wanted`.
         backend: The diffusion model that it steers.
         noise_aware: Whether the guide reads noise without experts.
         through: "noisy" or "clean", the images that guides read.
-        allow_mismatch: Which of `WAIVABLE` may differ.
+        allow_mismatch: Names from `WAIVABLE` that may differ.
         offline: Whether to raise instead of downloading a bundle.
 
     Raises:
@@ -126,14 +124,14 @@ def choose_experts(
 
 
 def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertSet | None) -> bool:
-    """Whether both are the same set, of the same file, or none."""
+    """Whether both are the same set, the same file, or None."""
     if isinstance(one, BundleFile) and isinstance(other, BundleFile):
         return (one.path, one.sha256) == (other.path, other.sha256)
     return one is other
 
 
 def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None:
-    """Log which experts of a guide get no step of a process."""
+    """Log the experts of a guide that get no step of a process."""
     idle = ", ".join(
         f"expert {k} ({f'timesteps {own.start} to {own.stop - 1}' if own else 'no timestep'})"
         for k, own in enumerate(ranges.timesteps(process.schedule))
@@ -145,7 +143,7 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
 
 
 def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | None:
-    other_backends = []  # logged only if nothing matches; other guides are not
+    other_backends = []  # logged only if nothing matches
     for bundle in find_bundles():
         differences: Mapping[str, str] = {}
         try:
@@ -173,5 +171,5 @@ _PASSED_OVER = "experts %r are passed over: %s"
 
 
 def _verify(bundle: BundleFile) -> None:
-    _ = bundle.sha256  # taken first, so that a later change is noticed
+    _ = bundle.sha256  # hashed first, so later changes are detected
     verify_bundle(bundle.path)

@@ -1,4 +1,4 @@
-"""Finding bundles by path or name, and what is known of one on disk."""
+"""Bundles on disk, by path or name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BundleFile:
     """A bundle on disk. Its description and hash are read once.
 
     Attributes:
-        name: The name by which it is asked for.
+        name: Its name in requests.
         path: The file.
         distribution: The distribution that supplies it; None for a user's own.
     """
@@ -49,12 +49,10 @@ class BundleFile:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file."""
         return file_sha256(self.path)
 
     @property
     def ranges(self) -> NoiseRanges:
-        """The noise levels that each expert owns."""
         return self.info.ranges
 
     @property
@@ -68,7 +66,7 @@ class BundleFile:
         return self.info.expert_parameters
 
     def record(self) -> dict[str, Any]:
-        """Everything that a run records of its experts, as JSON."""
+        """The record of the experts in a run, as JSON."""
         return {
             "name": self.name,
             "path": str(self.path),
@@ -83,7 +81,7 @@ class BundleFile:
         """A context in which the experts are attached to their guide; see `load_bundle`.
 
         Raises:
-            AssetError: If the file has changed since its SHA-256 was taken.
+            AssetError: If the file has changed since it was hashed.
         """
         if file_sha256(self.path) != self.sha256:
             raise AssetError(
@@ -97,16 +95,12 @@ class BundleFile:
 
 
 def experts_dir() -> Path:
-    """The folder in which a user's own bundles are found by name and by `--experts auto`."""
+    """Folder of a user's own bundles, searched by name and by `--experts auto`."""
     return cache_dir() / "experts"
 
 
 def keep_bundle(path: Path) -> Path:
-    """Copy a bundle to `experts_dir`; one of the same name is replaced at once.
-
-    Raises:
-        AssetError: If the copy cannot be written.
-    """
+    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written."""
     kept = experts_dir() / path.name
     with replacing(kept, AssetError) as temporary:
         shutil.copyfile(path, temporary)
@@ -114,9 +108,7 @@ def keep_bundle(path: Path) -> Path:
 
 
 def find_bundles() -> list[BundleFile]:
-    """Every bundle on disk: the user's own, the newest first, then those of distributions. Nothing
-    is downloaded or opened.
-    """
+    """Every bundle on disk, unopened: the user's own, newest first, then those of distributions."""
     found = _own()
     for asset in registry().bundles():
         try:
@@ -127,11 +119,11 @@ def find_bundles() -> list[BundleFile]:
 
 
 def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
-    """The bundle that is asked for; that of a distribution is downloaded if it is not on disk.
+    """The bundle of a name or path, downloaded if necessary.
 
     Args:
-        source: A path, or the name of one of the user's own or of a distribution's. A path object
-            is never taken for a name.
+        source: A path, or the name of a bundle of the user's own or of a distribution. A path
+            object is never a name.
         offline: Whether to raise instead of downloading.
 
     Raises:

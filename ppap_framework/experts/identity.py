@@ -1,4 +1,4 @@
-"""Identity of a network: the hash of its weights, and what it is fed."""
+"""Identity of a network: the hash of its weights, and its input convention."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from ppap_framework.experts.set import has_experts
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the values of a state dict, 64 hexadecimal digits.
+    """SHA-256 of a state dict, 64 hexadecimal digits; equal values in 16 and 32 bits are equal.
 
-    It covers names in sorted order, each with its shape and its values as little-endian float64 (if
-    they are that), float32 (any other floating point), or int64. So the same values give the same
-    digest in any file, in any order, and in 16 or 32 bits.
+    It covers sorted names, each with its shape and its values as little-endian float64 (if they are
+    that), float32 (any other floating point), or int64.
     """
     digest = hashlib.sha256(b"ppap weights 1\n")
     for name in sorted(state):
@@ -34,11 +33,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 
 def guide_sha256(model: GuidanceModel) -> str:
-    """The `weights_sha256` of a guide's network.
-
-    Raises:
-        ValueError: If experts are attached, which may rename and change the weights.
-    """
+    """The `weights_sha256` of a guide's network; ValueError if experts are attached."""
     if has_experts(model.network):
         raise ValueError("ask for the identity of a network before experts are attached")
     return weights_sha256(model.network.state_dict())
@@ -64,18 +59,17 @@ def _canonical(tensor: Tensor) -> Tensor:
 
 
 _TOLERANCE = 0.02
-"""Tolerance of the value of a channel: above the rounding of bfloat16, and below the differences of
-usual normalizations."""
+"""Tolerance of channel values: above rounding in bfloat16, below differences of normalizations."""
 
 
 @attrs.frozen
 class InputConvention:
-    """What reaches a guide's network, as `measure` finds it.
+    """The input of a guide's network for a black and a white image.
 
     Attributes:
-        shape: (C, h, w), the shape of one input of the network.
-        black: Mean of each of its C channels for an image of -1.
-        white: Mean of each of its C channels for an image of 1.
+        shape: (C, h, w), shape of one input of the network.
+        black: Means of its C channels for an image of -1.
+        white: Means of its C channels for an image of 1.
     """
 
     shape: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
@@ -84,8 +78,9 @@ class InputConvention:
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
-        """Feed a black and a white image of a resolution (h, w) to a guide, whose network itself
-        does not run. None if the guide does not call its network as a whole.
+        """Measure at a resolution (h, w), without running the network.
+
+        None if the guide does not call its network as a whole.
         """
         parameter = next(model.parameters(), torch.empty(0))
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
@@ -106,18 +101,18 @@ class InputConvention:
         if seen is None:
             return None
         means = seen.float().flatten(2).mean(2) if seen.ndim > 2 else seen.float()
-        # Rounded, so that equal conventions read alike; far below the tolerance.
+        # Rounded far below the tolerance, so that equal conventions look equal.
         black, white = ([round(value, 4) for value in row] for row in means.tolist())
         return cls(tuple(seen.shape[1:]), black, white)
 
     def matches(self, other: InputConvention) -> bool:
-        """Whether a network that was trained with one convention may be fed with the other."""
+        """Whether both conventions agree within the tolerance."""
         pairs = zip(self.black + self.white, other.black + other.white, strict=False)
         return self.shape == other.shape and all(abs(a - b) <= _TOLERANCE for a, b in pairs)
 
 
 class _ReachedError(Exception):
-    """Raised in the place of a network that need not run, with its input."""
+    """Raised instead of running a network, with its input."""
 
 
 def _is_batch(value: object) -> bool:

@@ -34,12 +34,13 @@ _IMAGE_SPACE = "rgb"
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """A network, known by its weights.
+    """Identity of a network.
 
     Attributes:
-        component: The name of its backend or guider, or the class of a user's own object.
-        checkpoint: The name of its weights; None if they had no name.
-        sha256: `guide_sha256` or `backend_sha256`, which alone decides; None if nobody recorded it.
+        component: Name of its backend or guider, or the class of a user's own object.
+        checkpoint: Name of its weights, if they have one.
+        sha256: `guide_sha256` or `backend_sha256`, the only field that is compared; None if
+            unknown.
     """
 
     component: str = attrs.field(validator=text)
@@ -53,7 +54,7 @@ class Identity:
 
 @attrs.frozen(kw_only=True)
 class AdapterConfig:
-    """An adapter as it can be made again: its name, and its options as JSON."""
+    """Name of an adapter, and its options as JSON."""
 
     name: str = attrs.field(validator=text)
     options: Mapping[str, Any] = attrs.field(validator=json_object)
@@ -61,34 +62,32 @@ class AdapterConfig:
 
 @attrs.frozen(kw_only=True)
 class BundleInfo:
-    """Everything that is known of a bundle of N experts. `describe` makes it.
+    """The description of a bundle of N experts, made by `describe`.
 
-    A field whose default is None is left out of files while it is None: versions before it wrote
-    none, and can read such files.
+    Files omit a field with default None while it is None, so that earlier versions can read them.
 
     Attributes:
-        format: The version of this description.
-        guide: The network that was adapted, before it was.
-        backend: The diffusion model whose images it learned from. Unknown weights are not compared.
-        adapters: In the order in which they are attached.
+        format: Version of this description.
+        guide: The network without experts.
+        backend: The diffusion model of the training images.
+        adapters: The adapters, in the order in which they are attached.
         boundaries: N - 1 log-SNRs: see `NoiseRanges`.
-        schedule: The name of the backend's noise schedule.
-        timesteps: N + 1 base timesteps of that schedule; expert i begins at number i and ends
-            before number i + 1.
+        schedule: Name of the backend's noise schedule.
+        timesteps: N + 1 base timesteps; expert i owns those from entry i until before entry i + 1.
         image_space: "rgb", three channels in [-1, 1].
-        resolution: Height and width of the images that were noised.
-        preprocessing: How those images were fed to the network; None for the guide's own way.
-        input: What then reached the network; None if that could not be measured.
+        resolution: Height and width of the noised images.
+        preprocessing: Preprocessing of these; None for the guide's own.
+        input: Input convention of the network; None if it cannot be measured.
         network_parameters: Number of parameters of the untouched network.
         expert_parameters: N numbers of trainable parameters.
-        recipe: How the experts were trained, as JSON.
-        seed: The seed of the training.
-        data_sha256: Hash of the manifest of the images; None if there was none.
+        recipe: The recipe of the training, as JSON.
+        seed: Seed of the training.
+        data_sha256: Hash of the images' manifest, if any.
         metrics: Held-out metrics, as JSON.
         scales: N calibrated guidance scales; None if the experts were not calibrated.
 
     Raises:
-        ValueError: If a field is not what it must be, or two contradict each other.
+        ValueError: If a field is invalid, or two contradict each other.
     """
 
     format: int = attrs.field(
@@ -142,16 +141,14 @@ class BundleInfo:
             raise ValueError("; ".join(faults))
 
     def __len__(self) -> int:
-        """N."""
         return len(self.boundaries) + 1
 
     @property
     def ranges(self) -> NoiseRanges:
-        """The noise levels that each expert owns."""
         return NoiseRanges(self.boundaries)
 
     def to_json(self) -> str:
-        """One line; equal records give equal text, and every number comes back exactly."""
+        """One line; equal records give equal text, and numbers are exact."""
         absent = [
             field.name
             for field in attrs.fields(BundleInfo)
@@ -162,11 +159,7 @@ class BundleInfo:
 
     @classmethod
     def from_json(cls, content: str) -> BundleInfo:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: With everything that is wrong, in one line.
-        """
+        """The inverse of `to_json`; ValueError with all faults, in one line."""
         try:
             given = json.loads(content, parse_constant=_no_constants)
         except RecursionError as error:
@@ -190,19 +183,7 @@ def describe(
     metrics: Mapping[str, Any] | None = None,
     scales: Sequence[float] | None = None,
 ) -> BundleInfo:
-    """The description of trained experts.
-
-    Args:
-        experts: The experts.
-        schedule: The noise schedule of the images that they learned from.
-        resolution: Height and width of these.
-        guide: The network before experts were attached.
-        backend: The diffusion model.
-        adapters: What the set's adapters were made from, in order. The rest is as in `BundleInfo`.
-
-    Raises:
-        ValueError: As `BundleInfo`.
-    """
+    """The description of trained experts; arguments and errors as for `BundleInfo`."""
     return BundleInfo(
         guide=guide,
         backend=backend,

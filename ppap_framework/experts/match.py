@@ -1,4 +1,4 @@
-"""Whether experts are for the guide and the backend that are present."""
+"""Comparison of experts with the present guide and backend."""
 
 from __future__ import annotations
 
@@ -15,30 +15,23 @@ from ppap_framework.experts.info import BundleInfo
 from ppap_framework.experts.set import student_of
 
 WAIVABLE = ("backend", "resolution")
-"""Differences that a user may accept: experts still see noisy images, of another kind or size. With
-other weights or another normalization they would mislead the guide."""
+"""Differences that a user may accept: experts see noisy images of another kind or size. Experts for
+other weights or another normalization would mislead the guide."""
 
 
 @attrs.frozen(eq=False)
 class Present:
-    """The guide and the backend that are present, each hashed at most once.
-
-    Attributes:
-        model: The guide, without experts.
-        backend: The diffusion model that it steers; None to compare nothing of it.
-    """
+    """The present guide, without experts, and the backend, if compared; each is hashed once."""
 
     model: GuidanceModel
     backend: DiffusionBackend | None
 
     @cached_property
     def guide_sha256(self) -> str:
-        """See `identity.guide_sha256`."""
         return guide_sha256(self.model)
 
     @cached_property
     def backend_sha256(self) -> str | None:
-        """See `identity.backend_sha256`."""
         return None if self.backend is None else backend_sha256(self.backend)
 
     def is_for(self, info: BundleInfo) -> bool:
@@ -46,7 +39,7 @@ class Present:
         return info.guide.sha256 == self.guide_sha256
 
     def differences(self, info: BundleInfo) -> dict[str, str]:
-        """What differs from the training of the experts: a field, and both sides in words."""
+        """Differences from the training of the experts, in words, by field."""
         found = {}
         if not self.is_for(info):
             found["guide"] = (
@@ -84,11 +77,7 @@ class Present:
 def check_match(
     path: Path, differences: Mapping[str, str], allow_mismatch: Collection[str]
 ) -> None:
-    """Check that a bundle's differences are all waived.
-
-    Raises:
-        AssetError: With each difference that is not.
-    """
+    """Raise AssetError with all differences that are not waived."""
     left = {name: words for name, words in differences.items() if name not in allow_mismatch}
     if left:
         raise AssetError(
@@ -101,11 +90,7 @@ def check_match(
 
 
 def check_waivers(allow_mismatch: Collection[str]) -> None:
-    """Check the names of differences to waive.
-
-    Raises:
-        UsageError: If one cannot be waived.
-    """
+    """Raise UsageError if a difference cannot be waived."""
     for name in allow_mismatch:
         if name not in WAIVABLE:
             raise UsageError(

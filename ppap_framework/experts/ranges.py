@@ -1,12 +1,11 @@
-r"""Which expert owns which noise levels (Go et al. 2023, arXiv 2212.05973, section 4.1).
+r"""The noise levels of each expert (Go et al. 2023, arXiv 2212.05973, section 4.1).
 
-N experts share the noise levels out: with boundaries b_1 > ... > b_{N-1} on the log-SNR, b_0 = inf
-and b_N = -inf, expert i owns
+With boundaries b_1 > ... > b_{N-1} on the log-SNR, b_0 = inf and b_N = -inf, expert i owns
 
     b_{i+1} <= lambda < b_i
 
-so that expert 0 reads the least noisy images. Boundaries do not depend on the schedule on which
-they were chosen. One between its base timesteps t - 1 and t is their mean log-SNR.
+so that expert 0 reads the least noisy images. Boundaries are independent of schedules; one between
+base timesteps t - 1 and t is their mean log-SNR.
 """
 
 from __future__ import annotations
@@ -31,13 +30,10 @@ def _floats(values: Iterable[float]) -> tuple[float, ...]:
 
 @attrs.frozen
 class NoiseRanges:
-    """N half-open ranges that cover all noise levels without gap or overlap.
+    """N half-open ranges that partition the noise levels.
 
     Attributes:
-        boundaries: N - 1 log-SNRs, falling.
-
-    Raises:
-        UsageError: If they are not finite or not strictly falling.
+        boundaries: N - 1 log-SNRs; UsageError if they are not finite and strictly falling.
     """
 
     boundaries: tuple[float, ...] = attrs.field(converter=_floats)
@@ -53,11 +49,9 @@ class NoiseRanges:
 
     @classmethod
     def equal(cls, schedule: NoiseSchedule, experts: int) -> NoiseRanges:
-        """Ranges of equal width in timesteps: expert i owns floor(i T / N) <= t < floor((i+1) T /
-        N), as in the paper.
+        """Ranges of equal width in timesteps, as in the paper; UsageError if N is not in [1, T].
 
-        Raises:
-            UsageError: For fewer timesteps than experts, or no expert.
+        Expert i owns floor(i T / N) <= t < floor((i+1) T / N).
         """
         if not 1 <= experts <= schedule.num_timesteps:
             raise UsageError(
@@ -73,11 +67,10 @@ class NoiseRanges:
 
         Args:
             schedule: The schedule, of T timesteps.
-            starts: The first timestep of every expert but expert 0, rising, in [1, T).
+            starts: The first timesteps of experts 1 to N - 1, rising, in [1, T).
 
         Raises:
-            UsageError: For other numbers, or if the schedule has no noise level between such a
-                timestep and the one before it.
+            UsageError: If starts are invalid, or have the log-SNR of the timestep before.
         """
         last = schedule.num_timesteps - 1
         bounds = [0, *starts, last + 1]
@@ -100,11 +93,10 @@ class NoiseRanges:
         return cls(boundaries)
 
     def __len__(self) -> int:
-        """N."""
         return len(self.boundaries) + 1
 
     def owner(self, log_snr: float) -> int:
-        """The expert in [0, N) that owns a noise level; that of clean images (inf) is 0."""
+        """The expert in [0, N) that owns a noise level; 0 for clean images (inf)."""
         return bisect_left(self.boundaries, -log_snr, key=neg)
 
     def index(self, level: NoiseLevel) -> Tensor:
@@ -112,7 +104,7 @@ class NoiseRanges:
         return torch.tensor([self.owner(value) for value in level.log_snr.tolist()]).long()
 
     def timesteps(self, schedule: NoiseSchedule) -> tuple[range, ...]:
-        """The base timesteps of any schedule that each of the N experts owns."""
+        """The base timesteps of a schedule that each of the N experts owns."""
         owners = self.index(NoiseLevel(schedule.log_snr))  # (T,), rising
         ends = torch.bincount(owners, minlength=len(self)).cumsum(0).tolist()
         return tuple(range(start, end) for start, end in pairwise([0, *ends]))

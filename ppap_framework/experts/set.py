@@ -1,4 +1,4 @@
-"""One network and its experts; the noise level of an image decides which of them reads it."""
+"""One network and its experts, chosen by noise level."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _owned: WeakSet[nn.Module] = WeakSet()
 
 
 def has_experts(network: nn.Module) -> bool:
-    """Whether adapters are attached to a network, which may change its weights and their names."""
+    """Whether adapters, which may change weights and their names, are attached to a network."""
     return network in _owned
 
 
 def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> GuidanceModel:
-    """The guide, or another around the same network if experts are fed in another way.
+    """The guide with this preprocessing of its network's input; None keeps its own.
 
     Raises:
-        UsageError: If the guide has only one way.
+        UsageError: If the guide's preprocessing cannot be exchanged.
     """
     if preprocessing is None:
         return model
@@ -49,33 +49,33 @@ def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> Gui
 
 @final
 class ExpertSet:
-    """N experts that share one network, of which one at a time is merged into its weights.
+    """N experts that share one network; one at a time is merged into its weights.
 
-    Each noise level belongs to one expert. Clean images (log-SNR inf) are read by the untouched
-    network. The set owns the network until `detach`.
+    Each noise level belongs to one expert. The untouched network reads clean images (log-SNR inf).
+    The set owns the network until `detach`.
 
     Args:
         model: The guide around the network.
-        ranges: The noise levels that each of the N experts owns.
-        adapters: By name; attached here, in this order. They must not share tensors.
-        preprocessing: How experts are fed; None for the model's own way.
+        ranges: The noise levels of each of the N experts.
+        adapters: Adapters by name, attached in this order. They must not share tensors.
+        preprocessing: Preprocessing for experts; None for the model's own.
 
     Attributes:
-        active: The expert that is merged; None for the untouched network.
-        student: What experts read through: the model, unless they are fed in another way.
+        active: Index of the merged expert; None for the untouched network.
+        student: The model with the experts' preprocessing.
         network_parameters: Number of parameters of the untouched network.
 
     Raises:
         ValueError: If the network has experts already, or there are no adapters.
-        UsageError: If an adapter finds nothing to adapt, or the model has only its own way to feed
-            its network.
+        UsageError: If an adapter finds nothing to adapt, or the model's preprocessing cannot be
+            exchanged.
     """
 
     name: None = None
     path: None = None
     sha256: None = None
     scales: None = None
-    """Only a bundle has these: see `BundleFile`."""
+    """Attributes of `BundleFile` that a set lacks."""
 
     def __init__(
         self,
@@ -103,7 +103,6 @@ class ExpertSet:
         _owned.add(model.network)
 
     def __len__(self) -> int:
-        """N."""
         return len(self.ranges)
 
     @property
@@ -124,19 +123,17 @@ class ExpertSet:
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context at whose end the untouched network is active; `model` is the set's own."""
+        """A context that ends with the untouched network; `model` is the set's own."""
         try:
             yield self
         finally:
             self.activate(None)
 
     def activate(self, index: int | None) -> None:
-        """Merge an expert into the network's weights; None restores the untouched network.
+        """Merge an expert into the weights; None restores the untouched network.
 
-        Merging changes weights in place, so autograd refuses to differentiate a graph from before.
-
-        Raises:
-            IndexError: If there is no such expert.
+        Merging changes weights in place, so autograd rejects earlier graphs. Raises IndexError if
+        there is no such expert.
         """
         if index == self.active:
             return
@@ -148,14 +145,12 @@ class ExpertSet:
         self.active = index
 
     def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
-        """The function that reads images of B noise levels, each with the expert that owns its
-        level. It is valid until the next call.
+        """A function that reads B images, each with the expert of its noise level.
 
-        If the levels belong to one expert, that is merged and the model or student returned, so
-        reading costs what it costs without experts, and predictions are differentiable in the
-        images until another expert is merged. Predictions of several experts are differentiable
-        at any time; they must be tensors whose first dimension is B, or tuples, lists and mappings
-        of such.
+        It is valid until the next call. If one expert owns all levels, it is merged: reading costs
+        nothing extra, and predictions are differentiable in the images until another expert is
+        merged. Predictions of several experts are always differentiable; they must be tensors whose
+        first dimension is B, or tuples, lists and mappings of such.
         """
         owners = set(self._owners(level))
         if len(owners) > 1:
@@ -164,7 +159,7 @@ class ExpertSet:
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:
-        """A context in which one expert is unmerged and gradients reach its `parameters`."""
+        """A context in which one expert is unmerged and its `parameters` receive gradients."""
         self.activate(None)
         with contextlib.ExitStack() as stack:
             for adapter in self.adapters.values():
@@ -185,7 +180,7 @@ class ExpertSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state_dict` gave and activate the untouched network.
+        """Load a `state_dict` and activate the untouched network.
 
         Raises:
             AssetError: If names or shapes differ.
@@ -204,7 +199,7 @@ class ExpertSet:
             adapter.load_state_dict(parts[name])
 
     def detach(self) -> None:
-        """Leave the network as it was found. The set cannot be used afterwards."""
+        """Restore the original network. The set cannot be used afterwards."""
         self.activate(None)
         for adapter in reversed(self.adapters.values()):
             adapter.detach()
@@ -227,8 +222,7 @@ class ExpertSet:
         for owner in sorted(set(owners.tolist())):
             rows = (owners == owner).nonzero()[:, 0]
             own = images[rows.to(images.device)], NoiseLevel(level.log_snr[rows])
-            # In the backward pass, the weights are another expert's by then. So each part is
-            # computed again with its own.
+            # In the backward pass another expert is merged, so each part is recomputed.
             part = (
                 checkpoint(self._read, owner, *own, use_reentrant=False, preserve_rng_state=False)
                 if differentiable

@@ -1,8 +1,8 @@
-"""Knowledge transfer without data: the diffusion model draws the images that it is done on.
+"""Knowledge transfer without data: the diffusion model draws the training images.
 
-data = synthesize(backend, num=2048, out="data")        # or SyntheticData("data"), if it is there
+data = synthesize(backend, num=2048, out="data")        # or SyntheticData("data"), if it exists
 bundle = transfer(backend, "classifier", data, out="experts")
-bundle = adapt(backend, "classifier", out="experts")    # both in one
+bundle = adapt(backend, "classifier", out="experts")    # both steps
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Batch norms of which experts hold running statistics of their own."""
+"""Batch norms whose running statistics differ between experts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppap_framework.experts import ExpertSet
 
 
 def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
-    """The batch norms of which every expert holds running statistics."""
+    """The batch norms whose running statistics every expert holds."""
     held = {key.partition("/")[2] for key in experts.state_dict()}
     return [
         module
@@ -22,7 +22,7 @@ def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
 
 @contextlib.contextmanager
 def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """A context in which running statistics begin anew and are plain averages over batches."""
+    """A context in which running statistics are reset and become plain averages over batches."""
     momenta = [module.momentum for module in norms]
     try:
         for module in norms:

@@ -1,6 +1,4 @@
-"""Which images, with how much noise, at which iteration: pure functions of seed, phase and
-iteration, so that an interrupted training continues exactly.
-"""
+"""Batches as pure functions of seed, phase and iteration, so training resumes exactly."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ class Batch:
     """A batch of noisy images.
 
     Attributes:
-        images: (B,), int64, numbers of the images.
+        images: (B,), int64, image indices.
         timesteps: (B,), int64, base timesteps.
         noise: (B, 3, H, W), standard normal.
     """
@@ -33,7 +31,7 @@ class Batch:
     noise: Tensor
 
     def split(self, size: int) -> Iterator[Batch]:
-        """The same images in batches of at most this size."""
+        """The same images in batches of at most `size`."""
         fields = self.images, self.timesteps, self.noise
         return (
             Batch(*part)
@@ -44,32 +42,27 @@ class Batch:
 def training_batch(
     key: tuple[int, int], step: int, size: int, count: int, timesteps: range, shape: Shape
 ) -> Batch:
-    """The batch of an iteration, from 0.
+    """The batch of size B = `size` at iteration `step` of a phase, from 0.
 
-    Every epoch has a new random order of the images. Timesteps are stratified, one from each of B
-    equal parts of the range: the expectation is that of independent ones, the variance is smaller.
+    Every epoch shuffles the images anew. Timesteps are stratified, one from each of B equal parts
+    of the range: same expectation as independent ones, smaller variance.
 
     Args:
-        key: Seed of the training, and number of the phase.
-        step: The iteration of the phase.
-        size: B.
+        key: Seed of the training, and index of the phase.
         count: Number of images to choose from.
-        timesteps: Range of base timesteps.
         shape: (3, H, W).
     """
     places = range(step * size, (step + 1) * size)
     orders = {epoch: _order(key, epoch, count) for epoch in {i // count for i in places}}
     images = torch.stack([orders[i // count][i % count] for i in places])
     generator = _generator(key, _TRAINING, step)
-    # In float32 a place at the end of its part may round to the beginning of the next one.
+    # In float32, the end of a part may round to the beginning of the next one.
     spread = torch.arange(size) + torch.rand(size, generator=generator).double()
     return Batch(images, _at(timesteps, spread), torch.randn(size, *shape, generator=generator))
 
 
 def validation_batch(key: tuple[int, int], count: int, timesteps: range, shape: Shape) -> Batch:
-    """Each of `count` held-out images once, at timesteps spread over the range. The arguments are
-    those of `training_batch`.
-    """
+    """Each of `count` held-out images once, at timesteps spread over the range."""
     generator = _generator(key, _VALIDATION, 0)
     spread = torch.randperm(count, generator=generator).double() + 0.5
     noise = torch.randn(count, *shape, generator=generator)
@@ -77,7 +70,7 @@ def validation_batch(key: tuple[int, int], count: int, timesteps: range, shape: 
 
 
 def _at(timesteps: range, spread: Tensor) -> Tensor:
-    """The timesteps at B places, (B,), float64 in [0, B), of the range stretched to [0, B)."""
+    """The timesteps at positions (B,), float64, after the range is stretched to [0, B)."""
     return timesteps.start + (spread * len(timesteps) / len(spread)).long()
 
 
@@ -86,6 +79,6 @@ def _order(key: tuple[int, int], epoch: int, count: int) -> Tensor:
 
 
 def _generator(key: tuple[int, int], use: int, step: int) -> torch.Generator:
-    seed, phase = key  # the seed may be negative; numpy wants whole numbers from 0
+    seed, phase = key  # numpy rejects negative seeds
     mixed = np.random.SeedSequence([seed % 2**64, use, phase, step])
     return torch.Generator().manual_seed(int(mixed.generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -1,4 +1,4 @@
-"""Boundaries of experts from the data: they begin where the untouched network's answers change."""
+"""Boundaries from the data: experts begin at noise levels where the network's answers change."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ _IMAGES, _LEVELS = 256, 21
 
 
 def measure(guide: Guide, stage: Stage, images: Images, recipe: Recipe) -> dict[str, Any]:
-    """The disagreement of a network, in evaluation mode, over base timesteps, as JSON; see
-    `ppap_framework.diagnosis.disagreement`. It is measured on the first images of a set.
+    """The `disagreement` of a network in evaluation mode, on the first images of a set, as JSON.
 
     Raises:
         PluginError: If the loss is broken.
@@ -52,9 +51,9 @@ def proposed_starts(
     """The timesteps at which experts 1 to N - 1 should begin.
 
     Args:
-        curve: What `measure` gave, perhaps read from a file.
-        schedule: The schedule of its timesteps.
-        experts: N; None for as many as the curve asks for.
+        curve: Result of `measure`, possibly read from a file.
+        schedule: Noise schedule of the curve's timesteps.
+        experts: N; None for `propose_number`.
 
     Raises:
         AssetError: If the curve is damaged.

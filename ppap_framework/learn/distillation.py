@@ -1,13 +1,12 @@
-r"""Distillation: experts learn to answer to a noisy image as the teacher does to the clean one.
+r"""Distillation: on noisy images, experts learn the teacher's answers to the clean ones.
 
-With teacher f, expert f_i and its range R_i of timesteps (Go et al. 2023, arXiv 2212.05973, section
-4.3):
+With teacher f, expert f_i and its timesteps R_i (Go et al. 2023, arXiv 2212.05973, section 4.3):
 
     min  E_{x0, eps, t in R_i}  L(f_i(alpha_t x0 + sigma_t eps), f(x0))
 
-The teacher is the untouched network. Batch norms use its running statistics, unless the experts
-hold their own: then they normalize by the batch, and gather running statistics, which are estimated
-anew at the end of a phase if that lowers the held-out loss.
+The teacher is the untouched network. Batch norms use its running statistics, unless experts hold
+their own: then training normalizes by the batch and gathers running statistics. At the end of a
+phase these are estimated anew if that lowers the held-out loss.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ _STATE = ("phase", "step", "best", "stale", "scores", "start")
 @final
 @attrs.frozen
 class Report:
-    """An iteration that is done.
+    """A finished iteration.
 
     Attributes:
-        phase: Number of its phase.
-        step: Iterations of the phase that are done.
-        loss: Its loss.
-        held_out: Loss on the held-out images, which may be inf; None without a validation.
+        phase: Index of its phase.
+        step: Number of finished iterations of the phase.
+        loss: Training loss.
+        held_out: Held-out loss, possibly inf; None without a validation.
     """
 
     phase: int
@@ -55,10 +54,10 @@ class Report:
 
 
 def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
-    """Accept experts that can be trained.
+    """Check that experts can be trained.
 
     Raises:
-        UsageError: If they hold no parameters, or need larger batches.
+        UsageError: If they have no parameters, or their batch norms need larger batches.
     """
     network = type(experts.model.network).__name__
     if next(experts.parameters(0), None) is None:
@@ -75,22 +74,18 @@ def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
 
 @final
 class Distillation:
-    """A training that can be left after any iteration and continued exactly.
+    """A training that resumes exactly after any iteration.
 
     Args:
-        experts: The experts, attached and otherwise as they were made.
+        experts: New experts, attached.
         loss: Its `transfer` compares the answers of student and teacher; its `energy` compares the
             student's with labels.
-        schedule: Noise schedule of the images.
-        data: Images and answers.
-        recipe: How experts are trained.
-        phases: The recipe's phases.
 
     Attributes:
         held_out: Number of images, the last ones, that are kept for validation.
-        phase: Number of the current phase.
-        step: Iterations of it that are done.
-        scores: For each finished expert its held-out loss, that of the untouched network, and the
+        phase: Index of the current phase.
+        step: Number of its finished iterations.
+        scores: For each finished expert: its held-out loss, that of the untouched network, and the
             iteration of its best parameters.
     """
 
@@ -117,34 +112,31 @@ class Distillation:
 
     @property
     def done(self) -> int:
-        """Iterations of all phases that are done; those skipped by early stopping count."""
+        """Number of finished iterations of all phases; those skipped by early stopping count."""
         return sum(phase.iterations for phase in self.phases[: self.phase]) + self.step
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to continue: tensors and plain values."""
+        """The complete state of training: tensors and plain values."""
         return {name: getattr(self, name) for name in _STATE} | {
             "experts": self._experts.state_dict(),
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`.
-
-        Raises:
-            AssetError: If it belongs to other experts.
-        """
+        """Continue from a `state_dict`; AssetError if it belongs to other experts."""
         self._experts.load_state_dict(state["experts"])
         self._optimizer_state = state["optimizer"]
         for name in _STATE:
             setattr(self, name, state[name])
 
     def run(self) -> Generator[Report, None, None]:
-        """Train, with a report after every iteration, when a state may be taken. The network is as
-        it was found once the generator is closed.
+        """Train and yield a report after every iteration, when `state_dict` is valid.
+
+        Closing the generator restores the network.
 
         Raises:
             PpapError: If the loss is no longer finite.
-            PluginError: If it is not one number for each image, or not differentiable.
+            PluginError: If the loss is not one number for each image, or not differentiable.
             AssetError: If labels do not fit the network's answers.
         """
         while self.phase < len(self.phases):
@@ -159,7 +151,7 @@ class Distillation:
         recipe = self._recipe
         validation = self._validation(phase)
         with self._experts.training(phase.expert), evaluating(self._experts.model.network):
-            for module in self._norms:  # nothing else is in training mode: no dropout
+            for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
             parameters = list(self._experts.parameters(phase.expert))
             self._optimizer = torch.optim.AdamW(
@@ -192,7 +184,6 @@ class Distillation:
     def _learn(
         self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
     ) -> float:
-        """One iteration; returns its loss."""
         for group in optimizer.param_groups:
             group["lr"] = self._recipe.rate(phase, self.step)
         loss = self._losses(self._batch(phase, self.step)).mean()
@@ -214,11 +205,7 @@ class Distillation:
         return value
 
     def _end(self, phase: Phase, validation: Batch) -> tuple[float, int]:
-        """Restore the best parameters, and estimate their statistics if that is better.
-
-        Returns:
-            Their held-out loss, and the iteration after which they were found.
-        """
+        """Restore the best parameters; return their held-out loss and iteration."""
         state = self._experts.state_dict()
         assert self.best is not None  # the last iteration was validated
         score, step, parameters = self.best
@@ -231,7 +218,7 @@ class Distillation:
         if self._norms:
             gathered = _copy(state, phase.expert)
             with torch.no_grad(), averaging(self._norms):
-                for i in range(_STATISTICS_BATCHES):  # beyond the last iteration: fresh noise
+                for i in range(_STATISTICS_BATCHES):  # fresh noise: steps beyond the last iteration
                     self._predict(self._batch(phase, phase.iterations + i))
             estimated = self._score(validation)
             if estimated <= score:
@@ -269,7 +256,6 @@ class Distillation:
             self.stale += 1
 
     def _losses(self, batch: Batch) -> Tensor:
-        """(B,)."""
         prediction = widened(self._predict(batch))
         answers = widened(self._data.answers(batch.images))
         compare = self._loss.energy if self._data.supervised else self._loss.transfer
@@ -302,7 +288,7 @@ class Distillation:
 
 
 def _of(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
-    """One expert's part of a state, under names without its number."""
+    """One expert's part of a state, by names without its index."""
     found = {}
     for key, tensor in state.items():
         adapter, _, rest = key.partition("/")
@@ -318,7 +304,6 @@ def _copy(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _put(state: dict[str, Tensor], expert: int, part: dict[str, Tensor]) -> None:
-    """Copy one expert's part of a state into another expert."""
     own = _of(state, expert)
     for key, tensor in part.items():
         own[key].copy_(tensor)

@@ -1,11 +1,11 @@
-"""The folder of a training: what it needs to continue, and what it made.
+"""The folder of a training.
 
 transfer.json             settings, and a record of every call
 log.jsonl                 a line for every tenth iteration and every validation
-.lock                     keeps two processes apart
-.partial/state            until it is finished: a digest, and what torch saved
-NAME.experts.safetensors  at the end, with loss.png and loss.svg
-NAME.calibration.json     the calibration of its scales, if there was one
+.lock                     lock of the writing process
+.partial/state            SHA-256 and torch file of an unfinished training's state
+NAME.experts.safetensors  the result, with loss.png and loss.svg
+NAME.calibration.json     the calibration of the guidance scales, if any
 """
 
 from __future__ import annotations
@@ -27,52 +27,43 @@ from ppap_framework.experts import SUFFIX
 from ppap_framework.files import digest, read_json, refusals, replacing
 from ppap_framework.resume import KEPT
 
-DATA = "data"  # the synthetic set that `adapt` draws
+DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
 _PLOTS = ("loss.png", "loss.svg")
 _DAMAGED = "--overwrite begins anew"
 
 
 def calibration_path(bundle: Path) -> Path:
-    """The record of a bundle's calibration, beside it."""
+    """Path of a bundle's calibration record."""
     return bundle.with_name(f"{bundle.name.removesuffix(SUFFIX)}.calibration.json")
 
 
 def check_transfer_folder(path: Path) -> None:
-    """Accept a folder that holds a training, is empty, or is missing.
-
-    Raises:
-        UsageError: If it holds anything else.
-    """
+    """Accept a folder that holds a training, is empty, or is missing; else raise UsageError."""
     if not (path / _RECORD).exists():
         resume.check_content(path, lambda name: name == DATA)
 
 
 def recorded_settings(path: Path) -> dict[str, Any] | None:
-    """The settings of the training in a folder; None if there is none.
-
-    Raises:
-        AssetError: If the record is damaged.
-    """
+    """The settings of a folder's training, or None; AssetError if the record is damaged."""
     return _record(path).get("settings")
 
 
 @final
 class TransferFolder:
-    """The folder of a training, held with `opened`.
+    """The folder of a training; create it with `opened`.
 
     Args:
-        path: The folder.
         settings: Everything that determines the experts, as JSON.
-        bundle: Name of their file.
+        bundle: File name of the bundle.
 
     Attributes:
-        log: Lines of the log; they are written with the next state.
+        log: Lines of the log, written with the next state.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], bundle: str) -> None:
         self.path = path
-        # As they will be read again: JSON has no tuples.
+        # The form in which they are read back: JSON has no tuples.
         self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "bundle": bundle}))
         self.bundle = path / bundle
         self._state = path / _PARTIAL / _STATE
@@ -84,11 +75,10 @@ class TransferFolder:
     def opened(
         cls, path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
     ) -> Iterator[TransferFolder]:
-        """Hold the folder, created if it is missing; `overwrite` removes an earlier training.
+        """Lock the folder, created if it is missing; `overwrite` removes an earlier training.
 
         Raises:
-            UsageError: If it holds other files or a training with other settings, or another
-                process writes to it.
+            UsageError: If it holds other files or settings, or another process writes to it.
             AssetError: If its record is damaged.
             PpapError: If it cannot be written.
         """
@@ -107,7 +97,7 @@ class TransferFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the training is finished and its bundle is there."""
+        """Whether the training is finished and its bundle exists."""
         return self.bundle.exists() and _record(self.path).get("status") == "complete"
 
     def calls(self, command: Sequence[str] | None) -> resume.Calls:
@@ -116,11 +106,7 @@ class TransferFolder:
         return resume.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
 
     def load(self) -> dict[str, Any] | None:
-        """The state to continue from, with its log; None for the beginning.
-
-        Raises:
-            AssetError: If it is damaged.
-        """
+        """Read the saved state and log; None without one, AssetError if it is damaged."""
         if not self._state.exists():
             return None
         content = self._state.read_bytes()
@@ -138,10 +124,10 @@ class TransferFolder:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep a state, and write the log."""
+        """Write a state and the log."""
         saved = io.BytesIO()
         torch.save({"settings": self._digest, "log": self.log, "state": state}, saved)
-        # Torch does not notice numbers that were changed on the disk.
+        # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
         with replacing(self._state, hint=KEPT) as temporary:
             temporary.write_bytes(stated + saved.getbuffer())
@@ -150,17 +136,17 @@ class TransferFolder:
             temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
-        """Remove what only an unfinished training needs."""
+        """Remove the files of an unfinished training."""
         if (self.path / _PARTIAL).exists():
             with refusals(self.path / _PARTIAL, hint=KEPT):
                 shutil.rmtree(self.path / _PARTIAL)
 
     def _clear(self) -> None:
-        """Remove what earlier calls wrote, the record last: no file is ever without it."""
+        """Remove earlier results, the record last, so that no file is ever without it."""
         made: list[str] = []
         if (self.path / _RECORD).exists():
             made = [_LOG, *_PLOTS]
-            with contextlib.suppress(AssetError):  # a damaged record is removed as well
+            with contextlib.suppress(AssetError):  # damaged records are removed, too
                 name = (recorded_settings(self.path) or {}).get("bundle")
                 if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
                     made += [calibration_path(Path(name)).name, name]
@@ -173,7 +159,7 @@ class TransferFolder:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """What `transfer.json` says; empty if there is none."""
+    """Content of `transfer.json`; empty if it is missing."""
     record: Any = read_json(path / _RECORD, hint=_DAMAGED)
     if record is None:
         return {}

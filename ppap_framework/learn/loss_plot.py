@@ -1,4 +1,4 @@
-"""The losses of a training: a panel for each phase."""
+"""Plot of the losses, a panel for each phase."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ _CURVES = (
 
 
 def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
-    """Write `path`.png and `path`.svg from the lines of a log.
-
-    Raises:
-        PpapError: If matplotlib is not installed.
-        OSError: If the files cannot be written.
-    """
+    """Write `path`.png and `path`.svg from a log; PpapError without matplotlib, or OSError."""
     columns = min(3, len(phases))
     rows = -(-len(phases) // columns)
     figure = new_figure(3.4 * columns + 0.6, 2.5 * rows + 0.8)
@@ -46,7 +41,7 @@ def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], pat
         handles, labels = [*drawn.values()], [*drawn]
         figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="medium")
         if all(loss is None or loss > 0 for loss in losses):
-            panels[0].set_yscale("log")  # of all panels, since they share it
+            panels[0].set_yscale("log")  # panels share the axis
     figure.supxlabel("iteration", fontsize="medium")
     for suffix in (".svg", ".png"):
         save_figure(figure, path.with_suffix(suffix))

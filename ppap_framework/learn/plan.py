@@ -1,4 +1,4 @@
-"""What a training will do: worked out, and found possible, before an image is drawn or read."""
+"""The plan of a training, checked before an image is drawn or read."""
 
 from __future__ import annotations
 
@@ -43,18 +43,16 @@ from ppap_framework.run import backend as load_backend
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TransferPlan:
-    """A training of experts on images that are not known yet.
+    """A training of experts, independent of its images.
 
     Attributes:
-        backend: The diffusion model that draws the images.
         guide: The network, teacher and student, and the loss that compares their answers.
-        identities: Of the untouched network, "guide", and of the diffusion model, "backend".
-        recipe: How experts are trained: everything is settled, except boundaries that the data
-            propose.
+        identities: Identities of the untouched network ("guide") and the diffusion model
+            ("backend").
+        recipe: The resolved recipe, except for boundaries "auto".
         adapters: The recipe's adapters.
-        compute: How networks are computed.
         bundle_name: Name of the bundle, if one was given.
-        curve: The curve that proposed the boundaries, if one did; see `measure`.
+        curve: The result of `measure` that proposed the boundaries, if any.
     """
 
     backend: LoadedBackend
@@ -74,31 +72,25 @@ class TransferPlan:
 
     @property
     def stage(self) -> Stage:
-        """The stage that guides steer."""
+        """The guided stage."""
         return self.backend.stages[0]
 
     @property
     def ranges(self) -> NoiseRanges:
-        """The noise levels of each expert."""
         return self.recipe.ranges(self.stage.schedule)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """The phases of training."""
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
 
     def with_boundaries(self, curve: dict[str, Any]) -> TransferPlan:
-        """The plan with boundaries that a curve proposes."""
+        """The plan with the boundaries proposed by a curve."""
         starts = proposed_starts(curve, self.stage.schedule, self.recipe.num_experts)
         return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[ExpertSet]:
-        """A context in which new experts are attached to the network.
-
-        Raises:
-            UsageError: If an adapter finds nothing to adapt, or two adapt the same.
-        """
+        """A context in which new experts are attached to the network; errors as `ExpertSet`."""
         made = {config.name: installed_adapter(config) for config in self.adapters}
         experts = ExpertSet(self.guide.model, self.ranges, made)
         try:
@@ -129,8 +121,8 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
         loss: The loss that compares the answers of a network; None for a guider's own.
 
     Raises:
-        PpapError: As `ppap_framework.guide`; and UsageError for a guide that understands noise, or
-            whose loss does not compare answers.
+        PpapError: The errors of `ppap_framework.guide`.
+        UsageError: If the guide is noise-aware, or its loss does not compare answers.
     """
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
@@ -162,11 +154,7 @@ def plan_transfer(
     compute: Compute,
     name: str | None,
 ) -> TransferPlan:
-    """What `transfer` will do with these arguments, which are its own.
-
-    Raises:
-        PpapError: With everything that is found wrong.
-    """
+    """The plan of `transfer` for its arguments; PpapError with all problems."""
     loaded = load_backend(backend)
     teacher = load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
@@ -177,7 +165,7 @@ def plan_transfer(
         recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         owned = recipe.ranges(schedule).timesteps(schedule)
-        recipe.phases(owned)  # for boundaries from data, of as many experts as there may be
+        recipe.phases(owned)  # for "auto", with the largest possible number of experts
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
     problems.check()
@@ -199,7 +187,6 @@ def plan_transfer(
 
 
 def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
-    """Adapters that exist and take their options."""
     problems = Problems()
     configs: dict[str, AdapterConfig] = {}
     for kind, options in registry().default_adapters() if adapters is None else adapters:

@@ -1,8 +1,7 @@
-"""How experts are trained, and how their iterations are divided.
+"""The recipe of a training, and its phases.
 
-Training has phases. With a shared start, one set of adapter parameters first learns from all noise
-levels, and every expert continues from a copy of it in its own range. Experts that need more than
-their own budget, above all those of much noise, profit most.
+With a shared start, one set of adapter parameters first learns from all noise levels, and every
+expert continues from a copy of it in its own range. Experts of high noise levels benefit most.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Boundaries: TypeAlias = "Sequence[int] | str | None"
 ranges of equal width."""
 
 SHARED = -1
-"""As `Phase.begins_with`: the shared start."""
+"""Value of `Phase.begins_with` for the shared start."""
 
 _USUAL_EXPERTS = 5
 
@@ -46,11 +45,11 @@ class Phase:
     """A part of training.
 
     Attributes:
-        expert: The expert whose parameters are trained.
-        timesteps: The base timesteps from which noise is drawn.
+        expert: Index of the trained expert.
+        timesteps: Base timesteps of the noise.
         iterations: Number of iterations.
-        begins_with: The expert whose parameters are copied first; None for the untouched network,
-            and -1 for the shared start.
+        begins_with: Index of the expert whose parameters are copied first; None for the untouched
+            network, `SHARED` for the shared start.
         shared: Whether the result is the shared start.
     """
 
@@ -62,34 +61,33 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """Name in logs."""
         return "shared" if self.shared else f"expert {self.expert}"
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Recipe:
-    """What determines experts, apart from the guide, the backend and the images.
+    """Everything that determines experts, except the guide, the backend and the images.
 
     Attributes:
-        num_experts: N; None for as many as `boundaries` make, or 5.
-        boundaries: Where experts 1 to N - 1 begin; see `Boundaries`. "auto" also derives N, if
-            `num_experts` is None.
-        adapters: What an expert is made of; see `Adapters`.
-        iterations: Iterations of the shared start and all experts together, so that recipes with
-            different numbers of experts cost the same.
-        shared: Share of them that goes into a shared start, in [0, 1); with 0 every expert begins
-            as the untouched network. A single expert has no shared start.
-        chain: Whether each expert begins as the one before it instead, as in the released code.
-        batch: Images in an iteration.
+        num_experts: N; None for the number that `boundaries` give, or 5.
+        boundaries: See `Boundaries`. "auto" also derives N, if `num_experts` is None.
+        adapters: See `Adapters`.
+        iterations: Number of iterations of the shared start and all experts together, so that the
+            cost does not depend on N.
+        shared: Share of the iterations for a shared start, in [0, 1); with 0, or a single expert,
+            experts begin as the untouched network.
+        chain: Whether each expert begins as a copy of the one before it instead, as in the released
+            code.
+        batch: Batch size.
         learning_rate: Peak learning rate of AdamW. It rises over the first tenth of a phase, at
             most 100 iterations, and then falls linearly to 0.
         weight_decay: Weight decay of AdamW.
-        held_out: Share of the images that is kept for validation, in (0, 1).
+        held_out: Share of the images for validation, in (0, 1).
         validate_every: Iterations between two validations.
-        patience: Validations without a new best after which a phase ends; 0 for never.
+        patience: Validations without a new best after which a phase ends; 0 for no early stopping.
         precision: Precision of matrix products and convolutions in training.
-        seed: Seed of the order of images and of noise.
+        seed: Seed of image order and noise.
     """
 
     num_experts: int | None = None
@@ -108,13 +106,12 @@ class Recipe:
     seed: int = 0
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
-        """The noise levels of each expert. For boundaries that the data propose, ranges of equal
-        width, as many as there can be.
+        """The noise levels of each expert; for boundaries "auto", equal ranges of the largest N.
 
         Raises:
-            UsageError: If the schedule cannot be divided like this.
+            UsageError: If the schedule is too short.
         """
-        if isinstance(self.boundaries, str):  # "auto", as `problems` knows
+        if isinstance(self.boundaries, str):  # "auto": `problems` rejects others
             most = min(MOST_EXPERTS, schedule.num_timesteps)
             return NoiseRanges.equal(schedule, self.num_experts or most)
         if self.boundaries is None:
@@ -122,14 +119,11 @@ class Recipe:
         return NoiseRanges.from_timesteps(schedule, self.boundaries)
 
     def beginning_at(self, starts: Sequence[int]) -> Recipe:
-        """The recipe with experts 1 to N - 1 that begin at these timesteps."""
+        """The recipe with these boundaries, as timesteps."""
         return attrs.evolve(self, num_experts=len(starts) + 1, boundaries=tuple(starts))
 
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
-        """The phases of training, in order.
-
-        Args:
-            owned: The base timesteps of each expert.
+        """The phases of training, in order, for the base timesteps that each expert owns.
 
         Raises:
             UsageError: If there are too few iterations, or an expert owns no timestep.
@@ -164,7 +158,7 @@ class Recipe:
         return self.learning_rate * (phase.iterations - step) / max(1, phase.iterations - rising)
 
     def problems(self) -> Iterator[UsageError]:
-        """Everything that cannot be used, whatever the schedule."""
+        """All errors that do not depend on the schedule."""
         for name, (least, usual) in _WHOLE.items():
             value = getattr(self, name)
             if not _is_whole(value) or value < least:

@@ -1,4 +1,4 @@
-"""Images in memory, and the answers that experts learn to give to their noisy versions."""
+"""Training images in memory, and the answers that experts learn."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ppap_framework.predictions import each_tensor, joined
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TrainingSet:
-    """Images and answers by number.
+    """Images and answers by index.
 
     Attributes:
-        images: Function of B numbers (B,) to the images that are noised, (B, 3, H, W) in [-1, 1],
-            on the network's device.
-        answers: Function of B numbers to the teacher's answers, or to labels.
+        images: Function of indices (B,) to clean images of the guided stage, (B, 3, H, W) in
+            [-1, 1], on the network's device.
+        answers: Function of indices (B,) to the teacher's answers, or to labels.
         supervised: Whether the answers are labels.
         count: Number of images.
         shape: (3, H, W).
@@ -40,8 +40,9 @@ class TrainingSet:
     def of(
         cls, data: Images, model: GuidanceModel, batch: int, device: torch.device
     ) -> TrainingSet:
-        """The images of the guided stage, with labels if there are any, and otherwise with the
-        answers of the model, in evaluation mode on the device, to the last stage's.
+        """Images with their labels, or else with the model's answers to those of the last stage.
+
+        The model is on the device, in evaluation mode.
         """
         noised = data.images(range(len(data)), 0)
         last = noised if len(data.stages) == 1 else data.images(range(len(data)), -1)

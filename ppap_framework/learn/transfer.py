@@ -1,4 +1,4 @@
-"""Training of experts: on images that exist, or that the diffusion model draws first."""
+"""Training of experts, on existing images or ones that the diffusion model draws first."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from ppap_framework.resume import Calls
 from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
-_BATCH = 64  # of images that are drawn, if no `Compute` is given
+_BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0
 
@@ -68,31 +68,31 @@ def transfer(
     command: Sequence[str] | None = None,
     **changes: Any,
 ) -> BundleFile:
-    """Train experts and write them into a bundle, or continue where an earlier call ended.
+    """Train experts and write them into a bundle, or resume an earlier call.
 
-    Interrupted or not, the bundle has the same bytes on one machine with as many threads.
+    An interruption does not change the bundle's bytes on one machine with one number of threads.
 
     Args:
-        backend: The diffusion model whose images these are, and which the experts will steer.
-        guide: The network that learns: a guide, the name of a guider, or any network.
-        data: What `synthesize` drew, or its folder; `LabelledImages` for the supervised baseline.
+        backend: The diffusion model that drew the images and that the experts will steer.
+        guide: A guide, the name of a guider, or any network.
+        data: Result of `synthesize`, or its folder; `LabelledImages` for the supervised baseline.
         out: A folder for this training.
-        loss: For a network of your own: what compares its answers, such as "cross-entropy".
-        recipe: What determines the experts.
-        compute: The device of training; a calibration draws with the rest of it.
-        name: The bundle is called NAME.experts.safetensors.
-        keep: Whether to copy the bundle to where `experts="auto"` finds it.
+        loss: For a network of your own: the loss of its answers, such as "cross-entropy".
+        recipe: Everything else that determines the experts.
+        compute: The device of training; its other fields apply to calibration only.
+        name: Name of the bundle, NAME.experts.safetensors.
+        keep: Whether to copy the bundle to the folder that `experts="auto"` searches.
         overwrite: Whether to remove an earlier training in the folder.
         calibrate: Whether to find guidance scales. If the guide cannot be aimed at pictures, the
             log says so and the bundle has none.
         progress: Called after every iteration and every trial of the calibration.
-        command: The command that was typed, for the record.
-        changes: Fields of `recipe` and of `compute`; one that both have is the recipe's.
+        command: The typed command, for the record.
+        changes: Fields of `recipe` and `compute`; shared names mean the recipe's.
 
     Raises:
         UsageError: If an argument cannot be used.
         AssetError: If data are missing, damaged, or of another backend.
-        PluginError: If a plugin is missing, or its loss is not what it must be.
+        PluginError: If a plugin is missing, or its loss is invalid.
         PpapError: If the loss is no longer finite, or the folder cannot be written.
         KeyboardInterrupt: On Ctrl-C; the same call continues.
     """
@@ -124,23 +124,18 @@ def adapt(
     command: Sequence[str] | None = None,
     **changes: Any,
 ) -> BundleFile:
-    """Train experts that read a diffusion model's noise, without data or labels.
+    """Train experts for a diffusion model's noise levels, without data or labels.
 
-    However it ends, the same call continues. Arguments that are not listed are those of `transfer`.
+    The same call resumes an interrupted one. Other arguments are those of `transfer`, and errors
+    those of `synthesize` and `transfer`.
 
     Args:
-        backend: The diffusion model that draws the images and that the experts will steer.
-        out: A folder; the synthetic set goes into `data` in it.
+        out: A folder; its `data` holds the synthetic set.
         num: Number of images to draw.
-        sampling: What determines them; by default with the recipe's seed.
-        compute: How they are computed; its device is that of training, too.
-        workers: Processes that draw, as for `synthesize`.
-        progress: Called as drawing, training and calibration go on.
-        changes: Fields of `recipe`, `sampling` and `compute`; one that several have is that of the
-            first of these.
-
-    Raises:
-        PpapError: As `synthesize` and `transfer`.
+        sampling: Settings of drawing; by default with the recipe's seed.
+        compute: How images are computed, and the device of training.
+        workers: Number of drawing processes, as for `synthesize`.
+        changes: Fields of `recipe`, `sampling` and `compute`; shared names mean the first of these.
     """
     path = Path(out).expanduser()
     recipe, sampling, compute = changed(
@@ -166,11 +161,7 @@ def adapt(
 
 
 def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
-    """Accept what can be right, whatever the backend, guide and data.
-
-    Raises:
-        UsageError: With everything that cannot.
-    """
+    """Check arguments without backend, guide and data; UsageError with all problems."""
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
     with problems.collected():
@@ -192,15 +183,11 @@ def check_adapt(
     workers: int | None,
     name: str | None,
 ) -> None:
-    """Accept what can be right, whatever the backend and guide.
-
-    Raises:
-        UsageError: With everything that cannot.
-    """
+    """Check arguments without backend and guide; UsageError with all problems."""
     problems = Problems()
     with problems.collected():
         check_transfer(out, recipe, compute, name)
-    # What both checks would report is reported once.
+    # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)
     with problems.collected():
@@ -220,7 +207,7 @@ def _learn(
     progress: Watch | None,
     command: Sequence[str] | None,
 ) -> BundleFile:
-    """Carry out a plan; other arguments, and errors, are those of `transfer`."""
+    """Carry out a plan; other arguments are those of `transfer`."""
     _check_images(images, plan)
     model = plan.guide.model.to(plan.compute.place)
     if plan.recipe.boundaries == "auto":
@@ -256,7 +243,7 @@ def _train(
     calls: Calls,
     progress: Watch | None,
 ) -> None:
-    """From images to the bundle. The network is on the device, in evaluation mode."""
+    """Train and save the bundle. The network is on the device, in evaluation mode."""
     recipe, guide, stage = plan.recipe, plan.guide, plan.stage
     data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place)
     with plan.attached() as experts:
@@ -280,7 +267,7 @@ def _train(
 def _run(
     training: Distillation, folder: TransferFolder, calls: Calls, progress: Watch | None
 ) -> None:
-    """Train from the folder's state to the end, and keep log and state."""
+    """Train from the folder's state to the end; save log and state."""
     state = folder.load()
     if state is not None:
         training.load_state_dict(state)
