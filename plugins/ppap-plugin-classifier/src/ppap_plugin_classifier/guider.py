@@ -33,8 +33,8 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
     """The factory of the guider `classifier`.
 
     Raises:
-        UsageError: Where nothing says which model it is, or its library does not know it.
-        AssetError: Where the checkpoint does not fit, or the hub's weights cannot be had.
+        UsageError: If nothing says which model it is, or its library does not know it.
+        AssetError: If the checkpoint does not fit, or the hub's weights cannot be had.
     """
     model = options.model
     if model is None and checkpoint is None:

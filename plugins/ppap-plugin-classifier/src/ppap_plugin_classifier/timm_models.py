@@ -69,8 +69,8 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
     """Build what a checkpoint says, or the named model, and load it.
 
     Raises:
-        UsageError: Where `model` is unknown, contradicts the checkpoint, or is missing.
-        AssetError: Where the checkpoint's architecture cannot be built or its weights do not fit.
+        UsageError: If `model` is unknown, contradicts the checkpoint, or is missing.
+        AssetError: If the checkpoint's architecture cannot be built or its weights do not fit.
     """
     if not checkpoint.architecture:
         if model is None:
@@ -115,7 +115,7 @@ def from_hub(model: str) -> _Loaded:
     """A timm model with its pretrained weights, downloaded by timm where they are not yet here.
 
     Raises:
-        UsageError: Where timm does not know it, has no weights for it, or it has no classes.
+        UsageError: If timm does not know it, has no weights for it, or it has no classes.
         AssetError: If its weights cannot be downloaded; names the address.
     """
     _check_known(model, hub=True)

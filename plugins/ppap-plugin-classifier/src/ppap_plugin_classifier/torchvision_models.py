@@ -37,8 +37,8 @@ def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
     """Build the named model with as many classes as a state dict of torchvision has.
 
     Raises:
-        UsageError: Where torchvision has no such classifier.
-        AssetError: Where the weights do not fit it.
+        UsageError: If torchvision has no such classifier.
+        AssetError: If the weights do not fit it.
     """
     name = _known(model)
     state = checkpoint.state_dict()
@@ -60,7 +60,7 @@ def from_torchvision(model: str) -> _Loaded:
     """A model with torchvision's weights, downloaded by torchvision where they are not yet here.
 
     Raises:
-        UsageError: Where torchvision has no such classifier.
+        UsageError: If torchvision has no such classifier.
         AssetError: If its weights cannot be downloaded; names the address.
     """
     name = _known(model)

@@ -29,8 +29,8 @@ def from_transformers(
     """The network, the names of its classes and what it is fed.
 
     Raises:
-        UsageError: Where the two contradict each other, or the name is none.
-        AssetError: Where files are missing, damaged, do not fit, or cannot be had.
+        UsageError: If the two contradict each other, or the name is none.
+        AssetError: If files are missing, damaged, do not fit, or cannot be had.
     """
     files = find_model(model, checkpoint)
     network: Any = load_network(files, "image-classification")

@@ -50,8 +50,8 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
     """The factory of the guider `depth`.
 
     Raises:
-        UsageError: Where nothing says which model it is, or what its numbers are.
-        AssetError: Where the files are missing, damaged, do not fit, or cannot be had.
+        UsageError: If nothing says which model it is, or what its numbers are.
+        AssetError: If the files are missing, damaged, do not fit, or cannot be had.
     """
     if (options.model or "").startswith("torchvision/"):
         raise UsageError(
