@@ -212,9 +212,9 @@ class Reference:
 
 
 def projection(reference: Floats, limit: int = _MAX_FEATURES) -> Callable[[Floats], Floats]:
-    """A function that projects features, (N, D), to the first `limit` principal axes of a reference.
+    """Projection of features, (N, D), to the first `limit` principal axes of a reference, (M, D).
 
-    The reference is (M, D). With many features, noise in the covariance dominates a Frechet
+    With many features, noise in the covariance dominates a Frechet
     distance.
     """
     if reference.shape[1] <= limit:

@@ -200,7 +200,7 @@ class Experiment:
 
     @property
     def shown(self) -> dict[str, Better]:
-        """Reported figures of `fidelity`; hits only if a guide or a prompt has classes as targets."""
+        """Reported figures of `fidelity`; hits only if a guide or prompt has classes as targets."""
         kinds = {self.target_kind(guide) for row in self.rows for guide in row.guides}
         prompted = any(row.prompt for row in self.rows)
         hits = self.scenes is None or "class" in kinds or prompted

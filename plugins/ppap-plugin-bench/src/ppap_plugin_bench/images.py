@@ -43,7 +43,7 @@ def draw_images(
         task: Name of the task for progress.
 
     Raises:
-        PpapError: If a batch cannot be written, or a bundle has changed since loading.
+        PpapError: If a batch cannot be written, or a bundle changed since it was chosen.
     """
     identified, size = identity(plan), plan.compute.fixed_batch
     folder = root / digest(identified)[:16]

@@ -38,7 +38,7 @@ def row_guide(
 
     Raises:
         TypeError: If a value has the wrong type.
-        ValueError: If the kind of target is unknown, the scale is not finite, or experts are "auto".
+        ValueError: If `aim` is unknown, the scale is not finite, or `experts` is "auto".
     """
     words = {"guider": guider, "checkpoint": checkpoint, "model": model, "loss": loss}
     for name, value in (words | {"experts": experts or ""}).items():

@@ -1,6 +1,6 @@
 """Experts with their own copies of some or all parameters and running statistics.
 
-`bias` adapts every parameter of at most one dimension: biases, scales and shifts of norms, and layer
+`bias` adapts every parameter of at most one dimension: biases, scales and shifts of norms, layer
 scales. It also adapts the running statistics of batch norms, which normalise the expert's noisy
 images. Layers without a bias get none.
 
