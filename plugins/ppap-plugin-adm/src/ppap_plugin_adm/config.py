@@ -2,8 +2,8 @@
 
 `TrunkConfig` holds the arguments common to all U-Nets of this design.
 
-`attention_resolutions` are downsampling factors, not pixel sizes: 4 means "where the feature map is
-a quarter of the image". `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16`
+`attention_resolutions` are downsampling factors, not pixel sizes: 4 means that the feature map is a
+quarter of the image. `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16`
 and `image_size` record how a checkpoint was released: nothing is cast, and only attention pooling
 uses the image size.
 """
