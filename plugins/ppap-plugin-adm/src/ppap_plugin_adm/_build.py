@@ -1,4 +1,4 @@
-"""From a checkpoint's record (class name and constructor arguments) to the network."""
+"""Builds networks from class names and constructor arguments."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _NETWORKS: dict[str, tuple[Callable[[Any], Trunk], type[AdmConfig]]] = {
 
 
 def build(official_class: str, config: Mapping[str, Any]) -> Trunk:
-    """Construct a freshly initialised network that takes a released state dict as it is.
+    """Build an initialised network that loads a released state dict unchanged.
 
     Args:
         official_class: Name of the published class, such as "guided_diffusion.unet.UNetModel".
-        config: Its constructor's arguments. `use_fp16` is recorded but casts nothing: load the
+        config: Constructor arguments. `use_fp16` is recorded but casts nothing: load the
             float32 weights, then call `cast_torso(torch.float16)`.
 
     Raises:
-        UsageError: if the class or an argument is unknown, or an argument is missing or impossible.
+        UsageError: If the class or an argument is unknown, or an argument is missing or invalid.
     """
     if official_class not in _NETWORKS:
         raise UsageError(

@@ -1,10 +1,10 @@
-"""What a checkpoint states of itself, and the network that it describes.
+"""The architecture record of a checkpoint, and the network built from it.
 
 {"official_class": "guided_diffusion.unet.UNetModel",
  "config": {...},                                      the constructor's arguments
  "process": {"schedule": "linear", "timesteps": 1000,  the process that it was trained on
              "predicts": "eps", "variance": "learned_range", "rescale_timesteps": false},
- "class_names": ["tench", ...]}                        where it has classes; may be left out
+ "class_names": ["tench", ...]}                        optional
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ class Process:
     Attributes:
         schedule: Name of its noise schedule.
         timesteps: T, the number of base timesteps.
-        predicts: What the network's first three output channels are.
-        variance: How the variance of an ancestral step is chosen; "learned_range" takes three more
-            output channels.
-        rescale_timesteps: Whether the network is told t 1000 / T instead of t.
+        predicts: Meaning of the network's first three output channels.
+        variance: Variance of an ancestral step; "learned_range" takes three more output channels.
+        rescale_timesteps: Whether the input of the network is t 1000 / T instead of t.
     """
 
     schedule: str = attrs.field(validator=instance_of(str))
@@ -56,15 +55,15 @@ class Process:
     rescale_timesteps: bool = attrs.field(default=False, validator=instance_of(bool))
 
     def noise_schedule(self) -> NoiseSchedule:
-        """The schedule itself.
+        """The noise schedule.
 
         Raises:
-            UsageError: Where there is none of that name and length.
+            UsageError: If no schedule has that name and length.
         """
         return noise_schedule(self.schedule, self.timesteps)
 
     def network_timesteps(self, t: torch.Tensor) -> torch.Tensor:
-        """What the network is told at base timesteps (B,)."""
+        """Input of the network for base timesteps (B,)."""
         return t * (1000.0 / self.timesteps) if self.rescale_timesteps else t
 
 
@@ -78,7 +77,7 @@ def _process(value: Any) -> Process:
 
 @attrs.frozen(kw_only=True)
 class Architecture:
-    """A network and the process that it was trained on, as the module's docstring shows."""
+    """A network and its diffusion process; see the module docstring."""
 
     official_class: str = attrs.field(validator=instance_of(str))
     config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
@@ -89,14 +88,14 @@ class Architecture:
 
 
 def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architecture]:
-    """Build the network that a checkpoint states, and load it: frozen and in evaluation mode.
+    """Build the network of a checkpoint and load it, frozen and in evaluation mode.
 
     Args:
-        checkpoint: Of any origin.
-        expected: The published class that the caller can use.
+        checkpoint: Checkpoint with an architecture record.
+        expected: Published class that the caller requires.
 
     Raises:
-        AssetError: Where the architecture is not stated or cannot be built, is of another class, or
+        AssetError: If the architecture is not stated or cannot be built, is of another class, or
             the weights do not fit it.
     """
     architecture = read_architecture(checkpoint, Architecture)
@@ -106,22 +105,22 @@ def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architec
             hint=f"a checkpoint of {expected} is wanted",
         )
     try:
-        with torch.device("meta"):  # where building takes no time; the weights replace it all
+        with torch.device("meta"):  # no initialisation: the weights replace it
             network = build(architecture.official_class, architecture.config)
     except UsageError as error:
         raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
     if checkpoint.dtype is not None:
-        network.cast_torso(checkpoint.dtype)  # on the meta device: cast as they are loaded
+        network.cast_torso(checkpoint.dtype)  # on the meta device: weights are cast on loading
     load_into(network, checkpoint, channels_last=True)
     network.requires_grad_(False).eval()
     return network, architecture
 
 
 def class_names(architecture: Architecture, count: int, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The names of a network's `count` classes, made of numbers where none are stated.
+    """Names of a network's `count` classes; numbers if none are stated.
 
     Raises:
-        AssetError: Where another number of names is stated.
+        AssetError: If the number of names is not `count`.
     """
     if architecture.class_names is None:
         return tuple(f"class {index}" for index in range(count))

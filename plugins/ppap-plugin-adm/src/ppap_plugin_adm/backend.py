@@ -1,4 +1,4 @@
-"""ADM as a backend: one stage, whatever its network predicts and however it is told the time."""
+"""ADM as a backend with one stage."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _UNET = "guided_diffusion.unet.UNetModel"
 
 
 def make_adm(options: None, checkpoint: Checkpoint) -> AdmBackend:
-    """The factory of the backend `adm`.
+    """Factory of the backend `adm`.
 
     Raises:
-        AssetError: Where the checkpoint is not of an ADM denoiser that draws pictures from noise.
+        AssetError: If the checkpoint is no ADM denoiser that generates images from noise.
     """
     network, architecture = load_network(checkpoint, _UNET)
     config, process = network.config, architecture.process
@@ -53,8 +53,8 @@ class AdmStage(Stage):
 
     Args:
         network: Called as network(x_t, timesteps, y); frozen, in evaluation mode.
-        process: What its outputs mean.
-        image_size: Side of the pictures, in pixels.
+        process: Diffusion process of the network.
+        image_size: Side of the images, in pixels.
     """
 
     def __init__(self, network: nn.Module, process: Process, image_size: int) -> None:
@@ -72,7 +72,7 @@ class AdmStage(Stage):
         Args:
             x_t: (B, 3, H, W), float32.
             t: (B,), int64 base timesteps.
-            condition: (B,), int64 classes, of a class-conditional network; else None.
+            condition: Classes (B,), int64; None for an unconditional network.
         """
         y = None if condition is None else condition.to(x_t.device)
         output = self.network(
@@ -85,12 +85,12 @@ class AdmStage(Stage):
 
 @final
 class AdmBackend(DiffusionBackend):
-    """An ADM; a class-conditional one takes a class as its prompt.
+    """The ADM backend; the prompt of a class-conditional network is a class.
 
     Args:
-        stage: Its only stage.
-        class_names: Of a class-conditional network; empty for an unconditional one.
-        name: For messages.
+        stage: The only stage.
+        class_names: Names of the classes; empty for an unconditional network.
+        name: Name of the checkpoint, for messages.
     """
 
     def __init__(self, stage: AdmStage, class_names: Sequence[str] = (), name: str = "adm") -> None:
@@ -102,7 +102,7 @@ class AdmBackend(DiffusionBackend):
         """The classes that the prompts name, (B,), int64; None for an unconditional network.
 
         Raises:
-            UsageError: Where an unconditional network gets prompts, a class-conditional one gets
+            UsageError: If an unconditional network gets prompts, a class-conditional one gets
                 none or not one for each image, or a prompt names no class.
         """
         if not self.class_names:

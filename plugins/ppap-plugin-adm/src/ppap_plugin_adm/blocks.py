@@ -1,8 +1,8 @@
 """Building blocks of the ADM U-Net (Dhariwal & Nichol 2021, arXiv 2105.05233, section 3).
 
-Feature maps are (B, C, H, W) in either memory format; every operation keeps the one it is given,
-and attention works on tokens (B, L, C), which in channels-last are a view of the feature map.
-Norms are computed in float32 at least, whatever the dtype of the convolutions. Parameter names are
+Feature maps are (B, C, H, W); every operation keeps their memory format. Attention works on tokens
+(B, L, C), which in channels-last are a view of the feature map.
+Norms are computed in float32 at least, for any dtype of the convolutions. Parameter names are
 those of the released checkpoints.
 """
 
@@ -45,7 +45,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def zeroed(module: M) -> M:
-    """The module with all parameters zero: a residual branch that starts as the identity."""
+    """Set all parameters to zero, so that a residual branch starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -77,7 +77,7 @@ def split_heads(packed: Tensor, heads: int, parts: int, *, parts_first: bool) ->
     """Take packed projections (B, L, parts * heads * c) apart, into `parts` of (B, heads, L, c).
 
     The channel axis is [part][head][c] when `parts_first`, else [head][part][c]. Both have the same
-    size, so a checkpoint read in the wrong order loads without complaint.
+    size, so a checkpoint read in the wrong order loads without an error.
     """
     batch, length, _ = packed.shape
     if parts_first:
@@ -93,7 +93,7 @@ def merge_heads(attended: Tensor) -> Tensor:
 
 
 class ConditionedBlock(nn.Module, ABC):
-    """A layer of the torso that sees what the network is conditioned on."""
+    """A layer of the torso with conditioning inputs."""
 
     @abstractmethod
     def forward(self, h: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
@@ -118,7 +118,7 @@ class Downsample(nn.Module):
 
 @final
 class Upsample(nn.Module):
-    """Double height and width by nearest neighbour, then perhaps a 3x3 convolution."""
+    """Double height and width by nearest neighbour, then an optional 3x3 convolution."""
 
     def __init__(self, channels: int, *, use_conv: bool) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class ResBlock(ConditionedBlock):
 
 @final
 class AttentionBlock(ConditionedBlock):
-    """Residual self-attention over the pixels, and over context tokens where there are any.
+    """Residual self-attention over the pixels and any context tokens.
 
     Args:
         channels: Input and output channels.
@@ -234,10 +234,10 @@ class AttentionBlock(ConditionedBlock):
 
 @final
 class TorsoBlock(nn.ModuleList):
-    """Layers in sequence, of which the conditioned ones are handed the embedding and the context.
+    """Layers in sequence; conditioned ones receive the embedding and the context.
 
     Args:
-        layers: In order; a resampling without parameters counts too, as parameter names count it.
+        layers: Layers in order; parameter names also count layers without parameters.
         recompute: In training, recompute conditioned layers in the backward pass to save memory.
     """
 

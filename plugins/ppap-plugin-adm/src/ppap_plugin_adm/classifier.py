@@ -90,7 +90,7 @@ class EncoderUNetModel(Trunk):
             timesteps: (B,), original (not respaced) indices, integer or fractional.
 
         Returns:
-            (B, out_channels) in the head's dtype: float32, whatever the torso computes in.
+            (B, out_channels), float32 for any dtype of the torso.
         """
         h, features = self.encode(x, self.embed(timesteps))
         dtype = dtype_of(self.out)

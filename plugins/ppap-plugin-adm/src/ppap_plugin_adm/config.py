@@ -1,11 +1,11 @@
-"""Constructor arguments of the ADM networks, under the names that the released checkpoints use.
+"""Constructor arguments of the ADM networks, named as in the released checkpoints.
 
-What any U-Net of this design states is a `TrunkConfig`; ADM's own networks add theirs.
+`TrunkConfig` holds the arguments common to all U-Nets of this design.
 
-`attention_resolutions` are downsampling factors, not pixel sizes: 4 means "where the feature map is
-a quarter of the image". `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16`
+`attention_resolutions` are downsampling factors, not pixel sizes: 4 means that the feature map is a
+quarter of the image. `channel_mult` may be fractional (0.5 for the 512x512 model). `use_fp16`
 and `image_size` record how a checkpoint was released: nothing is cast, and only attention pooling
-depends on the image size.
+uses the image size.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _count_or_default = or_(in_([-1]), _count)  # -1: derived from another argument
 
 @attrs.frozen(kw_only=True)
 class TrunkConfig(ABC):
-    """What all networks of this design have in common.
+    """Arguments common to all networks of this design.
 
     Raises:
-        TypeError, ValueError: if a value is of the wrong type or out of range.
-        UsageError: if a width is not a multiple of the 32 norm groups.
+        TypeError, ValueError: If a value is of the wrong type or out of range.
+        UsageError: If a width is not a multiple of the 32 norm groups.
     """
 
     in_channels: int = attrs.field(validator=_count)
@@ -87,7 +87,7 @@ class TrunkConfig(ABC):
         """Number of attention heads at a width; `num_head_channels` overrides the counts of heads.
 
         Raises:
-            UsageError: if the channels do not divide into heads.
+            UsageError: If the channels do not divide into heads.
         """
         if self.num_head_channels != -1:
             heads, rest = divmod(channels, self.num_head_channels)
@@ -108,41 +108,41 @@ class TrunkConfig(ABC):
 
 @attrs.frozen(kw_only=True)
 class AdmConfig(TrunkConfig):
-    """What the denoiser and the classifier have in common."""
+    """Arguments common to denoiser and classifier."""
 
     image_size: int = attrs.field(validator=_count)
     use_new_attention_order: bool = False
 
     @property
     def new_attention_order(self) -> bool:
-        """As the checkpoint states."""
+        """The value of `use_new_attention_order`."""
         return self.use_new_attention_order
 
 
 @attrs.frozen(kw_only=True)
 class UNetConfig(AdmConfig):
-    """A denoiser; `num_classes` None is the unconditional one."""
+    """A denoiser; it is unconditional if `num_classes` is None."""
 
     num_classes: int | None = attrs.field(default=None, validator=optional(_count))
 
 
 @attrs.frozen(kw_only=True)
 class EncoderConfig(AdmConfig):
-    """A classifier; `pool` says how the feature map becomes a vector of `out_channels` logits."""
+    """A classifier; `pool` selects how the feature map is reduced to `out_channels` logits."""
 
     pool: Pool = attrs.field(default="adaptive", validator=in_(get_args(Pool)))
 
 
 def read_config(official_class: str, record: type[_Record], config: Mapping[str, Any]) -> _Record:
-    """A published constructor's arguments as a record.
+    """Convert published constructor arguments to a record.
 
     Args:
-        official_class: Whose arguments they are, for messages.
+        official_class: Published class, for messages.
         record: An attrs class with these arguments as its fields.
         config: The arguments by name.
 
     Raises:
-        UsageError: if an argument is unknown, missing or impossible.
+        UsageError: If an argument is unknown, missing or invalid.
     """
     names = [field.name for field in attrs.fields(record)]
     if unknown := sorted(set(config) - set(names)):

@@ -27,10 +27,10 @@ _ENCODER = "guided_diffusion.unet.EncoderUNetModel"
 
 
 def make_adm_classifier(options: None, checkpoint: Checkpoint) -> AdmClassifierGuide:
-    """The factory of the guider `adm-classifier`.
+    """Factory of the guider `adm-classifier`.
 
     Raises:
-        AssetError: Where the checkpoint is not of an ADM classifier.
+        AssetError: If the checkpoint is no ADM classifier.
     """
     network, architecture = load_network(checkpoint, _ENCODER)
     names = class_names(architecture, network.config.out_channels, checkpoint)
@@ -40,8 +40,9 @@ def make_adm_classifier(options: None, checkpoint: Checkpoint) -> AdmClassifierG
 
 
 def at_size(images: Tensor, size: int, *, noisy: bool) -> Tensor:
-    """Images (B, 3, H, W) as (B, 3, size, size): clean ones by averaging, noisy ones by picking the
-    nearest pixels, since an average of pixels is less noisy than it is taken for.
+    """Resize images (B, 3, H, W) to (B, 3, size, size).
+
+    Clean images are averaged; noisy ones use nearest neighbour, since averaging reduces the noise.
     """
     if images.shape[-2:] == (size, size):
         return images
@@ -52,19 +53,17 @@ def at_size(images: Tensor, size: int, *, noisy: bool) -> Tensor:
 
 @final
 class AdmClassifierGuide(GuidanceModel):
-    """A classifier that was trained on noisy images and is told how noisy they are.
+    """A classifier trained on noisy images and conditioned on the noise level.
 
-    It is told the timestep of its own schedule that is closest to the noise level; the schedule of
-    the denoiser does not matter. Without a level, images are taken for clean: timestep 0.
-
-    Images of another size than its own are resized: clean ones by averaging, noisy ones by picking
-    the nearest pixels, since an average of pixels is less noisy than the level says.
+    Its input is the timestep of its own schedule that is closest to the noise level; the schedule
+    of the denoiser does not matter. Without a level, images are treated as clean: timestep 0.
+    Images of another size are resized; see `at_size`.
 
     Args:
-        network: Called as network(x, timesteps), gives logits (B, K).
-        class_names: K of them, in order.
-        process: That it was trained on; only its timesteps matter.
-        image_size: Side of its pictures, in pixels.
+        network: Called as network(x, timesteps); returns logits (B, K).
+        class_names: Names of the K classes, in order.
+        process: Diffusion process of the classifier; only its timesteps matter.
+        image_size: Side of its images, in pixels.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class AdmClassifierGuide(GuidanceModel):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        """Logits (B, K) of images (B, 3, H, W) with that much noise."""
+        """Logits (B, K) of images (B, 3, H, W) at a noise level."""
         if level is None:
             t = torch.zeros(len(images), dtype=torch.int64)
         else:
@@ -92,8 +91,8 @@ class AdmClassifierGuide(GuidanceModel):
         return logits
 
     def target(self, given: TargetInput) -> Target:
-        """A class by index, name or unambiguous part of a name; an array of B indices; or the class
-        that the network sees in a picture.
+        """Read a class by index, name or unambiguous part of a name; B indices; or a picture, whose
+        predicted class becomes the target.
         """
         device = next(self.network.parameters()).device
         return class_target(given, self.class_names, lambda images: self(images.to(device)))

@@ -1,4 +1,4 @@
-"""What a denoising network's output means, whatever it was trained to predict."""
+"""Converts outputs of denoising networks to predictions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Meaning"]
 
 @final
 class Meaning:
-    """Turns outputs into predictions.
+    """Converts network outputs to predictions of x0 and eps.
 
     Args:
-        process: That the network was trained on.
+        process: Diffusion process of the network.
     """
 
     def __init__(self, process: Process) -> None:
@@ -28,11 +28,11 @@ class Meaning:
         self._alpha_sigma = torch.stack([abar.sqrt(), (1 - abar).sqrt()])  # (2, T), float64
 
     def __call__(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
-        """A prediction of noisy images.
+        """Convert one output.
 
         Args:
             output: (B, 3, H, W), or (B, 6, H, W) with a learned variance, of any dtype.
-            x_t: (B, 3, H, W), float32, what the network saw.
+            x_t: (B, 3, H, W), float32, input of the network.
             t: (B,), int64 base timesteps.
         """
         if self._alpha_sigma.device != x_t.device:
@@ -41,7 +41,7 @@ class Meaning:
                 x_t.device, torch.float64 if wide else torch.float32
             )
         alpha, sigma = self._alpha_sigma[:, t.to(x_t.device), None, None, None]  # (B, 1, 1, 1)
-        # Samplers compute in the layout of x_t; a mixture of two would slow each of their steps.
+        # Samplers compute in the layout of x_t; mixed memory formats would slow each step.
         mean, variance = output.float().contiguous(), None
         if self.process.variance == "learned_range":
             mean, variance = mean.chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""What this distribution supplies."""
+"""Hooks of this plugin."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Cards of the checkpoints that the README of openai/guided-diffusion lists.
 
-The configurations are those of its command lines. It publishes no hashes: the one SHA-256 here is
-what programs that draw with that checkpoint have compared its download with for years, and the
-sizes are what the server states. Nothing here imports torch.
+The configurations are those of its command lines. It publishes no hashes; the one SHA-256 here is
+the one that other programs check for that checkpoint. The sizes are those that the server reports.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MULTS = {
     256: [1, 1, 2, 2, 4, 4],
     512: [0.5, 1, 1, 2, 2, 4, 4],
 }
-_RESOLUTIONS = (32, 16, 8)  # pixels a side of the feature maps that have attention
+_RESOLUTIONS = (32, 16, 8)  # sides of the feature maps with attention, in pixels
 _CLASSES = {"num_classes": 1000}
 _FOUR_HEADS = {"num_head_channels": -1}
 _UPSAMPLER = {"model_channels": 192, "channel_mult": _MULTS[256], **_CLASSES}
@@ -33,7 +33,7 @@ _SIZES = {"256x256_diffusion": 2215479544, "256x256_diffusion_uncond": 221138329
 _REFUSAL = "nothing draws with it"
 _IMAGENET = "ImageNet, {0} x {0}"
 
-# name: file, side, parameters, summary, what differs from most configurations
+# name: file, side, parameters, summary, differences from the default configuration
 _DENOISERS: dict[str, tuple[str, int, int, str, dict[str, Any]]] = {
     "adm-64": (
         *("64x64_diffusion", 64, 295904454, f"{_IMAGENET.format(64)}, class-conditional"),
@@ -82,7 +82,7 @@ _CLASSIFIERS = {
 
 
 def cards() -> list[Card]:
-    """One for each file, denoisers first."""
+    """One card for each file, denoisers first."""
     return [*map(_denoiser, _DENOISERS), *map(_classifier, _CLASSIFIERS)]
 
 

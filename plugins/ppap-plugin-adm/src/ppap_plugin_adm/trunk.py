@@ -1,4 +1,4 @@
-"""What the ADM denoiser and the ADM classifier share: time embedding, encoder and middle block."""
+"""Common part of ADM denoiser and classifier: time embedding, encoder and middle block."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def res_block(
     config: TrunkConfig, channels: int, out_channels: int, resample: nn.Module | None = None
 ) -> ResBlock:
-    """A residual block of this architecture, which changes the resolution if given a `resample`."""
+    """A residual block of this architecture; `resample` changes its resolution."""
     return ResBlock(
         channels,
         out_channels,
@@ -55,7 +55,7 @@ def attention_block(
 def encoder_blocks(
     config: TrunkConfig, in_channels: int, context_channels: int | None
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The encoder, and the width of each of its outputs: the skips of a decoder, finest first."""
+    """The encoder and the widths of its outputs, the skips of a decoder, finest first."""
     channels = config.widths[0]
     blocks = nn.ModuleList([TorsoBlock(nn.Conv2d(in_channels, channels, 3, padding=1))])
     skips = [channels]
@@ -85,7 +85,7 @@ class Trunk(nn.Module, ABC):
         config: The architecture.
         in_channels: Channels of the first convolution.
         num_classes: Size of the label embedding; None for no labels.
-        context_channels: Width of the tokens that attention also looks at; None for none.
+        context_channels: Width of the context tokens for attention; None for none.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Trunk(nn.Module, ABC):
     def cast_torso(self, dtype: torch.dtype) -> None:
         """Cast the torso's convolutions; linear layers, norms and the head keep their dtype.
 
-        float16 is how the released denoisers ran (`use_fp16`); bfloat16 works alike.
+        The released denoisers ran in float16 (`use_fp16`); bfloat16 also works.
         """
         for name, part in self.named_children():
             if name in TORSO:
@@ -136,7 +136,7 @@ class Trunk(nn.Module, ABC):
         """Embedding (B, E) of timesteps (B,), plus that of labels y (B,) if there are classes.
 
         Raises:
-            UsageError: if labels are given to a network without classes, missing from one with
+            UsageError: If labels are given to a network without classes, missing from one with
                 classes, or not one for each timestep.
         """
         if (y is None) != (self.label_emb is None):

@@ -16,7 +16,7 @@ from ppap_plugin_adm.trunk import Trunk, attention_block, dtype_of, res_block
 def decoder_blocks(
     config: TrunkConfig, skips: list[int], context_channels: int | None
 ) -> nn.ModuleList:
-    """The decoder: one block for each of the skips, whose widths are given finest first."""
+    """The decoder, one block for each skip; `skips` are their widths, finest first."""
     remaining = list(skips)
     channels = remaining[-1]
     blocks = nn.ModuleList()
@@ -38,15 +38,13 @@ def decoder_blocks(
 
 
 def with_low_res(x: Tensor, low_res: Tensor) -> Tensor:
-    """x (B, C, H, W) and below it, resized, the low-resolution image (B, c, h, w): (B, C + c, H,
-    W).
-    """
+    """Resize low_res (B, c, h, w) and append it to x (B, C, H, W) along the channels."""
     resized = F.interpolate(low_res, x.shape[-2:], mode="bilinear", align_corners=False)
     return torch.cat([x, resized], dim=1)
 
 
 class UNet(Trunk):
-    """A trunk with a decoder; what it is conditioned on is the subclass's business."""
+    """A trunk with a decoder; subclasses add the conditioning."""
 
     def __init__(
         self,
@@ -75,11 +73,11 @@ class UNet(Trunk):
 
         Args:
             x: Network input (B, in_channels, H, W), H and W divisible by 2^(levels - 1).
-            embedding: (B, E), the sum of what conditions the network globally.
+            embedding: (B, E), sum of the time embedding and other global conditions.
             context: Tokens (B, S, D) for attention, if the network was built for them.
 
         Returns:
-            (B, out_channels, H, W) in the head's dtype: float32, whatever the torso computes in.
+            (B, out_channels, H, W), float32 for any dtype of the torso.
         """
         h, skips = self.encode(x, embedding, context)
         for block in self.output_blocks:
@@ -96,7 +94,7 @@ class UNetModel(UNet):
         super().__init__(config, in_channels=config.in_channels, num_classes=config.num_classes)
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict noise, and raw variances where `out_channels` has room for them.
+        """Predict noise, and raw variances if `out_channels` includes them.
 
         Args:
             x: Noisy images (B, in_channels, H, W), nominally in [-1, 1] plus noise.
@@ -104,14 +102,14 @@ class UNetModel(UNet):
             y: Class labels (B,), if and only if the network has classes.
 
         Raises:
-            UsageError: if y is missing or superfluous.
+            UsageError: If y is missing or superfluous.
         """
         return self.denoise(x, self.embed(timesteps, y))
 
 
 @final
 class SuperResModel(UNet):
-    """A denoiser that also sees the low-resolution image, resized and stacked below x."""
+    """A denoiser whose input includes the low-resolution image, resized."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config, in_channels=2 * config.in_channels, num_classes=config.num_classes)

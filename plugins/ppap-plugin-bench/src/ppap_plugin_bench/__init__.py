@@ -1,4 +1,4 @@
-"""Experiments: rows of a table drawn, judged, timed, and reported with intervals."""
+"""Experiments: draws, judges and times rows of a table, and reports them with intervals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Figures of images with their intervals, paired differences of two rows, and the best candidate.
 
-The hit rate alone rises with the guidance scale for a while as quality and diversity fall.
-Therefore FID and spread are recorded for every candidate.
+The hit rate can rise with the guidance scale while quality and diversity fall, so FID and spread
+are recorded for every candidate.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ppap_plugin_bench.judges import ClassJudge, Observations
 from ppap_plugin_bench.pictures import Pictures
 from ppap_plugin_bench.row import Candidate
 
-_SURE = 0.9  # confidence above which the judge counts as sure
+_SURE = 0.9  # confidence threshold
 _MAX_FEATURES = 64
 
 
@@ -43,7 +43,7 @@ class Assessment:
 
     Attributes:
         figures: Figures by name.
-        resampled: By name, (R,): figures of resampled images, in the same order for every N images.
+        resampled: Figures of resampled images by name, (R,); resamples depend only on N.
     """
 
     figures: dict[str, Interval]
@@ -70,8 +70,9 @@ class Assessment:
 
 
 def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
-    """Each figure of a row minus the baseline's, as JSON. The interval is the paired one: both have
-    the same noise and targets, image by image.
+    """Each figure of a row minus the baseline's, as JSON.
+
+    Intervals are paired, since both have the same noise and targets, image by image.
     """
     return {
         name: interval(
@@ -84,7 +85,7 @@ def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
 
 @attrs.frozen
 class Trial:
-    """The figures of a candidate. FID and spread of so few images only compare candidates."""
+    """Figures of a candidate. FID and spread of few images only compare candidates."""
 
     candidate: Candidate
     figures: dict[str, Interval]
@@ -106,9 +107,9 @@ def choose(trials: Sequence[Trial], objective: Mapping[str, Better]) -> Trial:
     """The first of the best trials.
 
     Args:
-        trials: One at least.
-        objective: Figures by name, and which value is better. The mean of several counts, those
-            that are better low negated; a mean that is not finite is worst.
+        trials: At least one trial.
+        objective: Figures by name, and which value is better. Several are averaged, with "lower"
+            ones negated; a mean that is not finite is worst.
     """
     signs = {"lower": -1.0, "higher": 1.0}
 
@@ -122,15 +123,15 @@ def choose(trials: Sequence[Trial], objective: Mapping[str, Better]) -> Trial:
 
 @attrs.frozen(eq=False)
 class Reference:
-    """What the judge of classes sees in pictures whose classes are known.
+    """Features and accuracy of the class judge on labelled pictures.
 
     Attributes:
         pictures: The M pictures.
-        project: Reduces features, see `projection`.
-        features: (M, D), projected.
-        variances: (K,), within classes.
-        parts: By name, (K,): index of the word of this part in each class name.
-        record: How well the judge does, as JSON.
+        project: Function that reduces features; see `projection`.
+        features: Projected features, (M, D).
+        variances: Variances within classes, (K,).
+        parts: Index of the word of each part in each class name, (K,), by part.
+        record: Accuracy of the judge, as JSON.
     """
 
     pictures: Pictures
@@ -142,10 +143,10 @@ class Reference:
 
     @classmethod
     def of(cls, pictures: Pictures, judge: ClassJudge, parts: Sequence[str]) -> Reference:
-        """Let the judge look at the reference.
+        """Evaluate the judge on the reference.
 
         Raises:
-            UsageError: If class names do not have as many words as there are parts.
+            UsageError: If a class name has another number of words than there are parts.
         """
         words = _words(pictures.names, parts)
         seen = Observations(*judge.look(pictures.images), pictures.labels)
@@ -159,7 +160,7 @@ class Reference:
             "sha256": pictures.sha256,
             "figures": {name: _share(hits, counts).record() for name, hits in shares.items()},
             "class_names": list(pictures.names),
-            "confusion": confusion.tolist(),  # rows are true classes, columns what it sees
+            "confusion": confusion.tolist(),  # rows are true classes, columns predictions
         }
         project = projection(seen.features)
         features = project(seen.features)
@@ -170,7 +171,7 @@ class Reference:
         """The figures of images."""
         generated = self.project(seen.features)
         number = len(generated)
-        manifold = self.features[:number]  # precision and recall depend on sizes; these are equal
+        manifold = self.features[:number]  # equal sizes, since precision and recall depend on them
         shares = _shares(seen, self.parts)
         shares["precision"] = metrics.within_manifold(generated, manifold).astype(np.float64)
         counts = bootstrap(number)
@@ -211,8 +212,10 @@ class Reference:
 
 
 def projection(reference: Floats, limit: int = _MAX_FEATURES) -> Callable[[Floats], Floats]:
-    """A function that reduces features, (N, D), to the first `limit` principal axes of a reference,
-    (M, D), if D is larger. A Frechet distance of many features is mostly noise of its covariance.
+    """Projection of features, (N, D), to the first `limit` principal axes of a reference, (M, D).
+
+    With many features, noise in the covariance dominates a Frechet
+    distance.
     """
     if reference.shape[1] <= limit:
         return lambda features: features
@@ -232,7 +235,7 @@ def _share(hits: Floats, counts: Floats) -> Interval:
 
 
 def _shares(seen: Observations, parts: Mapping[str, NDArray[np.int64]]) -> dict[str, Floats]:
-    """By name, (N,) of 0 and 1."""
+    """Hits of each image by name, (N,), 0 or 1."""
     classes, targets = seen.classes, seen.targets
     shares = {"hit": classes == targets}
     for name, words in parts.items():

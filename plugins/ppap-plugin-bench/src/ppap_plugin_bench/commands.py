@@ -19,7 +19,7 @@ def _names(ctx: click.Context, option: click.Parameter, value: str | None) -> li
 
 
 def _experiment_options(command: Any) -> Any:
-    """The argument and options that commands about experiments share."""
+    """Common argument and options of experiment commands."""
     for decorate in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("--threads", type=click.IntRange(1), help="On the CPU; as torch likes."),
@@ -33,7 +33,7 @@ def _experiment_options(command: Any) -> Any:
 
 
 def _read(path: Path, threads: int | None, **changes: str | None) -> Any:
-    """The experiment of a file, with changes that were typed."""
+    """Read an experiment with changes from the command line."""
     import torch
 
     from ppap_plugin_bench import read_experiment

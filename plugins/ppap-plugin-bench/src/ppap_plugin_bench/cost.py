@@ -1,7 +1,7 @@
-"""What rows cost: seconds and memory of an image, and seconds of training.
+"""Cost of rows: seconds and memory per image, and seconds of training.
 
-Seconds are measured for all rows in turn, several times over, so that whatever else slows the
-machine down affects every row. Memory is the peak of a process that does nothing else.
+Seconds are measured for all rows in turn, in several rounds, so that other load on the machine
+affects every row. Memory is the peak of a separate process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ppap_plugin_bench.setup import Setup
 def kept_costs(
     setup: Setup, rows: Mapping[Row, Candidate | None], folder: Path, *, again: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """As `measure_costs`, of which those that are kept in the folder are read, unless `again`."""
+    """As `measure_costs`, but read saved costs from the folder unless `again`."""
     timing = attrs.asdict(setup.experiment.timing) | {"threads": torch.get_num_threads()}
     paths = {}
     for row, candidate in rows.items():
@@ -50,10 +50,10 @@ def kept_costs(
 
 
 def measure_costs(setup: Setup, rows: Mapping[Row, Candidate | None]) -> dict[str, dict[str, Any]]:
-    """Measure rows, each with a candidate, together.
+    """Measure rows together, each with a candidate.
 
     Returns:
-        By the row's name, as JSON: `seconds` for an image, the median of `rounds`;
+        JSON by row name: `seconds` per image, the median of `rounds`;
         `images_at_once`; `peak_memory` in bytes of the process, or on a GPU, or None; `threads` on
         the CPU; `device`; `parameters` of the denoiser and of each guide; and `in_turn_with`, the
         rows that were measured together.
@@ -77,7 +77,7 @@ def measure_costs(setup: Setup, rows: Mapping[Row, Candidate | None]) -> dict[st
 
 
 def seconds_in_turn(plans: Sequence[Plan], rounds: int) -> list[list[float]]:
-    """Seconds for an image of each plan in each round, without the time to attach experts."""
+    """Seconds per image of each plan and round, without the time to attach experts."""
     seconds: list[list[float]] = [[] for _ in plans]
     with contextlib.ExitStack() as stack:
         draws = [stack.enter_context(drawing(plan)) for plan in plans]
@@ -85,19 +85,18 @@ def seconds_in_turn(plans: Sequence[Plan], rounds: int) -> list[list[float]]:
             for plan, draw, taken in zip(plans, draws, seconds, strict=True):
                 start = time.perf_counter()
                 _draw(plan, draw)
-                if number:  # the first time is slower
+                if number:  # the first run is slower
                     taken.append((time.perf_counter() - start) / plan.num)
     return seconds
 
 
 def peak_memory_of(setup: Setup, row: Row, candidate: Candidate | None) -> int | None:
-    """Peak memory in bytes of a new process that draws a batch of a row; None if the system does
-    not report it.
+    """Peak memory in bytes of a new process that draws a batch; None if it is not available.
 
     Raises:
         PpapError: If the process dies.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would begin with this one's memory
+    context = multiprocessing.get_context("spawn")  # a fork would include this process's memory
     names, device = setup.targets.names, str(setup.device)
     job = (torch.get_num_threads(), setup.experiment, row, candidate, names, device)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -132,15 +131,15 @@ def _plan(setup: Setup, row: Row, candidate: Candidate | None) -> Plan:
 
 def _draw(plan: Plan, draw: Drawing) -> None:
     *_, images = draw(range(plan.num), check=False).values()
-    images.cpu()  # a GPU finishes for it
+    images.cpu()  # waits for a GPU
 
 
 def training_of(row: Row, guides: Sequence[Guide]) -> dict[str, Any] | None:
-    """Seconds that the experts of a row's guides trained, as JSON; None if it names no records.
+    """Training seconds of a row's experts, as JSON; None if it names no records.
 
     Raises:
-        AssetError: If a record cannot be read, or is of something that was not finished.
-        UsageError: If a training is of other experts.
+        AssetError: If a record cannot be read, or its training is not finished.
+        UsageError: If a record belongs to other experts.
     """
     if not row.training:
         return None

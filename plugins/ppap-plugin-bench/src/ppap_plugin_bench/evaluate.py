@@ -1,17 +1,17 @@
-"""From an experiment to files of figures.
+"""Measures an experiment and writes files of figures.
 
-    OUT/experiment.json     what was measured, with what, and in which environment
-    OUT/judge.json          how well the judge knows the reference, with its confusion matrix
-    OUT/rows/NAME.json      a row: what it chose and why, its figures, its cost
-    OUT/rows/NAME.png       some of its images, and what judges of scenes see in them
-    OUT/scenes.png          the scenes likewise, if there are any
+    OUT/experiment.json     the experiment, its components and the environment
+    OUT/judge.json          accuracy of the judge on the reference, with its confusion matrix
+    OUT/rows/NAME.json      a row: its choice and the trials, its figures, its cost
+    OUT/rows/NAME.png       some of its images, and predictions of the scene judges
+    OUT/scenes.png          the scenes with ground truth, if any
     OUT/differences.json    paired differences from the baselines
 
     IMAGES/batches/         images, from which every figure can be computed again
     IMAGES/costs/           measured costs
     IMAGES/resampled/       resampled figures of rows, for paired differences
 
-Images and costs that exist are not made again.
+Existing images and costs are reused.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def evaluate(
 
     Args:
         out: Folder of figures; those of other rows stay.
-        images: Folder of kept images.
+        images: Folder of saved images.
         rows: Names of rows; None for all.
         time_again: Measure time and memory even if they are known.
-        command: What was typed, for the record.
+        command: Command line, for the record.
 
     Returns:
         The files of the rows.
 
     Raises:
-        PpapError: For everything that is wrong with the experiment or what it names.
+        PpapError: If the experiment or a component is invalid.
     """
     progress = progress or (lambda now: None)
-    wanted = experiment.chosen(rows)  # a wrong name is an error before anything is loaded
+    wanted = experiment.chosen(rows)  # before loading, to report a wrong name early
     measurement = Measurement.begin(experiment, images, device, progress)
     write_json(out / "experiment.json", measurement.describe())
     write_json(out / "judge.json", measurement.describe_judges())
@@ -83,11 +83,12 @@ def evaluate(
 def bench(
     experiment: Experiment, *, rows: Sequence[str] | None = None, device: str = "auto"
 ) -> dict[str, dict[str, Any]]:
-    """Measure time and memory of rows, by default of all, each with its first scale and interval;
-    see `cost.measure_costs`.
+    """Measure time and memory of rows, by default all, with their first scale and interval.
+
+    See `cost.measure_costs`.
 
     Raises:
-        PpapError: As `evaluate`; UsageError if no row is drawn.
+        PpapError: As for `evaluate`; UsageError if no row is drawn.
     """
     setup = Setup.load(experiment, read_pictures(Path(experiment.reference)).names, device)
     drawn = {

@@ -33,7 +33,7 @@ Better: TypeAlias = Literal["lower", "higher"]
 
 @attrs.frozen(kw_only=True)
 class Tuning:
-    """Images on which scales and intervals are chosen; no reported figure uses them."""
+    """Images for choosing scales and intervals; no reported figure uses them."""
 
     seed: int = attrs.field(default=1, validator=instance_of(int))
     num: int = attrs.field(default=256, validator=values.positive)
@@ -41,7 +41,7 @@ class Tuning:
 
 @attrs.frozen(kw_only=True)
 class Timing:
-    """How time and memory are measured: the batch size, and the number of rounds."""
+    """Batch size and number of rounds for measuring time and memory."""
 
     num: int = attrs.field(default=16, validator=values.positive)
     rounds: int = attrs.field(default=5, validator=values.positive)
@@ -49,13 +49,13 @@ class Timing:
 
 @attrs.frozen(kw_only=True)
 class SceneFile:
-    """Scenes to aim at.
+    """Target scenes.
 
     Attributes:
-        pictures: Labelled pictures with arrays of what is there; see `pictures.read_pictures`.
-        num: Number of scenes that reported images aim at. Rows are tuned with those after them.
-        classes: The class that image i is to show: that of its "scene", or those of the reference
-            in "turn", whatever the scene shows.
+        pictures: Labelled pictures with ground truth; see `pictures.read_pictures`.
+        num: Number of scenes for reported images; tuning uses those after them.
+        classes: Class of image i: that of its "scene", or those of the reference in "turn",
+            independent of the scene.
     """
 
     pictures: str = attrs.field(validator=values.text)
@@ -67,15 +67,14 @@ class SceneFile:
 
 @attrs.frozen(kw_only=True)
 class JudgeSpec:
-    """A network that never guides; the metrics of its loss compare what it sees in images with
-    what is there in their scenes.
+    """A network that never guides; its loss's metrics compare predictions with ground truth.
 
     Attributes:
         name: Prefix of its figures.
         guider: "guider:checkpoint".
-        loss: Loss whose metrics count; None for the guider's own.
-        truth: Array in the scenes' file that holds what is there.
-        reciprocal: Whether the judge predicts 1 / truth, such as nearness for a distance.
+        loss: Loss with the metrics; None for the guider's own.
+        truth: Name of the ground-truth array in the file of scenes.
+        reciprocal: Whether the judge predicts 1 / truth, such as disparity for a distance.
         lower: Metrics that are better if they are lower.
         higher: Metrics that are better if they are higher.
     """
@@ -98,12 +97,12 @@ class JudgeSpec:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All metrics that count."""
+        """All metrics of the judge."""
         return *self.lower, *self.higher
 
     @property
     def figures(self) -> dict[str, Better]:
-        """Its figures of a row."""
+        """Figures of the judge, and which value is better."""
         better: dict[str, Better] = dict.fromkeys(self.lower, "lower")
         better |= dict.fromkeys(self.higher, "higher")
         return {f"{self.name}.{metric}": which for metric, which in better.items()}
@@ -122,19 +121,19 @@ class Experiment:
         stage: Stage of the backend whose images are measured; None for the last.
         judge: "guider:checkpoint", a classifier that never guides.
         reference: Labelled pictures; see `pictures.read_pictures`.
-        parts: Meaning of the words of a class name; each is also counted by itself.
-        scenes: Scenes that guides can be aimed at.
+        parts: Meaning of each word of a class name; each has its own hit rate.
+        scenes: Scenes as targets of guides.
         judges: Judges of scenes.
-        objective: Figures by which rows choose, of several their mean: hit, hit_PART and
-            JUDGE.METRIC.
+        objective: Figures by which rows choose, hit, hit_PART or JUDGE.METRIC; several are
+            averaged.
         num: Images in each row, a multiple of the number of classes or scenes.
         steps: Steps of deterministic DDIM.
-        seed: The noise of image i is a function of (seed, i) alone.
-        precision: Precision while images are drawn; judges compute in float32.
+        seed: Seed; the noise of image i depends only on (seed, i).
+        precision: Precision of sampling; judges compute in float32.
         batch: Batch size; it changes low-order bits of images.
-        baselines: Rows with which each other row is compared.
-        tuning: Images on which rows choose.
-        timing: How time and memory are measured.
+        baselines: Rows to compare every other row with.
+        tuning: Images for choosing scales.
+        timing: Measurement of time and memory.
         rows: Rows of the table, in order.
     """
 
@@ -192,7 +191,7 @@ class Experiment:
 
     @property
     def fidelity(self) -> dict[str, Better]:
-        """Figures that say whether images show what they aim at, and which value is better."""
+        """Figures of fidelity to the targets, and which value is better."""
         hits = ("hit", *(f"hit_{part}" for part in self.parts))
         found: dict[str, Better] = dict.fromkeys(hits, "higher")
         for judge in self.judges:
@@ -201,16 +200,14 @@ class Experiment:
 
     @property
     def shown(self) -> dict[str, Better]:
-        """The figures of `fidelity` that the report shows; hits only if a guide or a prompt aims at
-        classes.
-        """
+        """Reported figures of `fidelity`; hits only if a guide or prompt has classes as targets."""
         kinds = {self.target_kind(guide) for row in self.rows for guide in row.guides}
         prompted = any(row.prompt for row in self.rows)
         hits = self.scenes is None or "class" in kinds or prompted
         return {n: better for n, better in self.fidelity.items() if hits or not n.startswith("hit")}
 
     def target_kind(self, guide: GuideRequest) -> TargetKind:
-        """The kind of target at which a guide of a row is aimed."""
+        """Kind of target of a guide."""
         if guide.target in ("class", "scene"):
             return guide.target
         return "class" if self.scenes is None else "scene"
@@ -219,7 +216,7 @@ class Experiment:
         """The rows of these names, in the table's order; all for None.
 
         Raises:
-            UsageError: If there is no row of a name.
+            UsageError: If a name is unknown.
         """
         known = [row.name for row in self.rows]
         for name in names or ():

@@ -1,4 +1,4 @@
-"""Reading an experiment's file; everything that is wrong with it is reported at once."""
+"""Reads an experiment's file and reports all its errors at once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def read_experiment(path: Path, **changes: str) -> Experiment:
 
     Args:
         path: A TOML file, or JSON with the suffix ".json".
-        changes: Values that replace the file's; paths among them are relative to the current
+        changes: Values that replace those of the file; their paths are relative to the current
             folder.
 
     Raises:
         AssetError: If the file cannot be read.
-        UsageError: With everything that is wrong with it.
+        UsageError: If the file is invalid; it lists all errors.
     """
     folder, problems = path.parent, list[str]()
     given = {"name": path.stem.lower(), **_placed(_load(path), folder, "reference"), **changes}
@@ -71,7 +71,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _row(given: Any, folder: Path, problems: list[str]) -> Row | None:
-    """A row; the keys of a single guide stand in the row's own table."""
+    """A row; the keys of a single guide are in the table of the row."""
     table, label, before = _placed(given, folder, "images"), _label("row", given), len(problems)
     if isinstance(table, dict):
         if isinstance(training := table.get("training"), str | list):
@@ -97,8 +97,9 @@ def _path(path: Any, folder: Path) -> Any:
 
 
 def _placed(table: Any, folder: Path, key: str = "") -> Any:
-    """A copy of the table, its paths relative to the current folder: those of `key` and of experts,
-    and a checkpoint if it is a file there.
+    """Copy a table with paths relative to the current folder.
+
+    Paths are those of `key` and of experts, and a checkpoint if it is an existing file.
     """
     if not isinstance(table, dict):
         return table
@@ -124,7 +125,7 @@ def _build(
     problems: list[str],
     other_keys: Sequence[str] = (),
 ) -> _T | None:
-    """Call `kind` with the values of a table; None if anything is wrong, which is noted."""
+    """Call `kind` with the values of a table; on errors, append to `problems` and return None."""
     if not isinstance(table, dict):
         problems.append(f"{label} is not a table")
         return None

@@ -1,8 +1,8 @@
-"""Images of a plan, kept on disk batch by batch, so that a killed process loses one batch at most.
+"""Images of a plan, saved batch by batch; an interrupted process loses at most one batch.
 
 Batches lie in a folder named after everything that determines an image (weights, guides, scales,
 sampling and so on) except the number of images; a batch's file is named after its images and their
-prompts. Rows that ask for the same images share them. Versions of code are no part of the names.
+prompts. Rows with the same images share them. The names do not depend on code versions.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.results import FORMAT
 
 Kept: TypeAlias = tuple[NDArray[np.uint8], Counter[str]]
-"""Images, (N, H, W, 3), and how many gradients were "skipped" and images "broken" because they were
-not finite; such pixels are grey.
+"""Images, (N, H, W, 3), and counts of gradients "skipped" and images "broken" as not finite.
+
+Pixels that are not finite are grey.
 """
 
 
 def draw_images(
     plan: Plan, root: Path, task: str = "drawing", progress: Watch | None = None
 ) -> Kept:
-    """All images of a plan: batches that are kept are read, the others drawn.
+    """All images of a plan; saved batches are read, the others drawn.
 
     Args:
-        root: The folder of the kept images of all plans.
-        task: What is done, for the progress.
+        root: Folder of saved images.
+        task: Name of the task for progress.
 
     Raises:
         PpapError: If a batch cannot be written, or a bundle changed since it was chosen.
@@ -104,7 +105,7 @@ def _guide(guide: Guide) -> dict[str, Any]:
 
 
 def _weights(origin: Origin) -> dict[str, Any]:
-    """What a component computes with, whatever its version."""
+    """Identity of the weights of a component, without its version."""
     left_out = ("distribution", "version")
     return {name: value for name, value in provenance(origin).items() if name not in left_out}
 
@@ -122,7 +123,7 @@ def _write(path: Path, batch: Kept) -> None:
 
 
 def _read(path: Path, number: int) -> Kept | None:
-    """A kept batch; None if there is none, or it is damaged."""
+    """A saved batch; None if it is missing or damaged."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             images = file["images"]

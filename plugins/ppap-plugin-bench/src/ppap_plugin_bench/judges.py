@@ -1,4 +1,4 @@
-"""Judges: networks that look at finished images and never guide."""
+"""Judges: networks that evaluate finished images and never guide."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _BATCH = 256
 
 @attrs.frozen(eq=False)
 class Observations:
-    """What judges see in N images.
+    """Outputs of the judges for N images.
 
     Attributes:
-        features: (N, D), of the judge of classes.
-        classes: (N,), the likeliest class; -1 for one without a name.
-        confidence: (N,), its probability.
-        targets: (N,), the class that each image is to show.
-        of_scenes: By name, (N,): figures of the judges of scenes, which may not be finite.
+        features: Features of the class judge, (N, D).
+        classes: Likeliest class, (N,); -1 for an unnamed class.
+        confidence: Probability of that class, (N,).
+        targets: Target class of each image, (N,).
+        of_scenes: Figures of the scene judges by name, (N,); values may not be finite.
     """
 
     features: Floats
@@ -50,7 +50,7 @@ class Observations:
 
 
 class _Judge:
-    """A guide's network on a device; the guide's target does not matter."""
+    """A guide's network on a device, without a target."""
 
     def __init__(self, guide: Guide, device: torch.device) -> None:
         assert guide.origin is not None  # it was requested by name
@@ -67,24 +67,24 @@ class _Judge:
 
 @final
 class ClassJudge(_Judge):
-    """A classifier of K classes. Its features are the input of the last linear layer that runs, so
-    that it may have any architecture.
+    """A classifier of K classes. Its features are the input of the last linear layer that runs, for
+    any architecture.
 
     Raises:
-        UsageError: If it does not know the name of a class.
+        UsageError: If the classifier does not know a class name.
     """
 
     def __init__(self, guide: Guide, names: Sequence[str], device: torch.device) -> None:
         super().__init__(guide, device)
         named = [self._model.target(TargetInput(text=name, source=name)).value for name in names]
-        self._outputs = torch.cat(named).cpu()  # (K,), the output of each class
+        self._outputs = torch.cat(named).cpu()  # (K,), output index of each class
 
     @torch.inference_mode()
     def look(self, pixels: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.int64], Floats]:
-        """Features, classes and confidence, see `Observations`, of images (N, H, W, 3).
+        """Features, classes and confidence of images (N, H, W, 3); see `Observations`.
 
         Raises:
-            PluginError: If it has no linear layer, or gives no logits (N, outputs).
+            PluginError: If the network has no linear layer, or does not return logits (N, outputs).
         """
         parts = [self._look(pixels[k : k + _BATCH]) for k in range(0, len(pixels), _BATCH)]
         features, classes, confidence = (
@@ -112,7 +112,7 @@ class ClassJudge(_Judge):
 
 @final
 class SceneJudge(_Judge):
-    """A network whose loss compares what it sees with what is there."""
+    """A network whose loss compares its predictions with ground truth."""
 
     def __init__(self, guide: Guide, spec: JudgeSpec, device: torch.device) -> None:
         super().__init__(guide, device)
@@ -120,10 +120,10 @@ class SceneJudge(_Judge):
 
     @torch.no_grad()
     def targets(self, scenes: Pictures) -> list[Target]:
-        """What is there in each scene, as the loss takes it.
+        """Ground truth of each scene, as targets of the loss.
 
         Raises:
-            UsageError: If the judge does not understand it.
+            UsageError: If the judge does not support it.
         """
         truths = scenes.truths[self.spec.truth]
         if self.spec.reciprocal:
@@ -137,7 +137,7 @@ class SceneJudge(_Judge):
 
         Args:
             pixels: (N, H, W, 3).
-            truth: (N, ...), values of the target of each image's scene.
+            truth: Target of each image's scene, (N, ...).
 
         Raises:
             UsageError: If the loss has no such metric.
@@ -159,7 +159,7 @@ class SceneJudge(_Judge):
 
     @torch.inference_mode()
     def shown(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        """Pictures, each (h, w, 3), of what it sees in images, (N, H, W, 3)."""
+        """Renderings, each (h, w, 3), of predictions for images (N, H, W, 3)."""
         images, prediction = self._predict(pixels)
         return list(to_uint8(self._model.render(prediction, images)))
 
@@ -170,22 +170,22 @@ class Judges:
     """All judges of an experiment.
 
     Attributes:
-        of_classes: The judge of classes, whose features measure quality and diversity.
-        of_scenes: The judges of scenes.
-        targets: What images aim at.
+        of_classes: Class judge, whose features measure quality and diversity.
+        of_scenes: Scene judges.
+        targets: Targets of the images.
     """
 
     of_classes: ClassJudge
     of_scenes: tuple[SceneJudge, ...]
     targets: Targets
-    _truths: tuple[Tensor, ...]  # (K, ...), for each judge of scenes
+    _truths: tuple[Tensor, ...]  # (K, ...), for each scene judge
 
     @classmethod
     def load(cls, setup: Setup) -> Judges:
         """Load all judges.
 
         Raises:
-            PpapError: As `ppap_framework.guide`, and if they do not understand their targets.
+            PpapError: As for `ppap_framework.guide`, or if a judge does not support its targets.
         """
         targets, scenes, device = setup.targets, setup.targets.scenes, setup.device
         of_scenes = tuple(
@@ -203,7 +203,7 @@ class Judges:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What rows must have in common beside the judge of classes; empty without scenes."""
+        """Required common settings of rows beside the class judge; empty without scenes."""
         if self.targets.scenes is None:
             return {}
         return {
@@ -215,7 +215,7 @@ class Judges:
         }
 
     def describe(self) -> list[dict[str, Any]]:
-        """The judges of scenes, as JSON."""
+        """Scene judges, as JSON."""
         return [
             {
                 "name": judge.spec.name,
@@ -228,14 +228,14 @@ class Judges:
         ]
 
     def look(self, pixels: NDArray[np.uint8], *, tuning: bool = False) -> Observations:
-        """What they see in images, (N, H, W, 3), of the targets, or of those for tuning."""
+        """Observe images (N, H, W, 3) of the reported targets or of those for tuning."""
         indices = torch.from_numpy(self.targets.indices(len(pixels), tuning=tuning))
         classes = self.targets.classes(len(pixels), tuning=tuning)
         figures = self._figures(pixels, [truth[indices] for truth in self._truths])
         return Observations(*self.of_classes.look(pixels), classes, figures)
 
     def look_at(self, pictures: Pictures) -> Observations:
-        """What they see in pictures that aim at what they show."""
+        """Observe pictures whose targets are their own content."""
         truths = [_truth(judge, pictures) for judge in self.of_scenes]
         figures = self._figures(pictures.images, truths)
         return Observations(*self.of_classes.look(pictures.images), pictures.labels, figures)
@@ -248,11 +248,11 @@ class Judges:
         return self._figures(scenes.images[:num], [truth[:num] for truth in self._truths])
 
     def lines(self, pixels: NDArray[np.uint8]) -> list[list[NDArray[np.uint8]]]:
-        """Lines of pictures: images, and what the judges of scenes see in them."""
+        """Lines of pictures: images, and predictions of the scene judges."""
         return [list(pixels), *(judge.shown(pixels) for judge in self.of_scenes)]
 
     def scene_lines(self, number: int) -> list[list[NDArray[np.uint8]]]:
-        """Lines of pictures: the first scenes, and what is there; none without scenes."""
+        """Lines of pictures: the first scenes and their ground truth; none without scenes."""
         if self.targets.scenes is None:
             return []
         scenes = self.targets.scenes.part(0, number)
@@ -272,7 +272,7 @@ class Judges:
 
 
 def _truth(judge: SceneJudge, scenes: Pictures) -> Tensor:
-    """Values of the targets of S scenes, (S, ...)."""
+    """Target values of S scenes, (S, ...)."""
     return torch.cat([target.value for target in judge.targets(scenes)])
 
 
@@ -285,7 +285,7 @@ def _load(name: str, source: str, loss: str | None = None) -> Guide:
 
 @contextlib.contextmanager
 def _last_linear_input(network: nn.Module) -> Iterator[list[Tensor]]:
-    """A list whose only item is the input of the linear layer that ran last."""
+    """Yields a list whose only item is the input of the last linear layer that ran."""
     inputs: list[Tensor] = []
 
     def keep(module: nn.Module, given: tuple[Any, ...]) -> None:

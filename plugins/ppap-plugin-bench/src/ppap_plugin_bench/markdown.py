@@ -59,7 +59,7 @@ def number(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def scale(value: float | str, interval: Sequence[float]) -> str:
-    """A scale, and its interval unless that is everything."""
+    """A scale, and its interval unless it is the whole range."""
     low, high = interval
     shown = value if isinstance(value, str) else f"{value:g}"
     return shown + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")

@@ -1,4 +1,4 @@
-"""An experiment that is being measured: what all rows share, and how a row becomes figures."""
+"""Measures the rows of an experiment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ppap_plugin_bench.setup import Setup
 
 @attrs.frozen(eq=False)
 class Measured:
-    """A measured row: its figures as JSON, some of its images, (E, H, W, 3), and its choice."""
+    """A measured row: figures as JSON, example images (E, H, W, 3), and the chosen candidate."""
 
     record: dict[str, Any]
     examples: NDArray[np.uint8]
@@ -42,14 +42,14 @@ class Measured:
 
 @attrs.frozen(eq=False)
 class Measurement:
-    """What all rows share.
+    """Common state of all rows.
 
     Attributes:
-        setup: The experiment, loaded.
-        judges: Its judges.
-        reference: What the judge of classes sees in the reference.
-        images: The folder of kept images.
-        progress: Called as the work goes on.
+        setup: The loaded experiment.
+        judges: Judges of the experiment.
+        reference: Features and accuracy of the class judge on the reference.
+        images: Folder of saved images.
+        progress: Callback for progress.
     """
 
     setup: Setup
@@ -62,7 +62,7 @@ class Measurement:
     def begin(
         cls, experiment: Experiment, images: Path, device: str, progress: Watch
     ) -> Measurement:
-        """Load backend and judges, and let the judge look at the reference."""
+        """Load backend and judges, and evaluate the class judge on the reference."""
         progress(Progress("reference", 0, 1))
         pictures = read_pictures(Path(experiment.reference))
         if len(pictures) < experiment.num:
@@ -78,12 +78,12 @@ class Measurement:
 
     @property
     def experiment(self) -> Experiment:
-        """What is measured."""
+        """The experiment."""
         return self.setup.experiment
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What rows must have in common to be compared."""
+        """Required common settings of comparable rows."""
         return {
             "backend": self.setup.backend.origin.sha256,
             "judge": self.judges.of_classes.origin.sha256,
@@ -97,7 +97,7 @@ class Measurement:
         }
 
     def describe(self) -> dict[str, Any]:
-        """What is true of all rows, as JSON."""
+        """Common record of all rows, as JSON."""
         experiment, targets = self.experiment, self.setup.targets
         columns = None
         if targets.scenes is None:
@@ -120,7 +120,7 @@ class Measurement:
         }
 
     def describe_judges(self) -> dict[str, Any]:
-        """How well the judges do, as JSON."""
+        """Accuracy of the judges, as JSON."""
         targets, scenes = self.setup.targets, None
         if targets.scenes is not None:
             figures = {n: mean(values) for n, values in self.judges.figures_of_scenes().items()}
@@ -131,8 +131,8 @@ class Measurement:
         """Choose a row's scale, draw its images, and measure them.
 
         Raises:
-            UsageError: If a judge guides it, or existing pictures cannot be compared.
-            PpapError: If anything that it names is missing or does not fit.
+            UsageError: If a judge is one of its guides, or existing pictures cannot be compared.
+            PpapError: If a component is missing or does not fit.
         """
         record = {
             "format": FORMAT,
@@ -153,7 +153,7 @@ class Measurement:
                 f"row {row.name!r} is guided by the judge, which would judge itself",
                 hint="guide with other weights",
             )
-        training = training_of(row, guides)  # before anything is drawn
+        training = training_of(row, guides)  # before drawing
         trials = [self._try(row, number) for number in range(len(row.candidates))]
         names = row.objective or self.experiment.objective
         objective = {name: self.experiment.fidelity[name] for name in names}
@@ -177,7 +177,7 @@ class Measurement:
         return Measured(record, images[self.setup.targets.examples(EXAMPLES)], candidate)
 
     def differences(self) -> dict[str, Any]:
-        """How far each measured row is from each baseline, as JSON."""
+        """Differences of each measured row from each baseline, as JSON."""
         paths = {row.name: self._kept(row) for row in self.experiment.rows}
         rows = {name: Assessment.load(path) for name, path in paths.items() if path.is_file()}
         return {
@@ -195,7 +195,7 @@ class Measurement:
         }
 
     def _measure_pictures(self, record: dict[str, Any], name: str, path: Path) -> Measured:
-        """Measure existing pictures, each of which aims at what it shows."""
+        """Measure existing pictures, whose targets are their own content."""
         experiment, reference = self.experiment, self.reference.pictures
         pictures = read_pictures(path, {judge.truth for judge in experiment.judges} or None)
         if pictures.names != reference.names or len(pictures) < experiment.num:
@@ -233,7 +233,7 @@ class Measurement:
         return draw_images(plan, self.images / "batches", task, self.progress)
 
     def _kept(self, row: Row) -> Path:
-        """The file of a row's resampled figures, for differences from other rows."""
+        """File of a row's resampled figures, for paired differences."""
         return self.images / "resampled" / digest(self.protocol)[:16] / f"{row.name}.npz"
 
 
@@ -242,9 +242,9 @@ def _record(figures: Mapping[str, Interval]) -> dict[str, Any]:
 
 
 def _per_image(plan: Plan) -> dict[str, float | None]:
-    """How often networks run forwards and backwards for an image."""
+    """Forward and backward passes per image."""
     counts = counts_of(plan)
-    guides = sum(counts.guide_forwards.values())  # each is differentiated once
+    guides = sum(counts.guide_forwards.values())  # one backward pass for each
     totals = {
         "denoiser_forwards": counts.denoiser_forwards,
         "denoiser_backwards": counts.denoiser_backwards,
@@ -276,7 +276,7 @@ def _guides(row: Row, guides: Sequence[Guide]) -> dict[str, Any]:
 
 
 def _experts(guide: Guide) -> dict[str, Any] | None:
-    """A guide's experts, wherever their file lies."""
+    """Record of a guide's experts, without the path of their file."""
     if not isinstance(guide.experts, BundleFile):
         return None
     return {name: value for name, value in guide.experts.record().items() if name != "path"}

@@ -1,8 +1,8 @@
-"""Fidelity, quality and diversity of images, from what a judge sees in them.
+"""Fidelity, quality and diversity of images, from features of a judge.
 
 Features are float64: (N, D) of generated images, (M, D) of the reference. Published figures come
-from torch-fidelity, on these features instead of Inception's. The functions `resampled_*` give the
-same figures of R resamples, for intervals only; tests compare the two.
+from torch-fidelity, on these features instead of Inception's. The functions `resampled_*` compute
+the same figures of R resamples, only for intervals; tests compare the two.
 
     FID        Frechet distance of two Gaussians (Heusel et al. 2017, arXiv 1706.08500)
     KID        unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018,
@@ -25,7 +25,7 @@ from ppap_framework.diagnosis.intervals import Floats
 NEIGHBORS = 3
 _KID_SUBSET = 1000
 
-# torch-fidelity imports torchvision, and is imported when a figure is computed.
+# torch-fidelity imports torchvision, so it is imported only when needed.
 
 
 def fid(generated: Floats, reference: Floats) -> float:
@@ -41,7 +41,7 @@ def fid(generated: Floats, reference: Floats) -> float:
 
 
 def kid(generated: Floats, reference: Floats) -> float:
-    """Kernel distance: the mean over 100 seeded subsets of 1,000, or of all of fewer."""
+    """Kernel distance: mean over 100 seeded subsets of at most 1,000 images."""
     from torch_fidelity import metric_kid
 
     found = metric_kid.kid_features_to_metric(
@@ -54,7 +54,7 @@ def kid(generated: Floats, reference: Floats) -> float:
 
 
 def precision_recall(generated: Floats, reference: Floats) -> tuple[float, float]:
-    """Precision and recall. Both depend on the sizes of the sets, which are best equal."""
+    """Precision and recall. Both depend on the sizes of the sets, which should be equal."""
     from torch_fidelity import metric_prc
 
     found = metric_prc.prc_features_to_metric(
@@ -67,7 +67,7 @@ def precision_recall(generated: Floats, reference: Floats) -> tuple[float, float
 
 
 def resampled_fid(generated: Floats, reference: Floats, counts: Floats) -> Floats:
-    """FID, (R,), with each generated image taken as often as `counts`, (R, N), says."""
+    """FID, (R,), with `counts`, (R, N), as the multiplicities of generated images."""
     mean, covariance = reference.mean(0), np.atleast_2d(np.cov(reference, rowvar=False))
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(values.clip(0.0)) @ vectors.T  # (D, D)
@@ -86,9 +86,7 @@ def resampled_fid(generated: Floats, reference: Floats, counts: Floats) -> Float
 
 
 def resampled_kid(generated: Floats, reference: Floats, counts: Floats) -> Floats:
-    """KID, (R,), over all pairs of different images, each image taken as often as `counts`, (R, N),
-    says.
-    """
+    """KID, (R,), over all pairs of different images; `counts` as for `resampled_fid`."""
     own = _kernel(generated, generated)
     np.fill_diagonal(own, 0.0)
     across = _mean_kernel(generated, reference)  # (N,)
@@ -115,7 +113,7 @@ def resampled_recall(generated: Floats, reference: Floats, chosen: NDArray[np.in
 
 
 def within_manifold(images: Floats, manifold: Floats) -> NDArray[np.bool_]:
-    """Whether each image lies within the manifold of others, (N,); the mean is precision."""
+    """Whether each image lies within the manifold, (N,); the mean is precision."""
     radii = np.partition(_distances(manifold, manifold), NEIGHBORS, axis=1)[:, NEIGHBORS]  # (M,)
     inside: NDArray[np.bool_] = np.asarray((_distances(images, manifold) <= radii).any(1))
     return inside
@@ -130,15 +128,15 @@ def class_variances(features: Floats, classes: NDArray[np.int64], number: int) -
 def spread(
     features: Floats, classes: NDArray[np.int64], variances: Floats, counts: Floats
 ) -> Floats:
-    """How diverse images are within their classes: 1 is as diverse as the reference.
+    """Diversity within classes, relative to the reference.
 
         sum_c sum_(i in c) |f_i - mean_c|^2 / sum_c (n_c - 1) v_c
 
     Args:
         features: (N, D).
-        classes: (N,), what the judge sees; classes without a finite v_c are left out.
-        variances: (K,), v_c of the reference.
-        counts: (R, N), how often each image is taken; ones for the figure itself.
+        classes: (N,), predicted by the judge; classes without a finite v_c are left out.
+        variances: Variances v_c of the reference, (K,).
+        counts: Multiplicity of each image, (R, N); ones for the figure itself.
 
     Returns:
         (R,); NaN if no class has two images.
@@ -163,7 +161,7 @@ def _kernel(a: Floats, b: Floats) -> Floats:
 
 
 def _mean_kernel(a: Floats, b: Floats) -> Floats:
-    """Mean over b, (len(a),), in parts, since the whole kernel is large."""
+    """Mean over b, (len(a),), computed in parts to save memory."""
     return np.concatenate(
         [_kernel(part, b).mean(1) for part in np.array_split(a, -(-len(a) // 512))]
     )
@@ -171,7 +169,7 @@ def _mean_kernel(a: Floats, b: Floats) -> Floats:
 
 def _distances(a: Floats, b: Floats) -> NDArray[np.float32]:
     x, y = torch.from_numpy(a).float(), torch.from_numpy(b).float()
-    # A matrix product would lose precision for near neighbors: an image is at 0 from itself.
+    # A matrix product would lose precision for near neighbors.
     distances: NDArray[np.float32] = torch.cdist(
         x, y, compute_mode="donot_use_mm_for_euclid_dist"
     ).numpy()

@@ -1,4 +1,4 @@
-"""Labelled pictures: the reference, existing rows, and scenes to aim at."""
+"""Labelled pictures: the reference, existing rows, and target scenes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @attrs.frozen(eq=False)
 class Pictures:
-    """Pictures and their classes; scenes also hold arrays of what is there.
+    """Pictures and their classes; scenes also hold ground truth.
 
     Attributes:
         images: (N, H, W, 3), uint8.
         labels: (N,), int64, in [0, K).
         names: Names of the K classes.
-        truths: By name, (N, ...): what is there in each picture.
+        truths: Ground truth of each picture, (N, ...), by name.
     """
 
     images: NDArray[np.uint8]
@@ -68,11 +68,11 @@ def read_pictures(path: Path, truths: Collection[str] | None = None) -> Pictures
         path: An .npz file with `images`, (N, 3, H, W) or (N, H, W, 3) of uint8, `labels`, (N,), and
             optionally `class_names`, (K,), by default the classes' numbers; or a folder with a
             folder of pictures for each class.
-        truths: For scenes, names of further arrays in the file, each (N, ...) of numbers; None for
-            pictures that are no scenes.
+        truths: Names of ground-truth arrays in the file, each (N, ...), for scenes; None for other
+            pictures.
 
     Raises:
-        AssetError: If it is neither, or lacks an array.
+        AssetError: If the path is neither, or an array is missing.
     """
     hint = "it holds an array for each judge's `truth`, with an entry for each picture"
     if path.is_dir():
@@ -101,7 +101,7 @@ def read_pictures(path: Path, truths: Collection[str] | None = None) -> Pictures
 
 
 def _arrays(path: Path, names: Collection[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of these names that a file holds."""
+    """Read the named arrays that the file has."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file}

@@ -1,4 +1,4 @@
-"""Plots of results and strips of example images: files with the same bytes every time."""
+"""Plots of results and strips of example images, reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GAP = 4
 
 
 def tuning_plot(results: Results, path: Path) -> None:
-    """Objectives and FID over the scale: a line for each row and interval, the choice marked."""
+    """Plot objectives and FID over the scale, a line for each row and interval; mark the choice."""
     names = [*(results.objectives or ["hit"]), "fid"]
     figure = new_figure(4.5 * len(names), 3.6)
     axes = figure.subplots(1, len(names))
@@ -31,7 +31,7 @@ def tuning_plot(results: Results, path: Path) -> None:
     for number, row in enumerate(results.tuned):
         for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
             trials = [t for t in row["tuning"] if t["interval"] == [low, high]]
-            trials = [t for t in trials if t["scale"] != "auto"]  # which has no place on the axis
+            trials = [t for t in trials if t["scale"] != "auto"]  # which is not on the axis
             if not trials:
                 continue
             trials.sort(key=lambda trial: trial["scale"])
@@ -72,7 +72,7 @@ def _known(value: float | None) -> float:
 
 
 def confusion_plot(results: Results, path: Path) -> None:
-    """Shares of what the judge sees in pictures of each class."""
+    """Plot the confusion matrix of the judge."""
     names = results.judge["class_names"]
     counts = np.array(results.judge["confusion"], np.float64)
     shares = counts / counts.sum(1, keepdims=True).clip(1.0)
@@ -81,7 +81,7 @@ def confusion_plot(results: Results, path: Path) -> None:
     axis = figure.subplots()
     from matplotlib.colors import PowerNorm
 
-    # Most colors are for small shares: a good judge seldom errs.
+    # The color scale favors small shares, since a good judge seldom errs.
     norm = PowerNorm(0.3, vmin=0.0, vmax=1.0)
     drawn = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     size = max(3.0, min(9.0, 250.0 / len(names)))
@@ -110,7 +110,7 @@ def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> Non
 
 
 def _enlarged(picture: NDArray[np.uint8], width: int) -> Image.Image:
-    """As wide as there is room, by a whole number, so that pixels stay squares."""
+    """Enlarge by the largest integer factor that fits the width."""
     image = Image.fromarray(picture)
     factor = max(1, width // image.width)
     size = image.width * factor, image.height * factor

@@ -1,4 +1,4 @@
-"""Figures for readers: Markdown and plots, every number from the files that `evaluate` wrote."""
+"""Reports results as Markdown and plots; all numbers come from the files of `evaluate`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def report(folder: Path, out: Path) -> list[Path]:
     """Write the results in a folder as Markdown, with plots beside the figures.
 
     Returns:
-        The files that were written.
+        The written files.
 
     Raises:
-        PpapError: As `find_results`, or if a file cannot be written.
+        PpapError: As for `find_results`, or if a file cannot be written.
     """
     results = find_results(folder)
     written = [out]
@@ -50,8 +50,8 @@ def render(results: Sequence[Results], place: Path) -> str:
     """Results as Markdown.
 
     Args:
-        results: Any number.
-        place: The page's folder, to which links are relative.
+        results: Results of any number of experiments.
+        place: Folder of the page; links are relative to it.
     """
     sections = [_section(result, place) for result in results]
     glance = _glance(results) if len(results) > 1 else ""
@@ -60,7 +60,7 @@ def render(results: Sequence[Results], place: Path) -> str:
 
 
 def _glance(results: Sequence[Results]) -> str:
-    """A line for each row of all results."""
+    """Summary table with a line for each row of all results."""
     lines = []
     for result in results:
         title = result.experiment["title"]

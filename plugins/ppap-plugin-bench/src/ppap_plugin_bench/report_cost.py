@@ -1,4 +1,4 @@
-"""Sections of the report: what images cost, and when training is paid back."""
+"""Sections of the report: cost of images, and when training is paid back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ppap_plugin_bench.results import Results, guides_of
 
 
 def cost(result: Results) -> str:
-    """What an image of each row costs; empty if no row was timed."""
+    """Cost per image of each row; empty if no row was timed."""
     costs = [(row, row["cost"]) for row in result.rows if row["cost"]]
     if not costs:
         return ""
@@ -41,8 +41,8 @@ def cost(result: Results) -> str:
 
 
 def training(result: Results) -> str:
-    """What training experts cost, and after how many images it is paid back against each row that
-    looks through "clean"; empty if no row has records of training.
+    """Cost of training, and the number of images after which it is paid back, for each row with
+    "clean" input; empty if no row has records of training.
     """
     trained = [row for row in result.rows if row.get("training")]
     if not trained:
@@ -70,7 +70,7 @@ def training(result: Results) -> str:
 
 
 def paid_back(row: dict[str, Any], other: dict[str, Any]) -> str:
-    """Training seconds / (seconds an image of the other row - seconds an image of this one)."""
+    """Training seconds / (seconds per image of the other row - seconds per image of this row)."""
     if not row["cost"]:
         return "–"
     saved = other["cost"]["seconds"] - row["cost"]["seconds"]

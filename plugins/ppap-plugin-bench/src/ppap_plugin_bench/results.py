@@ -1,4 +1,4 @@
-"""Files of figures in a folder, read to be shown."""
+"""Reads the files of figures in a folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FORMAT = 1
 
 @attrs.frozen
 class Results:
-    """What `evaluate` wrote into a folder.
+    """Results that `evaluate` wrote into a folder.
 
     Attributes:
         folder: The folder.
-        experiment: What was measured.
-        judge: How well the judges do.
+        experiment: Record of the experiment.
+        judge: Accuracy of the judges.
         rows: Measured rows, in the table's order.
         differences: Differences by baseline and row.
     """
@@ -38,7 +38,7 @@ class Results:
         """Read a folder.
 
         Raises:
-            AssetError: If files are missing, or were not measured in the same way.
+            AssetError: If files are missing, or their protocols differ.
         """
         experiment = _read(folder / "experiment.json")
         paths = [folder / "rows" / f"{name}.json" for name in experiment["rows"]]
@@ -55,7 +55,7 @@ class Results:
 
     @property
     def shown(self) -> dict[str, Better]:
-        """Figures that say whether images show what they aim at, and which value is better."""
+        """Figures of fidelity to the targets, and which value is better."""
         shown: dict[str, Better] = self.experiment["shown"]
         return shown
 
@@ -80,7 +80,7 @@ def find_results(folder: Path) -> list[Results]:
     """The results in a folder, or in each of the folders in it.
 
     Raises:
-        AssetError: If there are none, or they cannot be read.
+        AssetError: If there are no results, or they cannot be read.
     """
     found = sorted(path.parent for path in folder.glob("**/experiment.json"))
     if not found:

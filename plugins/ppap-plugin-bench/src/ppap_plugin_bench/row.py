@@ -13,7 +13,7 @@ from ppap_framework.run import GuideRequest
 from ppap_plugin_bench import values
 
 TargetKind: TypeAlias = Literal["class", "scene"]
-"""What a guide is aimed at: the class of each image by name, or its scene by picture."""
+"""Kind of target: the class of each image by name, or its scene by picture."""
 
 
 def row_guide(
@@ -27,18 +27,18 @@ def row_guide(
     aim: TargetKind | None = None,
     scale: float = 1.0,
 ) -> GuideRequest:
-    """A guide of a row. Its `target` is the kind of target until images are planned.
+    """A guide of a row; its `target` is the kind of target until images are planned.
 
     Args:
         guider: Name of the guider.
         checkpoint: As for `ppap_framework.guide`, like `model`, `loss` and `options`.
         experts: Name or path of a bundle, or "none".
-        aim: Kind of target; None for scenes if the experiment has them, and classes otherwise.
+        aim: Kind of target; None for scenes if the experiment has them, else classes.
         scale: Factor of the row's scale.
 
     Raises:
         TypeError: If a value has the wrong type.
-        ValueError: For another kind of target, a scale that is not finite, and `experts="auto"`.
+        ValueError: If `aim` is unknown, the scale is not finite, or `experts` is "auto".
     """
     words = {"guider": guider, "checkpoint": checkpoint, "model": model, "loss": loss}
     for name, value in (words | {"experts": experts or ""}).items():
@@ -64,7 +64,7 @@ def row_guide(
 
 @attrs.frozen
 class Candidate:
-    """A guidance scale and interval among which a row chooses.
+    """A guidance scale and interval that a row can choose.
 
     Attributes:
         scale: Factor of each guide's own scale; "auto" for the calibrated scales of the experts.
@@ -83,14 +83,13 @@ class Row:
         name: Name in files and on the command line.
         title: Title in the report; the name if empty.
         text: A sentence for the reader of the report.
-        guides: Guides that act at once, see `row_guide`; none for an unguided row.
-        through: "noisy" or "clean", the image that guides look at.
-        normalize: Scale each guide's gradient to a root mean square of 1 first.
-        scales: Scales to choose from; "auto" stands for the calibrated scales of the experts.
+        guides: Guides to combine, see `row_guide`; none for an unguided row.
+        through: Input of the guides, the "noisy" or the "clean" image.
+        normalize: Whether each guide's gradient is scaled to a root mean square of 1.
+        scales: Scales to choose from; "auto" means the calibrated scales of the experts.
         intervals: Pairs [lo, hi] as t / T to choose from; every scale is tried with each.
-        objective: Figures by which the row chooses; none for the experiment's.
-        prompt: Prompt of each image, with "{a class}" for the class that it is to show with its
-            article, or "{class}" without; None for an unconditional model.
+        objective: Figures by which the row chooses; by default those of the experiment.
+        prompt: Prompt template, see `Targets.prompts`; None for an unconditional model.
         backend_options: Options of the backend.
         training: Records of how long its experts trained: `transfer.json` of the training and
             `run.json` of its data.
@@ -147,10 +146,10 @@ class Row:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every scale with every interval; none for an unguided row."""
+        """All combinations of scale and interval; none for an unguided row."""
         return tuple(Candidate(scale, pair) for pair in self.intervals for scale in self.scales)
 
     @property
     def chooses(self) -> bool:
-        """Whether there is a choice: a calibrated scale alone was chosen elsewhere."""
+        """Whether there is a choice; a single calibrated scale is none."""
         return bool(self.scales) and (self.scales != ("auto",) or len(self.intervals) > 1)

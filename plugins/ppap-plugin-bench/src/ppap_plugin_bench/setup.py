@@ -22,7 +22,7 @@ class Setup:
 
     Attributes:
         experiment: The experiment.
-        targets: What images aim at.
+        targets: Targets of the images.
         backend: The backend without a row's options.
         device: The device.
     """
@@ -36,18 +36,17 @@ class Setup:
 
     @classmethod
     def load(cls, experiment: Experiment, names: Sequence[str], device: str = "auto") -> Setup:
-        """Load the backend, and scenes if the experiment has them; `names` are those of the
-        reference's classes.
+        """Load the backend and any scenes; `names` are the classes of the reference.
 
         Raises:
-            PpapError: As `ppap_framework.backend` and `Targets.of`.
+            PpapError: As for `ppap_framework.backend` and `Targets.of`.
         """
         targets = Targets.of(experiment, tuple(names))
         backend = run.backend(experiment.backend, checkpoint=experiment.checkpoint)
         return cls(experiment, targets, backend, run.Compute(device=device).place)
 
     def guides(self, row: Row) -> tuple[Guide, ...]:
-        """The guides of a row, loaded once, with all K targets, and their experts chosen."""
+        """Guides of a row with experts and all K targets; loaded only once."""
         if row not in self._guides:
             pairs = zip(row.guides, row.guide_names, strict=True)
             self._guides[row] = tuple(self._guide(row, *pair) for pair in pairs)
@@ -63,7 +62,7 @@ class Setup:
         batch: int,
         tuning: bool = False,
     ) -> run.Plan:
-        """Plan images of a row, which aim at the targets, or at those for tuning."""
+        """Plan images of a row, for the reported targets or those for tuning."""
         experiment, prompt = self.experiment, None
         if row.prompt is not None:
             prompt = self.targets.prompts(row.prompt, num, tuning=tuning)
@@ -80,7 +79,7 @@ class Setup:
         if candidate is not None:
             indices = torch.from_numpy(self.targets.indices(num, tuning=tuning))
             for request, guide in zip(row.guides, self.guides(row), strict=True):
-                assert guide.target is not None  # `guides` aimed it
+                assert guide.target is not None  # set by `guides`
                 kind, scale = experiment.target_kind(request), candidate.scale
                 guide = attrs.evolve(
                     guide,

@@ -1,4 +1,4 @@
-"""Targets of images: classes, or scenes whose picture, class and truth are known."""
+"""Targets of images: classes, or scenes with known picture, class and ground truth."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ppap_plugin_bench.row import TargetKind
 @final
 @attrs.frozen(eq=False)
 class Targets:
-    """K targets: the classes; or the scenes, those that are reported and then those for tuning.
+    """K targets: the classes, or the reported scenes followed by those for tuning.
 
     Attributes:
         names: Names of the classes.
         scenes: The scenes; None for classes.
-        reported: Number of scenes that are reported.
-        in_turn: Whether images aim at all classes in turn, whatever their scenes show.
+        reported: Number of reported scenes.
+        in_turn: Whether images aim at all classes in turn, independent of their scenes.
     """
 
     names: tuple[str, ...]
@@ -39,12 +39,12 @@ class Targets:
 
     @classmethod
     def of(cls, experiment: Experiment, names: tuple[str, ...]) -> Targets:
-        """The targets of an experiment whose reference has classes of these names.
+        """Targets of an experiment; `names` are the classes of the reference.
 
         Raises:
             AssetError: If scenes cannot be read.
-            UsageError: If there are too few scenes, they have other classes, or images do not aim
-                equally often at each target.
+            UsageError: If there are too few scenes, they have other classes, or targets would have
+                different numbers of images.
         """
         num, tuning = experiment.num, experiment.tuning.num
         if experiment.scenes is None:
@@ -73,41 +73,39 @@ class Targets:
         return cls(names, scenes.part(0, needed), reported, in_turn)
 
     def indices(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
-        """The target that each of N images aims at, (N,)."""
+        """Index of the target of each image, (num,)."""
         if self.scenes is None:
             return np.arange(num) % len(self.names)
         return self.reported + np.arange(num) if tuning else np.arange(num) % self.reported
 
     def classes(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
-        """The class that each of N images is to show, (N,)."""
+        """Class of each image, (num,)."""
         indices = self.indices(num, tuning=tuning)
         return indices if self.scenes is None else self._labels[indices]
 
     def prompts(self, template: str, num: int, *, tuning: bool = False) -> list[str]:
-        """The prompt of each of N images: the template with the name of its class for "{class}",
-        and with an article before it for "{a class}".
-        """
+        """Prompts of the images: "{class}" becomes the class name, "{a class}" has an article."""
         names = [self.names[label] for label in self.classes(num, tuning=tuning)]
         told = [f"{'an' if name[:1].lower() in set('aeiou') else 'a'} {name}" for name in names]
         pairs = zip(names, told, strict=True)
         return [template.replace("{class}", n).replace("{a class}", a) for n, a in pairs]
 
     def examples(self, number: int) -> list[int]:
-        """Images with different targets, `number` of them or fewer."""
+        """At most `number` images with different targets."""
         if self.scenes is not None:
             return list(range(min(number, self.reported)))
         total = len(self.names)
-        step = total // number + 1  # neighboring classes are alike if their names have parts
+        step = total // number + 1  # neighboring classes share parts of their names
         if math.gcd(step, total) > 1:
             step = 1
         return [k * step % total for k in range(min(number, total))]
 
     @torch.no_grad()
     def target(self, model: GuidanceModel, kind: TargetKind) -> Target:
-        """All K targets of a kind, in the form that a guide's loss compares with.
+        """All K targets of a kind, as tensors for the guide's loss.
 
         Raises:
-            UsageError: If the guide does not understand them.
+            UsageError: If the guide does not support them.
         """
         if kind == "class":
             label = f"{len(self.names)} classes"
@@ -124,7 +122,7 @@ class Targets:
         return Target(value=torch.cat(values), label=label)
 
     def source(self, kind: TargetKind, *, tuning: bool = False) -> str:
-        """Which image aims at which target, in words that determine it."""
+        """Unique description of the assignment of targets to images."""
         names = ", ".join(self.names)
         if self.scenes is None or (kind == "class" and self.in_turn):
             return f"image i at class i mod {len(self.names)} of {names}"
@@ -135,7 +133,7 @@ class Targets:
 
     @property
     def _labels(self) -> NDArray[np.int64]:
-        """The class that goes with each scene."""
+        """Class of each scene."""
         assert self.scenes is not None
         return np.arange(len(self.scenes)) % len(self.names) if self.in_turn else self.scenes.labels
 

@@ -1,1 +1,1 @@
-"""Experts as parameters and running statistics of their own."""
+"""Experts with their own parameters and running statistics."""

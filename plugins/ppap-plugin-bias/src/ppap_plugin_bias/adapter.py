@@ -1,10 +1,10 @@
-"""Experts with parameters and running statistics of their own: some of them, or all.
+"""Experts with their own copies of some or all parameters and running statistics.
 
-`bias` takes every parameter of at most one dimension: the biases of all layers, the scales and
-shifts of norms of any make, layer scales. And the running statistics of batch norms, which the
-expert's own noisy images are normalised with. Layers without a bias get none.
+`bias` adapts every parameter of at most one dimension: biases, scales and shifts of norms, layer
+scales. It also adapts the running statistics of batch norms, which normalise the expert's noisy
+images. Layers without a bias get none.
 
-`full` takes every parameter, and the same statistics: each expert is the whole network, fine-tuned.
+`full` adapts every parameter and the same statistics: each expert is a fine-tuned network.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def make_full(options: None = None) -> ExpertAdapter:
 
 
 class Replacement(nn.Module):
-    """Any tensor of one shape to the one held here.
+    """Replaces a tensor with the one held here.
 
     Args:
-        start: The values to start from.
+        start: Initial values.
 
     Attributes:
-        value: In float32, or float64 where `start` is that.
+        value: The tensor, in float32, or float64 if `start` is.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -49,19 +49,19 @@ class Replacement(nn.Module):
         self.value = nn.Parameter(start.to(dtype, copy=True))
 
     def forward(self, replaced: Tensor) -> Tensor:
-        """The value, in the dtype of what it replaces."""
+        """The value, in the dtype of the replaced tensor."""
         return self.value.to(replaced.dtype)
 
 
 def _adaptation(dimensions: float, wanted: str, network: nn.Module) -> Adaptation:
-    """Parameters of at most so many dimensions, and running statistics."""
+    """Adapt parameters of at most `dimensions` dimensions, and running statistics."""
     parameters, statistics = [], []
     for prefix, module in network.named_modules():
-        if isinstance(module, ParametrizationList):  # what other tensors are computed from
+        if isinstance(module, ParametrizationList):  # its tensors parametrize others
             continue
         prefix = f"{prefix}." if prefix else ""
         for name, parameter in module.named_parameters(recurse=False):
-            # Of one byte are quantised ones, which cannot be moved by a little.
+            # Types of one byte are quantised and cannot be changed in small steps.
             changeable = parameter.is_floating_point() and parameter.itemsize > 1
             if parameter.ndim <= dimensions and changeable:
                 parameters.append(prefix + name)

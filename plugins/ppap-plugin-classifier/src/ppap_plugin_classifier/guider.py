@@ -30,11 +30,11 @@ __all__ = ["ClassifierGuide", "make_classifier"]
 
 
 def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -> ClassifierGuide:
-    """The factory of the guider `classifier`.
+    """Factory of the guider `classifier`.
 
     Raises:
-        UsageError: Where nothing says which model it is, or its library does not know it.
-        AssetError: Where the checkpoint does not fit, or the hub's weights cannot be had.
+        UsageError: If the model is not specified or unknown.
+        AssetError: If the checkpoint does not fit, or the weights are unavailable.
     """
     model = options.model
     if model is None and checkpoint is None:
@@ -57,16 +57,15 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
 
 @final
 class ClassifierGuide(PreprocessingGuide):
-    """A frozen classifier, with the resize and normalisation it was trained with, and class names.
+    """A frozen classifier with its preprocessing and class names.
 
-    Images are resized to the network's native size, antialiased, as timm's own transforms do, but
-    whole: timm's centre crop would hide the border from guidance. At the native size they pass as
-    they are.
+    Images are resized to the network's native size, antialiased as in timm's transforms. They are
+    not cropped, since timm's centre crop would hide the border from guidance.
 
     Args:
-        network: From images (B, 3, size, size) to logits (B, K).
-        class_names: K of them, in order.
-        preprocessing: How the network wants its images.
+        network: Maps images (B, 3, size, size) to logits (B, K).
+        class_names: Names of the K classes, in order.
+        preprocessing: Resize and normalisation of the network.
     """
 
     def __init__(
@@ -88,12 +87,12 @@ class ClassifierGuide(PreprocessingGuide):
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
         said = self.network(self._shown(images))
-        logits: Tensor = said if isinstance(said, Tensor) else said.logits  # as transformers says
+        logits: Tensor = said if isinstance(said, Tensor) else said.logits  # of transformers
         return logits
 
     def target(self, given: TargetInput) -> Target:
-        """A class by index, name or unambiguous part of a name; an array of B indices; or the class
-        that the network sees in a picture.
+        """Read a class by index, name or unambiguous part of a name; B indices; or a picture, whose
+        predicted class becomes the target.
         """
         device = next(self.network.parameters()).device
         return class_target(given, self.class_names, lambda images: self(images.to(device)))

@@ -29,17 +29,17 @@ class CrossEntropy(TaskLoss):
         return F.cross_entropy(prediction.float(), classes, reduction="none")
 
     def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL(softmax(teacher / temperature) || softmax(student)), the sum over classes: (B,), nats.
+        """KL(softmax(teacher / temperature) || softmax(student)), summed over classes: (B,), nats.
 
-        The temperature is the teacher's alone, as in the released PPAP code, which takes the mean
-        over classes instead of the sum.
+        The temperature applies only to the teacher, as in the released PPAP code, which averages
+        over classes instead.
         """
         log_q = student.float().log_softmax(-1)
         log_p = (teacher.float() / self.temperature).log_softmax(-1)
         return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
 
     def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The target's probability, its rank (1 is the likeliest), and 1 where that is 1."""
+        """Probability and rank of the target (1 is the likeliest), and top-1 accuracy."""
         classes = target.expand(len(prediction))[:, None]
         own = prediction.gather(-1, classes)  # (B, 1)
         rank = 1 + (prediction > own).sum(-1)

@@ -1,4 +1,4 @@
-"""The options of this distribution's components; importing them imports neither torch nor timm."""
+"""Options of the components; this module imports neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ class ClassifierOptions:
     Attributes:
         model: A timm model, such as "resnet50" or "deit_small_patch16_224.fb_in1k"; one of
             torchvision, such as "torchvision/resnet50"; or one of transformers, as a folder or as
-            "owner/name" of the hub. With a checkpoint it says what the checkpoint is of, where that
-            does not say so itself; without one its pretrained weights come from where the library
-            has them.
+            "owner/name" of the hub. Required for a checkpoint that does not name its model; without
+            a checkpoint, the library's pretrained weights are used.
     """
 
     model: str | None = attrs.field(
@@ -35,8 +34,8 @@ class CrossEntropyOptions:
 
     Attributes:
         temperature: Divides the teacher's logits in knowledge transfer. Below 1 it sharpens the
-            teacher; the released PPAP experts were trained with 0.25. Then a student that repeats
-            its teacher is not at the minimum, which at 1 it is.
+            teacher, and a student equal to its teacher is no longer the minimum. The released PPAP
+            experts were trained with 0.25.
     """
 
     temperature: float = attrs.field(default=1.0, converter=float, validator=_positive)

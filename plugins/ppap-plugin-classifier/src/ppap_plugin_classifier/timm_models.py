@@ -1,4 +1,4 @@
-"""From a name or a checkpoint to a timm model, with what it is fed and class names."""
+"""Builds timm models by name or from a checkpoint, with preprocessing and class names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _three: Any = (min_len(3), max_len(3))  # one for each channel
 
 @attrs.frozen(kw_only=True)
 class _Architecture:
-    """What a checkpoint says of itself; all but the model may be left to timm."""
+    """Architecture record of a checkpoint; the defaults of all but the model are timm's."""
 
     model: str = attrs.field(validator=instance_of(str))
     model_args: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
@@ -58,7 +58,7 @@ class _Architecture:
 
     @model_args.validator
     def _only_the_networks_own(self, _: object, value: Mapping[str, Any]) -> None:
-        # A file may say how a network is built, not where else timm should look for weights.
+        # A file may configure the network, but must not make timm load other weights.
         if foreign := {"checkpoint_path", "cache_dir"} & set(value) | {
             name for name in value if name.startswith("pretrained")
         }:
@@ -66,11 +66,11 @@ class _Architecture:
 
 
 def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
-    """Build what a checkpoint says, or the named model, and load it.
+    """Build the model of a checkpoint and load its weights.
 
     Raises:
-        UsageError: Where `model` is unknown, contradicts the checkpoint, or is missing.
-        AssetError: Where the checkpoint's architecture cannot be built or its weights do not fit.
+        UsageError: If `model` is unknown, contradicts the checkpoint, or is missing.
+        AssetError: If the checkpoint's architecture cannot be built or its weights do not fit.
     """
     if not checkpoint.architecture:
         if model is None:
@@ -94,7 +94,7 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
         arguments.setdefault("num_classes", number)
     try:
         network = timm.create_model(stated.model, pretrained=False, **arguments)
-    except Exception as error:  # whatever a timm model says to arguments that it does not know
+    except Exception as error:  # timm models raise various errors for unknown arguments
         reason = " ".join(str(error).split())
         raise AssetError(
             f"{checkpoint.name!r} cannot be built as timm model {stated.model!r}: {reason}",
@@ -112,11 +112,11 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
 
 
 def from_hub(model: str) -> _Loaded:
-    """A timm model with its pretrained weights, downloaded by timm where they are not yet here.
+    """A timm model with its pretrained weights, downloaded if necessary.
 
     Raises:
-        UsageError: Where timm does not know it, has no weights for it, or it has no classes.
-        AssetError: If its weights cannot be downloaded; names the address.
+        UsageError: If the model is unknown to timm, has no weights, or has no classes.
+        AssetError: If the weights cannot be downloaded; the hint names the URL.
     """
     _check_known(model, hub=True)
     hint = f"download {_address(model)} elsewhere, then add --guider-checkpoint FILE"
@@ -128,7 +128,7 @@ def from_hub(model: str) -> _Loaded:
 
 
 def _check_known(model: str, *, hub: bool) -> None:
-    """Refuse names that timm does not know; names with a colon are the hub's, and known there."""
+    """Refuse unknown names; names with a colon are hub names and are not checked."""
     if ":" in model:
         return
     bare = _bare(model)
@@ -169,7 +169,7 @@ def _address(model: str) -> str:
 
 
 def _num_classes(model: str, checkpoint: Checkpoint) -> int | None:
-    """How many classes the head in a checkpoint has, where timm says what the head is called."""
+    """Number of classes of the checkpoint's head; None if timm does not name the head."""
     config = timm.get_pretrained_cfg(_bare(model))
     head = config.classifier if config is not None else None
     name = head[0] if isinstance(head, tuple | list) else head
@@ -195,7 +195,7 @@ def _no_classes(model: str) -> UsageError:
 
 
 def _class_names(network: Any) -> list[str]:
-    """What timm calls a model's classes; numbers where it does not know."""
+    """timm's class names of a model; numbers if it has none."""
     if not network.num_classes:
         raise _no_classes(network.pretrained_cfg["architecture"])
     labels = network.pretrained_cfg.get("label_names") or ()

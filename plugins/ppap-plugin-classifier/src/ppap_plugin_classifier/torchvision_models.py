@@ -1,4 +1,4 @@
-"""From "torchvision/NAME", and weights, to a classifier of torchvision, with what it is fed."""
+"""Builds and loads torchvision's classifiers, named "torchvision/NAME"."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ __all__ = ["from_checkpoint", "from_torchvision", "of_torchvision"]
 
 _Loaded = tuple[nn.Module, Sequence[str], Preprocessing]
 
-_PREFIX = "torchvision/"  # timm calls others the same
+_PREFIX = "torchvision/"  # timm has models of the same names
 
 
 def of_torchvision(model: str | None) -> bool:
-    """Whether a name is meant for this library."""
+    """Whether a name is one of torchvision's."""
     return model is not None and model.startswith(_PREFIX)
 
 
 def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
-    """Build the named model with as many classes as a state dict of torchvision has.
+    """Build the named model and load a torchvision state dict with any number of classes.
 
     Raises:
-        UsageError: Where torchvision has no such classifier.
-        AssetError: Where the weights do not fit it.
+        UsageError: If torchvision has no such classifier.
+        AssetError: If the weights do not fit it.
     """
     name = _known(model)
     state = checkpoint.state_dict()
-    last = next(reversed(state.values()), torch.zeros(1))  # of the head, in all of them
+    last = next(reversed(state.values()), torch.zeros(1))  # weight or bias of the head
     number = len(last) if last.ndim else 1
     options: dict[str, Any] = {}
-    if name in ("googlenet", "inception_v3"):  # as torchvision builds them for its own weights
+    if name in ("googlenet", "inception_v3"):  # as for torchvision's weights
         auxiliary = any(key.lower().startswith("aux") for key in state)
         options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
     network = get_model(name, weights=None, num_classes=number, **options)
@@ -57,11 +57,11 @@ def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
 
 
 def from_torchvision(model: str) -> _Loaded:
-    """A model with torchvision's weights, downloaded by torchvision where they are not yet here.
+    """A model with torchvision's weights, downloaded if necessary.
 
     Raises:
-        UsageError: Where torchvision has no such classifier.
-        AssetError: If its weights cannot be downloaded; names the address.
+        UsageError: If torchvision has no such classifier.
+        AssetError: If its weights cannot be downloaded; the hint names the URL.
     """
     name = _known(model)
     weights = get_model_weights(name).DEFAULT
@@ -72,7 +72,7 @@ def from_torchvision(model: str) -> _Loaded:
 
 
 def _known(model: str) -> str:
-    """torchvision's own name of one of its classifiers."""
+    """Return the name without prefix; raise UsageError for an unknown one."""
     name = model.removeprefix(_PREFIX)
     names = list_models(module=torchvision.models)
     if name not in names:
@@ -87,7 +87,7 @@ def _known(model: str) -> str:
 
 
 def _preprocessing(weights: Any) -> Preprocessing:
-    """What torchvision does to images before these weights, but for the crop."""
+    """torchvision's preprocessing for these weights, without the crop."""
     transforms = weights.transforms()
     bicubic = transforms.interpolation == InterpolationMode.BICUBIC
     return Preprocessing(

@@ -1,4 +1,4 @@
-"""From a folder, a name of the hub or a checkpoint to a classifier of transformers."""
+"""Loads classifiers of transformers from a folder, the hub or a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["from_transformers", "of_transformers"]
 
 
 def of_transformers(model: str | None, checkpoint: Checkpoint | None) -> bool:
-    """Whether a name is a folder or "owner/name", or a checkpoint says a config of transformers."""
+    """Whether the name is a folder or "owner/name", or the checkpoint has a transformers config."""
     if checkpoint is not None and checkpoint.architecture:
         return "config" in checkpoint.architecture
-    if model is None:  # only files that lie beside their config can be of one
+    if model is None:  # without a name, config.json must lie beside the file
         return checkpoint is not None and (checkpoint.path.parent / "config.json").is_file()
     return ":" not in model and ("/" in model or Path(model).expanduser().is_dir())
 
@@ -26,11 +26,11 @@ def of_transformers(model: str | None, checkpoint: Checkpoint | None) -> bool:
 def from_transformers(
     model: str | None, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, Sequence[str], Preprocessing]:
-    """The network, the names of its classes and what it is fed.
+    """The network, its class names and its preprocessing.
 
     Raises:
-        UsageError: Where the two contradict each other, or the name is none.
-        AssetError: Where files are missing, damaged, do not fit, or cannot be had.
+        UsageError: If model and checkpoint contradict each other, or the name is invalid.
+        AssetError: If files are missing, damaged, do not fit, or are unavailable.
     """
     files = find_model(model, checkpoint)
     network: Any = load_network(files, "image-classification")

@@ -11,7 +11,7 @@ __all__ = ["build"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch for `build` alone: listing plugins imports this package too."""
+    """Import torch only for `build`, since listing plugins imports this package."""
     if name == "build":
         from ppap_plugin_glide._build import build
 

@@ -1,4 +1,4 @@
-"""From published files to checkpoints that this plugin reads.
+"""Converts published files to checkpoints of this plugin.
 
 python -m ppap_plugin_glide glide base.pt upsample.pt glide.safetensors
 python -m ppap_plugin_glide clip clip_image_enc.pt clip_text_enc.pt clip.safetensors
@@ -15,7 +15,7 @@ from ppap_plugin_glide.conversion import convert_clip, convert_glide
 
 
 def main() -> int:
-    """Convert what was asked for."""
+    """Run the conversion from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m ppap_plugin_glide",
         description="Make a checkpoint of two published files; its tokenizer goes into it.",

@@ -1,4 +1,4 @@
-"""From a checkpoint's record (class name and constructor arguments) to the network."""
+"""Builds networks from class names and constructor arguments."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ _TEXT_ENCODER = "glide_text2im.clip.encoders.TextEncoder"
 
 
 def build(official_class: str, config: Mapping[str, Any]) -> nn.Module:
-    """Construct a freshly initialised network that takes a released state dict as it is.
+    """Build an initialised network that loads a released state dict unchanged.
 
     Args:
         official_class: Name of the published class, such as
             "glide_text2im.text2im_model.Text2ImUNet".
-        config: Its constructor's arguments. An encoder of the noised CLIP is also built from the
-            configuration of the whole pair, which is what its checkpoint was released with.
+        config: Constructor arguments. An encoder of the noised CLIP also accepts the configuration
+            of the pair, with which its checkpoint was released.
 
     Raises:
-        UsageError: if the class or an argument is unknown, or an argument is missing or impossible.
+        UsageError: If the class or an argument is unknown, or an argument is missing or invalid.
     """
     if official_class in _UNETS:
         return _UNETS[official_class](read_config(official_class, TextUNetConfig, config))

@@ -1,6 +1,6 @@
-"""What a checkpoint states of itself, and the networks that it describes.
+"""The architecture record of a checkpoint, and the networks built from it.
 
-A backend's file holds one stage or both, names prefixed with "base." and "upsampler.":
+A backend checkpoint holds one or both stages; names begin with "base." or "upsampler.":
 
 {"base": {"official_class": "glide_text2im.text2im_model.Text2ImUNet",
           "config": {...},                                     the constructor's arguments
@@ -9,10 +9,10 @@ A backend's file holds one stage or both, names prefixed with "base." and "upsam
  "upsampler": {"official_class": "glide_text2im.text2im_model.SuperResText2ImUNet",
                "config": {...}, "image_size": 256, "process": {...},
                "recipe": {"respacing": "fast27", "eta": 0.0, "temperature": 0.997}},
- "tokenizer": {...}}               a tokenizer.json; or "gpt2" or "clip", which packages ship
+ "tokenizer": {...}}               a tokenizer.json, or "gpt2" or "clip"
 
-The recipe may be left out; it is then the published one, as here. The guider's file holds both
-encoders, names prefixed with "image_encoder." and "text_encoder.":
+The recipe is optional; the default is the published one, shown here. The guider's checkpoint holds
+both encoders; names begin with "image_encoder." or "text_encoder.":
 
 {"official_class": "glide_text2im.clip.model_creation.CLIPModel",
  "config": {...},                                              the published configuration
@@ -76,14 +76,14 @@ def _tokenizer(value: Any) -> Tokenizer:
 @final
 @attrs.frozen(kw_only=True)
 class StageArchitecture:
-    """One stage.
+    """Architecture of one stage.
 
     Attributes:
-        official_class: The published class of its network.
-        config: That constructor's arguments.
-        image_size: Side of the pictures, in pixels.
-        process: That the network was trained on.
-        recipe: How it is sampled, where it is the upsampler.
+        official_class: Published class of the network.
+        config: Constructor arguments of that class.
+        image_size: Side of the images, in pixels.
+        process: Diffusion process that the network was trained on.
+        recipe: Sampling settings; only the upsampler uses them.
     """
 
     official_class: str = attrs.field(validator=in_((BASE, UPSAMPLER)))
@@ -96,7 +96,7 @@ class StageArchitecture:
 
     @property
     def name(self) -> str:
-        """By its class: "base" or "upsampler"."""
+        """Name of the stage, "base" or "upsampler"."""
         return "base" if self.official_class == BASE else "upsampler"
 
 
@@ -118,7 +118,7 @@ def _upsampler(value: Any) -> StageArchitecture | None:
 @final
 @attrs.frozen(kw_only=True)
 class GlideArchitecture:
-    """A backend, as the module's docstring shows."""
+    """Architecture of a backend; see the module docstring."""
 
     base: StageArchitecture = attrs.field(converter=_base)
     tokenizer: Tokenizer = attrs.field(converter=_tokenizer)
@@ -135,7 +135,7 @@ class GlideArchitecture:
 @final
 @attrs.frozen(kw_only=True)
 class ClipArchitecture:
-    """A noised CLIP, as the module's docstring shows."""
+    """Architecture of a noised CLIP; see the module docstring."""
 
     official_class: str = attrs.field(validator=in_((CLIP,)))
     config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
@@ -145,24 +145,24 @@ class ClipArchitecture:
 def load_networks(
     checkpoint: Checkpoint, stated: Mapping[str, tuple[str, Mapping[str, Any]]]
 ) -> nn.ModuleDict:
-    """Build networks and load them from one file: frozen and in evaluation mode.
+    """Build networks and load them from one file, frozen and in evaluation mode.
 
     Args:
-        checkpoint: In which each name is prefixed with that of its network.
-        stated: Class and constructor's arguments of each network, by its name.
+        checkpoint: State dict whose names begin with the name of the network.
+        stated: Class and constructor arguments by network name.
 
     Raises:
-        AssetError: Where one cannot be built, or the weights do not fit.
+        AssetError: If a network cannot be built, or the weights do not fit.
     """
     try:
-        with torch.device("meta"):  # where building takes no time; the weights replace it all
+        with torch.device("meta"):  # no initialisation: the weights replace it
             together = nn.ModuleDict({name: build(*given) for name, given in stated.items()})
     except UsageError as error:
         raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
     if checkpoint.dtype is not None:
         for network in together.values():
             if isinstance(network, TextUNet):
-                network.cast(checkpoint.dtype)  # on the meta device: cast as they are loaded
+                network.cast(checkpoint.dtype)  # on the meta device: weights are cast on loading
     load_into(together, checkpoint, channels_last=True)
     together.requires_grad_(False).eval()
     return together

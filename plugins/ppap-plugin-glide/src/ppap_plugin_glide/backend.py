@@ -1,9 +1,9 @@
-"""GLIDE as a backend: a text-conditional base stage that guides steer, and an upsampler.
+"""GLIDE as a backend: a text-conditional base stage for guidance, and an upsampler.
 
 Nichol et al. 2021, arXiv 2112.10741. Classifier-free guidance (Ho and Salimans 2022, arXiv
-2207.12598) happens within `denoise`: the network's mean is u + s (c - u), where it says c of the
-prompt and u of the empty one, and its variance is what it says of the prompt. Whether it predicts
-eps, x0 or v makes no difference, since each is a linear function of the others.
+2207.12598) happens within `denoise`: the mean is u + s (c - u), with c the network's output for the
+prompt and u that for the empty prompt; the variance is that for the prompt. The formula holds for
+eps, x0 and v alike, since each is a linear function of the others.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = ["BaseStage", "Condition", "GlideBackend", "UpsamplerStage", "make_gli
 
 
 def make_glide(options: GlideOptions, checkpoint: Checkpoint) -> GlideBackend:
-    """The factory of the backend `glide`.
+    """Factory of the backend `glide`.
 
     Raises:
-        AssetError: Where the checkpoint is not of GLIDE, or its parts do not fit together.
+        AssetError: If the checkpoint is no GLIDE, or its parts do not fit together.
     """
     architecture = read_architecture(checkpoint, GlideArchitecture)
     stages = [architecture.base]
@@ -91,22 +91,22 @@ def _check_channels(name: str, stage: StageArchitecture, network: TextUNet) -> N
 @final
 @attrs.frozen(eq=False)
 class Condition:
-    """What B images are conditioned on.
+    """Condition of B images.
 
     Attributes:
-        texts: Their prompts.
-        empty: The empty prompt, B times; None where the prompts are all empty themselves.
-        low_res: (B, 3, h, w) in [-1, 1], what the stage before drew; None for the first stage.
+        texts: Tokenized prompts.
+        empty: The empty prompt, B times; None if all prompts are empty.
+        low_res: (B, 3, h, w) in [-1, 1], images of the stage before; None for the first stage.
     """
 
     texts: Texts
     empty: Texts | None
     low_res: Tensor | None = None
-    # One reading serves all steps: (network, texts) by their identity.
+    # Encodings for all steps; the key is the identity of (network, texts).
     _read: dict[tuple[int, int], EncodedText] = attrs.field(factory=dict, init=False)
 
     def read_by(self, network: TextUNet, texts: Texts, device: torch.device) -> EncodedText:
-        """What a network's transformer makes of some of the texts, computed once."""
+        """Encode texts with a network's transformer, once."""
         key = id(network), id(texts)
         if key not in self._read:
             with torch.no_grad():
@@ -118,12 +118,12 @@ class Condition:
 
 @final
 class BaseStage(Stage):
-    """The stage that guides steer.
+    """The stage for guidance.
 
     Args:
-        network: Frozen, in evaluation mode.
-        architecture: What its outputs mean, and the size of its pictures.
-        cfg: The scale of classifier-free guidance.
+        network: Denoiser, frozen and in evaluation mode.
+        architecture: Diffusion process and image size.
+        cfg: Guidance scale of classifier-free guidance.
     """
 
     def __init__(self, network: TextUNet, architecture: StageArchitecture, cfg: float) -> None:
@@ -142,7 +142,7 @@ class BaseStage(Stage):
         Args:
             x_t: (B, 3, H, W), float32.
             t: (B,), int64 base timesteps.
-            condition: Of these B images.
+            condition: Condition of the B images.
         """
         network = self.network
         told = self._process.network_timesteps(t.to(x_t.device))
@@ -158,17 +158,17 @@ class BaseStage(Stage):
         return self._meaning(torch.cat([guided, variance], dim=1), x_t, t)
 
     def evaluations(self, condition: Condition) -> int:
-        """Two where there is something to guide away from, and else one."""
+        """Two if classifier-free guidance applies, else one."""
         return 1 if condition.empty is None or self._cfg == 1.0 else 2
 
 
 @final
 class UpsamplerStage(CascadedStage):
-    """The stage that enlarges what the base drew, told the same text, without guidance.
+    """The stage that enlarges the base's images with the same text, without guidance.
 
     Args:
-        network: Frozen, in evaluation mode.
-        architecture: What its outputs mean, the size of its pictures, and its recipe.
+        network: Denoiser, frozen and in evaluation mode.
+        architecture: Diffusion process, image size and recipe.
     """
 
     def __init__(self, network: TextUNet, architecture: StageArchitecture) -> None:
@@ -182,7 +182,7 @@ class UpsamplerStage(CascadedStage):
         self.schedule = self._meaning.schedule
 
     def conditioned(self, condition: Condition, images: Tensor) -> Condition:
-        """With the images rounded to 8 bits, as those were that the network was trained on."""
+        """Add the images, rounded to 8 bits as in training."""
         low_res = ((images + 1.0) * 127.5).round() / 127.5 - 1.0
         return attrs.evolve(condition, low_res=low_res)
 
@@ -192,7 +192,7 @@ class UpsamplerStage(CascadedStage):
         Args:
             x_t: (B, 3, H, W), float32.
             t: (B,), int64 base timesteps.
-            condition: Of these B images, what the stage before drew among it.
+            condition: Condition of the B images, with `low_res`.
         """
         assert condition.low_res is not None
         told = self._process.network_timesteps(t.to(x_t.device))
@@ -204,12 +204,12 @@ class UpsamplerStage(CascadedStage):
 
 @final
 class GlideBackend(DiffusionBackend):
-    """GLIDE.
+    """The GLIDE backend.
 
     Args:
         base: The first stage.
-        upsampler: The second, if there is one.
-        tokens: What both read.
+        upsampler: The second stage, if any.
+        tokens: Tokenizer of both stages.
     """
 
     def __init__(
@@ -219,10 +219,10 @@ class GlideBackend(DiffusionBackend):
         self._tokens = tokens
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Condition:
-        """The prompts as tokens; no prompts are empty ones, and neither has anything to guide.
+        """Tokenize prompts; None means empty prompts, which have no classifier-free guidance.
 
         Raises:
-            UsageError: Where there is not one for each image, or one is no Unicode text.
+            UsageError: If the number of prompts is not `batch`, or one is not valid Unicode.
         """
         if prompts is not None and len(prompts) != batch:
             raise UsageError(f"{len(prompts)} prompts were given for {batch} images")

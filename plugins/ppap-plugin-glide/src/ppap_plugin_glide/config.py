@@ -1,6 +1,6 @@
-"""Constructor arguments of the GLIDE networks, under the names that the released checkpoints use.
+"""Constructor arguments of the GLIDE networks, named as in the released checkpoints.
 
-`cache_text_emb` and `use_fp16` record how a checkpoint was released and change nothing: a caller
+`cache_text_emb` and `use_fp16` record how a checkpoint was released and have no effect: the caller
 encodes its text once and casts the network itself.
 """
 
@@ -26,7 +26,7 @@ __all__ = [
     "TextUNetConfig",
 ]
 
-# The published classes.
+# Published class names.
 BASE = "glide_text2im.text2im_model.Text2ImUNet"
 UPSAMPLER = "glide_text2im.text2im_model.SuperResText2ImUNet"
 INPAINT_BASE = "glide_text2im.text2im_model.InpaintText2ImUNet"
@@ -57,13 +57,13 @@ class TextUNetConfig(TrunkConfig):
     """A denoiser with a text transformer.
 
     Attributes:
-        text_ctx: Tokens of a text, padding included.
+        text_ctx: Context length in tokens, padding included.
         xf_width: Width of the transformer.
-        xf_layers: Its blocks.
-        xf_heads: Heads of each, a divisor of the width.
-        xf_final_ln: Whether a norm follows the last block.
-        tokenizer: {"n_vocab": how many tokens there are}; the last one ends and pads a text.
-        xf_padding: Whether padded positions have an embedding of their own.
+        xf_layers: Number of its blocks.
+        xf_heads: Attention heads of each block, a divisor of the width.
+        xf_final_ln: Whether a layer norm follows the last block.
+        tokenizer: {"n_vocab": vocabulary size}; the last token is the padding token.
+        xf_padding: Whether padded positions have their own embedding.
     """
 
     text_ctx: int = attrs.field(validator=_count)
@@ -77,13 +77,13 @@ class TextUNetConfig(TrunkConfig):
 
     @property
     def new_attention_order(self) -> bool:
-        """GLIDE has the other order alone."""
+        """Always False: GLIDE uses the old order."""
         return False
 
 
 @attrs.frozen(kw_only=True)
 class ImageEncoderConfig:
-    """The noised CLIP's image encoder: `n_embd` is the width of the embedding it gives."""
+    """The noised CLIP's image encoder; `n_embd` is the width of its embedding."""
 
     image_size: int = attrs.field(validator=_count)
     patch_size: int = attrs.field(validator=[_count, _divides_image])
@@ -95,13 +95,13 @@ class ImageEncoderConfig:
 
     @property
     def width(self) -> int:
-        """Of the transformer."""
+        """Width of the transformer."""
         return self.n_head * self.n_head_state
 
 
 @attrs.frozen(kw_only=True)
 class TextEncoderConfig:
-    """The noised CLIP's text encoder: `n_embd` is the width of the embedding it gives."""
+    """The noised CLIP's text encoder; `n_embd` is the width of its embedding."""
 
     n_bpe_vocab: int = attrs.field(validator=_count)
     max_text_len: int = attrs.field(validator=_count)
@@ -112,19 +112,18 @@ class TextEncoderConfig:
 
     @property
     def width(self) -> int:
-        """Of the transformer."""
+        """Width of the transformer."""
         return self.n_head * self.n_head_state
 
 
 @attrs.frozen(kw_only=True)
 class NoisedClipConfig:
-    """The pair of encoders, as the released configuration states it.
+    """Both encoders, as in the released configuration.
 
     Attributes:
-        logit_scale: The logarithm of it is a constant of the model; similarities are multiplied by
-            it.
+        logit_scale: Factor on similarities; the model stores its logarithm as a constant.
         beta_schedule: Name of the noise schedule that the image encoder was trained on.
-        n_timesteps: Its length.
+        n_timesteps: Number of its timesteps.
     """
 
     logit_scale: float = attrs.field(validator=gt(0))
@@ -144,7 +143,7 @@ class NoisedClipConfig:
 
     @property
     def image_encoder(self) -> ImageEncoderConfig:
-        """The image encoder's own arguments."""
+        """Arguments of the image encoder."""
         return ImageEncoderConfig(
             image_size=self.image_size,
             patch_size=self.patch_size,
@@ -157,7 +156,7 @@ class NoisedClipConfig:
 
     @property
     def text_encoder(self) -> TextEncoderConfig:
-        """The text encoder's own arguments."""
+        """Arguments of the text encoder."""
         return TextEncoderConfig(
             n_bpe_vocab=self.n_vocab,
             max_text_len=self.max_text_len,

@@ -1,7 +1,7 @@
-"""From published files, bare state dicts, to files that say what they are, tokenizer and all.
+"""Converts published state dicts to checkpoints with architecture and tokenizer.
 
-`base.pt` and `upsample.pt` become one checkpoint of the backend, `clip_image_enc.pt` and
-`clip_text_enc.pt` one of the guider.
+`base.pt` and `upsample.pt` become a checkpoint of the backend, `clip_image_enc.pt` and
+`clip_text_enc.pt` a checkpoint of the guider.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def convert_glide(base: Path, upsampler: Path, out: Path) -> None:
     """Write a checkpoint of the backend from the published `base.pt` and `upsample.pt`.
 
     Raises:
-        AssetError: Where a file cannot be read or written, or the vocabulary is not installed.
+        AssetError: If a file cannot be read or written, or the vocabulary is not installed.
     """
     state = {**_prefixed("base", base), **_prefixed("upsampler", upsampler)}
     save_checkpoint(out, state, {**STAGES, "tokenizer": gpt2_tokenizer()})
@@ -32,7 +32,7 @@ def convert_clip(image_encoder: Path, text_encoder: Path, out: Path) -> None:
     """Write a checkpoint of the guider from `clip_image_enc.pt` and `clip_text_enc.pt`.
 
     Raises:
-        AssetError: As `convert_glide`.
+        AssetError: As for `convert_glide`.
     """
     state = {
         **_prefixed("image_encoder", image_encoder),

@@ -28,10 +28,10 @@ __all__ = ["NoisedClipGuide", "make_clip"]
 
 
 def make_clip(options: None, checkpoint: Checkpoint) -> NoisedClipGuide:
-    """The factory of the guider `clip`.
+    """Factory of the guider `clip`.
 
     Raises:
-        AssetError: Where the checkpoint is not of a noised CLIP, or its parts do not fit together.
+        AssetError: If the checkpoint is no noised CLIP, or its parts do not fit together.
     """
     architecture = read_architecture(checkpoint, ClipArchitecture)
     names = {"image_encoder": "ImageEncoder", "text_encoder": "TextEncoder"}
@@ -58,17 +58,15 @@ def make_clip(options: None, checkpoint: Checkpoint) -> NoisedClipGuide:
 
 @final
 class NoisedClipGuide(GuidanceModel):
-    """A CLIP that was trained on noisy images and is told how noisy they are; its target is a text.
+    """A CLIP trained on noisy images and conditioned on the noise level; its target is a text.
 
-    It is told the timestep of its own schedule that is closest to the noise level. Without a level,
-    images are taken for clean: timestep 0. Images of another size are resized as those of ADM's
-    classifier are.
+    Noise level, timestep and resizing are handled as in `AdmClassifierGuide`.
 
     Args:
         image_encoder: Embeds noisy images.
         text_encoder: Embeds the target.
-        tokens: What the text encoder reads.
-        config: Its noise schedule, image size and logit scale.
+        tokens: Tokenizer of the text encoder.
+        config: Noise schedule, image size and logit scale.
     """
 
     def __init__(
@@ -87,9 +85,7 @@ class NoisedClipGuide(GuidanceModel):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        """Embeddings (B, D) of images (B, 3, H, W) with that much noise, as long as the logit
-        scale.
-        """
+        """Embeddings (B, D) of images (B, 3, H, W); their norm is the logit scale."""
         if level is None:
             t = torch.zeros(len(images), dtype=torch.int64)
         else:
@@ -100,10 +96,10 @@ class NoisedClipGuide(GuidanceModel):
 
     @torch.no_grad()
     def target(self, given: TargetInput) -> Target:
-        """The embedding of a text.
+        """The unit embedding of a text.
 
         Raises:
-            UsageError: Where there is none, or nothing in it.
+            UsageError: If the text is missing or empty.
         """
         if given.text is None or not given.text.strip():
             raise UsageError(
@@ -116,5 +112,5 @@ class NoisedClipGuide(GuidanceModel):
         return Target(value=embedding.float().cpu(), label=given.text.strip()[:80])
 
     def describe(self, prediction: Tensor) -> list[str]:
-        """Nothing: an embedding has no words."""
+        """Always empty, since an embedding has no readable form."""
         return []

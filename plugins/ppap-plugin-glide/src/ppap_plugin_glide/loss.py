@@ -1,4 +1,4 @@
-"""The task loss of images and texts in one space."""
+"""The task loss of images and texts in a shared embedding space."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ __all__ = ["ClipSimilarity"]
 
 @final
 class ClipSimilarity(TaskLoss):
-    """How far images are from a text.
+    """Negative similarity of images and a text.
 
-    Predictions are embeddings (B, D) whose length is the model's logit scale, targets are unit
+    Predictions are embeddings (B, D) whose norm is the model's logit scale; targets are unit
     embeddings (B, D) or (1, D).
     """
 
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """- s cos(image, text), s being the logit scale: (B,). Nichol et al. 2021 (arXiv
-        2112.10741, section 2.4) guide by its gradient.
+        """- s cos(image, text) with the logit scale s: (B,).
+
+        Source: Nichol et al. 2021, arXiv 2112.10741, section 2.4.
         """
         return -(prediction.float() * target).sum(-1)
 

@@ -1,8 +1,8 @@
-"""The noised CLIP: one encoder for noisy images, one for texts, one space for both.
+"""The noised CLIP: encoders for noisy images and for texts, with a shared embedding space.
 
 Nichol et al. 2021, arXiv 2112.10741, section 4.4: a CLIP (Radford et al. 2021, arXiv 2103.00020)
-trained on noised images and told their timestep, in whose embedding the class token of the image
-encoder turns. Parameter names are those of the released checkpoints.
+trained on noised images and conditioned on their timestep, whose embedding takes the place of the
+image encoder's class token. Parameter names are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Affine(nn.Module):
 
 @final
 class Attention(nn.Module):
-    """A norm, and self-attention; keys have no bias, which softmax would not notice."""
+    """A norm and self-attention; keys have no bias, since softmax cancels it."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
 @final
 class Mlp(nn.Module):
-    """A norm, and two layers around an exact GELU, four times as wide within."""
+    """A norm and two layers around an exact GELU, with hidden width 4 C."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Mlp(nn.Module):
 
 @final
 class Block(nn.Module):
-    """Attention and MLP, each beside a skip."""
+    """Attention and MLP, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 @final
 class Patches(nn.Module):
-    """An image as tokens, that of its timestep first."""
+    """Image patches as tokens, after one token for the timestep."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Patches(nn.Module):
 
 @final
 class Words(nn.Module):
-    """Tokens with their positions."""
+    """Embeddings of tokens and positions."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Words(nn.Module):
 
 @final
 class Readout(nn.Module):
-    """One token as an embedding."""
+    """Projects one token to the embedding."""
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class ImageEncoder(nn.Module):
             timesteps: (B,), int64, original (not respaced) indices.
 
         Returns:
-            (B, n_embd), of any length.
+            (B, n_embd), not normalised.
         """
         mean, std = pixels.new_tensor([_MEAN, _STD])[:, :, None, None]  # each (3, 1, 1)
         first, *blocks, last = self.blocks.values()
@@ -194,7 +194,7 @@ class ImageEncoder(nn.Module):
 
 @final
 class TextEncoder(nn.Module):
-    """Embeds texts; a token sees those before it."""
+    """Embeds texts with causal attention."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -209,11 +209,11 @@ class TextEncoder(nn.Module):
         """Embed texts.
 
         Args:
-            tokens: (B, max_text_len), int64; what follows a text's end does not matter.
-            lengths: (B,), int64, tokens of each text, its end included.
+            tokens: (B, max_text_len), int64; tokens after a text's end are ignored.
+            lengths: (B,), int64, number of tokens of each text, its end included.
 
         Returns:
-            (B, n_embd), of any length.
+            (B, n_embd), not normalised.
         """
         first, *blocks, last = self.blocks.values()
         h = first(tokens)
@@ -238,11 +238,11 @@ class NoisedClip(nn.Module):
         return unit(self.image_encoder((images + 1.0) * 127.5, timesteps))
 
     def embed_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Unit embeddings (B, n_embd) of texts, as `TextEncoder` takes them."""
+        """Unit embeddings (B, n_embd) of texts; arguments as for `TextEncoder`."""
         return unit(self.text_encoder(tokens, lengths))
 
 
 def unit(embedding: Tensor) -> Tensor:
-    """(B, D) brought to length 1."""
+    """Normalise (B, D) to length 1."""
     length: Tensor = embedding.norm(dim=-1, keepdim=True)
     return embedding / (length + 1e-12)

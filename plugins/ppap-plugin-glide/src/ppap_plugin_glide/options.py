@@ -1,4 +1,4 @@
-"""The options of this distribution's components; importing them imports no torch."""
+"""Options of the components; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class GlideOptions:
     """Options of the backend `glide`.
 
     Attributes:
-        cfg: The scale s of classifier-free guidance: u + s (c - u), where the network says c with
-            the prompt and u without. 1 is the prompt alone.
+        cfg: Guidance scale s of classifier-free guidance, u + s (c - u), with c the output for the
+            prompt and u that for the empty prompt. 1 uses only the prompt.
     """
 
     cfg: float = attrs.field(default=3.0, converter=float, validator=_finite)

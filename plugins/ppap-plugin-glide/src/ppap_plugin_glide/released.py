@@ -1,7 +1,7 @@
-"""What the released checkpoints are, and their cards, as openai/glide-text2im publishes them.
+"""Configurations and cards of the checkpoints that openai/glide-text2im publishes.
 
-The published files hold bare state dicts, one network each, and no hashes are published. The size
-of the upsampler is what the server states. Nothing here imports torch.
+Each published file is the state dict of one network; no hashes are published. The size of the
+upsampler is the one that the server reports. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ CLIP_CONFIG: dict[str, Any] = {
 
 
 def cards() -> list[Card]:
-    """One for each file: a backend's base, joined by "+" with its upsampler, and likewise the two
-    encoders of the noised CLIP.
-    """
+    """One card for each file; "+" joins base and upsampler, and the two encoders of the CLIP."""
     base, upsampler = (
         {**STAGES["base"], "official_class": INPAINT_BASE},
         {**STAGES["upsampler"], "official_class": INPAINT_UPSAMPLER},

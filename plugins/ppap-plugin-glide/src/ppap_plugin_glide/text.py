@@ -1,7 +1,7 @@
 """The text transformer that reads a prompt (Nichol et al. 2021, arXiv 2112.10741, section 4).
 
 Tokens are (B, L, C) throughout. Attention is neither causal nor masked: padding has an embedding
-of its own, and is attended to like any other token. Norms are computed in float32 at least.
+of its own and is attended to like any other token. Norms are computed in float32 at least.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Attention(nn.Module):
 
     Args:
         width: C.
-        heads: A divisor of it.
+        heads: Number of heads, a divisor of `width`.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
 @final
 class Mlp(nn.Module):
-    """Two layers around an exact GELU, four times as wide within."""
+    """Two layers around an exact GELU, with hidden width 4 C."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Mlp(nn.Module):
 
 @final
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a skip."""
+    """Attention and MLP, each with a norm before it and a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ class Transformer(nn.Module):
 
     Args:
         width: C.
-        layers: How many.
-        heads: Of each, a divisor of the width.
+        layers: Number of blocks.
+        heads: Heads of each block, a divisor of `width`.
     """
 
     def __init__(self, width: int, layers: int, heads: int) -> None:

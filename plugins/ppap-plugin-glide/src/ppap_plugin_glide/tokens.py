@@ -1,7 +1,7 @@
-"""From texts to tokens, by a `tokenizer.json` that a checkpoint brings (Hugging Face tokenizers).
+"""Tokenizes texts with the checkpoint's `tokenizer.json` (Hugging Face tokenizers).
 
-GLIDE reads the lowered text as it is: no token marks its start or end, what does not fit is cut,
-and the last token of the vocabulary pads. So the empty text is all padding: the unconditional one.
+GLIDE lowercases the text, adds no start or end token, truncates it to the context, and pads with
+the last token of the vocabulary. The empty text is therefore all padding: the unconditional text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ClipTokens", "PromptTokens", "Texts", "checked_text", "read_tokenize
 
 _log = logging.getLogger(__name__)
 
-START, END = "<|startoftext|>", "<|endoftext|>"  # of a text that CLIP reads
+START, END = "<|startoftext|>", "<|endoftext|>"  # of a CLIP text
 
 
 @final
@@ -43,10 +43,10 @@ class Texts:
 
 
 def read_tokenizer(content: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer from the object that its `tokenizer.json` is.
+    """Build a tokenizer from the content of a `tokenizer.json`.
 
     Raises:
-        ValueError: Where it is none.
+        ValueError: If the content is no tokenizer.
     """
     try:
         tokenizer = Tokenizer.from_str(json.dumps(content))
@@ -58,10 +58,10 @@ def read_tokenizer(content: Mapping[str, Any]) -> Tokenizer:
 
 
 def checked_text(text: str) -> str:
-    """A text that can be tokenized: itself.
+    """Return the text unchanged if it can be tokenized.
 
     Raises:
-        UsageError: Where it is no Unicode text, such as a damaged command line gives.
+        UsageError: If the text is not valid Unicode, such as from a damaged command line.
     """
     try:
         text.encode()
@@ -78,12 +78,12 @@ class PromptTokens:
     """Tokenizes prompts as GLIDE does.
 
     Args:
-        tokenizer: Whose vocabulary ends with the token that pads.
-        vocabulary: How many tokens the network knows.
-        context: L, tokens of a text, padding included.
+        tokenizer: Tokenizer whose last token is the padding token.
+        vocabulary: Vocabulary size of the network.
+        context: Context length L, padding included.
 
     Raises:
-        ValueError: Where the network knows another number of tokens.
+        ValueError: If the vocabulary sizes differ.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, context: int) -> None:
@@ -95,10 +95,10 @@ class PromptTokens:
         self._cut: set[str] = set()
 
     def __call__(self, texts: Sequence[str]) -> Texts:
-        """Tokenize texts; what does not fit is cut, with one warning in the log for each text.
+        """Tokenize texts; logs one warning for each text that is truncated.
 
         Raises:
-            UsageError: Where one is no Unicode text.
+            UsageError: If a text is not valid Unicode.
         """
         tokens = torch.full((len(texts), self._context), self._padding)
         mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -118,7 +118,7 @@ class PromptTokens:
         return Texts(tokens, mask)
 
     def ids(self, text: str) -> list[int]:
-        """All tokens of one text, however many."""
+        """All tokens of one text, before truncation."""
         lowered = checked_text(text).lower()
         ids: list[int] = self._tokenizer.encode(lowered, add_special_tokens=False).ids
         return ids
@@ -126,15 +126,15 @@ class PromptTokens:
 
 @final
 class ClipTokens:
-    """Tokenizes texts as CLIP does: repaired, unescaped, lowered, between a start and an end.
+    """Tokenizes texts as CLIP does: repaired, unescaped, lowercased, with start and end tokens.
 
     Args:
-        tokenizer: That knows the two tokens which mark start and end.
-        vocabulary: How many tokens the network knows, at least.
-        context: L, tokens of a text, start, end and padding included.
+        tokenizer: Tokenizer with the start and end tokens.
+        vocabulary: Vocabulary size of the network, at least that of the tokenizer.
+        context: Context length L; includes start, end and padding.
 
     Raises:
-        ValueError: Where the tokenizer lacks start or end, or the network knows fewer tokens.
+        ValueError: If the tokenizer lacks start or end, or has more tokens than the network.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, context: int) -> None:
@@ -148,17 +148,17 @@ class ClipTokens:
         self._context = context
 
     def __call__(self, text: str) -> tuple[Tensor, Tensor]:
-        """Tokens (1, L), int64, padded with 0, and their number with start and end, (1,).
+        """Tokens (1, L), int64, padded with 0, and their number (1,), including start and end.
 
         Raises:
-            UsageError: Where it is no Unicode text.
+            UsageError: If the text is not valid Unicode.
         """
         ids = [self._start, *self.ids(text)[: self._context - 2], self._end]
         padded = ids + [0] * (self._context - len(ids))
         return torch.tensor([padded]), torch.tensor([len(ids)])
 
     def ids(self, text: str) -> list[int]:
-        """All tokens of a text, however many, without start and end."""
+        """All tokens of a text before truncation, without start and end."""
         repaired = html.unescape(html.unescape(ftfy.fix_text(checked_text(text))))
         cleaned = re.sub(r"\s+", " ", repaired).strip().lower()
         ids: list[int] = self._tokenizer.encode(cleaned, add_special_tokens=False).ids

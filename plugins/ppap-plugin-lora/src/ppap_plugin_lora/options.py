@@ -1,4 +1,4 @@
-"""The options of the adapter `lora`; importing them imports no torch."""
+"""Options of the adapter `lora`; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _positive(instance: object, attribute: attrs.Attribute[float], value: float)
 
 
 def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Several in one string are separated by commas."""
+    """Split a comma-separated string."""
     words = given.split(",") if isinstance(given, str) else given
     return tuple(word.strip() if isinstance(word, str) else word for word in words)
 
@@ -26,13 +26,13 @@ class LoraOptions:
     """Options of the adapter `lora`.
 
     Attributes:
-        rank: r, of each change.
-        alpha: Changes are multiplied by alpha / rank.
+        rank: Rank r of each change.
+        alpha: Scale of changes; they are multiplied by alpha / rank.
         targets: Glob patterns of the layers to adapt, such as "layer*.conv1" or "blocks.*.attn.*";
-            in each, * stands for anything, dots included. None given: every layer that a change of
-            this rank describes with at most half of the layer's own parameters.
-        variant: "plain" is LoRA; "reshaped" is what the released PPAP experts have in place of it.
-        seed: Of the initial values.
+            * matches anything, dots included. By default, every layer for which a change of this
+            rank has at most half of the layer's parameters.
+        variant: "plain" is LoRA; "reshaped" is the variant of the released PPAP experts.
+        seed: Seed of the initial values.
     """
 
     rank: int = attrs.field(default=16, validator=and_(instance_of(int), ge(1)))

@@ -1,9 +1,8 @@
-"""Depth maps as colours in which equal steps of depth are equal steps to the eye.
+"""Perceptually uniform colours for depth maps.
 
-The colours run at evenly rising lightness from a dark violet by way of red to a light yellow, in
-Oklab, a space made for even perception (B. Ottosson, "A perceptual color space for image
-processing", 2020), whose matrices are below. Lightness alone tells near from far, so that the maps
-can be read in grey and by the colour-blind.
+Colours run from dark violet through red to light yellow with linear lightness in Oklab (B.
+Ottosson, "A perceptual color space for image processing", 2020; matrices below). Since lightness
+increases monotonically, maps are readable in grey and by the colour-blind.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ __all__ = ["colour_map", "colour_table"]
 _STEPS = 256
 _LIGHTNESS = (0.18, 0.95)  # of the farthest and the nearest point
 _HUES = (-75.0, 105.0)  # degrees: violet, through red at about 25, yellow
-_CHROMA = 0.19  # less where sRGB has not so much
+_CHROMA = 0.19  # upper bound; reduced to the sRGB gamut
 
 _TO_LMS = np.array(
     [
@@ -39,13 +38,13 @@ _TO_RGB = np.array(
 
 
 def colour_map(maps: Tensor) -> Tensor:
-    """Colours for maps, each from its least to its largest value.
+    """Colours for maps, each scaled from its minimum to its maximum.
 
     Args:
-        maps: (B, h, w); where a map is NaN it becomes grey.
+        maps: (B, h, w); NaN becomes grey.
 
     Returns:
-        (B, 3, h, w), float32 in [-1, 1], on the CPU. A constant map is of one colour, the darkest.
+        (B, 3, h, w), float32 in [-1, 1], on the CPU. A constant map has the darkest colour.
     """
     values = maps.detach().float().cpu()
     known = values.isfinite()
@@ -65,7 +64,7 @@ def colour_table() -> NDArray[np.float32]:
     lightness = _LIGHTNESS[0] + (_LIGHTNESS[1] - _LIGHTNESS[0]) * share
     hue = np.deg2rad(_HUES[0] + (_HUES[1] - _HUES[0]) * share)
     low, high = np.zeros(_STEPS), np.full(_STEPS, _CHROMA)
-    for _ in range(30):  # the most chroma that sRGB has, by bisection
+    for _ in range(30):  # bisection for the largest chroma in sRGB
         middle = (low + high) / 2
         linear = _linear_rgb(lightness, middle, hue)
         inside = ((linear >= 0) & (linear <= 1)).all(1)

@@ -1,7 +1,8 @@
 """Any depth network of transformers as a guide.
 
-Networks say different things: MiDaS and its kin a disparity, known up to scale and shift, others
-a distance in metres. Here all of them say disparity, larger is nearer: distances z become 1 / z.
+Networks predict different quantities: MiDaS and similar ones a disparity up to scale and shift,
+others a distance in metres. Here all outputs are disparities, larger is nearer: distances z become
+1 / z.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ from ppap_transformers import find_model, load_network, make_input
 
 __all__ = ["DepthGuide", "make_depth"]
 
-_NEAREST = 1e-2  # metres: what is nearer counts as that, since 1 / z has no end
-_LARGEST = 512  # side of a reference picture for a network without a size of its own
+_NEAREST = 1e-2  # lower bound of distances, in metres, since 1 / z is unbounded
+_LARGEST = 512  # side of target pictures for networks without a fixed input size
 
-# What the numbers of each type of network are. Depth Anything has weights of either kind and says
-# so in its config.
+# Output quantity by model type. Depth Anything has weights of both kinds; its config states which.
 _PREDICTS: dict[str, Meaning] = {
     "dpt": "disparity",
     "depth_pro": "disparity",
@@ -41,17 +41,16 @@ _PREDICTS: dict[str, Meaning] = {
 }
 _BY_CONFIG: dict[str, Meaning] = {"relative": "disparity", "metric": "depth"}
 
-# The deepest block of the decoder has nothing to add to, and some published files leave out the
-# convolutions that it would have for that.
+# The deepest decoder block never uses these convolutions, and some published files omit them.
 _UNUSED = r"neck\.fusion_stage\.layers\.0\.residual_layer1\."
 
 
 def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGuide:
-    """The factory of the guider `depth`.
+    """Factory of the guider `depth`.
 
     Raises:
-        UsageError: Where nothing says which model it is, or what its numbers are.
-        AssetError: Where the files are missing, damaged, do not fit, or cannot be had.
+        UsageError: If the model or its output quantity is not specified.
+        AssetError: If the files are missing, damaged, do not fit, or are unavailable.
     """
     if (options.model or "").startswith("torchvision/"):
         raise UsageError(
@@ -73,19 +72,19 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
 
 
 def _meaning(config: Any) -> Meaning | None:
-    stated = getattr(config, "depth_estimation_type", "")  # only some configs have it
+    stated = getattr(config, "depth_estimation_type", "")  # only in some configs
     return _BY_CONFIG.get(stated) or _PREDICTS.get(config.model_type)
 
 
 @final
 class DepthGuide(GuidanceModel):
-    """A frozen depth network, with the resize and normalisation that it was trained with.
+    """A frozen depth network with its preprocessing.
 
     Args:
-        network: From `pixel_values` (B, 3, h, w) to an output with `predicted_depth`, (B, h', w').
-        feed: What it wants made of images.
-        predicts: What its numbers are.
-        target_map: What the numbers of a map given as target are.
+        network: Maps `pixel_values` (B, 3, h, w) to an output with `predicted_depth` (B, h', w').
+        feed: Preprocessing: resize and normalisation.
+        predicts: Output quantity of the network.
+        target_map: Quantity of depth maps given as targets.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class DepthGuide(GuidanceModel):
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Disparity (B, h, w) of images (B, 3, H, W), larger is nearer; the noise level is ignored.
 
-        h and w are what the network makes of its input: often that size, or twice it.
+        h and w are those of the network's output, often once or twice its input size.
         """
         predicted: Tensor = self.network(pixel_values=self.feed(images)).predicted_depth
         if self._predicts == "disparity":
@@ -114,15 +113,14 @@ class DepthGuide(GuidanceModel):
         return 1.0 / predicted.clamp_min(_NEAREST)
 
     def target(self, given: TargetInput) -> Target:
-        """A map to aim at, (1, h, w) or (B, h, w), larger is nearer, NaN where it is not known.
+        """Disparity of the target, (1, h, w) or (B, h, w), NaN where unknown.
 
         Args:
-            given: A picture, whose depth the network estimates; or a map, as 16-bit picture or as
-                array (H, W), or (B, H, W) with one for each image. What is not square loses its
-                longer sides.
+            given: A picture, whose depth the network estimates; or a depth map as 16-bit picture or
+                array (H, W) or (B, H, W). Inputs that are not square are center-cropped.
 
         Raises:
-            UsageError: For words, for an array of another shape, and for a map without content.
+            UsageError: For text, an array of another shape, or a map without known depths.
         """
         if given.image is not None and given.image.mode != "I;16":
             return self._of_picture(given.image, given.source)
@@ -144,7 +142,7 @@ class DepthGuide(GuidanceModel):
         )
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """Each map in colours, from dark and far to light and near: (B, 3, h, w)."""
+        """Maps in colours, dark is far and light is near: (B, 3, h, w)."""
         return colour_map(prediction)
 
     def _of_picture(self, image: Image.Image, source: str) -> Target:
@@ -185,7 +183,7 @@ class DepthGuide(GuidanceModel):
 
 
 def _enlarged(picture: Tensor, side: int) -> Tensor:
-    """(3, h, w) at side x side, each pixel repeated or left out."""
+    """Resize (3, h, w) to side x side by nearest neighbour."""
     return nn.functional.interpolate(picture[None], (side, side), mode="nearest-exact")[0]
 
 

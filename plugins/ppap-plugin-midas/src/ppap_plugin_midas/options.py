@@ -1,6 +1,4 @@
-"""The options of this distribution's components; importing them imports neither torch nor
-transformers.
-"""
+"""Options of the components; this module imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ import attrs
 from attrs.validators import ge, in_, instance_of, optional
 
 Meaning = Literal["disparity", "depth"]
-"""What the numbers of a map are: larger is nearer, or larger is farther."""
+"""Quantity of a map: disparity, larger is nearer, or depth, larger is farther."""
 
 
 @attrs.frozen(kw_only=True)
@@ -18,14 +16,14 @@ class DepthOptions:
     """Options of the guider `depth`.
 
     Attributes:
-        model: A folder that transformers saved, or "owner/name" of the Hugging Face hub. With a
-            checkpoint it says what the checkpoint is of, where that does not say so itself.
-        size: Side in pixels at which the network looks at images, instead of its own; rounded to
-            what its patches allow.
-        predicts: "disparity" or "depth", what the network's numbers are, where its type does not
-            say so or this one was trained otherwise.
-        target_map: "disparity" or "depth", what the numbers of a 16-bit picture or an array given
-            as target are. Of the second, 0 means unknown, as sensors write it.
+        model: A folder that transformers saved, or "owner/name" of the Hugging Face hub.
+            Required for a checkpoint that does not name its model.
+        size: Input side in pixels, instead of the network's own; rounded to a multiple of its
+            patches.
+        predicts: Output quantity, "disparity" or "depth", if the model type does not determine it
+            or this model differs from its type.
+        target_map: Quantity, "disparity" or "depth", of a 16-bit picture or an array given as
+            target. In "depth" maps, 0 means unknown, as sensors write it.
     """
 
     model: str | None = attrs.field(default=None, validator=optional(instance_of(str)))

@@ -1,1 +1,1 @@
-"""`ppap experts import`: bundles made of the experts that the authors of PPAP released."""
+"""`ppap experts import`: imports the experts that the authors of PPAP released."""

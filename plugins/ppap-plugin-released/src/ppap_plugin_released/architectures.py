@@ -1,4 +1,4 @@
-"""The architectures whose experts were released, and how their files are read."""
+"""Architectures of the released experts, and how to read their files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Architecture:
     Attributes:
         name: The name after `--architecture`.
         guider: The guider that builds the network.
-        model: That guider's name of the network.
-        targets: The layers with low-rank changes, as the adapter `lora` takes them.
-        alpha: Changes are multiplied by alpha / rank; None: by 1.
-        preprocessing: What experts with low-rank changes are fed.
-        network_preprocessing: What fine-tuned whole networks are fed; None for the same.
+        model: Name of the network for the guider.
+        targets: Layers with low-rank changes, in the format of the adapter `lora`.
+        alpha: Changes are multiplied by alpha / rank; None means a factor of 1.
+        preprocessing: Preprocessing for experts with low-rank changes.
+        network_preprocessing: Preprocessing for fine-tuned whole networks; None for the same.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Architecture:
 
 
 _RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
-"""Images as they come, in [-1, 1]."""
+"""No resize; images in [-1, 1]."""
 
 ARCHITECTURES = {
     architecture.name: architecture
@@ -47,7 +47,7 @@ ARCHITECTURES = {
             model="resnet50.tv2_in1k",
             targets="conv1,layer*.conv1,layer*.conv2",
             alpha=8.0,
-            preprocessing=_RAW,  # the published code normalizes images for the teacher alone
+            preprocessing=_RAW,  # the published code normalizes images only for the teacher
         ),
         Architecture(
             name="deit-s",
@@ -55,7 +55,7 @@ ARCHITECTURES = {
             model="deit_small_patch16_224.fb_in1k",
             targets="blocks.*.attn.qkv,blocks.*.attn.proj",
             alpha=None,  # the published code scales only when it merges, and never merges
-            # Its adapters come with a normalization; the network around them resizes.
+            # Experts with adapters also normalize; whole networks only resize.
             preprocessing=attrs.evolve(
                 _RAW, size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
             ),
@@ -73,7 +73,7 @@ def find_architecture(name: str) -> Architecture:
     """The architecture of that name.
 
     Raises:
-        UsageError: If there is none, or its experts cannot be imported.
+        UsageError: If the architecture is unknown, or its experts cannot be imported.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]

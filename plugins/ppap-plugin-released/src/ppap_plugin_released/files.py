@@ -1,19 +1,19 @@
 """Files of experts as the published PPAP code saves them.
 
-Expert i of N is `{i}_max{N}.ckpt`, the state dict of everything after its training, in a folder
-that is called after the method:
+Expert i of N is `{i}_max{N}.ckpt`, the full state dict after training, in a folder named after the
+method:
 
     finetune         one network for all noise levels, fine-tuned with labels
     multi_experts    one such network for each range
     ppap             one network with a low-rank change for each range
 
-Names are those of the network within a wrapper, and an adapted layer lies within its adapter:
+Names have the prefix of a wrapper, and an adapted layer is nested in its adapter:
 
     resnet.layer1.0.bn1.weight             the network's own layer1.0.bn1.weight
     resnet.layer1.0.conv1.conv.weight      layer1.0.conv1.weight, frozen
     resnet.layer1.0.conv1.lora_A, .lora_B  its change
 
-The tensors decide what a file is. A name that states otherwise is refused.
+The tensors determine the kind of a file. A contradicting name is an error.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _LOW_RANK = (".lora_A", ".lora_B")
 
 @attrs.frozen(kw_only=True, eq=False)
 class ReleasedFile:
-    """The state of one expert, under the names of the network itself.
+    """State of one expert, with the tensor names of the network.
 
     Attributes:
-        path: The file.
-        sha256: Its hash.
-        state: Its tensors; the change of a layer NAME is `NAME.weight.lora_A` and
+        path: Path of the file.
+        sha256: Hash of the file.
+        state: Tensors; the change of a layer NAME is `NAME.weight.lora_A` and
             `NAME.weight.lora_B`.
     """
 
@@ -60,12 +60,12 @@ class ReleasedFile:
 
     @property
     def low_rank(self) -> bool:
-        """Whether it holds low-rank changes, or a whole network that was trained."""
+        """Whether the file holds low-rank changes, not a whole network."""
         return any(name.endswith(_LOW_RANK) for name in self.state)
 
     @property
     def stated(self) -> Method | None:
-        """The method that its name states, or else its folder's name."""
+        """Method in the name of the file or else of its folder."""
         for name in (self.path.stem, self.path.absolute().parent.name):
             for method, words in _WORDS.items():
                 if re.search(words, name, re.IGNORECASE):
@@ -74,8 +74,9 @@ class ReleasedFile:
 
 
 def in_order(paths: Sequence[Path]) -> list[Path]:
-    """The files of all experts, the least noisy range first: by their numbers, or as given if none
-    has a number.
+    """Sort the files of all experts, the least noisy range first.
+
+    The order is that of the numbers in their names, or as given if none has a number.
 
     Raises:
         UsageError: If files are missing, or there are too many.
@@ -96,14 +97,14 @@ def in_order(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_file(path: Path, own: Collection[str]) -> ReleasedFile:
-    """Read a file without running code that it may hold.
+    """Read a file without executing code in it.
 
     Args:
-        path: The file.
-        own: The tensor names of the network.
+        path: Path of the file.
+        own: Tensor names of the network.
 
     Raises:
-        AssetError: If it is missing, damaged, or of no such network.
+        AssetError: If the file is missing, damaged, or of another network.
     """
     checkpoint = open_checkpoint(path)
     state = checkpoint.state_dict()
@@ -126,15 +127,15 @@ def read_file(path: Path, own: Collection[str]) -> ReleasedFile:
 
 
 def method_of(files: Sequence[ReleasedFile], method: Method | None = None) -> Method:
-    """The method by which all files were made.
+    """Training method of all files.
 
     Args:
         files: The files of all experts.
-        method: The method that the user states; None for what names state, or else the tensors.
+        method: Method stated by the user; None to infer it from names or tensors.
 
     Raises:
         AssetError: If a file contradicts the stated method, or files are of different kinds.
-        UsageError: For several files of one fine-tuned network.
+        UsageError: If there are several files of one fine-tuned network.
     """
     for file in files:
         said = method or file.stated
@@ -175,7 +176,7 @@ def _without_adapter(name: str, layers: Collection[str]) -> str:
 
 
 def _wrapper(names: Collection[str], own: Collection[str]) -> str | None:
-    """The prefix of most tensors before the network's own names; None if there is none."""
+    """The most frequent prefix before the network's tensor names; None if there is none."""
     before: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")

@@ -1,13 +1,12 @@
-"""A bundle made of released experts.
+"""Imports released experts into a bundle.
 
-A whole network becomes an expert of the adapter `full`. Low-rank changes become one of `lora`, in
-the variant of the published code; biases, norms and running statistics become one of `bias`. All
-other tensors were frozen and must equal the guide's. So every tensor of a file is either kept or
-compared.
+A whole network becomes an expert of the adapter `full`. Low-rank changes become an expert of `lora`
+in the variant of the published code; biases, norms and running statistics one of `bias`. All other
+tensors were frozen and must equal the guide's.
 
 Expert i of N was trained at timesteps i T / N <= t < (i + 1) T / N. In sampling, the published code
-gives a boundary to the expert below it, i T / N < t <= (i + 1) T / N, and that is what a bundle
-says: with every fortieth timestep of 1000, four of the steps lie on a boundary of five experts.
+assigns a boundary to the expert below it, i T / N < t <= (i + 1) T / N, and bundles do the same.
+With every fortieth timestep of 1000, four steps lie on a boundary of five experts.
 """
 
 from __future__ import annotations
@@ -55,17 +54,17 @@ def import_experts(
     """Write released experts into a bundle.
 
     Args:
-        paths: A file for each expert, in order of noise if their names do not number them.
-        model: The guide that they were made of, without experts.
-        architecture: How the files are read.
-        out: The bundle: see `save_bundle`.
-        guide: The identity of the model.
-        method: The method that made the files; None for what names state, or else the tensors.
+        paths: One file for each expert, in order of noise if their names have no numbers.
+        model: Guide that the experts were trained from, without experts.
+        architecture: Architecture of the experts.
+        out: Path of the bundle; see `save_bundle`.
+        guide: Identity of the model.
+        method: Training method of the files; None to infer it from names or tensors.
 
     Raises:
         UsageError: If files are missing or there are too many.
-        AssetError: If a file is missing, damaged, of another architecture, of other weights, or
-            contradicts the method. Nothing is written then.
+        AssetError: If a file is missing, damaged, of another architecture or other weights, or
+            contradicts the method; nothing is written.
     """
     own = model.network.state_dict()
     files = [read_file(path, own) for path in in_order(paths)]
@@ -118,7 +117,7 @@ def _adapters(
 
 
 def _rank(file: ReleasedFile, parameters: Mapping[str, Tensor]) -> int:
-    """r of the first change: A has r rows, or r k for a kernel of k x k."""
+    """Rank r of the first change: A has r rows, or r k for a kernel of k x k."""
     for name, tensor in file.state.items():
         weight = parameters.get(name.removesuffix(".lora_A"))
         if name.endswith(".lora_A") and weight is not None and tensor.ndim == 2:
@@ -141,9 +140,9 @@ def _state(
     """The state of the experts, from the files.
 
     Args:
-        files: One for each expert.
-        held: The state of new experts: the names and shapes that are wanted.
-        own: The tensors of the network.
+        files: One file for each expert.
+        held: State of new experts, for names and shapes.
+        own: Tensors of the network.
     """
     state: dict[str, Tensor] = {}
     for index, file in enumerate(files):

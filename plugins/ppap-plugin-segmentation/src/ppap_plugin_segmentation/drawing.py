@@ -1,7 +1,7 @@
-"""Pictures of segmentations for people: the classes in colours over the image, and a legend.
+"""Draws segmentations: class colours over the image, and a legend.
 
-The first colours are those of Okabe and Ito (2008, "Color universal design"), which people with any
-kind of colour vision tell apart; the others follow at golden-ratio steps of hue.
+The first colours are the colour-blind safe ones of Okabe and Ito (2008, "Color universal design");
+the others follow at golden-ratio steps of hue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["draw_segmentation", "draw_target", "palette"]
 _SIDE, _LARGE_SIDE, _LEGEND, _MARGIN = 128, 256, 128, 8  # in pixels
 _ROW, _SWATCH, _ROWS = 16, 10, 7
 _PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 32), (96, 98, 104)
-_COLOUR = 0.65  # its share; the rest is the image in grey
+_COLOUR = 0.65  # weight of the colours over the grey image
 _OKABE_ITO = (
     (86, 180, 233),
     (230, 159, 0),
@@ -33,7 +33,7 @@ _OKABE_ITO = (
 )
 _GOLDEN = 0.6180339887498949
 _APART, _CLOSER = 40.0, 0.98
-"""How far colours are from one another in RGB; and what becomes of that where none is found."""
+"""Minimum RGB distance of colours, and its decay factor if no colour is far enough."""
 
 
 def palette(number: int) -> NDArray[np.uint8]:
@@ -49,21 +49,21 @@ def palette(number: int) -> NDArray[np.uint8]:
         if min(np.linalg.norm(colour - other) for other in colours) >= apart:
             colours.append(colour)
         else:
-            apart *= _CLOSER  # many classes have to be content with less
+            apart *= _CLOSER
     return np.array(colours).astype(np.uint8).reshape(number, 3)
 
 
 def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> Tensor:
-    """Each image in grey below the colours of its classes, above a legend of the largest ones.
+    """Class colours over each grey image, with a legend of the largest classes below.
 
     Args:
-        classes: (B, h, w), int64; what is no class stays white.
+        classes: (B, h, w), int64; other numbers than classes are white.
         images: (B, 3, H, W) in [-1, 1].
-        names: Of the K classes.
+        names: Names of the K classes.
 
     Returns:
-        (B, 3, side + legend, side), float32 in [-1, 1], on the CPU, the side being 128, and 256 for
-        images as large as that; the legend has the height that K classes need, 128 at most.
+        (B, 3, side + legend, side), float32 in [-1, 1], on the CPU. The side is 256 for images of
+        at least 256 pixels, else 128; the legend is as high as K classes need, at most 128.
     """
     numbers = classes.detach().cpu().numpy()
     pixels = _to_uint8(images)
@@ -72,16 +72,16 @@ def draw_segmentation(classes: Tensor, images: Tensor, names: Sequence[str]) -> 
 
 
 def draw_target(classes: Tensor, picture: Tensor | None, names: Sequence[str]) -> Tensor:
-    """A mask with its legend and, on its left, the picture in which it was found.
+    """A mask with its legend and, on its left, the picture that it was predicted from.
 
     Args:
-        classes: (h, w), int64; what is no class stays white.
+        classes: (h, w), int64; other numbers than classes are white.
         picture: (3, H, W) in [-1, 1], or None.
-        names: Of the K classes.
+        names: Names of the K classes.
 
     Returns:
-        (3, side, 2 side + 128), or (3, side, side + 128) without a picture; float32 in [-1, 1]. The
-        side is 128, and 256 for what is as large as that.
+        (3, side, 2 side + 128), or (3, side, side + 128) without a picture; float32 in [-1, 1].
+        The side is as for `draw_segmentation`.
     """
     numbers = classes.cpu().numpy()
     pixels = None if picture is None else _to_uint8(picture[None])[0]
@@ -112,7 +112,7 @@ def _draw_legend(
     classes: NDArray[np.int64],
     names: Sequence[str],
 ) -> None:
-    """The largest classes by name, from a corner to the right edge."""
+    """Draw names and shares of the largest classes, from a corner to the right edge."""
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
     colours = palette(len(names))
@@ -138,7 +138,7 @@ def _draw_legend(
 def _overlay(
     classes: NDArray[np.int64], picture: NDArray[np.uint8] | None, number: int
 ) -> Image.Image:
-    """Colours of classes, over a picture in grey where there is one."""
+    """Class colours, over the grey picture if given."""
     colours = np.concatenate([palette(number), np.full((1, 3), 255, np.uint8)])
     painted = Image.fromarray(colours[np.where((classes >= 0) & (classes < number), classes, -1)])
     if picture is None:
@@ -153,7 +153,7 @@ def _overlay(
 
 
 def _shares(classes: NDArray[np.int64], names: Sequence[str]) -> list[tuple[int, float]]:
-    """Each class that is there and its share of the pixels, the largest first; -1 is none."""
+    """Classes and their shares of the pixels, largest first; -1 is no class."""
     known = np.where((classes >= 0) & (classes < len(names)), classes, -1)
     indices, counts = np.unique(known, return_counts=True)
     order = sorted(zip(counts.tolist(), indices.tolist(), strict=True), key=lambda row: -row[0])
@@ -161,12 +161,12 @@ def _shares(classes: NDArray[np.int64], names: Sequence[str]) -> list[tuple[int,
 
 
 def _side(*extents: int) -> int:
-    """Of the square in which something of this width and height is shown."""
+    """Side of the square for an image of this width and height."""
     return _LARGE_SIDE if max(extents) >= _LARGE_SIDE else _SIDE
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    """A square's worth of it: small pictures keep their pixels, large ones are averaged."""
+    """Resize to fit a square: small pictures by nearest neighbour, others by Lanczos."""
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS

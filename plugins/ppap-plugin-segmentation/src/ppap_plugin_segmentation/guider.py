@@ -31,22 +31,22 @@ from ppap_transformers import Task, find_model, load_network, make_input
 
 __all__ = ["SegmentationGuide", "make_segmentation"]
 
-_LARGEST = 512  # side of targets, for networks that take images as they come
+_LARGEST = 512  # target side for networks without a fixed input size
 
 _OF_MASKS = ("eomt", "mask2former", "maskformer")
-"""Types of transformers that say masks, and of each mask which class it is of."""
+"""Model types of transformers that predict masks and the class of each mask."""
 
-_TINY = 1e-8  # a score of classes below which nothing is told apart
+_TINY = 1e-8  # added to class scores before the logarithm
 
 
 def make_segmentation(
     options: SegmentationOptions, checkpoint: Checkpoint | None
 ) -> SegmentationGuide:
-    """The factory of the guider `segmentation`.
+    """Factory of the guider `segmentation`.
 
     Raises:
-        UsageError: Where nothing says which model it is, or no library knows it.
-        AssetError: Where the checkpoint does not fit, or weights cannot be had.
+        UsageError: If the model is not specified or unknown.
+        AssetError: If the checkpoint does not fit, or the weights are unavailable.
     """
     model = options.model
     if model is None and checkpoint is None:
@@ -74,20 +74,19 @@ def make_segmentation(
 
 @final
 class SegmentationGuide(GuidanceModel):
-    """A frozen segmentation network, with its resize and normalisation, and class names.
+    """A frozen segmentation network with its preprocessing and class names.
 
-    Images, and the masks and pictures that it is aimed at, are seen whole: one that is not square
-    is stretched to the square that the network is shown.
+    Images and targets are not cropped: those that are not square are stretched to a square.
 
     Args:
-        network: From images as `shown` makes them to an answer.
-        class_names: K of them, in order.
-        shown: Resize and normalisation.
-        answer: Takes the logits (B, K, h, w) out of what the network returns.
-        options: What counts in a target.
+        network: Network on the preprocessed images.
+        class_names: Names of the K classes, in order.
+        shown: Preprocessing: resize and normalisation.
+        answer: Extracts the logits (B, K, h, w) from the output of the network.
+        options: How to read targets.
 
     Raises:
-        UsageError: Where the options name classes that it does not have.
+        UsageError: If the options name unknown classes.
     """
 
     def __init__(
@@ -111,14 +110,15 @@ class SegmentationGuide(GuidanceModel):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
-        """Logits (B, K, h, w) of images (B, 3, H, W), at whatever resolution the network gives
-        them; the noise level is ignored.
+        """Logits (B, K, h, w) of images (B, 3, H, W), at the network's output resolution.
+
+        The noise level is ignored.
         """
         return self._answer(self.network(self.shown(images)))
 
     def target(self, given: TargetInput) -> Target:
-        """A picture, whose likeliest classes become the target; a mask of class indices; or the
-        name or number of a class that shall be everywhere.
+        """Read a mask of class indices, a picture to segment, or the name or number of one class
+        for all pixels.
         """
         names, options = self.class_names, self._options
         if given.text is not None:
@@ -137,9 +137,7 @@ class SegmentationGuide(GuidanceModel):
         return Target(value=mask, label=f"the classes of {name or 'a picture'}", picture=drawn)
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """Each image in grey below the colours of its likeliest classes, and a legend below that,
-        as `draw_segmentation` does.
-        """
+        """Draw the likeliest classes over the images; see `draw_segmentation`."""
         size = (
             max(prediction.shape[-2], images.shape[-2]),
             max(prediction.shape[-1], images.shape[-1]),
@@ -149,15 +147,15 @@ class SegmentationGuide(GuidanceModel):
 
     @torch.no_grad()
     def check_size(self) -> None:
-        """Look at an image of the native size.
+        """Evaluate the network once at the input size.
 
         Raises:
-            UsageError: Where the network cannot.
+            UsageError: If the network does not support that size.
         """
         side = self._largest
         try:
             self(torch.zeros(1, 3, side, side))
-        except Exception as error:  # whatever a network says to sides that it cannot halve
+        except Exception as error:  # networks raise various errors for unsupported sizes
             reason = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"the network cannot be shown images of {side} pixels: {reason}",
@@ -170,7 +168,7 @@ class SegmentationGuide(GuidanceModel):
 
     @torch.no_grad()
     def _found_in(self, picture: Tensor) -> Tensor:
-        """The likeliest classes of a picture (1, 3, H, W), at the network's size: (1, h, w)."""
+        """Likeliest classes (1, h, w) of a picture (1, 3, H, W), at the network's resolution."""
         height, width = picture.shape[-2:]
         size = (min(height, self._largest), min(width, self._largest))
         if self.shown.size is None and (height, width) != size:
@@ -217,8 +215,8 @@ def _transformers_answer(answer: Any) -> Tensor:
 
 
 def _answer_in_masks(answer: Any) -> Tensor:
-    """Logits per pixel of Q masks with a class each, (B, K, h, w): the logarithm of each class's
-    score, which is the sum over masks of p(class) p(pixel in mask).
+    """Logits (B, K, h, w) from Q classified masks: log of the sum over masks of
+    p(class) p(pixel in mask).
 
     Source: Cheng et al. 2021, arXiv 2107.06278, section 3.4, "semantic inference".
     """
@@ -228,10 +226,10 @@ def _answer_in_masks(answer: Any) -> Tensor:
 
 
 def _class_names(files: Checkpoint, id2label: Mapping[int, str]) -> list[str]:
-    """The names of all classes, in order.
+    """Names of all classes, in order.
 
     Raises:
-        AssetError: Where the numbers of the config's classes have gaps.
+        AssetError: If the class numbers have gaps.
     """
     if sorted(id2label) != list(range(len(id2label))):
         raise AssetError(

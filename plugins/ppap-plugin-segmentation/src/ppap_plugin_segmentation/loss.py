@@ -16,32 +16,30 @@ __all__ = ["SegmentationCrossEntropy", "resized_logits"]
 
 @final
 class SegmentationCrossEntropy(TaskLoss):
-    """Cross-entropy with a mask, and KL divergence between two predictions, pixel by pixel.
+    """Per-pixel cross-entropy with a mask, and KL divergence between two predictions.
 
     Predictions are logits (B, K, h, w); targets are classes (B, H, W) or (1, H, W), int64. Pixels
-    whose number is no class, below 0 or from K on as the customary 255, do not count.
+    outside [0, K), such as the usual 255, are ignored.
 
-    Both are compared at the finer of the two resolutions: logits are resized bilinearly, as
-    segmentation networks are trained and evaluated, and targets to their nearest neighbour. So no
-    thin thing of a mask gets lost, and logits that are coarser than the mask still learn where
-    between their pixels an edge lies.
+    Both are compared at the finer of the two resolutions: logits are resized bilinearly, as in
+    training segmentation networks, and targets by nearest neighbour. This keeps thin structures of
+    the mask, and coarser logits still learn subpixel edges.
     """
 
     def __init__(self, options: SegmentationCrossEntropyOptions | None = None) -> None:
         self.temperature = (options or SegmentationCrossEntropyOptions()).temperature
 
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """-log p(target), the mean over the pixels that count: (B,), in nats; 0 where none does."""
+        """Mean of -log p(target) over valid pixels: (B,), in nats; 0 if there are none."""
         logits, classes = _aligned(prediction, target)
         counted = _counted(classes, logits.shape[1])
         losses = F.cross_entropy(logits, torch.where(counted, classes, 0), reduction="none")
         return (losses * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
 
     def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """KL(softmax(teacher / temperature) || softmax(student)), the mean over pixels of the sum
-        over classes: (B,), nats.
+        """KL(softmax(teacher / temperature) || softmax(student)), averaged over pixels: (B,), nats.
 
-        The temperature is the teacher's alone.
+        The temperature applies only to the teacher.
         """
         size = _finer(student, teacher)
         log_q = resized_logits(student, size).log_softmax(1)
@@ -50,9 +48,10 @@ class SegmentationCrossEntropy(TaskLoss):
         return divergence.mean((1, 2))
 
     def metrics(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Of the likeliest classes, over the pixels that count: `mean_iou`, the intersection over
-        union of each class that prediction or target has, averaged over these classes; and
-        `pixel_accuracy`, the share that is right. Both are 0 where no pixel counts.
+        """`mean_iou` and `pixel_accuracy` of the likeliest classes over valid pixels.
+
+        The mean IoU is over classes in the prediction or the target. Both are 0 if no pixel is
+        valid.
         """
         logits, classes = _aligned(prediction, target)
         number = logits.shape[1]
@@ -70,7 +69,7 @@ class SegmentationCrossEntropy(TaskLoss):
 
 
 def resized_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, K, h, w) as float32 (B, K, *size), bilinearly; untouched where they have that size."""
+    """(B, K, h, w) as float32 (B, K, *size), bilinearly; unchanged if they have that size."""
     logits = logits.float()
     if logits.shape[-2:] == size:
         return logits
@@ -78,7 +77,7 @@ def resized_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _aligned(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, K, H, W) and classes (B, H, W) of one size."""
+    """Logits (B, K, H, W) and classes (B, H, W) at the finer resolution."""
     size = _finer(prediction, target)
     classes = target
     if target.shape[-2:] != size:
@@ -98,7 +97,7 @@ def _counted(classes: Tensor, number: int) -> Tensor:
 
 
 def _histogram(classes: Tensor, where: Tensor, number: int) -> Tensor:
-    """How many pixels of each class there are in each image: (B, number), float32."""
+    """Number of pixels of each class in each image: (B, number), float32."""
     rows = torch.arange(len(classes), device=classes.device)[:, None, None]
     keys = (rows * number + classes)[where]
     counts = torch.bincount(keys, minlength=len(classes) * number)

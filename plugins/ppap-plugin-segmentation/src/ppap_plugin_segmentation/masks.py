@@ -1,4 +1,4 @@
-"""What a segmentation guide is aimed at: a mask of class indices, from whatever a user gave."""
+"""Targets of a segmentation guide: masks of class indices from images and arrays."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ppap_framework.author import TargetInput, UsageError, find_class
 __all__ = ["IGNORED", "MaskClasses", "mask_from", "picture_from"]
 
 IGNORED = -1
-"""In a target, a pixel that does not count."""
+"""Class of target pixels to ignore."""
 
-_SHOWN = 8  # indices in a message
+_SHOWN = 8  # most indices in a message
 
 
 def picture_from(given: TargetInput, kind: Literal["auto", "mask", "picture"]) -> Tensor | None:
-    """The picture in which the classes are still to be found, or None where it is a mask.
+    """The picture for the network to segment, or None if the input is a mask.
 
     Args:
         given: An image or an array.
-        kind: What it is; "auto" takes an image in colours for a picture.
+        kind: Kind of the input; "auto" treats a colour image as a picture.
 
     Returns:
         (1, 3, H, W) in [-1, 1].
 
     Raises:
-        UsageError: Where an array is said to be a picture.
+        UsageError: If the input is an array and `kind` is "picture".
     """
     if given.image is None:
         if kind == "picture":
@@ -55,12 +55,12 @@ def picture_from(given: TargetInput, kind: Literal["auto", "mask", "picture"]) -
 @final
 @attrs.frozen(kw_only=True)
 class MaskClasses:
-    """What the indices of masks mean.
+    """Meaning of the indices in masks.
 
     Attributes:
-        classes: By index, the network's class.
-        names: Of the network's K classes.
-        ignore_index: The index of pixels that do not count.
+        classes: The network's class for each mask index.
+        names: Names of the network's K classes.
+        ignore_index: Mask index of pixels to ignore.
     """
 
     classes: Mapping[int, int]
@@ -69,11 +69,10 @@ class MaskClasses:
 
     @classmethod
     def read(cls, stated: str | None, names: Sequence[str], ignore_index: int) -> MaskClasses:
-        """From names separated by commas, for 0, 1 and so on or each after its index and "=".
+        """Parse comma-separated class names, for indices 0, 1, ... or as "index=name".
 
         Raises:
-            UsageError: Where there is no such class, or something else before the "=" than an index
-                of its own.
+            UsageError: If a class is unknown, or an index is invalid or repeated.
         """
         classes = {index: index for index in range(len(names))}
         if stated is not None:
@@ -90,7 +89,7 @@ class MaskClasses:
         return cls(classes=classes, names=names, ignore_index=ignore_index)
 
     def said(self) -> str:
-        """In words, for hints."""
+        """Description for hints."""
         rows = [f"{index} ({self.names[number]})" for index, number in sorted(self.classes.items())]
         listed = f"{rows[0]} to {rows[-1]}" if len(rows) > _SHOWN else ", ".join(rows)
         return (
@@ -100,20 +99,19 @@ class MaskClasses:
 
 
 def mask_from(given: TargetInput, classes: MaskClasses, largest: int) -> Tensor:
-    """The classes in an indexed or grey image, or in an array (H, W) or (B, H, W).
+    """Read classes from an indexed or grey image, or an array (H, W) or (B, H, W).
 
     Args:
         given: An image or an array.
-        classes: What its indices mean.
-        largest: Sides above it are reduced to it, by nearest neighbour, since a network of that
-            size sees no more.
+        classes: Meaning of its indices.
+        largest: Longest side in pixels, the resolution of the network; larger masks are reduced by
+            nearest neighbour.
 
     Returns:
         (B, h, w), int64 in [0, K), or `IGNORED`.
 
     Raises:
-        UsageError: Where it is no mask, holds indices that are neither of a class nor left out, or
-            nothing that counts; the message names them.
+        UsageError: If the input is no mask, has unknown indices, or only ignored pixels.
     """
     source = repr(given.source or "the target")
     numbers = _numbers(given, source)
@@ -145,7 +143,7 @@ def mask_from(given: TargetInput, classes: MaskClasses, largest: int) -> Tensor:
 
 
 def _numbers(given: TargetInput, source: str) -> Tensor:
-    """(B, H, W), of any numeric type."""
+    """Indices (B, H, W) of any numeric type."""
     if given.image is not None:
         indices = _indices(given.image)
         if indices is None:
@@ -166,9 +164,9 @@ def _numbers(given: TargetInput, source: str) -> Tensor:
 
 
 def _indices(image: Image.Image) -> np.ndarray | None:
-    """The numbers in an image without colours of its own, (H, W); None where it has some.
+    """The indices (H, W) of an indexed or grey image; None for a colour image.
 
-    Grey images of 8 bits come as RGB with three equal channels.
+    8-bit grey images arrive as RGB with three equal channels.
     """
     pixels = np.asarray(image)
     if pixels.ndim == 2:

@@ -1,4 +1,4 @@
-"""The options of this distribution's components; importing them imports no torch."""
+"""Options of the components; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ class SegmentationOptions:
     Attributes:
         model: A torchvision model, such as "deeplabv3_resnet50", which may also be written
             "torchvision/deeplabv3_resnet50", or a transformers model as the path of a folder or
-            "owner/name" on the hub. With a checkpoint it says what the
-            checkpoint is of, where that does not say so itself.
-        size: The side in pixels to which images are resized before the network sees them, in place
-            of what the network was trained with.
-        ignore_index: In a mask, the index of pixels that do not count.
-        target_kind: What a target file is: a "picture", in which the network finds the classes, or
-            a "mask" of class indices. "auto" takes indexed and grey ones for masks.
-        mask_classes: What the indices of a mask mean, by the network's own names: "floor,red cube"
-            for 0 and 1, or "3=floor,7=red cube". None: the network's own numbers.
+            "owner/name" on the hub. Required for a checkpoint that does not name its model.
+        size: Side in pixels to which images are resized for the network; overrides the network's
+            own.
+        ignore_index: Mask index of pixels to ignore.
+        target_kind: Kind of a target file: a "picture" for the network to segment, or a "mask" of
+            class indices. "auto" treats indexed and grey images as masks.
+        mask_classes: The network's class name for each mask index: "floor,red cube" for 0 and 1,
+            or "3=floor,7=red cube". None: mask indices are the network's class numbers.
     """
 
     model: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
@@ -52,8 +51,7 @@ class SegmentationCrossEntropyOptions:
 
     Attributes:
         temperature: Divides the teacher's logits in knowledge transfer. Below 1 it sharpens the
-            teacher. Then a student that repeats its teacher is not at the minimum, which at 1 it
-            is.
+            teacher, and a student equal to its teacher is no longer the minimum.
     """
 
     temperature: float = attrs.field(default=1.0, converter=float, validator=_positive)

@@ -1,4 +1,4 @@
-"""From a name and weights to one of torchvision's segmentation networks."""
+"""Builds and loads torchvision's segmentation networks."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ __all__ = ["PREFIX", "from_checkpoint", "from_torchvision", "model_names", "unkn
 
 _Loaded = tuple[nn.Module, Sequence[str], ImageInput]
 
-PREFIX = "torchvision/"  # may stand before its names, as those of classifiers need it
+PREFIX = "torchvision/"  # optional prefix of names; classifiers require it
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as all of them want it
-_SIZE = 520  # to which torchvision resizes images before any of them
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for all models
+_SIZE = 520  # input size of all models
 _HEADS = {"lraspp": "classifier.low_classifier.weight"}
 _HEAD = "classifier.4.weight"
 _AUXILIARY = "aux_classifier."
@@ -40,14 +40,14 @@ _three: Any = (min_len(3), max_len(3))  # one for each channel
 
 
 def model_names() -> list[str]:
-    """The segmentation models of this torchvision."""
+    """Segmentation models of the installed torchvision."""
     names: list[str] = list_models(module=torchvision.models.segmentation)
     return names
 
 
 @attrs.frozen(kw_only=True)
 class _Architecture:
-    """What a checkpoint says of itself; all but the model may be left out."""
+    """Architecture record of a checkpoint; only the model is required."""
 
     model: str = attrs.field(validator=instance_of(str))
     class_names: Sequence[str] | None = attrs.field(
@@ -68,16 +68,16 @@ class _Architecture:
 
 
 def from_checkpoint(checkpoint: Checkpoint, model: str | None, size: int | None) -> _Loaded:
-    """Build what a checkpoint says, or the named model, and load it.
+    """Build the model of a checkpoint and load its weights.
 
     Args:
-        checkpoint: A state dict, with any number of classes.
-        model: Its name, where the checkpoint does not state it.
-        size: Side in pixels of what the network is shown, in place of what is stated.
+        checkpoint: State dict with any number of classes.
+        model: Model name, required if the checkpoint does not state it.
+        size: Input side in pixels; overrides the stated one.
 
     Raises:
-        UsageError: Where `model` is unknown or contradicts the checkpoint.
-        AssetError: Where the architecture cannot be, or the weights do not fit it.
+        UsageError: If `model` is unknown or contradicts the checkpoint.
+        AssetError: If the architecture is invalid, or the weights do not fit it.
     """
     if checkpoint.architecture:
         stated = read_architecture(checkpoint, _Architecture)
@@ -113,10 +113,10 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None, size: int | None)
 
 
 def from_torchvision(model: str, size: int | None) -> _Loaded:
-    """A model with torchvision's weights, downloaded by torchvision where they are not yet here.
+    """A model with torchvision's weights, downloaded if necessary.
 
     Raises:
-        AssetError: If its weights cannot be downloaded; names the address.
+        AssetError: If the weights cannot be downloaded; the hint names the URL.
     """
     weights = get_model_weights(model).DEFAULT
     hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
@@ -128,7 +128,7 @@ def from_torchvision(model: str, size: int | None) -> _Loaded:
 
 
 def unknown_model(model: str) -> UsageError:
-    """That a name is no model; the hint lists what is close."""
+    """Error for an unknown model; the hint lists similar names."""
     names = model_names()
     close = difflib.get_close_matches(model, names, n=3) or names
     return UsageError(
@@ -139,7 +139,7 @@ def unknown_model(model: str) -> UsageError:
 
 
 def _without_auxiliary(network: Any) -> nn.Module:
-    """The network without the head that served its training and costs time."""
+    """Remove the auxiliary head, which only training needs."""
     if "aux_classifier" in network._modules:
         network.aux_classifier = None
     module: nn.Module = network
@@ -151,6 +151,6 @@ def _input(size: int, stated: _Architecture) -> ImageInput:
 
 
 def _class_names(model: str, number: int) -> list[str]:
-    """What torchvision calls the classes, if it is of those; else numbers."""
+    """torchvision's class names if their number matches, else numbers."""
     known = list(get_model_weights(model).DEFAULT.meta["categories"])
     return known if len(known) == number else [f"class {index}" for index in range(number)]

@@ -1,8 +1,8 @@
-"""What this distribution supplies: checkpoints and default targets for components of others.
+"""Hooks of this plugin: checkpoints and default targets for components of other plugins.
 
 Each file `weights/NAME.json` is the card of `weights/NAME.safetensors`, of a folder `weights/NAME/`
-as transformers saves it, or of the experts in `weights/NAME.experts.safetensors`, with a record
-beside it of how they were made.
+as transformers saves it, or of the experts in `weights/NAME.experts.safetensors`, with a record of
+their training beside it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from ppap_framework.plugin import Asset, Card, DefaultTarget, ExpertBundle, hook
 
 PPAP_API = (1, 0)
 
-_DENSE = ("depth", "segmentation")  # these look at every pixel, and aim at a picture
+_DENSE = ("depth", "segmentation")  # predictions per pixel; the target is a picture
 _SCENE = "package://ppap_plugin_shapes/references/scene-4.png"
 
 
 @hookimpl
 def ppap_assets() -> list[Asset]:
-    """The cards of all weights and experts here, and what guides aim at by default."""
+    """Cards of all weights and experts, and default targets of guides."""
     files = resources.files("ppap_plugin_shapes").joinpath("weights").iterdir()
     texts = {file.name: file.read_text() for file in files if file.name.endswith(".json")}
     records = [json.loads(texts[name]) for name in sorted(texts)]

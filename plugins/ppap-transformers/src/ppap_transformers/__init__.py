@@ -4,15 +4,14 @@
     network = load_network(model, "depth-estimation")   # transformers' own class, weights checked
     feed = make_input(model, multiple=patch_size)       # resize and normalization, differentiable
 
-`feed(images)` gives what the network takes as `pixel_values`.
+`feed(images)` returns the `pixel_values` of the network.
 
 An ordinary folder has `config.json`, weights (`model.safetensors`, its shards, or
 `pytorch_model.bin`) and usually `preprocessor_config.json`. A checkpoint of this project states the
 two configurations as its architecture, {"config": {...}, "preprocessor": {...}}, or lies in such a
-folder. Code that comes with a model is never run, and the network is only used for a name of the
-hub.
+folder. Code that comes with a model is never executed. Only hub names need internet access.
 
-transformers is imported only when something is loaded.
+transformers is imported only on loading.
 """
 
 from __future__ import annotations

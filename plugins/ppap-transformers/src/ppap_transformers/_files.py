@@ -40,8 +40,9 @@ class _Architecture:
 
 
 def find_model(model: str | None, checkpoint: Checkpoint | None) -> Checkpoint:
-    """Find a model: its weights, with the contents of its config and its preprocessor's config as
-    the architecture, {"config": {...}, "preprocessor": {...}}.
+    """Find the weights of a model, with its configs as the architecture.
+
+    The architecture is {"config": {...}, "preprocessor": {...}}.
 
     Args:
         model: A folder, or "owner/name" or "owner/name@revision" of the Hugging Face hub if there
@@ -50,7 +51,7 @@ def find_model(model: str | None, checkpoint: Checkpoint | None) -> Checkpoint:
             belong to `model`.
 
     Raises:
-        UsageError: If the two contradict each other, or `model` is neither folder nor name.
+        UsageError: If the two contradict each other, or `model` is neither a folder nor a hub name.
         AssetError: If a file is missing, damaged, or cannot be downloaded.
     """
     if checkpoint is not None and checkpoint.architecture:
@@ -144,7 +145,7 @@ def _folder(model: str, *, weights: bool) -> tuple[Path, str]:
 
 
 def _download(repository: str, revision: str | None, *, weights: bool) -> Path:
-    """The folder of a hub's model, whose files are fetched one by one, and only those in use."""
+    """Download only the necessary files of a hub model and return their folder."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -153,7 +154,7 @@ def _download(repository: str, revision: str | None, *, weights: bool) -> Path:
     def fetch(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(repository, name, revision=revision))
-        except LocalEntryNotFoundError:  # the hub cannot be asked, and may have it
+        except LocalEntryNotFoundError:  # the hub is unreachable and may have the file
             known_missing = try_to_load_from_cache(repository, name, revision=revision) is not None
             if known_missing or (off and name in _WEIGHTS):
                 return None

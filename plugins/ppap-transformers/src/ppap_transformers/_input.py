@@ -1,4 +1,4 @@
-"""The input that a model's preprocessor describes."""
+"""Preprocessing by a model's preprocessor config."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from ppap_transformers._network import make_config
 
 __all__ = ["make_input"]
 
-_BICUBIC = 3  # in the numbering of Pillow and transformers; all others are bilinear here
+_BICUBIC = 3  # number in Pillow and transformers; all others become bilinear
 
 
 def make_input(model: Checkpoint, *, multiple: int = 1, size: int | None = None) -> ImageInput:
-    """The resize and normalization of a model; what its preprocessor leaves out is the default of
-    transformers for this type of model. Crops and padding are left out.
+    """Resize and normalization of a model, without crops and padding.
+
+    Missing values are transformers' defaults for this model type.
 
     Args:
-        model: The model, as `find_model` gives it.
-        multiple: Number that must divide both sides, such as the size of the network's patches;
-            the preprocessor may ask for more.
-        size: Side in pixels of what the network is shown, in place of the preprocessor's.
+        model: Model from `find_model`.
+        multiple: Divisor of both sides, such as the patch size of the network; the preprocessor may
+            require a larger one.
+        size: Input side in pixels, instead of the preprocessor's.
 
     Raises:
         AssetError: If the preprocessor is invalid.
-        UsageError: For a size below 1.
+        UsageError: If the size is below 1.
     """
     from transformers import IMAGE_PROCESSOR_MAPPING
 
@@ -39,7 +40,7 @@ def make_input(model: Checkpoint, *, multiple: int = 1, size: int | None = None)
             f"transformers does not say what images a {config.model_type} wants",
             hint="name another model",
         )
-    processing = IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]  # the one without torchvision
+    processing = IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]  # works without torchvision
     try:
         wanted = processing.from_dict(dict(model.architecture["preprocessor"])).to_dict()
         if size is None and wanted.get("do_resize", True):
@@ -47,7 +48,7 @@ def make_input(model: Checkpoint, *, multiple: int = 1, size: int | None = None)
         steps = [int(wanted.get(key) or 1) for key in ("ensure_multiple_of", "size_divisor")]
         normalize = wanted.get("do_normalize")
         rescale = float(wanted.get("rescale_factor", 1 / 255)) if wanted.get("do_rescale") else 1.0
-        unit = 255 * rescale  # white, in the numbers that mean and std refer to
+        unit = 255 * rescale  # value of white, in the units of mean and std
         return ImageInput(
             size=size,
             mean=[mean / unit for mean in (wanted["image_mean"] if normalize else [0.0] * 3)],
@@ -65,7 +66,7 @@ def make_input(model: Checkpoint, *, multiple: int = 1, size: int | None = None)
 
 
 def _side(size: Any) -> int | None:
-    """The side of a square, from what transformers calls a size: a number, or a mapping."""
+    """Side of a square from a transformers size, a number or a mapping."""
     if size is None or isinstance(size, int):
         return size
     keys = ("shortest_edge", "height", "width", "longest_edge")

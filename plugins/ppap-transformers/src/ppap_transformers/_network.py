@@ -1,4 +1,4 @@
-"""From a config and tensors to a network, by transformers' own classes."""
+"""Builds networks of transformers from a config and tensors."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Task: TypeAlias = Literal[
 def load_network(model: Checkpoint, task: Task, *, unused: str | None = None) -> nn.Module:
     """Build a model in float32, on the CPU and in evaluation mode, with its weights.
 
-    transformers renames parameters that its older versions called otherwise. Tensors that the
-    network does not use are logged; none that it uses may be missing.
+    transformers renames parameters of its older versions. Unused tensors are logged; missing ones
+    are an error.
 
     Args:
-        model: The model, as `find_model` gives it.
-        task: What it must do.
-        unused: Regular expression that matches the beginning of names of parameters that the
-            network has but never uses, so that published files leave them out. They become 0.
+        model: Model from `find_model`.
+        task: Task of the network.
+        unused: Regular expression for the beginning of names of parameters that the network never
+            uses. They may be missing, and become 0.
 
     Raises:
-        AssetError: If the config is of another kind of network or needs code or files from
-            elsewhere, or the weights do not fit.
+        AssetError: If the config is for another task or needs external code or files, or the
+            weights do not fit.
     """
     import transformers
 
@@ -58,10 +58,10 @@ def load_network(model: Checkpoint, task: Task, *, unused: str | None = None) ->
                 config=config,
                 state_dict=state,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                ignore_mismatched_sizes=True,  # reported, and refused below
                 output_loading_info=True,
             )
-    except Exception as error:  # networks react in many ways to impossible sizes
+    except Exception as error:  # networks raise various errors for invalid sizes
         raise _unfit(model, error) from error
     left_out = {name for name in told["missing_keys"] if unused and re.match(unused, name)}
     for name in left_out:
@@ -87,10 +87,10 @@ def load_network(model: Checkpoint, task: Task, *, unused: str | None = None) ->
 
 
 def make_config(model: Checkpoint) -> Any:
-    """The config as transformers' own class.
+    """The config as an object of transformers.
 
     Raises:
-        AssetError: If transformers does not know it, or it needs code or files from elsewhere.
+        AssetError: If the model type is unknown, or needs external code or files.
     """
     import transformers
 
@@ -112,12 +112,12 @@ def make_config(model: Checkpoint) -> Any:
             return transformers.CONFIG_MAPPING[kind](**_self_contained(model, stated))
     except AssetError:
         raise
-    except Exception as error:  # each config has checks of its own
+    except Exception as error:  # each config class has its own checks
         raise _unfit(model, error) from error
 
 
 def _self_contained(model: Checkpoint, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that runs no code and fetches no other model, at any depth."""
+    """A config without external code or other models, at any depth."""
     if isinstance(stated.get("backbone"), str) and not stated.get("use_timm_backbone"):
         raise AssetError(
             f"{model.name!r} names backbone {stated['backbone']!r} instead of describing it",

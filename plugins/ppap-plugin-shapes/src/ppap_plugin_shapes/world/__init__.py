@@ -1,6 +1,6 @@
 """The embedded world: solids on a floor before a wall, rendered with exact ground truth.
 
-Needs numpy and attrs alone. A scene follows from ``(seed, index)``; batch and size never change it.
+Needs only numpy and attrs. A scene depends only on ``(seed, index)``, not on batch or size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a scene is called: the hero first, then what it stands on, before, or next to."""
+"""Captions of scenes: the hero first, then what it stands on, before, or next to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TEMPLATES = 4
 
 
 def describe(scene: Scene, template: int) -> str:
-    """The caption of a scene after one of ``TEMPLATES`` patterns."""
+    """The caption of a scene by one of ``TEMPLATES`` patterns."""
     hero, *others = scene.solids
     floor = f"on {_a(scene.floor_name)} floor"
     wall = f"before {_a(scene.wall_name)} wall"

@@ -1,12 +1,12 @@
-"""Pictures of scenes with their ground truth.
+"""Renders scenes with ground truth.
 
 Radiance is computed in linear light: albedo times (ambient x openness + lamp x cosine x
-visibility), plus a Blinn-Phong highlight on the solids. Openness loses the form factor of a sphere
-in place of each neighbour, which grounds the solids. The lamp is a disc: each of the rays of a
-pixel sees another point of it, so averaging them smooths edges and shadows at once. Its light falls
-with the distance, not with the square, which keeps the far wall friendly.
+visibility), plus a Blinn-Phong highlight on the solids. Openness is reduced by the form
+factor of a sphere in place of each neighbour, which gives contact shadows. The lamp is a disc: each
+ray of a pixel samples another point of it, so averaging smooths edges and shadows. Its light falls
+with the distance, not its square, to keep the far wall bright.
 
-A scene is always computed alone, so its bytes do not depend on the batch.
+Each scene is computed alone, so its bytes do not depend on the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ppap_plugin_shapes.world.vocabulary import COLOURS, PAINTS
 
 SUPERSAMPLING = 4
 BLOCK = 16384
-"""Rays computed at once: their arrays stay in the cache, and 32 x 32 pixels are one block."""
+"""Rays per block, so that arrays fit in the cache; 32 x 32 pixels are one block."""
 
 AMBIENT, LAMP, GLOSS = 0.42, 0.78, 0.22
 LAMP_RADIUS = 0.85
@@ -43,7 +43,7 @@ class Scenes:
         labels: (B,) int64, the hero's index into ``CLASS_NAMES``.
         depth: (B, size, size) float32, distance along the viewing axis in world units.
         segmentation: (B, size, size) uint8, indices into ``SEGMENTATION_NAMES``.
-        captions: B of them.
+        captions: B captions.
     """
 
     images: NDArray[np.uint8]
@@ -59,13 +59,13 @@ def render(
     """Render the scenes ``indices`` of the world ``seed``.
 
     Args:
-        seed: which world, >= 0.
-        indices: which of its scenes, each >= 0, in any order.
-        size: side of the square pictures in pixels, >= 8. It changes the sampling, not the scene.
+        seed: Seed of the world, >= 0.
+        indices: Indices of scenes, each >= 0, in any order.
+        size: Side of the pictures in pixels, >= 8. It changes the sampling, not the scene.
 
     Raises:
-        ValueError: for a negative seed or index, or a size below 8.
-        TypeError: for any of them not integer.
+        ValueError: If the seed or an index is negative, or the size below 8.
+        TypeError: If any of them is not an integer.
     """
     seed, size = operator.index(seed), operator.index(size)
     wanted = [operator.index(index) for index in indices]
@@ -129,7 +129,7 @@ def _shade(scene: Scene, rays: Floats) -> Floats:
     key = np.maximum(dot(normals, lamp), 0) * (LAMP * REACH) / (distance * distance)
     openness = 0.75 + 0.25 * normals[1]
     for index, solid in enumerate(scene.solids, start=FIRST_SOLID):
-        elsewhere = surface != index  # convex: a solid shades itself only where its key light is 0
+        elsewhere = surface != index  # a convex solid shades itself only where its key light is 0
         openness *= 1 - _form_factor(solid, points, normals) * elsewhere
         key *= (solid.intersect(points, lamp) >= 1) | ~elsewhere
     radiance: Floats = albedo * (AMBIENT * openness + key)
@@ -160,9 +160,9 @@ def _surface(scene: Scene, surface: NDArray[np.uint8], points: Floats) -> tuple[
 
 
 def _lamp(scene: Scene, rays: int) -> Floats:
-    """Points (3, rays) of the lamp's disc, the same ones in each pixel: a sunflower pattern."""
+    """Points (3, rays) of the lamp's disc in a sunflower pattern, the same for each pixel."""
     samples = SUPERSAMPLING**2
-    steps = np.arange(samples) * 7 % samples  # so that neighbouring rays see distant points
+    steps = np.arange(samples) * 7 % samples  # so that neighbouring rays sample distant points
     radius = LAMP_RADIUS * np.sqrt((steps + 0.5) / samples)
     angle = steps * math.pi * (3 - math.sqrt(5))
     x, _, z = scene.light

@@ -1,7 +1,7 @@
-"""From (seed, index) to a scene.
+"""Samples a scene from (seed, index).
 
-Only uniform doubles are drawn, never numpy's derived distributions, whose streams may change
-between numpy releases. The class comes first and is kept while everything else is redrawn until the
+Only uniform doubles are drawn, since the streams of numpy's other distributions may change between
+releases. The class comes first and is kept while everything else is redrawn until the
 hero is well in view, so rejection cannot favour a class.
 """
 
@@ -23,12 +23,12 @@ Colour = tuple[float, float, float]
 Surfaces = NDArray[np.uint8]
 
 PROBE = 32
-"""Side of the picture on which visibility is measured, whatever size is rendered later."""
+"""Side of the picture for measuring visibility, independent of the rendered size."""
 COVERAGE = (0.09, 0.335)
-"""Accepted share of the hero: a little inside 8 to 35 %, for the sake of other sizes."""
+"""Accepted share of the hero: within 8 to 35 %, with a margin for other sizes."""
 
 REACH = 7.0
-"""From the hero's foot to the lamp."""
+"""Distance from the hero's foot to the lamp."""
 
 _PROBE = pixel_centres(PROBE)
 # Silhouette over radius^2 at a typical pitch, and the range of height over radius.
@@ -37,7 +37,7 @@ _PROPORTIONS = ((2.0, 2.0), (2.0, 2.0), (1.9, 2.5), (2.1, 2.7))
 
 
 class Dice:
-    """Uniform draws that depend on (seed, index) alone."""
+    """Uniform draws that depend only on (seed, index)."""
 
     def __init__(self, seed: int, index: int) -> None:
         bits = np.random.Philox(np.random.SeedSequence([seed, index]))
@@ -88,7 +88,7 @@ def _stage(dice: Dice, shape: int, colour: int) -> Scene:
         REACH * math.sin(elevation),
         -REACH * math.cos(azimuth) * math.cos(elevation),
     )
-    # Seen from the camera the nearest edge of a cube stays off both face centres: two faces show.
+    # From the camera, the nearest edge of a cube is off both face centres, so two faces show.
     bearing = math.atan2(aim_x, distance * math.cos(pitch))
     yaw = dice.uniform(0.45, 1.12) - bearing if SHAPES[shape] == "cube" else 0.0
     floor_tone = dice.below(len(TONES))
@@ -123,7 +123,7 @@ def _hero_in_view(scene: Scene) -> bool:
 
 
 def _add_others(dice: Dice, scene: Scene, count: int) -> Scene:
-    """Stand up to ``count`` solids behind or beside the hero, fewer where there is little room."""
+    """Add up to ``count`` solids behind or beside the hero, fewer if there is no room."""
     rays = scene.camera.directions(*_PROBE)
     depth, surface = trace(scene, rays)
     for _ in range(10 * count):
@@ -165,7 +165,7 @@ def _stands_free(scene: Scene, other: Solid) -> bool:
 
 
 def _hero_stays_in_front(before: Surfaces, after: Surfaces, solids: int) -> bool:
-    """Nobody hides any of the hero; the others look smaller, but large enough to be made out."""
+    """Whether the hero is not occluded and the others look smaller, but large enough."""
     least = 0.015 * PROBE**2
     hero = (before == FIRST_SOLID).sum()
     pixels = np.bincount(after, minlength=FIRST_SOLID + solids)[FIRST_SOLID:]

@@ -1,8 +1,8 @@
-"""What a scene is, and where a ray through it ends.
+"""Scenes, and ray casting in them.
 
 The camera at e looks along f with right r and up u; the ray through picture coordinates (h, v) in
-[-1, 1] is e + t (f + tan(fov / 2) (h r + v u)). As f has length one and r, u stand on it, t is the
-depth.
+[-1, 1] is e + t (f + tan(fov / 2) (h r + v u)). As f has length one and r, u are orthogonal to it,
+t is the depth.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Camera:
 
 @attrs.frozen
 class Scene:
-    """Everything a picture follows from. The hero is ``solids[0]``.
+    """All parameters of a picture. The hero is ``solids[0]``.
 
     Attributes:
-        wall_distance: from the origin to the wall.
-        wall_yaw: turn of the wall about the vertical, in radians.
-        light: centre of the lamp.
-        floor, wall: sRGB albedos in [0, 1].
-        floor_name, wall_name: what captions call these tones.
+        wall_distance: Distance from the origin to the wall.
+        wall_yaw: Rotation of the wall about the vertical, in radians.
+        light: Centre of the lamp.
+        floor, wall: The sRGB albedos in [0, 1].
+        floor_name, wall_name: Names of these tones in captions.
     """
 
     solids: tuple[Solid, ...]
@@ -72,13 +72,13 @@ class Scene:
         return (math.sin(self.wall_yaw), 0.0, -math.cos(self.wall_yaw))
 
     def wall_clearance(self, x: float, z: float) -> float:
-        """How far in front of the wall a point stands."""
+        """Distance of a point from the wall."""
         nx, _, nz = self.wall_normal
         return nx * x + nz * z + self.wall_distance
 
 
 def trace(scene: Scene, directions: Floats) -> tuple[Floats, NDArray[np.uint8]]:
-    """Follow camera rays (3, n) to what they hit first.
+    """Find the first hit of camera rays (3, n).
 
     Returns depth (n,) and surface (n,): WALL, FLOOR, or FIRST_SOLID + k for ``solids[k]``.
     """
@@ -102,7 +102,7 @@ def pixel_centres(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def _wall(scene: Scene, directions: Floats) -> Floats:
     nx, _, nz = scene.wall_normal
     x, _, z = scene.camera.position
-    # Ahead of every ray: neither the wall's turn nor the field of view comes near 90 degrees.
+    # The wall is ahead of every ray: its rotation and the field of view are far below 90 degrees.
     depth: Floats = -scene.wall_clearance(x, z) / (nx * directions[0] + nz * directions[2])
     return depth
 

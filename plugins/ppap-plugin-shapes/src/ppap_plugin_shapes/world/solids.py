@@ -27,12 +27,12 @@ class Solid:
     """A solid on the floor.
 
     Attributes:
-        shape: index into ``SHAPES``.
-        colour: index into ``COLOURS``.
-        x, z: where its axis meets the floor.
-        radius: half its width (before turning).
-        height: from the floor to its top.
-        yaw: turn about the vertical, in radians.
+        shape: Index into ``SHAPES``.
+        colour: Index into ``COLOURS``.
+        x, z: Position of its axis on the floor.
+        radius: Half its width (before turning).
+        height: Height above the floor.
+        yaw: Rotation about the vertical, in radians.
     """
 
     shape: int
@@ -49,11 +49,11 @@ class Solid:
 
     @property
     def footprint(self) -> float:
-        """Radius of the circle about what it covers of the floor."""
+        """Radius of the circle around its base."""
         return self.radius * (math.sqrt(2) if SHAPES[self.shape] == "cube" else 1.0)
 
     def intersect(self, origin: Floats, direction: Floats) -> Floats:
-        """Smallest t > 0, (n,), at which rays from outside enter the solid; inf where they miss."""
+        """Smallest t > 0, (n,), at which rays from outside enter the solid; inf if they miss."""
         offset = origin - _column(self.centre, origin.dtype)
         close = np.flatnonzero(self._comes_close(offset, direction))
         if offset.shape[1] > 1:
@@ -92,13 +92,13 @@ class Solid:
 
 
 def dot(a: Floats, b: Floats) -> Floats:
-    """Inner products of (3, n) vectors. Written out: no BLAS, hence the same bits everywhere."""
+    """Inner products of (3, n) vectors, without BLAS for identical bits on all machines."""
     products: Floats = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
     return products
 
 
 def stack(x: Floats, y: Floats, z: Floats) -> Floats:
-    """Vectors (3, n) of their components."""
+    """Stack components to vectors (3, n)."""
     vectors = np.empty((3, *x.shape), x.dtype)
     vectors[0], vectors[1], vectors[2] = x, y, z
     return vectors
@@ -150,9 +150,9 @@ def _slab(o: Floats, d: Floats) -> Interval:
 
 
 def _roots(a: Floats, b: Floats, c: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Ordered roots of a t^2 + 2 b t + c, nan where there are none, and where a < 0."""
+    """Ordered roots of a t^2 + 2 b t + c, nan if there are none, and whether a < 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        # No difference of like numbers, so that both roots stay good where a is small.
+        # No difference of similar numbers, so that both roots stay accurate for small a.
         q = -b - np.copysign(np.sqrt(b * b - a * c), b)
         t0, t1 = q / a, c / q
     return np.minimum(t0, t1), np.maximum(t0, t1), a < 0

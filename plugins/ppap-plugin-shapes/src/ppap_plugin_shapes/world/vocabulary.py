@@ -1,10 +1,10 @@
-"""Names and colours of what there is to see."""
+"""Names and colours of the objects in scenes."""
 
 from __future__ import annotations
 
 SHAPES: tuple[str, ...] = ("sphere", "cube", "cylinder", "cone")
 
-# sRGB albedos. Hues are spread so that shading, which keeps hue, never turns one into another.
+# sRGB albedos. Shading keeps the hue, so distinct hues keep colours distinct.
 PAINTS: dict[str, tuple[float, float, float]] = {
     "red": (0.84, 0.10, 0.13),
     "orange": (0.97, 0.49, 0.04),
@@ -30,6 +30,6 @@ TONES: dict[str, tuple[float, float, float]] = {
 }
 
 CLASS_NAMES: tuple[str, ...] = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-"""Class ``shape * len(COLOURS) + colour`` of the hero."""
+"""Names of the hero's class, ``shape * len(COLOURS) + colour``."""
 
 SEGMENTATION_NAMES: tuple[str, ...] = ("wall", "floor", *SHAPES)
