@@ -75,7 +75,7 @@ def list_experts(as_json: bool) -> None:
 def inspect(source: str, as_json: bool) -> None:
     """Show the description of a bundle.
 
-    That is which expert reads which noise levels, what they were trained for, and how.
+    It states which expert reads which noise levels, and how the experts were trained.
     """
     from ppap_framework.experts import bundle_by_name
 

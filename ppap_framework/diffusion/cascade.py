@@ -1,4 +1,4 @@
-"""From the images of the first stage to those of the last: later stages, one after the other."""
+"""Later stages of a backend, run one after the other on the images of the first."""
 
 from __future__ import annotations
 
@@ -27,11 +27,7 @@ class Continuation:
 
     @classmethod
     def of(cls, stage: CascadedStage) -> Continuation:
-        """The stage with its own sampling.
-
-        Raises:
-            UsageError: If its schedule cannot be respaced so.
-        """
+        """The stage with its own sampling; UsageError if its schedule cannot be respaced so."""
         kept = space_timesteps(stage.schedule.num_timesteps, stage.sampling.respacing)
         return cls(stage, Process(stage.schedule, kept, stage.variance))
 
@@ -46,19 +42,16 @@ def cascade(
     watch: Callable[[int], None] | None = None,
     ready: Callable[[Stage], None] | None = None,
 ) -> list[Tensor]:
-    """Run later stages on finished images.
+    """Images of each later stage, (B, 3, H', W') in [-1, 1], drawn in order.
 
     Args:
-        later: The stages, in their order.
-        images: (B, 3, H, W) in [-1, 1], of the stage before the first of them.
-        condition: What the backend encoded for these B images.
-        seed: Noise of image i comes from (seed, i) and the stage alone.
-        start: The number of the first image.
-        watch: Called after every step with the number of images that took it.
+        later: The stages.
+        images: Finished images of the stage before them, (B, 3, H, W) in [-1, 1].
+        condition: Output of the backend's `encode` for these B images.
+        seed: Seed of the noise; see `NoiseSource`, also for `start`.
+        start: Number of the first image.
+        watch: Called after every step with the number of images.
         ready: Called before each stage begins.
-
-    Returns:
-        The images of each of them, (B, 3, H', W') in [-1, 1].
     """
     drawn = []
     for number, following in enumerate(later, start=1):

@@ -1,16 +1,15 @@
 r"""A diffusion process on a subset of a schedule's timesteps, and its reverse step.
 
-Of the base timesteps a subset tau_0 < ... < tau_{S-1} is kept. With abar_i that of tau_i, and 1
-before tau_0,
+The subset tau_0 < ... < tau_{S-1} of the base timesteps is kept. With abar_i at tau_i, and
+abar_{-1} = 1,
 
     beta_i  = 1 - abar_i / abar_{i-1}                               (Nichol and Dhariwal, section 4)
     beta~_i = beta_i (1 - abar_{i-1}) / (1 - abar_i)                (Ho et al., eq. 7)
     mu~_i   = sqrt(abar_{i-1}) beta_i / (1 - abar_i) x_0
               + sqrt(1 - beta_i) (1 - abar_{i-1}) / (1 - abar_i) x_i
 
-are the process's own betas, and the variance and mean of q(x_{i-1} | x_i, x_0). Constants are
-float64 and become the images' type only when used. An `index` counts the kept timesteps, 0 being
-the least noisy; a `t` is a base timestep.
+are the process's betas, and the variance and mean of q(x_{i-1} | x_i, x_0). Constants are float64
+and are cast on use. An `index` counts kept timesteps from the least noisy; `t` is a base timestep.
 
 Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
 """
@@ -39,11 +38,8 @@ class Process:
 
     Attributes:
         schedule: The base schedule, of T timesteps.
-        timesteps: The S kept ones, each in [0, T), rising.
+        timesteps: The S kept timesteps in [0, T), rising; anything else raises UsageError.
         variance: How the variance of a reverse step is chosen.
-
-    Raises:
-        UsageError: If there are no timesteps, or they are not rising numbers in [0, T).
     """
 
     schedule: NoiseSchedule
@@ -108,9 +104,8 @@ class Process:
 
     @property
     def _first_variance(self) -> Tensor:
-        # The posterior of the last step is a point, whose logarithm nobody can use. Its neighbour's
-        # variance stands in; where there is no neighbour, the step's own beta, which bounds it from
-        # above.
+        # The posterior of the last step is a point, whose logarithm is -inf. The variance of its
+        # neighbor replaces it; without a neighbor, the step's own beta, an upper bound.
         return self.posterior_variance[1:2] if len(self) > 1 else self.betas
 
     def __len__(self) -> int:
@@ -121,12 +116,9 @@ class Process:
         return NoiseLevel(self.schedule.log_snr[self.timesteps[index]].expand(batch))
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, index: int | Tensor) -> Tensor:
-        """mu~, the mean of q(x_{i-1} | x_i, x_0).
+        """mu~, the mean of q(x_{i-1} | x_i, x_0), (B, C, H, W) like x_0 and x_i.
 
-        Args:
-            x0: (B, C, H, W), the clean images or what is thought of them.
-            x_t: (B, C, H, W), x_i.
-            index: In [0, S), of all images or, (B,) int64, of each.
+        `index` is in [0, S): one number for all images or, (B,) int64, one for each.
         """
         return (
             at_index(self.posterior_mean_coef_x0, index, x_t) * x0
@@ -134,28 +126,21 @@ class Process:
         )
 
     def posterior_log_variance(self, index: int | Tensor, like: Tensor) -> Tensor:
-        """log beta~, clipped at index 0, in the type of `like`.
-
-        A number, or (B, 1, 1, 1) where `index` is (B,).
-        """
+        """log beta~, clipped at index 0, as `at_index` gives it."""
         return at_index(self.posterior_log_variance_clipped, index, like)
 
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The variance of p(x_{i-1} | x_i), and its logarithm.
+        """The variance of p(x_{i-1} | x_i) and its logarithm, broadcastable to (B, C, H, W).
 
-        The two need not match at index 0, where `fixed_small` is 0 and has its logarithm clipped.
+        They do not match at index 0, where `fixed_small` is 0 and its logarithm is clipped.
 
         Args:
-            index: In [0, S), of all images or, (B,) int64, of each.
-            learned: (B, C, H, W), the network's v for `learned_range`, of which (v + 1) / 2
-                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15), not
-                clamped; ignored by the fixed kinds.
-            like: (B, C, H, W), whose type and device the result takes.
-
-        Returns:
-            Both broadcast to (B, C, H, W).
+            index: As in `posterior_mean`.
+            learned: (B, C, H, W), the network's v for `learned_range`, not clamped: (v + 1) / 2
+                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15). Others ignore it.
+            like: Tensor whose type and device the result takes.
         """
         if self.variance == "learned_range":
             if learned is None:

@@ -13,14 +13,13 @@ from ppap_framework.runtime import generator
 class NoiseSource:
     """One stream of noise for each image: the initial noise first, then a draw for each step.
 
-    Streams are drawn on the CPU, so that every device sees the same numbers. A step draws even
-    where it has no use for noise; what follows is then the same for every sampler.
+    Streams are drawn on the CPU, so every device sees the same numbers. Each step draws, even if
+    it needs no noise, so every sampler sees the same later draws.
 
     Attributes:
         seed: Seed of the run.
-        start: The number of the batch's first image; image i has its stream from (seed, i).
-        stage: Number of the backend's stage; each has streams of its own, so that one does not
-            depend on how the other is sampled.
+        start: Number i of the batch's first image; its stream comes from (seed, i).
+        stage: Number of the backend's stage; each stage has its own streams.
     """
 
     seed: int
@@ -29,14 +28,7 @@ class NoiseSource:
     _streams: dict[int, Generator] = attrs.field(factory=dict, init=False)
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
-        """Draw standard normal noise for images `start` to `start` + B - 1.
-
-        Args:
-            shape: (B, C, H, W).
-
-        Returns:
-            (B, C, H, W), float32, on the CPU.
-        """
+        """Standard normal noise, (B, C, H, W), float32, on the CPU, for the batch's B images."""
         batch, *image = shape
         return torch.stack(
             [

@@ -1,8 +1,8 @@
 """Which of a schedule's T base timesteps a shorter process keeps.
 
-Two published ways: an even stride from 0 (`ddimN`; Song et al. 2021, arXiv 2010.02502, appendix D),
-and equal sections of the schedule, each thinned to a count of its own, its ends kept
-(Nichol and Dhariwal 2021, arXiv 2102.09672, section 4).
+An even stride from 0 (`ddimN`; Song et al. 2021, arXiv 2010.02502, appendix D), or equal sections,
+each thinned to its own count with its ends kept (Nichol and Dhariwal 2021, arXiv 2102.09672,
+section 4).
 """
 
 from __future__ import annotations
@@ -16,16 +16,12 @@ _FAST27 = (10, 10, 3, 2, 2)
 
 
 def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
-    """The kept timesteps, rising.
+    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
 
     Args:
         num_timesteps: T.
-        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for so many in each of as many
-            sections; "ddim25" for 25 at the smallest even stride that gives as many; "fast27" for
-            GLIDE's upsampler.
-
-    Raises:
-        UsageError: For anything else, or where T timesteps cannot be spaced so.
+        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
+            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
     """
     if respacing == "":
         return list(range(num_timesteps))
@@ -52,16 +48,9 @@ def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[
 
 
 def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
-    """So many timesteps, rising: at the even stride where there is one, else in one section.
+    """`steps` rising timesteps: at an even stride if there is one, else in one section.
 
-    A single step begins at the noisiest timestep, since there is nothing but noise to begin with.
-
-    Args:
-        num_timesteps: T.
-        steps: In [1, T].
-
-    Raises:
-        UsageError: For any other number of steps.
+    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
     """
     if not 1 <= steps <= num_timesteps:
         raise UsageError(
@@ -104,8 +93,8 @@ def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
                 hint=f"the {num_timesteps} timesteps are cut into {len(counts)} sections",
             )
         stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
-        # The stride is summed up, not multiplied, and halves go to the even neighbour: so do the
-        # published spacings, which trained networks have seen.
+        # Like the published spacings, which trained networks have seen: the stride is summed, not
+        # multiplied, and halves are rounded to even.
         position = 0.0
         for _ in range(count):
             kept.append(start + round(position))

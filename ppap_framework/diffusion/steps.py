@@ -5,8 +5,8 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters in one of t
     mean shift:  mu + Sigma g                 (Dhariwal and Nichol 2021, arXiv 2105.05233, alg. 1)
     score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
 
-The prediction that comes in has been clipped, if at all; x_0 that guidance has moved is not clipped
-again. Its shift is bounded where alpha_i is nearly 0; see `_guided`.
+The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
+see `_guided`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REACH = 2.0
 
 
 class Step(Protocol):
-    """What takes a sampler from tau_i to tau_{i-1}; `ddpm_step` and `ddim_step` do."""
+    """A step from tau_i to tau_{i-1}, such as `ddpm_step` or `ddim_step`."""
 
     def __call__(
         self,
@@ -35,7 +35,7 @@ class Step(Protocol):
         gradient: Tensor | None = None,
         /,
     ) -> tuple[Tensor, Prediction]:
-        """Take the step.
+        """x_{i-1}, (B, C, H, W), and the prediction that it was made from.
 
         Args:
             process: The reverse process.
@@ -43,9 +43,6 @@ class Step(Protocol):
             prediction: Prediction at x_i, already clipped.
             noise: (B, C, H, W), standard normal, on any device.
             gradient: (B, C, H, W), g, or None for no guidance.
-
-        Returns:
-            x_{i-1}, (B, C, H, W), and the prediction that it was made from.
         """
         ...
 
@@ -60,7 +57,7 @@ def ddpm_step(
 ) -> tuple[Tensor, Prediction]:
     """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, alg. 2), guided by a mean shift.
 
-    The prediction that is returned stays unguided. See `Step`.
+    The returned prediction stays unguided. See `Step`.
     """
     x_t = prediction.x_t
     x = process.posterior_mean(prediction.x0, x_t, index)
@@ -84,12 +81,8 @@ def ddim_step(
 ) -> tuple[Tensor, Prediction]:
     """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16), guided through the score.
 
-    Args:
-        eta: In [0, 1]: 0 is deterministic, 1 has the ancestral sampler's posterior variance. The
-            other arguments are those of `Step`.
-
-    Raises:
-        UsageError: For any other eta, for which there may be no such step.
+    See `Step`. `eta` is in [0, 1], else UsageError: 0 is deterministic, 1 has the ancestral
+    sampler's posterior variance.
     """
     if not 0.0 <= eta <= 1.0:
         raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
@@ -108,16 +101,9 @@ def ddim_step(
 def ddim_inversion_step(
     process: Process, index: int, prediction: Prediction, gradient: Tensor | None = None
 ) -> tuple[Tensor, Prediction]:
-    """The deterministic step the other way, to tau_{i+1} (Dhariwal and Nichol 2021, appendix F).
+    """The deterministic step to tau_{i+1} (Dhariwal and Nichol 2021, appendix F); see `Step`.
 
-    Args:
-        process: The reverse process.
-        index: i, in [0, S); from the last one it leads to pure noise, eps.
-        prediction: Prediction at x_i.
-        gradient: (B, C, H, W), g, or None for no guidance.
-
-    Returns:
-        x_{i+1}, (B, C, H, W), and the prediction that it was made from.
+    Returns x_{i+1} and its prediction. From the last index it leads to pure noise, eps.
     """
     abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
     alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
@@ -140,9 +126,8 @@ def _guided(
 
         alpha_to dx_0 + sigma_to deps = (alpha_to sigma_i / alpha_i - sigma_to) sigma_i g
 
-    whose factor is about 1 or less on evenly spaced timesteps, and has no bound as alpha_i falls to
-    0, where x_0 follows from eps by division by alpha_i. g is reduced such that the factor is at
-    most `_REACH`.
+    The factor is about 1 or less on evenly spaced timesteps, but unbounded as alpha_i falls to 0.
+    g is reduced such that the factor is at most `_REACH`.
     """
     if gradient is None:
         return prediction
@@ -152,6 +137,6 @@ def _guided(
     if reach > _REACH * alpha:
         return prediction.with_x0(prediction.x0 + _REACH * sigma**2 / reach * gradient)
     shifted = prediction.with_eps(prediction.eps - sigma * gradient)
-    # Under strong guidance x_0 and eps are large and nearly cancel. What is left is then down to
-    # the order of the arithmetic, here that of the published samplers: eps follows from x_0 again.
+    # Under strong guidance x_0 and eps are large and nearly cancel, so the order of arithmetic
+    # matters. As in the published samplers, eps is computed from x_0 again.
     return prediction.with_x0(shifted.x0)

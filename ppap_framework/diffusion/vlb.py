@@ -2,10 +2,8 @@ r"""Terms of the variational bound, by which a network learns the variance of it
 
     L_i = KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i))  for i > 0,      L_0 = -log p(x_0 | x_1)
 
-(Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 4 to 7), where p(x_0 | x_1) is the Gaussian's mass
-in the 1/127.5 wide bin of an 8-bit pixel (Ho et al. 2020, arXiv 2006.11239, eq. 13). The hybrid
-objective (eq. 16 of the former) adds a small multiple of their sum to the plain regression on eps,
-and lets it move the variance only.
+(Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 4 to 7); p(x_0 | x_1) is the Gaussian's mass in
+the 1/127.5 wide bin of an 8-bit pixel (Ho et al. 2020, arXiv 2006.11239, eq. 13).
 """
 
 from __future__ import annotations
@@ -31,19 +29,18 @@ def hybrid_loss(
     prediction: Prediction,
     vlb_weight: float = 1e-3,
 ) -> Tensor:
-    """L_simple + vlb_weight L_vlb (Nichol and Dhariwal 2021, eq. 16), of learned variance.
+    """L_simple + vlb_weight L_vlb (Nichol and Dhariwal 2021, eq. 16), for learned variance.
 
     Args:
-        process: The one to train for, usually of all T timesteps.
+        process: The process to train for, usually of all T timesteps.
         x0: (B, C, H, W), clean images in [-1, 1].
         index: (B,), int64, in [0, S), uniformly drawn.
-        noise: (B, C, H, W), the eps in the x_t that the prediction is of.
-        prediction: The network's, with its graph.
-        vlb_weight: lambda of the whole bound, which S L_i estimates.
+        noise: (B, C, H, W), the eps in x_t.
+        prediction: The network's prediction at x_t, with its graph.
+        vlb_weight: lambda; S L_i estimates the whole bound.
 
     Returns:
-        (B,): the mean squared error of eps over pixels, plus the weighted bound in bits per
-        dimension.
+        (B,): mean squared error of eps over pixels plus the weighted bound in bits per dimension.
     """
     simple = (prediction.eps - noise).square().flatten(1).mean(1)
     bound = variational_bound_term(process, x0, prediction.x_t, index, prediction)
@@ -53,17 +50,9 @@ def hybrid_loss(
 def variational_bound_term(
     process: Process, x0: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction
 ) -> Tensor:
-    """L_i of each image in bits per dimension; only the variance learns, the mean is detached.
+    """L_i of each image, (B,), in bits per dimension; it trains only the variance.
 
-    Args:
-        process: Whose betas give the variance its meaning.
-        x0: (B, C, H, W), clean images in [-1, 1].
-        x_t: (B, C, H, W), x_i.
-        index: (B,), int64, in [0, S).
-        prediction: Prediction at x_t; its x0 is not clipped.
-
-    Returns:
-        (B,).
+    `x_t` is x_i and the prediction's x_0 is not clipped; for the others see `hybrid_loss`.
     """
     true_mean = process.posterior_mean(x0, x_t, index)
     mean = process.posterior_mean(prediction.x0.detach(), x_t, index)
@@ -86,14 +75,9 @@ def gaussian_kl(
 
 
 def discretised_gaussian_nll(pixels: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of the mass of N(mean, variance) in each 8-bit pixel's bin, in nats.
+    """-log of the mass of N(mean, variance) in the bin of each 8-bit pixel, in nats.
 
-    The outermost bins are unbounded.
-
-    Args:
-        pixels: (B, C, H, W), in [-1, 1].
-        mean: Broadcasts to it.
-        log_variance: Broadcasts to it.
+    `pixels` is (B, C, H, W), in [-1, 1]; the others broadcast to it. Outermost bins are unbounded.
     """
     precision = torch.exp(-0.5 * log_variance)
     upper = ((pixels - mean + _HALF_BIN) * precision).clamp(-_FAR, _FAR)

@@ -1,4 +1,4 @@
-r"""Walking a diffusion process: from noise to images, and back.
+r"""Walks along a diffusion process: from noise to images, and back.
 
 x_S ~ N(0, I);   for i = S - 1 ... 0:   x_i -> Prediction, clipped -> step -> x_{i-1}
 """
@@ -20,34 +20,31 @@ from ppap_framework.noise import NoiseLevel
 
 
 class Guidance(Protocol):
-    """What steers a walk; see `ppap_framework.guidance.EnergyGuidance`."""
+    """The guidance of a walk, such as `ppap_framework.guidance.EnergyGuidance`."""
 
     def __call__(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor | None]:
-        """Denoise x_t and return the guidance gradient.
+        """`denoise(x_t)`, without a graph, and the guidance gradient g, (B, C, H, W), or None.
 
         Args:
             x_t: (B, C, H, W).
             time: t / T in [0, 1) of the whole batch; 0 is the least noisy.
             level: The B noise levels of x_t, all the same.
             denoise: The stage's denoiser at this timestep.
-
-        Returns:
-            `denoise(x_t)`, without a graph, and g = -s dE/dx_t, (B, C, H, W), or None.
         """
         ...
 
 
 @attrs.frozen(eq=False)
 class State:
-    """A walk after a step.
+    """The state of a walk after a step.
 
     Attributes:
         index: Index in the process from which the step was taken.
         timestep: Base timestep of that index.
         x: (B, C, H, W), the new state.
-        prediction: The prediction that it was made from; its x0 previews the final images.
+        prediction: Prediction that `x` was made from; its x0 previews the final images.
     """
 
     index: int
@@ -89,9 +86,9 @@ def trajectory(
         process: A process on the stage's schedule.
         x: (B, C, H, W), float32, the initial noise, on the device to compute on.
         noise: Draws (B, C, H, W) for a step; a `NoiseSource`, whose first draw was `x`.
-        condition: What the backend encoded for these B images.
+        condition: Output of the backend's `encode` for these B images.
         step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
-        guidance: What steers, or None.
+        guidance: The guidance, or None.
         clip: Clamp each x_0 to [-1, 1] before it is used.
         denoised_fn: Changes each x_0, (B, C, H, W), before it is clamped.
     """
@@ -116,14 +113,10 @@ def inversion(
 ) -> Iterator[State]:
     """Walk from images to noise by DDIM inversion, one state for each but the last timestep.
 
-    From the last state's x, `trajectory` with eta 0 and the same process leads back to the images.
+    From the last x, `trajectory` with eta 0 and the same process leads back to the images.
 
-    Args:
-        x: (B, C, H, W), float32, the images, taken to be the state at the first kept timestep. The
-            other arguments are those of `trajectory`.
-
-    Raises:
-        UsageError: If the process has a single timestep, which leaves nowhere to walk.
+    `x` holds the images, (B, C, H, W), float32, as the state at the first kept timestep. The other
+    arguments are those of `trajectory`. UsageError if the process has a single timestep.
     """
     if len(process) < 2:
         raise UsageError("DDIM inversion needs at least two steps", hint="use more steps")

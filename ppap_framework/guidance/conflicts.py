@@ -1,8 +1,8 @@
-"""Guides that pull against each other.
+"""Gradient components that oppose another guide.
 
-Two pulls conflict where their dot product over an image is negative: following one undoes part of
-the other. Taking from each its component along the other leaves what both agree on (Yu et al. 2020,
-"Gradient Surgery for Multi-Task Learning", arXiv 2001.06782, algorithm 1).
+Two pulls conflict if their dot product over an image is negative. Each then loses its component
+along the other (Yu et al. 2020, "Gradient Surgery for Multi-Task Learning", arXiv 2001.06782,
+algorithm 1).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
 def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Each pull, projected onto the plane normal to every other that it conflicts with.
+    """Each pull, projected onto the plane normal to every other pull that it conflicts with.
 
-    Each is compared with the original of the others, in the order given; the paper draws an order
-    at random, but here an image depends on its seed alone.
+    The others are the original ones, in the order given; the paper draws a random order, but here
+    an image depends on its seed alone. Each image is treated separately.
 
     Args:
-        pulls: K of (B, C, H, W), finite; each image is dealt with by itself.
+        pulls: K of (B, C, H, W), finite.
 
     Returns:
-        K pairs: the pull (B, C, H, W), unchanged to the bit where it conflicts with none, and where
-        it was changed, (B, 1, 1, 1), bool. Of two pulls, each then has a dot product with the other
-        one as it came that is not negative, but for rounding.
+        K pairs: the pull (B, C, H, W), bitwise unchanged without conflicts, and a bool mask
+        (B, 1, 1, 1) of changed images. If K is 2, the dot product of a pull and the other original
+        is not negative, up to rounding.
     """
     directions = [_direction(pull) for pull in pulls]
     results = []
@@ -46,8 +46,7 @@ def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _direction(pull: Tensor) -> Tensor:
-    """Of unit length; 0 where there is none."""
-    # By way of the largest element: squares of small gradients would vanish.
+    # Divide by the largest element first: squares of small gradients would underflow.
     largest = pull.abs().amax((1, 2, 3), keepdim=True)
     scaled = pull / torch.where(largest > 0, largest, 1.0)
     length = torch.linalg.vector_norm(scaled, dim=(1, 2, 3), keepdim=True)

@@ -1,7 +1,5 @@
 r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of log p(target | x_t).
 
-Two ways to it, of which a guided step takes one:
-
     noisy: g = -sum_k s_k dE_k(x_t)/dx_t
         each guide looks at the noisy image and is differentiated alone (Dhariwal and Nichol 2021,
         arXiv 2105.05233; for guides with experts Go et al. 2023, arXiv 2212.05973)
@@ -10,8 +8,7 @@ Two ways to it, of which a guided step takes one:
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
 
-Components of the pulls -s_k dE_k that oppose another guide can be removed before they are added;
-see `ppap_framework.guidance.conflicts`.
+Components of the pulls -s_k dE_k that oppose another guide can be removed; see `conflicts`.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from ppap_framework.noise import NoiseLevel
 
 Through = Literal["noisy", "clean"]
 _Scales: TypeAlias = "Mapping[int, float | Tensor]"
-"""s_k of the guides k that act, as `Guide.scale_at` has it."""
+"""s_k of each acting guide k; see `Guide.scale_at`."""
 
 
 def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
@@ -41,10 +38,9 @@ def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
 
 @attrs.frozen(eq=False)
 class EnergyGuidance:
-    """Several guides at once, as `ppap_framework.diffusion.trajectory` wants its guidance.
+    """Several guides at once, as the `Guidance` of a `ppap_framework.diffusion.trajectory`.
 
-    Gradients that are not finite are left out, image by image, and counted: an image goes without
-    that guide for that step, and other images are not affected.
+    Gradients that are not finite are left out and counted, image by image.
 
     Attributes:
         guides: Any number.
@@ -52,8 +48,7 @@ class EnergyGuidance:
         normalize: Scale each guide's gradient of each image to a root mean square of 1, so that a
             guidance scale is a change of eps in units of sigma. Through "clean", the denoiser then
             rotates the sum of the gradients and keeps its length. A gradient of 0 stays 0.
-        conflicts: "keep" or "remove", image by image, gradient components that oppose another
-            guide, at the image that guides look at and before they are added.
+        conflicts: "keep" or "remove" gradient components that oppose another guide.
         evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
         tally: Counts; several guidances may share one.
     """
@@ -67,7 +62,7 @@ class EnergyGuidance:
 
     @property
     def statistics(self) -> GuidanceStatistics:
-        """What was done so far."""
+        """Counts and gradient norms so far."""
         return self.tally.read([guide.name for guide in self.guides])
 
     @torch.no_grad()
@@ -100,12 +95,11 @@ class EnergyGuidance:
             x = x_t.detach().requires_grad_()
             prediction = denoise(x)
             x0 = prediction.x0
-            # Whichever of the two was predicted, the other has a graph through x alone.
+            # The one of the two that was not predicted has a graph through x alone.
             differentiable = x0.requires_grad and prediction.eps.requires_grad
         if not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
-        # The guides are differentiated one by one down to x0, where they can be checked and
-        # measured singly at no cost; the denoiser then once for their sum.
+        # Guides are differentiated one by one down to x0, then the denoiser once for their sum.
         clean = NoiseLevel.clean(len(x_t))
         pull = self._pull(x0.detach(), clean, level, time, acting)
         (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
@@ -120,15 +114,9 @@ class EnergyGuidance:
     def _pull(
         self, images: Tensor, seen: NoiseLevel, level: NoiseLevel, time: float, acting: _Scales
     ) -> Tensor:
-        """-sum_k s_k dE_k/d images, (B, C, H, W), with each gradient normalized and conflicts
-        removed if asked for.
+        """-sum_k s_k dE_k/d images, (B, C, H, W), normalized and without conflicts if asked for.
 
-        Args:
-            images: (B, C, H, W), what guides look at.
-            seen: Their noise levels.
-            level: The noise levels of x_t, for the statistics.
-            time: t / T.
-            acting: s_k by guide.
+        Guides see `images`, (B, C, H, W), at levels `seen`; `level` and `time` (t / T) are x_t's.
         """
         pulls, root = {}, images[0].numel() ** 0.5
         sigma = level.sigma.to(images)[:, None, None, None]
@@ -136,7 +124,7 @@ class EnergyGuidance:
             scale = s.to(images) if isinstance(s, Tensor) else s
             gradient = self.guides[k].gradient(images, seen)
             norms = _norms(gradient)
-            # A norm is finite only where all the elements are. Times the scale, so must it be.
+            # A norm is finite only if all elements are; its product with the scale must be, too.
             finite = torch.isfinite(norms * scale)
             change = sigma * scale * (root * (norms > 0) if self.normalize else norms) / root
             self.tally.guide(k, time, norms, finite, change.abs())
@@ -152,11 +140,11 @@ class EnergyGuidance:
 
 
 def _norms(gradient: Tensor) -> Tensor:
-    """(B, C, H, W) to (B, 1, 1, 1)."""
+    """Norm of each image: (B, C, H, W) to (B, 1, 1, 1)."""
     norms: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
     return norms
 
 
 def _rescaled(gradient: Tensor, norms: Tensor, wanted: Tensor | float) -> Tensor:
-    """The gradients, of these norms, with the wanted ones; a gradient of 0 stays 0."""
+    """Gradients of the given norms, with the wanted norms; a gradient of 0 stays 0."""
     return gradient / torch.where(norms > 0, norms, 1.0) * wanted

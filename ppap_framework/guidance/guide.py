@@ -1,4 +1,4 @@
-"""A guide: a network, what it should see, and how hard it pulls."""
+"""A guide: a network, a target and a guidance scale."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
 
 Scale: TypeAlias = "float | Literal['auto'] | None"
-"""Guidance scale: a number; "auto" for the calibrated scales of the guide's experts; None for those
-if there are any, and 4 otherwise."""
+"""A number; "auto" for the experts' calibrated scales; None for those if there are any, else 4."""
 
 
 def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> Iterator[UsageError]:
-    """Everything that is wrong with a guide's scale and interval; see `Guide`."""
+    """Errors in a guide's scale and interval; see `Guide`."""
     if isinstance(scale, str):
         if scale != "auto":
             yield UsageError(f"the scale {scale!r} is no number", hint="give a number, or auto")
@@ -44,11 +43,7 @@ def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> I
 def check_calibrated(
     name: str, scale: Scale, experts: bool, scales: Sequence[float] | None
 ) -> None:
-    """Accept the scale "auto" only if there are calibrated scales.
-
-    Raises:
-        UsageError: If there are none, with the reason: no experts, or uncalibrated ones.
-    """
+    """Raise UsageError, with the reason, if the scale is "auto" without calibrated scales."""
     if scale == "auto" and scales is None:
         raise UsageError(
             f"guide {name!r} has no calibrated scales: "
@@ -61,32 +56,29 @@ def check_calibrated(
 class Guide:
     """One energy E(x) for each image of a batch, lower if the guide sees its target.
 
-    A guide is loaded, then planned, which settles its scale and experts, then attached to its
-    experts while images are drawn.
+    A guide is loaded; a plan then settles its scale and experts; drawing attaches the experts.
 
     Attributes:
         name: Name in messages and files.
-        model: The network, in evaluation mode. A step takes less memory if its parameters require
-            no gradients.
-        loss: Distance between what the model sees and the target.
-        target: What it should see; None for a guide that only teaches experts.
-        scale: s in g = -s dE/dx; 0 switches the guide off. Before a run is planned also "auto" or
-            None, see `Scale`.
+        model: The network, in evaluation mode. Frozen parameters save memory.
+        loss: Distance between the model's output and the target.
+        target: The target; None for a guide that only teaches experts.
+        scale: s in g = -s dE/dx, finite; 0 switches the guide off. Before planning, see `Scale`.
         interval: (lo, hi) with 0 <= lo < hi <= 1; the guide acts if lo <= t / T < hi.
         curve: Factor of the scale by noise level; None for a constant scale.
-        experts: Experts that read noisy images in the model's place: an attached `ExpertSet` or
-            None while images are drawn; before, see `experts.WantedExperts`.
-        allow_mismatch: Differences of a bundle that are accepted: "backend", "resolution".
+        experts: Experts that read noisy images in the model's place: while images are drawn, None
+            or an attached `ExpertSet` of this model; before, see `experts.WantedExperts`.
+        allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
         noise_aware: Whether the model itself reads noise and takes no experts.
         offline: Raise instead of downloading a bundle.
         origin: Source of the model; None for an object of the user's own.
         loss_name: Name of the loss.
         loss_options: Options of the loss.
-        target_source: What the target was made of, as given.
-        target_is_default: Whether it was chosen because none was given.
+        target_source: The target as given.
+        target_is_default: Whether no target was given.
 
     Raises:
-        UsageError: If the scale is not finite, the interval empty, or the experts of another model.
+        UsageError: If the scale, the interval or the experts are invalid.
     """
 
     name: str
@@ -128,17 +120,13 @@ class Guide:
         return self.scale
 
     def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
-        """The function that reads images of these levels, until the next call; see
-        `ExpertSet.at`.
-        """
+        """The function that reads images of these levels until the next call; see `ExpertSet`."""
         return self.experts.at(level) if isinstance(self.experts, ExpertSet) else self.model
 
     def read(self, images: Tensor, level: NoiseLevel) -> Any:
         """The prediction of images, (B, 3, H, W), at B noise levels.
 
-        Raises:
-            UsageError: If the user's own network fails.
-            PluginError: If a plugin's network fails.
+        If the network fails: UsageError for the user's own, PluginError for a plugin's.
         """
         look = self.at(level)
         try:
@@ -155,7 +143,7 @@ class Guide:
         return self.factor if self.curve is None else self.factor * self.curve.at(level)
 
     def acts(self, time: float, level: NoiseLevel) -> bool:
-        """Whether the guide pulls at t / T = `time` on images of these noise levels."""
+        """Whether the guide acts at t / T = `time` on images of these noise levels."""
         low, high = self.interval
         return low <= time < high and bool(torch.as_tensor(self.scale_at(level)).any())
 
@@ -172,12 +160,11 @@ class Guide:
             level: Their B noise levels.
 
         Returns:
-            (B, 3, H, W); each image's gradient depends on this image alone and may not be finite.
+            (B, 3, H, W), possibly not finite; each image's gradient depends on this image alone.
 
         Raises:
-            PluginError: If the model and the loss give no (B,) energies that depend on the images,
-                or as `read`.
-            UsageError: As `read`; if the target is an index beyond the model's outputs.
+            PluginError: If the energies are not (B,) or do not depend on the images, or as `read`.
+            UsageError: If the target is an index beyond the model's outputs, or as `read`.
         """
         assert self.target is not None  # only teachers have none
         with torch.enable_grad():

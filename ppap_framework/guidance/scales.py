@@ -20,14 +20,9 @@ def _floats(values: Iterable[float]) -> tuple[float, ...]:
 
 @attrs.frozen
 class RangeScales:
-    """A scale for each of N ranges of noise levels, such as experts are calibrated with.
+    """N finite scales, one for each of N ranges of noise levels; experts are calibrated with them.
 
-    Attributes:
-        ranges: The N ranges.
-        values: N scales.
-
-    Raises:
-        UsageError: If there are not N finite numbers.
+    Any other values raise a UsageError.
     """
 
     ranges: NoiseRanges

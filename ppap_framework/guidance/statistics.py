@@ -1,4 +1,4 @@
-"""What guidance did and what it cost, for the record of a run."""
+"""Counts and gradient norms of guidance, for the record of a run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @attrs.frozen(kw_only=True)
 class GuideStatistics:
-    """One guide's part in a run.
+    """One guide's part in a run. Images count once for each step.
 
     Attributes:
         name: Name of the guide.
-        forwards: Images that it saw; each step counts.
-        backwards: Images for which it was differentiated; each step counts.
+        forwards: Images that it saw.
+        backwards: Images for which it was differentiated.
         skipped: Gradients that were not finite and were left out.
         conflicts: Pulls that lost a component opposing another guide's; 0 if conflicts are kept.
         times: t / T of each step at which it acted, in order.
-        gradient_norms: Mean norm of dE/dx over images at each of these, unscaled, x being what the
-            guide saw; None if no image's was finite.
+        gradient_norms: Mean norm of dE/dx over images at each of these, unscaled, x being the image
+            that the guide saw; None if no norm was finite.
         pulls: Mean change of the predicted noise at each of these, sigma s |dE/dx| / sqrt(D), a
             root mean square to compare with the noise's own 1.
     """
@@ -42,8 +42,8 @@ class GuidanceStatistics:
 
     Attributes:
         guides: Each guide's part.
-        denoiser_forwards: Images that the denoiser's network saw; each step and each forward pass
-            counts, of which classifier-free guidance takes two.
+        denoiser_forwards: Images that the denoiser's network saw in all steps and forward passes
+            (classifier-free guidance takes two).
         denoiser_backwards: Images for which it was differentiated.
         denoiser_skipped: Gradients that were infinite behind the denoiser and were left out.
     """
@@ -55,7 +55,7 @@ class GuidanceStatistics:
 
 
 class Tally:
-    """Counts of a run. Figures stay on their device until they are read."""
+    """Counts of a run, kept on their device until they are read."""
 
     def __init__(self) -> None:
         self._guides: dict[int, dict[float, Tensor]] = {}
@@ -71,14 +71,9 @@ class Tally:
     def guide(
         self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor
     ) -> None:
-        """Add one guide's gradients at one step.
+        """Add one guide's gradients at one step, t / T = `time`.
 
-        Args:
-            position: Position of the guide among the guides.
-            time: t / T.
-            norms: (B, 1, 1, 1).
-            finite: (B, 1, 1, 1), bool.
-            pulls: (B, 1, 1, 1), the change of the predicted noise as a root mean square.
+        `norms`, the mask `finite` and `pulls` (root mean square change of eps) are (B, 1, 1, 1).
         """
         zero = norms.new_zeros(())
         kept, pull = (torch.where(finite, figure, zero).sum() for figure in (norms, pulls))
@@ -87,21 +82,21 @@ class Tally:
         steps[time] = steps[time] + figures if time in steps else figures
 
     def conflicts(self, position: int, images: Tensor) -> None:
-        """Add pulls of one guide that were changed: (), integer."""
+        """Add the number of changed pulls of one guide: (), integer."""
         before = self._conflicts.get(position)
         self._conflicts[position] = images if before is None else before + images
 
     def denoiser(self, images: int, *, differentiated: bool = False) -> None:
-        """Add one call of the denoiser, whose network sees so many images."""
+        """Add one call of the denoiser on a number of images."""
         self._denoiser_forwards += images
         self._denoiser_backwards += images * differentiated
 
     def denoiser_lost(self, images: Tensor) -> None:
-        """Add gradients that the denoiser made infinite: (), integer."""
+        """Add the number of gradients that the denoiser made infinite: (), integer."""
         self._denoiser_skipped = self._denoiser_skipped + images
 
     def read(self, names: list[str]) -> GuidanceStatistics:
-        """What was counted, for guides of these names."""
+        """The counts, for guides of these names."""
         return GuidanceStatistics(
             guides=tuple(self._read_guide(k, name) for k, name in enumerate(names)),
             denoiser_forwards=self._denoiser_forwards,

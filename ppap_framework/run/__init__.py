@@ -1,4 +1,4 @@
-"""A run from Python: `backend`, `guide`, `sample`; a plan, the loop that draws it, its folder."""
+"""Runs from Python: `backend`, `guide` and `sample`; plans, the image loop, run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diffusion backends by name, by path, or as the user brings them."""
+"""Diffusion backends by name, by path, or as objects."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LoadedBackend(DiffusionBackend):
 
 @attrs.frozen
 class FoundBackend:
-    """A backend that can be loaded: its plugin is known, its checkpoint's header valid."""
+    """A backend that can be loaded: its plugin is known, its checkpoint's header is valid."""
 
     registry: Registry
     spec: BackendSpec
@@ -79,18 +79,17 @@ def backend(
     """A diffusion model, loaded.
 
     Args:
-        source: Name of a backend that a plugin supplies, the path of a checkpoint for the only
-            backend that is installed, or any `DiffusionBackend`.
-        checkpoint: Name of one of the backend's checkpoints, or the path of a file; None for its
-            default.
+        source: Name of a backend that a plugin supplies, path of a checkpoint for the only
+            installed backend, or any `DiffusionBackend`.
+        checkpoint: Name of a checkpoint of the backend, or path of a file; None for its default.
         options: Options of the backend.
         dtype: Type to which weights are cast while loading, if the backend computes in it; norms,
-            embeddings and the last layer stay float32. None leaves them as they are stored.
+            embeddings and the last layer stay float32. None leaves them as stored.
 
     Raises:
         PluginError: If no plugin, or more than one, supplies the backend, or it is broken.
         AssetError: If the checkpoint is missing, damaged, or of another architecture.
-        UsageError: For options that it does not take.
+        UsageError: If the backend does not take an option.
     """
     if isinstance(source, DiffusionBackend):
         if checkpoint is not None or options or dtype is not None:
@@ -110,13 +109,9 @@ def find_backend(
     dtype: DType | None = None,
     offline: bool = False,
 ) -> FoundBackend:
-    """Find everything that can be wrong with a backend without reading weights.
+    """Find all errors of a backend, as of `backend`, without reading weights.
 
-    Args:
-        offline: Raise instead of downloading. The other arguments are those of `backend`.
-
-    Raises:
-        PpapError: As `backend`; also if `source` is a path and several backends are installed.
+    `offline` raises instead of downloading. A path needs a single installed backend, or UsageError.
     """
     plugins = registry()
     name = source if isinstance(source, str) else os.fspath(source)
@@ -150,7 +145,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Names of components have no dots and slashes; a colon is for "distribution:name"."""
+    """Whether a name has a dot or slash; component names do not, but "distribution:name" may."""
     return any(mark in name for mark in ("/", os.sep)) or "." in name.rpartition(":")[2]
 
 
@@ -174,15 +169,9 @@ def made_from(
     seconds: float,
     others: Sequence[ComponentSpec | None] = (),
 ) -> Origin:
-    """The origin of a component that a plugin made.
+    """The origin of a component that a plugin made in `seconds`.
 
-    Args:
-        plugins: The registry.
-        spec: The component's.
-        options: As given.
-        checkpoint: Its weights.
-        seconds: Seconds that loading took.
-        others: Components that belong to it, such as a loss.
+    `others` are components that belong to it, such as a loss.
     """
     provider = plugins.provider(spec)
     made = plugins.options(spec, options)
@@ -205,6 +194,6 @@ def made_from(
 
 
 def suppliers(plugins: Registry, *items: ComponentSpec | Card | None) -> dict[str, str | None]:
-    """Versions of the distributions that supply these."""
+    """Versions of the distributions that supply these items."""
     providers = [plugins.provider(item) for item in items if item is not None]
     return {provider.distribution: provider.version for provider in providers}

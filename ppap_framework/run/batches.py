@@ -1,4 +1,4 @@
-"""The batch size: as asked for, or as large as memory has room for."""
+"""The batch size: as asked for, or as large as memory allows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _USUAL = 8
 _MOST_ON_CPU = 32  # more at once is hardly quicker there
-_SHARE = 0.7  # of what is free: the rest is for what libraries set aside
+_SHARE = 0.7  # share of free memory to use; libraries allocate the rest
 _CGROUP = Path("/sys/fs/cgroup")
 
 _log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 def first_batch(run: Plan) -> int:
     """The batch size to begin with.
 
-    "auto" takes what an estimate finds room for, on the CPU at most 32. If nothing is known of a
-    GPU's memory, it takes all images, and `in_batches` halves.
+    "auto" takes the estimated size, at most 32 on the CPU. If a GPU's free memory is unknown, it
+    takes all images, and `in_batches` halves.
     """
     if run.compute.batch != "auto":
         return min(run.compute.batch, run.num)
@@ -46,16 +46,10 @@ def first_batch(run: Plan) -> int:
 
 
 def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
-    """Draw images 0 to `num` - 1.
+    """Draw images 0 to `num` - 1 in batches; a call of `draw` that fails must leave no trace.
 
-    Args:
-        num: Number of images.
-        size: Batch size.
-        draw: Draws images of these numbers; a call that ends with an error must leave no trace.
-        halve: Halve the batch size and retry if memory is short.
-
-    Raises:
-        PpapError: If memory is short for `size` images or, with `halve`, for one.
+    Out of memory, `halve` halves the batch size and retries. Raises a PpapError if memory is short
+    for `size` images or, with `halve`, for one.
     """
     start = 0
     while start < num:
@@ -69,7 +63,7 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
             if count == 1 or not halve:
                 raise _too_many(count, error, halve) from error
             done = []
-        # The error and its traceback are gone by now, and with them what they kept in memory.
+        # The error and its traceback are freed by now, and the memory they held.
         if done:
             start = images.stop
             yield from done
@@ -113,7 +107,7 @@ def _free_in_all() -> int | None:
 
 
 def _free_in_group() -> int | None:
-    """What a container may still allocate; None if there is no limit."""
+    """Bytes that a container may still allocate; None if there is no limit."""
     try:
         most, now = ((_CGROUP / f"memory.{x}").read_text().strip() for x in ("max", "current"))
         return max(0, int(most) - int(now))

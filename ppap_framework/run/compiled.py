@@ -1,4 +1,4 @@
-"""Networks that torch compiles while they are used."""
+"""Compilation of a run's networks by torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def compiled(run: Plan) -> Iterator[Callable[[], None]]:
-    """A context in which `forward` of each network of a run is compiled when it is first called.
+    """A context in which each network's `forward` is compiled at its first call.
 
-    Weights are inputs of the compiled code, not constants, so merged experts take effect. The
-    function that it gives is to be called after a step; it warns if the first stage's network was
-    not called as a module and so not compiled. Other networks are checked on exit.
-
-    Raises:
-        PpapError: If a network cannot be compiled, for instance without a compiler.
+    Weights are inputs of the compiled code, not constants, so merged experts take effect. Call the
+    yielded function after a step: it warns if the first stage's network was not called as a module
+    and so not compiled. Other networks are checked on exit. Raises a PpapError if a network cannot
+    be compiled, for instance without a compiler.
     """
     from torch._dynamo.exc import TorchDynamoException  # it takes seconds to import
 
@@ -64,7 +62,7 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
 
 @final
 class _Compiled:
-    """A compiled `forward` that knows whether it was called."""
+    """A compiled `forward` that records whether it was called."""
 
     def __init__(self, network: nn.Module) -> None:
         self._forward = torch.compile(network.forward)

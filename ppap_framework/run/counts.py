@@ -21,8 +21,7 @@ class Counts:
         denoiser_backwards: Images for which they are differentiated.
         guide_parameters: Parameters of each guide's network, by the guide's name.
         expert_parameters: Parameters of each of the N experts, by the guide's name.
-        guide_forwards: Images that each guide sees and is differentiated for, without the last look
-            at finished images.
+        guide_forwards: Images that each guide is differentiated for, without the finished images.
     """
 
     denoiser_parameters: int
@@ -36,7 +35,7 @@ class Counts:
 
 @isolated()
 def counts_of(run: Plan) -> Counts:
-    """Count what a run takes."""
+    """The counts of a plan."""
     acting, passes = acting_at(run), _passes(run)
     stages = {stage.name: _count(stage.network) for stage in run.stages}
     steps = sum(n * len(process) for n, process in zip(passes, run.processes, strict=True))
@@ -58,7 +57,7 @@ def counts_of(run: Plan) -> Counts:
 
 
 def acting_at(run: Plan) -> dict[str, list[int]]:
-    """The timesteps at which each guide pulls, by its name."""
+    """The timesteps at which each guide acts, by its name."""
     schedule = run.process.schedule
 
     def acts(t: int) -> list[str]:

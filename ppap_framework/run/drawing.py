@@ -1,4 +1,4 @@
-"""The one loop that draws images, whoever asks: runs, synthetic sets, tables, diagnoses.
+"""The image loop of runs, synthetic sets, tables and diagnoses.
 
 with drawing(plan) as draw:
 pictures = draw(range(0, 8))        # by stage, the last one finished
@@ -26,13 +26,10 @@ from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolat
 
 @contextlib.contextmanager
 def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
-    """A context in which images of a plan are drawn: networks on the device, frozen, experts
-    attached, threads set. At its end everything is as it was, except that networks stay on the
-    device.
+    """A context in which images of a plan are drawn; `watch` is called after every step.
 
-    Args:
-        plan: The plan.
-        watch: Called after every step.
+    Networks are on the device and frozen, experts attached, threads set. All is restored on exit,
+    except that networks stay on the device.
 
     Raises:
         AssetError: If a bundle changed since it was chosen.
@@ -57,7 +54,7 @@ def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
 
 @contextlib.contextmanager
 def _attached(guides: tuple[Guide, ...]) -> Iterator[tuple[Guide, ...]]:
-    """The guides with their experts attached; networks are restored at the end."""
+    """The guides with their experts attached; networks are restored on exit."""
     sets: dict[int, ExpertSet] = {}  # guides that share a model share its experts
     attached = []
     with contextlib.ExitStack() as stack:
@@ -77,7 +74,7 @@ class Drawing:
 
     Attributes:
         guides: The plan's guides, attached to their experts.
-        broken: Number of images that were not finite and not checked.
+        broken: Number of unchecked images that were not finite.
     """
 
     def __init__(
@@ -95,7 +92,7 @@ class Drawing:
 
     @property
     def statistics(self) -> GuidanceStatistics:
-        """What guidance did so far in "guided" images."""
+        """Guidance statistics of the "guided" images so far."""
         return self._tally.read([guide.name for guide in self.guides])
 
     @contextlib.contextmanager
@@ -109,7 +106,7 @@ class Drawing:
             raise
 
     def place(self, *networks: nn.Module) -> None:
-        """Have these networks on the device; if networks are offloaded, these alone."""
+        """Move networks to the device; if networks are offloaded, move the others off it."""
         if self._plan.compute.offload:
             for network in self._there:
                 if network not in networks:
@@ -121,18 +118,12 @@ class Drawing:
     def __call__(
         self, images: range, kind: Kind = "guided", *, check: bool = True
     ) -> dict[str, Tensor]:
-        """Draw a batch.
+        """Draw a batch: (B, 3, H, W) in [-1, 1], on the device, by stage name, in order.
 
         Args:
-            images: Numbers of the images, consecutive.
+            images: Consecutive image numbers.
             kind: How they are guided.
-            check: Whether images that are not finite are an error; otherwise `broken` counts them.
-
-        Returns:
-            For each stage by name, in order: (B, 3, H, W) in [-1, 1], on the device.
-
-        Raises:
-            PpapError: If an image is not finite and `check` is True.
+            check: Raise a PpapError if an image is not finite; otherwise `broken` counts it.
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
@@ -174,7 +165,7 @@ class Drawing:
         return {stage.name: x for stage, x in zip(plan.stages, drawn, strict=True)}
 
     def _guidance(self, images: range, kind: Kind, evaluations: int) -> EnergyGuidance | None:
-        """The plan's guidance of these images; the only place where one is made."""
+        """The plan's guidance of these images, made only here; None if they are unguided."""
         if kind == "unguided" or not self.guides:
             return None
         guides = [guide.rows(images.start, images.stop) for guide in self.guides]
@@ -204,7 +195,7 @@ class Drawing:
 
 
 def models(guide: Guide) -> list[GuidanceModel]:
-    """The modules that a guide reads with: its model, and that of its experts if it differs."""
+    """The modules that a guide reads with: its model, and its experts' model if it differs."""
     if not isinstance(guide.experts, ExpertSet) or guide.experts.student is guide.model:
         return [guide.model]
     return [guide.model, guide.experts.student]

@@ -1,5 +1,4 @@
-"""FLOPs and memory of a run, found without computing it: on tensors that have a shape and no
-numbers, so that a network of any size is counted in seconds and no weights are read.
+"""FLOPs and memory of a run, estimated on fake tensors: in seconds, without reading weights.
 
 FLOPs are those of matrix products and convolutions, two for each multiply-add, by torch's own
 formulas (`torch.utils.flop_counter`).
@@ -38,7 +37,7 @@ _CPU = torch.device("cpu")
 
 @attrs.frozen(kw_only=True)
 class StepCost:
-    """What one step of one image takes of a network.
+    """The cost of one network for one step of one image.
 
     Attributes:
         before: FLOPs before an image's first step, such as for reading its prompt.
@@ -55,15 +54,15 @@ class StepCost:
 
 @attrs.frozen(kw_only=True)
 class Estimate:
-    """What a run takes of a machine, without what libraries allocate for themselves.
+    """The cost of a run, without memory that libraries allocate for themselves.
 
     Attributes:
-        stages: Each stage, by name.
-        guides: Each guide, by name.
+        stages: Cost of each stage, by name.
+        guides: Cost of each guide, by name.
         flops: FLOPs of the whole run, without the guides' last look at finished images.
         weights: Bytes of networks, of all experts, and of the copy of a network's own weights that
             is kept while an expert is merged (at most all of them).
-        memory: Bytes for each image of a batch, at the step that takes most.
+        memory: Bytes for each image of a batch, at the most expensive step.
     """
 
     stages: Mapping[str, StepCost]
@@ -75,11 +74,7 @@ class Estimate:
 
 @isolated()
 def estimate(run: Plan) -> Estimate:
-    """Estimate what a run takes of a machine.
-
-    Raises:
-        PpapError: If a component does something that depends on numbers and cannot be counted.
-    """
+    """The cost of a plan; PpapError if a component depends on values and cannot be counted."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with computing_in(run.compute.precision, _CPU):
@@ -162,7 +157,7 @@ def _denoising(
 
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
-    """One step of a guide; an expert takes what its guide does."""
+    """One step of a guide; an expert costs the same."""
     level = NoiseLevel(torch.zeros(1, dtype=torch.float64))
     guide = _copy(fake, attrs.evolve(guide.rows(0, 1), experts=None))
 
@@ -185,13 +180,13 @@ def _image(stage: Stage, beside: nn.Module) -> Tensor:
 
 
 def _copy(fake: FakeTensorMode, real: T) -> T:
-    """A copy whose tensors have no numbers."""
+    """A copy with fake tensors."""
     with FakeCopyMode(fake):
         return copy.deepcopy(real)
 
 
 def _measured(fake: FakeTensorMode, compute: Callable[[], T]) -> tuple[T, int, int]:
-    """The result of a function of copies, its FLOPs, and its peak memory in bytes."""
+    """The result of a function of fake tensors, its FLOPs, and its peak memory in bytes."""
     # Fused attention is counted on some devices only; the plain form takes the most memory.
     with fake, sdpa_kernel(SDPBackend.MATH), _Meter() as meter:
         result = compute()

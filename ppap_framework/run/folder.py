@@ -1,11 +1,10 @@
-"""The folder of a run: images, what guides see in them, a grid, and the record of it all.
+"""The folder of a run: images, what guides see in them, a grid and a record.
 
     000.png ...                  the images
     seen/000-GUIDE.png ...       what each guide sees in them
     stages/NAME/000.png ...      images of the backend's earlier stages, if there are several
-    unguided/000.png ...         the same noise without guides, if it was asked for,
-    unguided/seen/... and so on  and what each guide sees there
-    naive/...                    likewise, guided without experts
+    unguided/...                 the same files for the same noise without guides, if asked for
+    naive/...                    the same files, guided without experts
     grid.png                     all of them, labelled
     run.json                     how they were made
 
@@ -46,14 +45,10 @@ _ELSEWHERE = "give another folder"
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Accept a folder that a run may be written to; nothing is written yet.
+    """Accept a folder that a run may be written to, without writing; it need not exist.
 
-    Args:
-        folder: The folder; it need not exist.
-        overwrite: Whether an earlier run in it may be replaced.
-
-    Raises:
-        UsageError: If it cannot be written, or holds an earlier run or anything else.
+    Raises a UsageError if it cannot be written, or holds an earlier run or anything else. If
+    `overwrite`, an earlier run is accepted.
     """
     check_writable(folder)
     files = [entry.name for entry in _entries(folder) if not entry.name.startswith(".")]
@@ -72,11 +67,7 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Accept a folder that can be made or written to; nothing is written yet.
-
-    Raises:
-        UsageError: If it cannot.
-    """
+    """Raise UsageError if a folder can be neither made nor written to; writes nothing."""
     there = folder
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -93,8 +84,7 @@ def check_writable(folder: Path) -> None:
 def fresh_folder(root: Path, run: Plan) -> Path:
     """Make the next numbered folder for a run, such as runs/0001-adm-classifier-red-cube.
 
-    Raises:
-        UsageError: If it cannot be made.
+    Raises a UsageError if it cannot be made.
     """
     words = [run.backend.origin.component]
     for guide in run.guides:
@@ -116,7 +106,7 @@ def fresh_folder(root: Path, run: Plan) -> Path:
 
 
 class RunFolder:
-    """Writes a run as it goes on. Make it with `create`.
+    """Writes a run batch by batch. Make it with `create`.
 
     Attributes:
         path: The folder.
@@ -134,16 +124,13 @@ class RunFolder:
     def create(
         cls, run: Plan, path: Path, *, overwrite: bool = False, command: list[str] | None = None
     ) -> RunFolder:
-        """Make the folder, empty except for the record of a run that has begun.
+        """Make the folder, empty except for the record of a run that has begun; see `check_folder`.
 
         Args:
             run: The plan.
             path: The folder.
-            overwrite: Remove an earlier run's files from it, and no others.
+            overwrite: Remove an earlier run's files, and no others.
             command: The command line, for the record.
-
-        Raises:
-            UsageError: As `check_folder`.
         """
         check_folder(path, overwrite=overwrite)
         folder = cls(run, path, command)
@@ -156,11 +143,7 @@ class RunFolder:
         return folder
 
     def add(self, batch: Batch) -> None:
-        """Write a finished batch.
-
-        Raises:
-            PpapError: If that fails.
-        """
+        """Write a finished batch; PpapError if that fails."""
         for index in range(
             max(0, len(self._images) - batch.start), len(batch.pictures["guided"].images)
         ):
@@ -174,14 +157,7 @@ class RunFolder:
             self._images.append(entry)
 
     def finish(self, result: Result) -> Path | None:
-        """Write what is not written yet, the record and the grid.
-
-        Returns:
-            The path of the grid; None if no image was finished.
-
-        Raises:
-            PpapError: If that fails.
-        """
+        """Write the rest, the record and the grid; the grid's path, or None without images."""
         self.add(Batch(start=0, pictures=dict(result.pictures), seconds=0.0))
         self._write_record("interrupted" if result.interrupted else "complete", result.stats)
         if not self._images:
@@ -190,7 +166,7 @@ class RunFolder:
         return self.path / _GRID
 
     def fail(self, error: BaseException) -> None:
-        """Record that the run ended with an error, if it did not end before; images stay."""
+        """Record that the run failed, if it has not ended; images stay."""
         if self.record["status"] == "running":
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(PpapError):  # the first error is the one to report
@@ -251,7 +227,7 @@ class RunFolder:
 def _names(
     kind: str, number: int, num: int, guides: Mapping[str, Any], stages: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Files of one image: itself, what each guide sees in it, and its earlier stages."""
+    """Files of one image: itself, the guides' views of it, and its earlier stages."""
     prefix = f"{kind}/" if kind else ""
     digits = f"{number:0{max(3, len(str(num - 1)))}d}"
     yield f"{prefix}{digits}.png"
@@ -260,11 +236,7 @@ def _names(
 
 
 def _earlier(folder: Path) -> Mapping[str, Any]:
-    """The configuration of the run in a folder.
-
-    Raises:
-        UsageError: If its run.json is not that of a run.
-    """
+    """The configuration of the run in a folder; UsageError if its run.json is invalid."""
     try:
         record = read_json(folder / _RECORD)
         config = record["config"]
@@ -320,7 +292,7 @@ def core_version() -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """The value with NaN and infinities as null, for JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

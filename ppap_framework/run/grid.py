@@ -22,8 +22,8 @@ MAX_IMAGES = 64
 
 _COLUMNS = 8
 _TILE = 128  # pixels, to which smaller pictures are enlarged
-_LARGEST = (256, 384)  # width and height to which larger ones are reduced, a legend included,
-_LARGEST_TARGET = (640, 256)  # and targets, which may be several pictures side by side
+_LARGEST = (256, 384)  # largest width and height of a picture, legend included
+_LARGEST_TARGET = (640, 256)  # the same for targets, which may be several side by side
 _MARGIN, _GAP, _TITLES = 16, 8, 136
 _LEAST = 640  # width of the header
 _HEADER, _TEXT = ImageFont.load_default(16), ImageFont.load_default(13)
@@ -149,10 +149,7 @@ def draw_grid(
 ) -> Image.Image:
     """Draw lines of tiles below lines of text; as many tiles as fit stand side by side.
 
-    Args:
-        header: Lines of text.
-        lines: Lines of equally many tiles; they are broken together.
-        targets: Pictures with captions, shown between the two.
+    `lines` have equally many tiles and are broken together; captioned `targets` stand above them.
     """
     fitted = [[_fitted(p, max(p.size), _LARGEST) for p in line.pictures] for line in lines]
     wide = max((p.width for pictures in fitted for p in pictures), default=_TILE)
@@ -227,15 +224,13 @@ def _write(
 
 
 def _rule(canvas: Image.Image, pen: ImageDraw.ImageDraw, top: int) -> int:
-    """Draw a rule; returns the position below it."""
+    """Draw a rule and return the position below it."""
     pen.line((_MARGIN, top, canvas.width - _MARGIN, top), _RULE)
     return top + _GAP
 
 
 def _fitted(picture: Image.Image, side: int, largest: tuple[int, int]) -> Image.Image:
-    """Small pictures enlarged pixel by pixel so that `side` becomes a tile's, large ones averaged
-    to fit into `largest`.
-    """
+    """A picture enlarged until `side` is a tile's (nearest pixel), or reduced to `largest`."""
     room = min(most / extent for most, extent in zip(largest, picture.size, strict=True))
     if room < 1:
         size = max(1, round(picture.width * room)), max(1, round(picture.height * room))

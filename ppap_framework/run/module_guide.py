@@ -20,15 +20,13 @@ class ModuleGuide(GuidanceModel):
 
     Args:
         network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable.
-        mean: Channel means, in [0, 1], that the network wants subtracted; with `std`. Without both
-            it gets images in [-1, 1].
-        std: Channel deviations by which they are then divided.
-        size: Side in pixels to which images are resized first, bilinearly with antialiasing; None
-            for as they are.
+        mean: Channel means, in [0, 1], that are subtracted; with `std`. Without both, the network
+            gets images in [-1, 1].
+        std: Channel deviations by which images are then divided.
+        size: Side in pixels to which images are resized first, bilinearly with antialiasing.
 
     Raises:
-        UsageError: For one of `mean` and `std` without the other, not three numbers, or a size or
-            deviation that is not positive.
+        UsageError: If only one of `mean` and `std` is given, or a value is invalid.
     """
 
     mean: Tensor
@@ -64,11 +62,9 @@ class ModuleGuide(GuidanceModel):
         return self.network(((x + 1.0) / 2.0 - self.mean) / self.std)
 
     def target(self, given: TargetInput) -> Target:
-        """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; an array, whose first dimension is 1
-        or the number of images.
+        """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
 
-        Raises:
-            UsageError: For words, since a bare network has no names.
+        Raises a UsageError for words, since a bare network has no names.
         """
         if given.array is not None:
             value = given.array.reshape(1) if given.array.ndim == 0 else given.array

@@ -1,4 +1,4 @@
-"""A run whose images and cost are settled before the first is drawn."""
+"""Plans: runs whose images and cost are settled before drawing."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ from ppap_framework.run.settings import Compute, Sampling, check
 from ppap_framework.runtime import isolated
 
 Kind: TypeAlias = Literal["guided", "unguided", "naive"]
-"""How images are drawn: guided as planned; without guides; or by the same guides at the same scales
-without their experts.
-"""
+"""Guided as planned, without guides, or by the same guides and scales without experts."""
 
 DEFAULT_SCALE = 4.0
 """Guidance scale if none is given and no experts are calibrated."""
@@ -39,14 +37,13 @@ _FILE_NAME = re.compile(r"\w[\w.-]*")
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Plan:
-    """A run about which everything is settled.
+    """A run with all settings resolved.
 
     Attributes:
         backend: The diffusion model.
         guides: Its guides, with scales and experts settled.
         num: Number of images.
-        compare: Draw the same noise also without guides and, if there are experts, by the guides
-            without them.
+        compare: Draw the same noise also without guides and, if there are experts, without them.
         sampling: What determines the images.
         compute: How they are computed.
         process: Reverse process of the backend's first stage over the kept timesteps.
@@ -86,7 +83,7 @@ class Plan:
 
     @property
     def compared(self) -> tuple[Kind, ...]:
-        """What else is drawn from the same noise: "unguided" and, if experts guide, "naive"."""
+        """Compared kinds: "unguided" and, if experts guide, "naive"."""
         if not self.compare:
             return ()
         experts = any(guide.chosen is not None for guide in self.guides)
@@ -158,18 +155,10 @@ def plan(
     *,
     compare: bool = False,
 ) -> Plan:
-    """Settle everything about a run.
-
-    Args:
-        source: A backend, or what `backend` makes one of.
-        guides: Any number, of different names.
-        num: Number of images.
-        sampling: What determines them.
-        compute: How they are computed.
-        compare: Whether to draw the same noise without guides and without experts, too.
+    """Settle everything about a run; see `sample` for the arguments.
 
     Raises:
-        UsageError: With everything wrong with the settings, and for this backend and guides.
+        UsageError: If settings are invalid, alone or for this backend and guides; it lists all.
         PpapError: If experts cannot be used: see `choose_experts`.
     """
     sampling, compute = sampling or Sampling(), compute or Compute()
@@ -232,9 +221,8 @@ def check_backend(loaded: LoadedBackend, num: int, sampling: Sampling) -> None:
     """Accept a backend that can be sampled from with these settings.
 
     Raises:
-        UsageError: If its schedule is shorter than the number of steps, the stage at which to stop
-            does not exist, a later stage cannot continue the one before it, or it does not
-            understand the prompt.
+        UsageError: If its schedule is too short, the last stage does not exist, a later stage
+            cannot continue the one before it, or the prompt is not understood.
     """
     problems = Problems()
     with problems.collected():
@@ -249,7 +237,7 @@ def check_backend(loaded: LoadedBackend, num: int, sampling: Sampling) -> None:
 
 
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
-    """The stages behind the first one that run, in order, up to the one named."""
+    """The stages behind the first one, in order, up to the one named."""
     names = [stage.name for stage in loaded.stages]
     component = loaded.origin.component
     if last is not None and last not in names:
@@ -307,11 +295,7 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
 
 
 def _check_shared(guides: Sequence[Guide]) -> None:
-    """Accept guides of one network if they share its experts, or have none.
-
-    Raises:
-        UsageError: If one would read with the experts of another.
-    """
+    """Raise UsageError if guides of one network do not share its experts."""
     first: dict[int, Guide] = {}
     for guide in guides:
         other = first.setdefault(id(guide.model.network), guide)
@@ -324,11 +308,7 @@ def _check_shared(guides: Sequence[Guide]) -> None:
 
 
 def _checked(guides: Any) -> list[Guide]:
-    """The guides of a run.
-
-    Raises:
-        UsageError: If it is no sequence of guides.
-    """
+    """The guides of a run; UsageError if `guides` is no sequence of guides."""
     lone = isinstance(guides, str) or not isinstance(guides, Iterable)
     given = [guides] if lone else list(guides)
     for guide in given:

@@ -1,4 +1,4 @@
-"""Guides as they are asked for, by name or as the user's own network."""
+"""Requests for guides, by name or as the user's own network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def guide(source: str | nn.Module, **request: Any) -> Guide:
     Raises:
         PluginError: If no plugin, or more than one, supplies the guider or loss, or one fails.
         AssetError: If the checkpoint or a file of the target is missing, damaged or unfit.
-        UsageError: With all other arguments that cannot be used.
+        UsageError: If other arguments are invalid; it lists all of them.
     """
     return GuideRequest(source=source, **request).load()
 
@@ -60,13 +60,13 @@ def _strings(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def _path(value: Any) -> Any:
-    """Paths stay paths: they are never taken for names, nor changed by a later chdir."""
+    """Paths stay paths, made absolute: never taken for names, nor changed by a later chdir."""
     return Path(value).expanduser().absolute() if isinstance(value, os.PathLike) else value
 
 
 @attrs.frozen
 class _Found:
-    """What a request names, found without reading weights."""
+    """The components of a request, found without reading weights."""
 
     spec: GuiderSpec | None
     checkpoint: Checkpoint | None
@@ -85,14 +85,14 @@ class GuideRequest:
             an array or a tensor, as the guide understands it. None takes the default of the
             guider's checkpoint, if there is one.
         scale: Guidance scale; see `Scale`.
-        interval: (lo, hi), where it acts, as t / T; half-open, 1 is pure noise.
-        loss: What it descends; None for the guider's own. A bare network has none of its own.
+        interval: Half-open range (lo, hi) of t / T in which it acts; 1 is pure noise.
+        loss: The loss; None for the guider's own. A bare network has none.
         loss_options: Options of a loss given by name.
-        model: Which network, for a guider that knows several: its option `model`.
+        model: Name of the network, for a guider with several: its option `model`.
         checkpoint: Name of one of the guider's checkpoints, or the path of a file; None for its
             default, or with `model` for that network's own.
         options: Options of the guider.
-        mean: For a network: see `ModuleGuide`, as for `std` and `size`.
+        mean: Channel means of a network; see `ModuleGuide`, also for `std` and `size`.
         experts: Experts that read noisy images in the guide's place; see `WantedExperts`. Clean
             images, and guides that read noise themselves, need none.
         allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
@@ -126,11 +126,7 @@ class GuideRequest:
 
     @property
     def noise_aware(self) -> bool:
-        """Whether the guider reads noise itself and takes no experts.
-
-        Raises:
-            PluginError: If no plugin, or more than one, supplies it.
-        """
+        """Whether the guider reads noise itself and takes no experts; PluginError if not found."""
         source = self.source
         return isinstance(source, str) and registry().spec("guider", source).noise_aware
 
@@ -145,14 +141,7 @@ class GuideRequest:
         return getattr(self.loss, "__name__", type(self.loss).__name__)
 
     def check(self, through: Through = "noisy") -> None:
-        """Find everything that can be wrong without reading weights.
-
-        Args:
-            through: Where guides look.
-
-        Raises:
-            PpapError: As `guide`.
-        """
+        """Find all errors, as of `guide`, without reading weights."""
         aware = bool(self._found.spec and self._found.spec.noise_aware)
         bundle = check_wanted(
             self.experts,
@@ -168,14 +157,7 @@ class GuideRequest:
 
     @isolated()
     def load(self, *, aim: bool = True) -> Guide:
-        """Build the network, read its weights, and aim it.
-
-        Args:
-            aim: Whether it gets a target; one that only teaches needs none.
-
-        Raises:
-            PpapError: As `guide`.
-        """
+        """Build the network and read its weights; `aim` gives it a target. Errors as of `guide`."""
         self.check()
         found = self._found
         if found.spec is None:

@@ -1,4 +1,4 @@
-"""What a run gives."""
+"""Results of a run."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ class Seen:
 
     Attributes:
         pictures: (B, h, w, 3), uint8, drawn by the guide for people.
-        words: B descriptions; empty where there is nothing short to say.
-        figures: Numbers by name, each (B,): "energy", the distance from the target, and the loss's
-            own metrics.
+        words: B descriptions, each possibly empty.
+        figures: Metrics by name, each (B,): "energy" (distance from the target) and the loss's own.
     """
 
     pictures: NDArray[np.uint8]
@@ -42,9 +41,9 @@ class Pictures:
     """Images, and what each guide sees in them.
 
     Attributes:
-        images: (B, 3, H, W), float32 in [-1, 1], on the CPU: of the last stage.
+        images: (B, 3, H, W), float32 in [-1, 1], on the CPU, from the last stage.
         seen: What each guide sees in them, by its name.
-        earlier: What the stages before the last drew, by their names: (B, 3, H, W) of other sizes.
+        earlier: Images of earlier stages, by name: (B, 3, H, W) of other sizes.
     """
 
     images: Tensor
@@ -53,7 +52,7 @@ class Pictures:
 
     @classmethod
     def joined(cls, parts: Sequence[Pictures]) -> Pictures:
-        """Batches, one behind the other; at least one."""
+        """The batches, at least one, joined in order."""
         first = parts[0]
         return cls(
             images=torch.cat([part.images for part in parts]),
@@ -75,22 +74,21 @@ class Pictures:
 
 
 def _shapes(pictures: Mapping[Kind, Pictures]) -> str:
-    """Counts in the place of the numbers, which would fill the screen."""
+    """Counts instead of tensors, for a short repr."""
     return ", ".join(f"{kind} {tuple(p.images.shape)}" for kind, p in pictures.items())
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Stats:
-    """What a run took.
+    """The cost of a run.
 
     Attributes:
-        guidance: What guidance did: gradient norms, skipped gradients, counts.
+        guidance: Guidance statistics.
         seconds: From the first noise to the last look, of the finished images.
-        own_seconds: Likewise without what these were compared with.
-        peak_memory: In bytes, of the process, or on its device where that is a GPU; None where the
-            system does not say.
-        largest_batch: Images in the largest batch.
+        own_seconds: The same without the compared images.
+        peak_memory: Bytes, of the process or of its GPU; None if the system does not report it.
+        largest_batch: Size of the largest batch.
     """
 
     guidance: GuidanceStatistics = attrs.field(repr=False)
@@ -103,12 +101,12 @@ class Stats:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Result:
-    """Finished images, and how they came about.
+    """Finished images and how they were made.
 
     Attributes:
         plan: The plan.
-        pictures: The finished images by kind: "guided", and those of `Plan.compared`.
-        stats: What the run took.
+        pictures: Finished images by kind: "guided", and those of `Plan.compared`.
+        stats: The cost of the run.
         interrupted: Whether Ctrl-C ended it early.
     """
 
@@ -119,22 +117,22 @@ class Result:
 
     @property
     def guided(self) -> Pictures:
-        """The images that were asked for, guided or, without guides, not."""
+        """The images of the run, unguided if it has no guides."""
         return self.pictures["guided"]
 
     @property
     def unguided(self) -> Pictures | None:
-        """Images of the same noise without guides, if they were asked for."""
+        """Images of the same noise without guides, if asked for."""
         return self.pictures.get("unguided")
 
     @property
     def naive(self) -> Pictures | None:
-        """Images of the same noise guided without experts, if they were asked for."""
+        """Images of the same noise guided without experts, if asked for."""
         return self.pictures.get("naive")
 
     @property
     def compared(self) -> dict[str, Pictures]:
-        """What the images are compared with, by kind."""
+        """The compared images, by kind."""
         return {kind: p for kind, p in self.pictures.items() if kind != "guided"}
 
     @property
@@ -163,17 +161,10 @@ class Result:
         return to_pil(self.images)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path | None:
-        """Write 000.png ..., what the guides see, grid.png and run.json.
+        """Write images, what the guides see, grid.png and run.json to a folder, made if missing.
 
-        Args:
-            folder: Created if it is missing.
-            overwrite: Replace an earlier run that is in it.
-
-        Returns:
-            The path of the grid; None if no image was finished.
-
-        Raises:
-            UsageError: If the folder holds anything else, or cannot be written.
+        Returns the grid's path, or None without images. `overwrite` replaces an earlier run. Raises a
+        UsageError if the folder holds anything else, or cannot be written.
         """
         from ppap_framework.run.folder import RunFolder  # it writes results, so it imports them
 

@@ -37,9 +37,9 @@ class Batch:
     """Finished images of a run.
 
     Attributes:
-        start: Number of the first.
-        pictures: The images by kind: "guided", and those of `Plan.compared`.
-        seconds: Seconds that the guided ones took.
+        start: Number of the first image.
+        pictures: Images by kind: "guided", and those of `Plan.compared`.
+        seconds: Seconds for the guided images.
     """
 
     start: int
@@ -64,7 +64,7 @@ def sample(
     Ctrl-C ends the run early: the result holds the finished batches.
 
     Args:
-        backend: What `ppap_framework.backend` gives or takes.
+        backend: A backend, or its name; see `ppap_framework.backend`.
         guides: Guides of different names; none for unguided images.
         num: Number of images.
         compare: Draw the same noise without guides, too, and if experts guide, also by the
@@ -75,7 +75,7 @@ def sample(
         **changes: Fields of `Sampling` and `Compute`, such as `steps=50, seed=1, device="cpu"`.
 
     Raises:
-        UsageError: With everything that is wrong with the arguments.
+        UsageError: If arguments are invalid; it lists all of them.
         PpapError: As `ppap_framework.backend`; if an image is not finite, memory is short, or
             networks cannot be compiled.
     """
@@ -91,15 +91,9 @@ def draw(
     progress: Watch | None = None,
     finished: Callable[[Batch], None] | None = None,
 ) -> Result:
-    """Draw what is planned.
+    """Draw the images of a plan; errors as of `sample`.
 
-    Args:
-        run: The plan.
-        progress: Called after every step.
-        finished: Called with every finished batch.
-
-    Raises:
-        PpapError: If an image is not finite, memory is short, or networks cannot be compiled.
+    `progress` is called after every step, `finished` with every finished batch.
     """
     batches: list[Batch] = []
     drawer, seconds, interrupted = None, 0.0, False
@@ -137,7 +131,7 @@ def draw(
 
 
 def _batch(drawer: Drawing, run: Plan, images: range) -> Batch:
-    """One batch of every kind, counted only if all of them are finished."""
+    """One batch of every kind, counted only if all are finished."""
     with drawer.atomic():
         start = time.perf_counter()
         pictures: dict[Kind, Pictures] = {"guided": _pictures(drawer, images, "guided")}

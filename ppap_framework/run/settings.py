@@ -79,7 +79,7 @@ class Sampling:
         }
 
     def problems(self, num: int) -> Iterator[UsageError]:
-        """Everything that cannot be used, whatever the backend, for `num` images."""
+        """Errors of these settings for `num` images, whatever the backend."""
         yield from _whole("steps", self.steps, 1, 25)
         if not _is_whole(self.seed):
             yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
@@ -139,20 +139,12 @@ class Compute:
 
     @property
     def place(self) -> torch.device:
-        """The device.
-
-        Raises:
-            UsageError: If there is no such device.
-        """
+        """The device; UsageError if it does not exist."""
         return find_device(self.device)
 
     @property
     def fixed_batch(self) -> int:
-        """The batch size, if low-order bits of images matter.
-
-        Raises:
-            UsageError: If it depends on the machine.
-        """
+        """The batch size, if low-order bits matter; UsageError if it depends on the machine."""
         if self.batch == "auto":
             raise UsageError(
                 "the batch size changes low-order bits of images and cannot be 'auto' here",
@@ -165,7 +157,7 @@ class Compute:
         return attrs.asdict(self) | {"device": str(self.device)}
 
     def problems(self) -> Iterator[UsageError]:
-        """Everything that cannot be used."""
+        """Errors of these settings."""
         if self.batch != "auto":
             yield from _whole("batch", self.batch, 1, 8)
         if self.threads is not None:
@@ -183,16 +175,13 @@ def settle(
     changes: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Sampling, Compute]:
-    """Both records, with fields changed by keyword.
+    """Both records, None for the defaults, with fields changed by keyword.
 
     Args:
-        sampling: None for the defaults.
-        compute: Likewise.
-        changes: Values of fields of either record, by name.
-        defaults: Fields whose default is another here; used where a record is None.
-
-    Raises:
-        UsageError: If a name is a field of neither.
+        sampling: What determines the images.
+        compute: How they are computed.
+        changes: Values of fields of either record, by name; UsageError for other names.
+        defaults: Other default values of fields, for a record that is None.
     """
     fields = defaults or {}
     sampling = sampling or Sampling(**_of(Sampling, fields))
@@ -201,10 +190,9 @@ def settle(
 
 
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
-    """Records with fields changed by keyword. A name that several records have is of the first.
+    """Records with fields changed by keyword; UsageError for a name that is no field.
 
-    Raises:
-        UsageError: If a name is a field of none.
+    A name in several records changes the first.
     """
     left = dict(changes)
     result = []
@@ -228,11 +216,7 @@ def _of(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(num: int, sampling: Sampling, compute: Compute) -> None:
-    """Accept settings that can be right, whatever the backend and guides.
-
-    Raises:
-        UsageError: With everything that cannot.
-    """
+    """Raise one UsageError with all invalid settings, whatever the backend and guides."""
     problems = Problems()
     problems.errors += _whole("num", num, 1, 4)
     problems.errors += sampling.problems(num)
