@@ -139,7 +139,8 @@ class Process:
         Args:
             index: As in `posterior_mean`.
             learned: (B, C, H, W), the network's v for `learned_range`, not clamped: (v + 1) / 2
-                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15). Others ignore it.
+                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15).
+                The fixed kinds ignore it.
             like: Tensor whose type and device the result takes.
         """
         if self.variance == "learned_range":

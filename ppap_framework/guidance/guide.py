@@ -24,7 +24,7 @@ Scale: TypeAlias = "float | Literal['auto'] | None"
 
 
 def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> Iterator[UsageError]:
-    """Errors in a guide's scale and interval; see `Guide`."""
+    """UsageErrors for a guide's scale and interval; see `Guide`."""
     if isinstance(scale, str):
         if scale != "auto":
             yield UsageError(f"the scale {scale!r} is no number", hint="give a number, or auto")
@@ -75,7 +75,7 @@ class Guide:
         loss_name: Name of the loss.
         loss_options: Options of the loss.
         target_source: The target as given.
-        target_is_default: Whether no target was given.
+        target_is_default: Whether the target is the default because none was given.
 
     Raises:
         UsageError: If the scale, the interval or the experts are invalid.

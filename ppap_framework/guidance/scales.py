@@ -20,7 +20,7 @@ def _floats(values: Iterable[float]) -> tuple[float, ...]:
 
 @attrs.frozen
 class RangeScales:
-    """N finite scales, one for each of N ranges of noise levels; experts are calibrated with them.
+    """N finite scales, one for each of N ranges of noise levels, such as calibration finds.
 
     Any other values raise a UsageError.
     """

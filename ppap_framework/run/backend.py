@@ -111,7 +111,8 @@ def find_backend(
 ) -> FoundBackend:
     """Find all errors of a backend, as of `backend`, without reading weights.
 
-    `offline` raises instead of downloading. A path needs a single installed backend, or UsageError.
+    `offline` raises instead of downloading. UsageError if `source` is a path and several backends
+    are installed.
     """
     plugins = registry()
     name = source if isinstance(source, str) else os.fspath(source)
@@ -145,7 +146,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name has a dot or slash; component names do not, but "distribution:name" may."""
+    """Whether a name has a slash, or a dot outside the prefix of "distribution:name"."""
     return any(mark in name for mark in ("/", os.sep)) or "." in name.rpartition(":")[2]
 
 

@@ -21,7 +21,7 @@ class Counts:
         denoiser_backwards: Images for which they are differentiated.
         guide_parameters: Parameters of each guide's network, by the guide's name.
         expert_parameters: Parameters of each of the N experts, by the guide's name.
-        guide_forwards: Images that each guide is differentiated for, without the finished images.
+        guide_forwards: Images that each guide is differentiated for, without finished images.
     """
 
     denoiser_parameters: int

@@ -22,8 +22,9 @@ class ModuleGuide(GuidanceModel):
         network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable.
         mean: Channel means, in [0, 1], that are subtracted; with `std`. Without both, the network
             gets images in [-1, 1].
-        std: Channel deviations by which images are then divided.
-        size: Side in pixels to which images are resized first, bilinearly with antialiasing.
+        std: Channel deviations, positive, by which images are then divided.
+        size: Side in pixels, positive, to which images are resized first, bilinearly with
+            antialiasing; None to keep their size.
 
     Raises:
         UsageError: If only one of `mean` and `std` is given, or a value is invalid.

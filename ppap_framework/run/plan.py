@@ -43,7 +43,7 @@ class Plan:
         backend: The diffusion model.
         guides: Its guides, with scales and experts settled.
         num: Number of images.
-        compare: Draw the same noise also without guides and, if there are experts, without them.
+        compare: Draw the same noise also without guides and, if there are any, without experts.
         sampling: What determines the images.
         compute: How they are computed.
         process: Reverse process of the backend's first stage over the kept timesteps.
@@ -237,7 +237,7 @@ def check_backend(loaded: LoadedBackend, num: int, sampling: Sampling) -> None:
 
 
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
-    """The stages behind the first one, in order, up to the one named."""
+    """The stages after the first, in order, up to the one named."""
     names = [stage.name for stage in loaded.stages]
     component = loaded.origin.component
     if last is not None and last not in names:

@@ -126,7 +126,7 @@ class GuideRequest:
 
     @property
     def noise_aware(self) -> bool:
-        """Whether the guider reads noise itself and takes no experts; PluginError if not found."""
+        """Whether the guider reads noise itself and takes no experts; PluginError as of `guide`."""
         source = self.source
         return isinstance(source, str) and registry().spec("guider", source).noise_aware
 

@@ -163,7 +163,7 @@ class Result:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path | None:
         """Write images, what the guides see, grid.png and run.json to a folder, made if missing.
 
-        Returns the grid's path, or None without images. `overwrite` replaces an earlier run. Raises a
+        Returns the grid's path, or None without images. `overwrite` replaces an earlier run.
         UsageError if the folder holds anything else, or cannot be written.
         """
         from ppap_framework.run.folder import RunFolder  # it writes results, so it imports them
