@@ -8,7 +8,7 @@ r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of lo
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
 
-Components of the pulls -s_k dE_k that oppose another guide can be removed; see `guidance.conflicts`.
+Components of the pulls -s_k dE_k that oppose another guide can be removed (`guidance.conflicts`).
 """
 
 from __future__ import annotations

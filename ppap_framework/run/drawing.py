@@ -1,7 +1,7 @@
 """The image loop of runs, synthetic sets, tables and diagnoses.
 
 with drawing(plan) as draw:
-    pictures = draw(range(0, 8))        # by stage, the last one finished
+    pictures = draw(range(0, 8))  # by stage, the last one finished
 """
 
 from __future__ import annotations
