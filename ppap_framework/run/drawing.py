@@ -1,7 +1,9 @@
 """The image loop of runs, synthetic sets, tables and diagnoses.
 
-with drawing(plan) as draw:
-    pictures = draw(range(0, 8))  # by stage, the last one finished
+Images by stage, the last one finished:
+
+    with drawing(plan) as draw:
+        pictures = draw(range(0, 8))
 """
 
 from __future__ import annotations
