@@ -481,7 +481,11 @@ class TestRefusals:
 
 class TestWorkers:
     def test_any_number_gives_the_same_bytes_even_if_one_dies(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path
+        self,
+        backend: LoadedBackend,
+        whole: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         killed: list[int] = []
 
@@ -493,7 +497,8 @@ class TestWorkers:
                 os.kill(pid, signal.SIGKILL)
 
         out = tmp_path / "set"
-        with pytest.raises(PpapError, match="a worker process died"):
+        with monkeypatch.context() as slow, pytest.raises(PpapError, match="process died"):
+            slow.setattr(backend.stages[0], "_delay", 0.3)  # both are at work when one is killed
             synthesize(backend, out=out, workers=2, progress=kill_one, **SMALL)
         assert multiprocessing.active_children() == []
         synthesize(backend, out=out, workers=2, **SMALL)
