@@ -127,7 +127,7 @@ def _guided(
         alpha_to dx_0 + sigma_to deps = (alpha_to sigma_i / alpha_i - sigma_to) sigma_i g
 
     The factor is about 1 or less on evenly spaced timesteps, but unbounded as alpha_i falls to 0.
-    g is reduced such that the factor is at most `_REACH`.
+    If it exceeds `_REACH`, g is reduced such that the factor is 1, as on evenly spaced timesteps.
     """
     if gradient is None:
         return prediction
@@ -135,7 +135,7 @@ def _guided(
     alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
     reach = alpha_to * sigma - alpha * sigma_to  # alpha_i times the factor
     if reach > _REACH * alpha:
-        return prediction.with_x0(prediction.x0 + _REACH * sigma**2 / reach * gradient)
+        return prediction.with_x0(prediction.x0 + sigma**2 / reach * gradient)
     shifted = prediction.with_eps(prediction.eps - sigma * gradient)
     # Under strong guidance x_0 and eps are large and nearly cancel, so the order of arithmetic
     # matters. As in the published samplers, eps is computed from x_0 again.
