@@ -96,16 +96,16 @@ def propose_number(
     return most
 
 
-def rising_fit(values: Sequence[float]) -> list[float]:
+def rising_fit(values: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """Isotonic least squares: falling neighbours are replaced by their mean (Ayer et al. 1955)."""
-    pools: list[tuple[float, int]] = []
-    for value in values:
-        total, count = float(value), 1
-        while pools and pools[-1][0] * count >= total * pools[-1][1]:
-            earlier, others = pools.pop()
-            total, count = total + earlier, count + others
-        pools.append((total, count))
-    return [total / count for total, count in pools for _ in range(count)]
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights or [1.0] * len(values), strict=True):
+        total, mass, count = value * weight, float(weight), 1
+        while pools and pools[-1][0] * mass >= total * pools[-1][1]:
+            earlier, other, others = pools.pop()
+            total, mass, count = total + earlier, mass + other, count + others
+        pools.append((total, mass, count))
+    return [total / mass for total, mass, count in pools for _ in range(count)]
 
 
 def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> float:

@@ -17,9 +17,9 @@ from ppap_framework.experts.bundle import (
     installed_adapter,
     load_bundle,
     read_bundle_info,
-    rescale_bundle,
     save_bundle,
     verify_bundle,
+    write_curve,
 )
 from ppap_framework.experts.choice import (
     WantedExperts,
@@ -45,6 +45,7 @@ from ppap_framework.experts.identity import (
 from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
 from ppap_framework.experts.match import WAIVABLE
 from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "Identity",
     "InputConvention",
     "NoiseRanges",
+    "RangeScales",
+    "ScaleCurve",
     "WantedExperts",
     "backend_sha256",
     "bundle_by_name",
@@ -71,11 +74,11 @@ __all__ = [
     "keep_bundle",
     "load_bundle",
     "read_bundle_info",
-    "rescale_bundle",
     "same_experts",
     "save_bundle",
     "uses_experts",
     "verify_bundle",
     "warn_of_idle",
     "weights_sha256",
+    "write_curve",
 ]

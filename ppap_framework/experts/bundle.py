@@ -8,7 +8,7 @@ replaced by zeros: it detects damage, but does not prove who wrote the file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import attrs
@@ -19,6 +19,7 @@ from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceM
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts.info import AdapterConfig, BundleInfo
 from ppap_framework.experts.match import Present, check_match, check_waivers
+from ppap_framework.experts.scales import ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import replacing
 from ppap_framework.registry import registry
@@ -95,15 +96,14 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
     return info, state
 
 
-def rescale_bundle(path: Path, scales: Sequence[float] | None) -> None:
-    """Replace the N guidance scales of a bundle, atomically.
+def write_curve(path: Path, curve: ScaleCurve | None) -> None:
+    """Replace the scale curve of a bundle. The file is at any time the old or the new one.
 
     Raises:
-        ValueError: If there are not N, or one is not finite.
         AssetError: If anything is wrong with the file, or it cannot be written.
     """
     info, state = verify_bundle(path)
-    _write(path, state, attrs.evolve(info, scales=scales))
+    _write(path, state, attrs.evolve(info, curve=curve))
 
 
 def load_bundle(

@@ -20,6 +20,7 @@ from ppap_framework.errors import AssetError
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo
 from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import cache_dir, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
@@ -56,9 +57,12 @@ class BundleFile:
         return self.info.ranges
 
     @property
-    def scales(self) -> tuple[float, ...] | None:
-        """N calibrated guidance scales; None if the experts were not calibrated."""
-        return self.info.scales
+    def calibration(self) -> ScaleCurve | RangeScales | None:
+        """Calibrated guidance scales; None if the experts were not calibrated."""
+        info = self.info
+        if info.curve is None and info.scales is not None:
+            return RangeScales(info.ranges, info.scales)
+        return info.curve
 
     @property
     def expert_parameters(self) -> tuple[int, ...]:
@@ -73,7 +77,8 @@ class BundleFile:
             "sha256": self.sha256,
             "num_experts": len(self.ranges),
             "boundaries": list(self.ranges.boundaries),
-            "scales": None if self.scales is None else list(self.scales),
+            "scales": None if self.info.scales is None else list(self.info.scales),
+            "curve": None if self.info.curve is None else attrs.asdict(self.info.curve),
         }
 
     @contextlib.contextmanager

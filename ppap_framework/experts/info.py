@@ -24,6 +24,7 @@ from ppap_framework.experts._record import (
 )
 from ppap_framework.experts.identity import InputConvention
 from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.scales import ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
@@ -84,7 +85,8 @@ class BundleInfo:
         seed: Seed of the training.
         data_sha256: Hash of the images' manifest, if any.
         metrics: Held-out metrics, as JSON.
-        scales: N calibrated guidance scales; None if the experts were not calibrated.
+        scales: N guidance scales, as bundles had before they had a curve; None for none.
+        curve: The calibrated guidance scale by noise level; None if nobody calibrated.
 
     Raises:
         ValueError: If a field is invalid, or two contradict each other.
@@ -117,6 +119,7 @@ class BundleInfo:
     scales: tuple[float, ...] | None = attrs.field(
         converter=attrs.converters.optional(as_tuple), validator=optional(numbers)
     )
+    curve: ScaleCurve | None = None
 
     def __attrs_post_init__(self) -> None:
         faults = []

@@ -74,8 +74,8 @@ class ExpertSet:
     name: None = None
     path: None = None
     sha256: None = None
-    scales: None = None
-    """Attributes of `BundleFile` that a set lacks."""
+    calibration: None = None
+    """Only a bundle has these: see `BundleFile`."""
 
     def __init__(
         self,
@@ -119,6 +119,7 @@ class ExpertSet:
             "num_experts": len(self),
             "boundaries": list(self.ranges.boundaries),
             "scales": None,
+            "curve": None,
         }
 
     @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
 from ppap_framework.guidance.conflicts import Conflicts
 from ppap_framework.guidance.energy import EnergyGuidance, Through
-from ppap_framework.guidance.guide import Guide, Scale, check_calibrated, scale_problems
-from ppap_framework.guidance.scales import RangeScales
+from ppap_framework.guidance.guide import Guide, Scale, check_calibrated, raw_scale, scale_problems
 from ppap_framework.guidance.statistics import GuidanceStatistics, GuideStatistics, Tally
 
 __all__ = [
@@ -12,10 +11,10 @@ __all__ = [
     "GuidanceStatistics",
     "Guide",
     "GuideStatistics",
-    "RangeScales",
     "Scale",
     "Tally",
     "Through",
     "check_calibrated",
+    "raw_scale",
     "scale_problems",
 ]

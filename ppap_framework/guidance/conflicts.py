@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+__all__ = ["Conflicts", "without_conflicts"]
+
 Conflicts: TypeAlias = Literal["keep", "remove"]
 
 

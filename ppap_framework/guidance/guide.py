@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import attrs
 import torch
@@ -13,22 +13,36 @@ from torch import Tensor
 
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, PpapError, UsageError, is_out_of_memory
-from ppap_framework.experts import BundleFile, ExpertSet, WantedExperts
-from ppap_framework.guidance.scales import RangeScales
+from ppap_framework.experts import BundleFile, ExpertSet, RangeScales, ScaleCurve, WantedExperts
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
 
-Scale: TypeAlias = "float | Literal['auto'] | None"
-"""A number; "auto" for the experts' calibrated scales; None for those if there are any, else 4."""
+Scale: TypeAlias = "float | str | None"
+"""Guidance scale: a number multiplies the calibrated curve of the guide's experts, and is absolute
+if they have none; "raw:NUMBER" is absolute; "auto" is the default multiplier of a curve, or the
+scales of a bundle without one; None is "auto" if the experts are calibrated, and otherwise 4."""
 
 
-def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> Iterator[UsageError]:
-    """UsageErrors for a guide's scale and interval; see `Guide`."""
-    if isinstance(scale, str):
+def raw_scale(scale: Scale) -> float | None:
+    """The number of "raw:NUMBER"; None for any other scale."""
+    if not isinstance(scale, str) or not scale.startswith("raw:"):
+        return None
+    try:
+        return float(scale[4:])
+    except ValueError:
+        return math.nan
+
+
+def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> Iterator[UsageError]:
+    """Everything that is wrong with a guide's scale and interval; see `Guide`."""
+    raw = raw_scale(scale) if isinstance(scale, str) else scale
+    if isinstance(scale, str) and raw is None:
         if scale != "auto":
-            yield UsageError(f"the scale {scale!r} is no number", hint="give a number, or auto")
-    elif scale is not None and not math.isfinite(scale):  # type: ignore[arg-type]  # a number
+            yield UsageError(
+                f"the scale {scale!r} is no number", hint="give a number, raw:NUMBER, or auto"
+            )
+    elif raw is not None and not math.isfinite(raw):
         yield UsageError(
             f"the scale of guide {name!r} must be finite, not {scale}", hint="use a scale of 4, say"
         )
@@ -40,11 +54,13 @@ def scale_problems(name: str, scale: object, interval: tuple[float, float]) -> I
         )
 
 
-def check_calibrated(
-    name: str, scale: Scale, experts: bool, scales: Sequence[float] | None
-) -> None:
-    """Raise UsageError, with the reason, if the scale is "auto" without calibrated scales."""
-    if scale == "auto" and scales is None:
+def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
+    """Accept the scale "auto" only if there are calibrated scales.
+
+    Raises:
+        UsageError: If there are none, with the reason: no experts, or uncalibrated ones.
+    """
+    if scale == "auto" and not calibrated:
         raise UsageError(
             f"guide {name!r} has no calibrated scales: "
             + ("its experts were not calibrated" if experts else "no experts guide"),
@@ -87,7 +103,7 @@ class Guide:
     target: Target | None
     scale: Scale = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    curve: RangeScales | None = None
+    curve: ScaleCurve | RangeScales | None = None
     experts: WantedExperts = None
     allow_mismatch: tuple[str, ...] = ()
     noise_aware: bool = False

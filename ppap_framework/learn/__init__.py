@@ -7,8 +7,7 @@ bundle = adapt(backend, "classifier", out="experts")    # both steps
 
 from __future__ import annotations
 
-from ppap_framework.learn.calibration import Calibration, calibrate
-from ppap_framework.learn.folder import calibration_path
+from ppap_framework.learn.calibration import calibrate
 from ppap_framework.learn.plan import load_teacher
 from ppap_framework.learn.recipe import Adapters, Boundaries, Recipe
 from ppap_framework.learn.transfer import adapt, check_adapt, check_transfer, transfer
@@ -16,11 +15,9 @@ from ppap_framework.learn.transfer import adapt, check_adapt, check_transfer, tr
 __all__ = [
     "Adapters",
     "Boundaries",
-    "Calibration",
     "Recipe",
     "adapt",
     "calibrate",
-    "calibration_path",
     "check_adapt",
     "check_transfer",
     "load_teacher",

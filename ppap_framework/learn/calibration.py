@@ -1,177 +1,136 @@
-r"""Calibration: how hard experts should pull, found without labels.
+r"""Calibration: the guidance scale at each noise level, without labels and without trajectories.
 
-The diffusion model draws pictures, unguided. Each is what another trajectory is to lead to: what
-the guide sees in it becomes that trajectory's target. A set of scales is judged by
+The diffusion model draws M pictures x^i, unguided, and the untouched network's answer to each is a
+target y^i. At noise level l, with one noised x_t^i a picture and E the energy that guides, softmax
+over the pictures j of -s E(x_t^i, y^j) is a belief which of the pictures x_t^i is. The scale
 
-    distance   (E(x) - E_own) / (E_other - E_own), clamped to [0, 1]
-    oddity     log10 e(x) - mean over pictures of log10 e, clamped to [0, 1]
+    s(l) = argmax_s  mean_i sum_j w_ij log softmax_j(-s E(x_t^i, y^j)),   w = (1 - e) I + e / M
 
-with E(x) the energy of the untouched network on the finished clean image, E_own and E_other the
-medians of what it says of a picture and that picture's own or another's target, and e(x) the error
-of the denoiser where a little noise is added to x,
+makes it as confident as it is right: the energy times s(l) is then an honest negative
+log-likelihood. It is small if the guide cannot tell the pictures apart, and large if it can; a
+classifier that is calibrated itself has 1 at every level. The objective is concave in s.
 
-    e(x) = |eps - eps_theta(alpha_t x + sigma_t eps)|^2 / D,
-
-a term of the bound on -log p(x) (Ho et al. 2020, arXiv 2006.11239, eq. 14). The distance alone
-would never warn of too large a scale: the network that guides is the one that judges, and is fooled
-by pictures that have long got worse. The diffusion model is not. In decades, since an error that is
-a quarter larger is nothing that a person sees, and one ten times as large is no picture of the
-model's any more.
+Few pictures leave the scale at little noise undetermined, since every belief is right there.
+Three priors bound it: a share e = 0.001 of belief in any picture alike (label smoothing) keeps the
+maximum finite; scales rise with the log-SNR (isotonic least squares on log s, weighted by the
+inverse variance); and `_CAP`. The standard error of log s is that of an M-estimate: the spread of
+the pictures' slopes over the curvature (Huber 1967).
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import DiffusionBackend, Target, TargetInput
-from ppap_framework.diagnosis import noised
-from ppap_framework.diffusion import timesteps_for
+from ppap_framework.components import DiffusionBackend, Stage, TargetInput
+from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import UsageError
-from ppap_framework.experts import ExpertSet, load_bundle, read_bundle_info, rescale_bundle
-from ppap_framework.files import write_json
-from ppap_framework.guidance import Guide, RangeScales
-from ppap_framework.learn.folder import calibration_path
-from ppap_framework.learn.scale_search import Loss, Scales, Trial, most_trials, search
+from ppap_framework.experts import ScaleCurve, load_bundle, read_bundle_info, write_curve
+from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
-from ppap_framework.run import (
-    Compute,
-    LoadedBackend,
-    Sampling,
-    check,
-    drawing,
-    guide_origin,
-    plan,
-    settle,
-)
+from ppap_framework.predictions import widened
+from ppap_framework.run import Compute, Plan, Sampling, check, drawing, guide_origin, plan, settle
 from ppap_framework.run import backend as load_backend
-from ppap_framework.runtime import Progress, Watch, frozen, isolated
+from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
 if TYPE_CHECKING:
     from ppap_framework.learn.plan import TransferPlan
 
 _log = logging.getLogger(__name__)
 
-_NOISE = (5.0, 3.0)
-"""The log-SNR of the little noise that is added to finished images."""
+_CAP = 300.0
+_LEAST = 1e-3
+"""A scale of 0 has no logarithm; this one pulls nothing."""
 
-_FIRST_PULL = 0.01
-"""Of the first scale: the change of eps, as a share of its norm."""
-
-_NAME = "calibration"
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Calibration:
-    """What a calibration found.
-
-    Attributes:
-        scales: One for each expert.
-        trials: In the order in which they were made.
-        energies: E_own and E_other.
-        num: Trajectories of a trial.
-        steps: Of a trajectory.
-        seed: Of pictures and trajectories.
-    """
-
-    scales: Scales
-    trials: tuple[Trial, ...]
-    energies: tuple[float, float]
-    num: int
-    steps: int
-    seed: int
-
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "format": 1,
-            "scales": list(self.scales),
-            "num": self.num,
-            "steps": self.steps,
-            "seed": self.seed,
-            "energy": {"own_picture": self.energies[0], "other_picture": self.energies[1]},
-            "trials": [trial.record() for trial in self.trials],
-        }
+_SMOOTHING = 1e-3
+_ERRORS = (0.05, 2.0)
+"""Least and largest standard error of log s that count in the fit."""
 
 
 @isolated()
 def calibrate(
     backend: DiffusionBackend | str,
     guide: Guide,
-    bundle: Path,
+    bundle: Path | None = None,
     *,
-    num: int = 32,
+    num: int = 64,
+    levels: int = 13,
     sampling: Sampling | None = None,
     compute: Compute | None = None,
     progress: Watch | None = None,
     **changes: Any,
-) -> Calibration:
-    """Find the scales of a bundle's experts and write them into it.
-
-    The bundle is replaced at once when they are found, and every trial is recorded beside it, in
-    NAME.calibration.json.
+) -> ScaleCurve:
+    """Find the guidance scale at each noise level, and write it into a bundle.
 
     Args:
-        backend: The diffusion model that the experts steer.
+        backend: The diffusion model that is guided.
         guide: The untouched network, and the loss whose energy guides.
-        bundle: File of its experts.
-        num: Trajectories of a trial, from 4.
-        sampling: What determines pictures and trajectories; the same finds the same scales.
+        bundle: File of its experts, which gets the curve; None for a guide without experts.
+        num: M, the number of pictures, from 8.
+        levels: Number of noise levels, evenly spaced over the timesteps.
+        sampling: What determines the pictures, and through which image the guide looks; experts
+            look at noisy ones.
         compute: How they are computed, by default 32 at once.
-        progress: Called after every trial.
-        changes: Fields of `sampling` and `compute`.
+        progress: Called after every level.
+        **changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: If an argument cannot be used, the guide cannot be aimed at a picture, or the
-            backend cannot be sampled from.
+        UsageError: If an argument cannot be used, or the guide cannot be aimed at a picture or not
+            tell pictures apart.
         AssetError: If the bundle is damaged, does not match, or cannot be written.
-        PpapError: If the record cannot be written.
     """
     sampling, compute = settle(sampling, compute, changes, {"batch": 32})
-    if type(num) is not int or num < 4:
-        raise UsageError(f"num must be a whole number from 4, not {num}", hint="use 32, say")
     check(num, sampling, compute)
-    seed, sampling = sampling.seed, attrs.evolve(sampling, seed=_seed(sampling.seed))
+    if num < 8:
+        raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")
+    # Pictures that are in no training set of the same seed.
+    seed = int(torch.randint(2**48, (), generator=generator("calibration", sampling.seed)).item())
+    sampling = attrs.evolve(sampling, seed=seed)
     loaded = load_backend(backend)
-    networks = [guide.model, *(stage.network for stage in loaded.stages)]
-    experts = load_bundle(bundle, guide.model, loaded.inner)
+    stage, device = loaded.stages[0], compute.place
+    timesteps = evenly_spaced(stage.schedule, levels)
+    experts = None if bundle is None else load_bundle(bundle, guide.model, loaded.inner)
     try:
-        with frozen(networks, compute.place):
-            trials = _Trials.prepared(loaded, guide, experts, num, sampling, compute)
-            n, done = len(experts), 0
-
-            def run(scales: Scales) -> Loss:
-                nonlocal done
-                loss = trials.run(scales)
-                done += 1
+        with frozen([guide.model], device):
+            guide = attrs.evolve(guide, experts=experts)
+            # A guide that cannot be aimed is refused before anything is drawn; the probe has
+            # colors, since grey may pass for a mask or a map.
+            probe = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
+            probe = probe.expand(2, *loaded.stages[-1].image_shape).to(device)
+            _energies(guide, probe, NoiseLevel.clean(2), _targets(guide, probe))
+            drawn = _pictures(plan(loaded, (), num, sampling, compute))
+            first, last = (pictures.to(device) for pictures in drawn)
+            targets = _targets(guide, last)
+            scales, errors = [], []
+            for done, t in enumerate(timesteps, start=1):
+                x_t, level = noised(first, stage.schedule, t)
+                if sampling.through == "clean":
+                    x_t = _predicted(
+                        stage, x_t, t, loaded.encode(sampling.prompts(range(num)), num)
+                    )
+                    level = NoiseLevel.clean(num)
+                scale, error = honest_scale(_energies(guide, x_t, level, targets))
+                scales.append(scale)
+                errors.append(error)
                 if progress:
-                    progress(Progress("calibrating", done, most_trials(n)))
-                return loss
-
-            scales, tried = search(run, trials.first_scale(), n)
+                    progress(Progress("calibrating", done, levels))
     finally:
-        experts.detach()
-    scales = tuple(float(f"{scale:.4g}") for scale in scales)
-    found = Calibration(
-        scales=scales,
-        trials=tried,
-        energies=trials.energies,
-        num=num,
-        steps=sampling.steps,
-        seed=seed,
-    )
-    write_json(calibration_path(bundle), found.record())
-    rescale_bundle(bundle, scales)
-    return found
+        if experts is not None:
+            experts.detach()
+    if not any(scales):
+        raise _refused(guide, "it does not tell pictures apart at any noise level")
+    curve = _curve(stage.schedule.log_snr[timesteps].tolist(), scales, errors)
+    if bundle is not None:
+        write_curve(bundle, curve)
+    return curve
 
 
 def calibrate_if_possible(plan: TransferPlan, bundle: Path, progress: Watch | None) -> None:
@@ -180,7 +139,7 @@ def calibrate_if_possible(plan: TransferPlan, bundle: Path, progress: Watch | No
     Raises:
         PpapError: As `calibrate`, except for a guide or a backend with which it cannot be done.
     """
-    if read_bundle_info(bundle).scales is not None:
+    if read_bundle_info(bundle).curve is not None:
         return
     try:
         calibrate(
@@ -195,192 +154,123 @@ def calibrate_if_possible(plan: TransferPlan, bundle: Path, progress: Watch | No
         _log.warning("%s; %s", error.message, error.hint)
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class _Trials:
-    """Trajectories that are drawn again with every set of scales.
+def honest_scale(energies: Tensor) -> tuple[float, float]:
+    """s of the module's objective, and the standard error of log s.
 
-    Attributes:
-        backend: The diffusion model.
-        guide: The guide with experts, aimed, of scale 1.
-        sampling: What determines the images of every trial.
-        compute: How they are computed.
-        pictures: (M, 3, H, W), what was drawn unguided.
-        energies: E_own and E_other.
-        usual: The mean of log10 e over the pictures.
+    Args:
+        energies: (M, M), E(x^i, y^j); rows that are not finite are left out.
+
+    Returns:
+        s in [0, `_CAP`]; 0 if the energies say nothing, with error inf.
     """
+    known = energies.isfinite().all(1)
+    own, energies = energies.diagonal()[known].double(), energies[known].double()
+    if len(energies) < 2:
+        return 0.0, math.inf
+    expected = (1.0 - _SMOOTHING) * own + _SMOOTHING * energies.mean(1)
 
-    backend: LoadedBackend
-    guide: Guide
-    sampling: Sampling
-    compute: Compute
-    pictures: Tensor
-    energies: tuple[float, float]
-    usual: float
+    def slopes(s: float) -> Tensor:
+        """Derivative of the objective in s, of each picture."""
+        return (torch.softmax(-s * energies, 1) * energies).sum(1) - expected
 
-    @classmethod
-    def prepared(
-        cls,
-        backend: LoadedBackend,
-        teacher: Guide,
-        experts: ExpertSet,
-        num: int,
-        sampling: Sampling,
-        compute: Compute,
-    ) -> _Trials:
-        """Draw the pictures, and aim at them.
-
-        Raises:
-            UsageError: If that is impossible.
-        """
-        # Refused at once, before any is drawn; in color, since grey may pass for a mask or a map.
-        tinted = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
-        probe = tinted.expand(2, *backend.stages[-1].image_shape)
-        _energies(teacher, probe, _targets(teacher, probe))
-        pictures = _drawn(backend, [], num, sampling, compute)
-        own = _targets(teacher, pictures)
-        # Picture i came from the noise that trajectory i starts from, and is not its target.
-        other = own.roll(-1, dims=0)
-        energies = tuple(_energies(teacher, pictures, target).median() for target in (own, other))
-        if not energies[0] < energies[1]:
-            raise _uncalibrated(
-                teacher,
-                "a picture is no closer to what it sees in it than to what it sees in others",
-            )
-        return cls(
-            backend=backend,
-            guide=attrs.evolve(
-                teacher,
-                name=_NAME,
-                target=Target(value=other, label="pictures"),
-                scale=1.0,
-                experts=experts,
-            ),
-            sampling=sampling,
-            compute=compute,
-            pictures=pictures,
-            energies=(energies[0].item(), energies[1].item()),
-            usual=_log_errors(backend, pictures, compute).mean().item(),
-        )
-
-    def first_scale(self) -> float:
-        """The scale with which the guide changes eps, in the mean of all steps, by `_FIRST_PULL`
-        of its norm.
-        """
-        schedule, batch = self.backend.stages[0].schedule, self.compute.fixed_batch
-        pulls = []
-        for t in timesteps_for(schedule.num_timesteps, self.sampling.steps):
-            for start in range(0, len(self.pictures), batch):
-                x0 = self.pictures[start : start + batch].to(self.compute.place)
-                x_t, level = noised(x0, schedule, t, first=start)
-                guide = self.guide.rows(start, start + len(x0))
-                norms = torch.linalg.vector_norm(guide.gradient(x_t, level).flatten(1), dim=1)
-                sigma = math.sqrt(1.0 - schedule.alphas_cumprod[t].item())
-                pulls.append(sigma * norms.double().cpu() / math.sqrt(x0[0].numel()))
-        pull = torch.cat(pulls)
-        mean = pull[pull.isfinite()].mean().item()
-        if not mean > 0.0:
-            raise _uncalibrated(self.guide, "its energy has no gradient")
-        return _FIRST_PULL / mean
-
-    def run(self, scales: Scales) -> Loss:
-        """The losses of M trajectories."""
-        experts, target = self.guide.experts, self.guide.target
-        assert isinstance(experts, ExpertSet)
-        assert target is not None
-        guide = attrs.evolve(self.guide, curve=RangeScales(experts.ranges, scales))
-        count = len(self.pictures)
-        images = _drawn(self.backend, [guide], count, self.sampling, self.compute)
-        own, other = self.energies
-        distance = (_energies(guide, images, target.value) - own) / (other - own)
-        oddity = _log_errors(self.backend, images, self.compute) - self.usual
-        return Loss(
-            distance=distance.nan_to_num(nan=1.0).clamp(0.0, 1.0), oddity=oddity.clamp(0.0, 1.0)
-        )
+    if slopes(0.0).mean() <= 0.0:
+        return 0.0, math.inf
+    low, high = 0.0, 1.0
+    while slopes(high).mean() > 0.0 and high < _CAP:
+        low, high = high, 2.0 * high
+    for _ in range(50):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if slopes(middle).mean() > 0.0 else (low, middle)
+    s = min(high, _CAP)
+    belief = torch.softmax(-s * energies, 1)
+    curvature = ((belief * energies**2).sum(1) - (belief * energies).sum(1) ** 2).sum().item()
+    spread = slopes(s).square().sum().sqrt().item()
+    return s, spread / (s * curvature) if curvature > 0.0 else math.inf
 
 
-def _drawn(
-    backend: LoadedBackend, guides: list[Guide], num: int, sampling: Sampling, compute: Compute
-) -> Tensor:
-    """The finished images, (M, 3, H, W), on the CPU. No expert is merged afterwards."""
-    run, batch = plan(backend, guides, num, sampling, compute), compute.fixed_batch
+def _curve(
+    log_snr: Sequence[float], scales: Sequence[float], errors: Sequence[float]
+) -> ScaleCurve:
+    """The curve that rises with the log-SNR, closest to the scales; from noisy to clean."""
+    order = sorted(range(len(log_snr)), key=lambda k: log_snr[k])
+    logs = [math.log(max(scales[k], _LEAST)) for k in order]
+    least, most = _ERRORS
+    weights = [min(max(errors[k], least), most) ** -2 for k in order]
+    return ScaleCurve(
+        [round(log_snr[k], 6) for k in order],
+        [float(f"{math.exp(value):.4g}") for value in rising_fit(logs, weights)],
+        [float(f"{min(errors[k], 99.0):.3g}") for k in order],
+    )
+
+
+def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
+    """What the first and the last stage drew, (M, 3, H, W) each, on the CPU."""
+    batch = run.compute.fixed_batch
+    parts: list[tuple[Tensor, Tensor]] = []
     with drawing(run) as draw:
-        parts = [
-            draw(range(start, min(start + batch, num)))[run.stages[-1].name].cpu()
-            for start in range(0, num, batch)
-        ]
-    return torch.cat(parts)
+        for start in range(0, run.num, batch):
+            drawn = list(draw(range(start, min(start + batch, run.num))).values())
+            parts.append((drawn[0].cpu(), drawn[-1].cpu()))
+    first, last = zip(*parts, strict=True)
+    return torch.cat(first), torch.cat(last)
 
 
-def _targets(teacher: Guide, pictures: Tensor) -> Tensor:
+@torch.no_grad()
+def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
+    """The predicted clean images, (M, 3, H, W)."""
+    return stage.denoise(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64), condition).x0
+
+
+def _targets(guide: Guide, pictures: Tensor) -> Tensor:
     """What a guide sees in each of M pictures, as targets: (M, ...).
 
     Raises:
-        UsageError: Where a picture is no target, or not one of a single value.
+        UsageError: If a picture is no target, or not one of a single value.
     """
     values = []
     for image in to_pil(pictures):
         try:
-            target = teacher.model.target(TargetInput(image=image, source="a picture"))
+            target = guide.model.target(TargetInput(image=image, source="a picture"))
         except UsageError as error:
-            raise _uncalibrated(teacher, error.message) from error
+            raise _refused(guide, error.message) from error
         except NotImplementedError as error:
-            raise _uncalibrated(teacher, "it takes no pictures as targets") from error
+            raise _refused(guide, "it takes no pictures as targets") from error
         values.append(target.value)
     if {tuple(value.shape) for value in values} != {(1, *values[0].shape[1:])}:
         shapes = sorted({tuple(value.shape) for value in values})
-        raise _uncalibrated(teacher, f"targets of pictures have the shapes {shapes[:3]}")
+        raise _refused(guide, f"targets of pictures have the shapes {shapes[:3]}")
     return torch.cat(values)
 
 
 @torch.no_grad()
-def _energies(teacher: Guide, pictures: Tensor, targets: Tensor) -> Tensor:
-    """Of the untouched network on M clean pictures: (M,), float64, on the CPU.
+def _energies(
+    guide: Guide,
+    images: Tensor,
+    level: NoiseLevel,
+    targets: Tensor,
+) -> Tensor:
+    """E(x^i, y^j) of M images at their levels and M targets: (M, M), float64, on the CPU.
 
     Raises:
-        UsageError: Where the targets are none that the loss could compare with.
+        UsageError: If the loss cannot compare with such targets.
     """
-    try:
-        device = next(teacher.model.parameters()).device
-        answers = teacher.model(pictures.to(device), NoiseLevel.clean(len(pictures)))
-        energies = teacher.loss.energy(answers, targets.to(device)).double().cpu()
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise _uncalibrated(teacher, f"its loss takes no picture as target: {said}") from error
-    if energies.shape != (len(pictures),):
-        shape = tuple(energies.shape)
-        raise _uncalibrated(teacher, f"its loss gives {shape} for {len(pictures)} pictures")
-    return energies
+    prediction = widened(guide.at(level)(images, level))
+    columns = []
+    for target in targets.to(images.device).split(1):
+        try:
+            column = guide.loss.energy(prediction, target)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise _refused(guide, f"its loss takes no picture as target: {said}") from error
+        if column.shape != (len(images),):
+            shape = tuple(column.shape)
+            raise _refused(guide, f"its loss gives {shape} for {len(images)} pictures")
+        columns.append(column.double().cpu())
+    return torch.stack(columns, 1)
 
 
-@torch.no_grad()
-def _log_errors(backend: LoadedBackend, images: Tensor, compute: Compute) -> Tensor:
-    """log10 e of M images, a mean over the two levels of noise: (M,), float64, on the CPU."""
-    stage, device, batch = backend.stages[0], compute.place, compute.fixed_batch
-    levels = NoiseLevel(torch.tensor(_NOISE, dtype=torch.float64))
-    timesteps = stage.schedule.nearest_timestep(levels).tolist()
-    logs = torch.empty(len(timesteps), len(images), dtype=torch.float64)
-    for start in range(0, len(images), batch):
-        x0 = images[start : start + batch].to(device)
-        condition = backend.encode(None, len(x0))
-        for k, t in enumerate(timesteps):
-            x_t, _ = noised(x0, stage.schedule, t, first=start)
-            abar = stage.schedule.alphas_cumprod[t].item()
-            eps = (x_t - math.sqrt(abar) * x0) / math.sqrt(1.0 - abar)
-            found = stage.denoise(x_t, torch.full((len(x0),), t, device=device), condition)
-            error = (found.eps - eps).square().flatten(1).mean(1)
-            logs[k, start : start + len(x0)] = error.double().cpu().log10()
-    return logs.mean(0)
-
-
-def _uncalibrated(teacher: Guide, why: str) -> UsageError:
+def _refused(guide: Guide, why: str) -> UsageError:
     return UsageError(
-        f"guide {guide_origin(teacher).component!r} cannot be calibrated: {why}",
+        f"guide {guide_origin(guide).component!r} cannot be calibrated: {why}",
         hint="give a scale where it guides, such as --scale 4",
     )
-
-
-def _seed(seed: int) -> int:
-    """Of pictures that are in no training set of the same seed."""
-    digest = hashlib.blake2b(f"{_NAME}/{seed}".encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big")

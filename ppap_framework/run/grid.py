@@ -12,6 +12,7 @@ from typing import TypeAlias
 import attrs
 from PIL import Image, ImageDraw, ImageFont
 
+from ppap_framework.experts import RangeScales
 from ppap_framework.guidance import Guide
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.plan import Plan, option_words, scale_words
@@ -117,7 +118,7 @@ def _header(run: Plan) -> list[str]:
 
 
 def _scale(guide: Guide) -> str:
-    if guide.curve is None:
+    if not isinstance(guide.curve, RangeScales):
         return f"scale {scale_words(guide)}"
     return f"scales of experts, from little noise to much: {scale_words(guide)}"
 

@@ -13,13 +13,15 @@ from ppap_framework.components import CascadedStage, DiffusionBackend, Stage
 from ppap_framework.diffusion import Continuation, Process, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
+    RangeScales,
+    ScaleCurve,
     choose_experts,
     guide_sha256,
     has_experts,
     same_experts,
     warn_of_idle,
 )
-from ppap_framework.guidance import Guide, RangeScales, check_calibrated
+from ppap_framework.guidance import Guide, check_calibrated, raw_scale
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
 from ppap_framework.run.settings import Compute, Sampling, check
@@ -30,6 +32,9 @@ Kind: TypeAlias = Literal["guided", "unguided", "naive"]
 
 DEFAULT_SCALE = 4.0
 """Guidance scale if none is given and no experts are calibrated."""
+
+DEFAULT_MULTIPLIER = 8.0
+"""Multiplier of a calibrated curve if none is given."""
 
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
@@ -126,7 +131,8 @@ def _guide_record(guide: Guide) -> dict[str, Any]:
         "target": guide.target.label,
         "target_given": guide.target_source or guide.target.label,
         "target_is_default": guide.target_is_default,
-        "scale": guide.scale if guide.curve is None else "auto",
+        "scale": "auto" if isinstance(guide.curve, RangeScales) else guide.scale,
+        "calibrated": guide.curve is not None,
         "interval": list(guide.interval),
         "loss": guide.loss_name or type(guide.loss).__name__,
         "experts": guide.chosen.record() if guide.chosen else None,
@@ -269,6 +275,9 @@ def scale_words(guide: Guide) -> str:
     """A guide's scale, for people."""
     if guide.curve is None:
         return f"{guide.factor:g}"
+    if isinstance(guide.curve, ScaleCurve):
+        low, high = (guide.factor * s for s in (guide.curve.scales[0], guide.curve.scales[-1]))
+        return f"{guide.factor:g} x calibrated ({low:.3g} in noise to {high:.3g} without)"
     return ", ".join(f"{guide.factor * factor:.3g}" for factor in guide.curve.values)
 
 
@@ -284,14 +293,17 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
         allow_mismatch=guide.allow_mismatch,
         offline=guide.offline,
     )
-    scales = None if experts is None else experts.scales
-    check_calibrated(guide.name, guide.scale, experts is not None, scales)
-    guide = attrs.evolve(guide, experts=experts)
-    if guide.scale is not None and guide.scale != "auto":
-        return guide
-    if scales is None or experts is None:
-        return attrs.evolve(guide, scale=DEFAULT_SCALE)
-    return attrs.evolve(guide, scale=1.0, curve=RangeScales(experts.ranges, scales))
+    curve = guide.curve if guide.curve or experts is None else experts.calibration
+    check_calibrated(guide.name, guide.scale, experts is not None, curve is not None)
+    raw = raw_scale(guide.scale)
+    if raw is not None or curve is None:
+        given = DEFAULT_SCALE if guide.scale is None else guide.scale
+        scale, curve = given if raw is None else raw, None
+    elif guide.scale in (None, "auto"):
+        scale = DEFAULT_MULTIPLIER if isinstance(curve, ScaleCurve) else 1.0
+    else:
+        scale, curve = guide.scale, curve if isinstance(curve, ScaleCurve) else None
+    return attrs.evolve(guide, experts=experts, scale=scale, curve=curve)
 
 
 def _check_shared(guides: Sequence[Guide]) -> None:

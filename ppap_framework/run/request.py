@@ -153,7 +153,7 @@ class GuideRequest:
         )
         used = uses_experts(self.experts, noise_aware=aware, through=through)
         if bundle is not None or not used:
-            check_calibrated(self.label, self.scale, used, bundle.scales if bundle else None)
+            check_calibrated(self.label, self.scale, used, bool(bundle and bundle.calibration))
 
     @isolated()
     def load(self, *, aim: bool = True) -> Guide:

@@ -1,0 +1,83 @@
+"""Guidance scales that depend on the noise level, as a bundle of experts states them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppap_framework.errors import UsageError
+from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.noise import NoiseLevel
+
+
+def _floats(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+@attrs.frozen
+class ScaleCurve:
+    """The scale s(l) at which an energy is an honest log-likelihood, from calibration; log s is
+    linear in the log-SNR between the knots, and constant beyond them.
+
+    Attributes:
+        log_snr: K knots, rising.
+        scales: s at each, above 0.
+        errors: Standard error of log s at each.
+
+    Raises:
+        ValueError: If there are not K of each, or they are not such numbers.
+    """
+
+    log_snr: tuple[float, ...] = attrs.field(converter=_floats)
+    scales: tuple[float, ...] = attrs.field(converter=_floats)
+    errors: tuple[float, ...] = attrs.field(converter=_floats)
+
+    def __attrs_post_init__(self) -> None:
+        columns = (self.log_snr, self.scales, self.errors)
+        finite = all(map(math.isfinite, sum(columns, ())))
+        rising = all(a < b for a, b in pairwise(self.log_snr))
+        positive = all(scale > 0.0 for scale in self.scales)
+        if len(set(map(len, columns))) != 1 or not self.log_snr or not (finite and rising):
+            raise ValueError("a scale curve must have a finite scale and error at rising log-SNRs")
+        if not positive:
+            raise ValueError("the scales of a curve must be above 0")
+
+    def at(self, level: NoiseLevel) -> Tensor:
+        """s at B noise levels: (B, 1, 1, 1), float64, on the CPU."""
+        found = np.interp(level.log_snr.numpy(), self.log_snr, np.log(self.scales))
+        return torch.from_numpy(np.exp(found))[:, None, None, None]
+
+
+@attrs.frozen
+class RangeScales:
+    """One scale for each of N ranges of noise levels, as bundles without a curve may have.
+
+    Attributes:
+        ranges: The N ranges.
+        values: N scales.
+
+    Raises:
+        UsageError: If there are not N finite numbers.
+    """
+
+    ranges: NoiseRanges
+    values: tuple[float, ...] = attrs.field(converter=_floats)
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.values) != len(self.ranges) or not all(map(math.isfinite, self.values)):
+            raise UsageError(
+                f"{len(self.ranges)} ranges of noise levels cannot have the scales "
+                f"{list(self.values)}",
+                hint="give a finite number for each",
+            )
+
+    def at(self, level: NoiseLevel) -> Tensor:
+        """The scale at B noise levels: (B, 1, 1, 1), float64, on the CPU."""
+        values = torch.tensor(self.values, dtype=torch.float64)
+        return values[self.ranges.index(level)][:, None, None, None]
