@@ -55,6 +55,10 @@ class Problems:
     def __init__(self) -> None:
         self.errors: list[PpapError] = []
 
+    def add(self, message: str, hint: str = "") -> None:
+        """Collect a `UsageError`."""
+        self.errors.append(UsageError(message, hint=hint))
+
     @contextlib.contextmanager
     def collected(self) -> Iterator[None]:
         """A context whose `PpapError` is collected instead of raised."""
@@ -81,3 +85,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -152,7 +152,7 @@ class TestFolder:
 
     def test_a_smaller_run_leaves_nothing_of_it(self, two, tmp_path) -> None:
         ppap.sample(two, **ASKED).save(tmp_path)
-        RunFolder.create(plan(two, [], 1, SAMPLING), tmp_path, overwrite=True)
+        RunFolder(plan(two, [], 1, SAMPLING), tmp_path, overwrite=True)
         assert not list(tmp_path.rglob("*.png"))
 
 

@@ -160,7 +160,7 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
 
     with problems.collected():
         backend = found.load()
-        run.check_backend(backend, num, sampling)
+        run.plan(backend, (), num, sampling, compute)
     guides = []
     for request in requests:
         with problems.collected():
@@ -187,7 +187,7 @@ def _draw(plan: Plan, given: dict[str, Any]) -> None:
 
     out = given["out"]
     path = Path(out).expanduser() if out else run.fresh_folder(_RUNS, plan)
-    folder = run.RunFolder.create(
+    folder = run.RunFolder(
         plan, path, overwrite=given["overwrite"], command=["ppap", *sys.argv[1:]]
     )
     with progress() as watch:

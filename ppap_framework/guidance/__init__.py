@@ -3,14 +3,13 @@
 from ppap_framework.guidance.conflicts import Conflicts
 from ppap_framework.guidance.energy import EnergyGuidance, Through
 from ppap_framework.guidance.guide import Guide, Scale, check_calibrated, raw_scale, scale_problems
-from ppap_framework.guidance.statistics import GuidanceStatistics, GuideStatistics, Tally
+from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 
 __all__ = [
     "Conflicts",
     "EnergyGuidance",
     "GuidanceStatistics",
     "Guide",
-    "GuideStatistics",
     "Scale",
     "Tally",
     "Through",

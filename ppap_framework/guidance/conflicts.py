@@ -13,8 +13,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Conflicts", "without_conflicts"]
-
 Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
@@ -36,13 +34,10 @@ def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     results = []
     for k, pull in enumerate(pulls):
         changed = torch.zeros_like(pull[:, :1, :1, :1], dtype=torch.bool)
-        for other, direction in enumerate(directions):
-            if other == k:
-                continue
+        for direction in directions[:k] + directions[k + 1 :]:
             along = (pull * direction).sum((1, 2, 3), keepdim=True)
-            against = along < 0
-            pull = torch.where(against, pull - along * direction, pull)
-            changed = changed | against
+            pull = torch.where(along < 0, pull - along * direction, pull)
+            changed = changed | (along < 0)
         results.append((pull, changed))
     return results
 

@@ -13,8 +13,8 @@ Components of the pulls -s_k dE_k that oppose another guide can be removed (`gui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import attrs
 import torch
@@ -28,8 +28,6 @@ from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
 
 Through = Literal["noisy", "clean"]
-_Scales: TypeAlias = "Mapping[int, float | Tensor]"
-"""s_k of each acting guide k; see `Guide.scale_at`."""
 
 
 def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
@@ -70,27 +68,15 @@ class EnergyGuidance:
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor | None]:
         """Denoise x_t and find g; see `ppap_framework.diffusion.Guidance`."""
-        acting = {
-            k: guide.scale_at(level)
-            for k, guide in enumerate(self.guides)
-            if guide.acts(time, level)
-        }
-        if acting and self.through == "clean":
-            return self._through_denoiser(x_t, level, time, acting, denoise)
+        acts = any(guide.acts(time, level) for guide in self.guides)
+        if acts and self.through == "clean":
+            return self._through_denoiser(x_t, time, level, denoise)
         self.tally.denoiser(len(x_t) * self.evaluations)
-        if not acting:
-            return denoise(x_t), None
-        return denoise(x_t), self._pull(x_t, level, level, time, acting)
+        return denoise(x_t), self._pull(x_t, level, time, level) if acts else None
 
     def _through_denoiser(
-        self,
-        x_t: Tensor,
-        level: NoiseLevel,
-        time: float,
-        acting: _Scales,
-        denoise: Callable[[Tensor], Prediction],
+        self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor]:
-        self.tally.denoiser(len(x_t) * self.evaluations, differentiated=True)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             prediction = denoise(x)
@@ -100,29 +86,29 @@ class EnergyGuidance:
         if not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
         # Guides are differentiated one by one down to x0, then the denoiser once for their sum.
-        clean = NoiseLevel.clean(len(x_t))
-        pull = self._pull(x0.detach(), clean, level, time, acting)
+        pull = self._pull(x0.detach(), NoiseLevel.clean(len(x_t)), time, level)
         (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
-        norms = _norms(gradient)
+        norms, pulled = _norms(gradient), _norms(pull)
         finite = torch.isfinite(norms)
-        pulled = _norms(pull)
-        self.tally.denoiser_lost((~finite & (pulled > 0)).sum())
+        skipped = (~finite & (pulled > 0)).sum()
+        self.tally.denoiser(len(x) * self.evaluations, differentiated=True, skipped=skipped)
         if self.normalize:
             gradient = _rescaled(gradient, norms, pulled)
         return prediction.detach(), torch.where(finite, gradient, 0.0)
 
-    def _pull(
-        self, images: Tensor, seen: NoiseLevel, level: NoiseLevel, time: float, acting: _Scales
-    ) -> Tensor:
+    def _pull(self, images: Tensor, seen: NoiseLevel, time: float, level: NoiseLevel) -> Tensor:
         """-sum_k s_k dE_k/d images, (B, C, H, W), normalized and without conflicts if asked for.
 
         Guides see `images`, (B, C, H, W), at levels `seen`; `level` and `time` (t / T) are x_t's.
         """
         pulls, root = {}, images[0].numel() ** 0.5
         sigma = level.sigma.to(images)[:, None, None, None]
-        for k, s in acting.items():
-            scale = s.to(images) if isinstance(s, Tensor) else s
-            gradient = self.guides[k].gradient(images, seen)
+        for k, guide in enumerate(self.guides):
+            if not guide.acts(time, level):
+                continue
+            scale = guide.scale_at(level)
+            scale = scale.to(images) if isinstance(scale, Tensor) else scale
+            gradient = guide.gradient(images, seen)
             norms = _norms(gradient)
             # A norm is finite only if all elements are; its product with the scale must be, too.
             finite = torch.isfinite(norms * scale)
@@ -134,7 +120,7 @@ class EnergyGuidance:
         if self.conflicts == "remove":
             parted = without_conflicts(list(pulls.values()))
             for k, (pull, changed) in zip(pulls, parted, strict=True):
-                self.tally.conflicts(k, changed.sum())
+                self.tally.conflicts(k, time, changed)
                 pulls[k] = pull
         return torch.stack(list(pulls.values())).sum(0)
 

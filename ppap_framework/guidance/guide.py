@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppap_framework.components import GuidanceModel, Target, TaskLoss
-from ppap_framework.errors import PluginError, PpapError, UsageError, is_out_of_memory
+from ppap_framework.errors import PluginError, PpapError, UsageError, first_line, is_out_of_memory
 from ppap_framework.experts import BundleFile, ExpertSet, RangeScales, ScaleCurve, WantedExperts
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
@@ -55,11 +55,7 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
 
 
 def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
-    """Accept the scale "auto" only if there are calibrated scales.
-
-    Raises:
-        UsageError: If there are none, with the reason: no experts, or uncalibrated ones.
-    """
+    """UsageError if the scale is "auto" without calibrated scales."""
     if scale == "auto" and not calibrated:
         raise UsageError(
             f"guide {name!r} has no calibrated scales: "
@@ -151,8 +147,7 @@ class Guide:
             # Subclasses are torch's own: out of memory, or code that cannot be compiled.
             if type(error) is not RuntimeError or is_out_of_memory(error):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-            raise self._failure(images, reason) from error
+            raise self._failure(images, first_line(error)) from error
 
     def scale_at(self, level: NoiseLevel) -> float | Tensor:
         """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU if there is a curve."""
@@ -199,17 +194,12 @@ class Guide:
 
     def _failure(self, images: Tensor, reason: str) -> PpapError:
         own = self.origin is None or self.origin.distribution is None
-        kind = UsageError if own else PluginError
+        hint = "a network takes images (B, 3, H, W); `size` resizes them first" if own else ""
+        fault = f"failed on images of shape {tuple(images.shape)}: {reason}"
         if channels := re.search(r"to have (\d+) channels, but got 3 channels", reason):
-            return kind(
-                f"the network of guide {self.name!r} takes {channels[1]} "
-                f"channel{'' if channels[1] == '1' else 's'}, and images have 3",
-                hint="convert them in its forward, as by images.mean(1, keepdim=True)",
-            )
-        return kind(
-            f"guide {self.name!r} failed on images of shape {tuple(images.shape)}: {reason}",
-            hint="a network takes images (B, 3, H, W); `size` resizes them first" if own else "",
-        )
+            hint = "convert images in its forward, as by images.mean(1, keepdim=True)"
+            fault = f"takes {channels[1]} channel{'s'[: channels[1] != '1']}, and images have 3"
+        return (UsageError if own else PluginError)(f"guide {self.name!r} {fault}", hint=hint)
 
     def _energy(self, prediction: Any, target: Tensor) -> Tensor:
         try:
@@ -218,7 +208,6 @@ class Guide:
             if "out of bounds" not in str(error) or self.target is None:
                 raise
             raise UsageError(
-                f"the target index {self.target.label!r} of guide {self.name!r} is out of range: "
-                f"{error}",
+                f"the target index {self.target.label!r} of guide {self.name!r} is out of range",
                 hint="give an index below the number of its outputs",
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -59,10 +60,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._guides: dict[int, dict[float, Tensor]] = {}
-        self._conflicts: dict[int, Tensor] = {}
-        self._denoiser_forwards = 0
-        self._denoiser_backwards = 0
-        self._denoiser_skipped: Tensor | int = 0
+        self._forwards = self._backwards = 0
+        self._skipped: Tensor | int = 0
 
     def copy(self) -> Tally:
         """An independent copy."""
@@ -75,46 +74,44 @@ class Tally:
 
         `norms`, the mask `finite` and `pulls` (root mean square change of eps) are (B, 1, 1, 1).
         """
-        zero = norms.new_zeros(())
-        kept, pull = (torch.where(finite, figure, zero).sum() for figure in (norms, pulls))
-        figures = torch.stack([kept, finite.sum().to(norms), zero + len(norms), pull])
+        images, none = norms.new_full((), len(norms)), norms.new_zeros(())
+        norm, pull = (torch.where(finite, figure, none).sum() for figure in (norms, pulls))
+        figures = torch.stack([images, finite.sum().to(norms), norm, pull, none])
         steps = self._guides.setdefault(position, {})
         steps[time] = steps[time] + figures if time in steps else figures
 
-    def conflicts(self, position: int, images: Tensor) -> None:
-        """Add the number of changed pulls of one guide: (), integer."""
-        before = self._conflicts.get(position)
-        self._conflicts[position] = images if before is None else before + images
+    def conflicts(self, position: int, time: float, changed: Tensor) -> None:
+        """Add a guide's pulls that lost a component in that step: a mask (B, 1, 1, 1)."""
+        self._guides[position][time][-1] += changed.sum()
 
-    def denoiser(self, images: int, *, differentiated: bool = False) -> None:
-        """Add one call of the denoiser on a number of images."""
-        self._denoiser_forwards += images
-        self._denoiser_backwards += images * differentiated
+    def denoiser(
+        self, images: int, *, differentiated: bool = False, skipped: Tensor | int = 0
+    ) -> None:
+        """Add a call of the denoiser on a number of images; `skipped`, (), have no gradient."""
+        self._forwards += images
+        self._backwards += images * differentiated
+        self._skipped = self._skipped + skipped
 
-    def denoiser_lost(self, images: Tensor) -> None:
-        """Add the number of gradients that the denoiser made infinite: (), integer."""
-        self._denoiser_skipped = self._denoiser_skipped + images
-
-    def read(self, names: list[str]) -> GuidanceStatistics:
+    def read(self, names: Sequence[str]) -> GuidanceStatistics:
         """The counts, for guides of these names."""
         return GuidanceStatistics(
-            guides=tuple(self._read_guide(k, name) for k, name in enumerate(names)),
-            denoiser_forwards=self._denoiser_forwards,
-            denoiser_backwards=self._denoiser_backwards,
-            denoiser_skipped=int(self._denoiser_skipped),
+            guides=tuple(self._read(name, self._guides.get(k, {})) for k, name in enumerate(names)),
+            denoiser_forwards=self._forwards,
+            denoiser_backwards=self._backwards,
+            denoiser_skipped=int(self._skipped),
         )
 
-    def _read_guide(self, position: int, name: str) -> GuideStatistics:
-        steps = self._guides.get(position, {})
+    @staticmethod
+    def _read(name: str, steps: dict[float, Tensor]) -> GuideStatistics:
         rows = torch.stack(list(steps.values())).tolist() if steps else []
-        looked = round(sum(images for _, _, images, _ in rows))
+        seen, finite, changed = (round(sum(row[k] for row in rows)) for k in (0, 1, 4))
         return GuideStatistics(
             name=name,
-            forwards=looked,
-            backwards=looked,
-            skipped=looked - round(sum(finite for _, finite, _, _ in rows)),
-            conflicts=int(self._conflicts.get(position, 0)),
+            forwards=seen,
+            backwards=seen,
+            skipped=seen - finite,
+            conflicts=changed,
             times=tuple(steps),
-            gradient_norms=tuple(total / n if n else None for total, n, _, _ in rows),
-            pulls=tuple(pull / n if n else 0.0 for _, n, _, pull in rows),
+            gradient_norms=tuple(norm / n if n else None for _, n, norm, *_ in rows),
+            pulls=tuple(pull / n if n else 0.0 for _, n, _, pull, _ in rows),
         )

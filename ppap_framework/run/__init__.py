@@ -3,51 +3,39 @@
 from __future__ import annotations
 
 from ppap_framework.run.backend import FoundBackend, LoadedBackend, backend, find_backend
-from ppap_framework.run.batches import first_batch
-from ppap_framework.run.counts import Counts, counts_of
 from ppap_framework.run.drawing import Drawing, drawing
+from ppap_framework.run.estimate import Counts, counts_of, first_batch
 from ppap_framework.run.folder import RunFolder, check_folder, check_writable, fresh_folder
 from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.run.plan import (
-    DEFAULT_SCALE,
-    Kind,
     Plan,
-    check_backend,
     guide_origin,
     option_words,
     plan,
     scale_words,
 )
 from ppap_framework.run.request import GuideRequest, Loss, guide
-from ppap_framework.run.result import Pictures, Result, Seen, Stats
-from ppap_framework.run.sample import Batch, draw, sample
-from ppap_framework.run.settings import Compute, SamplerName, Sampling, changed, check, settle
+from ppap_framework.run.result import Result
+from ppap_framework.run.sample import draw, sample
+from ppap_framework.run.settings import Compute, Sampling, changed, check, settle
 
 __all__ = [
-    "DEFAULT_SCALE",
-    "Batch",
     "Compute",
     "Counts",
     "Drawing",
     "FoundBackend",
     "FunctionLoss",
     "GuideRequest",
-    "Kind",
     "LoadedBackend",
     "Loss",
     "ModuleGuide",
-    "Pictures",
     "Plan",
     "Result",
     "RunFolder",
-    "SamplerName",
     "Sampling",
-    "Seen",
-    "Stats",
     "backend",
     "changed",
     "check",
-    "check_backend",
     "check_folder",
     "check_writable",
     "counts_of",

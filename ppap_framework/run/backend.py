@@ -17,7 +17,7 @@ from ppap_framework.errors import UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.origin import Origin
 from ppap_framework.plugin import BackendSpec, Card, ComponentSpec
-from ppap_framework.registry import Registry, registry
+from ppap_framework.registry import registry
 from ppap_framework.runtime import isolated
 
 DType: TypeAlias = Literal["float32", "bfloat16", "float16"] | torch.dtype
@@ -46,7 +46,6 @@ class LoadedBackend(DiffusionBackend):
 class FoundBackend:
     """A backend that can be loaded: its plugin is known, its checkpoint's header is valid."""
 
-    registry: Registry
     spec: BackendSpec
     checkpoint: Checkpoint
     options: dict[str, Any]
@@ -55,17 +54,14 @@ class FoundBackend:
     @isolated()
     def load(self) -> LoadedBackend:
         """Build the networks and read their weights; errors are those of `backend`."""
-        start = time.perf_counter()
-        with without_downloads(self.offline):
-            made = self.registry.make(self.spec, self.options, self.checkpoint)
+        made, origin = made_by_plugin(self.spec, self.options, self.checkpoint, self.offline)
         dtype = self.checkpoint.dtype
-        if dtype is not None and not _computes_in(made, dtype):
-            raise UsageError(
-                f"backend {self.spec.name!r} does not cast its weights to {_name(dtype)}",
-                hint="leave out --dtype; --precision sets the precision of products alone",
-            )
-        seconds = time.perf_counter() - start
-        origin = made_from(self.registry, self.spec, self.options, self.checkpoint, seconds)
+        for stage in made.stages if dtype else ():
+            if not any(parameter.dtype == dtype for parameter in stage.network.parameters()):
+                raise UsageError(
+                    f"backend {self.spec.name!r} does not cast its weights to {origin.dtype}",
+                    hint="leave out --dtype; --precision sets the precision of products alone",
+                )
         return LoadedBackend(made, origin)
 
 
@@ -114,87 +110,79 @@ def find_backend(
     `offline` raises instead of downloading. UsageError if `source` is a path and several backends
     are installed.
     """
-    plugins = registry()
-    name = source if isinstance(source, str) else os.fspath(source)
+    name = os.fspath(source)
     if not isinstance(source, str) or _is_path(name):
         if checkpoint is not None:
             raise UsageError(
                 f"there are two checkpoints, {name!r} and {os.fspath(checkpoint)!r}",
                 hint="give the backend's name and one checkpoint",
             )
-        name, checkpoint = _only_backend(plugins, name), Path(name)
-    spec = plugins.spec("backend", name)
-    wanted = checkpoint if checkpoint is None or isinstance(checkpoint, str) else Path(checkpoint)
-    cast = None if dtype is None else str(dtype).removeprefix("torch.")
-    if cast not in (None, *_DTYPES):
+        name, checkpoint = _only_backend(name), Path(name)
+    spec, cast = registry().spec("backend", name), str(dtype).removeprefix("torch.")
+    if dtype is not None and cast not in _DTYPES:
         raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
-    found = find_checkpoint(plugins, name, "backend", wanted, offline=offline)
-    if cast is not None:
+    wanted = checkpoint if isinstance(checkpoint, str | None) else Path(checkpoint)
+    found = find_checkpoint(registry(), name, "backend", wanted, offline=offline)
+    if dtype is not None:
         found = attrs.evolve(found, dtype=getattr(torch, cast))
-    return FoundBackend(plugins, spec, found, dict(options or {}), offline)
-
-
-def _computes_in(made: DiffusionBackend, dtype: torch.dtype) -> bool:
-    return all(
-        any(parameter.dtype == dtype for parameter in stage.network.parameters())
-        for stage in made.stages
-    )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return FoundBackend(spec, found, dict(options or {}), offline)
 
 
 def _is_path(name: str) -> bool:
     """Whether a name has a slash, or a dot outside the prefix of "distribution:name"."""
-    return any(mark in name for mark in ("/", os.sep)) or "." in name.rpartition(":")[2]
+    return "/" in name or os.sep in name or "." in name.rpartition(":")[2]
 
 
-def _only_backend(plugins: Registry, path: str) -> str:
-    names = list(dict.fromkeys(spec.name for spec in plugins.specs("backend")))
+def _only_backend(path: str) -> str:
+    names = sorted({spec.name for spec in registry().specs("backend")})
     if len(names) == 1:
         return names[0]
-    if not names:
-        raise UsageError(f"no backend is installed to read {path!r}", hint="`ppap plugins list`")
     raise UsageError(
-        f"{path!r} may be for any of {', '.join(names)}",
+        f"{path!r} may be for any of {', '.join(names)}"
+        if names
+        else f"no backend is installed to read {path!r}",
         hint="give the backend's name, and the path as its checkpoint",
     )
 
 
-def made_from(
-    plugins: Registry,
-    spec: ComponentSpec,
+def made_by_plugin(
+    spec: Any,
     options: Mapping[str, Any],
     checkpoint: Checkpoint | None,
-    seconds: float,
-    others: Sequence[ComponentSpec | None] = (),
-) -> Origin:
-    """The origin of a component that a plugin made in `seconds`.
+    offline: bool,
+    loss: ComponentSpec | None = None,
+) -> tuple[Any, Origin]:
+    """A component, made with its weights, and its origin.
 
-    `others` are components that belong to it, such as a loss.
+    Args:
+        spec: The backend or guider.
+        options: Its options.
+        checkpoint: Its weights, if it needs any.
+        offline: Raise instead of downloading.
+        loss: A loss that belongs to it.
     """
-    provider = plugins.provider(spec)
-    made = plugins.options(spec, options)
-    fields = () if made is None else attrs.fields(type(made))
-    card = checkpoint.card if checkpoint else None
-    dtype = checkpoint.dtype if checkpoint else None
-    return Origin(
+    plugins, start = registry(), time.perf_counter()
+    with without_downloads(offline):
+        made = plugins.make(spec, options, checkpoint)
+    seconds, resolved = time.perf_counter() - start, plugins.options(spec, options)
+    fields = () if resolved is None else attrs.fields(type(resolved))
+    origin = Origin(
         component=spec.name,
-        distribution=provider.distribution,
-        version=provider.version,
-        checkpoint=checkpoint.name if checkpoint else None,
-        path=checkpoint.path if checkpoint else None,
-        sha256=checkpoint.sha256 if checkpoint else None,
+        distribution=plugins.provider(spec).distribution,
+        version=plugins.provider(spec).version,
         options=dict(options),
-        resolved={f.alias or f.name: getattr(made, f.name) for f in fields if f.init},
-        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        resolved={f.alias or f.name: getattr(resolved, f.name) for f in fields if f.init},
         load_seconds=seconds,
-        suppliers=suppliers(plugins, spec, *others, card),
+        suppliers=suppliers(spec, loss, checkpoint and checkpoint.card),
     )
+    if checkpoint is None:
+        return made, origin
+    dtype = checkpoint.dtype and str(checkpoint.dtype).removeprefix("torch.")
+    file = {"path": checkpoint.path, "sha256": checkpoint.sha256, "dtype": dtype}
+    return made, attrs.evolve(origin, checkpoint=checkpoint.name, **file)
 
 
-def suppliers(plugins: Registry, *items: ComponentSpec | Card | None) -> dict[str, str | None]:
+def suppliers(*items: ComponentSpec | Card | None) -> dict[str, str | None]:
     """Versions of the distributions that supply these items."""
-    providers = [plugins.provider(item) for item in items if item is not None]
+    providers = [registry().provider(item) for item in items if item is not None]
     return {provider.distribution: provider.version for provider in providers}

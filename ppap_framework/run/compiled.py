@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import PpapError, first_line
 from ppap_framework.run.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -30,7 +30,6 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
 
     named = {stage.network: f"stage {stage.name!r}" for stage in run.stages}
     named |= {guide.model.network: f"guide {guide.name!r}" for guide in run.guides}
-    kept = {network: vars(network).get("forward") for network in named}
     watched = {network: _Compiled(network) for network in named}
 
     def check(*networks: nn.Module) -> None:
@@ -38,25 +37,22 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
             if not watched[network].called and (name := named.pop(network, None)):
                 _log.warning("%s is not compiled: its network is used otherwise than called", name)
 
-    try:
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        # Tracing asks every tensor for its gradient, those in the middle of a graph as well.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         for network, forward in watched.items():
-            network.forward = forward
-        with warnings.catch_warnings():
-            # Tracing asks every tensor for its gradient, those in the middle of a graph as well.
-            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-            yield lambda: check(run.stage.network)
-    except TorchDynamoException as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise PpapError(
-            f"the networks cannot be compiled: {reason}",
-            hint="torch.compile wants a C++ compiler such as g++; or leave out --compile",
-        ) from error
-    finally:
-        for network, before in kept.items():
-            if before is None:
-                del network.forward
+            if "forward" in vars(network):
+                stack.callback(setattr, network, "forward", network.forward)
             else:
-                network.forward = before
+                stack.callback(delattr, network, "forward")
+            network.forward = forward
+        try:
+            yield lambda: check(run.stage.network)
+        except TorchDynamoException as error:
+            raise PpapError(
+                f"the networks cannot be compiled: {first_line(error)}",
+                hint="torch.compile wants a C++ compiler such as g++; or leave out --compile",
+            ) from error
     check(*watched)
 
 

@@ -9,14 +9,13 @@ Images by stage, the last one finished:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.components import GuidanceModel
 from ppap_framework.diffusion import NoiseSource, cascade, trajectory
 from ppap_framework.errors import PpapError
 from ppap_framework.experts import ExpertSet
@@ -37,10 +36,8 @@ def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
         AssetError: If a bundle changed since it was chosen.
         PpapError: If networks are to be compiled and cannot be.
     """
-    compute = plan.compute
-    networks: list[nn.Module] = [stage.network for stage in plan.stages]
-    networks += [guide.model for guide in plan.guides]
-    threads = torch.get_num_threads()
+    compute, threads = plan.compute, torch.get_num_threads()
+    networks = [*(stage.network for stage in plan.stages), *(guide.model for guide in plan.guides)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolated())
         if compute.threads is not None:
@@ -89,7 +86,7 @@ class Drawing:
         self.guides = guides
         self._plan, self._watch, self._stepped = plan, watch, stepped
         self._tally = Tally()
-        self._there: list[nn.Module] = []
+        self._there: set[nn.Module] = set()
         self._done = self.broken = 0
 
     @property
@@ -110,10 +107,9 @@ class Drawing:
     def place(self, *networks: nn.Module) -> None:
         """Move networks to the device; if networks are offloaded, move the others off it."""
         if self._plan.compute.offload:
-            for network in self._there:
-                if network not in networks:
-                    network.to("cpu")
-            self._there = list(networks)
+            for network in self._there - set(networks):
+                network.to("cpu")
+            self._there = set(networks)
         for network in networks:
             network.to(self._plan.device)
 
@@ -132,8 +128,7 @@ class Drawing:
         x = noise((count, *plan.stage.image_shape)).to(plan.device)
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
-        seeing = [model for guide in guidance.guides for model in models(guide)] if guidance else []
-        self.place(plan.stage.network, *seeing)
+        self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
         walk = trajectory(
             plan.stage,
             plan.process,
@@ -148,7 +143,7 @@ class Drawing:
                 x = state.x
                 self._count(count)
             if check:
-                _check_finite(x, images, guided=guidance is not None)
+                _check_finite(x, images, "lower the scale, or use more steps" if guidance else "")
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
                 plan.later,
@@ -159,11 +154,10 @@ class Drawing:
                 watch=self._count,
                 ready=lambda stage: self.place(stage.network),
             )
+        last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
         if check:
-            _check_finite(drawn[-1], images, guided=False)
-        else:
-            finite = drawn[-1].isfinite() if plan.later else x.isfinite()
-            self.broken += int((~finite.flatten(1).all(1)).sum())
+            _check_finite(last, images)
+        self.broken += len(_broken(last))
         return {stage.name: x for stage, x in zip(plan.stages, drawn, strict=True)}
 
     def _guidance(self, images: range, kind: Kind, evaluations: int) -> EnergyGuidance | None:
@@ -176,15 +170,9 @@ class Drawing:
                 if isinstance(guide.experts, ExpertSet):
                     guide.experts.activate(None)
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
-        sampling = self._plan.sampling
-        return EnergyGuidance(
-            guides,
-            sampling.through,
-            sampling.normalize,
-            sampling.conflicts,
-            evaluations,
-            self._tally if kind == "guided" else Tally(),
-        )
+        sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
+        how = sampling.through, sampling.normalize, sampling.conflicts
+        return EnergyGuidance(guides, *how, evaluations, tally)
 
     def _count(self, images: int) -> None:
         if self._stepped:
@@ -196,17 +184,20 @@ class Drawing:
             self._watch(Progress("drawing", self._done, total))
 
 
-def models(guide: Guide) -> list[GuidanceModel]:
-    """The modules that a guide reads with: its model, and its experts' model if it differs."""
-    if not isinstance(guide.experts, ExpertSet) or guide.experts.student is guide.model:
-        return [guide.model]
-    return [guide.model, guide.experts.student]
+def models(guides: Sequence[Guide]) -> list[nn.Module]:
+    """The modules that guides read with: each one's model, and its experts' if that differs."""
+    experts = [guide.experts for guide in guides if isinstance(guide.experts, ExpertSet)]
+    return list(dict.fromkeys([*(g.model for g in guides), *(each.student for each in experts)]))
 
 
-def _check_finite(images: Tensor, numbers: range, *, guided: bool) -> None:
-    broken = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if broken:
+def _broken(images: Tensor) -> list[int]:
+    """The positions of images that are not finite."""
+    broken: list[int] = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    return broken
+
+
+def _check_finite(images: Tensor, numbers: range, hint: str = "") -> None:
+    for index in _broken(images)[:1]:
         raise PpapError(
-            f"image {numbers[broken[0]]} came out not finite",
-            hint="lower the scale, or use more steps" if guided else "the backend is broken",
+            f"image {numbers[index]} came out not finite", hint=hint or "the backend is broken"
         )

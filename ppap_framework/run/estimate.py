@@ -1,7 +1,8 @@
-"""FLOPs and memory of a run, estimated on fake tensors: in seconds, without reading weights.
+"""The cost of a run, before it is drawn: network evaluations, FLOPs, memory and batch size.
 
-FLOPs are those of matrix products and convolutions, two for each multiply-add, by torch's own
-formulas (`torch.utils.flop_counter`).
+FLOPs and memory are estimated on fake tensors: in seconds, without reading weights. FLOPs are those
+of matrix products and convolutions, two for each multiply-add, by torch's own formulas
+(`torch.utils.flop_counter`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
@@ -20,19 +23,43 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ppap_framework.components import CascadedStage, Stage
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import PpapError, first_line
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
-from ppap_framework.run.counts import acting_at, counts_of
 from ppap_framework.run.plan import Plan
 from ppap_framework.runtime import computing_in, frozen, isolated
 
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_USUAL = 8  # batch size if nothing is known
+_MOST_ON_CPU = 32  # more at once is hardly quicker there
+_SHARE = 0.7  # share of free memory to use; libraries allocate the rest
+
+
+@attrs.frozen(kw_only=True)
+class Counts:
+    """Parameters of each network of a run, and the images that it sees; each step counts.
+
+    Attributes:
+        denoiser_parameters: Parameters of all stages together.
+        stage_parameters: Parameters by the stage's name.
+        denoiser_forwards: Images seen by the stages' networks; see `Stage.evaluations`.
+        denoiser_backwards: Images for which they are differentiated.
+        guide_parameters: Parameters of each guide's network, by the guide's name.
+        expert_parameters: Parameters of each of the N experts, by the guide's name.
+        guide_forwards: Images that each guide is differentiated for, without finished images.
+    """
+
+    denoiser_parameters: int
+    stage_parameters: dict[str, int]
+    denoiser_forwards: int
+    denoiser_backwards: int
+    guide_parameters: dict[str, int]
+    expert_parameters: dict[str, tuple[int, ...]]
+    guide_forwards: dict[str, int]
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +100,29 @@ class Estimate:
 
 
 @isolated()
+def counts_of(run: Plan) -> Counts:
+    """The network evaluations of a plan."""
+    acting, passes = _acting(run), _passes(run)
+    stages = {stage.name: _parameters(stage.network) for stage in run.stages}
+    steps = sum(n * len(process) for n, process in zip(passes, run.processes, strict=True))
+    guided = len(set().union(*acting.values()))
+    return Counts(
+        denoiser_parameters=sum(stages.values()),
+        stage_parameters=stages,
+        denoiser_forwards=(1 + len(run.compared)) * steps,
+        denoiser_backwards=passes[0] * guided if run.sampling.through == "clean" else 0,
+        guide_parameters={guide.name: _parameters(guide.model.network) for guide in run.guides},
+        expert_parameters={
+            guide.name: guide.chosen.expert_parameters for guide in run.guides if guide.chosen
+        },
+        guide_forwards={
+            name: run.num * len(acted) * (2 if "naive" in run.compared else 1)
+            for name, acted in acting.items()
+        },
+    )
+
+
+@isolated()
 def estimate(run: Plan) -> Estimate:
     """The cost of a plan; PpapError if a component depends on values and cannot be counted."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -81,11 +131,9 @@ def estimate(run: Plan) -> Estimate:
             stages = _stages(run, fake)
             guides = {guide.name: _guide(run, guide, fake) for guide in run.guides}
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise PpapError(f"what a step takes cannot be counted: {reason}") from error
+        raise PpapError(f"what a step takes cannot be counted: {first_line(error)}") from error
     base = stages[run.stage.name]
-    guided = len({t for acted in acting_at(run).values() for t in acted})
-    flops = run.num * guided * base.backward
+    flops = run.num * len(set().union(*_acting(run).values())) * base.backward
     for cost, process in zip(stages.values(), run.processes, strict=True):
         images = run.num * (1 + len(run.compared))
         flops += images * (cost.before + len(process) * cost.forward)
@@ -97,6 +145,72 @@ def estimate(run: Plan) -> Estimate:
     return Estimate(
         stages=stages, guides=guides, flops=flops, weights=_weights(run), memory=max(memory)
     )
+
+
+def first_batch(run: Plan) -> int:
+    """The batch size to begin with.
+
+    "auto" takes the estimated size, at most 32 on the CPU. If a GPU's free memory is unknown, it
+    takes all images, and the batch size is halved.
+    """
+    if run.compute.batch != "auto":
+        return min(run.compute.batch, run.num)
+    on_cpu, free = run.device.type == "cpu", available_memory(run.device)
+    most = min(run.num, _MOST_ON_CPU) if on_cpu else run.num
+    if free is None:
+        return min(most, _USUAL) if on_cpu else most
+    try:
+        taken = estimate(run)
+    except PpapError:
+        return min(most, _USUAL)
+    room = (_SHARE * free - taken.weights) / max(taken.memory, 1)
+    return max(1, min(most, int(room)))
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Free bytes on a device; None if the system does not report them."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = []
+    if device.type == "cpu":
+        with suppress(OSError, StopIteration):
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            line = next(line for line in lines if line.startswith("MemAvailable:"))
+            free.append(1024 * int(line.split()[1]))
+        with suppress(OSError, ValueError):  # a container's limit; "max" if there is none
+            group = Path("/sys/fs/cgroup")
+            most, now = (int((group / f"memory.{x}").read_text()) for x in ("max", "current"))
+            free.append(max(0, most - now))
+    return min(free, default=None)
+
+
+def _acting(run: Plan) -> dict[str, set[int]]:
+    """The timesteps at which each guide acts, by its name."""
+    schedule, acting = run.process.schedule, {guide.name: set[int]() for guide in run.guides}
+    for t in run.process.timesteps:
+        time, level = t / schedule.num_timesteps, schedule.level(torch.tensor([t]))
+        for guide in run.guides:
+            if guide.acts(time, level):
+                acting[guide.name].add(t)
+    return acting
+
+
+def _passes(run: Plan) -> list[int]:
+    """Forward passes of each stage's network while all images take one step."""
+    alike = isinstance(run.sampling.prompt, str | None)
+    batch = run.num if alike or run.compute.batch == "auto" else run.compute.batch
+    passes = [0] * len(run.stages)
+    for start in range(0, run.num, batch):  # batches of prompts that differ may cost differently
+        images = range(start, min(start + batch, run.num))
+        told = images[:1] if alike else images
+        condition = run.backend.encode(run.sampling.prompts(told), len(told))
+        for number, stage in enumerate(run.stages):
+            passes[number] += len(images) * stage.evaluations(condition)
+    return passes
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _weights(run: Plan) -> int:
@@ -123,11 +237,8 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     for stage in stages:
         with frozen([stage.network], _CPU, move=False):
             if before is not None:
-                assert isinstance(stage, CascadedStage)  # or it could not continue
                 condition, *_ = _measured(fake, partial(_conditioned, stage, condition, before))
-            costs[stage.name] = _denoising(
-                fake, stage, condition, differentiated and before is None
-            )
+            costs[stage.name] = _stage(fake, stage, condition, differentiated and before is None)
         before = stage
     return costs
 
@@ -136,9 +247,7 @@ def _conditioned(stage: CascadedStage, condition: Any, before: Stage) -> Any:
     return stage.conditioned(condition, _image(before, before.network))
 
 
-def _denoising(
-    fake: FakeTensorMode, stage: Stage, condition: Any, differentiated: bool
-) -> StepCost:
+def _stage(fake: FakeTensorMode, stage: Stage, condition: Any, differentiated: bool) -> StepCost:
     def denoise(gradient: bool) -> None:
         x = _image(stage, stage.network).requires_grad_(gradient)
         t = torch.zeros(1, dtype=torch.int64, device=x.device)
@@ -147,13 +256,12 @@ def _denoising(
             if gradient:
                 torch.autograd.grad(x0.sum(), x)
 
-    _, first, memory = _measured(fake, partial(denoise, False))
-    _, again, _ = _measured(fake, partial(denoise, False))
-    both = again
+    _, first, memory = _measured(fake, partial(denoise, False))  # which reads the prompt, too
+    _, flops, _ = _measured(fake, partial(denoise, False))
+    both = flops
     if differentiated:
         _, both, memory = _measured(fake, partial(denoise, True))
-    # The first call reads the prompt, too.
-    return StepCost(before=first - again, forward=again, backward=both - again, memory=memory)
+    return StepCost(before=first - flops, forward=flops, backward=both - flops, memory=memory)
 
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
@@ -165,12 +273,13 @@ def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
     def forward() -> None:
         guide.model(_image(run.stage, guide.model), level)
 
+    def both() -> None:
+        guide.gradient(_image(run.stage, guide.model), level)
+
     with frozen([guide.model], _CPU, move=False):
         _, flops, _ = _measured(fake, forward)
-        _, both, memory = _measured(
-            fake, lambda: guide.gradient(_image(run.stage, guide.model), level)
-        )
-    return StepCost(forward=flops, backward=both - flops, memory=memory)
+        _, with_gradient, memory = _measured(fake, both)
+    return StepCost(forward=flops, backward=with_gradient - flops, memory=memory)
 
 
 def _image(stage: Stage, beside: nn.Module) -> Tensor:
@@ -196,6 +305,9 @@ def _measured(fake: FakeTensorMode, compute: Callable[[], T]) -> tuple[T, int, i
 class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own base class
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        from torch.utils.flop_counter import flop_registry  # it takes a second to import
+
+        self._formulas = flop_registry
         self.flops = self.peak = self._live = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -205,19 +317,19 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if isinstance(func, OpOverload):
-            flops = flop_registry.get(func.overloadpacket)
+            flops = self._formulas.get(func.overloadpacket)
             self.flops += flops(*args, **kwargs, out_val=out) if flops else 0
             for tensor in () if func.is_view else tree_leaves(out):
                 if isinstance(tensor, Tensor):
-                    self._allocated(tensor.untyped_storage())
+                    self._watch(tensor.untyped_storage())
         return out
 
-    def _allocated(self, storage: torch.UntypedStorage) -> None:
+    def _watch(self, storage: torch.UntypedStorage) -> None:
         if storage not in self._known:
             self._known.add(storage)
-            weakref.finalize(storage, self._freed, storage.nbytes())
-            self._live += storage.nbytes()
-            self.peak = max(self.peak, self._live)
+            weakref.finalize(storage, self._allocate, -storage.nbytes())
+            self._allocate(storage.nbytes())
 
-    def _freed(self, size: int) -> None:
-        self._live -= size
+    def _allocate(self, size: int) -> None:
+        self._live += size
+        self.peak = max(self.peak, self._live)

@@ -13,7 +13,6 @@ import attrs
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_framework.experts import RangeScales
-from ppap_framework.guidance import Guide
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.plan import Plan, option_words, scale_words
 from ppap_framework.run.result import Pictures, Result
@@ -38,26 +37,12 @@ _Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 
 @attrs.frozen(kw_only=True)
 class Line:
-    """One line of tiles.
-
-    Attributes:
-        title: Text on the left.
-        pictures: The tiles.
-        captions: Lines of text below each.
-        begins: Draw a rule above it.
-    """
+    """Tiles with a title on the left and lines of text below each; a rule above, if it begins."""
 
     title: str
     pictures: Sequence[Image.Image]
     captions: Sequence[Sequence[str]]
     begins: bool = False
-
-    @property
-    def height(self) -> int:
-        """Pixels, with captions and the space below."""
-        tall = max((picture.height for picture in self.pictures), default=_TILE)
-        lines = max(map(len, self.captions), default=0)
-        return tall + lines * _TEXT_LINE + _GAP + (_GAP if self.begins else 0)
 
 
 def grid_of(result: Result) -> Image.Image:
@@ -106,41 +91,38 @@ def _header(run: Plan) -> list[str]:
         lines.append("each told a prompt of its own")
     for guide in run.guides:
         low, high = guide.interval
-        when = "" if guide.interval == (0.0, 1.0) else f" · from t/T {low:g} to {high:g}"
-        pull = " · normalized" if sampling.normalize else ""
-        where = "without experts" if sampling.through == "noisy" else "through the clean image"
-        how = f"with {len(guide.chosen.ranges)} experts" if guide.chosen else where
-        label = guide.target.label if guide.target else ""
-        lines.append(f"{guide.name} aims at {label} · {_scale(guide)}{pull}{when} · {how}")
+        bare = "without experts" if sampling.through == "noisy" else "through the clean image"
+        by_range = isinstance(guide.curve, RangeScales)
+        scale = "scales of experts, from little noise to much:" if by_range else "scale"
+        words = [
+            f"{guide.name} aims at {guide.target.label if guide.target else ''}",
+            f"{scale} {scale_words(guide)}",
+            "normalized" if sampling.normalize else "",
+            f"from t/T {low:g} to {high:g}" if guide.interval != (0.0, 1.0) else "",
+            f"with {len(guide.chosen.ranges)} experts" if guide.chosen else bare,
+        ]
+        lines.append(" · ".join(filter(None, words)))
     if sampling.conflicts == "remove":
         lines.append("what of a guide's pull points against another's is removed")
     return lines
 
 
-def _scale(guide: Guide) -> str:
-    if not isinstance(guide.curve, RangeScales):
-        return f"scale {scale_words(guide)}"
-    return f"scales of experts, from little noise to much: {scale_words(guide)}"
-
-
 def _lines(title: str, pictures: Pictures) -> list[Line]:
-    images = pictures.images[:MAX_IMAGES]
     spoken = {name: seen.words for name, seen in pictures.seen.items() if any(seen.words)}
-    several = len(pictures.seen) > 1
+    prefix = len(pictures.seen) > 1
+    images = to_pil(pictures.images[:MAX_IMAGES])
     captions = [
-        [f"{name}: {words[i]}" if several else words[i] for name, words in spoken.items()]
+        [f"{name}: {words[i]}" if prefix else words[i] for name, words in spoken.items()]
         for i in range(len(images))
     ]
-    shown = [
-        Line(
-            title=f"what {name} sees",
-            pictures=[Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]],
-            captions=[[f"energy {energy:.3g}"] for energy in seen.figures["energy"].tolist()],
-        )
-        for name, seen in pictures.seen.items()
-        if name not in spoken
-    ]
-    return [Line(title=title, pictures=to_pil(images), captions=captions, begins=True), *shown]
+    lines = [Line(title=title, pictures=images, captions=captions, begins=True)]
+    for name, seen in pictures.seen.items():
+        if name not in spoken:
+            shown = [Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]]
+            energies = seen.figures["energy"][:MAX_IMAGES].tolist()
+            told = [[f"energy {energy:.3g}"] for energy in energies]
+            lines.append(Line(title=f"what {name} sees", pictures=shown, captions=told))
+    return lines
 
 
 def draw_grid(
@@ -152,93 +134,78 @@ def draw_grid(
 
     `lines` have equally many tiles and are broken together; captioned `targets` stand above them.
     """
-    fitted = [[_fitted(p, max(p.size), _LARGEST) for p in line.pictures] for line in lines]
-    wide = max((p.width for pictures in fitted for p in pictures), default=_TILE)
-    lines = [
-        attrs.evolve(
-            line,
-            pictures=pictures,
-            captions=[
-                [part for text in texts for part in _wrapped(text, wide, _CAPTION_LINES)]
-                for texts in line.captions
-            ],
-        )
-        for line, pictures in zip(lines, fitted, strict=True)
-    ]
-    aims = [(_fitted(p, min(p.size), _LARGEST_TARGET), caption) for p, caption in targets]
-    count = len(lines[0].pictures)
+    tiles = [[_fitted(p, max(p.size), _LARGEST) for p in line.pictures] for line in lines]
+    wide = max((p.width for pictures in tiles for p in pictures), default=_TILE)
+    count = len(tiles[0])
     columns = max(1, min(count, _COLUMNS))
-    inner = max(
-        _LEAST,
-        _TITLES + columns * (wide + _GAP),
-        _TITLES + sum(max(p.width, _TILE) + 2 * _GAP for p, _ in aims),
-    )
+    aims = [_fitted(p, min(p.size), _LARGEST_TARGET) for p, _ in targets]
+    cells = [max(p.width, _TILE) for p in aims]
+    across = columns * (wide + _GAP), sum(cell + 2 * _GAP for cell in cells)
+    inner = max(_LEAST, _TITLES + max(across))
     text = [part for line in header for part in _wrapped(line, inner, 3, _HEADER)]
-    captions = [_wrapped(words, max(p.width, _TILE), _CAPTION_LINES) for p, words in aims]
-    tall = max((p.height for p, _ in aims), default=0)
-    below = tall + max(map(len, captions), default=0) * _TEXT_LINE + 2 * _GAP if aims else 0
-    top = _MARGIN + len(text) * _HEADER_LINE + _GAP
-    height = top + below + -(-count // columns) * sum(line.height for line in lines) + _MARGIN
-    canvas = Image.new("RGB", (inner + 2 * _MARGIN, height), _PAPER)
-    pen = ImageDraw.Draw(canvas)
-    for k, words in enumerate(text):
-        pen.text((_MARGIN, _MARGIN + k * _HEADER_LINE), words, _INK, _HEADER)
+    width, height = inner + 2 * _MARGIN, _MARGIN + len(text) * _HEADER_LINE + _GAP
+    strips = [Image.new("RGB", (width, height), _PAPER)]
+    _write(strips[0], text, _MARGIN, _MARGIN, _INK, _HEADER, _HEADER_LINE)
     if aims:
-        start = _rule(canvas, pen, top)
-        pen.text((_MARGIN, start), "target" if len(aims) == 1 else "targets", _INK, _TEXT)
-        left = _MARGIN + _TITLES
-        for (picture, _), caption in zip(aims, captions, strict=True):
-            canvas.paste(picture, (left, start))
-            _write(pen, caption, left, start + tall + 2)
-            left += max(picture.width, _TILE) + 2 * _GAP
-        top += below
+        title = "target" if len(aims) == 1 else "targets"
+        captions = [[caption] for _, caption in targets]
+        aimed = Line(title=title, pictures=aims, captions=captions, begins=True)
+        strips.append(_strip(aimed, width, cells, 2 * _GAP))
     for first in range(0, count, columns):
-        for line in lines:
-            _draw(canvas, pen, line, range(first, min(first + columns, count)), top, wide)
-            top += line.height
+        part = slice(first, first + columns)
+        for line, pictures in zip(lines, tiles, strict=True):
+            shown = attrs.evolve(line, pictures=pictures[part], captions=line.captions[part])
+            strips.append(_strip(shown, width, [wide] * len(shown.pictures), _GAP))
+    canvas = Image.new("RGB", (width, sum(strip.height for strip in strips) + _MARGIN), _PAPER)
+    top = 0
+    for strip in strips:
+        canvas.paste(strip, (0, top))
+        top += strip.height
     return canvas
 
 
-def _draw(
-    canvas: Image.Image, pen: ImageDraw.ImageDraw, line: Line, shown: range, top: int, wide: int
-) -> None:
-    if line.begins:
-        top = _rule(canvas, pen, top)
+def _strip(line: Line, width: int, cells: Sequence[int], gap: int) -> Image.Image:
+    """One line across the grid; captions are wrapped to the widths of `cells`."""
     title = _wrapped(line.title, _TITLES - _GAP, _TITLE_LINES)
-    _write(pen, title, _MARGIN, top, _INK if line.begins else _FAINT)
-    tall = max(picture.height for picture in line.pictures)
-    for column, index in enumerate(shown):
-        left = _MARGIN + _TITLES + column * (wide + _GAP)
-        canvas.paste(line.pictures[index], (left, top))
-        _write(pen, line.captions[index], left, top + tall + 2)
+    captions = [
+        [part for text in texts for part in _wrapped(text, cell, _CAPTION_LINES)]
+        for texts, cell in zip(line.captions, cells, strict=True)
+    ]
+    top, left = _GAP if line.begins else 0, _MARGIN + _TITLES
+    below = top + max(picture.height for picture in line.pictures)
+    height = below + max(map(len, captions)) * _TEXT_LINE
+    height = max(height, top + len(title) * _TEXT_LINE) + _GAP
+    strip = Image.new("RGB", (width, height), _PAPER)
+    if line.begins:
+        ImageDraw.Draw(strip).line((_MARGIN, 0, width - _MARGIN, 0), _RULE)
+    _write(strip, title, _MARGIN, top, _INK if line.begins else _FAINT)
+    for picture, caption, cell in zip(line.pictures, captions, cells, strict=True):
+        strip.paste(picture, (left, top))
+        _write(strip, caption, left, below + 2)
+        left += cell + gap
+    return strip
 
 
 def _write(
-    pen: ImageDraw.ImageDraw,
+    image: Image.Image,
     lines: Sequence[str],
     left: int,
     top: int,
     ink: tuple[int, int, int] = _FAINT,
+    font: _Font = _TEXT,
+    height: int = _TEXT_LINE,
 ) -> None:
     for k, words in enumerate(lines):
-        pen.text((left, top + k * _TEXT_LINE), words, ink, _TEXT)
-
-
-def _rule(canvas: Image.Image, pen: ImageDraw.ImageDraw, top: int) -> int:
-    """Draw a rule and return the position below it."""
-    pen.line((_MARGIN, top, canvas.width - _MARGIN, top), _RULE)
-    return top + _GAP
+        ImageDraw.Draw(image).text((left, top + k * height), words, ink, font)
 
 
 def _fitted(picture: Image.Image, side: int, largest: tuple[int, int]) -> Image.Image:
     """A picture enlarged until `side` is a tile's (nearest pixel), or reduced to `largest`."""
     room = min(most / extent for most, extent in zip(largest, picture.size, strict=True))
-    if room < 1:
-        size = max(1, round(picture.width * room)), max(1, round(picture.height * room))
-        return picture.resize(size, Image.Resampling.LANCZOS)
-    factor = min(-(-_TILE // side), int(room))
-    size = picture.width * factor, picture.height * factor
-    return picture.resize(size, Image.Resampling.NEAREST)
+    factor = room if room < 1 else min(-(-_TILE // side), int(room))
+    width, height = (max(1, round(extent * factor)) for extent in picture.size)
+    how = Image.Resampling.LANCZOS if room < 1 else Image.Resampling.NEAREST
+    return picture.resize((width, height), how)
 
 
 def _wrapped(text: str, room: int, most: int, font: _Font = _TEXT) -> list[str]:
@@ -250,15 +217,11 @@ def _wrapped(text: str, room: int, most: int, font: _Font = _TEXT) -> list[str]:
             lines[-1] = longer
         else:
             lines.append(word)
-    shown = lines[:most]
-    if len(lines) > most:
-        shown[-1] += "…"
-    return [_cut(line, room, font) for line in shown]
-
-
-def _cut(line: str, room: int, font: _Font) -> str:
-    if font.getlength(line) <= room:
-        return line
-    while line and font.getlength(line + "…") > room:
-        line = line[:-1]
-    return line + "…"
+    cut = len(lines) > most
+    lines = lines[:most]
+    for k, line in enumerate(lines):
+        end = "…" if cut and k == most - 1 else ""
+        while line and font.getlength(line + end) > room:
+            line, end = line[:-1], "…"
+        lines[k] = line + end
+    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
@@ -105,9 +106,7 @@ class Plan:
             **self.compute.record(),
             "device": str(self.device),
             "threads": self.compute.threads or torch.get_num_threads(),
-            "image_shape": list(self.stage.image_shape),
-            "schedule": self.process.schedule.name,
-            "timesteps": list(self.process.timesteps),
+            **{name: value for name, value in self.stages_record()[0].items() if name != "name"},
             "stages": self.stages_record(),
         }
 
@@ -169,43 +168,36 @@ def plan(
     """
     sampling, compute = sampling or Sampling(), compute or Compute()
     check(num, sampling, compute)
-    loaded = backend(source)
-    check_backend(loaded, num, sampling)
-    aimed = _checked(guides)
-    problems = Problems()
+    loaded, aimed, settled, problems = backend(source), _checked(guides), [], Problems()
+    stage = loaded.stages[0]
+    with problems.collected():
+        later = _later_stages(loaded, sampling.stage)
+    with problems.collected():
+        kept = timesteps_for(stage.schedule.num_timesteps, sampling.steps)
+    with problems.collected():
+        different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
+        loaded.encode(different or None, len(different) or 1)
     if compare and not aimed:
-        problems.errors.append(
-            UsageError("there is nothing to compare without a guide", hint="give a guide")
-        )
-    names = [guide.name for guide in aimed]
-    for guide in aimed:
-        if not _FILE_NAME.fullmatch(guide.name):
-            problems.errors.append(
-                UsageError(
-                    f"a guide cannot be called {guide.name!r}",
-                    hint="its name goes into file names: letters, digits, hyphens and dots",
-                )
+        problems.add("there is nothing to compare without a guide", "give a guide")
+    for name, count in Counter(guide.name for guide in aimed).items():
+        if not _FILE_NAME.fullmatch(name):
+            problems.add(
+                f"a guide cannot be called {name!r}",
+                "its name goes into file names: letters, digits, hyphens and dots",
             )
+        if count > 1:
+            problems.add(f"there are {count} guides called {name!r}", "rename one")
+    for guide in aimed:
         rows = 0 if guide.target is None else guide.target.value.shape[0]
         if rows not in (1, num):
-            problems.errors.append(
-                UsageError(
-                    f"guide {guide.name!r} has {rows} targets for {num} images",
-                    hint=f"give one target, or num={rows}" if rows else "give it a target",
-                )
+            problems.add(
+                f"guide {guide.name!r} has {rows} targets for {num} images",
+                f"give one target, or num={rows}" if rows else "give it a target",
             )
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.errors.append(
-            UsageError(f"there are {names.count(name)} guides called {name!r}", hint="rename one")
-        )
-    settled = []
-    for guide in aimed:
         with problems.collected():
             settled.append(_settled(guide, loaded, sampling))
     problems.check()
     _check_shared(settled)
-    stage = loaded.stages[0]
-    kept = timesteps_for(stage.schedule.num_timesteps, sampling.steps)
     process = Process(stage.schedule, kept, stage.variance)
     for guide in settled:
         if guide.chosen is not None:
@@ -218,34 +210,14 @@ def plan(
         sampling=sampling,
         compute=compute,
         process=process,
-        later=_later_stages(loaded, sampling.stage),
+        later=later,
         device=compute.place,
     )
 
 
-def check_backend(loaded: LoadedBackend, num: int, sampling: Sampling) -> None:
-    """Accept a backend that can be sampled from with these settings.
-
-    Raises:
-        UsageError: If its schedule is too short, the last stage does not exist, a later stage
-            cannot continue the one before it, or the prompt is not understood.
-    """
-    problems = Problems()
-    with problems.collected():
-        _later_stages(loaded, sampling.stage)
-    with problems.collected():
-        timesteps_for(loaded.stages[0].schedule.num_timesteps, sampling.steps)
-    with problems.collected():
-        prompts = sampling.prompts(range(num))
-        different = None if prompts is None else list(dict.fromkeys(prompts))
-        loaded.encode(different, len(different or ["none"]))
-    problems.check()
-
-
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
     """The stages after the first, in order, up to the one named."""
-    names = [stage.name for stage in loaded.stages]
-    component = loaded.origin.component
+    names, component = [stage.name for stage in loaded.stages], loaded.origin.component
     if last is not None and last not in names:
         raise UsageError(
             f"backend {component!r} has no stage {last!r}", hint=f"choose one of {', '.join(names)}"
@@ -254,8 +226,7 @@ def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation
     for stage in loaded.stages[1 : None if last is None else names.index(last) + 1]:
         if not isinstance(stage, CascadedStage):
             raise UsageError(
-                f"stage {stage.name!r} of backend {component!r} does not say how it goes on from "
-                "the stage before it",
+                f"stage {stage.name!r} of backend {component!r} does not say how it goes on",
                 hint=f"make it a CascadedStage, or stop at stage {names[0]!r}",
             )
         later.append(Continuation.of(stage))
@@ -326,9 +297,9 @@ def _checked(guides: Any) -> list[Guide]:
     for guide in given:
         if lone or not isinstance(guide, Guide):
             what = repr(guide) if isinstance(guide, str) else f"a {type(guide).__name__}"
+            is_one = "one" if isinstance(guide, Guide) else "none"
             raise UsageError(
-                f"guides must be a list of guides, and {what} is "
-                + ("one" if isinstance(guide, Guide) else "none"),
+                f"guides must be a list of guides, and {what} is {is_one}",
                 hint='as in guides=[ppap.guide("depth")]',
             )
     return given

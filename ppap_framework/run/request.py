@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import attrs
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file, without_downloads
+from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
@@ -26,7 +25,7 @@ from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, sca
 from ppap_framework.origin import Origin
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import registry
-from ppap_framework.run.backend import made_from, suppliers
+from ppap_framework.run.backend import made_by_plugin, suppliers
 from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.runtime import isolated
 from ppap_framework.targets import decode_target
@@ -64,8 +63,7 @@ def _path(value: Any) -> Any:
     return Path(value).expanduser().absolute() if isinstance(value, os.PathLike) else value
 
 
-@attrs.frozen
-class _Found:
+class _Found(NamedTuple):
     """The components of a request, found without reading weights."""
 
     spec: GuiderSpec | None
@@ -130,19 +128,10 @@ class GuideRequest:
         source = self.source
         return isinstance(source, str) and registry().spec("guider", source).noise_aware
 
-    @property
-    def loss_name(self) -> str:
-        """Name of the loss."""
-        if self.loss is None:
-            spec = self._found.spec
-            return spec.default_loss if spec else ""
-        if isinstance(self.loss, str):
-            return self.loss
-        return getattr(self.loss, "__name__", type(self.loss).__name__)
-
     def check(self, through: Through = "noisy") -> None:
         """Find all errors, as of `guide`, without reading weights."""
-        aware = bool(self._found.spec and self._found.spec.noise_aware)
+        spec = self._found.spec
+        aware = spec is not None and spec.noise_aware
         bundle = check_wanted(
             self.experts,
             self.label,
@@ -159,28 +148,25 @@ class GuideRequest:
     def load(self, *, aim: bool = True) -> Guide:
         """Build the network and read its weights; `aim` gives it a target. Errors as of `guide`."""
         self.check()
-        found = self._found
-        if found.spec is None:
-            model, origin = self._own_model()
-        else:
-            model, origin = self._plugin_model(found.spec, found.checkpoint)
-        target, source = self._aim(model) if aim else (None, "")
-        loss = found.loss
+        model, origin = self._model()
+        target, source = self._target(model) if aim else (None, "")
+        loss, name = self._found.loss, self.loss
+        if isinstance(loss, TaskLossSpec):
+            name = name or loss.name
+            loss = registry().make(loss, self.loss_options)
         return Guide(
             name=self.label,
             model=model,
-            loss=registry().make(loss, self.loss_options)
-            if isinstance(loss, TaskLossSpec)
-            else loss,
+            loss=loss,
             target=target,
             scale=self.scale,
             interval=self.interval,
             experts=self.experts,
             allow_mismatch=self.allow_mismatch,
-            noise_aware=bool(found.spec and found.spec.noise_aware),
+            noise_aware=self.noise_aware,
             offline=self.offline,
             origin=origin,
-            loss_name=self.loss_name,
+            loss_name=name if isinstance(name, str) else _name(name),
             loss_options=dict(self.loss_options),
             target_source=source,
             target_is_default=self.target is None,
@@ -188,47 +174,41 @@ class GuideRequest:
 
     @cached_property
     def _found(self) -> _Found:
-        problems = Problems()
+        problems, spec, checkpoint, target = Problems(), None, None, None
         problems.errors += scale_problems(self.label, self.scale, self.interval)
-        given = None
-        if self.target is not None:
-            with problems.collected():
-                given = decode_target(self.target)
-        spec = checkpoint = loss = None
+        with problems.collected():
+            target = None if self.target is None else decode_target(self.target)
         with problems.collected():
             if isinstance(self.source, str):
                 spec = registry().spec("guider", self.source)
-                with problems.collected():
-                    self._check_named(spec)
-                with problems.collected():
-                    checkpoint = self._find_checkpoint(spec)
-            else:
-                self._check_own()
+            with problems.collected():
+                self._check_options(spec)
+            with problems.collected():
+                checkpoint = self._find_checkpoint(spec)
             loss = self._find_loss(spec)
         problems.check()
-        assert loss is not None
-        return _Found(spec, checkpoint, loss, given)
+        return _Found(spec, checkpoint, loss, target)
 
-    def _check_named(self, spec: GuiderSpec) -> None:
-        if self.mean is not None or self.std is not None or self.size is not None:
+    def _check_options(self, spec: GuiderSpec | None) -> None:
+        if spec is not None:
+            registry().options(spec, self._options)
+        elif self.model is not None or self.checkpoint is not None or self.options:
+            raise UsageError(
+                "a network that is already made takes no model, checkpoint and options"
+            )
+        if spec is not None and (self.mean, self.std, self.size) != (None, None, None):
             raise UsageError(
                 f"guider {self.source!r} has its own normalization and size",
                 hint="mean, std and size are for a network of your own",
             )
-        registry().options(spec, self._all_options)
-
-    def _check_own(self) -> None:
-        if self.model is not None or self.checkpoint is not None or self.options:
-            raise UsageError(
-                "a network that is already made takes no model, checkpoint and options"
-            )
 
     @property
-    def _all_options(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return dict(self.options) | ({} if self.model is None else {"model": self.model})
 
-    def _find_checkpoint(self, spec: GuiderSpec) -> Checkpoint | None:
-        assert isinstance(self.source, str)
+    def _find_checkpoint(self, spec: GuiderSpec | None) -> Checkpoint | None:
+        if spec is None or not isinstance(self.source, str):
+            return None
         # The default checkpoint belongs to the default network; another has its own weights.
         default = self.model is None and bool(registry().cards(self.source, "guider"))
         if self.checkpoint is None and not (spec.needs_checkpoint or default):
@@ -239,62 +219,46 @@ class GuideRequest:
 
     def _find_loss(self, spec: GuiderSpec | None) -> TaskLossSpec | TaskLoss:
         loss = self.loss
-        if loss is None:
-            if spec is None:
-                raise UsageError(
-                    f"guide {self.label!r} needs a loss", hint='such as loss="cross-entropy"'
-                )
-            found = registry().default_loss(spec)
-        elif isinstance(loss, str):
+        if loss is None and spec is None:
+            hint = 'such as loss="cross-entropy"'
+            raise UsageError(f"guide {self.label!r} needs a loss", hint=hint)
+        if isinstance(loss, str):
             found = registry().spec("loss", loss)
-            if spec is not None and found.task != spec.task:
-                fit = {
-                    other.name
-                    for other in registry().specs("loss")
-                    if isinstance(other, TaskLossSpec) and other.task == spec.task
-                }
-                raise UsageError(
-                    f"loss {loss!r} is for {found.task}, and guider {spec.name!r} does {spec.task}",
-                    hint=f"for that there is {', '.join(sorted(fit))}",
-                )
+        elif spec is not None and loss is None:
+            found = registry().default_loss(spec)
+        elif self.loss_options:
+            raise UsageError("a loss that is already made takes no options")
         else:
-            if self.loss_options:
-                raise UsageError("a loss that is already made takes no options")
             return loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
+        if spec is not None and loss is not None and found.task != spec.task:
+            every = [loss for loss in registry().specs("loss") if isinstance(loss, TaskLossSpec)]
+            fit = sorted({other.name for other in every if other.task == spec.task})
+            raise UsageError(
+                f"loss {loss!r} is for {found.task}, and guider {spec.name!r} does {spec.task}",
+                hint=f"for that there is {', '.join(fit)}",
+            )
         registry().options(found, self.loss_options)
         return found
 
-    def _own_model(self) -> tuple[GuidanceModel, Origin]:
-        assert isinstance(self.source, nn.Module)
-        model = self.source
-        if not isinstance(model, GuidanceModel):
-            model = ModuleGuide(model, mean=self.mean, std=self.std, size=self.size)
-        loss = self._found.loss
-        return model, Origin(
-            component=self.label,
-            weights_sha256=None if has_experts(model.network) else guide_sha256(model),
-            suppliers=suppliers(registry(), loss if isinstance(loss, TaskLossSpec) else None),
-        )
+    def _model(self) -> tuple[GuidanceModel, Origin]:
+        spec, checkpoint, loss, _ = self._found
+        of_plugin = loss if isinstance(loss, TaskLossSpec) else None
+        model: Any = self.source
+        if spec is not None:
+            model, origin = made_by_plugin(spec, self._options, checkpoint, self.offline, of_plugin)
+        else:
+            if not isinstance(model, GuidanceModel):
+                model = ModuleGuide(model, mean=self.mean, std=self.std, size=self.size)
+            origin = Origin(component=self.label, suppliers=suppliers(of_plugin))
+        if checkpoint is None and not has_experts(model.network):
+            origin = attrs.evolve(origin, weights_sha256=guide_sha256(model))
+        return model, origin
 
-    def _plugin_model(
-        self, spec: GuiderSpec, checkpoint: Checkpoint | None
-    ) -> tuple[GuidanceModel, Origin]:
-        start, options = time.perf_counter(), self._all_options
-        with without_downloads(self.offline):
-            model: GuidanceModel = registry().make(spec, options, checkpoint)
-        loss = self._found.loss
-        others = (loss if isinstance(loss, TaskLossSpec) else None,)
-        origin = made_from(
-            registry(), spec, options, checkpoint, time.perf_counter() - start, others
-        )
-        digest = None if checkpoint else guide_sha256(model)
-        return model, attrs.evolve(origin, weights_sha256=digest)
-
-    def _aim(self, model: GuidanceModel) -> tuple[Target, str]:
-        given = self._found.target
+    def _target(self, model: GuidanceModel) -> tuple[Target, str]:
+        """The target, and what it was made from."""
+        spec, checkpoint, _, given = self._found
         if given is not None:
             return model.target(given), given.source
-        spec, checkpoint = self._found.spec, self._found.checkpoint
         if spec is None:
             raise UsageError(f"guide {self.label!r} needs a target", hint="such as target=3")
         # A checkpoint of the user's own has no default target; that of another one may do.
@@ -313,3 +277,7 @@ class GuideRequest:
         raise UsageError(
             f"guide {self.label!r} has nothing to aim at", hint="give it a target with --target"
         )
+
+
+def _name(item: object) -> str:
+    return getattr(item, "__name__", type(item).__name__)

@@ -53,22 +53,23 @@ class Pictures:
     @classmethod
     def joined(cls, parts: Sequence[Pictures]) -> Pictures:
         """The batches, at least one, joined in order."""
-        first = parts[0]
+        sights = {name: [part.seen[name] for part in parts] for name in parts[0].seen}
         return cls(
             images=torch.cat([part.images for part in parts]),
             seen={
                 name: Seen(
-                    pictures=np.concatenate([part.seen[name].pictures for part in parts]),
-                    words=tuple(word for part in parts for word in part.seen[name].words),
+                    pictures=np.concatenate([seen.pictures for seen in each]),
+                    words=tuple(word for seen in each for word in seen.words),
                     figures={
-                        figure: torch.cat([part.seen[name].figures[figure] for part in parts])
-                        for figure in first.seen[name].figures
+                        figure: torch.cat([seen.figures[figure] for seen in each])
+                        for figure in each[0].figures
                     },
                 )
-                for name in first.seen
+                for name, each in sights.items()
             },
             earlier={
-                name: torch.cat([part.earlier[name] for part in parts]) for name in first.earlier
+                stage: torch.cat([part.earlier[stage] for part in parts])
+                for stage in parts[0].earlier
             },
         )
 
@@ -168,4 +169,4 @@ class Result:
         """
         from ppap_framework.run.folder import RunFolder  # it writes results, so it imports them
 
-        return RunFolder.create(self.plan, Path(folder), overwrite=overwrite).finish(self)
+        return RunFolder(self.plan, Path(folder), overwrite=overwrite).finish(self)

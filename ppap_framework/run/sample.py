@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeVar
 
-import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, PpapError, first_line, is_out_of_memory
 from ppap_framework.guidance import GuidanceStatistics, Guide, Tally
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run.batches import first_batch, in_batches
 from ppap_framework.run.drawing import Drawing, drawing, models
+from ppap_framework.run.estimate import first_batch
 from ppap_framework.run.plan import Kind, Plan, plan
 from ppap_framework.run.result import Pictures, Result, Seen, Stats
 from ppap_framework.run.settings import Compute, Sampling, settle
 from ppap_framework.runtime import Watch, isolated, peak_memory
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
 
 _FAINT = 1e-4
 """A smaller relative change of the predicted noise is not visible in 8 bits."""
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Batch:
-    """Finished images of a run.
-
-    Attributes:
-        start: Number of the first image.
-        pictures: Images by kind: "guided", and those of `Plan.compared`.
-        seconds: Seconds for the guided images.
-    """
-
-    start: int
-    pictures: dict[Kind, Pictures]
-    seconds: float
 
 
 def sample(
@@ -89,62 +74,98 @@ def draw(
     run: Plan,
     *,
     progress: Watch | None = None,
-    finished: Callable[[Batch], None] | None = None,
+    finished: Callable[[int, dict[Kind, Pictures]], None] | None = None,
 ) -> Result:
     """Draw the images of a plan; errors as of `sample`.
 
-    `progress` is called after every step, `finished` with every finished batch.
+    `progress` is called after every step, `finished` with the number of the first image of every
+    finished batch and its images by kind.
     """
-    batches: list[Batch] = []
-    drawer, seconds, interrupted = None, 0.0, False
-    size, halve = first_batch(run), run.compute.batch == "auto"
+    size, halve, largest = first_batch(run), run.compute.batch == "auto", 0
+    batches: dict[Kind, list[Pictures]] = {kind: [] for kind in ("guided", *run.compared)}
+    drawer, seconds, own_seconds, interrupted = None, 0.0, 0.0, False
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
     try:
         with drawing(run, progress) as drawer:
             start = time.perf_counter()
-            for batch in in_batches(run.num, size, partial(_batch, drawer, run), halve=halve):
-                batches.append(batch)
+            batch = partial(_batch, drawer, run.compared)
+            for images, pictures, taken in in_batches(run.num, size, batch, halve=halve):
+                for kind, drawn in pictures.items():
+                    batches[kind].append(drawn)
                 seconds = time.perf_counter() - start
+                own_seconds, largest = own_seconds + taken, max(largest, len(images))
                 if finished:
-                    finished(batch)
+                    finished(images.start, pictures)
     except KeyboardInterrupt:
         interrupted = True
     statistics = Tally().read([]) if drawer is None else drawer.statistics
-    if batches:
+    if largest:
         _warn_of_futility(statistics, len(run.process))
     return Result(
         plan=run,
-        pictures={
-            kind: Pictures.joined([batch.pictures[kind] for batch in batches] or [_nothing(run)])
-            for kind in ("guided", *run.compared)
-        },
+        pictures={kind: Pictures.joined(parts or [_none(run)]) for kind, parts in batches.items()},
         stats=Stats(
             guidance=statistics,
             seconds=seconds,
-            own_seconds=sum(batch.seconds for batch in batches),
+            own_seconds=own_seconds,
             peak_memory=peak_memory(run.device),
-            largest_batch=max((len(b.pictures["guided"].images) for b in batches), default=0),
+            largest_batch=largest,
         ),
         interrupted=interrupted,
     )
 
 
-def _batch(drawer: Drawing, run: Plan, images: range) -> Batch:
-    """One batch of every kind, counted only if all are finished."""
+def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
+    """Draw images 0 to `num` - 1 in batches; a call of `draw` that fails must leave no trace.
+
+    Out of memory, `halve` halves the batch size and retries. Raises a PpapError if memory is short
+    for `size` images or, with `halve`, for one.
+    """
+    start = 0
+    while start < num:
+        images = range(start, min(start + size, num))
+        count = len(images)
+        try:
+            done = [draw(images)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if count == 1 or not halve:
+                smaller = "a smaller --batch, or --batch auto, " if count > 1 else ""
+                raise PpapError(
+                    f"out of memory with {count} image{'s' * (count > 1)} at once: "
+                    f"{first_line(error)}",
+                    hint=f"what takes less: {smaller}--dtype bfloat16, on a GPU --offload",
+                ) from error
+            done = []
+        # The error and its traceback are freed by now, and the memory they held.
+        if done:
+            start = images.stop
+            yield from done
+        else:
+            size = count // 2
+            _log.info("no memory for %d images at once; going on with %d", count, size)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _batch(
+    drawer: Drawing, compared: Sequence[Kind], images: range
+) -> tuple[range, dict[Kind, Pictures], float]:
+    """One batch of every kind, counted only if all are finished, and the seconds of the guided."""
     with drawer.atomic():
         start = time.perf_counter()
         pictures: dict[Kind, Pictures] = {"guided": _pictures(drawer, images, "guided")}
         seconds = time.perf_counter() - start
-        for kind in run.compared:
-            pictures[kind] = _pictures(drawer, images, kind)
-    return Batch(start=images.start, pictures=pictures, seconds=seconds)
+        pictures |= {kind: _pictures(drawer, images, kind) for kind in compared}
+    return images, pictures, seconds
 
 
 def _pictures(drawer: Drawing, images: range, kind: Kind) -> Pictures:
     """Images, and what guides see in them, on the CPU."""
     *earlier, (_, last) = drawer(images, kind).items()
-    drawer.place(*(model for guide in drawer.guides for model in models(guide)))
+    drawer.place(*models(drawer.guides))
     return Pictures(
         images=last.cpu(),
         seen={
@@ -183,38 +204,29 @@ def _seen(guide: Guide, images: Tensor) -> Seen:
 def _warn_of_futility(statistics: GuidanceStatistics, steps: int) -> None:
     """Log which guides did not steer, or not at every step, and why."""
     for guide in statistics.guides:
-        norms = [norm for norm in guide.gradient_norms if norm is not None]
+        strongest, reason = max(guide.pulls, default=0.0), ""
         if not guide.times:
-            _log.warning("guide %r acted at none of the %d steps", guide.name, steps)
+            reason = f" acted at none of the {steps} steps"
         elif guide.skipped:
-            share = guide.skipped / guide.forwards
-            _log.warning(
-                "guide %r: %d gradients (%.0f %%) were not finite and left out",
-                guide.name,
-                guide.skipped,
-                100 * share,
+            share = 100 * guide.skipped / guide.forwards
+            reason = f": {guide.skipped} gradients ({share:.0f} %) were not finite and left out"
+        elif not any(guide.gradient_norms):
+            reason = f": its gradient was zero at all {len(guide.times)} steps"
+        elif strongest < _FAINT:
+            reason = (
+                ": its pull was too weak to change the images: at most "
+                f"{strongest:.1g} of the predicted noise"
             )
-        elif not any(norms):
-            _log.warning(
-                "guide %r: its gradient was zero at all %d steps", guide.name, len(guide.times)
-            )
-        elif max(guide.pulls, default=0.0) < _FAINT:
-            _log.warning(
-                "guide %r: its pull was too weak to change the images: at most %.1g of the "
-                "predicted noise",
-                guide.name,
-                max(guide.pulls),
-            )
+        if reason:
+            _log.warning("guide %r%s", guide.name, reason)
     if lost := statistics.denoiser_skipped:
         _log.warning("%d gradients through the denoiser were not finite and left out", lost)
 
 
-def _nothing(run: Plan) -> Pictures:
+def _none(run: Plan) -> Pictures:
+    nothing = Seen(pictures=np.empty((0, 1, 1, 3), np.uint8), words=(), figures={})
     return Pictures(
         images=torch.empty(0, *run.stages[-1].image_shape),
         earlier={stage.name: torch.empty(0, *stage.image_shape) for stage in run.stages[:-1]},
-        seen={
-            guide.name: Seen(pictures=np.empty((0, 1, 1, 3), np.uint8), words=(), figures={})
-            for guide in run.guides
-        },
+        seen={guide.name: nothing for guide in run.guides},
     )

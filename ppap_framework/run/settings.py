@@ -17,6 +17,15 @@ from ppap_framework.runtime import Precision, find_device
 
 SamplerName: TypeAlias = Literal["ddim", "ddpm"]
 
+_CHOICES = {
+    "sampler": SamplerName,
+    "through": Through,
+    "conflicts": Conflicts,
+    "precision": Precision,
+}
+_USUAL = {"num": 4, "steps": 25, "seed": 0, "batch": 8, "threads": 1}
+"""Whole numbers, and a value of each for hints."""
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -80,33 +89,26 @@ class Sampling:
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
-        yield from _whole("steps", self.steps, 1, 25)
-        if not _is_whole(self.seed):
-            yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
+        yield from _unfit(attrs.asdict(self))
         if not 0.0 <= self.eta <= 1.0:
             yield UsageError(
                 f"eta must lie between 0 and 1, not be {self.eta}",
                 hint="0 adds no noise, 1 as much as ancestral sampling",
             )
-        if not callable(self.sampler):
-            yield from _choice("sampler", self.sampler, SamplerName)
-        yield from _choice("through", self.through, Through)
-        yield from _choice("conflicts", self.conflicts, Conflicts)
         if self.eta and self.sampler != "ddim":
             yield UsageError(
                 f"eta is {self.eta}, and sampler {self.sampler_name!r} has none", hint="use ddim"
             )
-        if self.prompt is None or isinstance(self.prompt, str):
-            return
-        each: Sequence[object] = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]
-        if wrong := [prompt for prompt in each if not isinstance(prompt, str)]:
+        prompts: object = [] if self.prompt is None else self.prompt
+        texts = prompts if isinstance(prompts, Sequence) else [prompts]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
             yield UsageError(
                 f"prompt must be a text, or one for each image, and {wrong[0]!r} is none",
                 hint='as in prompt="3"',
             )
-        elif len(each) != num:
+        elif not isinstance(self.prompt, str | None) and len(texts) != num:
             yield UsageError(
-                f"{len(each)} prompts were given for {num} images",
+                f"{len(texts)} prompts were given for {num} images",
                 hint="give one for all, or one for each",
             )
 
@@ -158,15 +160,37 @@ class Compute:
 
     def problems(self) -> Iterator[UsageError]:
         """Errors of these settings."""
-        if self.batch != "auto":
-            yield from _whole("batch", self.batch, 1, 8)
-        if self.threads is not None:
-            yield from _whole("threads", self.threads, 1, 1)
-        yield from _choice("precision", self.precision, Precision)
+        yield from _unfit(attrs.asdict(self))
         try:
             find_device(self.device)
         except UsageError as error:
             yield error
+
+
+def check(num: int, sampling: Sampling, compute: Compute) -> None:
+    """Raise one UsageError with all invalid settings, whatever the backend and guides."""
+    problems = Problems()
+    problems.errors += [*_unfit({"num": num}), *sampling.problems(num), *compute.problems()]
+    problems.check()
+
+
+def _unfit(values: Mapping[str, Any]) -> Iterator[UsageError]:
+    """Errors of values of fields that are whole numbers or one of several words."""
+    for name, value in values.items():
+        choices, usual = get_args(_CHOICES.get(name)), _USUAL.get(name)
+        if choices and value not in choices and not callable(value):
+            yield UsageError(
+                f"{name} cannot be {value!r}", hint=f"choose one of {', '.join(choices)}"
+            )
+        if usual is None or (name, value) in (("batch", "auto"), ("threads", None)):
+            continue
+        from_1 = "" if name == "seed" else " from 1"
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (from_1 and value < 1):
+            yield UsageError(
+                f"{name} must be a whole number{from_1}, not {value}",
+                hint=f"use {usual} for {name}, say",
+            )
 
 
 def settle(
@@ -184,9 +208,11 @@ def settle(
         defaults: Other default values of fields, for a record that is None.
     """
     fields = defaults or {}
-    sampling = sampling or Sampling(**_of(Sampling, fields))
-    compute = compute or Compute(**_of(Compute, fields))
-    return changed(changes, sampling, compute)
+    return changed(
+        changes,
+        sampling or Sampling(**_of(Sampling, fields)),
+        compute or Compute(**_of(Compute, fields)),
+    )
 
 
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
@@ -194,12 +220,10 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
 
     A name in several records changes the first.
     """
-    left = dict(changes)
-    result = []
+    left, result = dict(changes), []
     for record in records:
-        own = _of(type(record), left)
+        own = {name: left.pop(name) for name in _of(type(record), left)}
         result.append(attrs.evolve(record, **own))
-        left = {name: value for name, value in left.items() if name not in own}
     for name in left:
         known = [field for record in records for field in attrs.fields_dict(type(record))]
         near = difflib.get_close_matches(name, known, n=1)
@@ -213,30 +237,3 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
 def _of(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that are fields of a record, by name."""
     return {name: value for name, value in values.items() if name in attrs.fields_dict(record)}
-
-
-def check(num: int, sampling: Sampling, compute: Compute) -> None:
-    """Raise one UsageError with all invalid settings, whatever the backend and guides."""
-    problems = Problems()
-    problems.errors += _whole("num", num, 1, 4)
-    problems.errors += sampling.problems(num)
-    problems.errors += compute.problems()
-    problems.check()
-
-
-def _whole(name: str, value: object, least: int, usual: int) -> Iterator[UsageError]:
-    if not _is_whole(value) or value < least:  # type: ignore[operator]  # it is a whole number
-        yield UsageError(
-            f"{name} must be a whole number from {least}, not {value}",
-            hint=f"use {usual} for {name}, say",
-        )
-
-
-def _choice(name: str, value: object, kind: Any) -> Iterator[UsageError]:
-    choices = get_args(kind)
-    if value not in choices:
-        yield UsageError(f"{name} cannot be {value!r}", hint=f"choose one of {', '.join(choices)}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
