@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Folder to write to, or to continue in; by default runs/adapt/BACKEND-GUIDER-N.",
 )
-@training_options(calibrate=True)
+@training_options
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Make a network read a diffusion model's noise: synthesize, then transfer.

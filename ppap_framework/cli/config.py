@@ -76,17 +76,23 @@ def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callabl
     return click.option(*names, cls=Option, **settings)
 
 
-def or_auto(number: type[int] | type[float]) -> Callable[[object], Any]:
-    """The type of an option that is a number or the word "auto"."""
+def count_or_auto(value: object) -> Any:
+    """The type of an option that is a whole number or the word "auto"."""
+    try:
+        return value if value == "auto" else int(str(value))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither a whole number nor auto.") from error
 
-    def convert(value: object) -> Any:
-        try:
-            return value if value == "auto" else number(str(value))
-        except ValueError as error:
-            kind = "whole number" if number is int else "number"
-            raise click.BadParameter(f"{value!r} is neither a {kind} nor auto.") from error
 
-    return convert
+def scale_text(value: object) -> Any:
+    """The type of a guidance scale: a number, raw:NUMBER, or the word "auto"."""
+    text = str(value).strip()
+    try:
+        number = None if text == "auto" else float(text.removeprefix("raw:"))
+    except ValueError as error:
+        message = f"{value!r} is neither a number, raw:NUMBER, nor auto."
+        raise click.BadParameter(message) from error
+    return text if number is None or text.startswith("raw:") else number
 
 
 def problems_of(ctx: click.Context) -> Problems:

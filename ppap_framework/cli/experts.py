@@ -23,7 +23,7 @@ from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
-    from ppap_framework.experts import BundleFile, BundleInfo
+    from ppap_framework.experts import BundleFile, BundleInfo, ScaleCurve
 
 _COLUMNS = ("name", "guider", "backend", "experts", "size", "path", "problem")
 _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
@@ -117,6 +117,8 @@ def inspect(source: str, as_json: bool) -> None:
             for expert in experts
         ],
     )
+    if info.curve is not None:
+        _print_curve(info.curve)
     print_fields("recipe", dict(info.recipe))
     print_fields("held-out metrics", dict(info.metrics))
 
@@ -150,27 +152,27 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
 @click.argument("source")
 @backend_options
 @guide_options
-@option("--num", type=int, default=32, help="Trajectories of a trial.")
-@option("--steps", type=int, default=25, help="Steps of a trajectory.")
-@option("--seed", type=int, default=0, help="Seed of images and trajectories.")
+@option("--num", type=int, default=64, help="Number of images that the diffusion model draws.")
+@option("--steps", type=int, default=25, help="Steps from noise to image.")
+@option("--seed", type=int, default=0, help="Seed of images and noise.")
 @option("--batch", type=int, default=32, help="Batch size.")
 @option("--device", default="auto", help="Device, such as cpu or cuda.")
 @json_option
 @click.pass_context
 def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given: Any) -> None:
-    """Find the guidance scales of experts, without labels.
+    """Find the guidance scale of experts at each noise level, without labels.
 
-    The diffusion model draws images, and trajectories are guided to what the guide sees in them:
-    with a common scale at first, then with one for each expert. The scales are written into the
-    bundle, and every trial into NAME.calibration.json beside it; `ppap run` then takes them unless
-    --scale is given.
+    The diffusion model draws images, and the experts read them with noise. The scale is that at
+    which their energy is an honest log-likelihood of which image it is: small where they cannot
+    tell the images apart. The curve is written into the bundle, and the scale of `ppap run`
+    multiplies it.
 
     \b
     ppap experts calibrate adm-classifier-5 --backend adm --guider classifier
     """
     from ppap_framework.cli.guide_options import guide_of
     from ppap_framework.experts import bundle_by_name
-    from ppap_framework.learn import calibrate, calibration_path, load_teacher
+    from ppap_framework.learn import calibrate, load_teacher
 
     problems = problems_of(ctx)
     problems.check()
@@ -183,26 +185,15 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     problems.check()
     settings = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:
-        found = calibrate(
+        curve = calibrate(
             backend.load(), load_teacher(request), bundle.path, **settings, progress=watch
-        ).record()
+        )
     if as_json:
-        print_json({"name": bundle.name, "path": str(bundle.path), **found})
+        found = {"name": bundle.name, "path": str(bundle.path), "curve": attrs.asdict(curve)}
+        print_json(found)
         return
-    print_table(
-        ["scales", "distance", "oddity", "loss", ""],
-        [
-            (
-                _scales(trial["scales"]),
-                f"{trial['distance']:.3f}",
-                f"{trial['oddity']:.3f}",
-                f"{trial['loss']:.3f} ± {trial['standard_error']:.3f}",
-                "kept" if trial["kept"] else "",
-            )
-            for trial in found["trials"]
-        ],
-    )
-    click.echo(calibration_path(bundle.path))
+    _print_curve(curve)
+    click.echo(bundle.path)
 
 
 def _row(bundle: BundleFile) -> dict[str, Any]:
@@ -248,9 +239,12 @@ def _experts(info: BundleInfo) -> list[dict[str, Any]]:
     ]
 
 
-def _scales(scales: Sequence[float]) -> str:
-    """All scales, or one if they are equal."""
-    return " ".join(f"{s:.3g}" for s in (scales[:1] if len(set(scales)) == 1 else scales))
+def _print_curve(curve: ScaleCurve) -> None:
+    rows = zip(curve.log_snr, curve.scales, curve.errors, strict=True)
+    print_table(
+        ["log-SNR", "calibrated scale", "standard error of its logarithm"],
+        [(f"{level:.3f}", f"{scale:.4g}", f"{error:.2g}") for level, scale, error in rows],
+    )
 
 
 def _level(log_snr: float | None, end: str) -> str:

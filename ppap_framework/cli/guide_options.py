@@ -2,8 +2,9 @@
 
     --guider depth=2 --guider classifier=4:0.2-0.9 --target depth=ref.png --target classifier=cube
 
-SCALE is a number, or `auto` for the calibrated scales of the guide's experts. LO and HI are t / T;
-1 is pure noise. A value without a guide's name is for the only guide.
+SCALE is a number, which multiplies the calibrated curve of the guide's experts if they have one,
+`raw:NUMBER`, which does not, or `auto` for the default. LO and HI are t / T; 1 is pure noise. A
+value without a guide's name is for the only guide.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union
 
+import click
+
+from ppap_framework.cli.config import scale_text
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.registry import registry
 from ppap_framework.run import GuideRequest
@@ -24,7 +28,8 @@ from ppap_framework.run import GuideRequest
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GUIDER = re.compile(
-    r"(?P<name>[^=]*?)(?:=(?P<scale>[^:]*))?(?::(?P<interval>|(?:[\d.]|[+-](?=[\d.]))[\d.eE+-]*))?"
+    r"(?P<name>[^=]*?)(?:=(?P<scale>(?:\s*raw:)?[^:]*))?"
+    r"(?::(?P<interval>|(?:[\d.]|[+-](?=[\d.]))[\d.eE+-]*))?"
 )
 _INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
 _COMPONENT = re.compile(r"(?:[\w.-]+:)?[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -179,12 +184,11 @@ def _guide(text: str) -> dict[str, Any]:
     guide: dict[str, Any] = {"source": match["name"], "options": [], "loss_options": []}
     if match["scale"] is not None:
         try:
-            auto = match["scale"].strip() == "auto"
-            guide["scale"] = "auto" if auto else float(match["scale"])
-        except ValueError:
+            guide["scale"] = scale_text(match["scale"])
+        except click.BadParameter:
             raise UsageError(
                 f"the scale {match['scale']!r} in --guider {text!r} is no number",
-                hint=f"type {_FORM}, or auto for SCALE",
+                hint=f"type {_FORM}, or raw:NUMBER or auto for SCALE",
             ) from None
     if match["interval"] is not None:
         ends = _INTERVAL.fullmatch(match["interval"])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
-from ppap_framework.cli.config import Command, option, or_auto, problems_of
+from ppap_framework.cli.config import Command, count_or_auto, option, problems_of, scale_text
 from ppap_framework.cli.output import note, print_json
 from ppap_framework.cli.progress import progress
 from ppap_framework.errors import Problems, UsageError
@@ -33,8 +33,9 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     "--guider",
     multiple=True,
     metavar="NAME[=SCALE][:LO-HI]",
-    help="Network that guides, its guidance scale, and the noise levels at which it acts (t/T; 1 "
-    "is noise). Repeat it for several guides. Without it, or with `none`, images are unguided.",
+    help="Network that guides, its guidance scale (see --scale), and the noise levels at which it "
+    "acts (t/T; 1 is noise). Repeat it for several guides. Without it, or with `none`, images are "
+    "unguided.",
 )
 @_per_guide("--target", "What the guide should see: a name, an index, or the path of a picture.")
 @_per_guide("--guider-model", "The guide's network, if the guider knows several.")
@@ -48,10 +49,12 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @_per_guide("--loss", "Loss that the guide descends, if not the guider's own.")
 @option(
     "--scale",
-    type=or_auto(float),
-    metavar="NUMBER|auto",
-    help="Guidance scale for guides without =SCALE. auto: the calibrated scales of their experts. "
-    "By default auto if there are any, and 4 otherwise.",
+    type=scale_text,
+    metavar="NUMBER|raw:NUMBER|auto",
+    help="Guidance scale for guides without =SCALE. A number multiplies the calibrated scale at "
+    "each noise level if the guide's experts have a curve, and is absolute otherwise; raw:NUMBER "
+    "is always absolute. auto: the curve times a default, or the scales of experts that were "
+    "calibrated without one. By default auto if there is either, and 4 otherwise.",
 )
 @_per_guide(
     "--experts",
@@ -81,7 +84,7 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
 @option("--num", type=int, default=4, help="Number of images.")
 @option(
     "--batch",
-    type=or_auto(int),
+    type=count_or_auto,
     metavar="NUMBER|auto",
     default=8,
     help="Batch size; auto for as many images as memory has room for.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,6 +74,12 @@ _EXPERTS = (
         default=True,
         help="Whether `ppap run` finds the experts by itself.",
     ),
+    option(
+        "--calibrate/--no-calibrate",
+        is_flag=True,
+        default=True,
+        help="Whether to find the guidance scale at each noise level, in seconds.",
+    ),
     option("--device", default="auto", help="Device, such as cpu or cuda."),
     option("--overwrite", is_flag=True, help="Begin anew, whatever is in the folder."),
     option("--json", is_flag=True, help="Print the result as JSON."),
@@ -86,21 +92,10 @@ def guide_options(command: Any) -> Any:
     return command
 
 
-def training_options(*, calibrate: bool) -> Callable[[Any], Any]:
-    """Add the options of training; `calibrate` says whether experts are calibrated by default."""
-    flag = option(
-        "--calibrate/--no-calibrate",
-        is_flag=True,
-        default=calibrate,
-        help="Whether to find the scales with which the experts guide.",
-    )
-
-    def add(command: Any) -> Any:
-        for one in (flag, *reversed(_EXPERTS)):
-            command = one(command)
-        return command
-
-    return add
+def training_options(command: Any) -> Any:
+    for add in reversed(_EXPERTS):
+        command = add(command)
+    return command
 
 
 def recipe_of(given: Mapping[str, Any], problems: Problems) -> Recipe:

@@ -27,7 +27,7 @@ from ppap_framework.cli.training_options import (
     is_flag=True,
     help="--data is an NPZ file with images and labels, and experts learn the labels.",
 )
-@training_options(calibrate=False)
+@training_options
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Train experts: a network learns to answer to noisy images as it does to clean ones.

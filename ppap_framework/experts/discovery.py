@@ -78,7 +78,6 @@ class BundleFile:
             "num_experts": len(self.ranges),
             "boundaries": list(self.ranges.boundaries),
             "scales": None if self.info.scales is None else list(self.info.scales),
-            "curve": None if self.info.curve is None else attrs.asdict(self.info.curve),
         }
 
     @contextlib.contextmanager

@@ -119,7 +119,6 @@ class ExpertSet:
             "num_experts": len(self),
             "boundaries": list(self.ranges.boundaries),
             "scales": None,
-            "curve": None,
         }
 
     @contextlib.contextmanager

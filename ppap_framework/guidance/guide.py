@@ -36,13 +36,13 @@ def raw_scale(scale: Scale) -> float | None:
 
 def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> Iterator[UsageError]:
     """Everything that is wrong with a guide's scale and interval; see `Guide`."""
-    raw = raw_scale(scale) if isinstance(scale, str) else scale
-    if isinstance(scale, str) and raw is None:
+    number = raw_scale(scale) if isinstance(scale, str) else scale
+    if isinstance(scale, str) and number is None:
         if scale != "auto":
             yield UsageError(
                 f"the scale {scale!r} is no number", hint="give a number, raw:NUMBER, or auto"
             )
-    elif raw is not None and not math.isfinite(raw):
+    elif number is not None and not math.isfinite(number):
         yield UsageError(
             f"the scale of guide {name!r} must be finite, not {scale}", hint="use a scale of 4, say"
         )
@@ -75,9 +75,11 @@ class Guide:
         model: The network, in evaluation mode. Frozen parameters save memory.
         loss: Distance between the model's output and the target.
         target: The target; None for a guide that only teaches experts.
-        scale: s in g = -s dE/dx, finite; 0 switches the guide off. Before planning, see `Scale`.
+        scale: See `Scale`; 0 switches the guide off. A plan settles it to a number or
+            "raw:NUMBER".
         interval: (lo, hi) with 0 <= lo < hi <= 1; the guide acts if lo <= t / T < hi.
-        curve: Factor of the scale by noise level; None for a constant scale.
+        curve: s(l) in g = -scale s(l) dE/dx, as `learn.calibrate` finds it; None for 1. A plan
+            takes that of the experts if none is set, and none for a scale "raw:NUMBER".
         experts: Experts that read noisy images in the model's place: while images are drawn, None
             or an attached `ExpertSet` of this model; before, see `experts.WantedExperts`.
         allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
@@ -127,9 +129,10 @@ class Guide:
 
     @property
     def factor(self) -> float:
-        """The scale, once a plan has settled it."""
-        assert isinstance(self.scale, float | int)
-        return self.scale
+        """The number in the scale, once a plan has settled it."""
+        number = raw_scale(self.scale) if isinstance(self.scale, str) else self.scale
+        assert number is not None
+        return number
 
     def at(self, level: NoiseLevel) -> Callable[[Tensor, NoiseLevel], Any]:
         """The function that reads images of these levels until the next call; see `ExpertSet`."""

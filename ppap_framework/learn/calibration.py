@@ -96,7 +96,8 @@ def calibrate(
     sampling = attrs.evolve(sampling, seed=seed)
     loaded = load_backend(backend)
     stage, device = loaded.stages[0], compute.place
-    timesteps = evenly_spaced(stage.schedule, levels)
+    every = stage.schedule.log_snr
+    timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
     experts = None if bundle is None else load_bundle(bundle, guide.model, loaded.inner)
     try:
         with frozen([guide.model], device):
@@ -111,23 +112,27 @@ def calibrate(
             targets = _targets(guide, last)
             scales, errors = [], []
             for done, t in enumerate(timesteps, start=1):
-                x_t, level = noised(first, stage.schedule, t)
-                if sampling.through == "clean":
-                    x_t = _predicted(
-                        stage, x_t, t, loaded.encode(sampling.prompts(range(num)), num)
-                    )
-                    level = NoiseLevel.clean(num)
-                scale, error = honest_scale(_energies(guide, x_t, level, targets))
+                rows = []
+                for start in range(0, num, compute.fixed_batch):
+                    batch = range(start, min(start + compute.fixed_batch, num))
+                    x0 = first[batch.start : batch.stop]
+                    images, level = noised(x0, stage.schedule, t, first=start)
+                    if sampling.through == "clean":
+                        condition = loaded.encode(sampling.prompts(batch), len(batch))
+                        images = _predicted(stage, images, t, condition)
+                        level = NoiseLevel.clean(len(batch))
+                    rows.append(_energies(guide, images, level, targets))
+                scale, error = honest_scale(torch.cat(rows))
                 scales.append(scale)
                 errors.append(error)
                 if progress:
-                    progress(Progress("calibrating", done, levels))
+                    progress(Progress("calibrating", done, len(timesteps)))
     finally:
         if experts is not None:
             experts.detach()
     if not any(scales):
         raise _refused(guide, "it does not tell pictures apart at any noise level")
-    curve = _curve(stage.schedule.log_snr[timesteps].tolist(), scales, errors)
+    curve = _curve(every[timesteps].tolist(), scales, errors)
     if bundle is not None:
         write_curve(bundle, curve)
     return curve
@@ -217,8 +222,9 @@ def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
-    """The predicted clean images, (M, 3, H, W)."""
-    return stage.denoise(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64), condition).x0
+    """The predicted clean images, (B, 3, H, W)."""
+    with frozen([stage.network], x_t.device):
+        return stage.denoise(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64), condition).x0
 
 
 def _targets(guide: Guide, pictures: Tensor) -> Tensor:
@@ -243,20 +249,15 @@ def _targets(guide: Guide, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _energies(
-    guide: Guide,
-    images: Tensor,
-    level: NoiseLevel,
-    targets: Tensor,
-) -> Tensor:
-    """E(x^i, y^j) of M images at their levels and M targets: (M, M), float64, on the CPU.
+def _energies(guide: Guide, images: Tensor, level: NoiseLevel, targets: Tensor) -> Tensor:
+    """E(x^i, y^j) of B images at their levels and M targets: (B, M), float64, on the CPU.
 
     Raises:
         UsageError: If the loss cannot compare with such targets.
     """
     prediction = widened(guide.at(level)(images, level))
     columns = []
-    for target in targets.to(images.device).split(1):
+    for target in torch.split(targets.to(images.device), 1):
         try:
             column = guide.loss.energy(prediction, target)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -5,7 +5,6 @@ log.jsonl                 a line for every tenth iteration and every validation
 .lock                     lock of the writing process
 .partial/state            SHA-256 and torch file of an unfinished training's state
 NAME.experts.safetensors  the result, with loss.png and loss.svg
-NAME.calibration.json     the calibration of the guidance scales, if any
 """
 
 from __future__ import annotations
@@ -31,11 +30,6 @@ DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
 _PLOTS = ("loss.png", "loss.svg")
 _DAMAGED = "--overwrite begins anew"
-
-
-def calibration_path(bundle: Path) -> Path:
-    """Path of a bundle's calibration record."""
-    return bundle.with_name(f"{bundle.name.removesuffix(SUFFIX)}.calibration.json")
 
 
 def check_transfer_folder(path: Path) -> None:
@@ -90,7 +84,7 @@ class TransferFolder:
             before = recorded_settings(path)
             if before is not None:
                 resume.check_settings(path, before, folder.settings)
-            ours = (_RECORD, _LOG, bundle, calibration_path(folder.bundle).name)
+            ours = (_RECORD, _LOG, bundle)
             resume.remove_temporary(path, lambda name: name in ours)
             resume.remove_temporary(folder._state.parent, lambda name: name == _STATE)
             yield folder
@@ -149,7 +143,8 @@ class TransferFolder:
             with contextlib.suppress(AssetError):  # damaged records are removed, too
                 name = (recorded_settings(self.path) or {}).get("bundle")
                 if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
-                    made += [calibration_path(Path(name)).name, name]
+                    # Earlier versions wrote a record of the calibration, too.
+                    made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
         with refusals(self.path, hint=KEPT):
             for name in made:
                 (self.path / name).unlink(missing_ok=True)

@@ -63,7 +63,7 @@ def transfer(
     name: str | None = None,
     keep: bool = True,
     overwrite: bool = False,
-    calibrate: bool = False,
+    calibrate: bool = True,
     progress: Watch | None = None,
     command: Sequence[str] | None = None,
     **changes: Any,
@@ -83,9 +83,9 @@ def transfer(
         name: Name of the bundle, NAME.experts.safetensors.
         keep: Whether to copy the bundle to the folder that `experts="auto"` searches.
         overwrite: Whether to remove an earlier training in the folder.
-        calibrate: Whether to find guidance scales. If the guide cannot be aimed at pictures, the
-            log says so and the bundle has none.
-        progress: Called after every iteration and every trial of the calibration.
+        calibrate: Whether to find the scale curve of the bundle, see `calibrate`. If the guide
+            cannot be aimed at pictures, the log says so and the bundle has none.
+        progress: Called after every iteration, and every noise level of the calibration.
         command: The typed command, for the record.
         changes: Fields of `recipe` and `compute`; shared names mean the recipe's.
 

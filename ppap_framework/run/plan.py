@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from ppap_framework.components import CascadedStage, DiffusionBackend, Stage
 from ppap_framework.diffusion import Continuation, Process, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
+    BundleFile,
     RangeScales,
     ScaleCurve,
     choose_experts,
@@ -23,10 +25,13 @@ from ppap_framework.experts import (
     warn_of_idle,
 )
 from ppap_framework.guidance import Guide, check_calibrated, raw_scale
+from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
 from ppap_framework.run.settings import Compute, Sampling, check
 from ppap_framework.runtime import isolated
+
+_log = logging.getLogger(__name__)
 
 Kind: TypeAlias = Literal["guided", "unguided", "naive"]
 """Guided as planned, without guides, or by the same guides and scales without experts."""
@@ -131,12 +136,21 @@ def _guide_record(guide: Guide) -> dict[str, Any]:
         "target_given": guide.target_source or guide.target.label,
         "target_is_default": guide.target_is_default,
         "scale": "auto" if isinstance(guide.curve, RangeScales) else guide.scale,
-        "calibrated": guide.curve is not None,
+        "curve": attrs.asdict(guide.curve) if isinstance(guide.curve, ScaleCurve) else None,
+        "scales": _ends(guide),
         "interval": list(guide.interval),
         "loss": guide.loss_name or type(guide.loss).__name__,
         "experts": guide.chosen.record() if guide.chosen else None,
         **guide_origin(guide).record(resolved=True),
     }
+
+
+def _ends(guide: Guide) -> tuple[float, float]:
+    """The resulting scales in pure noise and without any."""
+    clean = NoiseLevel.clean(1)
+    levels = NoiseLevel(-clean.log_snr), clean
+    low, high = (float(f"{float(guide.scale_at(level)):.4g}") for level in levels)
+    return low, high
 
 
 def guide_origin(guide: Guide) -> Origin:
@@ -247,7 +261,7 @@ def scale_words(guide: Guide) -> str:
     if guide.curve is None:
         return f"{guide.factor:g}"
     if isinstance(guide.curve, ScaleCurve):
-        low, high = (guide.factor * s for s in (guide.curve.scales[0], guide.curve.scales[-1]))
+        low, high = _ends(guide)
         return f"{guide.factor:g} x calibrated ({low:.3g} in noise to {high:.3g} without)"
     return ", ".join(f"{guide.factor * factor:.3g}" for factor in guide.curve.values)
 
@@ -264,16 +278,24 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
         allow_mismatch=guide.allow_mismatch,
         offline=guide.offline,
     )
-    curve = guide.curve if guide.curve or experts is None else experts.calibration
-    check_calibrated(guide.name, guide.scale, experts is not None, curve is not None)
-    raw = raw_scale(guide.scale)
-    if raw is not None or curve is None:
-        given = DEFAULT_SCALE if guide.scale is None else guide.scale
-        scale, curve = given if raw is None else raw, None
-    elif guide.scale in (None, "auto"):
-        scale = DEFAULT_MULTIPLIER if isinstance(curve, ScaleCurve) else 1.0
-    else:
-        scale, curve = guide.scale, curve if isinstance(curve, ScaleCurve) else None
+    scale, curve = guide.scale, guide.curve
+    if curve is None and experts is not None:
+        curve = experts.calibration
+    check_calibrated(guide.name, scale, experts is not None, curve is not None)
+    if raw_scale(scale) is not None:
+        curve = None
+    elif scale in (None, "auto"):
+        scale = DEFAULT_SCALE if curve is None else 1.0
+        scale = DEFAULT_MULTIPLIER if isinstance(curve, ScaleCurve) else scale
+    elif guide.curve is None and isinstance(curve, RangeScales):
+        curve = None  # next to these, a number has always been absolute
+    if isinstance(experts, BundleFile) and experts.info.curve is guide.curve is None:
+        _log.info(
+            "experts %r have no scale curve; `ppap experts calibrate %s --backend %s --guider %s` "
+            "adds one",
+            *(experts.name, experts.name, experts.info.backend.component),
+            experts.info.guide.component,
+        )
     return attrs.evolve(guide, experts=experts, scale=scale, curve=curve)
 
 
