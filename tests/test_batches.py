@@ -18,13 +18,14 @@ from toy_guides import guide_of
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend, Prediction
 from ppap_framework.errors import PpapError, UsageError, is_out_of_memory
-from ppap_framework.run import Compute, batches, first_batch, plan
-from ppap_framework.run.batches import in_batches
-from ppap_framework.run.estimate import estimate
+from ppap_framework.run import Compute, first_batch, plan
+from ppap_framework.run.estimate import available_memory, estimate
+from ppap_framework.run.sample import in_batches
 from ppap_framework.runtime import Progress
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions
 
+AVAILABLE = "ppap_framework.run.estimate.available_memory"
 NO_MEMORY = (
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -125,7 +126,7 @@ class TestAuto:
         taken = estimate(run)
 
         def with_free(size: float | None) -> int:
-            monkeypatch.setattr(batches, "available_memory", lambda device: size)
+            monkeypatch.setattr(AVAILABLE, lambda device: size)
             return first_batch(run)
 
         assert with_free((taken.weights + 12.5 * taken.memory) / 0.7) == 12
@@ -133,12 +134,12 @@ class TestAuto:
         assert with_free(2**40) == 32
         assert with_free(None) == 8
         gpu = attrs.evolve(run, device=torch.device("cuda"))  # which nothing is put on here
-        monkeypatch.setattr(batches, "available_memory", lambda device: 2**40)
+        monkeypatch.setattr(AVAILABLE, lambda device: 2**40)
         assert first_batch(gpu) == 100
         assert first_batch(plan(toy, (), 5, compute=Compute(batch=8))) == 5
 
     def test_the_machine_says_what_is_free(self) -> None:
-        free = batches.available_memory(torch.device("cpu"))
+        free = available_memory(torch.device("cpu"))
         assert free is not None
         assert 2**20 < free < 2**50
 

@@ -11,7 +11,7 @@ from torch import nn
 import ppap_framework as ppap
 from ppap_framework.errors import PpapError
 from ppap_framework.run import plan
-from ppap_framework.run.compiled import compiled
+from ppap_framework.run.drawing import compiled
 
 ASKED: dict[str, Any] = {"num": 3, "batch": 3, "steps": 8, "seed": 1, "device": "cpu"}
 

@@ -18,7 +18,7 @@ from toy_guides import guide_of
 from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.guidance.conflicts import without_conflicts
+from ppap_framework.guidance.energy import without_conflicts
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
 BATCH, TIME = 4, 0.4

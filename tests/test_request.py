@@ -144,7 +144,7 @@ class TestGuide:
             ({"loss": "toy-square"}, UsageError, "is for brightness"),
             ({"options": {"sharp": 1.0}}, UsageError, "did you mean 'sharpness'"),
             ({"options": {"sharpness": -1.0}}, UsageError, "sharpness"),
-            ({"mean": (0, 0, 0)}, UsageError, "its own normalization"),
+            ({"mean": (0, 0, 0)}, UsageError, "guider 'colour' takes no mean"),
         ],
     )
     def test_errors(self, changes: Any, kind: type[PpapError], says: str) -> None:

@@ -1,7 +1,6 @@
 """Guidance: gradients of guides' energies at x_t or at the predicted clean image."""
 
-from ppap_framework.guidance.conflicts import Conflicts
-from ppap_framework.guidance.energy import EnergyGuidance, Through
+from ppap_framework.guidance.energy import Conflicts, EnergyGuidance, Through
 from ppap_framework.guidance.guide import Guide, Scale, check_calibrated, raw_scale, scale_problems
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 

@@ -8,13 +8,13 @@ r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of lo
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
 
-Components of the pulls -s_k dE_k that oppose another guide can be removed (`guidance.conflicts`).
+Components of the pulls -s_k dE_k that oppose another guide can be removed (`without_conflicts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import attrs
 import torch
@@ -22,16 +22,12 @@ from torch import Tensor
 
 from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError
-from ppap_framework.guidance.conflicts import Conflicts, without_conflicts
 from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
 
-Through = Literal["noisy", "clean"]
-
-
-def _tuple(guides: Iterable[Guide]) -> tuple[Guide, ...]:
-    return tuple(guides)
+Through: TypeAlias = Literal["noisy", "clean"]
+Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
 @attrs.frozen(eq=False)
@@ -51,7 +47,7 @@ class EnergyGuidance:
         tally: Counts; several guidances may share one.
     """
 
-    guides: tuple[Guide, ...] = attrs.field(converter=_tuple)
+    guides: tuple[Guide, ...] = attrs.field(converter=tuple)
     through: Through = "noisy"
     normalize: bool = False
     conflicts: Conflicts = "keep"
@@ -134,3 +130,40 @@ def _norms(gradient: Tensor) -> Tensor:
 def _rescaled(gradient: Tensor, norms: Tensor, wanted: Tensor | float) -> Tensor:
     """Gradients of the given norms, with the wanted norms; a gradient of 0 stays 0."""
     return gradient / torch.where(norms > 0, norms, 1.0) * wanted
+
+
+def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Each pull, projected onto the plane normal to every other pull that it conflicts with.
+
+    Two pulls conflict if their dot product over an image is negative (Yu et al. 2020, "Gradient
+    Surgery for Multi-Task Learning", arXiv 2001.06782, algorithm 1). The others are the original
+    ones, in the order given; the paper draws a random order, but here an image depends on its seed
+    alone. Each image is treated separately.
+
+    Args:
+        pulls: K of (B, C, H, W), finite.
+
+    Returns:
+        K pairs: the pull (B, C, H, W), bitwise unchanged without conflicts, and a bool mask
+        (B, 1, 1, 1) of changed images. If K is 2, the dot product of a pull and the other original
+        is not negative, up to rounding.
+    """
+    directions = [_direction(pull) for pull in pulls]
+    results = []
+    for k, pull in enumerate(pulls):
+        changed = torch.zeros_like(pull[:, :1, :1, :1], dtype=torch.bool)
+        for direction in directions[:k] + directions[k + 1 :]:
+            along = (pull * direction).sum((1, 2, 3), keepdim=True)
+            pull = torch.where(along < 0, pull - along * direction, pull)
+            changed = changed | (along < 0)
+        results.append((pull, changed))
+    return results
+
+
+def _direction(pull: Tensor) -> Tensor:
+    # Divide by the largest element first: squares of small gradients would underflow.
+    largest = pull.abs().amax((1, 2, 3), keepdim=True)
+    scaled = pull / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(scaled, dim=(1, 2, 3), keepdim=True)
+    direction: Tensor = scaled / torch.where(length > 0, length, 1.0)
+    return direction

@@ -86,10 +86,8 @@ class Guide:
         noise_aware: Whether the model itself reads noise and takes no experts.
         offline: Raise instead of downloading a bundle.
         origin: Source of the model; None for an object of the user's own.
-        loss_name: Name of the loss.
-        loss_options: Options of the loss.
-        target_source: The target as given.
-        target_is_default: Whether the target is the default because none was given.
+        loss_name: Name of the loss; `loss_options` are its options.
+        target_source: The target as given; `target_is_default` if none was.
 
     Raises:
         UsageError: If the scale, the interval or the experts are invalid.
@@ -141,7 +139,7 @@ class Guide:
     def read(self, images: Tensor, level: NoiseLevel) -> Any:
         """The prediction of images, (B, 3, H, W), at B noise levels.
 
-        If the network fails: UsageError for the user's own, PluginError for a plugin's.
+        A network that fails is a UsageError if it is the user's own, else a PluginError.
         """
         look = self.at(level)
         try:
@@ -183,9 +181,17 @@ class Guide:
         assert self.target is not None  # only teachers have none
         with torch.enable_grad():
             x = images.detach().requires_grad_()
-            prediction = self.read(x, level)
-            with torch.autocast(x.device.type, enabled=False):
-                energy = self._energy(widened(prediction), self.target.value.to(x.device))
+            prediction, target = widened(self.read(x, level)), self.target.value.to(x.device)
+            try:
+                with torch.autocast(x.device.type, enabled=False):
+                    energy = self.loss.energy(prediction, target)
+            except (IndexError, RuntimeError) as error:
+                if "out of bounds" not in str(error):
+                    raise
+                raise UsageError(
+                    f"the target {self.target.label!r} of guide {self.name!r} is out of range",
+                    hint="give an index below the number of its outputs",
+                ) from error
             if energy.shape != x.shape[:1] or not energy.requires_grad:
                 raise PluginError(
                     f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}"
@@ -203,14 +209,3 @@ class Guide:
             hint = "convert images in its forward, as by images.mean(1, keepdim=True)"
             fault = f"takes {channels[1]} channel{'s'[: channels[1] != '1']}, and images have 3"
         return (UsageError if own else PluginError)(f"guide {self.name!r} {fault}", hint=hint)
-
-    def _energy(self, prediction: Any, target: Tensor) -> Tensor:
-        try:
-            return self.loss.energy(prediction, target)
-        except (IndexError, RuntimeError) as error:
-            if "out of bounds" not in str(error) or self.target is None:
-                raise
-            raise UsageError(
-                f"the target index {self.target.label!r} of guide {self.name!r} is out of range",
-                hint="give an index below the number of its outputs",
-            ) from error

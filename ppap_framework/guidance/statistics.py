@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import attrs
@@ -62,10 +61,6 @@ class Tally:
         self._guides: dict[int, dict[float, Tensor]] = {}
         self._forwards = self._backwards = 0
         self._skipped: Tensor | int = 0
-
-    def copy(self) -> Tally:
-        """An independent copy."""
-        return copy.deepcopy(self)
 
     def guide(
         self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor

@@ -107,8 +107,7 @@ def find_backend(
 ) -> FoundBackend:
     """Find all errors of a backend, as of `backend`, without reading weights.
 
-    `offline` raises instead of downloading. UsageError if `source` is a path and several backends
-    are installed.
+    `offline` raises instead of downloading.
     """
     name = os.fspath(source)
     if not isinstance(source, str) or _is_path(name):
@@ -138,9 +137,7 @@ def _only_backend(path: str) -> str:
     if len(names) == 1:
         return names[0]
     raise UsageError(
-        f"{path!r} may be for any of {', '.join(names)}"
-        if names
-        else f"no backend is installed to read {path!r}",
+        f"{path!r} may be for any of {', '.join(names) or 'no installed backends'}",
         hint="give the backend's name, and the path as its checkpoint",
     )
 
@@ -152,15 +149,7 @@ def made_by_plugin(
     offline: bool,
     loss: ComponentSpec | None = None,
 ) -> tuple[Any, Origin]:
-    """A component, made with its weights, and its origin.
-
-    Args:
-        spec: The backend or guider.
-        options: Its options.
-        checkpoint: Its weights, if it needs any.
-        offline: Raise instead of downloading.
-        loss: A loss that belongs to it.
-    """
+    """A backend or guider, made with its weights, and its origin; `loss` belongs to it."""
     plugins, start = registry(), time.perf_counter()
     with without_downloads(offline):
         made = plugins.make(spec, options, checkpoint)

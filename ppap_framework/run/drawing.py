@@ -9,20 +9,24 @@ Images by stage, the last one finished:
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import final
+from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from ppap_framework.diffusion import NoiseSource, cascade, trajectory
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import PpapError, first_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
-from ppap_framework.run.compiled import compiled
 from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -44,30 +48,22 @@ def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
             torch.set_num_threads(compute.threads)
             stack.callback(torch.set_num_threads, threads)
         stack.enter_context(frozen(networks, plan.device, move=not compute.offload))
-        guides = stack.enter_context(_attached(plan.guides))
+        guides, sets = [], dict[nn.Module, ExpertSet]()  # guides of a model share its experts
+        for guide in plan.guides:
+            experts, model = guide.chosen, guide.model
+            if experts is not None:
+                if model not in sets:
+                    sets[model] = stack.enter_context(experts.attached(model))
+                guide = attrs.evolve(guide, experts=sets[model])
+            guides.append(guide)
         stepped = stack.enter_context(compiled(plan)) if compute.compile else None
         draw = Drawing(plan, guides, watch, stepped)
         stack.callback(draw.place)  # nothing is needed any more
         yield draw
 
 
-@contextlib.contextmanager
-def _attached(guides: tuple[Guide, ...]) -> Iterator[tuple[Guide, ...]]:
-    """The guides with their experts attached; networks are restored on exit."""
-    sets: dict[int, ExpertSet] = {}  # guides that share a model share its experts
-    attached = []
-    with contextlib.ExitStack() as stack:
-        for guide in guides:
-            experts, key = guide.chosen, id(guide.model)
-            if experts is not None:
-                if key not in sets:
-                    sets[key] = stack.enter_context(experts.attached(guide.model))
-                guide = attrs.evolve(guide, experts=sets[key])
-            attached.append(guide)
-        yield tuple(attached)
-
-
 @final
+@attrs.define(eq=False)
 class Drawing:
     """Draws batches of a plan and counts what guidance did. Make it with `drawing`.
 
@@ -76,18 +72,14 @@ class Drawing:
         broken: Number of unchecked images that were not finite.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        guides: tuple[Guide, ...],
-        watch: Watch | None,
-        stepped: Callable[[], None] | None,
-    ) -> None:
-        self.guides = guides
-        self._plan, self._watch, self._stepped = plan, watch, stepped
-        self._tally = Tally()
-        self._there: set[nn.Module] = set()
-        self._done = self.broken = 0
+    _plan: Plan
+    guides: Sequence[Guide]
+    _watch: Watch | None
+    _stepped: Callable[[], None] | None
+    broken: int = 0
+    _done: int = 0
+    _tally: Tally = attrs.field(factory=Tally)
+    _there: set[nn.Module] = attrs.field(factory=set)
 
     @property
     def statistics(self) -> GuidanceStatistics:
@@ -97,7 +89,7 @@ class Drawing:
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:
         """A context whose work is not counted if it ends with an error."""
-        tally, done = self._tally.copy(), self._done
+        tally, done = copy.deepcopy(self._tally), self._done
         try:
             yield
         except BaseException:
@@ -201,3 +193,55 @@ def _check_finite(images: Tensor, numbers: range, hint: str = "") -> None:
         raise PpapError(
             f"image {numbers[index]} came out not finite", hint=hint or "the backend is broken"
         )
+
+
+@contextlib.contextmanager
+def compiled(run: Plan) -> Iterator[Callable[[], None]]:
+    """A context in which each network's `forward` is compiled at its first call.
+
+    Weights are inputs of the compiled code, not constants, so merged experts take effect. Call the
+    yielded function after a step: it warns if the first stage's network was not called as a module
+    and so not compiled. Other networks are checked on exit. Raises a PpapError if a network cannot
+    be compiled, for instance without a compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # it takes seconds to import
+
+    named = {stage.network: f"stage {stage.name!r}" for stage in run.stages}
+    named |= {guide.model.network: f"guide {guide.name!r}" for guide in run.guides}
+    watched = {network: _Compiled(network) for network in named}
+
+    def check(*networks: nn.Module) -> None:
+        for network in networks:
+            if not watched[network].called and (name := named.pop(network, None)):
+                _log.warning("%s is not compiled: its network is used otherwise than called", name)
+
+    with contextlib.ExitStack() as stack, warnings.catch_warnings():
+        # Tracing asks every tensor for its gradient, those in the middle of a graph as well.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+        for network, forward in watched.items():
+            if "forward" in vars(network):
+                stack.callback(setattr, network, "forward", network.forward)
+            else:
+                stack.callback(delattr, network, "forward")
+            network.forward = forward
+        try:
+            yield lambda: check(run.stage.network)
+        except TorchDynamoException as error:
+            raise PpapError(
+                f"the networks cannot be compiled: {first_line(error)}",
+                hint="torch.compile wants a C++ compiler such as g++; or leave out --compile",
+            ) from error
+    check(*watched)
+
+
+@final
+class _Compiled:
+    """A compiled `forward` that records whether it was called."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._forward = torch.compile(network.forward)
+        self.called = False
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        self.called = True
+        return self._forward(*given, **more)

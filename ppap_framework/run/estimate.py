@@ -41,16 +41,10 @@ _SHARE = 0.7  # share of free memory to use; libraries allocate the rest
 
 @attrs.frozen(kw_only=True)
 class Counts:
-    """Parameters of each network of a run, and the images that it sees; each step counts.
+    """Parameters of each network of a run, by name, and the images that it sees over all steps.
 
-    Attributes:
-        denoiser_parameters: Parameters of all stages together.
-        stage_parameters: Parameters by the stage's name.
-        denoiser_forwards: Images seen by the stages' networks; see `Stage.evaluations`.
-        denoiser_backwards: Images for which they are differentiated.
-        guide_parameters: Parameters of each guide's network, by the guide's name.
-        expert_parameters: Parameters of each of the N experts, by the guide's name.
-        guide_forwards: Images that each guide is differentiated for, without finished images.
+    Experts have their parameters one by one. Guides do not count their look at finished images. A
+    stage may see an image several times a step; see `Stage.evaluations`.
     """
 
     denoiser_parameters: int
@@ -64,13 +58,9 @@ class Counts:
 
 @attrs.frozen(kw_only=True)
 class StepCost:
-    """The cost of one network for one step of one image.
+    """One network's FLOPs for a step of an image, and its peak memory of activations in bytes.
 
-    Attributes:
-        before: FLOPs before an image's first step, such as for reading its prompt.
-        forward: FLOPs of a forward pass.
-        backward: FLOPs of a backward pass; 0 if there is none.
-        memory: Peak memory of activations, in bytes.
+    `before` counts what comes before an image's first step, such as reading its prompt.
     """
 
     before: int = 0
@@ -132,19 +122,19 @@ def estimate(run: Plan) -> Estimate:
             guides = {guide.name: _guide(run, guide, fake) for guide in run.guides}
     except Exception as error:
         raise PpapError(f"what a step takes cannot be counted: {first_line(error)}") from error
-    base = stages[run.stage.name]
+    base, kinds = stages[run.stage.name], 1 + len(run.compared)
     flops = run.num * len(set().union(*_acting(run).values())) * base.backward
     for cost, process in zip(stages.values(), run.processes, strict=True):
-        images = run.num * (1 + len(run.compared))
-        flops += images * (cost.before + len(process) * cost.forward)
+        flops += run.num * kinds * (cost.before + len(process) * cost.forward)
     for name, images in counts_of(run).guide_forwards.items():
         flops += images * (guides[name].forward + guides[name].backward)
     graph = base.memory if base.backward else 0  # the denoiser's, kept while guides look
-    memory = [cost.memory for cost in stages.values()]
-    memory += [graph + cost.memory for cost in guides.values()]
-    return Estimate(
-        stages=stages, guides=guides, flops=flops, weights=_weights(run), memory=max(memory)
+    memory = max(
+        *(cost.memory for cost in stages.values()),
+        *(graph + cost.memory for cost in guides.values()),
+        0,
     )
+    return Estimate(stages=stages, guides=guides, flops=flops, weights=_weights(run), memory=memory)
 
 
 def first_batch(run: Plan) -> int:
@@ -155,13 +145,15 @@ def first_batch(run: Plan) -> int:
     """
     if run.compute.batch != "auto":
         return min(run.compute.batch, run.num)
-    on_cpu, free = run.device.type == "cpu", available_memory(run.device)
+    free, on_cpu = available_memory(run.device), run.device.type == "cpu"
+    if free is None and not on_cpu:
+        return run.num
     most = min(run.num, _MOST_ON_CPU) if on_cpu else run.num
-    if free is None:
-        return min(most, _USUAL) if on_cpu else most
     try:
-        taken = estimate(run)
+        taken = estimate(run) if free is not None else None
     except PpapError:
+        taken = None
+    if taken is None or free is None:
         return min(most, _USUAL)
     room = (_SHARE * free - taken.weights) / max(taken.memory, 1)
     return max(1, min(most, int(room)))
@@ -214,14 +206,13 @@ def _parameters(network: nn.Module) -> int:
 
 
 def _weights(run: Plan) -> int:
-    networks: dict[int, nn.Module] = {id(stage.network): stage.network for stage in run.stages}
+    networks: set[nn.Module] = {stage.network for stage in run.stages}
     size = 0
     for guide in run.guides:
-        model = guide.model
-        if guide.chosen is not None and id(model) not in networks:
-            size += _size(model.network) + 4 * sum(guide.chosen.expert_parameters)
-        networks[id(model)] = model
-    return size + sum(map(_size, networks.values()))
+        if guide.chosen is not None and guide.model not in networks:
+            size += _size(guide.model.network) + 4 * sum(guide.chosen.expert_parameters)
+        networks.add(guide.model)
+    return size + sum(map(_size, networks))
 
 
 def _size(network: nn.Module) -> int:
@@ -238,7 +229,8 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
         with frozen([stage.network], _CPU, move=False):
             if before is not None:
                 condition, *_ = _measured(fake, partial(_conditioned, stage, condition, before))
-            costs[stage.name] = _stage(fake, stage, condition, differentiated and before is None)
+            denoise = partial(_denoise, stage, condition)
+            costs[stage.name] = _cost(fake, denoise, differentiated and before is None)
         before = stage
     return costs
 
@@ -247,39 +239,37 @@ def _conditioned(stage: CascadedStage, condition: Any, before: Stage) -> Any:
     return stage.conditioned(condition, _image(before, before.network))
 
 
-def _stage(fake: FakeTensorMode, stage: Stage, condition: Any, differentiated: bool) -> StepCost:
-    def denoise(gradient: bool) -> None:
-        x = _image(stage, stage.network).requires_grad_(gradient)
-        t = torch.zeros(1, dtype=torch.int64, device=x.device)
-        with torch.set_grad_enabled(gradient):
-            x0 = stage.denoise(x, t, condition).x0
-            if gradient:
-                torch.autograd.grad(x0.sum(), x)
-
-    _, first, memory = _measured(fake, partial(denoise, False))  # which reads the prompt, too
-    _, flops, _ = _measured(fake, partial(denoise, False))
-    both = flops
-    if differentiated:
-        _, both, memory = _measured(fake, partial(denoise, True))
-    return StepCost(before=first - flops, forward=flops, backward=both - flops, memory=memory)
+def _denoise(stage: Stage, condition: Any, gradient: bool) -> None:
+    x = _image(stage, stage.network).requires_grad_(gradient)
+    t = torch.zeros(1, dtype=torch.int64, device=x.device)
+    with torch.set_grad_enabled(gradient):
+        x0 = stage.denoise(x, t, condition).x0
+        if gradient:
+            torch.autograd.grad(x0.sum(), x)
 
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
     """One step of a guide; an expert costs the same."""
-    level = NoiseLevel(torch.zeros(1, dtype=torch.float64))
     guide = _copy(fake, attrs.evolve(guide.rows(0, 1), experts=None))
+    level = NoiseLevel(torch.zeros(1, dtype=torch.float64))
 
     @torch.no_grad()
-    def forward() -> None:
-        guide.model(_image(run.stage, guide.model), level)
-
-    def both() -> None:
-        guide.gradient(_image(run.stage, guide.model), level)
+    def look(gradient: bool) -> None:
+        read = guide.gradient if gradient else guide.model
+        read(_image(run.stage, guide.model), level)
 
     with frozen([guide.model], _CPU, move=False):
-        _, flops, _ = _measured(fake, forward)
-        _, with_gradient, memory = _measured(fake, both)
-    return StepCost(forward=flops, backward=with_gradient - flops, memory=memory)
+        return _cost(fake, look, differentiated=True)
+
+
+def _cost(fake: FakeTensorMode, compute: Callable[[bool], None], differentiated: bool) -> StepCost:
+    """The cost of `compute`, which is told whether to find a gradient."""
+    _, first, memory = _measured(fake, partial(compute, False))
+    _, flops, _ = _measured(fake, partial(compute, False))
+    both = flops
+    if differentiated:
+        _, both, memory = _measured(fake, partial(compute, True))
+    return StepCost(before=first - flops, forward=flops, backward=both - flops, memory=memory)
 
 
 def _image(stage: Stage, beside: nn.Module) -> Tensor:

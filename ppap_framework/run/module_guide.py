@@ -42,25 +42,22 @@ class ModuleGuide(GuidanceModel):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        if (mean is None) != (std is None):
-            raise UsageError("mean and std go together", hint="give both or neither")
-        if mean is None or std is None:  # to the same range as it comes in
-            mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if mean is None and std is None:
+            mean = std = (0.5, 0.5, 0.5)  # to the same range as it comes in
+        if mean is None or std is None or (len(mean), len(std)) != (3, 3) or min(std) <= 0:
             raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
         if size is not None and size < 1:
             raise UsageError(f"images cannot be resized to {size} pixels")
-        self.network = network
-        self._size = size
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.network, self._size = network, size
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """The network's output; the level is ignored."""
-        x = images
         if self._size is not None:
-            x = F.interpolate(x, (self._size, self._size), mode="bilinear", antialias=True)
-        return self.network(((x + 1.0) / 2.0 - self.mean) / self.std)
+            size = self._size, self._size
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        return self.network(((images + 1.0) / 2.0 - self.mean) / self.std)
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
@@ -95,7 +92,5 @@ class FunctionLoss(TaskLoss):
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
         """Not available: raises a UsageError."""
-        raise UsageError(
-            "a bare function does not say how a student learns from a teacher",
-            hint="give a TaskLoss, or the name of one",
-        )
+        reason = "a bare function does not say how a student learns from a teacher"
+        raise UsageError(reason, hint="give a TaskLoss, or the name of one")

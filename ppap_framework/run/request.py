@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
@@ -52,10 +53,6 @@ def guide(source: str | nn.Module, **request: Any) -> Guide:
 
 def _dict(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
-
-
-def _strings(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
 
 
 def _path(value: Any) -> Any:
@@ -111,7 +108,7 @@ class GuideRequest:
     std: Sequence[float] | None = None
     size: int | None = None
     experts: WantedExperts = attrs.field(default="auto", converter=_path)
-    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple)
     name: str | None = None
     offline: bool = False
 
@@ -190,17 +187,17 @@ class GuideRequest:
         return _Found(spec, checkpoint, loss, target)
 
     def _check_options(self, spec: GuiderSpec | None) -> None:
+        own = {"mean": self.mean, "std": self.std, "size": self.size}
+        named = {
+            "model": self.model,
+            "checkpoint": self.checkpoint,
+            "options": self._options or None,
+        }
+        if wrong := [name for name, value in (own if spec else named).items() if value is not None]:
+            what = f"guider {self.source!r}" if spec else "a network that is already made"
+            raise UsageError(f"{what} takes no {' and '.join(wrong)}", hint="leave it out")
         if spec is not None:
             registry().options(spec, self._options)
-        elif self.model is not None or self.checkpoint is not None or self.options:
-            raise UsageError(
-                "a network that is already made takes no model, checkpoint and options"
-            )
-        if spec is not None and (self.mean, self.std, self.size) != (None, None, None):
-            raise UsageError(
-                f"guider {self.source!r} has its own normalization and size",
-                hint="mean, std and size are for a network of your own",
-            )
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -219,19 +216,19 @@ class GuideRequest:
 
     def _find_loss(self, spec: GuiderSpec | None) -> TaskLossSpec | TaskLoss:
         loss = self.loss
-        if loss is None and spec is None:
+        if loss is not None and not isinstance(loss, str):
+            if self.loss_options:
+                raise UsageError("a loss that is already made takes no options")
+            return loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
+        if loss is not None:
+            found = registry().spec("loss", loss)
+        elif spec is not None:
+            found = registry().default_loss(spec)
+        else:
             hint = 'such as loss="cross-entropy"'
             raise UsageError(f"guide {self.label!r} needs a loss", hint=hint)
-        if isinstance(loss, str):
-            found = registry().spec("loss", loss)
-        elif spec is not None and loss is None:
-            found = registry().default_loss(spec)
-        elif self.loss_options:
-            raise UsageError("a loss that is already made takes no options")
-        else:
-            return loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
-        if spec is not None and loss is not None and found.task != spec.task:
-            every = [loss for loss in registry().specs("loss") if isinstance(loss, TaskLossSpec)]
+        if loss is not None and spec is not None and found.task != spec.task:
+            every: list[Any] = registry().specs("loss")
             fit = sorted({other.name for other in every if other.task == spec.task})
             raise UsageError(
                 f"loss {loss!r} is for {found.task}, and guider {spec.name!r} does {spec.task}",
@@ -264,16 +261,15 @@ class GuideRequest:
         # A checkpoint of the user's own has no default target; that of another one may do.
         own = checkpoint.card if checkpoint else None
         name = f"{registry().provider(spec).distribution}:{spec.name}"
+        passed_over = () if own else (UsageError,)
         for card in [own] if own else registry().cards(name, "guider"):
             default = registry().default_target(name, card.name)
-            if default is not None:
-                packaged = default.text.startswith("package://")
-                given = decode_target(package_file(default.text) if packaged else default.text)
-                try:
-                    return model.target(given), default.text if packaged else given.source
-                except UsageError:
-                    if own:
-                        raise
+            if default is None:
+                continue
+            packaged = default.text.startswith("package://")
+            given = decode_target(package_file(default.text) if packaged else default.text)
+            with contextlib.suppress(*passed_over):
+                return model.target(given), default.text if packaged else given.source
         raise UsageError(
             f"guide {self.label!r} has nothing to aim at", hint="give it a target with --target"
         )

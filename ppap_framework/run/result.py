@@ -75,7 +75,6 @@ class Pictures:
 
 
 def _shapes(pictures: Mapping[Kind, Pictures]) -> str:
-    """Counts instead of tensors, for a short repr."""
     return ", ".join(f"{kind} {tuple(p.images.shape)}" for kind, p in pictures.items())
 
 

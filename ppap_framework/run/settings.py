@@ -59,33 +59,27 @@ class Sampling:
     @property
     def step(self) -> Step:
         """The sampler's step."""
-        if callable(self.sampler):
-            return self.sampler
-        return ddpm_step if self.sampler == "ddpm" else partial(ddim_step, eta=self.eta)
+        named: dict[Any, Step] = {"ddim": partial(ddim_step, eta=self.eta), "ddpm": ddpm_step}
+        return self.sampler if callable(self.sampler) else named[self.sampler]
 
     @property
     def sampler_name(self) -> str:
         """The sampler's name; that of the function for a step of the user's own."""
-        if isinstance(self.sampler, str):
-            return self.sampler
-        function = self.sampler.func if isinstance(self.sampler, partial) else self.sampler
-        return getattr(function, "__qualname__", type(function).__qualname__)
+        step: Any = self.sampler.func if isinstance(self.sampler, partial) else self.sampler
+        if isinstance(step, str):
+            return step
+        return getattr(step, "__qualname__", type(step).__qualname__)
 
     def prompts(self, images: range) -> list[str] | None:
         """Prompts of some images; None for no prompt."""
-        if self.prompt is None:
-            return None
-        if isinstance(self.prompt, str):
-            return [self.prompt] * len(images)
+        if isinstance(self.prompt, str | None):
+            return None if self.prompt is None else [self.prompt] * len(images)
         return list(self.prompt[images.start : images.stop])
 
     def record(self) -> dict[str, Any]:
         """JSON; two records are equal if the images are."""
-        prompt = self.prompt
-        return attrs.asdict(self) | {
-            "sampler": self.sampler_name,
-            "prompt": prompt if isinstance(prompt, str | None) else list(prompt),
-        }
+        each = None if isinstance(self.prompt, str | None) else list(self.prompt)
+        return attrs.asdict(self) | {"sampler": self.sampler_name, "prompt": each or self.prompt}
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
@@ -99,16 +93,14 @@ class Sampling:
             yield UsageError(
                 f"eta is {self.eta}, and sampler {self.sampler_name!r} has none", hint="use ddim"
             )
-        prompts: object = [] if self.prompt is None else self.prompt
-        texts = prompts if isinstance(prompts, Sequence) else [prompts]
-        if wrong := [text for text in texts if not isinstance(text, str)]:
+        if isinstance(self.prompt, str | None):
+            return
+        each: Any = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]
+        if wrong := [prompt for prompt in each if not isinstance(prompt, str)]:
+            yield UsageError(f"a prompt must be a text, and {wrong[0]!r} is none")
+        elif len(each) != num:
             yield UsageError(
-                f"prompt must be a text, or one for each image, and {wrong[0]!r} is none",
-                hint='as in prompt="3"',
-            )
-        elif not isinstance(self.prompt, str | None) and len(texts) != num:
-            yield UsageError(
-                f"{len(texts)} prompts were given for {num} images",
+                f"{len(each)} prompts were given for {num} images",
                 hint="give one for all, or one for each",
             )
 
@@ -147,12 +139,10 @@ class Compute:
     @property
     def fixed_batch(self) -> int:
         """The batch size, if low-order bits matter; UsageError if it depends on the machine."""
-        if self.batch == "auto":
-            raise UsageError(
-                "the batch size changes low-order bits of images and cannot be 'auto' here",
-                hint="give a number",
-            )
-        return self.batch
+        if self.batch != "auto":
+            return self.batch
+        reason = "the batch size changes low-order bits of images and cannot be 'auto' here"
+        raise UsageError(reason, hint="give a number")
 
     def record(self) -> dict[str, Any]:
         """JSON."""
@@ -199,13 +189,9 @@ def settle(
     changes: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Sampling, Compute]:
-    """Both records, None for the defaults, with fields changed by keyword.
+    """Both records, with fields changed by keyword as by `changed`.
 
-    Args:
-        sampling: What determines the images.
-        compute: How they are computed.
-        changes: Values of fields of either record, by name; UsageError for other names.
-        defaults: Other default values of fields, for a record that is None.
+    A record that is None has the default values of its fields, or those in `defaults`.
     """
     fields = defaults or {}
     return changed(
