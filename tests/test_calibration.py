@@ -348,6 +348,14 @@ class TestWhatCannotBe:
             with pytest.raises(UsageError, match=r"101|at 1 levels"):
                 calibrate(toy, seen(), num=8, **wrong)
 
+    def test_experts_read_noise(self, toy: Any, bundle: Path) -> None:
+        content = bundle.read_bytes()
+        with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
+            calibrate(toy, seen(), bundle, through="clean", **QUICK)
+        with pytest.raises(UsageError, match="reads noise by itself"):
+            calibrate(toy, attrs.evolve(seen(), noise_aware=True), bundle, **QUICK)
+        assert bundle.read_bytes() == content
+
     def test_another_guide(self, toy: Any, bundle: Path) -> None:
         other = Seen()
         with torch.no_grad():

@@ -21,6 +21,7 @@ from ppap_framework.experts import (
     BundleInfo,
     ExpertSet,
     InputConvention,
+    ScaleCurve,
     backend_sha256,
     guide_sha256,
     has_experts,
@@ -29,6 +30,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
     weights_sha256,
+    write_curve,
 )
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
@@ -88,6 +90,9 @@ class TestRoundTrip:
         save_bundle(other, experts, attrs.evolve(info, scales=[2.0, 3.5, 4.0]))
         assert other.read_bytes() != path.read_bytes()
         assert read_bundle_info(other).scales == (2.0, 3.5, 4.0)
+        curve = ScaleCurve((-3.0, 0.1), (1 / 3, 300.0), (99.0, 0.05))
+        write_curve(other, curve)
+        assert read_bundle_info(other) == attrs.evolve(info, scales=(2.0, 3.5, 4.0), curve=curve)
 
     def test_an_old_file_is_replaced_and_no_other_is_left(self, path: Path) -> None:
         before = path.read_bytes()
@@ -292,6 +297,9 @@ class TestDescription:
             ({"timesteps": [0, 50, 100]}, "timesteps must be 4 rising numbers"),
             ({"timesteps": [0, 50, 40, 100]}, "timesteps must be 4 rising numbers"),
             ({"scales": [1.0]}, "scales must be 3 numbers, not 1"),
+            ({"curve": {"log_snr": [0], "scales": [0], "errors": [1]}}, "curve: .* above 0"),
+            ({"curve": {"log_snr": [0], "scales": [1]}}, "curve: errors is missing"),
+            ({"curve": [1.0]}, "curve: .* is no object"),
             ({"expert_parameters": [1]}, "expert_parameters must be 3 numbers"),
             ({"image_space": "latent"}, "image_space: it must be 'rgb', not 'latent'"),
             ({"data_sha256": "abc"}, "data_sha256: it must be 64 hexadecimal digits"),

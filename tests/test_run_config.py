@@ -136,7 +136,7 @@ def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("target = [['x']]", "", "--target in the configuration file: ['x']"),
         ("backend = true", "", "--backend in the configuration file: True"),
         ("batch = 'few'", "", "--batch in the configuration file: 'few' is neither a whole number"),
-        ("scale = 'big'", "", "--scale in the configuration file: 'big' is neither a number nor"),
+        ("scale = 'big'", "", "--scale in the configuration file: 'big' is neither a number, raw"),
         ("", "many", "--steps in PPAP_RUN_STEPS: 'many'"),
     ],
 )

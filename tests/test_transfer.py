@@ -90,6 +90,7 @@ def run(out: Path, **changes: Any) -> BundleFile:
         "adapters": ADAPTERS,
         "recipe": SHORT,
         "keep": False,
+        "calibrate": False,
         "device": "cpu",
         **changes,
     }

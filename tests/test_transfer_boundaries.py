@@ -37,6 +37,7 @@ def run(out: Path, model: Convolutions | None = None, **changes: Any) -> BundleF
         "adapters": (("bias", {}),),
         "recipe": RECIPE,
         "keep": False,
+        "calibrate": False,
         "device": "cpu",
         **changes,
     }

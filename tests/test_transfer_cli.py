@@ -58,7 +58,8 @@ def quick(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
     monkeypatch.setattr(MODULE, "plot_losses", lambda *_: None)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("PPAP_ADAPT_CALIBRATE", "false")
+    for command in ("ADAPT", "TRANSFER"):
+        monkeypatch.setenv(f"PPAP_{command}_CALIBRATE", "false")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -124,7 +125,7 @@ class TestTransfer:
     def test_is_what_python_does(self, run: Run, drawn: Path) -> None:
         arguments = ("transfer", *NAMED, "--data", str(drawn))
         assert run(*arguments, "--out", "shell", *LEARN).code == 0
-        transfer("toy", "colour", drawn, out="python", recipe=RECIPE)
+        transfer("toy", "colour", drawn, out="python", recipe=RECIPE, calibrate=False)
         assert content(Path("python")) == content(Path("shell"))
 
     def test_every_option_counts(self, run: Run, drawn: Path) -> None:
