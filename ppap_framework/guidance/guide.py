@@ -39,29 +39,23 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
     number = raw_scale(scale) if isinstance(scale, str) else scale
     if isinstance(scale, str) and number is None:
         if scale != "auto":
-            yield UsageError(
-                f"the scale {scale!r} is no number", hint="give a number, raw:NUMBER, or auto"
-            )
+            hint = "give a number, raw:NUMBER, or auto"
+            yield UsageError(f"the scale {scale!r} is no number", hint=hint)
     elif number is not None and not math.isfinite(number):
-        yield UsageError(
-            f"the scale of guide {name!r} must be finite, not {scale}", hint="use a scale of 4, say"
-        )
+        reason = f"the scale of guide {name!r} must be finite, not {scale}"
+        yield UsageError(reason, hint="use a scale of 4, say")
     low, high = interval
     if not 0.0 <= low < high <= 1.0:
-        yield UsageError(
-            f"guide {name!r} cannot act from {low} to {high}",
-            hint="an interval is t / T from low to high, between 0 and 1, such as 0.2-0.9",
-        )
+        hint = "an interval is t / T from low to high, between 0 and 1, such as 0.2-0.9"
+        yield UsageError(f"guide {name!r} cannot act from {low} to {high}", hint=hint)
 
 
 def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
     """UsageError if the scale is "auto" without calibrated scales."""
     if scale == "auto" and not calibrated:
-        raise UsageError(
-            f"guide {name!r} has no calibrated scales: "
-            + ("its experts were not calibrated" if experts else "no experts guide"),
-            hint="give a scale, such as 4",
-        )
+        why = "its experts were not calibrated" if experts else "no experts guide"
+        hint = "give a scale, such as 4"
+        raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -114,10 +108,8 @@ class Guide:
         for problem in scale_problems(self.name, self.scale, self.interval):
             raise problem
         if isinstance(self.experts, ExpertSet) and self.experts.model is not self.model:
-            raise UsageError(
-                f"the experts of guide {self.name!r} are of another model",
-                hint="make the guide of `experts.model`",
-            )
+            reason = f"the experts of guide {self.name!r} are of another model"
+            raise UsageError(reason, hint="make the guide of `experts.model`")
 
     @property
     def chosen(self) -> BundleFile | ExpertSet | None:
@@ -188,16 +180,14 @@ class Guide:
             except (IndexError, RuntimeError) as error:
                 if "out of bounds" not in str(error):
                     raise
-                raise UsageError(
-                    f"the target {self.target.label!r} of guide {self.name!r} is out of range",
-                    hint="give an index below the number of its outputs",
-                ) from error
+                reason = f"the target {self.target.label!r} of guide {self.name!r} is out of range"
+                hint = "give an index below the number of its outputs"
+                raise UsageError(reason, hint=hint) from error
             if energy.shape != x.shape[:1] or not energy.requires_grad:
-                raise PluginError(
-                    f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}"
-                    f"{'' if energy.requires_grad else ' and no gradient'}",
-                    hint=f"it must be ({len(x)},), one for each image, and differentiable in them",
-                )
+                fault = f"{tuple(energy.shape)}{' and no gradient' * (not energy.requires_grad)}"
+                hint = f"it must be ({len(x)},), one for each image, and differentiable in them"
+                reason = f"the energy of guide {self.name!r} has shape {fault}"
+                raise PluginError(reason, hint=hint)
             (gradient,) = torch.autograd.grad(energy.sum(), x)
         return gradient
 

@@ -58,10 +58,8 @@ class FoundBackend:
         dtype = self.checkpoint.dtype
         for stage in made.stages if dtype else ():
             if not any(parameter.dtype == dtype for parameter in stage.network.parameters()):
-                raise UsageError(
-                    f"backend {self.spec.name!r} does not cast its weights to {origin.dtype}",
-                    hint="leave out --dtype; --precision sets the precision of products alone",
-                )
+                reason = f"backend {self.spec.name!r} does not cast its weights to {origin.dtype}"
+                raise UsageError(reason, hint="leave out --dtype; --precision is for products")
         return LoadedBackend(made, origin)
 
 
@@ -112,10 +110,8 @@ def find_backend(
     name = os.fspath(source)
     if not isinstance(source, str) or _is_path(name):
         if checkpoint is not None:
-            raise UsageError(
-                f"there are two checkpoints, {name!r} and {os.fspath(checkpoint)!r}",
-                hint="give the backend's name and one checkpoint",
-            )
+            reason = f"there are two checkpoints, {name!r} and {os.fspath(checkpoint)!r}"
+            raise UsageError(reason, hint="give the backend's name and one of them")
         name, checkpoint = _only_backend(name), Path(name)
     spec, cast = registry().spec("backend", name), str(dtype).removeprefix("torch.")
     if dtype is not None and cast not in _DTYPES:
@@ -136,10 +132,8 @@ def _only_backend(path: str) -> str:
     names = sorted({spec.name for spec in registry().specs("backend")})
     if len(names) == 1:
         return names[0]
-    raise UsageError(
-        f"{path!r} may be for any of {', '.join(names) or 'no installed backends'}",
-        hint="give the backend's name, and the path as its checkpoint",
-    )
+    reason = f"{path!r} may be for any of {', '.join(names) or 'no installed backends'}"
+    raise UsageError(reason, hint="give the backend's name, and the path as its checkpoint")
 
 
 def made_by_plugin(

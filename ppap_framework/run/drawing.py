@@ -190,9 +190,8 @@ def _broken(images: Tensor) -> list[int]:
 
 def _check_finite(images: Tensor, numbers: range, hint: str = "") -> None:
     for index in _broken(images)[:1]:
-        raise PpapError(
-            f"image {numbers[index]} came out not finite", hint=hint or "the backend is broken"
-        )
+        reason = f"image {numbers[index]} came out not finite"
+        raise PpapError(reason, hint=hint or "the backend is broken")
 
 
 @contextlib.contextmanager
@@ -227,10 +226,9 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
         try:
             yield lambda: check(run.stage.network)
         except TorchDynamoException as error:
-            raise PpapError(
-                f"the networks cannot be compiled: {first_line(error)}",
-                hint="torch.compile wants a C++ compiler such as g++; or leave out --compile",
-            ) from error
+            reason = f"the networks cannot be compiled: {first_line(error)}"
+            hint = "torch.compile wants a C++ compiler such as g++; or leave out --compile"
+            raise PpapError(reason, hint=hint) from error
     check(*watched)
 
 

@@ -44,38 +44,27 @@ _ELSEWHERE = "give another folder"
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Accept a folder that a run may be written to, without writing; it need not exist.
-
-    Raises a UsageError if it cannot be written, or holds an earlier run or anything else. If
-    `overwrite`, an earlier run is accepted.
-    """
+    """UsageError if a folder cannot be written to, or holds anything but, if `overwrite`, a run."""
     check_writable(folder)
     if not (folder / _RECORD).exists():
         check_content(folder, lambda name: False)
     elif overwrite:
         _earlier(folder)
     else:
-        raise UsageError(
-            f"{str(folder)!r} holds an earlier run",
-            hint="--overwrite replaces it, or give another folder",
-        )
+        hint = f"--overwrite replaces it, or {_ELSEWHERE}"
+        raise UsageError(f"{str(folder)!r} holds an earlier run", hint=hint)
 
 
 def check_writable(folder: Path) -> None:
-    """Raise UsageError if a folder can be neither made nor written to; writes nothing."""
+    """UsageError if a folder can be neither made nor written to; writes nothing."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        fault = "cannot be written to" if there.is_dir() else "is no folder"
-        raise UsageError(
-            f"cannot write to {str(folder)!r}: {str(there)!r} {fault}", hint=_ELSEWHERE
-        )
+        fault = f"{str(there)!r} {'has no permission' if there.is_dir() else 'is no folder'}"
+        raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=_ELSEWHERE)
 
 
 def fresh_folder(root: Path, run: Plan) -> Path:
-    """Make the next numbered folder for a run, such as runs/0001-adm-classifier-red-cube.
-
-    Raises a UsageError if it cannot be made.
-    """
+    """Make the next numbered folder for a run, such as runs/0001-adm-classifier-red-cube."""
     words = [run.backend.origin.component]
     for guide in run.guides:
         words += [guide.name, guide.target.label if guide.target else ""]
@@ -84,10 +73,8 @@ def fresh_folder(root: Path, run: Plan) -> Path:
         taken = [re.match(r"(\d{4,})-", path.name) for path in root.glob("*")]
         number = 1 + max((int(match[1]) for match in taken if match), default=0)
         folder = root / f"{number:04d}-{label}"
-        with (
-            refusals(folder, UsageError, hint=_ELSEWHERE),
-            contextlib.suppress(FileExistsError),  # another run was quicker
-        ):
+        quicker = contextlib.suppress(FileExistsError)  # another run may be
+        with refusals(folder, UsageError, hint=_ELSEWHERE), quicker:
             folder.mkdir(parents=True)
             return folder
 
@@ -98,21 +85,15 @@ class RunFolder:
     Args:
         run: The plan.
         path: The folder.
-        overwrite: Remove an earlier run's files, and no others.
         command: The command line, for the record.
+        overwrite: Remove an earlier run's files, and no others.
 
     Attributes:
-        path: The folder.
         record: The content of `run.json` so far.
     """
 
     def __init__(
-        self,
-        run: Plan,
-        path: Path,
-        *,
-        overwrite: bool = False,
-        command: Sequence[str] | None = None,
+        self, run: Plan, path: Path, command: Sequence[str] | None = None, overwrite: bool = False
     ) -> None:
         check_folder(path, overwrite=overwrite)
         self.path, self.record = path, dict[str, Any]()
@@ -220,9 +201,8 @@ def _earlier(folder: Path) -> list[str]:
         if record["format"] != _FORMAT:
             raise TypeError
     except (AssetError, TypeError, KeyError) as error:
-        raise UsageError(
-            f"{str(folder / _RECORD)!r} is not the record of a run", hint=_ELSEWHERE
-        ) from error
+        reason = f"{str(folder / _RECORD)!r} is not the record of a run"
+        raise UsageError(reason, hint=_ELSEWHERE) from error
     files = [_GRID]
     for kind, number in kinds:
         name, *others = _names(kind, number, config["num"], guides, stages[:-1])

@@ -126,9 +126,7 @@ def _lines(title: str, pictures: Pictures) -> list[Line]:
 
 
 def draw_grid(
-    header: Sequence[str],
-    lines: Sequence[Line],
-    targets: Sequence[tuple[Image.Image, str]] = (),
+    header: Sequence[str], lines: Sequence[Line], targets: Sequence[tuple[Image.Image, str]] = ()
 ) -> Image.Image:
     """Draw lines of tiles below lines of text; as many tiles as fit stand side by side.
 

@@ -72,10 +72,8 @@ class ModuleGuide(GuidanceModel):
             return Target(value=picture[None], label=given.source, picture=picture)
         text = given.text or ""
         if not (text.isascii() and text.isdigit()):
-            raise UsageError(
-                f"a bare network has no name for {text!r}",
-                hint="give an index, a picture, or the value that its loss compares with",
-            )
+            hint = "give an index, a picture, or the value that its loss compares with"
+            raise UsageError(f"a bare network has no name for {text!r}", hint=hint)
         return Target(value=torch.tensor([int(text)]), label=text)
 
 

@@ -195,19 +195,14 @@ def plan(
         problems.add("there is nothing to compare without a guide", "give a guide")
     for name, count in Counter(guide.name for guide in aimed).items():
         if not _FILE_NAME.fullmatch(name):
-            problems.add(
-                f"a guide cannot be called {name!r}",
-                "its name goes into file names: letters, digits, hyphens and dots",
-            )
+            problems.add(f"a guide cannot be called {name!r}", "its name goes into file names")
         if count > 1:
             problems.add(f"there are {count} guides called {name!r}", "rename one")
     for guide in aimed:
-        rows = 0 if guide.target is None else guide.target.value.shape[0]
+        rows = 0 if guide.target is None else len(guide.target.value)
         if rows not in (1, num):
-            problems.add(
-                f"guide {guide.name!r} has {rows} targets for {num} images",
-                f"give one target, or num={rows}" if rows else "give it a target",
-            )
+            hint = "give one target, or one for each image"
+            problems.add(f"guide {guide.name!r} has {rows} targets for {num} images", hint)
         with problems.collected():
             settled.append(_settled(guide, loaded, sampling))
     problems.check()
@@ -231,18 +226,15 @@ def plan(
 
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
     """The stages after the first, in order, up to the one named."""
-    names, component = [stage.name for stage in loaded.stages], loaded.origin.component
-    if last is not None and last not in names:
-        raise UsageError(
-            f"backend {component!r} has no stage {last!r}", hint=f"choose one of {', '.join(names)}"
-        )
-    later = []
+    names, later = [stage.name for stage in loaded.stages], []
+    whose = f"backend {loaded.origin.component!r}"
+    if last not in (None, *names):
+        hint = f"choose one of {', '.join(names)}"
+        raise UsageError(f"{whose} has no stage {last!r}", hint=hint)
     for stage in loaded.stages[1 : None if last is None else names.index(last) + 1]:
         if not isinstance(stage, CascadedStage):
-            raise UsageError(
-                f"stage {stage.name!r} of backend {component!r} does not say how it goes on",
-                hint=f"make it a CascadedStage, or stop at stage {names[0]!r}",
-            )
+            reason = f"stage {stage.name!r} of {whose} does not say how it goes on"
+            raise UsageError(reason, hint=f"make it a CascadedStage, or stop at {names[0]!r}")
         later.append(Continuation.of(stage))
     return tuple(later)
 
@@ -258,12 +250,12 @@ def option_words(options: Mapping[str, Any]) -> str:
 
 def scale_words(guide: Guide) -> str:
     """A guide's scale, for people."""
-    if guide.curve is None:
-        return f"{guide.factor:g}"
     if isinstance(guide.curve, ScaleCurve):
         low, high = _ends(guide)
         return f"{guide.factor:g} x calibrated ({low:.3g} in noise to {high:.3g} without)"
-    return ", ".join(f"{guide.factor * factor:.3g}" for factor in guide.curve.values)
+    if guide.curve is not None:
+        return ", ".join(f"{guide.factor * factor:.3g}" for factor in guide.curve.values)
+    return f"{guide.factor:g}"
 
 
 def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
@@ -306,10 +298,9 @@ def _check_shared(guides: Sequence[Guide]) -> None:
         other = first.setdefault(id(guide.model.network), guide)
         same = same_experts(other.chosen, guide.chosen)
         if not same or (guide.chosen is not None and guide.model is not other.model):
-            raise UsageError(
-                f"guides {other.name!r} and {guide.name!r} share a network, and not its experts",
-                hint="make both of one GuidanceModel, with the same experts or with none",
-            )
+            both = f"guides {other.name!r} and {guide.name!r}"
+            hint = "make both of one GuidanceModel, with the same experts or with none"
+            raise UsageError(f"{both} share a network, and not its experts", hint=hint)
 
 
 def _checked(guides: Any) -> list[Guide]:
@@ -319,9 +310,7 @@ def _checked(guides: Any) -> list[Guide]:
     for guide in given:
         if lone or not isinstance(guide, Guide):
             what = repr(guide) if isinstance(guide, str) else f"a {type(guide).__name__}"
-            is_one = "one" if isinstance(guide, Guide) else "none"
-            raise UsageError(
-                f"guides must be a list of guides, and {what} is {is_one}",
-                hint='as in guides=[ppap.guide("depth")]',
-            )
+            reason = f"{what} is {'one' if isinstance(guide, Guide) else 'none'}"
+            hint = 'as in guides=[ppap.guide("depth")]'
+            raise UsageError(f"guides must be a list of guides, and {reason}", hint=hint)
     return given

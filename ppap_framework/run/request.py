@@ -230,10 +230,8 @@ class GuideRequest:
         if loss is not None and spec is not None and found.task != spec.task:
             every: list[Any] = registry().specs("loss")
             fit = sorted({other.name for other in every if other.task == spec.task})
-            raise UsageError(
-                f"loss {loss!r} is for {found.task}, and guider {spec.name!r} does {spec.task}",
-                hint=f"for that there is {', '.join(fit)}",
-            )
+            reason = f"loss {loss!r} is for {found.task}, and guider {spec.name!r} does {spec.task}"
+            raise UsageError(reason, hint=f"for that there is {', '.join(fit)}")
         registry().options(found, self.loss_options)
         return found
 
@@ -270,9 +268,8 @@ class GuideRequest:
             given = decode_target(package_file(default.text) if packaged else default.text)
             with contextlib.suppress(*passed_over):
                 return model.target(given), default.text if packaged else given.source
-        raise UsageError(
-            f"guide {self.label!r} has nothing to aim at", hint="give it a target with --target"
-        )
+        reason = f"guide {self.label!r} has nothing to aim at"
+        raise UsageError(reason, hint="give it a target with --target")
 
 
 def _name(item: object) -> str:

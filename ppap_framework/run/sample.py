@@ -132,12 +132,11 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
             if not is_out_of_memory(error):
                 raise
             if count == 1 or not halve:
+                many = f"{count} images" if count > 1 else "1 image"
                 smaller = "a smaller --batch, or --batch auto, " if count > 1 else ""
-                raise PpapError(
-                    f"out of memory with {count} image{'s' * (count > 1)} at once: "
-                    f"{first_line(error)}",
-                    hint=f"what takes less: {smaller}--dtype bfloat16, on a GPU --offload",
-                ) from error
+                hint = f"what takes less: {smaller}--dtype bfloat16, on a GPU --offload"
+                reason = f"out of memory with {many} at once: {first_line(error)}"
+                raise PpapError(reason, hint=hint) from error
             done = []
         # The error and its traceback are freed by now, and the memory they held.
         if done:
@@ -208,15 +207,13 @@ def _warn_of_futility(statistics: GuidanceStatistics, steps: int) -> None:
         if not guide.times:
             reason = f" acted at none of the {steps} steps"
         elif guide.skipped:
-            share = 100 * guide.skipped / guide.forwards
-            reason = f": {guide.skipped} gradients ({share:.0f} %) were not finite and left out"
+            lost = f"{guide.skipped} gradients ({100 * guide.skipped / guide.forwards:.0f} %)"
+            reason = f": {lost} were not finite and left out"
         elif not any(guide.gradient_norms):
             reason = f": its gradient was zero at all {len(guide.times)} steps"
         elif strongest < _FAINT:
-            reason = (
-                ": its pull was too weak to change the images: at most "
-                f"{strongest:.1g} of the predicted noise"
-            )
+            share = f"at most {strongest:.1g} of the predicted noise"
+            reason = f": its pull was too weak to change the images: {share}"
         if reason:
             _log.warning("guide %r%s", guide.name, reason)
     if lost := statistics.denoiser_skipped:

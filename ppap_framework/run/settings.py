@@ -17,12 +17,8 @@ from ppap_framework.runtime import Precision, find_device
 
 SamplerName: TypeAlias = Literal["ddim", "ddpm"]
 
-_CHOICES = {
-    "sampler": SamplerName,
-    "through": Through,
-    "conflicts": Conflicts,
-    "precision": Precision,
-}
+_CHOICES: dict[str, Any] = {"sampler": SamplerName, "through": Through, "conflicts": Conflicts}
+_CHOICES |= {"precision": Precision}
 _USUAL = {"num": 4, "steps": 25, "seed": 0, "batch": 8, "threads": 1}
 """Whole numbers, and a value of each for hints."""
 
@@ -85,24 +81,19 @@ class Sampling:
         """Errors of these settings for `num` images, whatever the backend."""
         yield from _unfit(attrs.asdict(self))
         if not 0.0 <= self.eta <= 1.0:
-            yield UsageError(
-                f"eta must lie between 0 and 1, not be {self.eta}",
-                hint="0 adds no noise, 1 as much as ancestral sampling",
-            )
+            hint = "0 adds no noise, 1 as much as ancestral sampling"
+            yield UsageError(f"eta must lie between 0 and 1, not be {self.eta}", hint=hint)
         if self.eta and self.sampler != "ddim":
-            yield UsageError(
-                f"eta is {self.eta}, and sampler {self.sampler_name!r} has none", hint="use ddim"
-            )
+            reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
+            yield UsageError(reason, hint="use ddim")
         if isinstance(self.prompt, str | None):
             return
         each: Any = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]
         if wrong := [prompt for prompt in each if not isinstance(prompt, str)]:
             yield UsageError(f"a prompt must be a text, and {wrong[0]!r} is none")
         elif len(each) != num:
-            yield UsageError(
-                f"{len(each)} prompts were given for {num} images",
-                hint="give one for all, or one for each",
-            )
+            reason = f"{len(each)} prompts were given for {num} images"
+            yield UsageError(reason, hint="give one for all, or one for each")
 
 
 def _precision(value: Any) -> Any:
@@ -169,18 +160,15 @@ def _unfit(values: Mapping[str, Any]) -> Iterator[UsageError]:
     for name, value in values.items():
         choices, usual = get_args(_CHOICES.get(name)), _USUAL.get(name)
         if choices and value not in choices and not callable(value):
-            yield UsageError(
-                f"{name} cannot be {value!r}", hint=f"choose one of {', '.join(choices)}"
-            )
+            hint = f"choose one of {', '.join(choices)}"
+            yield UsageError(f"{name} cannot be {value!r}", hint=hint)
         if usual is None or (name, value) in (("batch", "auto"), ("threads", None)):
             continue
         from_1 = "" if name == "seed" else " from 1"
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or (from_1 and value < 1):
-            yield UsageError(
-                f"{name} must be a whole number{from_1}, not {value}",
-                hint=f"use {usual} for {name}, say",
-            )
+            reason = f"{name} must be a whole number{from_1}, not {value}"
+            yield UsageError(reason, hint=f"use {usual} for {name}, say")
 
 
 def settle(
@@ -213,10 +201,8 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
     for name in left:
         known = [field for record in records for field in attrs.fields_dict(type(record))]
         near = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(
-            f"there is no setting {name!r}",
-            hint=f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}",
-        )
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        raise UsageError(f"there is no setting {name!r}", hint=hint)
     return tuple(result)
 
 
