@@ -47,7 +47,7 @@ class EnergyGuidance:
         tally: Counts; several guidances may share one.
     """
 
-    guides: tuple[Guide, ...] = attrs.field(converter=tuple)
+    guides: Sequence[Guide]
     through: Through = "noisy"
     normalize: bool = False
     conflicts: Conflicts = "keep"

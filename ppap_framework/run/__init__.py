@@ -6,11 +6,9 @@ from ppap_framework.run.backend import FoundBackend, LoadedBackend, backend, fin
 from ppap_framework.run.drawing import Drawing, drawing
 from ppap_framework.run.estimate import Counts, counts_of, first_batch
 from ppap_framework.run.folder import RunFolder, check_folder, check_writable, fresh_folder
-from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.run.plan import Plan, guide_origin, option_words, plan, scale_words
-from ppap_framework.run.request import GuideRequest, Loss, guide
-from ppap_framework.run.result import Result
-from ppap_framework.run.sample import draw, sample
+from ppap_framework.run.request import FunctionLoss, GuideRequest, Loss, ModuleGuide, guide
+from ppap_framework.run.sample import Result, draw, sample
 from ppap_framework.run.settings import Compute, Sampling, changed, check, settle
 
 __all__ = [

@@ -108,11 +108,17 @@ def find_backend(
     `offline` raises instead of downloading.
     """
     name = os.fspath(source)
-    if not isinstance(source, str) or _is_path(name):
+    # A name has no slash, and a dot only in the prefix of "distribution:name".
+    is_path = "/" in name or os.sep in name or "." in name.rpartition(":")[2]
+    if is_path or not isinstance(source, str):
+        known = sorted({spec.name for spec in registry().specs("backend")})
         if checkpoint is not None:
             reason = f"there are two checkpoints, {name!r} and {os.fspath(checkpoint)!r}"
             raise UsageError(reason, hint="give the backend's name and one of them")
-        name, checkpoint = _only_backend(name), Path(name)
+        if len(known) != 1:
+            reason = f"{name!r} may be for any of {', '.join(known) or 'no installed backends'}"
+            raise UsageError(reason, hint="give the backend's name, and the path as its checkpoint")
+        name, checkpoint = known[0], Path(name)
     spec, cast = registry().spec("backend", name), str(dtype).removeprefix("torch.")
     if dtype is not None and cast not in _DTYPES:
         raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
@@ -121,19 +127,6 @@ def find_backend(
     if dtype is not None:
         found = attrs.evolve(found, dtype=getattr(torch, cast))
     return FoundBackend(spec, found, dict(options or {}), offline)
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name has a slash, or a dot outside the prefix of "distribution:name"."""
-    return "/" in name or os.sep in name or "." in name.rpartition(":")[2]
-
-
-def _only_backend(path: str) -> str:
-    names = sorted({spec.name for spec in registry().specs("backend")})
-    if len(names) == 1:
-        return names[0]
-    reason = f"{path!r} may be for any of {', '.join(names) or 'no installed backends'}"
-    raise UsageError(reason, hint="give the backend's name, and the path as its checkpoint")
 
 
 def made_by_plugin(
@@ -156,13 +149,13 @@ def made_by_plugin(
         options=dict(options),
         resolved={f.alias or f.name: getattr(resolved, f.name) for f in fields if f.init},
         load_seconds=seconds,
-        suppliers=suppliers(spec, loss, checkpoint and checkpoint.card),
+        suppliers=suppliers(spec, loss, checkpoint.card if checkpoint else None),
     )
     if checkpoint is None:
         return made, origin
-    dtype = checkpoint.dtype and str(checkpoint.dtype).removeprefix("torch.")
-    file = {"path": checkpoint.path, "sha256": checkpoint.sha256, "dtype": dtype}
-    return made, attrs.evolve(origin, checkpoint=checkpoint.name, **file)
+    dtype = str(checkpoint.dtype).removeprefix("torch.") if checkpoint.dtype else None
+    name, path, sha256 = checkpoint.name, checkpoint.path, checkpoint.sha256
+    return made, attrs.evolve(origin, checkpoint=name, path=path, sha256=sha256, dtype=dtype)
 
 
 def suppliers(*items: ComponentSpec | Card | None) -> dict[str, str | None]:

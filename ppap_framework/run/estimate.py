@@ -129,12 +129,9 @@ def estimate(run: Plan) -> Estimate:
     for name, images in counts_of(run).guide_forwards.items():
         flops += images * (guides[name].forward + guides[name].backward)
     graph = base.memory if base.backward else 0  # the denoiser's, kept while guides look
-    memory = max(
-        *(cost.memory for cost in stages.values()),
-        *(graph + cost.memory for cost in guides.values()),
-        0,
-    )
-    return Estimate(stages=stages, guides=guides, flops=flops, weights=_weights(run), memory=memory)
+    memory = [c.memory for c in stages.values()] + [graph + c.memory for c in guides.values()]
+    most, weights = max(memory), _weights(run)
+    return Estimate(stages=stages, guides=guides, flops=flops, weights=weights, memory=most)
 
 
 def first_batch(run: Plan) -> int:
@@ -146,17 +143,14 @@ def first_batch(run: Plan) -> int:
     if run.compute.batch != "auto":
         return min(run.compute.batch, run.num)
     free, on_cpu = available_memory(run.device), run.device.type == "cpu"
-    if free is None and not on_cpu:
-        return run.num
     most = min(run.num, _MOST_ON_CPU) if on_cpu else run.num
-    try:
-        taken = estimate(run) if free is not None else None
-    except PpapError:
-        taken = None
-    if taken is None or free is None:
-        return min(most, _USUAL)
-    room = (_SHARE * free - taken.weights) / max(taken.memory, 1)
-    return max(1, min(most, int(room)))
+    if free is None:
+        return min(most, _USUAL) if on_cpu else most
+    with suppress(PpapError):
+        taken = estimate(run)
+        room = (_SHARE * free - taken.weights) / max(taken.memory, 1)
+        return max(1, min(most, int(room)))
+    return min(most, _USUAL)
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -235,7 +229,8 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     return costs
 
 
-def _conditioned(stage: CascadedStage, condition: Any, before: Stage) -> Any:
+def _conditioned(stage: Stage, condition: Any, before: Stage) -> Any:
+    assert isinstance(stage, CascadedStage)  # or it could not continue
     return stage.conditioned(condition, _image(before, before.network))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
 
 import attrs
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file
@@ -23,11 +25,11 @@ from ppap_framework.experts import (
     uses_experts,
 )
 from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, scale_problems
+from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import registry
 from ppap_framework.run.backend import made_by_plugin, suppliers
-from ppap_framework.run.module_guide import FunctionLoss, ModuleGuide
 from ppap_framework.runtime import isolated
 from ppap_framework.targets import decode_target
 
@@ -53,6 +55,10 @@ def guide(source: str | nn.Module, **request: Any) -> Guide:
 
 def _dict(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
+
+
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
 
 
 def _path(value: Any) -> Any:
@@ -108,7 +114,7 @@ class GuideRequest:
     std: Sequence[float] | None = None
     size: int | None = None
     experts: WantedExperts = attrs.field(default="auto", converter=_path)
-    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     name: str | None = None
     offline: bool = False
 
@@ -127,8 +133,8 @@ class GuideRequest:
 
     def check(self, through: Through = "noisy") -> None:
         """Find all errors, as of `guide`, without reading weights."""
-        spec = self._found.spec
-        aware = spec is not None and spec.noise_aware
+        _ = self._found  # raises if anything is wrong
+        aware = self.noise_aware
         bundle = check_wanted(
             self.experts,
             self.label,
@@ -149,8 +155,9 @@ class GuideRequest:
         target, source = self._target(model) if aim else (None, "")
         loss, name = self._found.loss, self.loss
         if isinstance(loss, TaskLossSpec):
-            name = name or loss.name
-            loss = registry().make(loss, self.loss_options)
+            name, loss = name or loss.name, registry().make(loss, self.loss_options)
+        if not isinstance(name, str):
+            name = getattr(name, "__name__", type(name).__name__)
         return Guide(
             name=self.label,
             model=model,
@@ -163,7 +170,7 @@ class GuideRequest:
             noise_aware=self.noise_aware,
             offline=self.offline,
             origin=origin,
-            loss_name=name if isinstance(name, str) else _name(name),
+            loss_name=name,
             loss_options=dict(self.loss_options),
             target_source=source,
             target_is_default=self.target is None,
@@ -191,7 +198,7 @@ class GuideRequest:
         named = {
             "model": self.model,
             "checkpoint": self.checkpoint,
-            "options": self._options or None,
+            "options": self.options or None,
         }
         if wrong := [name for name, value in (own if spec else named).items() if value is not None]:
             what = f"guider {self.source!r}" if spec else "a network that is already made"
@@ -272,5 +279,81 @@ class GuideRequest:
         raise UsageError(reason, hint="give it a target with --target")
 
 
-def _name(item: object) -> str:
-    return getattr(item, "__name__", type(item).__name__)
+@final
+class ModuleGuide(GuidanceModel):
+    """Any network that looks at images, without names for what it sees.
+
+    Args:
+        network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable.
+        mean: Channel means, in [0, 1], that are subtracted; with `std`. Without both, the network
+            gets images in [-1, 1].
+        std: Channel deviations, positive, by which images are then divided.
+        size: Side in pixels, positive, to which images are resized first, bilinearly with
+            antialiasing; None to keep their size.
+
+    Raises:
+        UsageError: If only one of `mean` and `std` is given, or a value is invalid.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if mean is None and std is None:
+            mean = std = (0.5, 0.5, 0.5)  # to the same range as it comes in
+        if mean is None or std is None or (len(mean), len(std)) != (3, 3) or min(std) <= 0:
+            raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
+        if size is not None and size < 1:
+            raise UsageError(f"images cannot be resized to {size} pixels")
+        self.network, self._size = network, size
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
+        """The network's output; the level is ignored."""
+        if self._size is not None:
+            size = self._size, self._size
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        return self.network(((images + 1.0) / 2.0 - self.mean) / self.std)
+
+    def target(self, given: TargetInput) -> Target:
+        """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
+
+        Raises a UsageError for words, since a bare network has no names.
+        """
+        if given.array is not None:
+            value = given.array.reshape(1) if given.array.ndim == 0 else given.array
+            return Target(value=value, label=given.source)
+        if given.image is not None:
+            picture = given.pixels()
+            return Target(value=picture[None], label=given.source, picture=picture)
+        text = given.text or ""
+        if not (text.isascii() and text.isdigit()):
+            hint = "give an index, a picture, or the value that its loss compares with"
+            raise UsageError(f"a bare network has no name for {text!r}", hint=hint)
+        return Target(value=torch.tensor([int(text)]), label=text)
+
+
+@final
+class FunctionLoss(TaskLoss):
+    """A bare function as loss. It can guide, but not teach experts."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        self._function = function
+
+    def energy(self, prediction: Any, target: Tensor) -> Tensor:
+        """The function's value, (B,)."""
+        return self._function(prediction, target)
+
+    def transfer(self, student: Any, teacher: Any) -> Tensor:
+        """Not available: raises a UsageError."""
+        reason = "a bare function does not say how a student learns from a teacher"
+        raise UsageError(reason, hint="give a TaskLoss, or the name of one")
