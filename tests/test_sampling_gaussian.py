@@ -23,7 +23,6 @@ from ppap_framework.diffusion import (
     ddim_step,
     ddpm_step,
     inversion,
-    sample,
     timesteps_for,
     trajectory,
 )
@@ -77,11 +76,16 @@ def images(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def end_of(*args: Any, **how: Any) -> Tensor:
+    *_, last = trajectory(*args, **how)
+    return last.x
+
+
 def walk(stage: Stage, process: Process | int, side: int = 2, **how: Any) -> tuple[Tensor, Tensor]:
     """Where a walk began and ended."""
     start, source = noise_of(side=side)
     process = process_of(stage, process) if isinstance(process, int) else process
-    return start, sample(stage, process, start, source, **how)
+    return start, end_of(stage, process, start, source, **how)
 
 
 def states_of(steps: int, batch: int = 1, **how: Any) -> tuple[GaussianStage, list[State]]:
@@ -141,7 +145,7 @@ def test_inversion_leads_back() -> None:
     data = MEAN + DEVIATION * images(2, 3, 8, 8)
     *_, last = inversion(stage, process, data, clip=False)
     assert_close(transported(stage, process, last.x), data, rtol=0, atol=0.05)
-    again = sample(stage, process, last.x, NoiseSource(0), clip=False)
+    again = end_of(stage, process, last.x, NoiseSource(0), clip=False)
     assert_close(again, data, rtol=0, atol=0.05)
 
 
@@ -214,7 +218,7 @@ class TestWalk:
         def draw(start: int, batch: int) -> Tensor:
             source = NoiseSource(3, start)
             x = source((batch, 3, 5, 5))
-            return sample(stage, process_of(stage, 7), x, source, step=ddpm_step)
+            return end_of(stage, process_of(stage, 7), x, source, step=ddpm_step)
 
         together = draw(0, 5)
         for i in range(5):

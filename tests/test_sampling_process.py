@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from ppap_framework.components import Prediction
-from ppap_framework.diffusion import Process, hybrid_loss, variational_bound_term
+from ppap_framework.diffusion import Process, variational_bound_term
 from ppap_framework.diffusion.vlb import discretised_gaussian_nll, gaussian_kl
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import cosine_schedule, linear_schedule
@@ -180,14 +180,6 @@ class TestBound:
 
     def test_only_the_variance_learns_from_it(self) -> None:
         leaves = [self.eps, self.learned]
-        by_eps, by_variance = torch.autograd.grad(
-            self.bound.sum(), leaves, allow_unused=True, retain_graph=True
-        )
+        by_eps, by_variance = torch.autograd.grad(self.bound.sum(), leaves, allow_unused=True)
         assert by_eps is None
         assert bool((by_variance.flatten(1).abs().amax(1) > 0).all())
-        given = self.process, self.x0, self.index, self.noise, self.prediction
-        loss = hybrid_loss(*given, vlb_weight=0.01)
-        torch.testing.assert_close(loss, 0.1**2 + 0.01 * 50 * self.bound)
-        by_eps, _ = torch.autograd.grad(loss.sum(), leaves)
-        wanted = 2 * (self.eps - self.noise) / self.noise[0].numel()
-        torch.testing.assert_close(by_eps, wanted)

@@ -16,8 +16,10 @@ Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import torch
@@ -26,10 +28,6 @@ from torch import Tensor
 from ppap_framework.components import VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
-
-
-def _tuple(timesteps: Iterable[int]) -> tuple[int, ...]:
-    return tuple(timesteps)
 
 
 @attrs.frozen(eq=False)
@@ -43,64 +41,58 @@ class Process:
     """
 
     schedule: NoiseSchedule
-    timesteps: tuple[int, ...] = attrs.field(converter=_tuple)
+    timesteps: Sequence[int] = attrs.field(converter=tuple[int, ...])
     variance: VarianceKind = "fixed_small"
 
-    betas: Tensor = attrs.field(init=False)
-    """(S,), float64."""
-    alphas_cumprod: Tensor = attrs.field(init=False)
-    """(S,), float64: abar_i."""
-    alphas_cumprod_prev: Tensor = attrs.field(init=False)
-    """(S,), float64: abar_{i-1}, beginning with 1."""
-    alphas_cumprod_next: Tensor = attrs.field(init=False)
-    """(S,), float64: abar_{i+1}, ending with 0."""
-    posterior_variance: Tensor = attrs.field(init=False)
-    """(S,), float64: beta~_i; 0 at index 0."""
-    posterior_log_variance_clipped: Tensor = attrs.field(init=False)
-    """(S,), float64: log beta~_i, at index 0 that of index 1, or log beta_0 if S is 1."""
-    posterior_mean_coef_x0: Tensor = attrs.field(init=False)
-    """(S,), float64: the factor of x_0 in mu~_i."""
-    posterior_mean_coef_xt: Tensor = attrs.field(init=False)
-    """(S,), float64: the factor of x_i in mu~_i."""
+    @timesteps.validator
+    def _check_timesteps(self, attribute: attrs.Attribute[Any], kept: Sequence[int]) -> None:
+        length = self.schedule.num_timesteps
+        if not kept or any(a >= b for a, b in pairwise((-1, *kept, length))):
+            raise UsageError(
+                f"kept timesteps must be rising numbers from 0 to {length - 1}, not {kept[:8]}"
+            )
 
-    @betas.default
-    def _betas(self) -> Tensor:
-        # Checked here and not by a validator, which would run after this.
-        _check_timesteps(self.timesteps, self.schedule.num_timesteps)
+    @cached_property
+    def betas(self) -> Tensor:
+        """(S,), float64."""
         kept = self.schedule.alphas_cumprod[list(self.timesteps)]
         return 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
 
-    @alphas_cumprod.default
-    def _alphas_cumprod(self) -> Tensor:
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """(S,), float64: abar_i."""
         return torch.cumprod(1.0 - self.betas, dim=0)
 
-    @alphas_cumprod_prev.default
-    def _alphas_cumprod_prev(self) -> Tensor:
+    @cached_property
+    def alphas_cumprod_prev(self) -> Tensor:
+        """(S,), float64: abar_{i-1}, beginning with 1."""
         return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
 
-    @alphas_cumprod_next.default
-    def _alphas_cumprod_next(self) -> Tensor:
+    @cached_property
+    def alphas_cumprod_next(self) -> Tensor:
+        """(S,), float64: abar_{i+1}, ending with 0."""
         return torch.cat([self.alphas_cumprod[1:], self.betas.new_zeros(1)])
 
-    @posterior_variance.default
-    def _posterior_variance(self) -> Tensor:
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """(S,), float64: beta~_i; 0 at index 0."""
         return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
 
-    @posterior_log_variance_clipped.default
-    def _posterior_log_variance_clipped(self) -> Tensor:
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Tensor:
+        """(S,), float64: log beta~_i, at index 0 that of index 1, or log beta_0 if S is 1."""
         return torch.cat([self._first_variance, self.posterior_variance[1:]]).log()
 
-    @posterior_mean_coef_x0.default
-    def _posterior_mean_coef_x0(self) -> Tensor:
+    @cached_property
+    def posterior_mean_coef_x0(self) -> Tensor:
+        """(S,), float64: the factor of x_0 in mu~_i."""
         return self.betas * self.alphas_cumprod_prev.sqrt() / (1.0 - self.alphas_cumprod)
 
-    @posterior_mean_coef_xt.default
-    def _posterior_mean_coef_xt(self) -> Tensor:
-        return (
-            (1.0 - self.alphas_cumprod_prev)
-            * (1.0 - self.betas).sqrt()
-            / (1.0 - self.alphas_cumprod)
-        )
+    @cached_property
+    def posterior_mean_coef_xt(self) -> Tensor:
+        """(S,), float64: the factor of x_i in mu~_i."""
+        kept = (1.0 - self.alphas_cumprod_prev) * (1.0 - self.betas).sqrt()
+        return kept / (1.0 - self.alphas_cumprod)
 
     @property
     def _first_variance(self) -> Tensor:
@@ -125,10 +117,6 @@ class Process:
             + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
         )
 
-    def posterior_log_variance(self, index: int | Tensor, like: Tensor) -> Tensor:
-        """log beta~, clipped at index 0, as `at_index` gives it."""
-        return at_index(self.posterior_log_variance_clipped, index, like)
-
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -147,26 +135,15 @@ class Process:
             if learned is None:
                 raise ValueError("a process with learned variance got a prediction without one")
             share = (learned + 1.0) / 2.0
-            upper, lower = (
-                at_index(self.betas.log(), index, like),
-                self.posterior_log_variance(index, like),
-            )
+            upper = at_index(self.betas.log(), index, like)
+            lower = at_index(self.posterior_log_variance_clipped, index, like)
             log_variance = share * upper + (1.0 - share) * lower
             return log_variance.exp(), log_variance
+        variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
         if self.variance == "fixed_large":
             variances = torch.cat([self._first_variance, self.betas[1:]])
             log_variances = variances.log()
-        else:
-            variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
         return at_index(variances, index, like), at_index(log_variances, index, like)
-
-
-def _check_timesteps(timesteps: tuple[int, ...], length: int) -> None:
-    rising = all(a < b for a, b in pairwise(timesteps))
-    if not timesteps or not rising or timesteps[0] < 0 or timesteps[-1] >= length:
-        raise UsageError(
-            f"kept timesteps must be rising numbers from 0 to {length - 1}, not {timesteps[:8]}"
-        )
 
 
 def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ section 4).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -29,20 +30,21 @@ def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[
         kept = space_timesteps(num_timesteps, _FAST27)
         return sorted({*kept[:-1], num_timesteps - 3})
     text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
-    even = text.startswith("ddim")
-    counts = _counts(text.removeprefix("ddim"))
-    if counts is None or (even and len(counts) > 1):
+    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
+    if not (match := re.fullmatch(r"(ddim)?(\s*[0-9]+\s*)((,\s*[0-9]+\s*)*)", text)) or (
+        match[1] and match[3]
+    ):
         raise UsageError(
             f"respacing {respacing!r} is not understood",
             hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
         )
-    if not even:
-        return _sections(num_timesteps, counts)
-    stride = _even_stride(num_timesteps, counts[0])
-    if stride is None:
+    if not match[1]:
+        return _sections(num_timesteps, [int(count) for count in text.split(",")])
+    count = int(match[2])
+    if (stride := _even_stride(num_timesteps, count)) is None:
         raise UsageError(
-            f"no even stride over {num_timesteps} timesteps gives {counts[0]}",
-            hint=f"use {counts[0]} instead of {text}, or another number",
+            f"no even stride over {num_timesteps} timesteps gives {count}",
+            hint=f"use {count} instead of {text}, or another number",
         )
     return list(range(0, num_timesteps, stride))
 
@@ -59,17 +61,7 @@ def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
     if steps == 1:
         return [num_timesteps - 1]
     stride = _even_stride(num_timesteps, steps)
-    if stride is not None:
-        return list(range(0, num_timesteps, stride))
-    return _sections(num_timesteps, [steps])
-
-
-def _counts(text: str) -> list[int] | None:
-    parts = [part.strip() for part in text.split(",")]
-    # ASCII digits only: `int` would also take signs, underscores and other scripts' digits.
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        return None
-    return [int(part) for part in parts]
+    return list(range(0, num_timesteps, stride)) if stride else _sections(num_timesteps, [steps])
 
 
 def _even_stride(num_timesteps: int, count: int) -> int | None:
