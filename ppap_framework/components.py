@@ -91,7 +91,7 @@ class Prediction:
     ) -> Prediction:
         """From v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), (B, C, H, W)."""
         x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
-        return cls(x_t, alpha, sigma, None, x0, variance)
+        return cls.from_x0(x0, x_t, alpha, sigma, variance)
 
     @property
     def eps(self) -> Tensor:
@@ -123,9 +123,8 @@ class Prediction:
 
     def detach(self) -> Prediction:
         """The same prediction without a graph."""
-        eps, x0, variance = (
-            None if part is None else part.detach() for part in (self._eps, self._x0, self.variance)
-        )
+        parts = (self._eps, self._x0, self.variance)
+        eps, x0, variance = (part if part is None else part.detach() for part in parts)
         return attrs.evolve(self, x_t=self.x_t.detach(), eps=eps, x0=x0, variance=variance)
 
 
@@ -194,23 +193,17 @@ class CascadedStage(Stage):
 
 
 class DiffusionBackend(abc.ABC):
-    """A diffusion model.
-
-    Attributes:
-        stages: Stages in running order: the one that guides steer, then any `CascadedStage`s.
-    """
+    """A diffusion model."""
 
     stages: tuple[Stage, ...]
+    """Stages in running order: the one that guides steer, then any `CascadedStage`s."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
         """The condition of `Stage.denoise` for `batch` images.
 
-        Args:
-            prompts: `batch` texts, or None for the unconditional one.
-
-        Raises:
-            UsageError: If the model takes no prompts and gets some.
+        `prompts` are as many texts, or None for the unconditional one; UsageError if the model
+        takes no prompts and gets some.
         """
 
 
@@ -237,24 +230,15 @@ class TargetInput:
             raise ValueError("a target is exactly one of text, image and array")
 
     def number(self) -> float:
-        """The number that was typed.
-
-        Raises:
-            UsageError: If it is no number.
-        """
+        """The number that was typed; UsageError if it is none."""
         try:
             return float(self.text or "")
         except ValueError:
-            raise UsageError(
-                f"{self.text or self.source!r} is no number", hint="type a number"
-            ) from None
+            typed = self.text or self.source
+            raise UsageError(f"{typed!r} is no number", hint="type a number") from None
 
     def pixels(self) -> Tensor:
-        """The picture as (3, H, W), float32 in [-1, 1]; equal channels if it is grey.
-
-        Raises:
-            ValueError: If the target is no picture.
-        """
+        """The picture as (3, H, W), float32 in [-1, 1]; ValueError if the target is none."""
         if self.image is None:
             raise ValueError("the target is no picture")
         if self.image.mode == "I;16":
@@ -292,12 +276,10 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
     and treat each image of a batch independently in evaluation mode.
-
-    Attributes:
-        network: The network itself, to which expert adapters attach.
     """
 
     network: nn.Module
+    """The network itself, to which expert adapters attach."""
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
@@ -313,11 +295,7 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def target(self, given: TargetInput) -> Target:
-        """Make a target from the user's input.
-
-        Raises:
-            UsageError: If it cannot be one; the message names it and what would do.
-        """
+        """Make a target from the user's input, or raise UsageError that names what would do."""
 
     def render(self, prediction: Any, images: Tensor) -> Tensor:
         """Draw a prediction: (B, 3, h, w) in [-1, 1], of any one size.
@@ -325,11 +303,9 @@ class GuidanceModel(nn.Module, abc.ABC):
         By default, a map, (B, h, w) or (B, 1, h, w), is drawn in grey from its least to its largest
         value; for any other prediction, the images are returned.
         """
-        if not isinstance(prediction, Tensor):
-            return images
-        if prediction.ndim == 4 and prediction.shape[1] == 1:
+        if isinstance(prediction, Tensor) and prediction.ndim == 4 and prediction.shape[1] == 1:
             prediction = prediction[:, 0]
-        if prediction.ndim != 3:
+        if not isinstance(prediction, Tensor) or prediction.ndim != 3:
             return images
         low, high = prediction.amin((1, 2), keepdim=True), prediction.amax((1, 2), keepdim=True)
         grey: Tensor = (prediction - low) / (high - low).clamp_min(torch.finfo(high.dtype).tiny)
@@ -347,14 +323,9 @@ class GuidanceModel(nn.Module, abc.ABC):
 
 
 class TaskLoss(abc.ABC):
-    """A distance between predictions: guidance descends it and experts learn from it.
+    """A distance between predictions: guidance descends it and experts learn from it."""
 
-    Args:
-        options: Nothing, unless a loss says otherwise: a class without options of its own is its
-            own factory.
-    """
-
-    def __init__(self, options: None = None) -> None:
+    def __init__(self, options: None = None) -> None:  # a class without options is a factory
         super().__init__()
 
     @abc.abstractmethod
@@ -391,9 +362,7 @@ class ExpertAdapter(abc.ABC):
     def attach(self, network: nn.Module, experts: int) -> None:
         """Make the parameters of N experts, each equal to no change; the network is not touched.
 
-        Raises:
-            UsageError: If nothing in the network can be adapted, or another adapter changes it
-                already.
+        UsageError if nothing can be adapted, or another adapter changes the same tensors.
         """
 
     @abc.abstractmethod
@@ -401,9 +370,7 @@ class ExpertAdapter(abc.ABC):
         """Merge one expert into the weights, in place; None restores the network bit for bit.
 
         The network then costs what it cost before, plus at most one copy of the adapted tensors.
-
-        Raises:
-            RuntimeError: While an expert of this network is being trained.
+        RuntimeError while an expert of this network is being trained.
         """
 
     @abc.abstractmethod
@@ -411,10 +378,7 @@ class ExpertAdapter(abc.ABC):
         """A context in which one expert is unmerged and trainable; only its own buffers change.
 
         Only the expert's parameters require gradients; the caller chooses the training mode.
-        Before and afterwards no expert is merged.
-
-        Raises:
-            RuntimeError: If this adapter trains one already.
+        Before and afterwards no expert is merged. RuntimeError if this adapter trains one already.
         """
 
     @abc.abstractmethod
@@ -427,10 +391,9 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load all of a `state_dict` or nothing. No expert is merged afterwards.
+        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs.
 
-        Raises:
-            AssetError: If names or shapes differ; the message says which.
+        No expert is merged afterwards.
         """
 
     @abc.abstractmethod

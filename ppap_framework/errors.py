@@ -6,19 +6,14 @@ Any other exception is a defect of this project or of a plugin and keeps its tra
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class PpapError(Exception):
-    """A failure with a message for people.
-
-    Args:
-        message: What was passed and why it is wrong, in one line.
-        hint: What to do or type instead; may be empty.
-    """
+    """A failure: what was passed and why it is wrong, and what to type instead (may be empty)."""
 
     exit_code: ClassVar[int] = 1
 
@@ -47,6 +42,18 @@ class AssetError(PpapError):
     """Weights, expert bundles or other files that are missing, damaged or not what they say."""
 
     exit_code = 4
+
+
+def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any], None]:
+    """An attrs validator: `test` of the value must be true; ValueError names the field and `what`
+    it must be.
+    """
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not test(value):
+            raise ValueError(f"{attribute.name} must be {what}, not {value!r:.60}")
+
+    return check
 
 
 class Problems:

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches.
-
-    Raises:
-        PpapError: If matplotlib is not installed.
-    """
+    """An empty figure of a size in inches."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:

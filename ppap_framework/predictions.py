@@ -28,15 +28,15 @@ def joined(parts: Sequence[Any]) -> Any:
 
 def widened(prediction: Any) -> Any:
     """A prediction with its floating tensors in at least float32, so that losses are accurate."""
-    return each_tensor(_wide, prediction)
+    single = torch.float32
+    return each_tensor(
+        lambda t: t.to(torch.promote_types(t.dtype, single)) if t.is_floating_point() else t,
+        prediction,
+    )
 
 
 def squared_difference(one: Any, other: Any) -> Tensor:
-    """Mean squared difference of two predictions over all floating tensors: (B,).
-
-    Raises:
-        PluginError: If they differ in form, or hold no floating tensor.
-    """
+    """Mean squared difference over all floating tensors of two predictions of one form: (B,)."""
     differences: list[Tensor] = []
 
     def compare(pair: Sequence[Tensor]) -> Tensor:
@@ -55,12 +55,6 @@ def squared_difference(one: Any, other: Any) -> Tensor:
             f"two predictions cannot be compared number by number: {error}",
             hint="write a loss that implements `transfer`",
         ) from error
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:

@@ -1,8 +1,7 @@
 """Reverse diffusion: which timesteps to visit, a step, the walk, and the variational bound."""
 
-from ppap_framework.diffusion.process import Process
-from ppap_framework.diffusion.respacing import space_timesteps, timesteps_for
-from ppap_framework.diffusion.steps import Step, ddim_inversion_step, ddim_step, ddpm_step
+from ppap_framework.diffusion.process import Process, space_timesteps, timesteps_for
+from ppap_framework.diffusion.steps import Step, ddim_step, ddpm_step
 from ppap_framework.diffusion.vlb import variational_bound_term
 from ppap_framework.diffusion.walk import (
     Continuation,
@@ -22,7 +21,6 @@ __all__ = [
     "State",
     "Step",
     "cascade",
-    "ddim_inversion_step",
     "ddim_step",
     "ddpm_step",
     "inversion",

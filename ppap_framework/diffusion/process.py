@@ -1,7 +1,8 @@
 r"""A diffusion process on a subset of a schedule's timesteps, and its reverse step.
 
-The subset tau_0 < ... < tau_{S-1} of the base timesteps is kept. With abar_i at tau_i, and
-abar_{-1} = 1,
+The subset tau_0 < ... < tau_{S-1} of the T base timesteps is kept: an even stride from 0 (`ddimN`;
+Song et al., appendix D), or equal sections, each thinned to its own count with its ends kept
+(Nichol and Dhariwal, section 4). With abar_i at tau_i, and abar_{-1} = 1,
 
     beta_i  = 1 - abar_i / abar_{i-1}                               (Nichol and Dhariwal, section 4)
     beta~_i = beta_i (1 - abar_{i-1}) / (1 - abar_i)                (Ho et al., eq. 7)
@@ -11,11 +12,13 @@ abar_{-1} = 1,
 are the process's betas, and the variance and mean of q(x_{i-1} | x_i, x_0). Constants are float64
 and are cast on use. An `index` counts kept timesteps from the least noisy; `t` is a base timestep.
 
-Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
+Ho et al. 2020: arXiv 2006.11239. Song et al. 2021: arXiv 2010.02502. Nichol and Dhariwal 2021:
+arXiv 2102.09672.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -152,3 +155,81 @@ def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
     if isinstance(index, int):
         return constants[index].to(like.dtype)
     return constants.to(like)[index.to(like.device)][:, None, None, None]
+
+
+def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
+    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
+
+    Args:
+        num_timesteps: T.
+        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
+            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
+    """
+    if respacing == "":
+        return list(range(num_timesteps))
+    if respacing == "fast27":
+        kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
+        return sorted({*kept[:-1], num_timesteps - 3})
+    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
+    if not (match := re.fullmatch(r"(ddim)?(\s*[0-9]+\s*)((,\s*[0-9]+\s*)*)", text)) or (
+        match[1] and match[3]
+    ):
+        raise UsageError(
+            f"respacing {respacing!r} is not understood",
+            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
+        )
+    if not match[1]:
+        return _sections(num_timesteps, [int(count) for count in text.split(",")])
+    count = int(match[2])
+    if (stride := _even_stride(num_timesteps, count)) is None:
+        raise UsageError(
+            f"no even stride over {num_timesteps} timesteps gives {count}",
+            hint=f"use {count} instead of {text}, or another number",
+        )
+    return list(range(0, num_timesteps, stride))
+
+
+def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
+    """`steps` rising timesteps: at an even stride if there is one, else in one section.
+
+    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
+    """
+    if not 1 <= steps <= num_timesteps:
+        raise UsageError(
+            f"cannot sample in {steps} steps", hint=f"use a number from 1 to {num_timesteps}"
+        )
+    if steps == 1:
+        return [num_timesteps - 1]
+    stride = _even_stride(num_timesteps, steps)
+    return list(range(0, num_timesteps, stride)) if stride else _sections(num_timesteps, [steps])
+
+
+def _even_stride(num_timesteps: int, count: int) -> int | None:
+    """The smallest stride below T that visits `count` of range(T), starting at 0."""
+    if count < 1:
+        return None
+    stride = -(-num_timesteps // count)
+    return stride if stride < num_timesteps and -(-num_timesteps // stride) == count else None
+
+
+def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
+    if not any(counts):
+        raise UsageError("a respacing must keep at least one timestep")
+    size, longer = divmod(num_timesteps, len(counts))
+    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
+    kept: list[int] = []
+    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
+        if count > stop - start:
+            raise UsageError(
+                f"cannot keep {count} timesteps of a section that has {stop - start}",
+                hint=f"the {num_timesteps} timesteps are cut into {len(counts)} sections",
+            )
+        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
+        # Like the published spacings, which trained networks have seen: the stride is summed, not
+        # multiplied, and halves are rounded to even.
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+    return kept

@@ -14,8 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppap_framework.components import CascadedStage, Prediction, Stage
-from ppap_framework.diffusion.process import Process
-from ppap_framework.diffusion.respacing import space_timesteps
+from ppap_framework.diffusion.process import Process, space_timesteps
 from ppap_framework.diffusion.steps import Step, ddim_inversion_step, ddim_step
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
