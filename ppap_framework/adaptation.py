@@ -156,11 +156,10 @@ class ParametrizationAdapter(ExpertAdapter):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Buffers, and parametrizations' tensors as "NAME.KEY"; they share the experts' memory."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for i, expert in enumerate(self._experts):
             for name, parametrization in expert.parametrizations.items():
-                for key, tensor in parametrization.state_dict().items():
-                    state[f"{i}.{name}.{key}"] = tensor
+                parametrization.state_dict(destination=state, prefix=f"{i}.{name}.")
             state |= {f"{i}.{name}": buffer for name, buffer in expert.buffers.items()}
         return state
 
@@ -237,7 +236,6 @@ def _guarded(network: nn.Module) -> Iterator[None]:
     if network in _in_training:
         yield
         return
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     with contextlib.ExitStack() as stack:
         for module in network.modules():
             if found := {name: b for name, b in module._buffers.items() if b is not None}:
@@ -247,8 +245,8 @@ def _guarded(network: nn.Module) -> Iterator[None]:
                 stack.callback(module.register_forward_pre_hook(reset).remove)
         _in_training.add(network)
         stack.callback(_in_training.discard, network)
-        for parameter, flag in flags:
-            stack.callback(parameter.requires_grad_, flag)
+        for parameter in network.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
         network.requires_grad_(False)
         yield
 

@@ -1,13 +1,8 @@
 """The components that plugins supply: diffusion backends, guides, task losses and expert adapters.
 
-Conventions:
-
-- Images are float tensors (B, 3, H, W) in [-1, 1].
-- Timesteps are those of the stage's base schedule, int64; 0 is the least noisy.
-- In a backend of several stages, each passes its images to the next; guides steer the first.
-
-A method is abstract, final, or has a default that its docstring states. Implementers set the
-attributes of a class.
+Images are float tensors (B, 3, H, W) in [-1, 1]. Timesteps are those of the stage's base schedule,
+int64; 0 is the least noisy. A method is abstract, final, or has a default that its docstring
+states. Implementers set the attributes of a class.
 """
 
 from __future__ import annotations
@@ -150,10 +145,8 @@ class Stage(abc.ABC):
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
         """Predict in float32, with `variance` if and only if this stage's is "learned_range".
 
-        Args:
-            x_t: (B, C, H, W), float32 noisy images.
-            t: (B,), int64 base timesteps in [0, T).
-            condition: What `DiffusionBackend.encode` made for these B images.
+        From noisy images x_t, (B, C, H, W), float32; base timesteps t in [0, T), (B,), int64; and
+        what `DiffusionBackend.encode` made for these B images.
         """
 
     def evaluations(self, condition: Any) -> int:
@@ -166,11 +159,8 @@ class Stage(abc.ABC):
 class CascadeSampling:
     """DDIM sampling of a later stage, whatever the sampler of the first one.
 
-    Attributes:
-        respacing: The base timesteps that are kept, as `diffusion.space_timesteps` reads it, such
-            as "fast27".
-        eta: The eta of DDIM, in [0, 1]: 0 is deterministic.
-        temperature: The factor of the initial noise.
+    `respacing` says which base timesteps are kept, as `diffusion.space_timesteps` reads it, such as
+    "fast27"; `eta` is that of DDIM, in [0, 1]; `temperature` is the factor of the initial noise.
     """
 
     respacing: str = attrs.field(validator=instance_of(str))
@@ -215,8 +205,8 @@ class TargetInput:
     Attributes:
         text: Words, a name or a number, as typed.
         image: Upright picture: RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed.
-        array: Numbers that are no picture: (H, W), (C, H, W) or a vector. Except in vectors,
-            infinities are converted to NaN, which stands for unknown.
+        array: Numbers that are no picture: (H, W) or (C, H, W), where NaN stands for unknown, or a
+            finite vector.
         source: Where it came from, for messages.
     """
 
@@ -250,12 +240,9 @@ class TargetInput:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Target:
-    """The target of a guide, in the form that its loss compares with.
-
-    Attributes:
-        value: (B, ...), or (1, ...) for every image of a batch.
-        label: A few words for grids and logs.
-        picture: (3, H, W) in [-1, 1] to show beside the results, or None.
+    """The target of a guide: the value that its loss compares with, (B, ...), or (1, ...) for every
+    image of a batch; a label of a few words for grids and logs; and a picture, (3, H, W) in
+    [-1, 1], to show beside the results, or None.
     """
 
     value: Tensor
@@ -283,14 +270,11 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        """The prediction, in the form that the task's losses expect.
+        """The prediction, in the form that the task's losses expect: for classification logits
+        (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
 
-        For classification logits (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
-
-        Args:
-            images: (B, 3, H, W), nominally in [-1, 1], of any size; noisy ones in the
-                variance-preserving form.
-            level: B noise levels, for guides that are noise-aware; others ignore it.
+        Images are nominally in [-1, 1] and of any size; noisy ones are in the variance-preserving
+        form. Guides that are noise-aware get B noise levels; others ignore them.
         """
 
     @abc.abstractmethod
@@ -298,10 +282,8 @@ class GuidanceModel(nn.Module, abc.ABC):
         """Make a target from the user's input, or raise UsageError that names what would do."""
 
     def render(self, prediction: Any, images: Tensor) -> Tensor:
-        """Draw a prediction: (B, 3, h, w) in [-1, 1], of any one size.
-
-        By default, a map, (B, h, w) or (B, 1, h, w), is drawn in grey from its least to its largest
-        value; for any other prediction, the images are returned.
+        """Draw a prediction: (B, 3, h, w) in [-1, 1], of any one size; by default a map, (B, h, w)
+        or (B, 1, h, w), in grey from its least to its largest value, else the images as they are.
         """
         if isinstance(prediction, Tensor) and prediction.ndim == 4 and prediction.shape[1] == 1:
             prediction = prediction[:, 0]
@@ -312,10 +294,8 @@ class GuidanceModel(nn.Module, abc.ABC):
         return (2.0 * grey - 1.0)[:, None].expand(-1, 3, -1, -1)
 
     def describe(self, prediction: Any) -> list[str]:
-        """A few words on each of the B predictions, such as "red cube 0.97"; may be empty.
-
-        By default the index of the largest of several numbers, (B, K), and nothing for any other
-        prediction.
+        """A few words on each of the B predictions, such as "red cube 0.97", or an empty list; by
+        default the index of the largest of K > 1 numbers, (B, K), and nothing for anything else.
         """
         if isinstance(prediction, Tensor) and prediction.ndim == 2 and prediction.shape[1] > 1:
             return [f"most: {index}" for index in prediction.argmax(1).tolist()]
@@ -330,17 +310,13 @@ class TaskLoss(abc.ABC):
 
     @abc.abstractmethod
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
-        """Distance of B predictions from their targets, (B,), lower is closer; a mean over pixels.
-
-        Args:
-            prediction: What `GuidanceModel.forward` returned.
-            target: `Target.value`, (B, ...) or (1, ...).
+        """Distance of B predictions of `GuidanceModel.forward` from targets, (B, ...) or (1, ...):
+        (B,), lower is closer; a mean over pixels.
         """
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """Distance of each student's prediction from its teacher's, (B,).
-
-        By default the mean squared difference, which requires the same form and size.
+        """Distance of each student's prediction from its teacher's, (B,); by default the mean
+        squared difference, which requires the same form and size.
         """
         return squared_difference(student, teacher)
 

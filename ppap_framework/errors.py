@@ -45,9 +45,7 @@ class AssetError(PpapError):
 
 
 def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any], None]:
-    """An attrs validator: `test` of the value must be true; ValueError names the field and `what`
-    it must be.
-    """
+    """An attrs validator that tests a value; ValueError names the field and `what` it must be."""
 
     def check(instance: Any, attribute: Any, value: Any) -> None:
         if not test(value):

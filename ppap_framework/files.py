@@ -1,4 +1,4 @@
-"""Files that are complete or absent, however the process ends; JSON, hashes and locks.
+"""Files that are complete or absent, however the process ends; JSON and hashes.
 
 Functions that write raise `PpapError` if the system refuses.
 """
@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PpapError
 
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
@@ -110,26 +110,3 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on an empty file; UsageError if another process holds it. The system
-    releases it when the process ends.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; nothing keeps two processes apart there
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-        with refusals(path):
-            file = stack.enter_context(path.open("ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"another process is writing to {str(path.parent)!r}",
-                    hint="wait for it, or give another folder",
-                ) from error
-        yield

@@ -41,13 +41,10 @@ _COSINE = ("cosine", "squaredcos_cap_v2")
 
 @attrs.frozen(eq=False)
 class NoiseLevel:
-    """The noise level of each image of a batch.
-
-    Attributes:
-        log_snr: (B,), float64; log(alpha^2 / sigma^2), larger is cleaner.
-    """
+    """The noise level of each image of a batch."""
 
     log_snr: Tensor
+    """(B,), float64: log(alpha^2 / sigma^2), larger is cleaner."""
 
     @classmethod
     def clean(cls, batch: int) -> NoiseLevel:
@@ -83,13 +80,12 @@ class NoiseSchedule:
 
     @betas.validator
     def _check_betas(self, attribute: attrs.Attribute[Tensor], b: Tensor) -> None:
-        if b.ndim != 1 or b.shape[0] == 0 or b.dtype != torch.float64:
+        array = b.ndim == 1 and b.shape[0] > 0 and b.dtype == torch.float64
+        if not array or not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
             raise UsageError(
-                f"a noise schedule needs a one-dimensional float64 array of betas, not "
-                f"{tuple(b.shape)} of {b.dtype}"
+                f"the betas of schedule {self.name!r} must be a one-dimensional float64 array of "
+                f"numbers in (0, 1), not {tuple(b.shape)} of {b.dtype}"
             )
-        if not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
-            raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1)")
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
@@ -113,18 +109,14 @@ class NoiseSchedule:
         """The base timestep nearest to each of B levels of any schedule: (B,), int64, in [0, T)."""
         rising = -self.log_snr  # (T,), searchsorted wants it ascending
         wanted = -level.log_snr.to(rising)  # (B,)
-        right = torch.searchsorted(rising, wanted).clamp(1, self.num_timesteps - 1)  # (B,)
-        if self.num_timesteps == 1:
-            return torch.zeros_like(right)
-        left = right - 1
+        right = torch.searchsorted(rising, wanted).clamp(0, self.num_timesteps - 1)  # (B,)
+        left = (right - 1).clamp_min(0)
         return torch.where(wanted - rising[left] <= rising[right] - wanted, left, right)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_t given x_0, (B, C, H, W), timesteps t, (B,), int64, and eps like x_0."""
-        abar = self.alphas_cumprod[t.cpu()]  # (B,)
-        alpha = abar.sqrt().to(x0)[:, None, None, None]
-        sigma = (1.0 - abar).sqrt().to(x0)[:, None, None, None]
-        return alpha * x0 + sigma * noise
+        abar = self.alphas_cumprod[t.cpu()][:, None, None, None]
+        return abar.sqrt().to(x0) * x0 + (1.0 - abar).sqrt().to(x0) * noise
 
 
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:

@@ -1,7 +1,7 @@
 """The torch-free part of the author API: what a plugin's spec module imports.
 
 A plugin is a module that an entry point of the group `ppap` names. It states the version of this
-interface that it was written for and implements some of the hooks at the end of this module:
+interface that it was written for and implements some of the `Hooks`:
 
     from ppap_framework.plugin import GuiderSpec, hookimpl
 
@@ -72,7 +72,7 @@ _count = instance_of(int)
 
 @attrs.frozen(kw_only=True)
 class ComponentSpec:
-    """The record of a component. Use one of the four kinds below.
+    """The record of a component; use one of the four kinds below.
 
     Attributes:
         name: Name as in `--guider NAME`; lower-case words joined by hyphens.
@@ -84,9 +84,7 @@ class ComponentSpec:
     """
 
     kind: ClassVar[ComponentKind]
-    makes: ClassVar[str]
-    """The class of `ppap_framework.components` of what the factory returns."""
-
+    makes: ClassVar[str]  # the class of `ppap_framework.components` of what the factory returns
     name: str = attrs.field(validator=_name)
     summary: str = attrs.field(validator=_text)
     factory: str = attrs.field(validator=_factory)
@@ -150,7 +148,7 @@ class AdapterSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class AssetFile:
-    """The record of a file. Use one of the two kinds below.
+    """The record of a file; use `Card` or `ExpertBundle`.
 
     Attributes:
         name: Name as in `--checkpoint NAME` or `--experts NAME`.
@@ -227,29 +225,25 @@ class DefaultTarget:
 Asset: TypeAlias = Card | ExpertBundle | DefaultTarget
 
 
-# Hooks that a plugin module may implement. Each is called once, at discovery, for its records.
+class Hooks:
+    """Functions that a plugin module may implement, each called once, at discovery, for records."""
 
+    @hookspec
+    def ppap_backends(self) -> Sequence[BackendSpec]:  # type: ignore[empty-body]  # a declaration
+        """Diffusion models."""
 
-@hookspec
-def ppap_backends() -> Sequence[BackendSpec]:  # type: ignore[empty-body]  # a declaration
-    """Diffusion models."""
+    @hookspec
+    def ppap_guiders(self) -> Sequence[GuiderSpec]:  # type: ignore[empty-body]  # a declaration
+        """Networks that can guide."""
 
+    @hookspec
+    def ppap_task_losses(self) -> Sequence[TaskLossSpec]:  # type: ignore[empty-body]  # the same
+        """Distances between predictions and targets."""
 
-@hookspec
-def ppap_guiders() -> Sequence[GuiderSpec]:  # type: ignore[empty-body]  # a declaration
-    """Networks that can guide."""
+    @hookspec
+    def ppap_expert_adapters(self) -> Sequence[AdapterSpec]:  # type: ignore[empty-body]  # the same
+        """Ways to fine-tune few parameters of a frozen network."""
 
-
-@hookspec
-def ppap_task_losses() -> Sequence[TaskLossSpec]:  # type: ignore[empty-body]  # a declaration
-    """Distances between predictions and targets."""
-
-
-@hookspec
-def ppap_expert_adapters() -> Sequence[AdapterSpec]:  # type: ignore[empty-body]  # a declaration
-    """Ways to fine-tune few parameters of a frozen network."""
-
-
-@hookspec
-def ppap_assets() -> Sequence[Asset]:  # type: ignore[empty-body]  # a declaration
-    """Checkpoints, bundles of experts and default targets, for components of any distribution."""
+    @hookspec
+    def ppap_assets(self) -> Sequence[Asset]:  # type: ignore[empty-body]  # a declaration
+        """Checkpoints, bundles of experts, default targets, for components of any distribution."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 import attrs
 import torch
 import torch.nn.functional as F
-from attrs.validators import in_, instance_of
+from attrs.validators import in_, instance_of, optional
 from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel
@@ -22,14 +22,18 @@ from ppap_framework.errors import AssetError, must_be
 
 __all__ = ["ImageInput", "Preprocessing", "PreprocessingGuide"]
 
+Interpolation = Literal["bilinear", "bicubic"]
 
-def _three(what: str, least: float) -> Callable[[Any, Any, Any], None]:
-    def fits(value: Sequence[Any]) -> bool:
-        return len(value) == 3 and all(
-            type(x) in (int, float) and least < x < math.inf for x in value
-        )
 
-    return must_be(what, fits)
+def _three(above: float) -> Callable[[Any], bool]:
+    return lambda values: (
+        len(values) == 3 and all(type(x) in (int, float) and above < x < math.inf for x in values)
+    )
+
+
+_side = must_be("a whole number from 1", lambda x: type(x) is int and x > 0)
+_mean = must_be("three finite numbers", _three(-math.inf))
+_std = must_be("three finite numbers above 0", _three(0))
 
 
 @final
@@ -45,20 +49,10 @@ class Preprocessing:
         antialias: Whether pixels are averaged when images become smaller.
     """
 
-    size: int | None = attrs.field(
-        validator=must_be(
-            "a whole number from 1 or none", lambda x: x is None or (type(x) is int and x > 0)
-        )
-    )
-    mean: Sequence[float] = attrs.field(
-        converter=tuple[float, ...], validator=_three("three finite numbers", -math.inf)
-    )
-    std: Sequence[float] = attrs.field(
-        converter=tuple[float, ...], validator=_three("three finite numbers above 0", 0)
-    )
-    interpolation: Literal["bilinear", "bicubic"] = attrs.field(
-        validator=in_(("bilinear", "bicubic"))
-    )
+    size: int | None = attrs.field(validator=optional(_side))
+    mean: Sequence[float] = attrs.field(converter=tuple[float, ...], validator=_mean)
+    std: Sequence[float] = attrs.field(converter=tuple[float, ...], validator=_std)
+    interpolation: Interpolation = attrs.field(validator=in_(get_args(Interpolation)))
     antialias: bool = attrs.field(default=True, validator=instance_of(bool))
 
 
@@ -83,7 +77,7 @@ class ImageInput(nn.Module):
         size: int | None,
         mean: Iterable[float] = (0.0, 0.0, 0.0),
         std: Iterable[float] = (1.0, 1.0, 1.0),
-        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        interpolation: Interpolation = "bilinear",
         antialias: bool = True,
         multiple: int = 1,
         reverse: bool = False,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.files import locked, read_json, refusals, write_json
+from ppap_framework.files import read_json, refusals, write_json
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
@@ -48,11 +48,24 @@ def core_version() -> str:
 def opened(path: Path) -> Iterator[None]:
     """Hold a folder, created if it is missing, as the only process that writes to it.
 
-    UsageError if it cannot be created, or another process holds it.
+    UsageError if it cannot be created, or another process holds it. The system releases the lock,
+    an empty file, when the process ends.
     """
     with refusals(path, UsageError, "give another folder"):
         path.mkdir(parents=True, exist_ok=True)
-    with locked(path / ".lock"):
+    with contextlib.ExitStack() as stack:
+        # Windows has no flock; nothing keeps two processes apart there.
+        with contextlib.suppress(ImportError), refusals(path):
+            import fcntl
+
+            file = stack.enter_context((path / ".lock").open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"another process is writing to {str(path)!r}",
+                    hint="wait for it, or give another folder",
+                ) from error
         yield
 
 

@@ -95,9 +95,8 @@ def frozen(
     networks: Sequence[nn.Module], device: torch.device, *, move: bool = True
 ) -> Iterator[None]:
     """A context in which networks are on a device, in evaluation mode, deterministic, and without
-    parameters that require gradients. Modes and gradient flags are restored.
-
-    Networks stay on the device; `move=False` leaves them where they are.
+    parameters that require gradients. Modes and gradient flags are restored; networks stay on the
+    device. `move=False` leaves them where they are.
     """
     every = nn.ModuleList(networks)
     # The flag of inference tensors is read-only.

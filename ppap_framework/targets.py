@@ -33,17 +33,14 @@ MAX_PIXELS = MAX_ELEMENTS = 50_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none calls another program
 _SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|p[bgp]m|npy)", re.IGNORECASE)
-_FEW_LEVELS = {"L;2": 4, "L;4": 16}  # Pillow's names, until it spreads them over 8 bits
+_SHADES = {"L;2": 4, "L;4": 16}  # Pillow's names, until it spreads them over 8 bits
 _KINDS = "give words, an index, a picture or an array"
 
 
 def decode_target(given: object) -> TargetInput:
-    """Decode a target.
-
-    Args:
-        given: Words or a number; a path, which a string is if it ends like a picture or array file
-            (`.npy`) or names a file inside a folder; a PIL image; or an array or tensor, which is a
-            picture if it is (H, W, 3) or (H, W, 4) of uint8.
+    """Decode words or a number; a path, which a string is if it ends like a picture or array file
+    (`.npy`) or names a file inside a folder; a PIL image; or an array or tensor, which is a picture
+    if it is (H, W, 3) or (H, W, 4) of uint8.
 
     Raises:
         UsageError: If it is none of these, or not finite.
@@ -116,46 +113,38 @@ def _decoding(source: str) -> Iterator[None]:
 
 
 def _from_image(image: Image.Image, source: str) -> TargetInput:
+    """An upright picture as RGB on white, "I;16" or "P", or the numbers of a floating one."""
     if image.width * image.height > MAX_PIXELS:
         raise Image.DecompressionBombError
     image.seek(0)
-    levels = _few_levels(image)  # decoding loses it
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "F":
-        return _from_array(np.asarray(upright), source)
-    return TargetInput(image=_canonical(upright, levels, source), source=source)
-
-
-def _few_levels(image: Image.Image) -> int | None:
-    """The number of shades of a gray image of fewer than 8 bits, else None."""
-    if image.mode == "1":
-        return 2
-    if image.mode == "L" and isinstance(image, ImageFile.ImageFile) and image.tile:
-        stored = image.tile[0][3]
-        return _FEW_LEVELS.get(stored[0] if isinstance(stored, tuple) else str(stored))
-    return None
-
-
-def _canonical(image: Image.Image, levels: int | None, source: str) -> Image.Image:
-    """An upright image as RGB on white, "I;16" or "P"."""
-    if image.mode == "P":
-        return image
-    if levels is not None and not image.has_transparency_data:
-        step = 255 // (levels - 1)
-        numbers = Image.fromarray(np.asarray(image.convert("L")) // step)
-        numbers.putpalette([shade for k in range(levels) for shade in (k * step,) * 3])
-        return numbers
+    shades = _shades(image)  # decoding loses them
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        return _from_array(np.asarray(image), source)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise UsageError(
-                f"target {source!r} holds numbers beyond 16 bits", hint="save them as .npy"
-            )
-        return Image.fromarray(values.astype(np.uint16))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+            fault = f"target {source!r} holds numbers beyond 16 bits"
+            raise UsageError(fault, hint="save them as .npy")
+        image = Image.fromarray(values.astype(np.uint16))
+    elif shades and not image.has_transparency_data:
+        step = 255 // (shades - 1)
+        image = Image.fromarray(np.asarray(image.convert("L")) // step)
+        image.putpalette([shade for k in range(shades) for shade in (k * step,) * 3])
+    elif image.mode != "P":
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        image = image.convert("RGB")
+    return TargetInput(image=image, source=source)
+
+
+def _shades(image: Image.Image) -> int:
+    """The number of shades of a gray image of fewer than 8 bits, else 0."""
+    if image.mode == "L" and isinstance(image, ImageFile.ImageFile) and image.tile:
+        stored = image.tile[0][3]
+        return _SHADES.get(stored[0] if isinstance(stored, tuple) else str(stored), 0)
+    return 2 if image.mode == "1" else 0
 
 
 def _from_array(given: Any, source: str) -> TargetInput:
