@@ -1,10 +1,8 @@
 """Expert adapters made of parametrizations: for expert i, P_i(W) takes the place of W.
 
 The author of an adapter says which parameters W of a network it changes, what P is for each, and
-which buffers every expert has for itself. Merging, restoring, training and files follow from that.
-
-Merged and unmerged weights are bitwise equal, because both evaluate the same P on the same W.
-Restoring copies the weights that were kept, bit for bit.
+which buffers every expert has for itself. The rest follows. Merged and unmerged weights are bitwise
+equal, because both evaluate the same P on the same W. Restoring copies the kept weights.
 """
 
 from __future__ import annotations
@@ -229,9 +227,8 @@ def _kind(tensor: Tensor) -> str:
 
 @contextlib.contextmanager
 def _guarded(network: nn.Module) -> Iterator[None]:
-    """A context without gradients of the network, which undoes changes of buffers before each call.
-
-    Entered before any expert's tensors take the place of the network's; of nested ones, the first.
+    """A context without gradients of the network, which undoes changes of buffers before each call;
+    entered before any expert's tensors take the place of the network's.
     """
     if network in _in_training:
         yield

@@ -40,10 +40,8 @@ def find_class(text: str, names: Sequence[str]) -> int:
     plain = [_plain(name) for name in names]
     if wanted not in plain and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
         if not 0 <= int(wanted) < len(names):
-            raise UsageError(
-                f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}",
-                hint=_examples(names),
-            )
+            fault = f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}"
+            raise UsageError(fault, hint=_examples(names))
         return int(wanted)
     words = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
     for fits in (
@@ -106,10 +104,8 @@ def class_target(
     numbers = given.array.reshape(-1)
     value = numbers.to(torch.int64)
     if bool(((value != numbers) | (value < 0) | (value >= len(names))).any()):
-        raise UsageError(
-            f"target classes must be whole numbers from 0 to {len(names) - 1}",
-            hint=_examples(names),
-        )
+        fault = f"target classes must be whole numbers from 0 to {len(names) - 1}"
+        raise UsageError(fault, hint=_examples(names))
     distinct = list(set(value.tolist()))
     label = _first_name(names[distinct[0]]) if len(distinct) == 1 else f"{len(distinct)} classes"
     return Target(value=value, label=label)

@@ -93,11 +93,10 @@ class Prediction:
         """(B, C, H, W), the predicted noise: (x_t - alpha x0) / sigma."""
         if self._eps is not None:
             return self._eps
-        assert self._x0 is not None
-        x_t, alpha, ratio = self.x_t, self.alpha.to(self.x_t), self.sigma / self.alpha
-        eps = ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
+        x_t, x0, alpha, ratio = self.x_t, self.x0, self.alpha.to(self.x_t), self.sigma / self.alpha
+        eps = ((1.0 / self.alpha).to(x_t) * x_t - x0) / ratio.to(x_t)
         # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
-        return torch.where(alpha > 0.0, eps, (x_t - alpha * self._x0) / self.sigma.to(x_t))
+        return torch.where(alpha > 0.0, eps, (x_t - alpha * x0) / self.sigma.to(x_t))
 
     @property
     def x0(self) -> Tensor:
@@ -131,8 +130,7 @@ class Stage(abc.ABC):
         image_shape: (C, H, W) of x_t; C is 3.
         schedule: The base schedule; `denoise` gets its timesteps.
         variance: How the variance of an ancestral step is chosen.
-        network: The denoising network, for moving between devices, counting and hashing; never for
-            calling.
+        network: The denoising network, never called; for devices, counting and hashing.
     """
 
     name: str

@@ -16,9 +16,8 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise PpapError(
-            "matplotlib is not installed", hint='pip install "ppap-framework[eval]"'
-        ) from error
+        hint = 'pip install "ppap-framework[eval]"'
+        raise PpapError("matplotlib is not installed", hint=hint) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -40,8 +40,8 @@ def refusals(
     try:
         yield
     except OSError as refused:
-        reason = refused.strerror or refused
-        raise error(f"cannot {action} {str(path)!r}: {reason}", hint=hint) from refused
+        fault = f"cannot {action} {str(path)!r}: {refused.strerror or refused}"
+        raise error(fault, hint=hint) from refused
 
 
 @contextlib.contextmanager

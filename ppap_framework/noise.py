@@ -123,8 +123,7 @@ def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T."""
     if num_timesteps <= 20:
         raise UsageError(
-            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}: its last "
-            f"beta would reach 1",
+            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}",
             hint="use a longer base length, or the cosine schedule",
         )
     scale = 1000.0 / num_timesteps
@@ -133,9 +132,7 @@ def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 
 def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
-    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas capped at 0.999 (Nichol and Dhariwal
-    2021, eq. 17).
-    """
+    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas to 0.999 (arXiv 2102.09672, eq. 17)."""
 
     def abar(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -148,13 +145,9 @@ def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 
 def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
-    """The schedule of that name; `squaredcos_cap_v2` is GLIDE's name for the cosine one.
-
-    UsageError for any other name, or a length that is too small.
-    """
+    """The schedule of that name, else UsageError; `squaredcos_cap_v2` is GLIDE's for "cosine"."""
     makers = {"linear": linear_schedule, **dict.fromkeys(_COSINE, cosine_schedule)}
     if name not in makers:
-        raise UsageError(
-            f"no noise schedule is called {name!r}", hint=f"choose one of {', '.join(makers)}"
-        )
+        hint = f"choose one of {', '.join(makers)}"
+        raise UsageError(f"no noise schedule is called {name!r}", hint=hint)
     return makers[name](num_timesteps)

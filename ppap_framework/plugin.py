@@ -12,8 +12,7 @@ interface that it was written for and implements some of the `Hooks`:
         return [GuiderSpec(name="mine", summary="...", factory="my_package.guider:MyGuider",
                            task="classification", default_loss="cross-entropy")]
 
-The factory, "module:attribute", is imported only when the component is made, and may import
-`ppap_framework.author`.
+The factory is imported only when the component is made, and may import `ppap_framework.author`.
 """
 
 from __future__ import annotations
@@ -102,13 +101,12 @@ class BackendSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class GuiderSpec(ComponentSpec):
-    """A network that can guide. `factory(options, checkpoint)` gets a `Checkpoint` or None.
+    """A network that can guide; `factory(options, checkpoint)` gets a `Checkpoint` or None.
 
     Attributes:
         task: Task such as "classification", "depth", "segmentation".
         default_loss: Name of the default task loss.
-        noise_aware: Whether it was trained on noised images and takes the noise level. Such a
-            guider needs no experts, and `ppap adapt` declines it.
+        noise_aware: Whether it was trained on noised images; `ppap adapt` declines it then.
         needs_checkpoint: Whether it can only be made from a checkpoint.
     """
 
@@ -177,8 +175,7 @@ class Card(AssetFile):
         image_size: Height and width in pixels of the images that it draws or reads.
         parameters: Number of parameters. If no size is published, four bytes are assumed for each.
         prefix: Prefix of the file's tensors, such as "base.", in a component of several networks.
-        architecture: What the component's factory needs to build the network, if the file does not
-            say it itself.
+        architecture: What the factory needs to build the network, if the file does not say it.
         default: Whether it is the default. A card of the component's own distribution goes first.
         joined: For a checkpoint that is only of use with others, the names of all joined by "+",
             such as "glide-base+glide-upsample".

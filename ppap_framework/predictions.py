@@ -1,7 +1,4 @@
-"""Predictions: tensors, or tuples, lists and mappings of tensors and None.
-
-Functions raise `PluginError` for anything else.
-"""
+"""Predictions: tensors, or tuples, lists and mappings of tensors and None, else `PluginError`."""
 
 from __future__ import annotations
 
@@ -28,11 +25,12 @@ def joined(parts: Sequence[Any]) -> Any:
 
 def widened(prediction: Any) -> Any:
     """A prediction with its floating tensors in at least float32, so that losses are accurate."""
-    single = torch.float32
-    return each_tensor(
-        lambda t: t.to(torch.promote_types(t.dtype, single)) if t.is_floating_point() else t,
-        prediction,
-    )
+
+    def wide(tensor: Tensor) -> Tensor:
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return each_tensor(wide, prediction)
 
 
 def squared_difference(one: Any, other: Any) -> Tensor:

@@ -41,7 +41,7 @@ _std = must_be("three finite numbers above 0", _three(0))
 class Preprocessing:
     """From images x in [-1, 1] to a network's input: (resize((x + 1) / 2) - mean) / std.
 
-    Attributes (ValueError if one is invalid):
+    Attributes:
         size: Side in pixels to which images are resized; None for no resizing.
         mean: Mean of the three channels, for images in [0, 1].
         std: Standard deviation of the channels, above 0. A mean and std of 0.5 pass x itself.

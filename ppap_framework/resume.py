@@ -12,22 +12,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.files import read_json, refusals, write_json
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
+Entries: TypeAlias = Mapping[str, Any]
+
 KEPT = "finished work is kept, and the same command continues it"
 """Hint for a write that the system refused."""
 
 
 def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Accept a folder that is missing, or whose visible files all belong to the job by name.
-
-    UsageError for any other folder.
-    """
+    """UsageError if a folder has visible files that do not belong to the job by name."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     if others := [name for name in names if not name.startswith(".") and not belongs(name)]:
         raise UsageError(
@@ -70,10 +69,7 @@ def opened(path: Path) -> Iterator[None]:
 
 
 def check_settings(path: Path, before: Any, now: Any) -> None:
-    """Compare the settings, JSON values, with those that the folder was begun with.
-
-    UsageError if they differ; the message names up to four differences.
-    """
+    """UsageError if the settings, JSON values, differ from those that the folder was begun with."""
     if found := differences(before, now):
         shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
         raise UsageError(
@@ -105,33 +101,27 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
 
 @final
 class Calls:
-    """The record of a job: its status, and what every call did in how many seconds.
+    """The record of a job, a JSON file: its status, what every call did in how many seconds, and
+    further content such as the settings. The calls of a damaged file are forgotten.
 
-    Args:
-        file: JSON file of the record. The calls of a damaged file are forgotten.
-        command: The command that was typed, if there was one.
-        call: Further entries of this call; `call` may be changed until it ends.
-        content: Further entries of the file, such as the settings.
+    `more` are entries of this call besides the command that was typed; `call` holds all, and may be
+    changed until it ends.
     """
 
     def __init__(
-        self,
-        file: Path,
-        command: Sequence[str] | None,
-        call: Mapping[str, Any],
-        content: Mapping[str, Any],
+        self, file: Path, command: Sequence[str] | None, more: Entries, content: Entries
     ) -> None:
         self._file, self._content = file, content
         self._earlier: list[dict[str, Any]] = []
         with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
             calls = (read_json(file) or {"calls": []})["calls"]
             self._earlier = [{**call, "seconds": float(call["seconds"])} for call in calls]
-        self._start = time.perf_counter()
+        self._start, now = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc)
         self.call: dict[str, Any] = {
             "status": "running",
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "started": now.isoformat(timespec="seconds"),
             "command": command and list(command),
-            **call,
+            **more,
             "seconds": 0.0,
         }
 

@@ -57,10 +57,7 @@ def generator(*key: object) -> torch.Generator:
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one.
-
-    UsageError if there is no such device, or it computes nothing.
-    """
+    """The device of that name, else UsageError; "auto" is a GPU if there is one."""
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     here = [*(kind for kind, available in kinds.items() if available), "cpu"]
     if name == "auto":

@@ -1,8 +1,7 @@
-"""Reverse diffusion: which timesteps to visit, a step, the walk, and the variational bound."""
+"""Reverse diffusion: which timesteps to visit, a step, and the walk."""
 
 from ppap_framework.diffusion.process import Process, space_timesteps, timesteps_for
 from ppap_framework.diffusion.steps import Step, ddim_step, ddpm_step
-from ppap_framework.diffusion.vlb import variational_bound_term
 from ppap_framework.diffusion.walk import (
     Continuation,
     Guidance,
@@ -27,5 +26,4 @@ __all__ = [
     "space_timesteps",
     "timesteps_for",
     "trajectory",
-    "variational_bound_term",
 ]

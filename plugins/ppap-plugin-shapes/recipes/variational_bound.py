@@ -1,4 +1,4 @@
-r"""Terms of the variational bound, by which a network learns the variance of its reverse steps.
+r"""The variational bound, by which the diffusion models learn the variance of reverse steps.
 
     L_i = KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i))  for i > 0,      L_0 = -log p(x_0 | x_1)
 
