@@ -142,5 +142,5 @@ class Calls:
         self.call |= {"status": status, "seconds": seconds}
         calls = [*self._earlier, self.call]
         total = round(sum(call["seconds"] for call in calls), 3)
-        record = {"format": 1, "status": status, "seconds": total, "calls": calls}
-        write_json(self._file, record | self._content, hint=KEPT)
+        record = {"format": 1, "status": status, "seconds": total, "calls": calls, **self._content}
+        write_json(self._file, record, hint=KEPT)

@@ -134,17 +134,12 @@ def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Ite
     """
     if len(process) < 2:
         raise UsageError("DDIM inversion needs at least two steps", hint="use more steps")
-    upwards = {"step": ddim_inversion_step, "indices": range(len(process) - 1)}
-    return trajectory(stage, process, x, torch.zeros, **upwards, **settings)
+    settings |= {"step": ddim_inversion_step, "indices": range(len(process) - 1)}
+    return trajectory(stage, process, x, torch.zeros, **settings)
 
 
 def _look(
-    stage: Stage,
-    process: Process,
-    index: int,
-    x: Tensor,
-    condition: Any,
-    guidance: Guidance | None,
+    stage: Stage, process: Process, index: int, x: Tensor, condition: Any, guidance: Guidance | None
 ) -> tuple[Prediction, Tensor | None]:
     """The prediction and the guidance gradient at an index of a process."""
     timestep = process.timesteps[index]
