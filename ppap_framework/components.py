@@ -303,7 +303,7 @@ class GuidanceModel(nn.Module, abc.ABC):
 class TaskLoss(abc.ABC):
     """A distance between predictions: guidance descends it and experts learn from it."""
 
-    def __init__(self, options: None = None) -> None:  # a class without options is a factory
+    def __init__(self, options: None = None) -> None:  # a class without options is its own factory
         super().__init__()
 
     @abc.abstractmethod

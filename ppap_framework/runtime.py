@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppap_framework.errors import UsageError
 
+_STATUS = Path("/proc/self/status")
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
@@ -132,7 +133,7 @@ def peak_memory(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     # On Linux getrusage's peak survives exec, so a process begins with that of its parent.
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     try:

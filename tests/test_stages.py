@@ -116,14 +116,6 @@ class TestRefusals:
         assert "base, upsampler" in caught.value.hint
 
     def test_a_second_stage_that_does_not_go_on(self, toy: DiffusionBackend) -> None:
-        from ppap_plugin_toy.cascade import ToyCascade
-
-        unfit = ToyCascade(toy, toy.stages[0])
-        with pytest.raises(UsageError, match="does not say how it goes on"):
-            ppap.sample(unfit)
-        assert len(ppap.sample(unfit, **ASKED, stage="base").images) == 3
-
-    def test_a_recipe_that_cannot_be(self, toy: DiffusionBackend) -> None:
         from ppap_plugin_toy.cascade import Doubling, ToyCascade
 
         class Unspaceable(Doubling):
@@ -131,6 +123,10 @@ class TestRefusals:
 
         with pytest.raises(UsageError, match="no even stride over 50"):
             ppap.sample(ToyCascade(toy, Unspaceable(toy.stages[0])))
+        unfit = ToyCascade(toy, toy.stages[0])
+        with pytest.raises(UsageError, match="does not say how it goes on"):
+            ppap.sample(unfit)
+        assert len(ppap.sample(unfit, **ASKED, stage="base").images) == 3
 
 
 class TestFolder:

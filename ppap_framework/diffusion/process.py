@@ -171,17 +171,17 @@ def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[
         kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
         return sorted({*kept[:-1], num_timesteps - 3})
     text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+    even, counts = text.startswith("ddim"), text.removeprefix("ddim").split(",")
     # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
-    if not (match := re.fullmatch(r"(ddim)?(\s*[0-9]+\s*)((,\s*[0-9]+\s*)*)", text)) or (
-        match[1] and match[3]
-    ):
+    known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
+    if not known or (even and len(counts) > 1):
         raise UsageError(
             f"respacing {respacing!r} is not understood",
             hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
         )
-    if not match[1]:
-        return _sections(num_timesteps, [int(count) for count in text.split(",")])
-    count = int(match[2])
+    if not even:
+        return _sections(num_timesteps, [int(count) for count in counts])
+    count = int(counts[0])
     if (stride := _even_stride(num_timesteps, count)) is None:
         raise UsageError(
             f"no even stride over {num_timesteps} timesteps gives {count}",
