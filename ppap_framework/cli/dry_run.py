@@ -29,11 +29,25 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         cost = attrs.asdict(found) if found else None
         print_json({"config": plan.record(), "cost": attrs.asdict(counts), "estimate": cost})
         return
-    batch = first_batch(plan)
+    batch, sampling = first_batch(plan), plan.sampling
     print_fields("backend", _backend(plan, counts))
     for guide in plan.guides:
         print_fields(f"guide {guide.name}", _guide(plan, guide, counts))
-    print_fields("images", _images(plan, batch))
+    later = {
+        f"then {k.stage.name}": f"to {_size(k.stage)} in {_steps(k.process, ' steps')}"
+        for k in plan.later
+    }
+    print_fields(
+        "images",
+        {
+            "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
+            "seed": sampling.seed,
+            "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
+            "steps": _steps(plan.process),
+            **later,
+            "device": plan.device,
+        },
+    )
     passes = {
         "denoiser forwards": counts.denoiser_forwards,
         "denoiser backwards": counts.denoiser_backwards,
@@ -43,22 +57,22 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     print_fields("images that each network sees, over all steps", passes)
     if found is None:
         print_fields("cost in products and memory", {"unknown": unknown})
-    else:
-        print_fields("GFLOPs of a step of an image", _products(found))
-        step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
-        weights = f"{found.weights / 2**20:,.0f}"
-        print_fields("memory in MiB", {"weights": weights, "of a step": step})
+        return
+    print_fields("GFLOPs of a step of an image", _products(found))
+    step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
+    print_fields("memory in MiB", {"weights": f"{found.weights / 2**20:,.0f}", "of a step": step})
 
 
 def _backend(plan: Plan, counts: Counts) -> dict[str, Any]:
-    every, running = plan.backend.stages, [stage.name for stage in plan.stages]
-    left_out = ", ".join(stage.name for stage in every if stage.name not in running)
+    every, running = [s.name for s in plan.backend.stages], [s.name for s in plan.stages]
+    left_out = ", ".join(name for name in every if name not in running)
     stages = ", ".join(running) + (f" (not {left_out})" if left_out else "")
-    each = {name: _count(number) for name, number in counts.stage_parameters.items()}
-    prompt = plan.sampling.prompt
+    each, prompt = counts.stage_parameters, plan.sampling.prompt
     return {
         **_origin(plan.backend.origin),
-        "parameters": [f"{name} {n}" if len(each) > 1 else n for name, n in each.items()],
+        "parameters": [
+            f"{name} {_count(n)}" if len(each) > 1 else _count(n) for name, n in each.items()
+        ],
         "stages": stages if len(every) > 1 else None,
         "prompt": repr(prompt) if isinstance(prompt, str) else None,
     }
@@ -68,45 +82,29 @@ def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
     from ppap_framework.run import guide_origin, scale_words
 
     sampling, experts, (low, high) = plan.sampling, guide.chosen, guide.interval
-    unit = " of unit gradients" if sampling.normalize else ""
     own = counts.expert_parameters.get(guide.name, ())
     ends = dict.fromkeys(_count(end(own)) for end in (min, max)) if own else ()
-    record = experts.record() if experts else {}
+    bundle = "{num_experts} of {name}, {path} ({sha256:.12})"
+    unit = " of unit gradients" if sampling.normalize else ""
+    resolved = ", conflicts removed" if sampling.conflicts == "remove" else ""
     return {
         **_origin(guide_origin(guide)),
         "parameters": _count(counts.guide_parameters[guide.name]),
         "target": guide.target and guide.target.label,
         "loss": guide.loss_name,
-        "experts": "{num_experts} of {name}, {path} ({sha256:.12})".format(**record)
-        if record
-        else "none",
+        "experts": bundle.format(**experts.record()) if experts else "none",
         "each expert": f"{' to '.join(ends)} parameters" if ends else None,
-        "scale": f"{scale_words(guide)}{unit}"
-        + (", conflicts removed" if sampling.conflicts == "remove" else ""),
+        "scale": f"{scale_words(guide)}{unit}{resolved}",
         "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
-    }
-
-
-def _images(plan: Plan, batch: int) -> dict[str, Any]:
-    sampling = plan.sampling
-    later = {f"then {k.stage.name}": (k.stage, k.process) for k in plan.later}
-    return {
-        "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
-        "seed": sampling.seed,
-        "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
-        "steps": _steps(plan.process),
-        **{n: f"to {_size(stage)} in {_steps(p, ' steps')}" for n, (stage, p) in later.items()},
-        "device": plan.device,
     }
 
 
 def _products(found: Estimate) -> dict[str, Any]:
     words = {"forward": "forward", "backward": "backward", "before": "before the first"}
-    networks = {**found.stages, **found.guides}
     products = {
         f"{name} {words[way]}": _giga(getattr(cost, way))
         for way in words
-        for name, cost in networks.items()
+        for name, cost in {**found.stages, **found.guides}.items()
         if getattr(cost, way)
     }
     return products | {"of the whole run": _giga(found.flops)}
@@ -124,8 +122,7 @@ def _origin(origin: Origin) -> dict[str, Any]:
 
 
 def _size(stage: Stage) -> str:
-    _, height, width = stage.image_shape
-    return f"{height}x{width}"
+    return "{1}x{2}".format(*stage.image_shape)
 
 
 def _steps(process: Process, unit: str = "") -> str:

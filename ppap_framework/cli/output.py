@@ -1,20 +1,26 @@
-"""Output of commands: tables for people, JSON for machines. Only tables import rich."""
+"""Output of commands: tables for people, JSON for machines, progress and the end of an interrupt.
+
+Rich is imported by what draws tables and bars only.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppap_framework.cli.global_options import GlobalOptions
-from ppap_framework.errors import AssetError, Problems
+from ppap_framework.cli.groups import GlobalOptions
+from ppap_framework.errors import AssetError, PpapError, Problems
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ppap_framework.runtime import Progress, Watch
 
 _PIPED_WIDTH = 160
 
@@ -24,7 +30,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def note(text: str) -> None:
     """Print a line on stderr, unless -q was given."""
-    if click.get_current_context().ensure_object(GlobalOptions).verbosity >= 0:
+    if not _is_quiet():
         click.echo(f"ppap: {text}", err=True)
 
 
@@ -66,38 +72,110 @@ def print_fields(title: str, fields: Mapping[str, Any]) -> None:
 
 
 def print_verified(
-    results: list[dict[str, Any]], good: str, line: str, problems: Problems, as_json: bool
+    checks: Mapping[str, Callable[[], dict[str, Any]]],
+    blank: Mapping[str, Any],
+    line: str,
+    as_json: bool,
 ) -> int:
-    """Print which files are undamaged, and return the exit code.
+    """Check files, print which are undamaged, and return the exit code.
 
     Args:
-        results: A record of each file, which gets the message of its problem as "fault".
-        good: Key of whether it is undamaged.
+        checks: By each file's name, a function that returns facts about it or raises.
+        blank: The record of a damaged file: the key of its name, the key of whether it is
+            undamaged, and those of facts.
         line: Format string for an undamaged file's record.
-        problems: Problems of the other files, in order.
-        as_json: Print the records instead.
+        as_json: Print the records, with the errors' messages as "fault".
 
     Raises:
-        AssetError: The problems, unless as JSON.
+        PpapError: All problems, unless as JSON.
     """
-    errors = iter(problems.errors)
-    for result in results:
-        if not result[good]:
-            result["fault"] = next(errors).message
-        elif not as_json:
-            click.echo(line.format(**result))
+    name_key, good, *_ = blank
+    records, problems = [], Problems()
+    for name, check in checks.items():
+        record = {**blank, name_key: name, good: False, "fault": None}
+        try:
+            record |= {**check(), good: True}
+            click.echo(None if as_json else line.format(**record), nl=not as_json)
+        except PpapError as error:
+            problems.errors.append(error)
+            record["fault"] = error.message
+        records.append(record)
     if as_json:
-        print_json(results)
+        print_json(records)
         return AssetError.exit_code if problems.errors else 0
     problems.check()
     return 0
 
 
 def size_words(size: int) -> str:
-    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, of, digits in (("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0)):
         if size >= of:
-            return f"{size / of:.{2 if unit == 'GB' else 0}f} {unit}"
+            return f"{size / of:.{digits}f} {unit}"
     return f"{size} B"
+
+
+@contextlib.contextmanager
+def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:
+    """A context that shows the progress of a long computation on stderr.
+
+    Args:
+        interrupted: Message of an interrupt: what is left and how to continue.
+        lines: Whether to print a line for each task if stderr is no terminal.
+
+    Yields:
+        The function to call with the progress; None if nothing is shown, as with `-q`.
+
+    Raises:
+        click.Abort: On Ctrl-C or SIGTERM; `main` prints `interrupted` and exits with 130.
+    """
+    try:
+        if sys.stderr.isatty() and not _is_quiet():
+            with _bars() as watch:
+                yield watch
+        else:
+            yield _lines() if lines and not _is_quiet() else None
+    except KeyboardInterrupt:
+        raise click.Abort(interrupted) from None
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Watch]:
+    """A bar for each task, until it is done and another begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    percentage = TextColumn("{task.percentage:.0f} % {task.fields[detail]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def watch(now: Progress) -> None:
+            shown = {bar.description: bar for bar in bars.tasks}
+            if now.task not in shown:
+                for finished in (bar for bar in shown.values() if bar.finished):
+                    bars.remove_task(finished.id)
+                # Steps of earlier calls count as completed and do not affect the speed.
+                bars.add_task(now.task, completed=now.done, total=now.total, detail=now.detail)
+            else:
+                bar = shown[now.task].id
+                bars.update(bar, completed=now.done, total=now.total, detail=now.detail)
+
+        yield watch
+
+
+def _lines() -> Watch:
+    begun: set[str] = set()
+
+    def watch(now: Progress) -> None:
+        if now.task not in begun:
+            begun.add(now.task)
+            click.echo(f"ppap: {now.task}", err=True)
+
+    return watch
+
+
+def _is_quiet() -> bool:
+    return click.get_current_context().ensure_object(GlobalOptions).verbosity < 0
 
 
 def _console() -> Console:

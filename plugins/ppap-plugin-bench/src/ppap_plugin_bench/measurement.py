@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.environment import environment, provenance
+from ppap_framework.diagnosis.record import environment, provenance
 from ppap_framework.diagnosis.intervals import Interval, rounded
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
