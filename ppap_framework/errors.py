@@ -6,8 +6,8 @@ Any other exception is a defect of this project or of a plugin and keeps its tra
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -62,6 +62,11 @@ class Problems:
             yield
         except PpapError as error:
             self.errors.append(error)
+
+    def attempt(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The result of a call; None if it raises a `PpapError`, which is collected."""
+        with self.collected():
+            return call(*arguments, **options)
 
     def check(self) -> None:
         """Raise the collected error, or all in one, of the type with the lowest exit code."""

@@ -576,7 +576,7 @@ class TestCommand:
 
         two = ppap.backend(ToyCascade(ppap.backend("toy")))
         found = SimpleNamespace(load=lambda: two)
-        monkeypatch.setattr("ppap_framework.cli.diagnose.backend_of", lambda given: found)
+        monkeypatch.setattr("ppap_framework.cli.guide_options.backend_of", lambda given: found)
         assert run(*BASE, *SMALL, "--batch", "4", "--experts", "none").code == 0
         drawn = ppap.sample(two, num=6, steps=2, batch=4).pictures["guided"]
         small, large = (

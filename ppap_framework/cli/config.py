@@ -132,6 +132,12 @@ backend_options = options(
     ),
     option("--backend-option", help="Its options; see `ppap plugins info NAME`.", **_PAIRS),
 )
+allow_mismatch = option(
+    "--allow-mismatch",
+    multiple=True,
+    metavar="FIELD",
+    help="Use experts that were trained for another `backend`, or at another `resolution`.",
+)
 guide_options = options(
     option("--guider", required=True, metavar="NAME", help="The network."),
     option("--guider-model", help="Which network, if the guider knows several."),
@@ -179,38 +185,33 @@ class Command(click.Command):
 
 
 def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The nearest configuration file, from a folder upwards, and its tables by command.
+    """The nearest file that configures ppap, from a folder upwards, and its tables by command.
 
     Raises:
         UsageError: If it is not valid TOML, or has other tables than those of commands.
     """
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     for path in (place / name for place in (folder, *folder.parents) for name in _FILES):
-        if (tables := _read(path)) is not None:
+        own = path.name == _FILES[0]
+        try:
+            content = path.read_bytes()
+            if not own and b"tool.ppap" not in content:
+                continue
+            tables = tomllib.loads(content.decode())
+        except OSError:
+            continue
+        except ValueError as error:
+            raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
+        tables = tables if own else tables.get("tool", {}).get("ppap")
+        for name, table in (tables or {}).items():
+            if name not in _CONFIGURED:
+                advice = f"write {' or '.join(f'[{command}]' for command in _CONFIGURED)}"
+                raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, advice)
+            if not isinstance(table, dict):
+                raise UsageError(f"{name!r} in {str(path)!r} is no table", hint=f"write [{name}]")
+        if tables is not None:
             return path, tables
     return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The tables of a file; None if there is none, or it does not configure ppap."""
-    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    own = path.name == _FILES[0]
-    try:
-        content = path.read_bytes()
-        if not own and b"tool.ppap" not in content:
-            return None
-        tables = tomllib.loads(content.decode())
-    except OSError:
-        return None
-    except ValueError as error:
-        raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
-    found: dict[str, Any] | None = tables if own else tables.get("tool", {}).get("ppap")
-    for name, table in (found or {}).items():
-        if name not in _CONFIGURED:
-            advice = f"write {' or '.join(f'[{command}]' for command in _CONFIGURED)}"
-            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, advice)
-        if not isinstance(table, dict):
-            raise UsageError(f"{name!r} in {str(path)!r} is not a table", hint=f"write [{name}]")
-    return found
 
 
 def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str) -> UsageError:
@@ -231,36 +232,33 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
     """
     found = find_config(Path.cwd())
     file, problems = str(found[0]) if found else None, Problems()
-    values = {name: _values(name, file, problems) for name in commands or _CONFIGURED}
+    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
+    values: dict[str, dict[str, Any]] = {}
+    for name in commands or _CONFIGURED:
+        ctx = core_command(name).make_context(f"ppap {name}", [])
+        problems.errors += [
+            UsageError(f"{name} {problem.message}", hint=problem.hint)
+            for problem in problems_of(ctx).errors
+            if "is required" not in problem.message
+        ]
+        own = [o.name or "" for o in ctx.command.params if isinstance(o, Option)]
+        origins = {o: ctx.get_parameter_source(o) or ParameterSource.DEFAULT for o in own}
+        values[name] = {
+            o.replace("_", "-"): {
+                "value": ctx.params[o],
+                "from": sources.get(origins[o], "default"),
+            }
+            for o in own
+        }
     if as_json:
         print_json({"file": file, **values})
     else:
         click.echo(f"file: {file or 'none'}")
-        for name, found_values in values.items():
+        for name, options_ in values.items():
             rows = []
-            for key, row in found_values.items():
-                value, source = row.values()
+            for key, row in options_.items():
+                value = row["value"]
                 value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-                rows.append((key, value, source))
+                rows.append((key, value, row["from"]))
             print_table((f"option of {name}", "value", "from"), rows)
     problems.check()
-
-
-def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[str, Any]]:
-    """Each option of a command with its value and source."""
-    configured = core_command(name)
-    context = configured.make_context(f"ppap {name}", [])
-    problems.errors += [
-        UsageError(f"{name} {problem.message}", hint=problem.hint)
-        for problem in problems_of(context).errors
-        if "is required" not in problem.message
-    ]
-    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
-    return {
-        option.name.replace("_", "-"): {
-            "value": context.params[option.name],
-            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # every option has a source
-        }
-        for option in configured.params
-        if isinstance(option, Option) and option.name
-    }

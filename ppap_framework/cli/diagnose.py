@@ -9,6 +9,7 @@ import click
 
 from ppap_framework.cli.config import (
     Command,
+    allow_mismatch,
     backend_options,
     guide_options,
     option,
@@ -32,7 +33,7 @@ _NUM = 256
 @guide_options
 @option("--target", help="Target of its gradients, as in `ppap run`.")
 @option("--experts", default="auto", metavar="auto|none|PATH|NAME", help="As in `ppap run`.")
-@option("--allow-mismatch", multiple=True, metavar="FIELD", help="As in `ppap run`.")
+@allow_mismatch
 @option("--data", metavar="FOLDER", help="A synthetic set; without it, images are drawn.")
 @option("--num", type=click.IntRange(2), help="Images; by default 256, or all of a smaller set.")
 @option("--levels", type=click.IntRange(2), default=21, help="Noise levels, extremes included.")
@@ -73,7 +74,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
                 f"{str(out)!r} holds an earlier diagnosis", hint="add --overwrite, or another --out"
             )
     problems.errors += [*sampling.problems(num=1), *compute.problems()]
-    data, plan = None, None
+    data = plan = None
     with problems.collected():
         data = given["data"] and SyntheticData(given["data"])
         if data and len(data) < (given["num"] or 2):
@@ -81,10 +82,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
                 f"there are {len(data)} images in {given['data']!r}, and more are needed",
                 hint="give a smaller --num, or draw more with `ppap synthesize`",
             )
-    with problems.collected():
-        found = given["backend"] and backend_of(given)
-    with problems.collected():
-        request = given["guider"] and guide_of(given)
+    found = given["backend"] and problems.attempt(backend_of, given)
+    request = given["guider"] and problems.attempt(guide_of, given)
     problems.check()
 
     if compute.threads is not None:
@@ -99,11 +98,10 @@ def command(ctx: click.Context, /, **given: Any) -> None:
                 f"the images in {str(data.path)!r} were drawn by a backend with other weights",
                 hint="draw them with `ppap synthesize`, or leave out --data",
             )
-    with problems.collected():
-        evenly_spaced(backend.stages[0].schedule, given["levels"])
-        NoiseRanges.equal(backend.stages[0].schedule, given["num_experts"] or 1)
-    with problems.collected():
-        guide = request.load()
+    schedule = backend.stages[0].schedule
+    problems.attempt(evenly_spaced, schedule, given["levels"])
+    problems.attempt(NoiseRanges.equal, schedule, given["num_experts"] or 1)
+    guide = problems.attempt(request.load)
     problems.check()
     wanted, guide = guide.experts, with_chosen_experts(guide, backend)
     if guide.chosen is None and wanted == "auto" and not guide.noise_aware:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from ppap_framework.cli.output import print_fields, print_json
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import Problems
+from ppap_framework.run import counts_of, first_batch, guide_origin, option_words, scale_words
+from ppap_framework.run.estimate import estimate
 
 if TYPE_CHECKING:
     from ppap_framework.components import Stage
@@ -13,18 +15,13 @@ if TYPE_CHECKING:
     from ppap_framework.guidance import Guide
     from ppap_framework.origin import Origin
     from ppap_framework.run import Counts, Plan
-    from ppap_framework.run.estimate import Estimate
+
+_WAYS = ("forwards", "backwards")
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
-    from ppap_framework.run import counts_of, first_batch
-    from ppap_framework.run.estimate import estimate
-
-    counts, found, unknown = counts_of(plan), None, ""
-    try:
-        found = estimate(plan)
-    except PpapError as error:
-        unknown = error.message
+    counts, problems = counts_of(plan), Problems()
+    found = problems.attempt(estimate, plan)
     if as_json:
         cost = attrs.asdict(found) if found else None
         print_json({"config": plan.record(), "cost": attrs.asdict(counts), "estimate": cost})
@@ -37,28 +34,27 @@ def show_plan(plan: Plan, as_json: bool) -> None:
         f"then {k.stage.name}": f"to {_size(k.stage)} in {_steps(k.process, ' steps')}"
         for k in plan.later
     }
-    print_fields(
-        "images",
-        {
-            "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
-            "seed": sampling.seed,
-            "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
-            "steps": _steps(plan.process),
-            **later,
-            "device": plan.device,
-        },
-    )
-    passes = {
-        "denoiser forwards": counts.denoiser_forwards,
-        "denoiser backwards": counts.denoiser_backwards,
+    images = {
+        "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
+        "seed": sampling.seed,
+        "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
+        "steps": _steps(plan.process),
     }
-    for way in ("forwards", "backwards"):
+    print_fields("images", {**images, **later, "device": plan.device})
+    passes = {f"denoiser {way}": getattr(counts, f"denoiser_{way}") for way in _WAYS}
+    for way in _WAYS:
         passes |= {f"{name} {way}": count for name, count in counts.guide_forwards.items()}
     print_fields("images that each network sees, over all steps", passes)
     if found is None:
-        print_fields("cost in products and memory", {"unknown": unknown})
+        print_fields("cost in products and memory", {"unknown": problems.errors[0].message})
         return
-    print_fields("GFLOPs of a step of an image", _products(found))
+    costs = {**found.stages, **found.guides}.items()
+    words = {"forward": "forward", "backward": "backward", "before": "before the first"}
+    products = {f"{name} {words[k]}": getattr(cost, k) for k in words for name, cost in costs}
+    products["of the whole run"] = found.flops
+    giga = {k: flops / 1e9 for k, flops in products.items() if flops}
+    form = {k: f"{g:.4g}" if g < 1000 else f"{g:,.0f}" for k, g in giga.items()}
+    print_fields("GFLOPs of a step of an image", form)
     step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
     print_fields("memory in MiB", {"weights": f"{found.weights / 2**20:,.0f}", "of a step": step})
 
@@ -71,7 +67,8 @@ def _backend(plan: Plan, counts: Counts) -> dict[str, Any]:
     return {
         **_origin(plan.backend.origin),
         "parameters": [
-            f"{name} {_count(n)}" if len(each) > 1 else _count(n) for name, n in each.items()
+            f"{name if each.keys() - {name} else ''} {_count(n)}".strip()
+            for name, n in each.items()
         ],
         "stages": stages if len(every) > 1 else None,
         "prompt": repr(prompt) if isinstance(prompt, str) else None,
@@ -79,8 +76,6 @@ def _backend(plan: Plan, counts: Counts) -> dict[str, Any]:
 
 
 def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
-    from ppap_framework.run import guide_origin, scale_words
-
     sampling, experts, (low, high) = plan.sampling, guide.chosen, guide.interval
     own = counts.expert_parameters.get(guide.name, ())
     ends = dict.fromkeys(_count(end(own)) for end in (min, max)) if own else ()
@@ -99,20 +94,7 @@ def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _products(found: Estimate) -> dict[str, Any]:
-    words = {"forward": "forward", "backward": "backward", "before": "before the first"}
-    products = {
-        f"{name} {words[way]}": _giga(getattr(cost, way))
-        for way in words
-        for name, cost in {**found.stages, **found.guides}.items()
-        if getattr(cost, way)
-    }
-    return products | {"of the whole run": _giga(found.flops)}
-
-
 def _origin(origin: Origin) -> dict[str, Any]:
-    from ppap_framework.run import option_words
-
     return {
         "name": origin.component,
         "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
@@ -128,11 +110,6 @@ def _size(stage: Stage) -> str:
 def _steps(process: Process, unit: str = "") -> str:
     schedule = process.schedule
     return f"{len(process)} of {schedule.num_timesteps}{unit}, schedule {schedule.name}"
-
-
-def _giga(flops: int) -> str:
-    giga = flops / 1e9
-    return f"{giga:.4g}" if giga < 1000 else f"{giga:,.0f}"
 
 
 def _count(number: int) -> str:

@@ -95,13 +95,13 @@ def inspect(source: str, as_json: bool) -> None:
     )
     rows = []
     for expert in experts:
-        above, below = expert["log_snr"]
+        ends = zip(expert["log_snr"], ("inf", "-inf"), strict=True)
+        levels = [word if end is None else f"{end:.3f}" for end, word in ends]
         rows.append(
             (
                 expert["index"],
                 "{}-{}".format(*expert["timesteps"]) if expert["timesteps"] else "none",
-                f"{'inf' if above is None else f'{above:.3f}'} to "
-                f"{'-inf' if below is None else f'{below:.3f}'}",
+                " to ".join(levels),
                 f"{expert['parameters']:,}",
                 f"{expert['share']:.2%}",
                 None if expert["scale"] is None else f"{expert['scale']:g}",
@@ -171,10 +171,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
                 f"experts {bundle.name!r} belong to {bundle.distribution}, which is not changed",
                 hint=f"copy {str(bundle.path)!r}, and give the path of the copy",
             )
-    with problems.collected():
-        backend = backend_of(given)
-    with problems.collected():
-        request = guide_of(given)
+    backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
     chosen = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:

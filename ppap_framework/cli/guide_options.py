@@ -54,16 +54,7 @@ _FIELDS = {
 
 
 def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> FoundBackend:
-    """The diffusion model of a command line, not yet loaded.
-
-    Args:
-        given: Values of options by parameter name.
-        more: Further options of the diffusion model, KEY=VALUE each.
-        offline: Raise instead of downloading.
-
-    Raises:
-        PpapError: As `ppap_framework.run.find_backend`, and for options that cannot be read.
-    """
+    """The diffusion model of a command line, not yet loaded; `more` are further KEY=VALUE."""
     chosen = {name: given[name] for name in ("checkpoint", "dtype")}
     found = find_backend(given["backend"], **chosen, offline=offline)
     texts = [*given["backend_option"], *more]
@@ -74,9 +65,7 @@ def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> F
 def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Compute]:
     """What determines the images, and how they are computed; not checked.
 
-    Args:
-        given: Values of options by parameter name; None and names that are no field are ignored.
-        others: Fields of the records whose option has another name or none.
+    Options are fields of the records by name, `others` those without an option.
     """
     fields = {*attrs.fields_dict(Sampling), *attrs.fields_dict(Compute)}
     changes = {k: v for k, v in given.items() if k in fields and v is not None}
@@ -86,13 +75,10 @@ def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Comp
 def parse_guides(
     given: Mapping[str, Any], problems: Problems, *, offline: bool = False
 ) -> list[GuideRequest]:
-    """The guides of a command line that could be read.
+    """The guides of a command line that could be read; `problems` collects what cannot.
 
-    Args:
-        given: Values of options by parameter name: `guider`, and if the command has them `scale`,
-            `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
-        problems: Collects what cannot be read.
-        offline: Raise instead of downloading.
+    `given` are values of options by parameter name: `guider`, and if the command has them `scale`,
+    `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
     """
     wanted = [text.strip() for text in _several(given["guider"])]
     guides: list[dict[str, Any]] = []
@@ -114,23 +100,15 @@ def parse_guides(
     misplaced = Problems()
     for parameter in _FIELDS:
         for text in _several(given.get(parameter)):
-            with misplaced.collected():
-                _assign(parameter, text, guides)
+            misplaced.attempt(_assign, parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
-    requests = []
-    for guide in guides:
-        with problems.collected():
-            requests.append(_request(guide, given, offline))
-    return requests
+    requests = [problems.attempt(_request, guide, given, offline) for guide in guides]
+    return [request for request in requests if request]
 
 
 def guide_of(given: Mapping[str, Any]) -> GuideRequest:
-    """The network of a command that has one and does not guide with it, checked.
-
-    Raises:
-        PpapError: If it cannot be used.
-    """
+    """The network of a command that has one and does not guide with it, checked."""
     problems = Problems()
     requests = parse_guides(given, problems)
     problems.check()
@@ -152,12 +130,7 @@ def typed_option(
     text: str,
     kind: Literal["backend", "guider", "loss", "adapter"] = "guider",
 ) -> Any:
-    """The value of a component's option, converted to the type in its options class.
-
-    Raises:
-        PluginError: If there is no such component, or its options cannot be imported.
-        UsageError: If the text is no value of that type.
-    """
+    """The value of a component's option, converted to the type in its options class."""
     plugins = registry()
     options = plugins.options_class(plugins.spec(kind, component))
     try:
@@ -182,12 +155,7 @@ def typed_option(
 
 
 def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
-    """A component's options, KEY=VALUE each.
-
-    Raises:
-        UsageError: If a text cannot be read, or a key is given twice.
-        PpapError: As `typed_option`.
-    """
+    """A component's options, KEY=VALUE each."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")

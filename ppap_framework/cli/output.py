@@ -81,13 +81,9 @@ def print_verified(
 
     Args:
         checks: By each file's name, a function that returns facts about it or raises.
-        blank: The record of a damaged file: the key of its name, the key of whether it is
-            undamaged, and those of facts.
+        blank: Keys of its record: the name, whether the file is undamaged, and facts.
         line: Format string for an undamaged file's record.
-        as_json: Print the records, with the errors' messages as "fault".
-
-    Raises:
-        PpapError: All problems, unless as JSON.
+        as_json: Print the records, with the errors' messages as "fault", and raise none.
     """
     name_key, good, *_ = blank
     records, problems = [], Problems()
@@ -95,7 +91,8 @@ def print_verified(
         record = {**blank, name_key: name, good: False, "fault": None}
         try:
             record |= {**check(), good: True}
-            click.echo(None if as_json else line.format(**record), nl=not as_json)
+            if not as_json:
+                click.echo(line.format(**record))
         except PpapError as error:
             problems.errors.append(error)
             record["fault"] = error.message
@@ -118,15 +115,9 @@ def size_words(size: int) -> str:
 def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:
     """A context that shows the progress of a long computation on stderr.
 
-    Args:
-        interrupted: Message of an interrupt: what is left and how to continue.
-        lines: Whether to print a line for each task if stderr is no terminal.
-
-    Yields:
-        The function to call with the progress; None if nothing is shown, as with `-q`.
-
-    Raises:
-        click.Abort: On Ctrl-C or SIGTERM; `main` prints `interrupted` and exits with 130.
+    It yields the function to call with the progress, or None if nothing is shown, as with `-q`. On
+    Ctrl-C or SIGTERM it raises `click.Abort`: `main` prints `interrupted`, what is left and how to
+    continue, and exits with 130. `lines` prints a line for each task if stderr is no terminal.
     """
     try:
         if sys.stderr.isatty() and not _is_quiet():
@@ -151,14 +142,18 @@ def _bars() -> Iterator[Watch]:
 
         def watch(now: Progress) -> None:
             shown = {bar.description: bar for bar in bars.tasks}
-            if now.task not in shown:
-                for finished in (bar for bar in shown.values() if bar.finished):
-                    bars.remove_task(finished.id)
-                # Steps of earlier calls count as completed and do not affect the speed.
-                bars.add_task(now.task, completed=now.done, total=now.total, detail=now.detail)
-            else:
-                bar = shown[now.task].id
-                bars.update(bar, completed=now.done, total=now.total, detail=now.detail)
+            state: dict[str, Any] = {
+                "completed": now.done,
+                "total": now.total,
+                "detail": now.detail,
+            }
+            if now.task in shown:
+                bars.update(shown[now.task].id, **state)
+                return
+            for finished in (bar for bar in shown.values() if bar.finished):
+                bars.remove_task(finished.id)
+            # Steps of earlier calls count as completed and do not affect the speed.
+            bars.add_task(now.task, **state)
 
         yield watch
 
@@ -184,6 +179,5 @@ def _console() -> Console:
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(
-        width=_PIPED_WIDTH if piped else None, markup=False, emoji=False, highlight=False
-    )
+    width = _PIPED_WIDTH if piped else None
+    return Console(width=width, markup=False, emoji=False, highlight=False)

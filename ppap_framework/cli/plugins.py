@@ -43,7 +43,8 @@ _ASSETS: dict[str, tuple[str, type[Asset]]] = {
     "default_targets": ("default target", DefaultTarget),
 }
 _ASSET_FIELDS = (
-    "summary plugin default default_target image_size guider backend size licence uri".split()
+    *("summary", "plugin", "default", "default_target", "image_size", "guider", "backend"),
+    *("size", "licence", "uri"),
 )
 
 _PROBE = """
@@ -58,9 +59,10 @@ print(json.dumps(found))
 _PROBE_SECONDS = 120
 
 _VARIABLES = (
-    "CUDA_VISIBLE_DEVICES FORCE_COLOR HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE MKL_NUM_THREADS NO_COLOR "
-    "OMP_NUM_THREADS PYTHONPATH TORCH_HOME XDG_CACHE_HOME"
-).split()
+    *("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    *("MKL_NUM_THREADS", "NO_COLOR", "OMP_NUM_THREADS", "PYTHONPATH", "TORCH_HOME"),
+    "XDG_CACHE_HOME",
+)
 """Variables that are shown beside `PPAP_*`; none of them holds a secret."""
 
 
@@ -270,16 +272,15 @@ def _probe_torch() -> dict[str, Any]:
             text=True,
             errors="replace",
             timeout=_PROBE_SECONDS,
-            check=False,
+            check=True,
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # a torch.py in this folder is not torch
         )
+        found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().rpartition("\n")[2] or "nothing was said"
+        return {"error": f"importing torch ended with exit code {error.returncode}: {said}"}
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
-    if probe.returncode != 0:
-        said = probe.stderr.strip().rpartition("\n")[2] or "nothing was said"
-        return {"error": f"importing torch ended with exit code {probe.returncode}: {said}"}
-    try:
-        found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
     return found

@@ -9,6 +9,7 @@ import click
 from ppap_framework.cli.config import (
     Command,
     NumberOrAuto,
+    allow_mismatch,
     backend_options,
     option,
     options,
@@ -53,12 +54,7 @@ _PER_GUIDE = {
         for name, text in _PER_GUIDE.items()
     )
 )
-@option(
-    "--guider-option",
-    multiple=True,
-    metavar="[GUIDE.]KEY=VALUE",
-    help="Option of the guider; `ppap plugins info NAME` lists them.",
-)
+@option("--guider-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the guider.")
 @option(
     "--scale",
     type=NumberOrAuto(float),
@@ -66,38 +62,15 @@ _PER_GUIDE = {
     help="Guidance scale for guides without =SCALE. auto: the calibrated scales of their experts. "
     "By default auto if there are any, and 4 otherwise.",
 )
-@option(
-    "--allow-mismatch",
-    multiple=True,
-    metavar="FIELD",
-    help="Use experts that were trained for another `backend`, or at another `resolution`.",
-)
+@allow_mismatch
 @settings("steps", "sampler", "eta")
-@option(
-    "--through",
-    choices=["noisy", "clean"],
-    help="Image that guides look at: the noisy one, or the denoiser's prediction of the clean one.",
-)
+@option("--through", choices=["noisy", "clean"], help="Guides see the noisy or predicted image.")
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
-@option(
-    "--conflicts",
-    choices=["keep", "remove"],
-    help="Keep or remove gradient components that oppose another guide.",
-)
+@option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
 @settings(num=4)
-@option(
-    "--batch",
-    type=NumberOrAuto(int),
-    metavar="NUMBER|auto",
-    default=8,
-    help="Batch size; auto for as many images as memory has room for.",
-)
+@option("--batch", type=NumberOrAuto(int), metavar="NUMBER|auto", default=8, help="Batch size.")
 @settings("seed")
-@option(
-    "--compare",
-    is_flag=True,
-    help="Draw the same noise also without guides and, if there are experts, without experts.",
-)
+@option("--compare", is_flag=True, help="Draw also without guides, and without their experts.")
 @option("--out", metavar="FOLDER", help="Output folder; by default a new one in runs/.")
 @settings("overwrite", "device", "threads", "precision")
 @option("--offload", is_flag=True, help="Keep idle networks on the CPU: less memory, more time.")
@@ -146,8 +119,7 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     num, offline = given["num"], given["dry_run"] or given["offline"]
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
-    with problems.collected():
-        run.check(num, sampling, compute)
+    problems.attempt(run.check, num, sampling, compute)
     with problems.collected():
         if given["out"] is None and given["overwrite"]:
             raise UsageError("--overwrite goes with --out", hint="name the folder with --out")
@@ -157,22 +129,15 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
             raise UsageError("--out is empty", hint="name a folder, or leave it out")
         else:
             run.check_folder(Path(given["out"]).expanduser(), overwrite=given["overwrite"])
-    if given["backend"] is not None:
-        with problems.collected():
-            cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
-            found = backend_of(given, *cfg, offline=offline)
+    cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
+    found = given["backend"] and problems.attempt(backend_of, given, *cfg, offline=offline)
     for request in requests:
-        with problems.collected():
-            request.check(sampling.through)
+        problems.attempt(request.check, sampling.through)
     problems.check()
 
-    guides = []
-    with problems.collected():
-        backend = found.load()
-        run.check_backend(backend, num, sampling)
-    for request in requests:
-        with problems.collected():
-            guides.append(request.load())
+    if backend := problems.attempt(found.load):
+        problems.attempt(run.check_backend, backend, num, sampling)
+    guides = [problems.attempt(request.load) for request in requests]
     problems.check()
     return run.plan(backend, guides, num, sampling, compute, compare=given["compare"])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +35,14 @@ def _training_options(*, calibrate: bool) -> Callable[[Any], Any]:
         option(
             "--boundaries",
             metavar="auto|T,T,...",
-            help="Timesteps at which all experts but the first begin; by default ranges of equal "
-            "width. auto derives them, and the number of experts, from how the network's answers "
-            "change with noise.",
+            help="Timesteps at which all experts but the first begin, by default equally spaced; "
+            "auto derives them, and their number, from how answers change with noise.",
         ),
         option(
             "--adapter",
             multiple=True,
             metavar="NAME[:KEY=VALUE,...]",
-            help="What an expert is made of; may be repeated. By default the defaults of the "
-            "installed adapters, such as lora:rank=16,alpha=8 and bias.",
+            help="What an expert is made of, such as lora:rank=16,alpha=8; may be repeated.",
         ),
         option("--iterations", default=5000, help="Iterations of all experts together."),
         option("--shared", default=0.5, help="Share of them in a start of all experts."),
@@ -56,11 +56,7 @@ def _training_options(*, calibrate: bool) -> Callable[[Any], Any]:
         option("--name", help="The bundle is called NAME.experts.safetensors."),
         option("--keep/--no-keep", default=True, help="Whether `ppap run` finds the experts."),
         settings("device", "overwrite", "json"),
-        option(
-            "--calibrate/--no-calibrate",
-            default=calibrate,
-            help="Whether to find the scales with which the experts guide.",
-        ),
+        option("--calibrate/--no-calibrate", default=calibrate, help="Whether to find scales."),
     )
 
 
@@ -91,14 +87,11 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     num = 1 if given["num"] is None else given["num"]
     shard = 512 if given["shard"] is None else given["shard"]
     files = {"shard": shard, "workers": given["workers"]}
-    out, prompts, problems = Path(given["out"] or ".").expanduser(), None, problems_of(ctx)
-    with problems.collected():
-        prompts = _prompts(given["prompts"], num)
+    out, problems = Path(given["out"] or ".").expanduser(), problems_of(ctx)
+    prompts = problems.attempt(_prompts, given["prompts"], num)
     sampling, compute = settings_of(given, prompt=prompts)
-    with problems.collected():
-        data.check_synthesis(out, num, sampling, compute, **files)
-    with problems.collected():
-        found = given["backend"] and backend_of(given)
+    problems.attempt(data.check_synthesis, out, num, sampling, compute, **files)
+    found = given["backend"] and problems.attempt(backend_of, given)
     problems.check()
     with progress(f"the same command continues in {given['out']}") as watch:
         drawn = data.synthesize(
@@ -141,14 +134,13 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
 
     problems = problems_of(ctx)
     problems.check()
-    data, compute = None, Compute(device=given["device"], batch=64)
-    out, recipe = Path(given["out"]).expanduser(), _recipe(given, problems)
-    with problems.collected():
-        learn.check_transfer(out, recipe, compute, given["name"])
-    with problems.collected():
-        data = (LabelledImages if given["supervised"] else SyntheticData)(given["data"])
-    settings = {"out": out, "recipe": recipe, "compute": compute}
-    _train(problems, given, learn.transfer, data=data, **settings)
+    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
+    out = Path(given["out"]).expanduser()
+    problems.attempt(learn.check_transfer, out, recipe, compute, given["name"])
+    kind = LabelledImages if given["supervised"] else SyntheticData
+    data = problems.attempt(kind, given["data"])
+    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
+    train(learn.transfer, data=data)
 
 
 @click.command("adapt", cls=Command)
@@ -181,10 +173,10 @@ def adapt(ctx: click.Context, /, **given: Any) -> None:
     sampling = Sampling(steps=given["steps"], seed=given["seed"])
     out = Path(given["out"] or _default_out(given, recipe)).expanduser()
     draws = {name: given[name] for name in ("num", "workers")}
-    with problems.collected():
-        learn.check_adapt(out, recipe, sampling, compute, name=given["name"], **draws)
-    settings = {"out": out, "recipe": recipe, "compute": compute, "sampling": sampling}
-    _train(problems, given, learn.adapt, **settings, **draws)
+    check = partial(learn.check_adapt, out, recipe, sampling, compute, name=given["name"])
+    problems.attempt(check, **draws)
+    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
+    train(learn.adapt, sampling=sampling, **draws)
 
 
 def _train(
@@ -194,10 +186,7 @@ def _train(
     from ppap_framework.cli.guide_options import backend_of, guide_of
     from ppap_framework.learn import load_teacher
 
-    with problems.collected():
-        found = backend_of(given)
-    with problems.collected():
-        request = guide_of(given)
+    found, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
     with progress(f"the same command goes on in {settings['out']}") as watch:
         bundle = learn(
@@ -237,16 +226,15 @@ def _prompts(path: str | None, num: int) -> list[str] | None:
     """A prompt for each image: the non-blank lines of a file, in turn."""
     if path is None:
         return None
+    hint = "write a text file, a prompt a line"
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise AssetError(
-            f"cannot read the prompts in {path!r}: {reason}", hint="a text file, a prompt a line"
-        ) from error
+        raise AssetError(f"cannot read the prompts in {path!r}: {reason}", hint=hint) from error
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise UsageError(f"there are no prompts in {path!r}", hint="write one a line")
+        raise UsageError(f"there are no prompts in {path!r}", hint=hint)
     return [prompts[image % len(prompts)] for image in range(num)]
 
 
@@ -257,11 +245,9 @@ def _recipe(given: Mapping[str, Any], problems: Problems) -> Recipe:
     from ppap_framework.learn import Recipe
 
     values = {name: given[name] for name in attrs.fields_dict(Recipe) if name in given}
-    values |= {"batch": given["learn_batch"], "adapters": None, "boundaries": None}
-    with problems.collected():
-        values["adapters"] = _adapters(given["adapter"])
-    with problems.collected():
-        values["boundaries"] = _boundaries(given["boundaries"])
+    values["batch"] = given["learn_batch"]
+    values["adapters"] = problems.attempt(_adapters, given["adapter"])
+    values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
     return Recipe(**values)
 
 
@@ -272,9 +258,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        parts = text.strip().split(":")
-        own = bool(parts[1:] and parts[1] and "=" not in parts[1])  # distribution:name
-        name, options = ":".join(parts[: 1 + own]), ":".join(parts[1 + own :])
+        name, options = re.fullmatch(r"([^:]*(?::[^:=]+)?):?(.*)", text.strip(), re.S).groups()  # type: ignore[union-attr]  # it matches anything
         registry().spec("adapter", name)
         kind = name.rpartition(":")[2]
         if kind in found:
@@ -299,8 +283,7 @@ def _boundaries(text: str | None) -> Boundaries:
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
     parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
     if recipe.boundaries == "auto":
-        parts += [str(n) for n in [recipe.num_experts] if n] + ["auto"]
+        parts += [recipe.num_experts, "auto"]
     else:
-        follows = 5 if recipe.boundaries is None else len(recipe.boundaries) + 1
-        parts.append(str(recipe.num_experts or follows))
-    return f"runs/adapt/{'-'.join(parts)}"
+        parts.append(recipe.num_experts or len(recipe.boundaries or range(4)) + 1)
+    return f"runs/adapt/{'-'.join(str(part) for part in parts if part)}"
