@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import toy_distribution
-from commands import Run, typed
+from commands import Run, refused, typed
 from experts_toy import Backend, TinyGuide, experts_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -631,9 +631,7 @@ class TestCommand:
 
     def test_an_earlier_diagnosis_is_replaced_if_asked(self, run: Run) -> None:
         assert run(*BASE, *SMALL).code == 0
-        code, _, err = run(*BASE, *SMALL, "--seed", "1")
-        assert code == 2
-        assert "holds an earlier diagnosis" in err
+        refused(run(*BASE, *SMALL, "--seed", "1"), 2, "holds an earlier diagnosis")
         assert record()["seed"] == 0
         assert run(*BASE, *SMALL, "--seed", "1", "--overwrite").code == 0
         assert record()["seed"] == 1
@@ -673,37 +671,22 @@ class TestCommand:
     )
     def test_refusals(self, run: Run, changes: tuple[str, ...], code: int, message: str) -> None:
         Path("file").write_text("in the way")
-        outcome = run(*BASE, *SMALL, *changes)
-        assert outcome.code == code
-        assert message in outcome.err
-        assert outcome.err.splitlines()[0].startswith("ppap: error:")
-        assert len(outcome.err.splitlines()) <= 2
-        assert not outcome.out
+        refused(run(*BASE, *SMALL, *changes), code, message)
         assert not Path("runs").exists()
 
     def test_several_refusals_at_once(self, run: Run) -> None:
         outcome = run(*BASE, "--levels", "0", "--data", "nowhere", "--guider", "color")
-        for word in ("--levels", "nowhere", "color"):
-            assert word in outcome.err
+        refused(outcome, 2, "--levels", "nowhere", "color")
 
     def test_pictures_of_other_weights_or_too_few(
         self, run: Run, data: SyntheticData, tmp_path: Path
     ) -> None:
         arguments = (*BASE, "--data", str(data.path))
-        code, _, err = run(*arguments, "--num", "10")
-        assert code == 2
-        assert "there are 9 images" in err
-        other = write_checkpoint(tmp_path / "other.safetensors", spread=0.5)
-        code, _, err = run(*arguments, "--checkpoint", str(other))
-        assert code == 4
-        assert "drawn by a backend with other weights" in err
-
-
-def write_checkpoint(path: Path, spread: float) -> Path:
-    """Of the toy backend."""
-    state = {"mean": torch.zeros(3, 8, 8), "spread": torch.tensor(spread)}
-    save_checkpoint(path, state, {"size": 8, "timesteps": 100})
-    return path
+        refused(run(*arguments, "--num", "10"), 2, "there are 9 images")
+        state = {"mean": torch.zeros(3, 8, 8), "spread": torch.tensor(0.5)}
+        save_checkpoint(tmp_path / "other.safetensors", state, {"size": 8, "timesteps": 100})
+        other = run(*arguments, "--checkpoint", str(tmp_path / "other.safetensors"))
+        refused(other, 4, "drawn by a backend with other weights")
 
 
 def test_a_classifier_off_the_shelf(site: Path, tmp_path: Path) -> None:

@@ -36,10 +36,7 @@ COMMANDS = {
 }
 """Each command and its summary."""
 
-_ELSEWHERE = {
-    **dict.fromkeys(("synthesize", "transfer", "adapt"), "training"),
-    "doctor": "plugins",
-}
+_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(("synthesize", "transfer", "adapt"), "training")}
 """Modules of commands that are not `command` in a module of their own name."""
 
 _BUG = 1
@@ -49,8 +46,7 @@ _INTERRUPTED = 130
 def core_command(name: str) -> click.Command:
     """A command of the core, imported."""
     module = importlib.import_module(f"ppap_framework.cli.{_ELSEWHERE.get(name, name)}")
-    command: click.Command = getattr(module, name if name in _ELSEWHERE else "command")
-    return command
+    return getattr(module, name if name in _ELSEWHERE else "command")  # type: ignore[no-any-return]
 
 
 class _Commands(Group):

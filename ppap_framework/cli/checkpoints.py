@@ -63,23 +63,14 @@ def info(name: str, as_json: bool) -> None:
         print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
         return
     first_used = f"{noted}, of the file that was used first" if noted else "none is published"
-    print_fields(
-        f"checkpoint {card.name}",
-        {
-            "summary": card.summary,
-            "for": f"{card.kind} {card.component}",
-            "plugin": row["plugin"],
-            "from": card.uri,
-            "size": _size(row),
-            "SHA-256": card.sha256 or first_used,
-            "licence": card.licence,
-            "pixels": card.image_size,
-            "parameters": f"{card.parameters:,}" if card.parameters else None,
-            "path": row["path"],
-            "here": "yes" if row["here"] else "no",
-        },
-    )
-    print_fields("architecture", _flat(card.architecture))
+    shown = {
+        **row,
+        "size": _size(row),
+        "sha256": card.sha256 or first_used,
+        "parameters": f"{card.parameters:,}" if card.parameters else None,
+        "architecture": card.architecture,
+    }
+    print_fields(f"checkpoint {card.name}", shown)
 
 
 @command.command("where")
@@ -207,12 +198,3 @@ def _size(row: dict[str, Any]) -> str:
         return size_words(size)
     about = row["approximate_size"]
     return f"about {size_words(about)}" if about else "unknown"
-
-
-def _flat(architecture: Any, before: str = "") -> dict[str, Any]:
-    """Flatten nested objects to dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in architecture.items():
-        nested = isinstance(value, dict)
-        fields |= _flat(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
-    return fields

@@ -105,10 +105,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "batch": {"type": int, "help": "Batch size."},
     "device": {"default": "auto", "help": "Device, such as cpu, cuda, cuda:1 or mps."},
     "threads": {"type": int, "help": "Threads on the CPU; by default torch's own choice."},
-    "precision": {
-        "choices": ("float32", "bfloat16"),
-        "help": "Precision of matrix products and convolutions.",
-    },
+    "precision": {"choices": ("float32", "bfloat16"), "help": "Precision of matrix products."},
     "workers": {"type": int, "help": "Processes that draw; by default one a core, up to 8."},
     "overwrite": {"is_flag": True, "help": "Replace what an earlier call wrote to the folder."},
     "offline": {"is_flag": True, "help": "Download nothing."},
@@ -241,24 +238,16 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
             for problem in problems_of(ctx).errors
             if "is required" not in problem.message
         ]
-        own = [o.name or "" for o in ctx.command.params if isinstance(o, Option)]
-        origins = {o: ctx.get_parameter_source(o) or ParameterSource.DEFAULT for o in own}
-        values[name] = {
-            o.replace("_", "-"): {
-                "value": ctx.params[o],
-                "from": sources.get(origins[o], "default"),
-            }
-            for o in own
-        }
+        values[name] = {}
+        for own in (o.name or "" for o in ctx.command.params if isinstance(o, Option)):
+            source = ctx.get_parameter_source(own) or ParameterSource.DEFAULT
+            row = {"value": ctx.params[own], "from": sources.get(source, "default")}
+            values[name][own.replace("_", "-")] = row
     if as_json:
         print_json({"file": file, **values})
     else:
         click.echo(f"file: {file or 'none'}")
-        for name, options_ in values.items():
-            rows = []
-            for key, row in options_.items():
-                value = row["value"]
-                value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
-                rows.append((key, value, row["from"]))
+        for name, shown in values.items():
+            rows = [(option, *row.values()) for option, row in shown.items()]
             print_table((f"option of {name}", "value", "from"), rows)
     problems.check()

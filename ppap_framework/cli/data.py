@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
+from ppap_framework.cli.output import json_option, print_fields, print_json, print_table, size_words
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -72,17 +72,5 @@ def stats(folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), **found, "stages": stages})
         return
-    print_fields(
-        str(folder),
-        {
-            "images": found["images"],
-            "shards": found["shards"],
-            "size": f"{found['bytes'] / 2**20:.1f} MiB",
-            "drawn in": None if data.seconds is None else f"{data.seconds:.1f} s",
-            "backend": settings["backend"]["component"],
-            "checkpoint": settings["backend"]["checkpoint"],
-            "sampler": f"{settings['sampler']}, {settings['steps']} steps, seed {settings['seed']}",
-            "SHA-256": data.manifest_hash,
-        },
-    )
+    print_fields(str(folder), {**found, "size": size_words(found["bytes"]), **settings})
     print_table(["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows)

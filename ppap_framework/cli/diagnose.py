@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,14 @@ if TYPE_CHECKING:
     from ppap_framework.run import LoadedBackend
 
 _NUM = 256
+_COLUMNS = {
+    "same class": "agreement",
+    "confidence": "confidence",
+    "distance": "disagreement",
+    "gradient": "gradient_norm",
+    "cosine": "cosine",
+}
+"""Figures of a reading by their headings."""
 
 
 @click.command("diagnose", cls=Command)
@@ -170,30 +177,15 @@ def _about(backend: LoadedBackend, guide: Guide) -> dict[str, Any]:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    columns: dict[str, Callable[[Any], str]] = {
-        "same class": lambda reading: _fixed(reading.agreement.value),
-        "confidence": lambda reading: _fixed(reading.confidence.value),
-        "distance": lambda reading: f"{reading.disagreement.value:.3g}",
-        "gradient": lambda reading: f"{reading.gradient_norm.value:.3g}",
-        "cosine": lambda reading: _fixed(reading.cosine.value),
-    }
-    if diagnosis.clean_confidence is None:
-        del columns["same class"], columns["confidence"]
     readings = [found for found in (diagnosis.untouched, diagnosis.experts) if found]
-    rows = [
-        (t, _fixed(snr, 1), *(" → ".join(map(shown, row)) for shown in columns.values()))
-        for t, snr, *row in zip(diagnosis.timesteps, diagnosis.log_snr, *readings, strict=True)
-    ]
-    print_table(["t", "log-SNR", *columns], rows)
+    shown = {t: n for t, n in _COLUMNS.items() if getattr(readings[0][0], n) is not None}
+    rows = []
+    for t, snr, *row in zip(diagnosis.timesteps, diagnosis.log_snr, *readings, strict=True):
+        figures = ([f"{getattr(reading, n).value:.3g}" for reading in row] for n in shown.values())
+        rows.append((t, f"{snr:.3g}", *map(" → ".join, figures)))
+    print_table(["t", "log-SNR", *shown], rows)
     if diagnosis.experts is not None:
         click.echo("untouched network → its experts")
-    if diagnosis.proposal:
-        starts = ",".join(map(str, diagnosis.proposal))
-        click.echo(f"{len(diagnosis.proposal) + 1} experts could begin at --boundaries {starts}")
-    else:
-        click.echo("1 expert could own all timesteps")
-
-
-def _fixed(number: float, digits: int = 2) -> str:
-    """A number with fixed digits after the point, and no -0."""
-    return f"{round(number, digits) + 0.0:.{digits}f}"
+    starts = ",".join(map(str, diagnosis.proposal))
+    number = f"{len(diagnosis.proposal) + 1} experts could begin at --boundaries {starts}"
+    click.echo(number if starts else "1 expert could own all timesteps")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -79,20 +78,9 @@ def inspect(source: str, as_json: bool) -> None:
         " ".join([adapter.name, *(f"{key}={value}" for key, value in adapter.options.items())])
         for adapter in info.adapters
     ]
-    print_fields(
-        f"experts {bundle.name}",
-        {
-            "path": bundle.path,
-            "guide": info.guide,
-            "backend": info.backend,
-            "adapters": adapters,
-            "images": f"{info.image_space}, {_by(info.resolution)}",
-            "network input": _input(info),
-            "network": f"{info.network_parameters:,} parameters",
-            "seed": info.seed,
-            "data": info.data_sha256,
-        },
-    )
+    convention = info.input and attrs.asdict(info.input)
+    fields = attrs.asdict(info, recurse=False) | {"adapters": adapters, "input": convention}
+    print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
     rows = []
     for expert in experts:
         ends = zip(expert["log_snr"], ("inf", "-inf"), strict=True)
@@ -109,8 +97,6 @@ def inspect(source: str, as_json: bool) -> None:
         )
     timesteps = f"timesteps ({info.schedule})"
     print_table(["expert", timesteps, "log-SNR", "trainable", "share", "scale"], rows)
-    print_fields("recipe", info.recipe)
-    print_fields("held-out metrics", info.metrics)
 
 
 @command.command("verify")
@@ -225,17 +211,3 @@ def _experts(info: BundleInfo) -> list[dict[str, Any]]:
         }
         for k, parameters in enumerate(info.expert_parameters)
     ]
-
-
-def _by(size: Iterable[int]) -> str:
-    return " x ".join(map(str, size))
-
-
-def _input(info: BundleInfo) -> str:
-    if info.input is None:
-        return "unknown"
-    black, white = (
-        f"({', '.join(f'{v:g}' for v in values[:3])}{', ...' if len(values) > 3 else ''})"
-        for values in (info.input.black, info.input.white)
-    )
-    return f"{_by(info.input.shape)}, black as {black}, white as {white}"

@@ -50,25 +50,40 @@ def print_table(
         table.add_column(column, overflow="fold")  # not an ellipsis: every character matters
     for row in rows:
         cells = [row[column] for column in columns] if isinstance(row, Mapping) else row
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+        table.add_row(*map(_cell, cells))
     _console().print(table)
 
 
 def print_fields(title: str, fields: Mapping[str, Any]) -> None:
-    """Print a title and its fields, one per line; empty fields are left out."""
+    """Print a title and its fields, one per line; nested ones with dots, without empty ones."""
     from rich.table import Table
 
     if not fields:
         return
     grid = Table.grid("", "", padding=(0, 2))
     grid.columns[1].overflow = "fold"
-    for name, value in fields.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        if text and value is not None:
+    for name, value in _flat(fields):
+        if text := _cell(value):
             grid.add_row(f"  {name}", text)
     out = _console()
     out.print(title, style="bold")
     out.print(grid)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _flat(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            value = {part.get("name", index): part for index, part in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def print_verified(

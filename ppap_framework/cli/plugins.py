@@ -37,16 +37,12 @@ from ppap_framework.registry import (
     suppliers,
 )
 
-_ASSETS: dict[str, tuple[str, type[Asset]]] = {
-    "checkpoints": ("checkpoint", Card),
-    "experts": ("experts", ExpertBundle),
-    "default_targets": ("default target", DefaultTarget),
+_TARGET = "{0.text!r} for {0.guider} with {0.checkpoint}"
+_ASSETS: dict[str, tuple[str, type[Asset], str]] = {
+    "checkpoints": ("checkpoint", Card, "{0.name}"),
+    "experts": ("experts", ExpertBundle, "{0.name}"),
+    "default_targets": ("default target", DefaultTarget, _TARGET),
 }
-_ASSET_FIELDS = (
-    *("summary", "plugin", "default", "default_target", "image_size", "guider", "backend"),
-    *("size", "licence", "uri"),
-)
-
 _PROBE = """
 import json, torch
 if torch.cuda.is_available():
@@ -115,7 +111,10 @@ def info(name: str, as_json: bool) -> None:
         print_json({"components": components, "plugins": plugins})
         return
     for component in components:
-        _print_component(component)
+        for card in component.get("checkpoints", ()):
+            del card["architecture"]  # `ppap checkpoints info` shows it
+        title, licence = "{kind} {name}".format(**component), component["licence"]
+        print_fields(title, component | {"licence": licence or "not stated"})
     for plugin in plugins:
         trace = plugin.pop("traceback")
         print_fields(f"plugin {plugin['plugin']}", plugin)
@@ -144,7 +143,7 @@ def doctor(as_json: bool) -> int:
         "commands": commands,
         "conflicts": [attrs.asdict(c) for c in (*conflicts(found), *_contested(commands))],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
-        "caches": [{"path": str(path), "bytes": _size(path)} for path in _caches()],
+        "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -168,8 +167,8 @@ def _describe_plugin(record: PluginRecord) -> dict[str, Any]:
         **{field: getattr(record, field) for field in fields},
         "components": [f"{spec.kind} {spec.name}" for spec in record.specs],
         **{
-            key: [_asset_name(asset) for asset in record.assets if isinstance(asset, kind)]
-            for key, (_, kind) in _ASSETS.items()
+            key: [name.format(asset) for asset in record.assets if isinstance(asset, kind)]
+            for key, (_, kind, name) in _ASSETS.items()
         },
         "traceback": record.traceback,
     }
@@ -180,12 +179,6 @@ def _print_idle(records: Iterable[PluginRecord]) -> None:
     idle = [(r.name, r.version, r.status, r.reason, r.hint) for r in records if r.status != "ok"]
     if idle:
         print_table(["not loaded", "version", "status", "reason", "hint"], idle)
-
-
-def _asset_name(asset: Asset) -> str:
-    if isinstance(asset, DefaultTarget):
-        return f"{asset.text!r} for {asset.guider} with {asset.checkpoint}"
-    return asset.name
 
 
 def _summary(record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
@@ -239,19 +232,6 @@ def _unknown(name: str, found: Registry) -> PluginError:
     return PluginError(f"no component and no plugin is called {name!r}", hint=hint)
 
 
-def _print_component(described: dict[str, Any]) -> None:
-    fields = {**described, "licence": described["licence"] or "not stated"}
-    title, options = f"{fields.pop('kind')} {fields.pop('name')}", fields.pop("options")
-    assets = [(kind, a) for key, (kind, _) in _ASSETS.items() for a in fields.pop(key, [])]
-    print_fields(title, fields | ({"options": options} if isinstance(options, str) else {}))
-    for option in options if isinstance(options, list) else ():
-        default = option["default"]
-        unless = default if default == "required" else f"default {default}"
-        click.echo(f"  option {option['name']}: {option['type']}, {unless}")
-    for kind, asset in assets:
-        print_fields(f"{kind} {asset['name']}", {key: asset.get(key) for key in _ASSET_FIELDS})
-
-
 def _contested(commands: dict[str, list[str]]) -> list[Conflict]:
     """Command names that several distributions claim, or one and the core, which keeps them."""
     found = []
@@ -286,40 +266,33 @@ def _probe_torch() -> dict[str, Any]:
     return found
 
 
-def _caches() -> list[Path]:
-    """Folders of weights: the project's, and those of libraries that plugins use."""
+def _caches() -> dict[str, int]:
+    """Bytes of folders of weights: the project's, and those of libraries that plugins use."""
     get = os.environ.get
     shared = Path(get("XDG_CACHE_HOME") or Path.home() / ".cache")
     hub = get("HF_HUB_CACHE") or Path(get("HF_HOME") or shared / "huggingface", "hub")
-    return [cache_dir(), Path(hub), Path(get("TORCH_HOME") or shared / "torch")]
-
-
-def _size(folder: Path) -> int:
-    """Bytes of the readable files under a folder; links are not followed."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for file in (Path(parent, name) for name in names):
+    sizes = {}
+    for folder in (cache_dir(), Path(hub), Path(get("TORCH_HOME") or shared / "torch")):
+        sizes[str(folder)] = 0
+        for file in (Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
             with contextlib.suppress(OSError):
-                total += file.stat().st_size if not file.is_symlink() and file.is_file() else 0
-    return total
+                if file.is_file() and not file.is_symlink():
+                    sizes[str(folder)] += file.stat().st_size
+    return sizes
 
 
 def _print(report: dict[str, Any], found: Registry) -> None:
-    click.secho(f"ppap {report['ppap']}", bold=True)
-    print_fields("Python", report["python"])
-    print_fields("torch", report["torch"])
-    print_fields("caches", {c["path"]: f"{c['bytes'] / 1e6:,.1f} MB" for c in report["caches"]})
-    print_fields("environment", report["environment"])
+    shown = {key: report[key] for key in ("python", "torch", "environment", "caches", "commands")}
+    print_fields(f"ppap {report['ppap']}", shown)
     loaded = []
     for record, known in zip(found.records, report["plugins"], strict=True):
-        assets = [f"{kind} {name}" for key, (kind, _) in _ASSETS.items() for name in known[key]]
+        assets = [f"{kind} {name}" for key, (kind, *_) in _ASSETS.items() for name in known[key]]
         if record.status == "ok":
             supplied = ", ".join([*known["components"], *assets])
             loaded.append((record.name, record.version, supplied))
     if loaded:
         print_table(["loaded", "version", "supplies"], loaded)
     _print_idle(found.records)
-    print_fields("commands of plugins", {n: " and ".join(c) for n, c in report["commands"].items()})
     for record in found.records:
         if record.error is not None:
             click.secho(f"{record.name}, {record.status}:", bold=True)

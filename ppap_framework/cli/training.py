@@ -83,10 +83,7 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework import data
     from ppap_framework.cli.guide_options import backend_of, settings_of
 
-    # Options that could not be read are None and already reported; use defaults here.
-    num = 1 if given["num"] is None else given["num"]
-    shard = 512 if given["shard"] is None else given["shard"]
-    files = {"shard": shard, "workers": given["workers"]}
+    num, files = given["num"], {name: given[name] for name in ("shard", "workers")}
     out, problems = Path(given["out"] or ".").expanduser(), problems_of(ctx)
     prompts = problems.attempt(_prompts, given["prompts"], num)
     sampling, compute = settings_of(given, prompt=prompts)
