@@ -467,11 +467,11 @@ class TestRefusals:
             ({"num_experts": 101}, "among 101 experts"),
             ({"batch": 0}, "batch must be"),
             ({"device": "abacus"}, "no device 'abacus'"),
-            ({"images": pictures(1)}, "there are 1 images"),
+            ({"images": pictures(1)}, r"images are \(1, 3, 8, 8\)"),
             ({"images": pictures(4, size=9)}, r"\(4, 3, 9, 9\)"),
             ({"images": pictures(4).float()}, "float32"),
-            ({"clean": pictures(3, size=16)}, "4 images, and 3 for the teacher"),
-            ({"clean": pictures(4)[0]}, "clean images are"),
+            ({"clean": pictures(3, size=16)}, r"clean ones \(3, 3, 16, 16\)"),
+            ({"clean": pictures(4)[0]}, r"clean ones \(3, 8, 8\)"),
         ],
     )
     def test_arguments(self, changes: dict[str, Any], message: str) -> None:

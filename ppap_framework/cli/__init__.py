@@ -50,8 +50,6 @@ def core_command(name: str) -> click.Command:
 
 
 class _Commands(Group):
-    prefix = ""
-
     def summaries(self) -> Mapping[str, str]:
         return COMMANDS
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -116,14 +115,11 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
         info, state = verify_bundle(bundle.path)
         return {"experts": len(info), "tensors": len(state)}
 
-    checks = (
-        {source: partial(facts, source) for source in sources}
-        if sources
-        else {bundle.name: partial(facts, bundle) for bundle in find_bundles()}
-    )
+    files: list[tuple[str, Any]] = [(source, source) for source in sources]
+    files = files or [(bundle.name, bundle) for bundle in find_bundles()]
     blank = dict.fromkeys(("source", "whole", "experts", "tensors"))
     line = "{source}: {experts} experts in {tensors} tensors are whole"
-    return print_verified(checks, blank, line, as_json)
+    return print_verified(files, facts, blank, line, as_json)
 
 
 @command.command("calibrate")

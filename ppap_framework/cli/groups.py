@@ -24,20 +24,12 @@ _METADATA = ("dist-info", "egg-info")
 
 
 class GlobalOptions:
-    """Values of `-v`, `-q` and `--debug`; `click.Context.obj` of every command.
-
-    Attributes:
-        verbosity: 0 shows warnings and progress; each `-v` adds one and each `-q` takes one.
-        debug: Whether errors show their traceback.
-        command: The command that was typed, such as "ppap run".
-        author: The distribution that supplies it.
-        afterwards: What `main` restores on exit: a process may run several commands.
-    """
+    """Values of `-v`, `-q` and `--debug`; `click.Context.obj` of every command."""
 
     def __init__(self) -> None:
         self.verbosity, self.debug = 0, False
-        self.command = self.author = "ppap"
-        self.afterwards = contextlib.ExitStack()
+        self.command = self.author = "ppap"  # what was typed, and the distribution that supplies it
+        self.afterwards = contextlib.ExitStack()  # restored on exit: a process may go on
 
     def add(self, name: str | None, value: int) -> None:
         """Add an option's value to the one given before the command's name."""
@@ -80,9 +72,6 @@ def _accept_global_options(command: click.Command) -> None:
 class Group(click.Group):
     """The core's commands and those that plugins add."""
 
-    prefix: str | None = None
-    """What begins the names of entry points; None for the group's name and a dot."""
-
     def summaries(self) -> Mapping[str, str]:
         """The core's commands, each with its summary."""
         return {name: c.get_short_help_str(100) for name, c in sorted(self.commands.items())}
@@ -92,7 +81,7 @@ class Group(click.Group):
 
     def added(self) -> dict[str, dict[str, str]]:
         """Plugins' commands in this group, as `plugin_commands`."""
-        prefix = f"{self.name}." if self.prefix is None else self.prefix
+        prefix = "" if self.name == "ppap" else f"{self.name}."
         every = plugin_commands().items()
         found = {name.removeprefix(prefix): c for name, c in every if name.startswith(prefix)}
         return {n: c for n, c in found.items() if "." not in n and n not in self.summaries()}

@@ -87,25 +87,23 @@ def _flat(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 
 def print_verified(
-    checks: Mapping[str, Callable[[], dict[str, Any]]],
+    files: Iterable[tuple[str, Any]],
+    check: Callable[[Any], dict[str, Any]],
     blank: Mapping[str, Any],
     line: str,
     as_json: bool,
 ) -> int:
-    """Check files, print which are undamaged, and return the exit code.
+    """Check named files, print which are undamaged, and return the exit code.
 
-    Args:
-        checks: By each file's name, a function that returns facts about it or raises.
-        blank: Keys of its record: the name, whether the file is undamaged, and facts.
-        line: Format string for an undamaged file's record.
-        as_json: Print the records, with the errors' messages as "fault", and raise none.
+    `check` returns facts about a file, or raises. `blank` has the keys of a file's record: its
+    name, whether it is undamaged, and the facts; `line` formats it.
     """
     name_key, good, *_ = blank
     records, problems = [], Problems()
-    for name, check in checks.items():
+    for name, file in files:
         record = {**blank, name_key: name, good: False, "fault": None}
         try:
-            record |= {**check(), good: True}
+            record |= {**check(file), good: True}
             if not as_json:
                 click.echo(line.format(**record))
         except PpapError as error:

@@ -331,18 +331,15 @@ def _mean(
 
 def _check(images: Tensor, clean: Tensor, shape: tuple[int, ...], guide: Guide, batch: int) -> None:
     count, rows = len(images), 0 if guide.target is None else len(guide.target.value)
-    fits = images.shape[1:] == shape and clean.ndim == 4
-    form = [f"{tuple(x.shape)}, {x.dtype}" for x in (images, clean)]
-    problems = {
-        f"images are {form[0]}, clean images are {form[1]}; stage 1 draws {shape}, torch.uint8": (
-            not fits or {images.dtype, clean.dtype} != {torch.uint8}
-        ),
-        f"there are {count} images, and {len(clean)} for the teacher; 2 or more of both": (
-            count < 2 or len(clean) != count
-        ),
-        f"guide {guide.name!r} has {rows} targets for {count} images": rows not in (1, count),
-        f"batch must be a whole number from 1, not {batch}": batch < 1,
-    }
-    for problem, found in problems.items():
-        if found:
-            raise UsageError(problem, hint="give uint8 images of the stage, and one target")
+    fit = images.shape[1:] == shape and clean.ndim == 4 and count == len(clean) > 1
+    if not fit or {images.dtype, clean.dtype} != {torch.uint8}:
+        given = [f"{tuple(pixels.shape)}, {pixels.dtype}" for pixels in (images, clean)]
+        raise UsageError(
+            f"images are {given[0]}, and clean ones {given[1]}",
+            hint=f"give at least two of {shape}, torch.uint8, and as many clean ones",
+        )
+    if rows not in (1, count):
+        message = f"guide {guide.name!r} has {rows} targets for {count} images"
+        raise UsageError(message, hint="give one target")
+    if batch < 1:
+        raise UsageError(f"batch must be a whole number from 1, not {batch}", hint="use 64, say")

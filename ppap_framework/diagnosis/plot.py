@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,9 @@ def _draw(panel: Axes, diagnosis: Diagnosis, name: str, style: str) -> None:
 
 
 def _add_log_snr(panel: Axes, diagnosis: Diagnosis) -> None:
-    """Add an axis of some log-SNRs above, evenly spaced if possible."""
-    last = len(diagnosis.timesteps) - 1
-    gaps = next((n for n in range(_TICKS - 1, 2, -1) if last % n == 0), min(_TICKS - 1, last))
-    places = [round(k * last / gaps) for k in range(gaps + 1)]
+    """Add an axis of some log-SNRs above."""
+    levels = len(diagnosis.timesteps)
+    places = range(0, levels, math.ceil(levels / _TICKS))
     above = panel.secondary_xaxis("top")
     above.set_xticks(
         [diagnosis.timesteps[k] for k in places],
