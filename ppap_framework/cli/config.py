@@ -69,11 +69,12 @@ class Option(click.Option):
             message, default = f"{self.opts[0]} is required", None
         except click.BadParameter as error:
             name = self.name or ""
-            source = {
-                ParameterSource.ENVIRONMENT: f" in {ctx.auto_envvar_prefix}_{name.upper()}",
-                ParameterSource.DEFAULT_MAP: " in the configuration file",
-            }.get(ctx.get_parameter_source(name) or ParameterSource.COMMANDLINE, "")
-            message = f"{self.opts[0]}{source}: {error.message}".rstrip(".")
+            source, where = ctx.get_parameter_source(name), ""
+            if source is ParameterSource.ENVIRONMENT:
+                where = f" in {ctx.auto_envvar_prefix}_{name.upper()}"
+            elif source is ParameterSource.DEFAULT_MAP:
+                where = " in the configuration file"
+            message = f"{self.opts[0]}{where}: {error.message}".rstrip(".")
             default = None if self.required else super().process_value(ctx, self.default)
         problems_of(ctx).errors.append(UsageError(message, hint=f"{ctx.command_path} --help"))
         return default
@@ -108,6 +109,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "precision": {"choices": ("float32", "bfloat16"), "help": "Precision of matrix products."},
     "workers": {"type": int, "help": "Processes that draw; by default one a core, up to 8."},
     "overwrite": {"is_flag": True, "help": "Replace what an earlier call wrote to the folder."},
+    "allow-mismatch": {
+        "multiple": True,
+        "help": "Use experts that were trained for another `backend`, or `resolution`.",
+    },
     "offline": {"is_flag": True, "help": "Download nothing."},
     "json": {"is_flag": True, "help": "Print JSON."},
 }
@@ -128,12 +133,6 @@ backend_options = options(
         help="Type to which its weights are cast while loading, if they need not be float32.",
     ),
     option("--backend-option", help="Its options; see `ppap plugins info NAME`.", **_PAIRS),
-)
-allow_mismatch = option(
-    "--allow-mismatch",
-    multiple=True,
-    metavar="FIELD",
-    help="Use experts that were trained for another `backend`, or at another `resolution`.",
 )
 guide_options = options(
     option("--guider", required=True, metavar="NAME", help="The network."),

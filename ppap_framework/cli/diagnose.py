@@ -8,7 +8,6 @@ import click
 
 from ppap_framework.cli.config import (
     Command,
-    allow_mismatch,
     backend_options,
     guide_options,
     option,
@@ -21,8 +20,6 @@ from ppap_framework.errors import AssetError, UsageError
 
 if TYPE_CHECKING:
     from ppap_framework.diagnosis import Diagnosis
-    from ppap_framework.guidance import Guide
-    from ppap_framework.run import LoadedBackend
 
 _NUM = 256
 _COLUMNS = {
@@ -40,13 +37,12 @@ _COLUMNS = {
 @guide_options
 @option("--target", help="Target of its gradients, as in `ppap run`.")
 @option("--experts", default="auto", metavar="auto|none|PATH|NAME", help="As in `ppap run`.")
-@allow_mismatch
 @option("--data", metavar="FOLDER", help="A synthetic set; without it, images are drawn.")
 @option("--num", type=click.IntRange(2), help="Images; by default 256, or all of a smaller set.")
 @option("--levels", type=click.IntRange(2), default=21, help="Noise levels, extremes included.")
 @option("--num-experts", type=click.IntRange(1), help="Experts to propose; by default as needed.")
 @option("--out", default="runs/diagnose", metavar="FOLDER", help="Where to write.")
-@settings("steps", "seed", "device", "threads", "overwrite", batch=64)
+@settings("allow-mismatch", "steps", "seed", "device", "threads", "overwrite", batch=64)
 @json_option
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
@@ -67,7 +63,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.data import SyntheticData
     from ppap_framework.diagnosis import diagnose, evenly_spaced
     from ppap_framework.diagnosis.diagnose import with_chosen_experts
-    from ppap_framework.diagnosis.record import RECORD
+    from ppap_framework.diagnosis.record import RECORD, environment, provenance
     from ppap_framework.experts import NoiseRanges, backend_sha256
     from ppap_framework.pixels import to_uint8
     from ppap_framework.registry import registry
@@ -136,8 +132,18 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             device=compute.place,
             progress=watch,
         )
+    origins = [backend.origin, run.guide_origin(guide)]
     about = {
-        **_about(backend, guide),
+        "backend": provenance(origins[0]),
+        "guide": {
+            **provenance(origins[1]),
+            "loss": guide.loss_name,
+            "target": guide.target and guide.target.label,
+            "target_given": guide.target_source,
+            "target_is_default": guide.target_is_default,
+        },
+        "experts": guide.chosen.record() if guide.chosen else None,
+        "environment": environment(origins),
         "data": {
             "sha256": data.manifest_hash if data else None,
             "drawn_in_steps": None if data else given["steps"],
@@ -154,26 +160,6 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     click.echo(paths[-1])
     if len(paths) == 1:
         note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
-
-
-def _about(backend: LoadedBackend, guide: Guide) -> dict[str, Any]:
-    """The networks, the experts and the machine, JSON."""
-    from ppap_framework.diagnosis.record import environment, provenance
-    from ppap_framework.run import guide_origin
-
-    origins = [backend.origin, guide_origin(guide)]
-    return {
-        "backend": provenance(origins[0]),
-        "guide": {
-            **provenance(origins[1]),
-            "loss": guide.loss_name,
-            "target": guide.target and guide.target.label,
-            "target_given": guide.target_source,
-            "target_is_default": guide.target_is_default,
-        },
-        "experts": guide.chosen.record() if guide.chosen else None,
-        "environment": environment(origins),
-    }
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -23,14 +23,7 @@ import attrs
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.registry import registry
 from ppap_framework.registry.refusals import nearest
-from ppap_framework.run import (
-    Compute,
-    FoundBackend,
-    GuideRequest,
-    Sampling,
-    find_backend,
-    settle,
-)
+from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, find_backend, settle
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -109,11 +102,11 @@ def parse_guides(
 
 def guide_of(given: Mapping[str, Any]) -> GuideRequest:
     """The network of a command that has one and does not guide with it, checked."""
+    if given["guider"].strip() == "none":
+        raise UsageError("--guider none names no network", hint="name one with --guider")
     problems = Problems()
     requests = parse_guides(given, problems)
     problems.check()
-    if not requests:
-        raise UsageError("--guider none names no network", hint="name one with --guider")
     [request] = requests
     if request.scale is not None or request.interval != (0.0, 1.0):
         raise UsageError(

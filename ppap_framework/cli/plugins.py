@@ -131,6 +131,13 @@ def doctor(as_json: bool) -> int:
     """
     found = discover(strict=False)
     commands = {name: [*claims] for name, claims in plugin_commands().items()}
+    core = "ppap-framework"  # which keeps its commands
+    contested = conflicts(found)
+    for name, claims in commands.items():
+        if name in COMMANDS:
+            contested.append(Conflict(f"command {name!r}", (core, *claims), core))
+        elif len(claims) > 1:
+            contested.append(Conflict(f"command {name!r}", tuple(claims)))
     report = {
         "ppap": version(),
         "python": {
@@ -141,7 +148,7 @@ def doctor(as_json: bool) -> int:
         "torch": _probe_torch(),
         "plugins": [_describe_plugin(record) for record in found.records],
         "commands": commands,
-        "conflicts": [attrs.asdict(c) for c in (*conflicts(found), *_contested(commands))],
+        "conflicts": [attrs.asdict(conflict) for conflict in contested],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
         "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
         "environment": {
@@ -230,17 +237,6 @@ def _unknown(name: str, found: Registry) -> PluginError:
     if supplier and supplier not in known:
         hint = f"pip install {supplier}"
     return PluginError(f"no component and no plugin is called {name!r}", hint=hint)
-
-
-def _contested(commands: dict[str, list[str]]) -> list[Conflict]:
-    """Command names that several distributions claim, or one and the core, which keeps them."""
-    found = []
-    for name, claims in commands.items():
-        core = ["ppap-framework"] if name in COMMANDS else []
-        if len(claims) + len(core) > 1:
-            taken = core[0] if core else None
-            found.append(Conflict(f"command {name!r}", (*core, *claims), taken))
-    return found
 
 
 def _probe_torch() -> dict[str, Any]:

@@ -9,7 +9,6 @@ import click
 from ppap_framework.cli.config import (
     Command,
     NumberOrAuto,
-    allow_mismatch,
     backend_options,
     option,
     options,
@@ -62,14 +61,12 @@ _PER_GUIDE = {
     help="Guidance scale for guides without =SCALE. auto: the calibrated scales of their experts. "
     "By default auto if there are any, and 4 otherwise.",
 )
-@allow_mismatch
-@settings("steps", "sampler", "eta")
+@settings("allow-mismatch", "steps", "sampler", "eta")
 @option("--through", choices=["noisy", "clean"], help="Guides see the noisy or predicted image.")
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
-@settings(num=4)
+@settings("seed", num=4)
 @option("--batch", type=NumberOrAuto(int), metavar="NUMBER|auto", default=8, help="Batch size.")
-@settings("seed")
 @option("--compare", is_flag=True, help="Draw also without guides, and without their experts.")
 @option("--out", metavar="FOLDER", help="Output folder; by default a new one in runs/.")
 @settings("overwrite", "device", "threads", "precision")

@@ -255,7 +255,9 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        name, options = re.fullmatch(r"([^:]*(?::[^:=]+)?):?(.*)", text.strip(), re.S).groups()  # type: ignore[union-attr]  # it matches anything
+        name, options = re.fullmatch(
+            r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", text.strip(), re.S
+        ).groups()  # type: ignore[union-attr]  # it matches anything
         registry().spec("adapter", name)
         kind = name.rpartition(":")[2]
         if kind in found:
