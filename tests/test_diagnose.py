@@ -111,14 +111,11 @@ class TestFigures:
         assert found.timesteps == tuple(round(k * 99 / 20) for k in range(21))
         length = model.network.weight[1].norm().item()
         for reading in found.untouched:
-            assert reading.agreement is not None
-            assert reading.confidence is not None
             assert (reading.agreement.value, reading.confidence.value) == (1.0, 1.0)
             assert reading.cosine.value == pytest.approx(1.0, abs=1e-12)
             assert reading.gradient_norm.value == pytest.approx(length, rel=1e-6)
             assert (reading.compared, reading.not_finite) == (24, 0)
         assert found.clean_gradient_norm.value == pytest.approx(length, rel=1e-6)
-        assert found.clean_confidence is not None
         assert found.clean_confidence.value == 1.0
 
     def test_a_classifier_of_one_direction(self) -> None:
@@ -140,8 +137,6 @@ class TestFigures:
             # E max softmax = E sigmoid(2 |s_t|), by quadrature.
             drawn = alpha * s.numpy()[:, None] + sigma * float(length) * nodes
             confidence = (1 / (1 + np.exp(-2 * np.abs(drawn)))) @ shares / shares.sum()
-            assert reading.agreement is not None
-            assert reading.confidence is not None
             assert reading.agreement.value == pytest.approx(agreement, abs=4 * 0.5 / 600**0.5)
             assert reading.confidence.value == pytest.approx(confidence.mean(), abs=0.03)
             # transfer: the mean over both logits of ((alpha - 1) s + sigma |w| z)^2
@@ -422,7 +417,6 @@ class TestExperts:
         assert found.proposal == bare.proposal
         assert found.starts == (33, 66)
         assert experts.active is None
-        assert found.experts is not None
         x0 = seen(images).float()
         for t, reading in zip(found.timesteps, found.experts, strict=True):
             experts.activate(None)
@@ -434,7 +428,6 @@ class TestExperts:
             apart = (answer - teacher).square().mean().item()
             assert reading.disagreement.value == pytest.approx(apart, rel=1e-4)
             same = (answer.argmax(1) == teacher.argmax(1)).double().mean().item()
-            assert reading.agreement is not None
             assert reading.agreement.value == same
             length = guide.gradient(x_t, level).flatten(1).norm(dim=1).mean().item()
             assert reading.gradient_norm.value == pytest.approx(length, rel=1e-4)

@@ -164,9 +164,7 @@ class TestTransfer:
 
         monkeypatch.setattr(Registry, "cards", no_guiders)
         command = ("transfer", *NAMED, "--data", str(drawn), "--out", "out", *LEARN)
-        code, _, err = run(*command)
-        assert code == 4
-        assert "checkpoint" in err
+        refused(run(*command), 4, "checkpoint")
         weights = site / "ppap_plugin_toy" / "colour-3.safetensors"
         code, _, err = run(*command, "--guider-checkpoint", str(weights))
         assert (code, err) == (0, "")

@@ -96,6 +96,7 @@ def options(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda command: functools.reduce(lambda c, add: add(c), reversed(every), command)
 
 
+_DTYPES = ("float32", "bfloat16", "float16")
 _PAIRS: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "num": {"type": int, "help": "Number of images."},
@@ -109,10 +110,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "precision": {"choices": ("float32", "bfloat16"), "help": "Precision of matrix products."},
     "workers": {"type": int, "help": "Processes that draw; by default one a core, up to 8."},
     "overwrite": {"is_flag": True, "help": "Replace what an earlier call wrote to the folder."},
-    "allow-mismatch": {
-        "multiple": True,
-        "help": "Use experts that were trained for another `backend`, or `resolution`.",
-    },
+    "allow-mismatch": {"multiple": True, "help": "Accept another `backend` or `resolution`."},
     "offline": {"is_flag": True, "help": "Download nothing."},
     "json": {"is_flag": True, "help": "Print JSON."},
 }
@@ -127,11 +125,7 @@ def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
 backend_options = options(
     option("--backend", required=True, metavar="NAME", help="The diffusion model."),
     option("--checkpoint", metavar="NAME|PATH", help="Its weights."),
-    option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
-        help="Type to which its weights are cast while loading, if they need not be float32.",
-    ),
+    option("--dtype", type=click.Choice(_DTYPES), help="Type to which its weights are cast."),
     option("--backend-option", help="Its options; see `ppap plugins info NAME`.", **_PAIRS),
 )
 guide_options = options(

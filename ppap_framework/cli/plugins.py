@@ -74,7 +74,7 @@ def list_plugins(as_json: bool) -> None:
     records = registry().records
     components = [_summary(record, spec) for record in records for spec in record.specs]
     if as_json:
-        print_json({"components": components, "plugins": [*map(_describe_plugin, records)]})
+        print_json({"components": components, "plugins": [*map(_plugin, records)]})
         return
     if components:
         print_table(["kind", "name", "plugin", "version", "summary"], components)
@@ -94,17 +94,9 @@ def info(name: str, as_json: bool) -> None:
     """
     found, (distribution, bare) = registry(), split(name)
     named = [r for r in found.records if distribution in (None, r.distribution)]
-    components = [
-        _describe_component(found, record, spec)
-        for record in named
-        for spec in record.specs
-        if spec.name == bare
-    ]
-    plugins = [
-        _describe_plugin(record)
-        for record in named
-        if record.entry_point == bare or (not distribution and record.distribution == normal(bare))
-    ]
+    components = [_component(found, r, s) for r in named for s in r.specs if s.name == bare]
+    projects = () if distribution else (normal(bare),)
+    plugins = [_plugin(r) for r in named if r.entry_point == bare or r.distribution in projects]
     if not components and not plugins:
         raise _unknown(name, found)
     if as_json:
@@ -146,7 +138,7 @@ def doctor(as_json: bool) -> int:
             "platform": platform.platform(),
         },
         "torch": _probe_torch(),
-        "plugins": [_describe_plugin(record) for record in found.records],
+        "plugins": [_plugin(record) for record in found.records],
         "commands": commands,
         "conflicts": [attrs.asdict(conflict) for conflict in contested],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
@@ -166,7 +158,7 @@ def doctor(as_json: bool) -> int:
     return 1 if "error" in report["torch"] else 0
 
 
-def _describe_plugin(record: PluginRecord) -> dict[str, Any]:
+def _plugin(record: PluginRecord) -> dict[str, Any]:
     """Everything known of a plugin, JSON."""
     fields = ("version", "module", "status", "reason", "hint")
     return {
@@ -193,9 +185,7 @@ def _summary(record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
     return {"kind": spec.kind, "name": spec.name, **plugin, "summary": spec.summary}
 
 
-def _describe_component(
-    found: Registry, record: PluginRecord, spec: ComponentSpec
-) -> dict[str, Any]:
+def _component(found: Registry, record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
     """Everything known of a component, JSON; imports its options class alone."""
     described = {**_summary(record, spec), **attrs.asdict(spec), "options": _options(found, spec)}
     if spec.kind not in ("backend", "guider"):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
     from ppap_framework.learn import Adapters, Boundaries, Recipe
 
+_ADAPTER = re.compile(r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", re.DOTALL)
+"""NAME or DISTRIBUTION:NAME, and options behind another colon."""
+
 
 def _training_options(*, calibrate: bool) -> Callable[[Any], Any]:
     """The options of training; `calibrate` says whether experts are calibrated by default."""
@@ -255,9 +258,9 @@ def _adapters(texts: Sequence[str]) -> Adapters:
 
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
-        name, options = re.fullmatch(
-            r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", text.strip(), re.S
-        ).groups()  # type: ignore[union-attr]  # it matches anything
+        match = _ADAPTER.fullmatch(text.strip())
+        assert match is not None  # it matches anything
+        name, options = match.groups()
         registry().spec("adapter", name)
         kind = name.rpartition(":")[2]
         if kind in found:

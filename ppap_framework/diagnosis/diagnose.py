@@ -115,8 +115,8 @@ def diagnose(
         schedule_length=length,
         timesteps=tuple(timesteps),
         log_snr=tuple(schedule.log_snr[timesteps].tolist()),
-        clean_confidence=_mean(before[0], draws, 0.0, 1.0) if classification else None,
-        clean_gradient_norm=_mean(before[1], draws, 0.0),
+        clean_confidence=_mean(before[0], draws, "confidence") if classification else None,
+        clean_gradient_norm=_mean(before[1], draws, "gradient_norm"),
         untouched=untouched,
         experts=others[0] if others else None,
         starts=starts,
@@ -174,10 +174,8 @@ def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
     """
     last, gaps = schedule.num_timesteps - 1, levels - 1
     if not 1 <= gaps <= last:
-        raise UsageError(
-            f"{last + 1} timesteps cannot be measured at {levels} levels",
-            hint=f"use a number from 2 to {last + 1}",
-        )
+        message = f"{last + 1} timesteps cannot be measured at {levels} levels"
+        raise UsageError(message, hint=f"use a number from 2 to {last + 1}")
     return [(2 * k * last + gaps) // (2 * gaps) for k in range(levels)]  # rounded, halves up
 
 
@@ -254,11 +252,8 @@ def _figures(
         answer = guide.at(level)(x_t, level)
         apart = guide.loss.transfer(answer, teacher)
     if apart.shape != (count,):
-        raise PluginError(
-            f"{type(guide.loss).__name__}.transfer of {count} images has shape "
-            f"{tuple(apart.shape)}",
-            hint=f"it must be ({count},), one for each image",
-        )
+        what = f"{type(guide.loss).__name__}.transfer of {count} images has shape"
+        raise PluginError(f"{what} {tuple(apart.shape)}", hint=f"it must be ({count},)")
     agrees = confidence = torch.full((count,), torch.nan, dtype=torch.float64)
     if classification:
         logits = _logits(guide, answer, count)
@@ -276,10 +271,8 @@ def _logits(guide: Guide, answer: Any, count: int) -> Tensor:
     """Logits of B images, (B, K), float64."""
     if not isinstance(answer, Tensor) or answer.shape[:-1] != (count,):
         what = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise PluginError(
-            f"guide {guide.name!r} classifies {count} images as {what}",
-            hint=f"logits must be ({count}, K), K classes for each image",
-        )
+        message = f"guide {guide.name!r} classifies {count} images as {what}"
+        raise PluginError(message, hint=f"logits must be ({count}, K)")
     return answer.cpu().double()
 
 
@@ -295,10 +288,8 @@ def _level_means(values: Tensor, timesteps: Sequence[int], loss: TaskLoss) -> li
     finite = values.isfinite()
     if not bool(finite.any(1).all()):
         t = timesteps[int(finite.any(1).int().argmin())]
-        raise PluginError(
-            f"{type(loss).__name__}.transfer is finite for no image at timestep {t}",
-            hint="the network or its loss is broken",
-        )
+        message = f"{type(loss).__name__}.transfer is finite for no image at timestep {t}"
+        raise PluginError(message, hint="the network or its loss is broken")
     means: list[float] = (torch.where(finite, values, 0.0).sum(1) / finite.sum(1)).tolist()
     return means
 
@@ -306,7 +297,7 @@ def _level_means(values: Tensor, timesteps: Sequence[int], loss: TaskLoss) -> li
 def _reading(figures: Tensor, draws: Floats, classification: bool) -> Reading:
     """Figures of N images, (5, N), as means with intervals."""
     values = dict(zip(_BOUNDS, figures, strict=True))
-    found: dict[str, Any] = {n: _mean(values[n], draws, *_BOUNDS[n]) for n in _BOUNDS}
+    found: dict[str, Any] = {name: _mean(values[name], draws, name) for name in _BOUNDS}
     if classification:
         agrees = values["agreement"].numpy()
         found["agreement"] = share_interval(agrees, draws @ agrees / len(agrees))
@@ -316,17 +307,15 @@ def _reading(figures: Tensor, draws: Floats, classification: bool) -> Reading:
     return Reading(**found, not_finite=not_finite, compared=int(values["cosine"].isfinite().sum()))
 
 
-def _mean(
-    values: Tensor, draws: Floats, least: float = -math.inf, most: float = math.inf
-) -> Interval:
-    """Mean of the finite ones of N values; NaN if there are none."""
+def _mean(values: Tensor, draws: Floats, figure: str) -> Interval:
+    """Mean of the finite ones of a figure's N values; NaN if there are none."""
     finite = values.isfinite()
     if not bool(finite.any()):
         return Interval(math.nan, math.nan, math.nan)
     kept = torch.where(finite, values, 0.0).numpy()
     with np.errstate(invalid="ignore"):  # a resample may have no finite values
         resampled = draws @ kept / (draws @ finite.double().numpy())
-    return interval(kept.sum() / int(finite.sum()), resampled, least, most)
+    return interval(kept.sum() / int(finite.sum()), resampled, *_BOUNDS[figure])
 
 
 def _check(images: Tensor, clean: Tensor, shape: tuple[int, ...], guide: Guide, batch: int) -> None:

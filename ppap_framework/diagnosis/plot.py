@@ -18,8 +18,7 @@ _UNTOUCHED, _EXPERTS, _INK = "C1", "C0", "0.35"
 _START = {"color": _INK, "alpha": 0.35, "linewidth": 0.8}
 _PROPOSED: dict[str, Any] = {"color": _INK, "marker": "^", "linestyle": ""}
 _TICKS = 6
-_WIDE = 20.0
-"""Ratio of the largest to the smallest norm above which the axis is logarithmic."""
+_WIDE = 20.0  # ratio of the largest to the smallest norm above which the axis is logarithmic
 
 _ANSWERS = (
     {"agreement": "-", "confidence": "--"},

@@ -24,13 +24,8 @@ from ppap_framework.errors import UsageError
 MOST_EXPERTS = 10
 """Largest result of `propose_number`."""
 
-_SHARE = 0.25
-"""Largest share of the rise of D for one expert in `propose_number`."""
-
-_ROUNDING = 0.01
-
-_FLOOR = 0.25
-"""Share of the timesteps that is divided equally among experts."""
+_FLOOR = 0.25  # share of the timesteps that is divided equally among experts
+_SHARE = 0.26  # of the rise of D for one expert, a quarter: boundaries are whole timesteps
 
 
 def propose_boundaries(
@@ -87,8 +82,7 @@ def propose_number(
     for experts in range(1, most):
         starts = propose_boundaries(timesteps, disagreement, schedule_length, experts)
         levels = np.interp(starts, timesteps, rising)
-        # Boundaries are whole timesteps, so parts are not exactly equal.
-        if np.diff([rising[0], *levels, rising[-1]]).max() <= (_SHARE + _ROUNDING) * rise:
+        if np.diff([rising[0], *levels, rising[-1]]).max() <= _SHARE * rise:
             return experts
     return most
 
