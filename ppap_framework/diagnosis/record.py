@@ -29,7 +29,7 @@ _LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")
 @final
 @attrs.frozen(kw_only=True)
 class Reading:
-    """Figures of a network at one noise level: means over images, with intervals. See `measure`.
+    """Figures of a network at one noise level: means over images, with intervals. See `diagnose`.
 
     Attributes:
         disagreement: Mean transfer loss against the clean answer.
