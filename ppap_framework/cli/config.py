@@ -46,7 +46,7 @@ class Text(click.types.StringParamType):
         return str(value)
 
 
-class NumberOrAuto(click.ParamType):
+class NumberOrAuto(Text):
     """A number of a type, or the word "auto"."""
 
     def __init__(self, number: type[int] | type[float]) -> None:
@@ -118,7 +118,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
     """The options of these names, and those of `defaults` with other default values."""
-    own = {**{name: {} for name in names}, **{n: {"default": v} for n, v in defaults.items()}}
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    own |= {name: {"default": value} for name, value in defaults.items()}
     return options(*(option(f"--{name}", **_SETTINGS[name], **own[name]) for name in own))
 
 

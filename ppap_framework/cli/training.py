@@ -283,7 +283,8 @@ def _boundaries(text: str | None) -> Boundaries:
 
 
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
-    parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
+    names = [given[name].rpartition(":")[2] for name in ("backend", "guider")]
+    parts: list[object] = [Path(name).name for name in names]
     if recipe.boundaries == "auto":
         parts += [recipe.num_experts, "auto"]
     else:
