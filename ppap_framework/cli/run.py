@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _RUNS = Path("runs")
 
 _PER_GUIDE = {
-    "--target": "What the guide should see: a name, an index, or the path of a picture.",
+    "--target": "What the guide should see: a name, an index, or a picture's path. With several "
+    "guides, type GUIDE=... in this option and the next ones.",
     "--guider-model": "The guide's network, if the guider knows several.",
     "--guider-checkpoint": "The guide's weights, by name or path.",
     "--loss": "Loss that the guide descends, if not the guider's own.",
@@ -47,12 +48,7 @@ _PER_GUIDE = {
     help="Network that guides, its guidance scale, and the noise levels at which it acts (t/T; 1 "
     "is noise). Repeat it for several guides. Without it, or with `none`, images are unguided.",
 )
-@options(
-    *(
-        option(name, multiple=True, help=f"{text} With several guides: GUIDE=...")
-        for name, text in _PER_GUIDE.items()
-    )
-)
+@options(*(option(name, multiple=True, help=text) for name, text in _PER_GUIDE.items()))
 @option("--guider-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the guider.")
 @option(
     "--scale",
