@@ -151,7 +151,7 @@ def test_every_command_works_with_everything_broken_at_once(
         assert (done.returncode, done.stderr) == (0, "")
     assert "acme-mirror:mirror" in listing.stdout
     assert "missing-dependency" in listing.stdout
-    assert re.search(r"options.tint.default +'grey'\n", info.stdout)
+    assert re.search(r"options.tint.default +'grey'", info.stdout)
 
 
 def test_a_run_works_with_everything_broken_at_once(tmp_path: Path) -> None:
