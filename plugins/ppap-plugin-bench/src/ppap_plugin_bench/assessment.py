@@ -15,7 +15,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.record import provenance
 from ppap_framework.diagnosis.intervals import (
     Floats,
     Interval,
@@ -24,6 +23,7 @@ from ppap_framework.diagnosis.intervals import (
     rounded,
     share_interval,
 )
+from ppap_framework.diagnosis.record import provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.files import replacing
 from ppap_plugin_bench import metrics
