@@ -68,6 +68,11 @@ class Problems:
         except PpapError as error:
             self.errors.append(error)
 
+    def attempt(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The result of a call; None if it raises a `PpapError`, which is collected."""
+        with self.collected():
+            return call(*arguments, **options)
+
     def check(self) -> None:
         """Raise the collected error, or all in one, of the type with the lowest exit code."""
         if len(self.errors) == 1:
