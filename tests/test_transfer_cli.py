@@ -207,7 +207,7 @@ class TestTransfer:
             stopped = (130, "", "ppap: interrupted; the same command goes on in out\n")
             assert run(*command) == stopped
         assert run(*command).code == 0
-        transfer("toy", "colour", drawn, out="new", recipe=RECIPE)
+        transfer("toy", "colour", drawn, out="new", recipe=RECIPE, calibrate=False)
         assert content(Path("out")) == content(Path("new"))
 
 
@@ -343,7 +343,7 @@ class TestAdapt:
 
     def test_is_synthesize_and_transfer(self, run: Run, drawn: Path) -> None:
         adapt("toy", "colour", out="both", num=20, steps=2, recipe=RECIPE, calibrate=False)
-        transfer("toy", "colour", drawn, out="learned", recipe=RECIPE)
+        transfer("toy", "colour", drawn, out="learned", recipe=RECIPE, calibrate=False)
         images = {f"data/{name}": data for name, data in content(drawn).items()}
         assert content(Path("both")) == images | content(Path("learned"))
 
