@@ -35,7 +35,7 @@ from ppap_framework.registry import (
     Status,
     conflicts,
     discover,
-    listing,
+    names,
     suppliers,
 )
 
@@ -343,21 +343,21 @@ def test_cards_by_name() -> None:
 
 
 def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "registry", lambda: registry)
+    monkeypatch.setattr(names, "registry", lambda: registry)
     parts = [card(name, joined="base+upsampler") for name in ("base", "upsampler")]
     whole = card("whole", component="adm", kind="backend")
     acme = record("acme", guider("depth"), guider("other"), card("small"), *parts, loss("l"))
     beta = record("beta", guider("depth"), card("small"), card("odd", refusal="no code for it"))
     registry = registry_of(acme, beta, record("cards", card("shared"), whole, backend("adm")))
-    assert listing.list_guiders() == ["acme:depth", "beta:depth", "other"]
-    assert (listing.list_losses(), listing.list_adapters()) == (["l"], [])
-    assert listing.list_backends() == ["adm"]
+    assert names.list_guiders() == ["acme:depth", "beta:depth", "other"]
+    assert (names.list_losses(), names.list_adapters()) == (["l"], [])
+    assert names.list_backends() == ["adm"]
     every = ["acme:small", "base+upsampler", "beta:small", "shared", "whole"]
-    assert listing.list_checkpoints() == every
-    assert listing.list_checkpoints("depth") == every[:-1]
-    assert listing.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
-    assert listing.list_checkpoints("beta:depth") == ["shared", "small"]
-    assert (listing.list_checkpoints("adm"), listing.list_checkpoints("zebra")) == (["whole"], [])
+    assert names.list_checkpoints() == every
+    assert names.list_checkpoints("depth") == every[:-1]
+    assert names.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
+    assert names.list_checkpoints("beta:depth") == ["shared", "small"]
+    assert (names.list_checkpoints("adm"), names.list_checkpoints("zebra")) == (["whole"], [])
 
 
 def test_listings_import_no_torch() -> None:

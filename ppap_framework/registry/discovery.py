@@ -20,33 +20,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pluggy
 from pluggy import HookCaller
 
-from ppap_framework import hookspecs
+from ppap_framework import hookspecs, plugin
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import (
-    PPAP_API,
-    AdapterSpec,
-    Asset,
-    BackendSpec,
-    Card,
-    ComponentSpec,
-    DefaultTarget,
-    ExpertBundle,
-    GuiderSpec,
-    TaskLossSpec,
-)
+from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec
 from ppap_framework.registry.lookup import Registry
 from ppap_framework.registry.records import (
     PluginRecord,
     Status,
-    install_hint,
     label,
-    missing_module,
+    missing_dependency,
     normal,
     one_line,
 )
@@ -57,21 +45,22 @@ DISABLE = "PPAP_DISABLE_PLUGINS"
 STRICT = "PPAP_STRICT_PLUGINS"
 
 _RETURNS: dict[str, tuple[type, ...]] = {
-    "ppap_backends": (BackendSpec,),
-    "ppap_guiders": (GuiderSpec,),
-    "ppap_task_losses": (TaskLossSpec,),
-    "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
+    "ppap_backends": (plugin.BackendSpec,),
+    "ppap_guiders": (plugin.GuiderSpec,),
+    "ppap_task_losses": (plugin.TaskLossSpec,),
+    "ppap_expert_adapters": (plugin.AdapterSpec,),
+    "ppap_assets": get_args(Asset),
 }
 
 
-class _RefusedError(Exception):
-    """A plugin that raised nothing but cannot be used; the message says why."""
+class _RefusedError(PluginError):
+    """A plugin that raised nothing but cannot be used."""
 
-    def __init__(self, message: str, *, status: Status = "broken", hint: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.hint = hint
+    status: Status = "broken"
+
+
+class _IncompatibleError(_RefusedError):
+    status = "incompatible"
 
 
 @functools.cache
@@ -97,22 +86,14 @@ def discover(
         PluginError: For the first plugin that failed, if strict.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
-    records = []
-    for record, entry_point in found:
-        if variable := excluded_by(record, environ):
-            reason, hint = f"by {variable}", f"unset {variable}"
-            record = attrs.evolve(record, status="disabled", reason=reason, hint=hint)
-        elif entry_point:
-            record = _load(record, entry_point)
-        records.append(record)
+    records = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
     if strict is None:
         strict = environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no", "off")
     for record in records if strict else ():
         if record.failed:
-            raise PluginError(
-                f"plugin {record.name} is {record.status}: {record.reason}", hint=record.hint
-            ) from record.error
-    return Registry(tuple(records), unknown_names(records, environ))
+            fault = f"plugin {record.name} is {record.status}: {record.reason}"
+            raise PluginError(fault, hint=record.hint) from record.error
+    return Registry(records, unknown_names(records, environ))
 
 
 def excluded_by(plugin: PluginRecord, environ: Mapping[str, str]) -> str | None:
@@ -189,17 +170,25 @@ def _identity(distribution: Distribution) -> tuple[str, str | None]:
     return normal(str(name)), version
 
 
-def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
-    """The record with what the plugin supplies, or its error."""
+def _loaded(
+    record: PluginRecord, entry_point: EntryPoint | None, environ: Mapping[str, str]
+) -> PluginRecord:
+    """The record with what the plugin supplies, or why it supplies nothing."""
+    if variable := excluded_by(record, environ):
+        reason, hint = f"by {variable}", f"unset {variable}"
+        return attrs.evolve(record, status="disabled", reason=reason, hint=hint)
+    if entry_point is None:
+        return record
     doing = f"importing {entry_point.value}"
     offered: list[ComponentSpec | Asset] = []
+    status: Status = "broken"
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, often JSON
-            plugin = entry_point.load()
+            module = entry_point.load()
             doing = "reading PPAP_API"
-            check_api(plugin, record.distribution)
+            check_api(module, record.distribution)
             doing = "registering its hooks"
-            for caller in _hooks(plugin, record.name):
+            for caller in _hooks(module, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
         labels = [label(item) for item in offered]
@@ -208,18 +197,13 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
     except KeyboardInterrupt:
         raise
     except _RefusedError as refusal:
-        return attrs.evolve(record, status=refusal.status, reason=str(refusal), hint=refusal.hint)
+        status, reason, hint = refusal.status, refusal.message, refusal.hint
+        return attrs.evolve(record, status=status, reason=reason, hint=hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        if module := missing_module(error, entry_point.value):
-            return attrs.evolve(
-                record,
-                status="missing-dependency",
-                reason=f"it needs the module {module}, which is not installed",
-                hint=install_hint(module),
-                error=error,
-            )
-        reason = f"{doing}: {one_line(error)}"
-        return attrs.evolve(record, status="broken", reason=reason, error=error)
+        reason, hint = f"{doing}: {one_line(error)}", ""
+        if missing := missing_dependency(error, entry_point.value):
+            status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
+        return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
     return attrs.evolve(
         record,
         specs=tuple(item for item in offered if isinstance(item, ComponentSpec)),
@@ -227,42 +211,35 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
     )
 
 
-def check_api(plugin: object, distribution: str) -> None:
+def check_api(module: object, distribution: str) -> None:
     """Accept a plugin of the same major version of the interface and no later minor one.
 
     Raises:
-        Exception: If `plugin.PPAP_API` says anything else, or nothing.
+        PluginError: If `module.PPAP_API` says anything else, or nothing.
     """
-    stated = getattr(plugin, "PPAP_API", None)
-    if (
-        type(stated) is not tuple
-        or len(stated) != 2
-        or any(type(number) is not int or number < 0 for number in stated)
-    ):
-        wrong = f"its PPAP_API must be a tuple of two whole numbers, not {stated!r:.60}"
-        raise _RefusedError(
-            "it states no PPAP_API" if stated is None else wrong,
-            status="incompatible",
-            hint=f"its author writes `PPAP_API = {PPAP_API}` in the plugin module",
-        )
-    if stated[0] != PPAP_API[0] or stated > PPAP_API:
+    stated = getattr(module, "PPAP_API", None)
+    fault, hint = "", f"its author writes `PPAP_API = {PPAP_API}` in the plugin module"
+    if stated is None:
+        fault = "it states no PPAP_API"
+    elif type(stated) is not tuple or [type(number) for number in stated] != [int, int]:
+        fault = f"its PPAP_API must be a tuple of two whole numbers, not {stated!r:.60}"
+    elif stated[0] != PPAP_API[0] or not (PPAP_API[0], 0) <= stated <= PPAP_API:
+        fault = f"its PPAP_API is {stated}, and this ppap-framework has {PPAP_API}"
         outdated = distribution if stated < PPAP_API else "ppap-framework"
-        raise _RefusedError(
-            f"its PPAP_API is {stated}, and this ppap-framework has {PPAP_API}",
-            status="incompatible",
-            hint=f"pip install --upgrade {outdated}",
-        )
+        hint = f"pip install --upgrade {outdated}"
+    if fault:
+        raise _IncompatibleError(fault, hint=hint)
 
 
-def _hooks(plugin: object, name: str) -> list[HookCaller]:
+def _hooks(module: object, name: str) -> list[HookCaller]:
     """The hooks that a plugin implements, registered and checked by pluggy.
 
     A separate manager for each plugin keeps it from wrapping another's hooks.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    manager.register(plugin, name)
-    callers = manager.get_hookcallers(plugin) or []
+    manager.register(module, name)
+    callers = manager.get_hookcallers(module) or []
     for caller in callers:
         optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
         if not caller.has_spec() and not optional:
@@ -271,7 +248,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
             raise _RefusedError(f"{caller.name} is none of the hooks{advice}")
     decorated = {caller.name for caller in callers}
     for hook in _RETURNS:
-        if hook not in decorated and callable(getattr(plugin, hook, None)):
+        if hook not in decorated and callable(getattr(module, hook, None)):
             raise _RefusedError(f"{hook} is not decorated with @hookimpl")
     known = [caller for caller in callers if caller.has_spec()]
     if not known:
@@ -279,7 +256,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
     return known
 
 
-def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
+def _answers(caller: HookCaller) -> Iterator[ComponentSpec | Asset]:
     """The records that one hook returns, with their types checked."""
     wanted = _RETURNS[caller.name]
     rule = f"{caller.name}() must return a list of {' and '.join(one.__name__ for one in wanted)}"
@@ -292,4 +269,4 @@ def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
         for item in answer:
             if not isinstance(item, wanted):
                 raise _RefusedError(f"{rule}, and one item is {type(item).__name__}")
-    return [item for answer in answers for item in answer]
+            yield item

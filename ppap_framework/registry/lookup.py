@@ -21,14 +21,11 @@ from ppap_framework.plugin import (
     TaskLossSpec,
 )
 from ppap_framework.registry import making, refusals
-from ppap_framework.registry.records import PluginRecord, label, split
+from ppap_framework.registry.records import Offers, PluginRecord, label, split
 
 if TYPE_CHECKING:
     from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
-
-Offers = list[tuple[PluginRecord, Any]]
-"""Records, each with the plugin that supplies it."""
 
 
 @attrs.frozen
@@ -66,7 +63,7 @@ class Registry:
         """The distributions that supply a component of that name."""
         return {plugin.distribution for plugin, _ in self.offers(ComponentSpec, name, kind=kind)}
 
-    def own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
+    def _own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
         """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
         owners = self.owners(kind, component)
         rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
@@ -91,19 +88,15 @@ class Registry:
     @overload
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec: ...
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec:
-        claims = self.offers(ComponentSpec, name, kind=kind)
-        if not claims:
-            known = [spec.name for spec in self.specs(kind)]
-            raise refusals.missing_component(kind, name, known, self.records)
-        found: ComponentSpec = _only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
-        return found
+        if claims := self.offers(ComponentSpec, name, kind=kind):
+            subject = f"{kind} {split(name)[1]!r}"
+            found: ComponentSpec = refusals.only(claims, subject, f"--{kind}", name)
+            return found
+        known = [spec.name for spec in self.specs(kind)]
+        raise refusals.missing_component(kind, name, known, self.records)
 
     def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
-        """The plugin that a record of this registry came from.
-
-        Raises:
-            LookupError: For any other record.
-        """
+        """The plugin that a record came from; LookupError for a record of another registry."""
         for plugin, own in self.offers(type(item)):
             if item is own:
                 return plugin
@@ -122,38 +115,42 @@ class Registry:
         specs = sorted((s for _, s in self.offers(AdapterSpec)), key=lambda s: s.name, reverse=True)
         return [(spec.name, dict(spec.default)) for spec in specs if spec.default is not None]
 
-    def cards(self, component: str, kind: CardKind) -> list[Card]:
+    def card_offers(self, component: str, kind: CardKind, name: str | None = None) -> Offers:
         """The checkpoints of a component: its own distribution's first, then by distribution.
 
         If several distributions claim the component's name, "distribution:name" leaves out those of
         the others, which are for components of their own.
         """
-        return [card for _, card in self._cards(component, kind)]
+        offers = self.offers(Card, name, kind=kind, component=split(component)[1])
+        return self._own_first(kind, component, offers)
+
+    def cards(self, component: str, kind: CardKind) -> list[Card]:
+        """As `card_offers`, without the plugins."""
+        return [card for _, card in self.card_offers(component, kind)]
 
     def card(self, component: str, kind: CardKind, name: str) -> Card:
         """A checkpoint of the component by name among `cards`, or any as "distribution:name"."""
-        what = f"{kind} {split(component)[1]!r}"
         distribution, bare = split(name)
-        offers = self._cards(split(component)[1] if distribution else component, kind)
-        claims = [
-            offer
-            for offer in offers
-            if offer[1].name == bare and distribution in (None, offer[0].distribution)
-        ]
-        if not claims:
-            known = refusals.usable(card for _, card in offers)
-            raise AssetError(
-                f"{what} has no checkpoint {name!r}",
-                hint=refusals.card_hint(kind, component, bare, known, self.records),
-            )
-        flag = refusals.CHECKPOINT_FLAGS[kind]
-        card: Card = _only(claims, f"checkpoint {bare!r} of {what}", flag, name)
-        return card
+        subject = f"{kind} {split(component)[1]!r}"
+        if distribution:
+            component = split(component)[1]
+        if claims := self.card_offers(component, kind, name):
+            flag = refusals.CHECKPOINT_FLAGS[kind]
+            card: Card = refusals.only(claims, f"checkpoint {bare!r} of {subject}", flag, name)
+            return card
+        offers = self.card_offers(component, kind)
+        hint = refusals.card_hint(kind, component, bare, offers, self.records)
+        raise AssetError(f"{subject} has no checkpoint {name!r}", hint=hint)
 
-    def card_of_file(self, component: str, kind: CardKind, file: str) -> Card | None:
-        """The only checkpoint of a component that is published under a file name, if any."""
-        found = [c for c in self.cards(component, kind) if c.uri.rpartition("/")[2] == file]
-        return found[0] if len(found) == 1 else None
+    def default_card(self, component: str, kind: CardKind) -> Card:
+        """The default checkpoint of a component."""
+        offers = self.card_offers(component, kind)
+        for _, card in offers:
+            if card.default:
+                return card
+        hint = refusals.card_hint(kind, component, "", offers, self.records)
+        subject = f"{kind} {split(component)[1]!r}"
+        raise AssetError(f"{subject} has no default checkpoint", hint=hint)
 
     def every_card(self) -> list[Card]:
         """All checkpoints: by component, then as plugins list them."""
@@ -164,60 +161,43 @@ class Registry:
         """The checkpoint of that name, of any component."""
         bare = split(name)[1]
         if claims := self.offers(Card, name):
-            card: Card = _only(claims, f"checkpoint {bare!r}", "", name)
+            card: Card = refusals.only(claims, f"checkpoint {bare!r}", "", name)
             return card
         near = refusals.nearest(bare, [card.name for card in self.every_card()])
         hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
         raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
 
-    def default_card(self, component: str, kind: CardKind) -> Card:
-        """The default checkpoint of a component."""
-        cards = self.cards(component, kind)
-        for card in cards:
-            if card.default:
-                return card
-        known = refusals.usable(cards)
-        raise AssetError(
-            f"{kind} {split(component)[1]!r} has no default checkpoint",
-            hint=refusals.card_hint(kind, component, "", known, self.records),
-        )
-
     def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
         """The bundles of experts, by distribution; of a backend and a guider, if given."""
-        wanted = {"backend": backend, "guider": guider}
-        fields = {field: name for field, name in wanted.items() if name is not None}
-        return [bundle for _, bundle in self.offers(ExpertBundle, **fields)]
+        return [
+            bundle
+            for _, bundle in self.offers(ExpertBundle)
+            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
+        ]
 
     def bundle(self, name: str) -> ExpertBundle:
         bare = split(name)[1]
         if claims := self.offers(ExpertBundle, name):
-            bundle: ExpertBundle = _only(claims, f"experts {bare!r}", "--experts", name)
+            bundle: ExpertBundle = refusals.only(claims, f"experts {bare!r}", "--experts", name)
             return bundle
-        known = [bundle.name for bundle in self.bundles()]
-        hint = refusals.one_of(bare, known) if known else "name a file with --experts PATH"
+        hint = refusals.one_of(bare, [bundle.name for bundle in self.bundles()], "--experts")
         raise AssetError(f"no experts are called {name!r}", hint=hint)
+
+    def target_offers(self, guider: str, checkpoint: str) -> Offers:
+        """The default targets of a guider with a checkpoint; the first counts."""
+        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
+        return self._own_first("guider", guider, self.offers(DefaultTarget, **of))
 
     def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
         """The default target of a guider with a checkpoint, if any."""
-        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
-        offers = self.own_first("guider", guider, self.offers(DefaultTarget, **of))
-        return offers[0][1] if offers else None
+        return next((target for _, target in self.target_offers(guider, checkpoint)), None)
 
     def options_class(self, spec: ComponentSpec) -> type[attrs.AttrsInstance] | None:
-        """The attrs class of a component's options, or None if it has none.
-
-        Raises:
-            PluginError: If it cannot be imported or is no attrs class.
-        """
+        """The attrs class of a component's options, if any; PluginError if it is none."""
         return making.options_class(spec, self._label(spec))
 
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
-        """An instance of a component's options class, or None if it has none.
-
-        Raises:
-            UsageError: With everything that is wrong with `given` in one message.
-            PluginError: As `options_class`.
-        """
+        """An instance of `options_class`, or None; UsageError with all that is wrong."""
         return making.build_options(spec, given, self._label(spec))
 
     @overload
@@ -251,16 +231,5 @@ class Registry:
         """
         return making.make(spec, options, checkpoint, self._label(spec))
 
-    def _cards(self, component: str, kind: CardKind) -> Offers:
-        offers = self.offers(Card, kind=kind, component=split(component)[1])
-        return self.own_first(kind, component, offers)
-
     def _label(self, spec: ComponentSpec) -> str:
         return f"{label(spec)} of {self.provider(spec).distribution}"
-
-
-def _only(claims: Offers, subject: str, flag: str, name: str) -> Any:
-    """The only claim of a name; several raise `PluginError`."""
-    if len(claims) > 1:
-        raise refusals.contested(subject, flag, name, [plugin for plugin, _ in claims])
-    return claims[0][1]

@@ -11,7 +11,9 @@ import attrs
 
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.plugin import BackendSpec, ComponentSpec, GuiderSpec
-from ppap_framework.registry.records import install_hint, missing_module, one_line
+from ppap_framework.registry.records import missing_dependency, one_line
+
+_TRACEBACK = "--debug shows the traceback"
 
 
 def load(reference: str, what: str) -> Any:
@@ -22,19 +24,13 @@ def load(reference: str, what: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        if missing := missing_module(error, reference):
-            raise PluginError(
-                f"{what} needs the module {missing}, which is not installed",
-                hint=install_hint(missing),
-            ) from error
-        raise PluginError(
-            f"{what} cannot be imported from {reference}: {one_line(error)}",
-            hint="--debug shows the traceback",
-        ) from error
+        if missing := missing_dependency(error, reference):
+            raise PluginError(f"{what} {missing[0]}", hint=missing[1]) from error
+        fault = f"{what} cannot be imported from {reference}: {one_line(error)}"
+        raise PluginError(fault, hint=_TRACEBACK) from error
 
 
 def options_class(spec: ComponentSpec, what: str) -> type[attrs.AttrsInstance] | None:
-    """See `Registry.options_class`."""
     if spec.options is None:
         return None
     cls = load(spec.options, what)
@@ -44,11 +40,14 @@ def options_class(spec: ComponentSpec, what: str) -> type[attrs.AttrsInstance] |
 
 
 def build_options(spec: ComponentSpec, given: Mapping[str, Any], what: str) -> Any:
-    """See `Registry.options`."""
     cls = options_class(spec, what)
     fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
     known = {field.alias or field.name: field for field in fields}
-    problems = [_unknown(name, known) for name in given if name not in known]
+    problems = []
+    for name in given:
+        if name not in known:
+            near = [f" (did you mean {n!r}?)" for n in difflib.get_close_matches(name, known, n=1)]
+            problems.append(f"unknown option {name!r}{''.join(near)}")
     for name, field in known.items():
         if name in given:
             problems += _complaint(field, given[name])
@@ -57,19 +56,12 @@ def build_options(spec: ComponentSpec, given: Mapping[str, Any], what: str) -> A
     if not problems and cls is not None:
         try:
             return cls(**given)
-        except PpapError:
-            raise
         except (TypeError, ValueError) as error:
             problems.append(_text(error))
     if problems:
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{what}: {'; '.join(problems)}", hint=hint)
     return None
-
-
-def _unknown(name: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown option {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def _complaint(field: attrs.Attribute[Any], value: Any) -> list[str]:
@@ -92,25 +84,24 @@ def _text(error: Exception) -> str:
 def make(spec: ComponentSpec, options: Mapping[str, Any], checkpoint: Any, what: str) -> Any:
     """See `Registry.make`."""
     built = build_options(spec, options, what)
-    takes_checkpoint = isinstance(spec, BackendSpec | GuiderSpec)
-    needs_checkpoint = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes_checkpoint
-    if needs_checkpoint and checkpoint is None:
-        raise AssetError(
-            f"{what} needs a checkpoint", hint="`ppap plugins info` shows its checkpoints"
-        )
+    takes = isinstance(spec, BackendSpec | GuiderSpec)
+    needed = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes
+    if needed and checkpoint is None:
+        hint = "`ppap plugins info` shows its checkpoints"
+        raise AssetError(f"{what} needs a checkpoint", hint=hint)
+    given = (built, checkpoint) if takes else (built,)
     factory = load(spec.factory, what)
     try:
-        made = factory(built, checkpoint) if takes_checkpoint else factory(built)
+        made = factory(*given)
     except PpapError:
         raise
     except Exception as error:
-        raise PluginError(
-            f"{what} failed: {one_line(error)}", hint="--debug shows the traceback"
-        ) from error
+        raise PluginError(f"{what} failed: {one_line(error)}", hint=_TRACEBACK) from error
     components = importlib.import_module("ppap_framework.components")  # imports torch: only now
+    fault = f"{what} made a {type(made).__name__}"
     if not isinstance(made, getattr(components, spec.makes)):
-        raise PluginError(f"{what} made a {type(made).__name__}, which is no {spec.makes}")
+        raise PluginError(f"{fault}, which is no {spec.makes}")
     owed = {"backend": "stages", "guider": "network"}.get(spec.kind)
     if owed and not hasattr(made, owed):
-        raise PluginError(f"{what} made a {type(made).__name__} that has no `{owed}`")
+        raise PluginError(f"{fault} that has no `{owed}`")
     return made

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
@@ -13,10 +13,7 @@ Status = Literal["ok", "disabled", "missing-dependency", "incompatible", "broken
 _MACHINERY = ("ppap_framework.registry", "importlib", "_frozen_importlib", "pluggy")
 """The modules between discovery and a plugin in a traceback."""
 
-_DISTRIBUTION_OF = {
-    "PIL": "pillow",
-    "cv2": "opencv-python",
-    "skimage": "scikit-image",
+_DISTRIBUTION_OF = {"PIL": "pillow", "cv2": "opencv-python", "skimage": "scikit-image"} | {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -71,6 +68,10 @@ class PluginRecord:
         return "".join(traceback.format_exception(type(self.error), self.error, frames))
 
 
+Offers: TypeAlias = list[tuple[PluginRecord, Any]]
+"""Records, each with the plugin that supplies it."""
+
+
 def normal(distribution: str) -> str:
     """The normal form of a distribution's name (PEP 503): lower case, hyphens."""
     return re.sub(r"[-_.\s]+", "-", distribution).lower()
@@ -104,16 +105,14 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def missing_module(error: BaseException, importing: str) -> str | None:
-    """The absent module of another distribution that made importing `importing` fail, or None."""
+def missing_dependency(error: BaseException, importing: str) -> tuple[str, str] | None:
+    """A reason and a hint if importing `importing` failed for a module of another distribution."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
-    top = error.name.partition(".")[0]
+    top, _, rest = error.name.partition(".")
     own = importing.partition(":")[0].partition(".")[0].strip()
-    return None if top in (own, "ppap_framework") else error.name
-
-
-def install_hint(module: str) -> str:
-    top, _, rest = module.partition(".")
+    if top in (own, "ppap_framework"):
+        return None
     # If only a submodule is missing, the package is installed, in another release.
-    return f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"
+    command = f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"
+    return f"needs the module {error.name}, which is not installed", command
