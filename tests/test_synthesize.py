@@ -30,8 +30,7 @@ from toy_distribution import MEANS, start
 
 import ppap_framework as ppap
 from ppap_framework.data import SyntheticData, synthesize
-from ppap_framework.data.layout import Layout
-from ppap_framework.data.shards import decode, end, member_names, members
+from ppap_framework.data.shards import Layout, decode, end, member_names, members
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.files import digest, locked
 from ppap_framework.pixels import to_uint8

@@ -1,12 +1,15 @@
-"""Opening checkpoints, joining them, and saving one."""
+"""From the user's choice to an open checkpoint, its architecture, and saving one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import torch
@@ -16,13 +19,17 @@ from ppap_framework.checkpoints._fetch import fetch
 from ppap_framework.checkpoints._tensor_file import read_file, write_safetensors
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
-from ppap_framework.plugin import Card
+from ppap_framework.plugin import Card, CardKind
+
+if TYPE_CHECKING:
+    from ppap_framework.registry import Registry
 
 ARCHITECTURE = "ppap.architecture"
 """Metadata key of the architecture."""
 
 _NOTES = "ppap.notes"
 _OF_TORCH = {"format": "pt"}  # transformers 4 refuses files without it
+_CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
 _Record = TypeVar("_Record", bound=attrs.AttrsInstance)
 
@@ -56,10 +63,8 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """SHA-256 of the file; of several files, SHA-256 of their concatenated hashes."""
-        hashes = [file_sha256(path) for path in self.files]
-        return (
-            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        )
+        first, *others = (file_sha256(path) for path in self.files)
+        return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU, mapped from the files if their format allows.
@@ -72,6 +77,92 @@ class Checkpoint:
             for path, prefix in self.files.items()
             for name, tensor in read_file(path)[1].items()
         }
+
+
+def find_checkpoint(
+    registry: Registry,
+    component: str | None,
+    kind: CardKind | None,
+    wanted: str | Path | None,
+    *,
+    offline: bool = False,
+) -> Checkpoint:
+    """The checkpoint that is asked for, its containers verified.
+
+    Args:
+        registry: Registry of the cards.
+        component: Name of the backend or guider that uses it; None for any, and any use.
+        kind: Which of the two it is.
+        wanted: Name of a card, path of a file, CARD=PATH for a file of a card under another name,
+            or several of these joined by "+". If a file does not state what it is, the card that
+            publishes a file of this name counts. None takes the component's default card.
+        offline: Raise instead of downloading.
+
+    Raises:
+        AssetError: If there is no such checkpoint, it is damaged, or it cannot be used.
+        PluginError: If several plugins claim the name.
+    """
+    if component is None or kind is None:
+        named, cards = registry.card_named, registry.every_card()
+    elif wanted is None:
+        return open_checkpoint(registry.default_card(component, kind), offline=offline)
+    else:
+        named, cards = partial(registry.card, component, kind), registry.cards(component, kind)
+    text = os.fspath(wanted or "")
+    joined = "+" in text and not Path(text).expanduser().exists()
+    if joined and "" in text.split("+"):
+        raise AssetError(
+            f"{text!r} does not say what is to be joined",
+            hint="type names or files with a '+' between, such as glide-base+glide-upsample",
+        )
+    found = [_find(each, named, cards) for each in (text.split("+") if joined else [wanted or ""])]
+    if joined:  # before anything is downloaded
+        _common_architecture([part for part, _ in found])
+    of = [card for _, card in found if card and component is not None]
+    for card in of:
+        if card.refusal:
+            raise AssetError(
+                f"checkpoint {card.name!r} cannot be used: {card.refusal}",
+                hint="`ppap checkpoints list` shows others",
+            )
+        needed = {named(name).prefix for name in card.joined.split("+") if name}
+        if needed - {other.prefix for other in of}:
+            fault = f"checkpoint {card.name!r} is of no use alone"
+            raise AssetError(fault, hint=f"type {card.joined}")
+    opened = [
+        open_checkpoint(part, offline=offline) if isinstance(part, Card) else part
+        for part, _ in found
+    ]
+    return join_checkpoints(opened) if joined else opened[0]
+
+
+def _find(
+    wanted: str | Path, named: Callable[[str], Card], cards: Sequence[Card]
+) -> tuple[Card | Checkpoint, Card | None]:
+    """A card or an open file, and the card of a file that does not state what it is."""
+    text = os.fspath(wanted)
+    if isinstance(wanted, str) and _CARD_NAME.fullmatch(text):
+        try:
+            card = named(text)
+        except AssetError:
+            if not Path(text).is_file():
+                raise
+        else:
+            return card, card
+    name, equals, path = text.partition("=")
+    if equals and _CARD_NAME.fullmatch(name) and not Path(text).exists():
+        of: Card | None = named(name)
+        opened = open_checkpoint(path, like=of)
+        if of and of.architecture and opened.architecture != of.architecture:
+            raise AssetError(
+                f"{opened.name!r} states what it is, and that is not {of.name!r}",
+                hint=f"leave out {of.name}=, or name the file that it is of",
+            )
+    else:
+        published = [each for each in cards if each.uri.rpartition("/")[2] == Path(text).name]
+        of = published[0] if len(published) == 1 else None
+        opened = open_checkpoint(text, like=of)
+    return opened, None if ARCHITECTURE in opened.metadata else of
 
 
 def open_checkpoint(
@@ -88,38 +179,24 @@ def open_checkpoint(
         AssetError: If the file is missing, empty, damaged, of an unknown kind, not the one of its
             card, or a pickle that wants code to run.
     """
-    card: Card | None = None
-    if isinstance(source, Card):
-        card = like = source
-        path = fetch(source, offline=offline)
-    else:
-        path = Path(source).expanduser()
-    name = card.name if card else path.name
+    card = source if isinstance(source, Card) else None
+    path = fetch(card, offline=offline) if card else Path(os.fspath(source)).expanduser()
+    name, like = card.name if card else path.name, card or like
     metadata, _ = read_file(path)
-    if like is None or ARCHITECTURE in metadata:
-        stated = _stated(path, metadata.get(ARCHITECTURE, "{}"))
-        return Checkpoint(name, {path: ""}, stated, metadata, card)
-    return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)
-
-
-def _stated(path: Path, text: str) -> dict[str, Any]:
+    if like is not None and ARCHITECTURE not in metadata:
+        return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)
     try:
-        architecture = json.loads(text)
+        stated = json.loads(metadata.get(ARCHITECTURE, "{}"))
     except (ValueError, RecursionError):
-        architecture = None
-    if not isinstance(architecture, dict):
-        raise AssetError(
-            f"the architecture that {str(path)!r} states is not a JSON object", hint="save it again"
-        )
-    return architecture
+        stated = None
+    if not isinstance(stated, dict):
+        fault = f"the architecture that {str(path)!r} states is not a JSON object"
+        raise AssetError(fault, hint="save it again")
+    return Checkpoint(name, {path: ""}, stated, metadata, card)
 
 
-def common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
-    """The architecture of several networks of one component, each under its own prefix.
-
-    Raises:
-        AssetError: If two parts state different things, or have the same prefix or none.
-    """
+def _common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
+    """The architecture of several networks of one component, each under its own prefix."""
     name = "+".join(part.name for part in parts)
     architecture: dict[str, Any] = {}
     prefixes: list[str] = []
@@ -143,8 +220,12 @@ def common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
 
 
 def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """Join the networks of one component; raises as `common_architecture`."""
-    architecture = common_architecture(parts)
+    """Join the networks of one component.
+
+    Raises:
+        AssetError: If two parts state different things, or have the same prefix or none.
+    """
+    architecture = _common_architecture(parts)
     files = {path: prefix for part in parts for path, prefix in part.files.items()}
     return Checkpoint("+".join(part.name for part in parts), files, architecture)
 

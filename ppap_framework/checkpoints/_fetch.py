@@ -7,14 +7,16 @@ is noted beside it, in the format of `sha256sum`, and must match from then on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import shutil
+import sys
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from ppap_framework.checkpoints._download import download
 from ppap_framework.checkpoints._offline import downloading, without_downloads
 from ppap_framework.errors import AssetError
 from ppap_framework.files import cache_dir, file_sha256
@@ -23,6 +25,9 @@ from ppap_framework.plugin import Card, ExpertBundle
 _File: TypeAlias = Card | ExpertBundle
 
 _HUB = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_TIMEOUT = 30  # seconds without a byte
+_CHUNK = 1 << 16  # bytes; the most that is lost if a connection breaks
+_PLAIN = {"Accept-Encoding": "identity"}  # lengths are otherwise those of compressed data
 
 
 def location(card: _File) -> Path:
@@ -31,12 +36,10 @@ def location(card: _File) -> Path:
     Raises:
         AssetError: If its package is missing, or its address is malformed.
     """
-    if card.uri.startswith("package://"):
+    if _packaged(card):
         return package_file(card.uri)
-    folder = cache_dir() / card.component / card.name
-    if card.uri.startswith("hf://"):
-        return folder / _hub_parts(card)[2]
-    return folder / (PurePosixPath(urlsplit(card.uri).path).name or card.name)
+    inside = _hub_parts(card)[2] if _on_hub(card) else PurePosixPath(urlsplit(card.uri).path).name
+    return _folder(card) / (inside or card.name)
 
 
 def fetch(card: _File, *, offline: bool = False) -> Path:
@@ -49,12 +52,11 @@ def fetch(card: _File, *, offline: bool = False) -> Path:
         AssetError: If it cannot be downloaded, or does not match the card or the note.
     """
     path = location(card)
-    packaged = card.uri.startswith("package://")
-    if not packaged and (not path.is_file() or _difference(path, card)):
+    if not _packaged(card) and (not path.is_file() or _difference(path, card)):
         with without_downloads(offline):
             _download(card, path)
     check(card)
-    if card.sha256 is None and not packaged and noted_sha256(path) is None:
+    if card.sha256 is None and not _packaged(card) and noted_sha256(path) is None:
         with contextlib.suppress(OSError):  # the cache may be read-only
             _note(path).write_text(f"{file_sha256(path)}  {path.name}\n")
     return path
@@ -68,12 +70,10 @@ def check(card: _File) -> None:
     """
     path = location(card)
     if not path.is_file():
-        raise AssetError(f"{card.name!r} is not here", hint=_by_hand(card, path))
+        raise AssetError(f"{card.name!r} is not here", hint=_by_hand(card))
     if difference := _difference(path, card):
-        raise AssetError(
-            f"{str(path)!r} is not the file of {card.name!r}: {difference}",
-            hint=_by_hand(card, path),
-        )
+        fault = f"{str(path)!r} is not the file of {card.name!r}: {difference}"
+        raise AssetError(fault, hint=_by_hand(card))
     noted = noted_sha256(path) if card.sha256 is None else None
     if noted is not None and noted != file_sha256(path):
         raise AssetError(
@@ -85,11 +85,10 @@ def check(card: _File) -> None:
 
 def noted_sha256(path: Path) -> str | None:
     """The noted SHA-256 of a file; None if there is no note."""
-    try:
-        digest = _note(path).read_text().split()[0]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return None
-    return digest if len(digest) == 64 else None
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if match := re.match(r"\s*(\S{64})(\s|$)", _note(path).read_text()):
+            return match[1]
+    return None
 
 
 def package_file(uri: str) -> Path:
@@ -104,61 +103,48 @@ def package_file(uri: str) -> Path:
         ) from error
     path = Path(str(folder.joinpath(inner)))
     if not inner or not path.is_file():
-        raise AssetError(
-            f"package {package!r} has no file {inner!r}",
-            hint="install it again; its files are incomplete",
-        )
+        fault = f"package {package!r} has no file {inner!r}"
+        raise AssetError(fault, hint="install it again; its files are incomplete")
     return path
+
+
+def _packaged(card: _File) -> bool:
+    return card.uri.startswith("package://")
+
+
+def _on_hub(card: _File) -> bool:
+    return card.uri.startswith("hf://")
+
+
+def _folder(card: _File) -> Path:
+    return cache_dir() / card.component / card.name
 
 
 def _hub_parts(card: _File) -> tuple[str, str, str]:
     """hf://owner/name[@revision]/path/of/file as (repository, revision, file)."""
     parts = _HUB.fullmatch(card.uri)
     if parts is None:
-        raise AssetError(
-            f"card {card.name!r} has uri {card.uri!r}",
-            hint="a file of the hub is hf://owner/name/file",
-        )
+        fault = f"card {card.name!r} has uri {card.uri!r}"
+        raise AssetError(fault, hint="a file of the hub is hf://owner/name/file")
     return parts[1], parts[2] or "main", parts[3]
 
 
 def _url(card: _File) -> str:
     """The address for a browser; `$PPAP_MIRROR` replaces the host of https:// addresses."""
-    if not card.uri.startswith("hf://"):
-        mirror = os.environ.get("PPAP_MIRROR")
-        return f"{mirror.rstrip('/')}{urlsplit(card.uri).path}" if mirror else card.uri
-    repository, revision, file = _hub_parts(card)
-    return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    if _on_hub(card):
+        repository, revision, file = _hub_parts(card)
+        return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
+    mirror = os.environ.get("PPAP_MIRROR")
+    return f"{mirror.rstrip('/')}{urlsplit(card.uri).path}" if mirror else card.uri
 
 
-def _by_hand(card: _File, path: Path) -> str:
-    if card.uri.startswith("package://"):
+def _by_hand(card: _File) -> str:
+    if _packaged(card):
         return "install its package again"
     flag = "--experts"
     if isinstance(card, Card):
         flag = "--checkpoint" if card.kind == "backend" else "--guider-checkpoint"
-    return f"download {_url(card)} and put it at {path}, or name it with {flag} PATH"
-
-
-def _download(card: _File, path: Path) -> None:
-    with downloading(f"{card.name!r} from {_url(card)}", _by_hand(card, path), here=False):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if card.uri.startswith("hf://"):
-            from huggingface_hub import hf_hub_download
-
-            repository, revision, file = _hub_parts(card)
-            folder = cache_dir() / card.component / card.name
-            hf_hub_download(repository, file, revision=revision, local_dir=folder)
-            return
-        part = download(_url(card), path)
-        if difference := _difference(part, card):
-            part.unlink()
-            raise AssetError(
-                f"{_url(card)} is not the file of {card.name!r}: {difference}",
-                hint=_by_hand(card, path),
-            )
-        _note(path).unlink(missing_ok=True)
-        part.replace(path)
+    return f"download {_url(card)} and put it at {location(card)}, or name it with {flag} PATH"
 
 
 def _difference(path: Path, card: _File) -> str:
@@ -173,3 +159,62 @@ def _difference(path: Path, card: _File) -> str:
 
 def _note(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _download(card: _File, path: Path) -> None:
+    with downloading(f"{card.name!r} from {_url(card)}", _by_hand(card), here=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if _on_hub(card):
+            from huggingface_hub import hf_hub_download
+
+            repository, revision, file = _hub_parts(card)
+            hf_hub_download(repository, file, revision=revision, local_dir=_folder(card))
+            return
+        part = download(_url(card), path)
+        if difference := _difference(part, card):
+            part.unlink()
+            fault = f"{_url(card)} is not the file of {card.name!r}: {difference}"
+            raise AssetError(fault, hint=_by_hand(card))
+        _note(path).unlink(missing_ok=True)
+        part.replace(path)
+
+
+def download(url: str, path: Path) -> Path:
+    """Download a file to `path`.part and return that path; the folder must exist.
+
+    An earlier part is continued only if the server says that the file is still the same.
+
+    Raises:
+        OSError: If the server, the network or the disk fails, including errors of `requests`.
+    """
+    import pooch
+    import requests
+
+    part, note = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.tag")
+    with requests.head(url, headers=_PLAIN, allow_redirects=True, timeout=_TIMEOUT) as head:
+        if head.status_code not in (405, 501):  # some servers do not know HEAD
+            head.raise_for_status()
+        told = head.headers if head.ok else {}
+    total, tag = int(told.get("Content-Length", 0)), told.get("ETag") or told.get("Last-Modified")
+    stated = f"{tag} {total}"
+    known = tag and total and told.get("Accept-Ranges") == "bytes"
+    begun = known and part.is_file() and note.is_file() and note.read_text() == stated
+    done = part.stat().st_size if begun else 0
+    if total - done > (free := shutil.disk_usage(path.parent).free):
+        raise OSError(errno.ENOSPC, f"{total - done} bytes are to come, {free} are free", str(path))
+    note.write_text(stated)
+    if not begun or done < total:
+        fetch = pooch.HTTPDownloader(
+            chunk_size=_CHUNK,
+            progressbar=sys.stderr.isatty(),
+            timeout=_TIMEOUT,
+            headers={**_PLAIN, "Range": f"bytes={done}-"} if done else _PLAIN,
+        )
+        with part.open("ab" if done else "wb") as file:
+            fetch(url, file, None)
+    if total and (size := part.stat().st_size) != total:
+        if size > total:  # the server sent something else
+            part.unlink()
+        raise OSError(f"{size} of {total} bytes came; the same command continues from there")
+    note.unlink()
+    return part

@@ -38,12 +38,10 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     state = checkpoint.state_dict()
     own = module.state_dict()
     if faults := misfits(state, own):
-        raise AssetError(
-            f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}: "
-            + faults,
-            hint="it is of another architecture, or the architecture is stated wrongly",
-        )
-    small = sum(tensor.numel() * tensor.element_size() for tensor in state.values()) < _SMALL
+        fault = f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}"
+        hint = "it is of another architecture, or the architecture is stated wrongly"
+        raise AssetError(f"{fault}: {faults}", hint=hint)
+    small = sum(tensor.nbytes for tensor in state.values()) < _SMALL
     mapped = all(container(path) != "pickle" for path in checkpoint.files)
     fitted = {}
     for name in own:
@@ -55,20 +53,15 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
 
 
 def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Differences between a state's tensors and the network's own in names, shapes and kinds of
-    number, counted, with examples; empty if there are none.
-    """
-    return counted(
-        {
-            "missing": [_short(name) for name in own if name not in state],
-            "unexpected": [_short(name) for name in state if name not in own],
-            "of another shape": [
-                f"{_short(name)} {_kind(state[name])} instead of {_kind(own[name])}"
-                for name in own
-                if name in state and _kind(state[name]) != _kind(own[name])
-            ],
-        }
-    )
+    """What differs in names, shapes and kinds of number, as `counted`; empty if nothing does."""
+    reshaped = [
+        f"{_short(name)} {_kind(state[name])} instead of {_kind(own[name])}"
+        for name in own
+        if name in state and _kind(state[name]) != _kind(own[name])
+    ]
+    missing = [_short(name) for name in own if name not in state]
+    unexpected = [_short(name) for name in state if name not in own]
+    return counted({"missing": missing, "unexpected": unexpected, "of another shape": reshaped})
 
 
 def counted(faults: Mapping[str, Sequence[str]]) -> str:
@@ -82,10 +75,8 @@ def counted(faults: Mapping[str, Sequence[str]]) -> str:
 
 def _kind(tensor: Tensor) -> str:
     """Shape, and the dtype if a cast could change the values' meaning."""
-    shape = str(tuple(tensor.shape))
-    if tensor.is_floating_point():
-        return shape
-    return f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
+    of = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{of}"
 
 
 def _short(name: str) -> str:
@@ -108,12 +99,11 @@ def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tens
 def _release_pages(tensor: Tensor) -> None:
     """Release the pages of a mapped file that lie wholly within a tensor.
 
-    A page that was read counts as the process's memory while the file is mapped. A released page is
-    read again if it is needed.
+    Pages that were read count as the process's memory; they are read again if they are needed.
     """
     if _madvise is None or not tensor.is_contiguous():
         return
-    begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+    begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
     if length > 0:

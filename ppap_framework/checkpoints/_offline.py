@@ -61,10 +61,7 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
         if off and isinstance(error, LocalEntryNotFoundError):
             raise absent from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if type(error).__name__ in (
-            "ConnectionError",
-            "ConnectTimeout",
-        ):  # their messages are long and useless
+        if type(error).__name__ in ("ConnectionError", "ConnectTimeout"):  # long and useless
             reason = "there is no connection"
         raise AssetError(f"cannot download {what}: {reason}", hint=hint) from error
 

@@ -8,6 +8,7 @@ it calls anything else.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import pickle
 import re
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ppap_framework.errors import AssetError
@@ -28,24 +29,21 @@ from ppap_framework.files import replacing
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
 _WRAPPINGS = ("state_dict", "model")  # keys under which training programs save the weights
-_DTYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.uint16: "U16",
-    torch.uint32: "U32",
-    torch.uint64: "U64",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-}
+_OTHERS = (  # how other files begin, what they are, and a hint
+    (rb"\Z", "empty", "fetch or save it again"),
+    (
+        rb"PK\x03\x04|\x80",
+        "not safetensors but a pickle under a false name",
+        "do not trust it; if you know better, rename it to end in .pt",
+    ),
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file", "type `git lfs pull`"),
+    (rb"\s*<", "a web page, not a checkpoint", "download the file itself"),
+    (
+        rb"",
+        "neither a safetensors file nor one that torch.save wrote",
+        f"a checkpoint ends in one of {', '.join(_SUFFIXES)}",
+    ),
+)
 
 
 def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -97,31 +95,15 @@ def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         raise AssetError(f"there is no file {str(path)!r}", hint=_neighbors(path.parent, path.name))
     with path.open("rb") as file:
         first = file.read(64)
-    if not first:
-        raise AssetError(f"{str(path)!r} is empty", hint="fetch or save it again")
+    named = path.suffix == ".safetensors"
     if first[8:9] == b"{":  # the header, after its length
         return "safetensors"
-    if first.startswith((b"PK\x03\x04", b"\x80")):  # torch.save: zip, or an old bare pickle
-        if path.suffix == ".safetensors":
-            raise AssetError(
-                f"{str(path)!r} is not safetensors but a pickle under a false name",
-                hint="do not trust it; if you know better, rename it to end in .pt",
-            )
+    if first.startswith((b"PK\x03\x04", b"\x80")) and not named:  # torch.save: new or old
         return "zip" if first.startswith(b"PK") else "pickle"
-    if first.startswith(b"version https://git-lfs"):
-        raise AssetError(
-            f"{str(path)!r} is a pointer of Git LFS, not the file", hint="type `git lfs pull`"
-        )
-    if first.lstrip().startswith(b"<"):
-        raise AssetError(
-            f"{str(path)!r} is a web page, not a checkpoint", hint="download the file itself"
-        )
-    if path.suffix == ".safetensors":
+    what, hint = next((what, hint) for begin, what, hint in _OTHERS if re.match(begin, first))
+    if named and what == _OTHERS[-1][1]:
         return "safetensors"  # damaged; the reader explains
-    raise AssetError(
-        f"{str(path)!r} is neither a safetensors file nor one that torch.save wrote",
-        hint=f"a checkpoint ends in one of {', '.join(_SUFFIXES)}",
-    )
+    raise AssetError(f"{str(path)!r} is {what}", hint=hint)
 
 
 def _neighbors(folder: Path, name: str) -> str:
@@ -148,38 +130,32 @@ def _check_archive(path: Path) -> None:
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> AssetError:
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
-    if wanted is None:
+    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
         return AssetError(
-            f"{str(path)!r} cannot be read: its pickle is damaged or holds more than tensors",
-            hint="save the bare state dict again, preferably as safetensors",
+            f"{str(path)!r} wants {wanted[1]} to be called when it is loaded; nothing was run",
+            hint="if you trust its origin, load it yourself and save its state dict as safetensors",
         )
     return AssetError(
-        f"{str(path)!r} wants {wanted[1]} to be called when it is loaded; nothing was run",
-        hint="if you trust its origin, load it yourself and save its state dict as safetensors",
+        f"{str(path)!r} cannot be read: its pickle is damaged or holds more than tensors",
+        hint="save the bare state dict again, preferably as safetensors",
     )
 
 
 def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
-    candidates = [loaded]
+    candidates, what = [loaded], type(loaded).__name__
     if isinstance(loaded, Mapping):
         candidates += [loaded[key] for key in _WRAPPINGS if key in loaded]
-    for candidate in candidates:
-        if isinstance(candidate, Mapping) and candidate and all(map(_is_plain, candidate.values())):
-            state = {str(name): tensor.detach() for name, tensor in candidate.items()}
-            size, unpacked = (
-                path.stat().st_size,
-                sum(t.numel() * t.element_size() for t in state.values()),
-            )
+        keys = ", ".join(repr(key)[:40] for key in list(loaded)[:3])
+        what = f"mapping of {keys or 'nothing'}"
+    for state in candidates:
+        if isinstance(state, Mapping) and state and all(map(_is_plain, state.values())):
+            size, unpacked = path.stat().st_size, sum(t.nbytes for t in state.values())
             if unpacked > _TIED * size:
                 raise AssetError(
                     f"{str(path)!r} has {size} bytes, and its tensors would take {unpacked} bytes",
                     hint="they repeat the same bytes; save it again with contiguous tensors",
                 )
-            return state
-    what = type(loaded).__name__
-    if isinstance(loaded, Mapping):
-        what = f"mapping of {', '.join(repr(key)[:40] for key in list(loaded)[:3]) or 'nothing'}"
+            return {str(name): tensor.detach() for name, tensor in state.items()}
     raise AssetError(
         f"{str(path)!r} holds no state dict, but a {what}",
         hint='a checkpoint maps names to tensors, alone or under "state_dict" or "model"',
@@ -214,21 +190,24 @@ def write_safetensors(
         AssetError: If the file cannot be written.
     """
     # Wide dtypes first, so that every tensor is aligned to its own width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
-    for name in order:
-        tensor, begin = tensors[name], end
-        end += tensor.numel() * tensor.element_size()
-        entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
+    for name, tensor in order:
+        span = [end, end := end + tensor.nbytes]
+        dtype = _dtype_name(tensor.dtype)
+        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": span}
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
     with replacing(path, AssetError) as temporary, temporary.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        for _, tensor in order:
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy().data)
+
+
+@functools.cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in a header, as the safetensors library writes it."""
+    header = json.loads(save({"x": torch.empty(0, dtype=dtype, device="cpu")})[8:])
+    return str(header["x"]["dtype"])

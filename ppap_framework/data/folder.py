@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ppap_framework import resume
-from ppap_framework.data.layout import Layout
-from ppap_framework.data.shards import end, shard_name
+from ppap_framework.data.shards import Layout, end, shard_name
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import digest, file_sha256, read_json, refusals, replacing, write_json
 
@@ -45,20 +44,17 @@ def finished_manifest(path: Path) -> dict[str, Any]:
     Raises:
         AssetError: If there is no finished set, or its manifest is damaged or of another format.
     """
-    manifest = _read_manifest(path)
-    if manifest is not None:
+    if manifest := _read_manifest(path):
         return manifest
     if (path / SETTINGS).exists():
-        raise AssetError(
-            f"the set in {str(path)!r} is not finished",
-            hint="`ppap synthesize` with the same settings continues it",
-        )
-    raise AssetError(
-        f"there is no synthetic set in {str(path)!r}", hint="`ppap synthesize` draws one"
-    )
+        hint = "`ppap synthesize` with the same settings continues it"
+        raise AssetError(f"the set in {str(path)!r} is not finished", hint=hint)
+    hint = "`ppap synthesize` draws one"
+    raise AssetError(f"there is no synthetic set in {str(path)!r}", hint=hint)
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest, if there is one; AssetError if it is damaged or of another format."""
     file = path / MANIFEST
     manifest = read_json(file, hint=_ANEW)
     if manifest is None:
@@ -66,15 +62,13 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise AssetError(f"{str(file)!r} is no manifest of a synthetic set")
     if manifest["format"] not in FORMATS:
-        raise AssetError(
-            f"{str(file)!r} has format {manifest['format']}, and this version reads {FORMATS[-1]}",
-            hint="update ppap-framework, or draw the set anew",
-        )
+        fault = f"has format {manifest['format']}, and this version reads {FORMATS[-1]}"
+        hint = "update ppap-framework, or draw the set anew"
+        raise AssetError(f"{str(file)!r} {fault}", hint=hint)
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if manifest.get("sha256") != digest(content):
-        raise AssetError(
-            f"{str(file)!r} is damaged: its SHA-256 is not that of its content", hint=_ANEW
-        )
+        fault = "is damaged: its SHA-256 is not that of its content"
+        raise AssetError(f"{str(file)!r} {fault}", hint=_ANEW)
     return manifest
 
 
@@ -108,7 +102,15 @@ class SynthesisFolder:
             folder = cls(path, settings, layout)
             if overwrite:
                 folder._clear()
-            manifest = folder._check_settings()
+            manifest = _read_manifest(path)
+            before = manifest["settings"] if manifest else read_json(path / SETTINGS, hint=_ANEW)
+            if before is not None:
+                resume.check_settings(path, before, settings)
+            elif shards := [file.name for file in path.glob("shard-*.tar")]:
+                raise UsageError(
+                    f"{str(path)!r} holds {min(shards)!r} without its settings",
+                    hint="give another folder, or begin anew with --overwrite",
+                )
             resume.remove_temporary(path, belongs)
             for shard in layout.shards:
                 if (path / shard_name(shard)).exists():
@@ -124,8 +126,6 @@ class SynthesisFolder:
 
     def begin(self) -> list[int]:
         """Prepare for writing; return the missing batches."""
-        with refusals(self.path, hint=resume.KEPT):
-            self.batches.mkdir(parents=True, exist_ok=True)
         write_json(self.path / SETTINGS, self.settings, hint=resume.KEPT)
         for shard in self.layout.shards:
             self._assemble_if_ready(shard)
@@ -142,12 +142,9 @@ class SynthesisFolder:
 
     def finish(self) -> None:
         """Write the manifest."""
-        manifest = {
-            "format": FORMATS[-1],
-            "settings": self.settings,
-            "shards": [self._entries[shard] for shard in self.layout.shards],
-        }
-        content = {**manifest, "sha256": digest(manifest)}
+        shards = [self._entries[shard] for shard in self.layout.shards]
+        content = {"format": FORMATS[-1], "settings": self.settings, "shards": shards}
+        content["sha256"] = digest(content)
         write_json(self.path / MANIFEST, content, hint=resume.KEPT)
         self.tidy()
 
@@ -181,26 +178,11 @@ class SynthesisFolder:
             "images": len(self.layout.shard_images(shard)),
         }
 
-    def _check_settings(self) -> dict[str, Any] | None:
-        """The manifest, if any; UsageError if its settings differ."""
-        manifest = _read_manifest(self.path)
-        before = manifest["settings"] if manifest else read_json(self.path / SETTINGS, hint=_ANEW)
-        shards = [path.name for path in self.path.glob("shard-*.tar")]
-        if before is not None:
-            resume.check_settings(self.path, before, self.settings)
-        elif shards:
-            raise UsageError(
-                f"{str(self.path)!r} holds {min(shards)!r} without its settings",
-                hint="give another folder, or begin anew with --overwrite",
-            )
-        return manifest
-
     def _clear(self) -> None:
         """Remove an earlier set; settings last, so that shards are never without them."""
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != MANIFEST:
                     path.unlink()
-        self.tidy()
-        with refusals(self.path):
+            self.tidy()
             (self.path / MANIFEST).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 from collections.abc import Iterable, Iterator
@@ -14,8 +13,14 @@ import torch
 from torch import Tensor
 
 from ppap_framework.data.folder import RUN, finished_manifest
-from ppap_framework.data.layout import Layout
-from ppap_framework.data.shards import decode, member_names, read_index, shard_name
+from ppap_framework.data.shards import (
+    Layout,
+    check_description,
+    decode,
+    member_names,
+    read_index,
+    shard_name,
+)
 from ppap_framework.errors import AssetError
 from ppap_framework.files import file_sha256, read_json
 
@@ -88,18 +93,21 @@ class SyntheticData:
         pictures = torch.empty(len(numbers), *shape, dtype=torch.uint8)
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         for shard, rows in groupby(order, lambda row: numbers[row] // self._layout.shard):
-            index, path = self._index(shard), self.path / shard_name(shard)
+            path = self.path / shard_name(shard)
+            if shard not in self._indices:
+                if reason := self._damage(shard):
+                    raise AssetError(f"{str(path)!r} {reason}", hint=_ANEW)
+                self._indices[shard] = read_index(path)
             with path.open("rb") as file:
                 for row in rows:
                     name = member_names(numbers[row], self.stages)[:-1][stage]
                     try:
-                        start, size = index[name]
+                        start, size = self._indices[shard][name]
                         file.seek(start)
                         pixels = decode(file.read(size), shape)
                     except (KeyError, ValueError) as error:
-                        raise AssetError(
-                            f"{name!r} in {str(path)!r} cannot be read: {error}", hint=_ANEW
-                        ) from error
+                        fault = f"{name!r} in {str(path)!r} cannot be read: {error}"
+                        raise AssetError(fault, hint=_ANEW) from error
                     pictures[row] = torch.from_numpy(pixels).permute(2, 0, 1)
         return pictures
 
@@ -109,12 +117,10 @@ class SyntheticData:
 
     def faults(self) -> list[Fault]:
         """All faults of the files: hashes, counts, and unreadable pictures."""
-        known = [shard_name(shard) for shard in self._layout.shards]
-        others = sorted(path.name for path in self.path.glob("shard-*.tar"))
-        return [
-            *(Fault(known[n], reason) for n in self._layout.shards for reason in self._faults(n)),
-            *(Fault(name, "is not in the manifest") for name in others if name not in known),
-        ]
+        names = [shard_name(shard) for shard in self._layout.shards]
+        found = [Fault(names[n], reason) for n in self._layout.shards for reason in self._faults(n)]
+        others = {path.name for path in self.path.glob("shard-*.tar")} - {*names}
+        return found + [Fault(name, "is not in the manifest") for name in sorted(others)]
 
     def moments(self, stage: int = -1) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel in [-1, 1]: (3,) and (3,), float64."""
@@ -125,22 +131,10 @@ class SyntheticData:
             squares += levels.square().sum((0, 2, 3))
         _, height, width = self.image_shape(stage)
         pixels = len(self) * height * width
-        # n sum(x^2) - sum(x)^2 in exact integers, without cancellation.
-        spread = [
-            (pixels * square - level * level) ** 0.5 / pixels
-            for square, level in zip(squares.tolist(), total.tolist(), strict=True)
-        ]
+        sums = zip(squares.tolist(), total.tolist(), strict=True)  # exact: nothing cancels
+        spread = [(pixels * square - level**2) ** 0.5 / pixels for square, level in sums]
         mean = total.double() / pixels
         return mean / 127.5 - 1.0, torch.tensor(spread, dtype=torch.float64) / 127.5
-
-    def _index(self, shard: int) -> dict[str, tuple[int, int]]:
-        """Members of a shard, whose hash is checked once."""
-        if shard not in self._indices:
-            path = self.path / shard_name(shard)
-            if reason := self._damage(shard):
-                raise AssetError(f"{str(path)!r} {reason}", hint=_ANEW)
-            self._indices[shard] = read_index(path)
-        return self._indices[shard]
 
     def _damage(self, shard: int) -> str:
         """Fault of a shard's size or hash, or ""."""
@@ -158,37 +152,32 @@ class SyntheticData:
         return ""
 
     def _faults(self, shard: int) -> Iterator[str]:
-        path, numbers = self.path / shard_name(shard), self._layout.shard_images(shard)
         if reason := self._damage(shard):
             yield reason
             return
+        path, last = self.path / shard_name(shard), len(self.stages)
+        expected = {
+            name: (number, stage)
+            for number in self._layout.shard_images(shard)
+            for stage, name in enumerate(member_names(number, self.stages))
+        }
         try:
             index = read_index(path)
         except AssetError as error:
             yield error.message
             return
-        expected = [name for number in numbers for name in member_names(number, self.stages)]
-        if list(index) != expected:
+        if list(index) != list(expected):
             yield f"has {len(index)} members that are not the {len(expected)} expected"
             return
         with path.open("rb") as file:
-            for number in numbers:
-                for stage, name in enumerate(member_names(number, self.stages)):
-                    start, size = index[name]
-                    file.seek(start)
-                    if reason := self._member_fault(file.read(size), number, stage):
-                        yield f"{name} {reason}"
-
-    def _member_fault(self, content: bytes, number: int, stage: int) -> str:
-        """Fault of a picture, or of the description, which follows the last stage, or ""."""
-        if stage < len(self.stages):
-            try:
-                decode(content, self.image_shape(stage))
-            except ValueError as error:
-                return str(error)
-            return ""
-        try:
-            same = json.loads(content)["index"] == number
-        except (ValueError, KeyError, TypeError):
-            same = False
-        return "" if same else f"is not about image {number}"
+            for name, (number, stage) in expected.items():
+                start, size = index[name]
+                file.seek(start)
+                content = file.read(size)
+                try:
+                    if stage == last:
+                        check_description(content, number)
+                    else:
+                        decode(content, self.image_shape(stage))
+                except ValueError as error:
+                    yield f"{name} {error}"

@@ -1,4 +1,4 @@
-"""Shards: reproducible tar files in webdataset's format.
+"""Shards: reproducible tar files in webdataset's format, and the images that each holds.
 
 Image 7 of a backend with one stage is `00000007.png`, with two `00000007.base.png` and
 `00000007.upsampler.png`; `00000007.json` holds its index, seed and prompt.
@@ -6,17 +6,62 @@ Image 7 of a backend with one stage is `00000007.png`, with two `00000007.base.p
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import final
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, UsageError
+
+
+@final
+@attrs.frozen
+class Layout:
+    """Images in batches, and batches in shards (files); the last of each may be shorter.
+
+    Attributes:
+        num: Number of images.
+        batch: Batch size, which changes low-order bits.
+        shard: Images in a shard; UsageError if it is no multiple of `batch`.
+    """
+
+    num: int
+    batch: int
+    shard: int = attrs.field()
+
+    @shard.validator
+    def _check(self, attribute: object, shard: int) -> None:
+        if shard % self.batch:
+            raise UsageError(
+                f"a shard of {shard} images is not made of whole batches of {self.batch}",
+                hint=f"use shards of {max(1, round(shard / self.batch)) * self.batch}, say",
+            )
+
+    @property
+    def batches(self) -> range:
+        return range(-(-self.num // self.batch))
+
+    @property
+    def shards(self) -> range:
+        return range(-(-self.num // self.shard))
+
+    def batch_images(self, batch: int) -> range:
+        return range(self.num)[batch * self.batch : (batch + 1) * self.batch]
+
+    def shard_images(self, shard: int) -> range:
+        return range(self.num)[shard * self.shard : (shard + 1) * self.shard]
+
+    def shard_batches(self, shard: int) -> range:
+        each = self.shard // self.batch
+        return self.batches[shard * each : (shard + 1) * each]
 
 
 def shard_name(shard: int) -> str:
@@ -61,14 +106,20 @@ def decode(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """The pixels, (H, W, 3), of an RGB PNG file; ValueError if it is not of shape (3, H, W)."""
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if (picture.mode, *picture.size) != ("RGB", shape[2], shape[1]):
-                raise ValueError(
-                    f"is {picture.width}x{picture.height} {picture.mode}, "
-                    f"not {shape[2]}x{shape[1]} RGB"
-                )
+            found = f"{picture.width}x{picture.height} {picture.mode}"
+            if found != (wanted := f"{shape[2]}x{shape[1]} RGB"):
+                raise ValueError(f"is {found}, not {wanted}")
             return np.array(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"is no readable PNG: {error}") from error
+
+
+def check_description(content: bytes, image: int) -> None:
+    """ValueError if the description is not that of an image."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if json.loads(content)["index"] == image:
+            return
+    raise ValueError(f"is not about image {image}")
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -19,17 +19,14 @@ import torch
 from ppap_framework import resume
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data.folder import RUN, SynthesisFolder, belongs
-from ppap_framework.data.layout import Layout
 from ppap_framework.data.reader import SyntheticData
+from ppap_framework.data.shards import Layout
 from ppap_framework.data.workers import draw_batches
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.files import digest
 from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, plan, settle
 from ppap_framework.runtime import Progress, Watch
-
-DEFAULTS = {"batch": 64, "threads": 1}
-"""Defaults of `Compute` in synthesis."""
 
 _MOST_WORKERS = 8
 
@@ -74,16 +71,15 @@ def synthesize(
         KeyboardInterrupt: On Ctrl-C; finished work is kept.
     """
     path = Path(out).expanduser()
-    sampling, compute = settle(sampling, compute, changes, DEFAULTS)
+    sampling, compute = settle(sampling, compute, changes, {"batch": 64, "threads": 1})
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)
     check_synthesis(path, num, sampling, compute, shard=shard, workers=workers)
     layout = Layout(num, compute.fixed_batch, shard)
     run = plan(backend, (), num, sampling, compute)
     workers = workers or _automatic_workers(run)
-    with SynthesisFolder.opened(
-        path, _identity(run, layout), layout, overwrite=overwrite
-    ) as folder:
+    settings = _identity(run, layout)
+    with SynthesisFolder.opened(path, settings, layout, overwrite=overwrite) as folder:
         if folder.complete:
             folder.tidy()
         else:
@@ -105,10 +101,10 @@ def check_synthesis(
     problems = Problems()
     with problems.collected():
         check(num, sampling, compute)
-    if workers is not None and (type(workers) is not int or workers < 1):
-        problems.errors.append(
-            UsageError(f"workers must be a whole number from 1, not {workers}", hint="use 1, say")
-        )
+    for name, value in {"shard": shard, "workers": 1 if workers is None else workers}.items():
+        if type(value) is not int or value < 1:
+            fault = f"{name} must be a whole number from 1, not {value}"
+            problems.errors.append(UsageError(fault, hint="leave it out"))
     if not problems.errors:
         with problems.collected():
             Layout(num, compute.fixed_batch, shard)
@@ -162,14 +158,14 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     """Everything that determines the bytes of a set on one kind of machine, as JSON."""
     origin, sampling, compute = run.backend.origin, run.sampling.record(), run.compute
     named = origin.record()
+    backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
         sampling["prompt"] = {"sha256": digest(prompts)}
-    plugin = {origin.distribution: origin.version} if origin.distribution else {}
+    versions = {"torch": torch.__version__, "pillow": PIL.__version__}
+    if origin.distribution:
+        versions[origin.distribution] = origin.version
     return {
-        "backend": {
-            **{name: named[name] for name in ("component", "checkpoint", "sha256", "options")},
-            "weights_sha256": backend_sha256(run.backend.inner),
-        },
+        "backend": {**backend, "weights_sha256": backend_sha256(run.backend.inner)},
         "stages": run.stages_record(),
         **attrs.asdict(layout),
         **sampling,
@@ -177,10 +173,5 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
         "device": run.device.type,
         "precision": compute.precision,
         "compile": compute.compile,
-        "versions": {
-            "ppap-framework": resume.core_version(),
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            **plugin,
-        },
+        "versions": {"ppap-framework": resume.core_version(), **versions},
     }

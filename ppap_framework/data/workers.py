@@ -52,8 +52,9 @@ def draw_batches(
         ) from error
     # In a file: if a worker died at its start, the parent would block on its pipe.
     path = folder.batches / "job"
+    with replacing(path, hint=KEPT) as temporary:
+        temporary.write_bytes(job)
     with refusals(path, hint=KEPT):
-        path.write_bytes(job)
         steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
