@@ -179,9 +179,11 @@ def open_checkpoint(
         AssetError: If the file is missing, empty, damaged, of an unknown kind, not the one of its
             card, or a pickle that wants code to run.
     """
-    card = source if isinstance(source, Card) else None
-    path = fetch(card, offline=offline) if card else Path(os.fspath(source)).expanduser()
-    name, like = card.name if card else path.name, card or like
+    if isinstance(source, Card):
+        card, like, path, name = source, source, fetch(source, offline=offline), source.name
+    else:
+        card, path = None, Path(source).expanduser()
+        name = path.name
     metadata, _ = read_file(path)
     if like is not None and ARCHITECTURE not in metadata:
         return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)

@@ -38,37 +38,20 @@ def belongs(name: str) -> bool:
     return name in (MANIFEST, RUN) or re.fullmatch(r"shard-\d{5,}\.tar", name) is not None
 
 
-def finished_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a finished set.
-
-    Raises:
-        AssetError: If there is no finished set, or its manifest is damaged or of another format.
-    """
-    if manifest := _read_manifest(path):
-        return manifest
-    if (path / SETTINGS).exists():
-        hint = "`ppap synthesize` with the same settings continues it"
-        raise AssetError(f"the set in {str(path)!r} is not finished", hint=hint)
-    hint = "`ppap synthesize` draws one"
-    raise AssetError(f"there is no synthetic set in {str(path)!r}", hint=hint)
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, if there is one; AssetError if it is damaged or of another format."""
-    file = path / MANIFEST
-    manifest = read_json(file, hint=_ANEW)
+    manifest = read_json(path / MANIFEST, hint=_ANEW)
     if manifest is None:
         return None
+    fault = ""
     if not isinstance(manifest, dict) or "format" not in manifest:
-        raise AssetError(f"{str(file)!r} is no manifest of a synthetic set")
-    if manifest["format"] not in FORMATS:
+        fault = "is no manifest of a synthetic set"
+    elif manifest["format"] not in FORMATS:
         fault = f"has format {manifest['format']}, and this version reads {FORMATS[-1]}"
-        hint = "update ppap-framework, or draw the set anew"
-        raise AssetError(f"{str(file)!r} {fault}", hint=hint)
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    if manifest.get("sha256") != digest(content):
+    elif manifest.get("sha256") != digest({k: v for k, v in manifest.items() if k != "sha256"}):
         fault = "is damaged: its SHA-256 is not that of its content"
-        raise AssetError(f"{str(file)!r} {fault}", hint=_ANEW)
+    if fault:
+        raise AssetError(f"{str(path / MANIFEST)!r} {fault}", hint=_ANEW)
     return manifest
 
 
@@ -95,14 +78,13 @@ class SynthesisFolder:
     ) -> Iterator[SynthesisFolder]:
         """Lock the folder, created if it is missing; `overwrite` removes an earlier set.
 
-        Raises:
-            UsageError: If it holds a set with other settings, or another process writes to it.
+        UsageError if it holds a set with other settings, or another process writes to it.
         """
         with resume.opened(path):
             folder = cls(path, settings, layout)
             if overwrite:
                 folder._clear()
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             before = manifest["settings"] if manifest else read_json(path / SETTINGS, hint=_ANEW)
             if before is not None:
                 resume.check_settings(path, before, settings)
@@ -124,11 +106,11 @@ class SynthesisFolder:
         """Whether the manifest and every shard exist and match."""
         return len(self._entries) == len(self.layout.shards) and (self.path / MANIFEST).exists()
 
-    def begin(self) -> list[int]:
-        """Prepare for writing; return the missing batches."""
+    def missing(self) -> list[int]:
+        """Note the settings; return the batches that are to be drawn."""
         write_json(self.path / SETTINGS, self.settings, hint=resume.KEPT)
         for shard in self.layout.shards:
-            self._assemble_if_ready(shard)
+            self._join(shard)
         pending = [shard for shard in self.layout.shards if shard not in self._entries]
         batches = [batch for shard in pending for batch in self.layout.shard_batches(shard)]
         return [batch for batch in batches if not self.batch_path(batch).exists()]
@@ -138,7 +120,7 @@ class SynthesisFolder:
 
     def added(self, batch: int) -> None:
         """Register a written batch; write its shard once complete."""
-        self._assemble_if_ready(batch * self.layout.batch // self.layout.shard)
+        self._join(batch * self.layout.batch // self.layout.shard)
 
     def finish(self) -> None:
         """Write the manifest."""
@@ -146,16 +128,15 @@ class SynthesisFolder:
         content = {"format": FORMATS[-1], "settings": self.settings, "shards": shards}
         content["sha256"] = digest(content)
         write_json(self.path / MANIFEST, content, hint=resume.KEPT)
-        self.tidy()
 
     def tidy(self) -> None:
         """Remove the files of an unfinished set."""
-        partial = self.path / PARTIAL
-        with refusals(partial):
-            if partial.exists():
-                shutil.rmtree(partial)
+        with refusals(self.path):
+            if (self.path / PARTIAL).exists():
+                shutil.rmtree(self.path / PARTIAL)
 
-    def _assemble_if_ready(self, shard: int) -> None:
+    def _join(self, shard: int) -> None:
+        """Write a shard if all its batches are finished."""
         batches = [self.batch_path(batch) for batch in self.layout.shard_batches(shard)]
         if shard in self._entries or not all(batch.exists() for batch in batches):
             return
@@ -170,13 +151,9 @@ class SynthesisFolder:
                 batch.unlink()
 
     def _entry(self, shard: int) -> dict[str, Any]:
-        path = self.path / shard_name(shard)
-        return {
-            "file": path.name,
-            "sha256": file_sha256(path),
-            "bytes": path.stat().st_size,
-            "images": len(self.layout.shard_images(shard)),
-        }
+        path, images = self.path / shard_name(shard), len(self.layout.shard_images(shard))
+        size, sha256 = path.stat().st_size, file_sha256(path)
+        return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
         """Remove an earlier set; settings last, so that shards are never without them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 from collections.abc import Iterable, Iterator
@@ -12,13 +13,14 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from ppap_framework.data.folder import RUN, finished_manifest
+from ppap_framework.data.folder import RUN, SETTINGS, read_manifest
 from ppap_framework.data.shards import (
     Layout,
     check_description,
     decode,
     member_names,
     read_index,
+    read_member,
     shard_name,
 )
 from ppap_framework.errors import AssetError
@@ -48,8 +50,13 @@ class SyntheticData:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
-        self.manifest = finished_manifest(self.path)
-        settings = self.manifest["settings"]
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            begun = (self.path / SETTINGS).exists()
+            fault = "the set in {} is not finished" if begun else "there is no synthetic set in {}"
+            does = "with the same settings continues it" if begun else "draws one"
+            raise AssetError(fault.format(repr(str(self.path))), hint=f"`ppap synthesize` {does}")
+        self.manifest, settings = manifest, manifest["settings"]
         batch = settings["block" if self.manifest["format"] == 1 else "batch"]
         self._layout = Layout(settings["num"], batch, settings["shard"])
         self._indices: dict[int, dict[str, tuple[int, int]]] = {}  # by shard
@@ -62,10 +69,9 @@ class SyntheticData:
     @property
     def seconds(self) -> float | None:
         """Duration of all calls in seconds; None if `run.json` is missing or damaged."""
-        try:
+        with contextlib.suppress(AssetError, KeyError, TypeError, ValueError):
             return float(read_json(self.path / RUN)["seconds"])
-        except (AssetError, KeyError, TypeError, ValueError):
-            return None
+        return None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -86,9 +92,8 @@ class SyntheticData:
             AssetError: If a shard is missing or damaged.
         """
         numbers = [operator.index(index) for index in indices]
-        for number in numbers:
-            if not 0 <= number < len(self):
-                raise IndexError(f"there is no image {number} among {len(self)}")
+        if outside := [number for number in numbers if not 0 <= number < len(self)]:
+            raise IndexError(f"there is no image {outside[0]} among {len(self)}")
         shape = self.image_shape(stage)
         pictures = torch.empty(len(numbers), *shape, dtype=torch.uint8)
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
@@ -102,9 +107,7 @@ class SyntheticData:
                 for row in rows:
                     name = member_names(numbers[row], self.stages)[:-1][stage]
                     try:
-                        start, size = self._indices[shard][name]
-                        file.seek(start)
-                        pixels = decode(file.read(size), shape)
+                        pixels = decode(read_member(file, self._indices[shard][name]), shape)
                     except (KeyError, ValueError) as error:
                         fault = f"{name!r} in {str(path)!r} cannot be read: {error}"
                         raise AssetError(fault, hint=_ANEW) from error
@@ -140,40 +143,34 @@ class SyntheticData:
         """Fault of a shard's size or hash, or ""."""
         entry, path = self.manifest["shards"][shard], self.path / shard_name(shard)
         try:
-            size = path.stat().st_size
-            if size != entry["bytes"]:
+            if (size := path.stat().st_size) != entry["bytes"]:
                 return f"has {size} bytes, not {entry['bytes']}"
-            if file_sha256(path) != entry["sha256"]:
-                return "is damaged: its SHA-256 is not that of the manifest"
+            same = file_sha256(path) == entry["sha256"]
+            return "" if same else "is damaged: its SHA-256 is not that of the manifest"
         except FileNotFoundError:
             return "is missing"
         except (OSError, AssetError):
             return "cannot be read"
-        return ""
 
     def _faults(self, shard: int) -> Iterator[str]:
         if reason := self._damage(shard):
             yield reason
             return
         path, last = self.path / shard_name(shard), len(self.stages)
-        expected = {
-            name: (number, stage)
-            for number in self._layout.shard_images(shard)
-            for stage, name in enumerate(member_names(number, self.stages))
-        }
-        try:
-            index = read_index(path)
-        except AssetError as error:
-            yield error.message
-            return
+        index, expected = (
+            read_index(path),
+            {
+                name: (number, stage)
+                for number in self._layout.shard_images(shard)
+                for stage, name in enumerate(member_names(number, self.stages))
+            },
+        )
         if list(index) != list(expected):
             yield f"has {len(index)} members that are not the {len(expected)} expected"
             return
         with path.open("rb") as file:
             for name, (number, stage) in expected.items():
-                start, size = index[name]
-                file.seek(start)
-                content = file.read(size)
+                content = read_member(file, index[name])
                 try:
                     if stage == last:
                         check_description(content, number)

@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import BinaryIO, final
 
 import attrs
 import numpy as np
@@ -79,15 +79,24 @@ def members(
 ) -> bytes:
     """An image as consecutive members of a tar file; pictures, (H, W, 3), are by stage."""
     told = {} if prompt is None else {"prompt": prompt}
-    description = json.dumps({"index": image, "seed": seed, **told}).encode()
-    contents = [*map(_png, pictures.values()), description]
-    return b"".join(map(_member, member_names(image, list(pictures)), contents))
+    contents = []
+    for pixels in pictures.values():
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        contents.append(png.getvalue())
+    contents.append(json.dumps({"index": image, "seed": seed, **told}).encode())
+    made = b""
+    for name, content in zip(member_names(image, list(pictures)), contents, strict=True):
+        info = tarfile.TarInfo(name)  # mode 0644, owner and time 0
+        info.size = len(content)
+        padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+        made += info.tobuf(tarfile.USTAR_FORMAT) + content + padding
+    return made
 
 
 def end(size: int) -> bytes:
     """The end of a tar file with members of this size: two empty blocks, padded to a record."""
-    least = size + 2 * tarfile.BLOCKSIZE
-    return bytes(-(-least // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - size)
+    return bytes(2 * tarfile.BLOCKSIZE + -(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
 
 
 def read_index(path: Path) -> dict[str, tuple[int, int]]:
@@ -100,6 +109,12 @@ def read_index(path: Path) -> dict[str, tuple[int, int]]:
         raise AssetError(
             f"cannot read {str(path)!r}: {reason}", hint="`ppap data verify` looks into it"
         ) from error
+
+
+def read_member(file: BinaryIO, place: tuple[int, int]) -> bytes:
+    """A member's content, given its start and length."""
+    file.seek(place[0])
+    return file.read(place[1])
 
 
 def decode(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -120,16 +135,3 @@ def check_description(content: bytes, image: int) -> None:
         if json.loads(content)["index"] == image:
             return
     raise ValueError(f"is not about image {image}")
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _member(name: str, content: bytes) -> bytes:
-    info = tarfile.TarInfo(name)  # mode 0644, owner and time 0
-    info.size = len(content)
-    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
-    return info.tobuf(tarfile.USTAR_FORMAT) + content + padding

@@ -256,7 +256,7 @@ def _hooks(module: object, name: str) -> list[HookCaller]:
     return known
 
 
-def _answers(caller: HookCaller) -> Iterator[ComponentSpec | Asset]:
+def _answers(caller: HookCaller) -> Iterator[Any]:
     """The records that one hook returns, with their types checked."""
     wanted = _RETURNS[caller.name]
     rule = f"{caller.name}() must return a list of {' and '.join(one.__name__ for one in wanted)}"

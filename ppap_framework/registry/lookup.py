@@ -1,12 +1,15 @@
+"""The registry: records by name, and components made from them."""
+
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Mapping
-from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.plugin import (
     AdapterSpec,
     Asset,
@@ -20,22 +23,33 @@ from ppap_framework.plugin import (
     GuiderSpec,
     TaskLossSpec,
 )
-from ppap_framework.registry import making, refusals
-from ppap_framework.registry.records import Offers, PluginRecord, label, split
+from ppap_framework.registry import refusals
+from ppap_framework.registry.records import (
+    Item,
+    Offers,
+    PluginRecord,
+    label,
+    missing_dependency,
+    one_line,
+    split,
+)
 
 if TYPE_CHECKING:
     from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
 
+_TRACEBACK = "--debug shows the traceback"
+
 
 @attrs.frozen
 class Registry:
-    """Everything that discovery found; only records are consulted.
+    """Everything that discovery found; records are consulted, and only `make` imports components.
 
     A component, checkpoint or bundle of experts is asked for by its name, or as "distribution:name"
     if several distributions claim the name. Methods that take a name raise `PluginError` if several
     do, and for a component if none does; for a checkpoint or bundle that nobody supplies they raise
-    `AssetError`. The hint says what to type.
+    `AssetError`. The hint says what to type. An error of a plugin's code is a `PluginError` that
+    names the distribution.
 
     Attributes:
         records: One for each plugin, by distribution and entry point.
@@ -46,7 +60,7 @@ class Registry:
     records: tuple[PluginRecord, ...]
     unknown_names: tuple[tuple[str, str], ...] = ()
 
-    def offers(self, of: type | UnionType, name: str | None = None, **fields: Any) -> Offers:
+    def offers(self, of: type[Item], name: str | None = None, **fields: Any) -> Offers[Item]:
         """The records of a type, with this name and these values of fields."""
         distribution, bare = split(name) if name is not None else (None, None)
         return [
@@ -59,18 +73,18 @@ class Registry:
             and all(getattr(item, field) == value for field, value in fields.items())
         ]
 
+    def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
+        """The plugin that a record came from; LookupError for a record of another registry."""
+        for plugin, own in self.offers(type(item)):
+            if item is own:
+                return plugin
+        raise LookupError(f"{item!r} is not of this registry")
+
+    # Components
+
     def owners(self, kind: ComponentKind, name: str) -> set[str]:
         """The distributions that supply a component of that name."""
         return {plugin.distribution for plugin, _ in self.offers(ComponentSpec, name, kind=kind)}
-
-    def _own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
-        """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
-        owners = self.owners(kind, component)
-        rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
-        return sorted(
-            (offer for offer in offers if offer[0].distribution not in rivals),
-            key=lambda offer: offer[0].distribution not in owners,
-        )
 
     def specs(self, kind: ComponentKind) -> list[ComponentSpec]:
         """Every component of a kind, by name; each claim of a name counts."""
@@ -89,18 +103,9 @@ class Registry:
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec: ...
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec:
         if claims := self.offers(ComponentSpec, name, kind=kind):
-            subject = f"{kind} {split(name)[1]!r}"
-            found: ComponentSpec = refusals.only(claims, subject, f"--{kind}", name)
-            return found
+            return refusals.only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
         known = [spec.name for spec in self.specs(kind)]
         raise refusals.missing_component(kind, name, known, self.records)
-
-    def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
-        """The plugin that a record came from; LookupError for a record of another registry."""
-        for plugin, own in self.offers(type(item)):
-            if item is own:
-                return plugin
-        raise LookupError(f"{item!r} is not of this registry")
 
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
         """The task loss of a guider, preferably of its own distribution."""
@@ -115,90 +120,43 @@ class Registry:
         specs = sorted((s for _, s in self.offers(AdapterSpec)), key=lambda s: s.name, reverse=True)
         return [(spec.name, dict(spec.default)) for spec in specs if spec.default is not None]
 
-    def card_offers(self, component: str, kind: CardKind, name: str | None = None) -> Offers:
-        """The checkpoints of a component: its own distribution's first, then by distribution.
-
-        If several distributions claim the component's name, "distribution:name" leaves out those of
-        the others, which are for components of their own.
-        """
-        offers = self.offers(Card, name, kind=kind, component=split(component)[1])
-        return self._own_first(kind, component, offers)
-
-    def cards(self, component: str, kind: CardKind) -> list[Card]:
-        """As `card_offers`, without the plugins."""
-        return [card for _, card in self.card_offers(component, kind)]
-
-    def card(self, component: str, kind: CardKind, name: str) -> Card:
-        """A checkpoint of the component by name among `cards`, or any as "distribution:name"."""
-        distribution, bare = split(name)
-        subject = f"{kind} {split(component)[1]!r}"
-        if distribution:
-            component = split(component)[1]
-        if claims := self.card_offers(component, kind, name):
-            flag = refusals.CHECKPOINT_FLAGS[kind]
-            card: Card = refusals.only(claims, f"checkpoint {bare!r} of {subject}", flag, name)
-            return card
-        offers = self.card_offers(component, kind)
-        hint = refusals.card_hint(kind, component, bare, offers, self.records)
-        raise AssetError(f"{subject} has no checkpoint {name!r}", hint=hint)
-
-    def default_card(self, component: str, kind: CardKind) -> Card:
-        """The default checkpoint of a component."""
-        offers = self.card_offers(component, kind)
-        for _, card in offers:
-            if card.default:
-                return card
-        hint = refusals.card_hint(kind, component, "", offers, self.records)
-        subject = f"{kind} {split(component)[1]!r}"
-        raise AssetError(f"{subject} has no default checkpoint", hint=hint)
-
-    def every_card(self) -> list[Card]:
-        """All checkpoints: by component, then as plugins list them."""
-        cards = [card for _, card in self.offers(Card)]
-        return sorted(cards, key=lambda card: (card.kind, card.component))
-
-    def card_named(self, name: str) -> Card:
-        """The checkpoint of that name, of any component."""
-        bare = split(name)[1]
-        if claims := self.offers(Card, name):
-            card: Card = refusals.only(claims, f"checkpoint {bare!r}", "", name)
-            return card
-        near = refusals.nearest(bare, [card.name for card in self.every_card()])
-        hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
-        raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
-
-    def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
-        """The bundles of experts, by distribution; of a backend and a guider, if given."""
-        return [
-            bundle
-            for _, bundle in self.offers(ExpertBundle)
-            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
-        ]
-
-    def bundle(self, name: str) -> ExpertBundle:
-        bare = split(name)[1]
-        if claims := self.offers(ExpertBundle, name):
-            bundle: ExpertBundle = refusals.only(claims, f"experts {bare!r}", "--experts", name)
-            return bundle
-        hint = refusals.one_of(bare, [bundle.name for bundle in self.bundles()], "--experts")
-        raise AssetError(f"no experts are called {name!r}", hint=hint)
-
-    def target_offers(self, guider: str, checkpoint: str) -> Offers:
-        """The default targets of a guider with a checkpoint; the first counts."""
-        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
-        return self._own_first("guider", guider, self.offers(DefaultTarget, **of))
-
-    def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
-        """The default target of a guider with a checkpoint, if any."""
-        return next((target for _, target in self.target_offers(guider, checkpoint)), None)
-
     def options_class(self, spec: ComponentSpec) -> type[attrs.AttrsInstance] | None:
-        """The attrs class of a component's options, if any; PluginError if it is none."""
-        return making.options_class(spec, self._label(spec))
+        """The attrs class of a component's options, if any."""
+        if spec.options is None:
+            return None
+        cls = self._imported(spec, spec.options)
+        if isinstance(cls, type) and attrs.has(cls):
+            return cls
+        fault = f"names {spec.options} as its options, which is no attrs class"
+        raise PluginError(f"{self._label(spec)} {fault}")
 
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
-        """An instance of `options_class`, or None; UsageError with all that is wrong."""
-        return making.build_options(spec, given, self._label(spec))
+        """An instance of a component's options class, or None if it has none.
+
+        Raises:
+            UsageError: With everything that is wrong with `given` in one message.
+        """
+        cls = self.options_class(spec)
+        fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
+        known = {field.alias or field.name: field for field in fields}
+        problems = []
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                advice = f" (did you mean {near[0]!r}?)" if near else ""
+                problems.append(f"unknown option {name!r}{advice}")
+        for name, field in known.items():
+            if name in given:
+                problems += _complaint(name, field, given[name])
+            elif field.default is attrs.NOTHING:
+                problems.append(f"option {name!r} is required")
+        try:
+            if not problems:
+                return cls(**given) if cls else None
+        except (TypeError, ValueError) as error:
+            problems.append(_text(error))
+        hint = f"its options are {', '.join(known)}" if known else "it has no options"
+        raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
 
     @overload
     def make(
@@ -223,13 +181,141 @@ class Registry:
             checkpoint: Its weights, for a backend or a guider.
 
         Raises:
-            PluginError: If the factory cannot be imported, fails, or makes something else; it names
-                the distribution.
+            PluginError: If the factory cannot be imported, fails, or makes something else.
             UsageError: For options that the component does not take.
             AssetError: If it needs a checkpoint and gets none.
             PpapError: If the factory itself raises one.
         """
-        return making.make(spec, options, checkpoint, self._label(spec))
+        built, who = self.options(spec, options), self._label(spec)
+        takes = isinstance(spec, BackendSpec | GuiderSpec)
+        needed = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes
+        if needed and checkpoint is None:
+            hint = "`ppap plugins info` shows its checkpoints"
+            raise AssetError(f"{who} needs a checkpoint", hint=hint)
+        factory = self._imported(spec, spec.factory)
+        try:
+            made = factory(built, checkpoint) if takes else factory(built)
+        except PpapError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{who} failed: {one_line(error)}", hint=_TRACEBACK) from error
+        components = importlib.import_module("ppap_framework.components")  # imports torch: only now
+        fault = f"{who} made a {type(made).__name__}"
+        if not isinstance(made, getattr(components, spec.makes)):
+            raise PluginError(f"{fault}, which is no {spec.makes}")
+        owed = {"backend": "stages", "guider": "network"}.get(spec.kind)
+        if owed and not hasattr(made, owed):
+            raise PluginError(f"{fault} that has no `{owed}`")
+        return made
+
+    def _imported(self, spec: ComponentSpec, reference: str) -> Any:
+        """What "package.module:attribute" names."""
+        module, _, attribute = reference.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: no plugin may end the host
+            reason, hint = f"cannot be imported from {reference}: {one_line(error)}", _TRACEBACK
+            if missing := missing_dependency(error, reference):
+                reason, hint = missing
+            raise PluginError(f"{self._label(spec)} {reason}", hint=hint) from error
 
     def _label(self, spec: ComponentSpec) -> str:
         return f"{label(spec)} of {self.provider(spec).distribution}"
+
+    # Files
+
+    def cards(self, component: str, kind: CardKind) -> list[Card]:
+        """The checkpoints of a component: its own distribution's first, then by distribution.
+
+        If several distributions claim the component's name, "distribution:name" leaves out those of
+        the others, which are for components of their own.
+        """
+        return [card for _, card in self.card_offers(component, kind)]
+
+    def card_offers(self, component: str, kind: CardKind, name: str | None = None) -> Offers[Card]:
+        """As `cards`, with this name, and the plugins that supply them."""
+        offers = self.offers(Card, name, kind=kind, component=split(component)[1])
+        return self._own_first(kind, component, offers)
+
+    def card(self, component: str, kind: CardKind, name: str) -> Card:
+        """A checkpoint of the component by name among `cards`, or any as "distribution:name"."""
+        distribution, bare = split(name)
+        subject = f"{kind} {split(component)[1]!r}"
+        if distribution:
+            component = split(component)[1]
+        if claims := self.card_offers(component, kind, name):
+            flag = refusals.CHECKPOINT_FLAGS[kind]
+            return refusals.only(claims, f"checkpoint {bare!r} of {subject}", flag, name)
+        hint = refusals.card_hint(kind, component, bare, self.cards(component, kind), self.records)
+        raise AssetError(f"{subject} has no checkpoint {name!r}", hint=hint)
+
+    def default_card(self, component: str, kind: CardKind) -> Card:
+        """The default checkpoint of a component."""
+        cards = self.cards(component, kind)
+        for card in cards:
+            if card.default:
+                return card
+        fault = f"{kind} {split(component)[1]!r} has no default checkpoint"
+        hint = refusals.card_hint(kind, component, "", cards, self.records)
+        raise AssetError(fault, hint=hint)
+
+    def every_card(self) -> list[Card]:
+        """All checkpoints: by component, then as plugins list them."""
+        cards = (card for _, card in self.offers(Card))
+        return sorted(cards, key=lambda card: (card.kind, card.component))
+
+    def card_named(self, name: str) -> Card:
+        """The checkpoint of that name, of any component."""
+        bare = split(name)[1]
+        if claims := self.offers(Card, name):
+            return refusals.only(claims, f"checkpoint {bare!r}", "", name)
+        near = refusals.nearest(bare, [card.name for card in self.every_card()])
+        hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
+        raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
+
+    def bundles(self, **fields: str) -> list[ExpertBundle]:
+        """The bundles of experts, by distribution; with these values of `backend` and `guider`."""
+        return [bundle for _, bundle in self.offers(ExpertBundle, **fields)]
+
+    def bundle(self, name: str) -> ExpertBundle:
+        bare = split(name)[1]
+        if claims := self.offers(ExpertBundle, name):
+            return refusals.only(claims, f"experts {bare!r}", "--experts", name)
+        hint = refusals.one_of(bare, [bundle.name for bundle in self.bundles()], "--experts")
+        raise AssetError(f"no experts are called {name!r}", hint=hint)
+
+    def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
+        """The default target of a guider with a checkpoint, if any."""
+        return next((target for _, target in self.target_offers(guider, checkpoint)), None)
+
+    def target_offers(self, guider: str, checkpoint: str) -> Offers[DefaultTarget]:
+        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
+        return self._own_first("guider", guider, self.offers(DefaultTarget, **of))
+
+    def _own_first(self, kind: CardKind, component: str, offers: Offers[Item]) -> Offers[Item]:
+        """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
+        owners = self.owners(kind, component)
+        rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
+        return sorted(
+            (offer for offer in offers if offer[0].distribution not in rivals),
+            key=lambda offer: offer[0].distribution not in owners,
+        )
+
+
+def _complaint(name: str, field: attrs.Attribute[Any], value: Any) -> list[str]:
+    """Errors of a field's own converter and validator, without the other fields."""
+    own = attrs.field(validator=field.validator, converter=field.converter)
+    try:
+        attrs.make_class("Alone", {field.name: own})(value)
+    except (TypeError, ValueError, PpapError) as error:
+        return [f"option {name!r}: {_text(error)}"]
+    except Exception:  # it reads other fields; making the class reports it
+        pass
+    return []
+
+
+def _text(error: Exception) -> str:
+    """The message alone, without the field, type and value that attrs' validators add."""
+    return " ".join(str(error.args[0] if error.args else error).split())

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import attrs
 
-from ppap_framework.plugin import Card, CardKind, ComponentSpec, DefaultTarget, ExpertBundle
+from ppap_framework.plugin import Card, ComponentKind, ComponentSpec, DefaultTarget, ExpertBundle
 from ppap_framework.registry.discovery import registry
 from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import Offers, label
+from ppap_framework.registry.records import Item, Offers, label
 
 # A name that several distributions claim is listed as "distribution:name", once for each.
 
 
 def list_backends() -> list[str]:
     """The names of the diffusion models, as `backend` takes them."""
-    return _names(registry().offers(ComponentSpec, kind="backend"))
+    return _components("backend")
 
 
 def list_guiders() -> list[str]:
     """The names of the networks that can guide, as `guide` takes them."""
-    return _names(registry().offers(ComponentSpec, kind="guider"))
+    return _components("guider")
 
 
 def list_losses() -> list[str]:
     """The names of the task losses."""
-    return _names(registry().offers(ComponentSpec, kind="loss"))
+    return _components("loss")
 
 
 def list_adapters() -> list[str]:
     """The names of the adapters that experts are made of."""
-    return _names(registry().offers(ComponentSpec, kind="adapter"))
+    return _components("adapter")
 
 
 def list_checkpoints(component: str | None = None) -> list[str]:
@@ -42,13 +43,18 @@ def list_checkpoints(component: str | None = None) -> list[str]:
     found = registry()
     offers = found.offers(Card)
     if component is not None:
-        kinds: tuple[CardKind, ...] = ("backend", "guider")
-        offers = [offer for kind in kinds for offer in found.card_offers(component, kind)]
-    return _names([(plugin, card) for plugin, card in offers if not card.refusal])
+        offers = [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
+    cards = [(by.distribution, card.joined or card.name) for by, card in offers if not card.refusal]
+    return _listed(cards)
 
 
-def _names(offers: Offers) -> list[str]:
-    pairs = {(by.distribution, getattr(item, "joined", "") or item.name) for by, item in offers}
+def _components(kind: ComponentKind) -> list[str]:
+    offers = registry().offers(ComponentSpec, kind=kind)
+    return _listed([(plugin.distribution, spec.name) for plugin, spec in offers])
+
+
+def _listed(owned: Iterable[tuple[str, str]]) -> list[str]:
+    pairs = set(owned)
     names = [name for _, name in pairs]
     return sorted(name if names.count(name) == 1 else f"{owner}:{name}" for owner, name in pairs)
 
@@ -72,8 +78,10 @@ def conflicts(found: Registry) -> list[Conflict]:
     """Every name that several plugins claim, and every default that none of them owns."""
     claimed: dict[str, list[str]] = defaultdict(list)  # plugins by subject
     defaults: dict[str, list[str]] = {}
-    for plugin, item in found.offers(ComponentSpec | ExpertBundle):
-        claimed[label(item)].append(plugin.name)
+    for plugin, spec in found.offers(ComponentSpec):
+        claimed[label(spec)].append(plugin.name)
+    for plugin, bundle in found.offers(ExpertBundle):
+        claimed[label(bundle)].append(plugin.name)
     for kind, component in dict.fromkeys((c.kind, c.component) for _, c in found.offers(Card)):
         for asked in _forms(found, kind, component):
             cards = found.card_offers(asked, kind)
@@ -93,13 +101,15 @@ def conflicts(found: Registry) -> list[Conflict]:
     ]
 
 
-def _forms(found: Registry, kind: CardKind, name: str) -> list[str]:
+def _forms(found: Registry, kind: ComponentKind, name: str) -> list[str]:
     """The names to ask for a component by: with distributions if several claim the name."""
     owners = sorted(found.owners(kind, name))
     return [f"{owner}:{name}" for owner in owners] if len(owners) > 1 else [name]
 
 
-def _equals(found: Registry, kind: CardKind, component: str, offers: Offers) -> list[str]:
+def _equals(
+    found: Registry, kind: ComponentKind, component: str, offers: Offers[Item]
+) -> list[str]:
     """The plugins among which only the distribution's name decides."""
     owners = found.owners(kind, component)
     own = [plugin.name for plugin, _ in offers if plugin.distribution in owners]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -68,7 +68,8 @@ class PluginRecord:
         return "".join(traceback.format_exception(type(self.error), self.error, frames))
 
 
-Offers: TypeAlias = list[tuple[PluginRecord, Any]]
+Item = TypeVar("Item", bound=ComponentSpec | Asset)
+Offers: TypeAlias = list[tuple[PluginRecord, Item]]
 """Records, each with the plugin that supplies it."""
 
 

@@ -10,11 +10,10 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from importlib import metadata
-from typing import Any
 
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import Card, CardKind, ComponentKind
-from ppap_framework.registry.records import Offers, PluginRecord, split
+from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 
 CHECKPOINT_FLAGS: dict[CardKind, str] = {
     "backend": "--checkpoint",
@@ -77,7 +76,7 @@ def missing_component(
     return PluginError(f"{who} called {bare!r}", hint="; ".join(advice).replace("?;", "?"))
 
 
-def only(offers: Offers, subject: str, flag: str, name: str) -> Any:
+def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
     """The only offer of a name; PluginError if several plugins claim it."""
     if len(offers) == 1:
         return offers[0][1]
@@ -91,10 +90,13 @@ def only(offers: Offers, subject: str, flag: str, name: str) -> Any:
 
 
 def card_hint(
-    kind: CardKind, component: str, name: str, offers: Offers, records: Sequence[PluginRecord]
+    kind: CardKind,
+    component: str,
+    name: str,
+    cards: Sequence[Card],
+    records: Sequence[PluginRecord],
 ) -> str:
     """What to do about a checkpoint that a component does not have; `name` "" is the default."""
-    cards: list[Card] = [card for _, card in offers]
     known = [card.joined or card.name for card in cards if not card.refusal]
     hint = one_of(name, known, CHECKPOINT_FLAGS[kind])
     if known or split(component)[1] not in suppliers():  # components without an extra are unknown
