@@ -141,9 +141,9 @@ class TestArchitecture:
         ("stated", "expected"),
         [
             ({}, "does not state its architecture"),
-            ({"model": "a"}, "lacks 'widths'"),
-            ({**ARCHITECTURE, "colour": 1}, "has unknown 'colour'"),
-            ({"colour": 1}, "lacks 'model', lacks 'widths', has unknown 'colour'"),
+            ({"model": "a"}, "missing 1 required keyword-only argument: 'widths'"),
+            ({**ARCHITECTURE, "colour": 1}, "unexpected keyword argument 'colour'"),
+            ({"colour": 1}, "of another architecture: got an unexpected keyword argument 'colour'"),
             ({"model": 3, "widths": []}, "'model' must be"),
         ],
     )

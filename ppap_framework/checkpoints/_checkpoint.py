@@ -44,8 +44,7 @@ class Checkpoint:
         architecture: Description from which a factory builds the network; empty if unknown.
         metadata: Strings that a safetensors file carries beside its tensors.
         card: Card that was asked for; None for a file.
-        dtype: Type to which weights are cast while loading, as far as the network computes in it;
-            None keeps the network's own.
+        dtype: Type to which weights are cast as far as the network computes in it; None for none.
     """
 
     name: str
@@ -67,11 +66,7 @@ class Checkpoint:
         return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, mapped from the files if their format allows.
-
-        Raises:
-            AssetError: If a file is damaged or is a pickle that wants code to run.
-        """
+        """All tensors by name, on the CPU, mapped from the files if their format allows."""
         return {
             f"{prefix}{name}": tensor
             for path, prefix in self.files.items()
@@ -110,25 +105,23 @@ def find_checkpoint(
         named, cards = partial(registry.card, component, kind), registry.cards(component, kind)
     text = os.fspath(wanted or "")
     joined = "+" in text and not Path(text).expanduser().exists()
-    if joined and "" in text.split("+"):
-        raise AssetError(
-            f"{text!r} does not say what is to be joined",
-            hint="type names or files with a '+' between, such as glide-base+glide-upsample",
-        )
-    found = [_find(each, named, cards) for each in (text.split("+") if joined else [wanted or ""])]
+    texts = text.split("+") if joined else [wanted or ""]
+    if joined and "" in texts:
+        hint = "type names or files with a '+' between, such as glide-base+glide-upsample"
+        raise AssetError(f"{text!r} does not say what is to be joined", hint=hint)
+    found = [_find(each, named, cards) for each in texts]
     if joined:  # before anything is downloaded
         _common_architecture([part for part, _ in found])
     of = [card for _, card in found if card and component is not None]
     for card in of:
+        fault, hint = "", f"type {card.joined}"
         if card.refusal:
-            raise AssetError(
-                f"checkpoint {card.name!r} cannot be used: {card.refusal}",
-                hint="`ppap checkpoints list` shows others",
-            )
-        needed = {named(name).prefix for name in card.joined.split("+") if name}
-        if needed - {other.prefix for other in of}:
-            fault = f"checkpoint {card.name!r} is of no use alone"
-            raise AssetError(fault, hint=f"type {card.joined}")
+            fault, hint = f"cannot be used: {card.refusal}", "`ppap checkpoints list` shows others"
+        elif card.joined:
+            needed = {named(name).prefix for name in card.joined.split("+")}
+            fault = "is of no use alone" if needed - {other.prefix for other in of} else ""
+        if fault:
+            raise AssetError(f"checkpoint {card.name!r} {fault}", hint=hint)
     opened = [
         open_checkpoint(part, offline=offline) if isinstance(part, Card) else part
         for part, _ in found
@@ -154,10 +147,9 @@ def _find(
         of: Card | None = named(name)
         opened = open_checkpoint(path, like=of)
         if of and of.architecture and opened.architecture != of.architecture:
-            raise AssetError(
-                f"{opened.name!r} states what it is, and that is not {of.name!r}",
-                hint=f"leave out {of.name}=, or name the file that it is of",
-            )
+            hint = f"leave out {of.name}=, or name the file that it is of"
+            fault = f"{opened.name!r} states what it is, and that is not {of.name!r}"
+            raise AssetError(fault, hint=hint)
     else:
         published = [each for each in cards if each.uri.rpartition("/")[2] == Path(text).name]
         of = published[0] if len(published) == 1 else None
@@ -176,8 +168,7 @@ def open_checkpoint(
         offline: Raise instead of downloading.
 
     Raises:
-        AssetError: If the file is missing, empty, damaged, of an unknown kind, not the one of its
-            card, or a pickle that wants code to run.
+        AssetError: If the file is missing, damaged, not the one of its card, or wants code to run.
     """
     if isinstance(source, Card):
         card, like, path, name = source, source, fetch(source, offline=offline), source.name
@@ -206,67 +197,44 @@ def _common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
         stated = part.architecture
         differing = [key for key in stated if architecture.get(key, stated[key]) != stated[key]]
         if differing:
-            raise AssetError(
-                f"the parts of {name!r} do not belong together: they differ in "
-                + ", ".join(map(repr, differing)),
-                hint="join the networks of one component, such as glide-base+glide-upsample",
-            )
+            fault = f"they differ in {', '.join(map(repr, differing))}"
+            hint = "join the networks of one component, such as glide-base+glide-upsample"
+            raise AssetError(f"the parts of {name!r} do not belong together: {fault}", hint=hint)
         architecture |= stated
         prefixes += [part.prefix] if isinstance(part, Card) else part.files.values()
     if "" in prefixes or len(set(prefixes)) < len(prefixes):
-        raise AssetError(
-            f"the parts of {name!r} are not different networks of one component",
-            hint="join files of which each holds one network",
-        )
+        fault = f"the parts of {name!r} are not different networks of one component"
+        raise AssetError(fault, hint="join files of which each holds one network")
     return architecture
 
 
 def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """Join the networks of one component.
-
-    Raises:
-        AssetError: If two parts state different things, or have the same prefix or none.
-    """
+    """Join networks of one component; AssetError if they differ in what they state."""
     architecture = _common_architecture(parts)
     files = {path: prefix for part in parts for path, prefix in part.files.items()}
     return Checkpoint("+".join(part.name for part in parts), files, architecture)
 
 
 def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
-    """The architecture of a checkpoint as an attrs record.
-
-    Args:
-        checkpoint: Any checkpoint.
-        record: Attrs class with a field for each key; its validators and converters check values.
+    """The architecture of a checkpoint as an attrs record, whose validators check the values.
 
     Raises:
         AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
     """
-    stated, fields = checkpoint.architecture, attrs.fields(record)
-    if not stated:
+    if not checkpoint.architecture:
         raise AssetError(
             f"{checkpoint.name!r} does not state its architecture",
             hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
             "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
         )
-    required = [field.name for field in fields if field.default is attrs.NOTHING]
-    known = {field.name for field in fields}
-    faults = [f"lacks {name!r}" for name in required if name not in stated]
-    faults += [f"has unknown {name!r}" for name in stated if name not in known]
-    if faults:
-        raise AssetError(
-            f"{checkpoint.name!r} is of another architecture: it {', '.join(faults[:6])}",
-            hint=f"{', '.join(required)} must be stated",
-        )
     try:
-        return record(**stated)
+        return record(**checkpoint.architecture)
     except (TypeError, ValueError, UsageError) as error:
         reason = error.message if isinstance(error, UsageError) else str(error.args[0])
-        reason = " ".join(reason.replace(".__init__()", "").split())
-        raise AssetError(
-            f"{checkpoint.name!r} states an impossible architecture: {reason}",
-            hint="correct it and save the checkpoint again",
-        ) from error
+        reason = " ".join(reason.rpartition(".__init__() ")[2].split())
+        hint = f"it must state {', '.join(attrs.fields_dict(record))}"
+        fault = f"{checkpoint.name!r} is of another architecture: {reason}"
+        raise AssetError(fault, hint=hint) from error
 
 
 def save_checkpoint(

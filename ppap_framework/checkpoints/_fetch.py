@@ -31,15 +31,12 @@ _PLAIN = {"Accept-Encoding": "identity"}  # lengths are otherwise those of compr
 
 
 def location(card: _File) -> Path:
-    """The path of a card's file, whether it exists or not.
-
-    Raises:
-        AssetError: If its package is missing, or its address is malformed.
-    """
-    if _packaged(card):
+    """The path of a card's file, which may be missing; AssetError if its package is."""
+    scheme = card.uri.partition("://")[0]
+    if scheme == "package":
         return package_file(card.uri)
-    inside = _hub_parts(card)[2] if _on_hub(card) else PurePosixPath(urlsplit(card.uri).path).name
-    return _folder(card) / (inside or card.name)
+    name = _hub_parts(card)[2] if scheme == "hf" else PurePosixPath(urlsplit(card.uri).path).name
+    return cache_dir() / card.component / card.name / (name or card.name)
 
 
 def fetch(card: _File, *, offline: bool = False) -> Path:
@@ -52,11 +49,12 @@ def fetch(card: _File, *, offline: bool = False) -> Path:
         AssetError: If it cannot be downloaded, or does not match the card or the note.
     """
     path = location(card)
-    if not _packaged(card) and (not path.is_file() or _difference(path, card)):
+    packaged = card.uri.startswith("package://")
+    if not packaged and (not path.is_file() or _difference(path, card)):
         with without_downloads(offline):
             _download(card, path)
     check(card)
-    if card.sha256 is None and not _packaged(card) and noted_sha256(path) is None:
+    if card.sha256 is None and not packaged and noted_sha256(path) is None:
         with contextlib.suppress(OSError):  # the cache may be read-only
             _note(path).write_text(f"{file_sha256(path)}  {path.name}\n")
     return path
@@ -68,17 +66,17 @@ def check(card: _File) -> None:
     Raises:
         AssetError: If it is missing or differs.
     """
-    path = location(card)
+    path, hint = location(card), _by_hand(card)
     if not path.is_file():
-        raise AssetError(f"{card.name!r} is not here", hint=_by_hand(card))
+        raise AssetError(f"{card.name!r} is not here", hint=hint)
     if difference := _difference(path, card):
         fault = f"{str(path)!r} is not the file of {card.name!r}: {difference}"
-        raise AssetError(fault, hint=_by_hand(card))
+        raise AssetError(fault, hint=hint)
     noted = noted_sha256(path) if card.sha256 is None else None
-    if noted is not None and noted != file_sha256(path):
+    if noted is not None and noted != (found := file_sha256(path)):
+        fault = f"its SHA-256 is {found} instead of {noted}"
         raise AssetError(
-            f"{str(path)!r} is not what it was when it was used first: its SHA-256 is "
-            f"{file_sha256(path)} instead of {noted}",
+            f"{str(path)!r} is not what it was when it was used first: {fault}",
             hint=f"delete it to fetch it again; delete {str(_note(path))!r} to trust what is there",
         )
 
@@ -97,27 +95,14 @@ def package_file(uri: str) -> Path:
     try:
         folder = resources.files(import_module(package))
     except (ImportError, ValueError) as error:
-        raise AssetError(
-            f"{uri!r} lies in package {package!r}, which cannot be imported: {error}",
-            hint=f"pip install {package.split('.')[0].replace('_', '-')}",
-        ) from error
+        fault = f"{uri!r} lies in package {package!r}, which cannot be imported: {error}"
+        hint = f"pip install {package.split('.')[0].replace('_', '-')}"
+        raise AssetError(fault, hint=hint) from error
     path = Path(str(folder.joinpath(inner)))
     if not inner or not path.is_file():
         fault = f"package {package!r} has no file {inner!r}"
         raise AssetError(fault, hint="install it again; its files are incomplete")
     return path
-
-
-def _packaged(card: _File) -> bool:
-    return card.uri.startswith("package://")
-
-
-def _on_hub(card: _File) -> bool:
-    return card.uri.startswith("hf://")
-
-
-def _folder(card: _File) -> Path:
-    return cache_dir() / card.component / card.name
 
 
 def _hub_parts(card: _File) -> tuple[str, str, str]:
@@ -131,7 +116,7 @@ def _hub_parts(card: _File) -> tuple[str, str, str]:
 
 def _url(card: _File) -> str:
     """The address for a browser; `$PPAP_MIRROR` replaces the host of https:// addresses."""
-    if _on_hub(card):
+    if card.uri.startswith("hf://"):
         repository, revision, file = _hub_parts(card)
         return f"https://huggingface.co/{repository}/resolve/{revision}/{file}"
     mirror = os.environ.get("PPAP_MIRROR")
@@ -139,7 +124,7 @@ def _url(card: _File) -> str:
 
 
 def _by_hand(card: _File) -> str:
-    if _packaged(card):
+    if card.uri.startswith("package://"):
         return "install its package again"
     flag = "--experts"
     if isinstance(card, Card):
@@ -164,11 +149,12 @@ def _note(path: Path) -> Path:
 def _download(card: _File, path: Path) -> None:
     with downloading(f"{card.name!r} from {_url(card)}", _by_hand(card), here=False):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if _on_hub(card):
+        if card.uri.startswith("hf://"):
             from huggingface_hub import hf_hub_download
 
             repository, revision, file = _hub_parts(card)
-            hf_hub_download(repository, file, revision=revision, local_dir=_folder(card))
+            folder = cache_dir() / card.component / card.name
+            hf_hub_download(repository, file, revision=revision, local_dir=folder)
             return
         part = download(_url(card), path)
         if difference := _difference(part, card):

@@ -33,15 +33,11 @@ def without_downloads(off: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
-    """A context in which a library gets files by itself.
+    """A context in which a library gets files, called `what`, by itself.
 
     If downloads are off, the Hugging Face hub's library uses only its cache. It logs nothing of its
-    own: failures are raised, and retries are logged once.
-
-    Args:
-        what: Name of the files, for messages.
-        hint: How to get them by hand.
-        here: Whether a copy may be in the library's cache.
+    own: failures are raised, and retries are logged once. `hint` says how to get the files by hand;
+    `here` whether a copy may be in the library's cache.
 
     Raises:
         AssetError: If there is no copy and downloads are off, or the download fails in any way.

@@ -29,20 +29,12 @@ from ppap_framework.files import replacing
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
 _WRAPPINGS = ("state_dict", "model")  # keys under which training programs save the weights
+_AGAIN = "fetch or save it again"
 _OTHERS = (  # how other files begin, what they are, and a hint
-    (rb"\Z", "empty", "fetch or save it again"),
-    (
-        rb"PK\x03\x04|\x80",
-        "not safetensors but a pickle under a false name",
-        "do not trust it; if you know better, rename it to end in .pt",
-    ),
+    (rb"\Z", "empty", _AGAIN),
+    (rb"PK\x03\x04|\x80", "not safetensors but a pickle under a false name", "do not trust it"),
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file", "type `git lfs pull`"),
     (rb"\s*<", "a web page, not a checkpoint", "download the file itself"),
-    (
-        rb"",
-        "neither a safetensors file nor one that torch.save wrote",
-        f"a checkpoint ends in one of {', '.join(_SUFFIXES)}",
-    ),
 )
 
 
@@ -72,23 +64,20 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except OSError as error:
         raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        raise _refusal(path, error) from error
+        fault = "cannot be read: its pickle is damaged or holds more than tensors"
+        if wanted := re.search(r"GLOBAL (\S+)", str(error)):
+            fault = f"wants {wanted[1]} to be called when it is loaded; nothing was run"
+        hint = "if you trust its origin, load it yourself and save its state dict as safetensors"
+        raise AssetError(f"{str(path)!r} {fault}", hint=hint) from error
     except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:300]
-        raise AssetError(
-            f"{str(path)!r} is a truncated or damaged checkpoint: {type(error).__name__}: {reason}",
-            hint="fetch or save it again",
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        fault = f"{str(path)!r} is a truncated or damaged checkpoint: {reason}"
+        raise AssetError(fault, hint=_AGAIN) from error
     return {}, _state_dict(path, loaded)
 
 
 def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
-    """The kind of a file, by its first bytes or else its name. The first two kinds are mapped.
-
-    Raises:
-        AssetError: If it is missing, empty or of another kind.
-        OSError: If it cannot be read.
-    """
+    """The kind of a file, by its first bytes or else its name. The first two kinds are mapped."""
     if path.is_dir():
         raise AssetError(f"{str(path)!r} is a folder, not a checkpoint", hint=_neighbors(path, ""))
     if not path.is_file():
@@ -100,10 +89,13 @@ def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
         return "safetensors"
     if first.startswith((b"PK\x03\x04", b"\x80")) and not named:  # torch.save: new or old
         return "zip" if first.startswith(b"PK") else "pickle"
-    what, hint = next((what, hint) for begin, what, hint in _OTHERS if re.match(begin, first))
-    if named and what == _OTHERS[-1][1]:
+    for begin, what, hint in _OTHERS:
+        if re.match(begin, first):
+            raise AssetError(f"{str(path)!r} is {what}", hint=hint)
+    if named:
         return "safetensors"  # damaged; the reader explains
-    raise AssetError(f"{str(path)!r} is {what}", hint=hint)
+    hint = f"a checkpoint ends in one of {', '.join(_SUFFIXES)}"
+    raise AssetError(f"{str(path)!r} is neither safetensors nor written by torch.save", hint=hint)
 
 
 def _neighbors(folder: Path, name: str) -> str:
@@ -123,22 +115,9 @@ def _check_archive(path: Path) -> None:
     # torch stores members uncompressed: an honest file is never larger inside than outside.
     size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
     if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise AssetError(
-            f"{str(path)!r} is a compressed archive, {unpacked} bytes in {size}; torch writes none",
-            hint="unpack it if it contains a checkpoint; otherwise do not trust it",
-        )
-
-
-def _refusal(path: Path, error: pickle.UnpicklingError) -> AssetError:
-    if wanted := re.search(r"GLOBAL (\S+)", str(error)):
-        return AssetError(
-            f"{str(path)!r} wants {wanted[1]} to be called when it is loaded; nothing was run",
-            hint="if you trust its origin, load it yourself and save its state dict as safetensors",
-        )
-    return AssetError(
-        f"{str(path)!r} cannot be read: its pickle is damaged or holds more than tensors",
-        hint="save the bare state dict again, preferably as safetensors",
-    )
+        fault = f"is a compressed archive, {unpacked} bytes in {size}; torch writes none"
+        hint = "unpack it if it contains a checkpoint; otherwise do not trust it"
+        raise AssetError(f"{str(path)!r} {fault}", hint=hint)
 
 
 def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
@@ -151,15 +130,12 @@ def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
         if isinstance(state, Mapping) and state and all(map(_is_plain, state.values())):
             size, unpacked = path.stat().st_size, sum(t.nbytes for t in state.values())
             if unpacked > _TIED * size:
-                raise AssetError(
-                    f"{str(path)!r} has {size} bytes, and its tensors would take {unpacked} bytes",
-                    hint="they repeat the same bytes; save it again with contiguous tensors",
-                )
+                fault = f"has {size} bytes, and its tensors would take {unpacked} bytes"
+                hint = "they repeat the same bytes; save it again with contiguous tensors"
+                raise AssetError(f"{str(path)!r} {fault}", hint=hint)
             return {str(name): tensor.detach() for name, tensor in state.items()}
-    raise AssetError(
-        f"{str(path)!r} holds no state dict, but a {what}",
-        hint='a checkpoint maps names to tensors, alone or under "state_dict" or "model"',
-    )
+    hint = 'a checkpoint maps names to tensors, alone or under "state_dict" or "model"'
+    raise AssetError(f"{str(path)!r} holds no state dict, but a {what}", hint=hint)
 
 
 def _is_plain(value: object) -> bool:
@@ -178,16 +154,8 @@ def write_safetensors(
     """Write a file that is complete or absent; equal content gives equal bytes.
 
     The safetensors library writes metadata in a random order and copies all tensors to memory
-    first; this writes sorted metadata, and one tensor at a time. Tensors that share memory are
-    written separately.
-
-    Args:
-        path: File to write or replace; missing folders are created.
-        tensors: Tensors by name, on any device. No name may be `__metadata__`.
-        metadata: Strings by name.
-
-    Raises:
-        AssetError: If the file cannot be written.
+    first; this writes sorted metadata, and one tensor at a time. Tensors may be on any device;
+    those that share memory are written separately. AssetError if the file cannot be written.
     """
     # Wide dtypes first, so that every tensor is aligned to its own width.
     order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))

@@ -29,15 +29,9 @@ from pluggy import HookCaller
 from ppap_framework import hookspecs, plugin
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec
+from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import (
-    PluginRecord,
-    Status,
-    label,
-    missing_dependency,
-    normal,
-    one_line,
-)
+from ppap_framework.registry.records import PluginRecord, Status, normal
 
 GROUP = "ppap"
 ONLY = "PPAP_PLUGINS"
@@ -80,20 +74,18 @@ def discover(
     Args:
         path: Folders in which to look for distributions; None for `sys.path`.
         environ: Environment variables.
-        strict: Whether a plugin that fails raises; None for the value of `PPAP_STRICT_PLUGINS`.
-
-    Raises:
-        PluginError: For the first plugin that failed, if strict.
+        strict: Whether the first plugin that failed raises PluginError; None for the value of
+            `PPAP_STRICT_PLUGINS`.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
-    records = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
+    plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
     if strict is None:
         strict = environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no", "off")
-    for record in records if strict else ():
+    for record in plugins if strict else ():
         if record.failed:
             fault = f"plugin {record.name} is {record.status}: {record.reason}"
             raise PluginError(fault, hint=record.hint) from record.error
-    return Registry(records, unknown_names(records, environ))
+    return Registry(plugins, unknown_names(plugins, environ))
 
 
 def excluded_by(plugin: PluginRecord, environ: Mapping[str, str]) -> str | None:
@@ -141,7 +133,7 @@ def _plugins(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint 
         try:
             found = [entry for entry in distribution.entry_points if entry.group == GROUP]
         except Exception as error:
-            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
+            reason = f"its entry_points.txt cannot be read: {records.one_line(error)}"
             hint = f"pip install --force-reinstall {name}"
             yield attrs.evolve(blank, status="broken", reason=reason, hint=hint, error=error), None
             continue
@@ -191,7 +183,7 @@ def _loaded(
             for caller in _hooks(module, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
-        labels = [label(item) for item in offered]
+        labels = [records.label(item) for item in offered]
         if twice := [one for index, one in enumerate(labels) if one in labels[:index]]:
             raise _RefusedError(f"it offers {twice[0]} twice")
     except KeyboardInterrupt:
@@ -200,8 +192,8 @@ def _loaded(
         status, reason, hint = refusal.status, refusal.message, refusal.hint
         return attrs.evolve(record, status=status, reason=reason, hint=hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        reason, hint = f"{doing}: {one_line(error)}", ""
-        if missing := missing_dependency(error, entry_point.value):
+        reason, hint = f"{doing}: {records.one_line(error)}", ""
+        if missing := records.missing_dependency(error, entry_point.value):
             status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
         return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
     return attrs.evolve(
@@ -212,11 +204,7 @@ def _loaded(
 
 
 def check_api(module: object, distribution: str) -> None:
-    """Accept a plugin of the same major version of the interface and no later minor one.
-
-    Raises:
-        PluginError: If `module.PPAP_API` says anything else, or nothing.
-    """
+    """PluginError unless a module is of the same major version and no later minor one."""
     stated = getattr(module, "PPAP_API", None)
     fault, hint = "", f"its author writes `PPAP_API = {PPAP_API}` in the plugin module"
     if stated is None:

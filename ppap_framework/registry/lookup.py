@@ -23,16 +23,8 @@ from ppap_framework.plugin import (
     GuiderSpec,
     TaskLossSpec,
 )
-from ppap_framework.registry import refusals
-from ppap_framework.registry.records import (
-    Item,
-    Offers,
-    PluginRecord,
-    label,
-    missing_dependency,
-    one_line,
-    split,
-)
+from ppap_framework.registry import records, refusals
+from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 
 if TYPE_CHECKING:
     from ppap_framework import components
@@ -48,13 +40,11 @@ class Registry:
     A component, checkpoint or bundle of experts is asked for by its name, or as "distribution:name"
     if several distributions claim the name. Methods that take a name raise `PluginError` if several
     do, and for a component if none does; for a checkpoint or bundle that nobody supplies they raise
-    `AssetError`. The hint says what to type. An error of a plugin's code is a `PluginError` that
-    names the distribution.
+    `AssetError`. An error of a plugin's code is a `PluginError` that names the distribution.
 
     Attributes:
         records: One for each plugin, by distribution and entry point.
-        unknown_names: Each environment variable that names a plugin which is not installed, with
-            that name.
+        unknown_names: Environment variables that name no installed plugin, each with that name.
     """
 
     records: tuple[PluginRecord, ...]
@@ -113,12 +103,10 @@ class Registry:
         return self.spec("loss", own if self.owners("loss", own) else guider.default_loss)
 
     def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:
-        """The default adapters of an expert, with their options.
-
-        They are attached, and stored in a bundle, in reverse alphabetical order.
-        """
-        specs = sorted((s for _, s in self.offers(AdapterSpec)), key=lambda s: s.name, reverse=True)
-        return [(spec.name, dict(spec.default)) for spec in specs if spec.default is not None]
+        """Default adapters with options, in the order of bundles, which is reverse alphabetical."""
+        specs = [spec for _, spec in self.offers(AdapterSpec) if spec.default is not None]
+        ordered = sorted(specs, key=lambda spec: spec.name, reverse=True)
+        return [(spec.name, dict(spec.default or {})) for spec in ordered]
 
     def options_class(self, spec: ComponentSpec) -> type[attrs.AttrsInstance] | None:
         """The attrs class of a component's options, if any."""
@@ -131,11 +119,7 @@ class Registry:
         raise PluginError(f"{self._label(spec)} {fault}")
 
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
-        """An instance of a component's options class, or None if it has none.
-
-        Raises:
-            UsageError: With everything that is wrong with `given` in one message.
-        """
+        """An instance of `options_class`, or None; UsageError with all that is wrong."""
         cls = self.options_class(spec)
         fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
         known = {field.alias or field.name: field for field in fields}
@@ -175,16 +159,10 @@ class Registry:
     ) -> Any:
         """Import a component's factory and call it; nothing before this imports torch.
 
-        Args:
-            spec: A component of this registry.
-            options: Its options by name.
-            checkpoint: Its weights, for a backend or a guider.
-
         Raises:
             PluginError: If the factory cannot be imported, fails, or makes something else.
             UsageError: For options that the component does not take.
             AssetError: If it needs a checkpoint and gets none.
-            PpapError: If the factory itself raises one.
         """
         built, who = self.options(spec, options), self._label(spec)
         takes = isinstance(spec, BackendSpec | GuiderSpec)
@@ -198,7 +176,9 @@ class Registry:
         except PpapError:
             raise
         except Exception as error:
-            raise PluginError(f"{who} failed: {one_line(error)}", hint=_TRACEBACK) from error
+            raise PluginError(
+                f"{who} failed: {records.one_line(error)}", hint=_TRACEBACK
+            ) from error
         components = importlib.import_module("ppap_framework.components")  # imports torch: only now
         fault = f"{who} made a {type(made).__name__}"
         if not isinstance(made, getattr(components, spec.makes)):
@@ -216,13 +196,16 @@ class Registry:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: no plugin may end the host
-            reason, hint = f"cannot be imported from {reference}: {one_line(error)}", _TRACEBACK
-            if missing := missing_dependency(error, reference):
+            reason, hint = (
+                f"cannot be imported from {reference}: {records.one_line(error)}",
+                _TRACEBACK,
+            )
+            if missing := records.missing_dependency(error, reference):
                 reason, hint = missing
             raise PluginError(f"{self._label(spec)} {reason}", hint=hint) from error
 
     def _label(self, spec: ComponentSpec) -> str:
-        return f"{label(spec)} of {self.provider(spec).distribution}"
+        return f"{records.label(spec)} of {self.provider(spec).distribution}"
 
     # Files
 

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 
 import attrs
 
 from ppap_framework.plugin import Card, ComponentKind, ComponentSpec, DefaultTarget, ExpertBundle
 from ppap_framework.registry.discovery import registry
 from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import Item, Offers, label
-
-# A name that several distributions claim is listed as "distribution:name", once for each.
+from ppap_framework.registry.records import Offers, PluginRecord, label
 
 
 def list_backends() -> list[str]:
     """The names of the diffusion models, as `backend` takes them."""
-    return _components("backend")
+    return _listed(registry().offers(ComponentSpec, kind="backend"))
 
 
 def list_guiders() -> list[str]:
     """The names of the networks that can guide, as `guide` takes them."""
-    return _components("guider")
+    return _listed(registry().offers(ComponentSpec, kind="guider"))
 
 
 def list_losses() -> list[str]:
     """The names of the task losses."""
-    return _components("loss")
+    return _listed(registry().offers(ComponentSpec, kind="loss"))
 
 
 def list_adapters() -> list[str]:
     """The names of the adapters that experts are made of."""
-    return _components("adapter")
+    return _listed(registry().offers(ComponentSpec, kind="adapter"))
 
 
 def list_checkpoints(component: str | None = None) -> list[str]:
@@ -41,20 +38,15 @@ def list_checkpoints(component: str | None = None) -> list[str]:
     Those that are only of use together are joined by "+"; those of no use are left out.
     """
     found = registry()
-    offers = found.offers(Card)
+    cards = found.offers(Card)
     if component is not None:
-        offers = [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
-    cards = [(by.distribution, card.joined or card.name) for by, card in offers if not card.refusal]
-    return _listed(cards)
+        cards = [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
+    return _listed([offer for offer in cards if not offer[1].refusal])
 
 
-def _components(kind: ComponentKind) -> list[str]:
-    offers = registry().offers(ComponentSpec, kind=kind)
-    return _listed([(plugin.distribution, spec.name) for plugin, spec in offers])
-
-
-def _listed(owned: Iterable[tuple[str, str]]) -> list[str]:
-    pairs = set(owned)
+def _listed(offers: Offers[ComponentSpec] | Offers[Card]) -> list[str]:
+    """Names in order; as "distribution:name", once for each, if several distributions claim one."""
+    pairs = {(by.distribution, getattr(item, "joined", "") or item.name) for by, item in offers}
     names = [name for _, name in pairs]
     return sorted(name if names.count(name) == 1 else f"{owner}:{name}" for owner, name in pairs)
 
@@ -78,23 +70,24 @@ def conflicts(found: Registry) -> list[Conflict]:
     """Every name that several plugins claim, and every default that none of them owns."""
     claimed: dict[str, list[str]] = defaultdict(list)  # plugins by subject
     defaults: dict[str, list[str]] = {}
-    for plugin, spec in found.offers(ComponentSpec):
-        claimed[label(spec)].append(plugin.name)
-    for plugin, bundle in found.offers(ExpertBundle):
-        claimed[label(bundle)].append(plugin.name)
+    for plugin in found.records:
+        for item in (*plugin.specs, *plugin.assets):
+            if isinstance(item, ComponentSpec | ExpertBundle):
+                claimed[label(item)].append(plugin.name)
     for kind, component in dict.fromkeys((c.kind, c.component) for _, c in found.offers(Card)):
         for asked in _forms(found, kind, component):
             cards = found.card_offers(asked, kind)
             for plugin, card in cards:
                 claimed[f"checkpoint {card.name!r} of {kind} {asked!r}"].append(plugin.name)
+            chosen = [plugin for plugin, card in cards if card.default]
             subject = f"default checkpoint of {kind} {asked!r}"
-            defaults[subject] = _equals(found, kind, asked, [o for o in cards if o[1].default])
+            defaults[subject] = _equals(chosen, found.owners(kind, asked))
     targets = (target for _, target in found.offers(DefaultTarget))
     for guider, checkpoint in dict.fromkeys((t.guider, t.checkpoint) for t in targets):
         for asked in _forms(found, "guider", guider):
+            aiming = [plugin for plugin, _ in found.target_offers(asked, checkpoint)]
             subject = f"default target of guider {asked!r} with checkpoint {checkpoint!r}"
-            aims = found.target_offers(asked, checkpoint)
-            defaults[subject] = _equals(found, "guider", asked, aims)
+            defaults[subject] = _equals(aiming, found.owners("guider", asked))
     return [
         *(Conflict(what, tuple(by)) for what, by in claimed.items() if len(by) > 1),
         *(Conflict(what, tuple(by), by[0]) for what, by in defaults.items() if len(by) > 1),
@@ -107,10 +100,7 @@ def _forms(found: Registry, kind: ComponentKind, name: str) -> list[str]:
     return [f"{owner}:{name}" for owner in owners] if len(owners) > 1 else [name]
 
 
-def _equals(
-    found: Registry, kind: ComponentKind, component: str, offers: Offers[Item]
-) -> list[str]:
+def _equals(plugins: list[PluginRecord], owners: set[str]) -> list[str]:
     """The plugins among which only the distribution's name decides."""
-    owners = found.owners(kind, component)
-    own = [plugin.name for plugin, _ in offers if plugin.distribution in owners]
-    return own or [plugin.name for plugin, _ in offers]
+    own = [plugin.name for plugin in plugins if plugin.distribution in owners]
+    return own or [plugin.name for plugin in plugins]

@@ -30,11 +30,8 @@ class PluginRecord:
         entry_point: The entry point's name.
         module: Its reference: "package.module" or "package.module:object".
         status: Only plugins that are "ok" supply anything.
-        reason: One line on why it is not ok.
-        hint: What to type about it; may be empty.
+        reason: One line on why it is not ok; `hint` says what to type about it, if anything.
         error: The exception that it raised, if any.
-        specs: Components that it supplies.
-        assets: Cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str
