@@ -320,7 +320,7 @@ class TestResuming:
 
         with pytest.raises(KeyboardInterrupt):
             draw(progress=stop_in_the_third_batch)
-        with pytest.raises(AssetError, match="not finished"):
+        with pytest.raises(AssetError, match="no finished set"):
             SyntheticData(out)
         again: list[int] = []
         draw(progress=lambda p: again.append(p.done))

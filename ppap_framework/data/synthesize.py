@@ -27,8 +27,7 @@ import torch
 
 from ppap_framework import resume
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.data.folder import RUN, SynthesisFolder, belongs
-from ppap_framework.data.reader import SyntheticData
+from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belongs
 from ppap_framework.data.shards import Layout, members
 from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256

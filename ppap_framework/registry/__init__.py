@@ -10,11 +10,6 @@ from ppap_framework.registry.discovery import registry as registry
 from ppap_framework.registry.lookup import Registry as Registry
 from ppap_framework.registry.names import Conflict as Conflict
 from ppap_framework.registry.names import conflicts as conflicts
-from ppap_framework.registry.names import list_adapters as list_adapters
-from ppap_framework.registry.names import list_backends as list_backends
-from ppap_framework.registry.names import list_checkpoints as list_checkpoints
-from ppap_framework.registry.names import list_guiders as list_guiders
-from ppap_framework.registry.names import list_losses as list_losses
 from ppap_framework.registry.records import PluginRecord as PluginRecord
 from ppap_framework.registry.records import Status as Status
 from ppap_framework.registry.records import normal as normal
