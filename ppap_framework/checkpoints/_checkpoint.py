@@ -86,7 +86,7 @@ def find_checkpoint(
 
     Args:
         registry: Registry of the cards.
-        component: Name of the backend or guider that uses it; None for any, and any use.
+        component: Name of the backend or guider, by `kind`, that uses it; None for any use.
         kind: Which of the two it is.
         wanted: Name of a card, path of a file, CARD=PATH for a file of a card under another name,
             or several of these joined by "+". If a file does not state what it is, the card that
@@ -246,13 +246,10 @@ def save_checkpoint(
     """Write a safetensors file that `open_checkpoint` understands; equal content gives equal bytes.
 
     Args:
-        path: File to write or replace.
+        path: File to write or replace; AssetError if that fails.
         state_dict: Tensors by name.
         architecture: What the component's factory needs, as JSON.
         card_notes: Other notes, as JSON: recipe, steps, seed, metrics.
-
-    Raises:
-        AssetError: If the file cannot be written.
     """
     metadata = {ARCHITECTURE: json.dumps(architecture, sort_keys=True), **_OF_TORCH}
     if card_notes:

@@ -45,13 +45,10 @@ def location(card: _File) -> Path:
 
 
 def fetch(card: _File, *, offline: bool = False) -> Path:
-    """The verified file of a card, downloaded if it is missing or damaged.
+    """The verified file of a card, downloaded if it is missing or damaged, unless `offline`.
 
-    A file that was put by hand in the download's place is used as well. `offline` raises instead of
-    downloading, as `downloads_are_off` does.
-
-    Raises:
-        AssetError: If it cannot be downloaded, or does not match the card or the note.
+    A file that was put by hand in the download's place is used as well. AssetError if it cannot be
+    downloaded, or does not match the card or the note.
     """
     path = location(card)
     packaged = card.uri.startswith("package://")
@@ -66,11 +63,7 @@ def fetch(card: _File, *, offline: bool = False) -> Path:
 
 
 def check(card: _File) -> None:
-    """Compare the file of a card with the card and with its note.
-
-    Raises:
-        AssetError: If it is missing or differs.
-    """
+    """AssetError if the file of a card is missing, or differs from the card or from its note."""
     path, hint = location(card), _by_hand(card)
     if not path.is_file():
         raise AssetError(f"{card.name!r} is not here", hint=hint)
@@ -112,11 +105,10 @@ def package_file(uri: str) -> Path:
 
 def _hub_parts(card: _File) -> tuple[str, str, str]:
     """hf://owner/name[@revision]/path/of/file as (repository, revision, file)."""
-    parts = _HUB.fullmatch(card.uri)
-    if parts is None:
-        fault = f"card {card.name!r} has uri {card.uri!r}"
-        raise AssetError(fault, hint="a file of the hub is hf://owner/name/file")
-    return parts[1], parts[2] or "main", parts[3]
+    if parts := _HUB.fullmatch(card.uri):
+        return parts[1], parts[2] or "main", parts[3]
+    fault = f"card {card.name!r} has uri {card.uri!r}"
+    raise AssetError(fault, hint="a file of the hub is hf://owner/name/file")
 
 
 def _url(card: _File) -> str:
@@ -173,10 +165,8 @@ def _download(card: _File, path: Path) -> None:
 def download(url: str, path: Path) -> Path:
     """Download a file to `path`.part and return that path; the folder must exist.
 
-    An earlier part is continued only if the server says that the file is still the same.
-
-    Raises:
-        OSError: If the server, the network or the disk fails, including errors of `requests`.
+    An earlier part is continued only if the server says that the file is still the same. OSError
+    if the server, the network or the disk fails.
     """
     import pooch
     import requests
@@ -291,5 +281,4 @@ def in_torch_hub(url: str) -> bool:
     """Whether the cache of `torch.hub` has the file of a URL."""
     import torch
 
-    name = PurePosixPath(urlsplit(url).path).name
-    return Path(torch.hub.get_dir(), "checkpoints", name).is_file()
+    return Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name).is_file()

@@ -63,7 +63,7 @@ def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                 metadata = file.metadata() or {}
             return metadata, load_file(path)
         if kind == "zip":
-            _check_archive(path)
+            _refuse_bomb(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged pickles cause warnings
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
@@ -116,7 +116,7 @@ def _neighbors(folder: Path, name: str) -> str:
     return f"in {where} there is {', '.join(close)}" if close else f"{where} holds no checkpoints"
 
 
-def _check_archive(path: Path) -> None:
+def _refuse_bomb(path: Path) -> None:
     """Refuse a zip archive that is incomplete or a bomb, without unpacking it."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -162,19 +162,10 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     Tensors of the network's own dtype and device stay in the mapped file, without a copy. Others
     are cast one by one, and the pages that were read for this are released at once. A network on
     the meta device moves to the CPU. Parameters become new objects: create optimizers afterwards.
-
-    Args:
-        module: The network.
-        checkpoint: The weights.
-        channels_last: Whether to lay out the weights of convolutions so, which makes them faster:
-            those that are cast, and all if the weights take less than 256 MiB. Others stay mapped.
-
-    Raises:
-        AssetError: If the two differ; the message counts and names what is missing, unexpected, or
-            of another shape.
+    `channels_last` lays out the weights of convolutions so, which makes them faster: those that are
+    cast, and all if the weights take less than 256 MiB. AssetError names what does not fit.
     """
-    state = checkpoint.state_dict()
-    own = module.state_dict()
+    state, own = checkpoint.state_dict(), module.state_dict()
     if faults := misfits(state, own):
         fault = f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}"
         hint = "it is of another architecture, or the architecture is stated wrongly"

@@ -49,7 +49,7 @@ def belongs(name: str) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, if there is one; AssetError if it is damaged or of another format."""
-    manifest = read_json(path / _MANIFEST, hint=_ANEW)
+    manifest: dict[str, Any] | None = read_json(path / _MANIFEST, hint=_ANEW)
     if manifest is None:
         return None
     fault = ""

@@ -79,7 +79,7 @@ def members(
 ) -> bytes:
     """An image as consecutive members of a tar file; pictures, (H, W, 3), are by stage."""
     told = {} if prompt is None else {"prompt": prompt}
-    contents = []
+    contents: list[bytes] = []
     for pixels in pictures.values():
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
@@ -105,10 +105,8 @@ def read_index(path: Path) -> dict[str, tuple[int, int]]:
         with tarfile.open(path, "r:") as tar:
             return {info.name: (info.offset_data, info.size) for info in tar}
     except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AssetError(
-            f"cannot read {str(path)!r}: {reason}", hint="`ppap data verify` looks into it"
-        ) from error
+        fault = f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+        raise AssetError(fault, hint="`ppap data verify` looks into it") from error
 
 
 def read_member(file: BinaryIO, place: tuple[int, int]) -> bytes:

@@ -85,10 +85,8 @@ def synthesize(
         changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: If settings are invalid or differ from the folder's, or another process writes
-            to it.
+        UsageError: If settings are invalid or differ from the folder's, or it is being written to.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
-        KeyboardInterrupt: On Ctrl-C; finished work is kept.
     """
     path = Path(out).expanduser()
     sampling, compute = settle(sampling, compute, changes, {"batch": 64, "threads": 1})
@@ -99,8 +97,8 @@ def synthesize(
     run = plan(backend, (), num, sampling, compute)
     workers = workers or _automatic_workers(run)
     settings, total = _identity(run, layout), num * run.steps
-    about = {"device": str(run.device), "platform": platform.platform()}
-    about |= {"python": platform.python_version(), "workers": workers, "images": 0}
+    machine = {"platform": platform.platform(), "python": platform.python_version()}
+    about = {"device": str(run.device), **machine, "workers": workers, "images": 0}
 
     def count(done: int) -> None:
         if progress:

@@ -1,8 +1,7 @@
 """Discovery of plugins, each in isolation: an error of one is recorded and disturbs no other.
 
-pluggy says which functions of a module are hooks and whether they fit their declarations. Its own
-loading of entry points is not used: one failing import would end the host, and the second of two
-entry points of one name is silently dropped. Distributions are asked one by one, because
+pluggy checks hooks but loads no entry points: one failing import would end the host, and the second
+of two entry points of one name would be dropped. Distributions are asked one by one, because
 `importlib.metadata.entry_points()` fails as a whole if one `entry_points.txt` cannot be parsed.
 
 Environment variables select plugins: `PPAP_PLUGINS` (only these) and `PPAP_DISABLE_PLUGINS` are
