@@ -33,16 +33,7 @@ from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.files import digest, refusals, replacing
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import (
-    Compute,
-    Plan,
-    Sampling,
-    check,
-    check_writable,
-    drawing,
-    plan,
-    settle,
-)
+from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
 from ppap_framework.runtime import Progress, Watch
 
 _MOST_WORKERS = 8

@@ -15,10 +15,7 @@ from ppap_framework.errors import PluginError
 from ppap_framework.plugin import Card, CardKind, ComponentKind
 from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 
-CHECKPOINT_FLAGS: dict[CardKind, str] = {
-    "backend": "--checkpoint",
-    "guider": "--guider-checkpoint",
-}
+CHECKPOINT_FLAGS: dict[CardKind, str] = {"backend": "--checkpoint", "guider": "--guider-checkpoint"}
 """The option of the command line that names a checkpoint."""
 
 _EXTRA = re.compile(r"([\w.-]+).*; *extra *== *['\"]([\w.-]+)['\"]")
