@@ -102,8 +102,8 @@ def container(path: Path) -> Literal["safetensors", "zip", "pickle"]:
             raise AssetError(f"{str(path)!r} is {what}", hint=hint)
     if named:
         return "safetensors"  # damaged; the reader explains
-    hint = f"a checkpoint ends in one of {', '.join(_SUFFIXES)}"
-    raise AssetError(f"{str(path)!r} is neither safetensors nor written by torch.save", hint=hint)
+    fault = f"{str(path)!r} is neither a safetensors file nor one that torch.save wrote"
+    raise AssetError(fault, hint=f"a checkpoint ends in one of {', '.join(_SUFFIXES)}")
 
 
 def _neighbors(folder: Path, name: str) -> str:

@@ -79,7 +79,7 @@ def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
         return offers[0][1]
     plugins = [plugin for plugin, _ in offers]
     forms = list(dict.fromkeys(f"{plugin.distribution}:{split(name)[1]}" for plugin in plugins))
-    hint = "type " + " or ".join(f"{flag} {form}" for form in forms)
+    hint = "type " + " or ".join(f"{flag} {form}".strip() for form in forms)
     if len(forms) < len(plugins):
         hint = f"keep one: PPAP_DISABLE_PLUGINS={plugins[-1].name}"
     claims = ", ".join(plugin.name for plugin in plugins)
