@@ -94,8 +94,7 @@ class Registry:
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec:
         if claims := self.offers(ComponentSpec, name, kind=kind):
             return refusals.only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
-        known = [spec.name for spec in self.specs(kind)]
-        raise refusals.missing_component(kind, name, known, self.records)
+        raise refusals.missing_component(self, kind, name)
 
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
         """The task loss of a guider, preferably of its own distribution."""
@@ -231,17 +230,16 @@ class Registry:
         if claims := self.card_offers(component, kind, name):
             flag = refusals.CHECKPOINT_FLAGS[kind]
             return refusals.only(claims, f"checkpoint {bare!r} of {subject}", flag, name)
-        hint = refusals.card_hint(kind, component, bare, self.cards(component, kind), self.records)
+        hint = refusals.card_hint(self, kind, component, bare)
         raise AssetError(f"{subject} has no checkpoint {name!r}", hint=hint)
 
     def default_card(self, component: str, kind: CardKind) -> Card:
         """The default checkpoint of a component."""
-        cards = self.cards(component, kind)
-        for card in cards:
+        for card in self.cards(component, kind):
             if card.default:
                 return card
         fault = f"{kind} {split(component)[1]!r} has no default checkpoint"
-        hint = refusals.card_hint(kind, component, "", cards, self.records)
+        hint = refusals.card_hint(self, kind, component, "")
         raise AssetError(fault, hint=hint)
 
     def every_card(self) -> list[Card]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import Card, CardKind, ComponentKind
-from ppap_framework.registry.records import Item, Offers, PluginRecord, split
+from ppap_framework.plugin import CardKind, ComponentKind
+from ppap_framework.registry.records import Item, Offers, split
+
+if TYPE_CHECKING:
+    from ppap_framework.registry.lookup import Registry
 
 CHECKPOINT_FLAGS: dict[CardKind, str] = {"backend": "--checkpoint", "guider": "--guider-checkpoint"}
 """The option of the command line that names a checkpoint."""
@@ -39,20 +43,16 @@ def _extras() -> dict[str, list[str]]:
     return found
 
 
-def missing_component(
-    kind: ComponentKind, name: str, known: Sequence[str], records: Sequence[PluginRecord]
-) -> PluginError:
+def missing_component(found: Registry, kind: ComponentKind, name: str) -> PluginError:
     """The error for a component that is unknown or not installed, or whose plugin failed."""
-    distribution, bare = split(name)
-    bringing = suppliers()
+    known, records = [spec.name for spec in found.specs(kind)], found.records
+    (distribution, bare), bringing = split(name), suppliers()
     supplier = distribution or bringing.get(bare)
     for record in records:
         if record.distribution == supplier and record.status != "ok":
             comes_with = f"{kind} {bare!r} {'may come' if distribution else 'comes'} with"
-            return PluginError(
-                f"{comes_with} {supplier}, which is {record.status}: {record.reason}",
-                hint=record.hint or _DOCTOR,
-            )
+            fault = f"{comes_with} {supplier}, which is {record.status}: {record.reason}"
+            return PluginError(fault, hint=record.hint or _DOCTOR)
 
     def install(lacking: str) -> str:
         old = any(record.distribution == lacking for record in records)
@@ -86,14 +86,9 @@ def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
     raise PluginError(f"{subject} is claimed by {len(plugins)} plugins: {claims}", hint=hint)
 
 
-def card_hint(
-    kind: CardKind,
-    component: str,
-    name: str,
-    cards: Sequence[Card],
-    records: Sequence[PluginRecord],
-) -> str:
+def card_hint(found: Registry, kind: CardKind, component: str, name: str) -> str:
     """What to do about a checkpoint that a component does not have; `name` "" is the default."""
+    cards, records = found.cards(component, kind), found.records
     known = [card.joined or card.name for card in cards if not card.refusal]
     hint = one_of(name, known, CHECKPOINT_FLAGS[kind])
     if known or split(component)[1] not in suppliers():  # components without an extra are unknown
