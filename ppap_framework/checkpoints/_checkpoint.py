@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 ARCHITECTURE = "ppap.architecture"
 """Metadata key of the architecture."""
 
-_NOTES = "ppap.notes"
-_OF_TORCH = {"format": "pt"}  # transformers 4 refuses files without it
 _CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
 _Record = TypeVar("_Record", bound=attrs.AttrsInstance)
@@ -110,22 +108,19 @@ def find_checkpoint(
         hint = "type names or files with a '+' between, such as glide-base+glide-upsample"
         raise AssetError(f"{text!r} does not say what is to be joined", hint=hint)
     found = [_find(each, named, cards) for each in texts]
+    parts = [part for part, _ in found]
     if joined:  # before anything is downloaded
-        _common_architecture([part for part, _ in found])
+        _common_architecture(parts)
     of = [card for _, card in found if card and component is not None]
     for card in of:
-        fault, hint = "", f"type {card.joined}"
         if card.refusal:
-            fault, hint = f"cannot be used: {card.refusal}", "`ppap checkpoints list` shows others"
-        elif card.joined:
-            needed = {named(name).prefix for name in card.joined.split("+")}
-            fault = "is of no use alone" if needed - {other.prefix for other in of} else ""
-        if fault:
-            raise AssetError(f"checkpoint {card.name!r} {fault}", hint=hint)
-    opened = [
-        open_checkpoint(part, offline=offline) if isinstance(part, Card) else part
-        for part, _ in found
-    ]
+            hint = "`ppap checkpoints list` shows others"
+            raise AssetError(f"checkpoint {card.name!r} cannot be used: {card.refusal}", hint=hint)
+        needed = {named(name).prefix for name in card.joined.split("+") if name}
+        if needed - {other.prefix for other in of}:
+            fault = f"checkpoint {card.name!r} is of no use alone"
+            raise AssetError(fault, hint=f"type {card.joined}")
+    opened = [open_checkpoint(p, offline=offline) if isinstance(p, Card) else p for p in parts]
     return join_checkpoints(opened) if joined else opened[0]
 
 
@@ -251,7 +246,8 @@ def save_checkpoint(
         architecture: What the component's factory needs, as JSON.
         card_notes: Other notes, as JSON: recipe, steps, seed, metrics.
     """
-    metadata = {ARCHITECTURE: json.dumps(architecture, sort_keys=True), **_OF_TORCH}
+    metadata = {"format": "pt"}  # transformers 4 refuses files without it
+    metadata[ARCHITECTURE] = json.dumps(architecture, sort_keys=True)
     if card_notes:
-        metadata[_NOTES] = json.dumps(card_notes, sort_keys=True)
+        metadata["ppap.notes"] = json.dumps(card_notes, sort_keys=True)
     write_safetensors(path, state_dict, metadata)

@@ -49,12 +49,6 @@ _RETURNS: dict[str, tuple[type, ...]] = {
 class _RefusedError(PluginError):
     """A plugin that raised nothing but cannot be used."""
 
-    status: Status = "broken"
-
-
-class _IncompatibleError(_RefusedError):
-    status = "incompatible"
-
 
 @functools.cache
 def registry() -> Registry:
@@ -73,8 +67,7 @@ def discover(
     Args:
         path: Folders in which to look for distributions; None for `sys.path`.
         environ: Environment variables.
-        strict: Whether the first plugin that failed raises PluginError; None for the value of
-            `PPAP_STRICT_PLUGINS`.
+        strict: Whether the first plugin that failed raises PluginError; None asks the environment.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
     plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
@@ -176,9 +169,9 @@ def _loaded(
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, often JSON
             module = entry_point.load()
-            doing = "reading PPAP_API"
+            doing, status = "reading PPAP_API", "incompatible"
             check_api(module, record.distribution)
-            doing = "registering its hooks"
+            doing, status = "registering its hooks", "broken"
             for caller in _hooks(module, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
@@ -188,10 +181,9 @@ def _loaded(
     except KeyboardInterrupt:
         raise
     except _RefusedError as refusal:
-        status, reason, hint = refusal.status, refusal.message, refusal.hint
-        return attrs.evolve(record, status=status, reason=reason, hint=hint)
+        return attrs.evolve(record, status=status, reason=refusal.message, hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        reason, hint = f"{doing}: {records.one_line(error)}", ""
+        status, reason, hint = "broken", f"{doing}: {records.one_line(error)}", ""
         if missing := records.missing_dependency(error, entry_point.value):
             status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
         return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
@@ -215,7 +207,7 @@ def check_api(module: object, distribution: str) -> None:
         outdated = distribution if stated < PPAP_API else "ppap-framework"
         hint = f"pip install --upgrade {outdated}"
     if fault:
-        raise _IncompatibleError(fault, hint=hint)
+        raise _RefusedError(fault, hint=hint)
 
 
 def _hooks(module: object, name: str) -> list[HookCaller]:
