@@ -66,13 +66,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 @final
 class SynthesisFolder:
-    """Joins finished batches into shards. Create it with `opened`.
+    """Joins finished batches into shards; PpapError if a file cannot be written.
 
-    Every method raises `PpapError` if a file cannot be written.
-
-    Attributes:
-        settings: Everything that determines the images, as JSON.
-        batches: Folder of finished batches.
+    Create it with `opened`. `settings` are everything that determines the images, as JSON.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:

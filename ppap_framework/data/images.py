@@ -42,17 +42,13 @@ class Images(Protocol):
 
 @final
 class LabelledImages:
-    """Images with a label each, of one stage.
+    """Images with a label each, of one stage; AssetError if the file holds anything else.
 
-    Args:
-        path: An NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
+    It is an NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
 
     Attributes:
         labels: (N, ...), int64 or float32, the targets of a task loss's `energy`.
         manifest_hash: SHA-256 of images and labels.
-
-    Raises:
-        AssetError: If the file is missing or holds anything else.
     """
 
     stages = ("pictures",)

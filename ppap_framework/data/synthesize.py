@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -203,11 +204,7 @@ def _work(path: Path, worker: int, batches: Sequence[int]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     run, folder = pickle.loads(path.read_bytes())
     steps = np.memmap(path.with_name("steps"), np.int64, "r+")
-
-    def count(done: int) -> None:
-        steps[worker] = done
-
-    for _ in _written(run, folder, batches, count):
+    for _ in _written(run, folder, batches, partial(steps.__setitem__, worker)):
         pass
 
 
