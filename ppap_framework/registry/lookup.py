@@ -256,9 +256,13 @@ class Registry:
         hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
         raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
 
-    def bundles(self, **fields: str) -> list[ExpertBundle]:
-        """The bundles of experts, by distribution; with these values of `backend` and `guider`."""
-        return [bundle for _, bundle in self.offers(ExpertBundle, **fields)]
+    def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
+        """The bundles of experts, by distribution; of a backend and a guider, if given."""
+        return [
+            bundle
+            for _, bundle in self.offers(ExpertBundle)
+            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
+        ]
 
     def bundle(self, name: str) -> ExpertBundle:
         bare = split(name)[1]
