@@ -34,8 +34,9 @@ import ppap_framework as ppap
 from ppap_framework.data import SyntheticData, synthesize
 from ppap_framework.data.shards import Layout, decode, end, member_names, members
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.files import digest, locked
+from ppap_framework.files import digest
 from ppap_framework.pixels import to_uint8
+from ppap_framework.resume import opened
 from ppap_framework.run import LoadedBackend
 from ppap_framework.runtime import Progress
 
@@ -442,7 +443,7 @@ class TestRefusals:
 
     def test_another_process_in_the_folder(self, draw: Draw, tmp_path: Path) -> None:
         busy = pytest.raises(UsageError, match="another process is writing")
-        with locked(tmp_path / ".lock"), busy:
+        with opened(tmp_path), busy:
             draw(out=tmp_path)
         assert len(draw(out=tmp_path)) == 10
 

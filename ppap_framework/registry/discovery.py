@@ -25,9 +25,9 @@ import attrs
 import pluggy
 from pluggy import HookCaller
 
-from ppap_framework import hookspecs, plugin
+from ppap_framework import plugin
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec
+from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
 from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
 from ppap_framework.registry.records import PluginRecord, Status, normal
@@ -216,7 +216,7 @@ def _hooks(module: object, name: str) -> list[HookCaller]:
     A separate manager for each plugin keeps it from wrapping another's hooks.
     """
     manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(Hooks)
     manager.register(module, name)
     callers = manager.get_hookcallers(module) or []
     for caller in callers:

@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.environment import provenance
+from ppap_framework.diagnosis.record import provenance
 from ppap_framework.files import digest, replacing, write_json
 from ppap_framework.guidance import Guide
 from ppap_framework.origin import Origin
