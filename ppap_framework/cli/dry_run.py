@@ -25,7 +25,8 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     batch, (_, height, width) = first_batch(plan), plan.stages[-1].image_shape
     print_fields("backend", config["backend"])
     for guide, record in zip(plan.guides, config["guides"], strict=True):
-        print_fields(f"guide {guide.name}", {**record, "scale": scale_words(guide)})
+        told = {**record, "scale": scale_words(guide), "curve": None, "scales": None}
+        print_fields(f"guide {guide.name}", told)
     steps = {stage.name: _steps(p) for stage, p in zip(plan.stages, plan.processes, strict=True)}
     images = {"number": f"{plan.num} of {height}x{width}, {batch} at once", "steps": steps}
     print_fields("images", {**plan.sampling.record(), **images, "device": plan.device})
