@@ -13,6 +13,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 import attrs
@@ -27,6 +28,8 @@ from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
 
 _log = logging.getLogger(__name__)
+
+_BACKEND = "the backend is broken"
 
 
 @contextlib.contextmanager
@@ -135,7 +138,8 @@ class Drawing:
                 x = state.x
                 self._count(count)
             if check:
-                _check_finite(x, images, "lower the scale, or use more steps" if guidance else "")
+                hint = "lower the scale, or use more steps" if guidance else _BACKEND
+                _check_finite(x, images, hint)
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
                 plan.later,
@@ -184,14 +188,14 @@ def models(guides: Sequence[Guide]) -> list[nn.Module]:
 
 def _broken(images: Tensor) -> list[int]:
     """The positions of images that are not finite."""
-    broken: list[int] = (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    return broken
+    return [
+        k for k, finite in enumerate(images.isfinite().flatten(1).all(1).tolist()) if not finite
+    ]
 
 
-def _check_finite(images: Tensor, numbers: range, hint: str = "") -> None:
+def _check_finite(images: Tensor, numbers: range, hint: str = _BACKEND) -> None:
     for index in _broken(images)[:1]:
-        reason = f"image {numbers[index]} came out not finite"
-        raise PpapError(reason, hint=hint or "the backend is broken")
+        raise PpapError(f"image {numbers[index]} came out not finite", hint=hint)
 
 
 @contextlib.contextmanager
@@ -207,39 +211,30 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
 
     named = {stage.network: f"stage {stage.name!r}" for stage in run.stages}
     named |= {guide.model.network: f"guide {guide.name!r}" for guide in run.guides}
-    watched = {network: _Compiled(network) for network in named}
+    called: set[nn.Module] = set()
+
+    def recorded(network: nn.Module, forward: Callable[..., Any], *given: Any, **more: Any) -> Any:
+        called.add(network)
+        return forward(*given, **more)
 
     def check(*networks: nn.Module) -> None:
         for network in networks:
-            if not watched[network].called and (name := named.pop(network, None)):
+            if network not in called and (name := named.pop(network, None)):
                 _log.warning("%s is not compiled: its network is used otherwise than called", name)
 
     with contextlib.ExitStack() as stack, warnings.catch_warnings():
         # Tracing asks every tensor for its gradient, those in the middle of a graph as well.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        for network, forward in watched.items():
+        for network in named:
             if "forward" in vars(network):
                 stack.callback(setattr, network, "forward", network.forward)
             else:
                 stack.callback(delattr, network, "forward")
-            network.forward = forward
+            network.forward = partial(recorded, network, torch.compile(network.forward))
         try:
             yield lambda: check(run.stage.network)
         except TorchDynamoException as error:
             reason = f"the networks cannot be compiled: {first_line(error)}"
             hint = "torch.compile wants a C++ compiler such as g++; or leave out --compile"
             raise PpapError(reason, hint=hint) from error
-    check(*watched)
-
-
-@final
-class _Compiled:
-    """A compiled `forward` that records whether it was called."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._forward = torch.compile(network.forward)
-        self.called = False
-
-    def __call__(self, *given: Any, **more: Any) -> Any:
-        self.called = True
-        return self._forward(*given, **more)
+    check(*list(named))

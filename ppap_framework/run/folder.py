@@ -164,6 +164,7 @@ class RunFolder:
         return self.path / name
 
     def _write_record(self, status: str, **more: Any) -> None:
+        origins = [self._run.backend.origin, *map(guide_origin, self._run.guides)]
         record = {
             "format": _FORMAT,
             "status": status,
@@ -172,7 +173,13 @@ class RunFolder:
             "started": self._started.isoformat(timespec="seconds"),
             "config": self._run.record(),
             "cost": attrs.asdict(counts_of(self._run)),
-            "versions": _versions(self._run),
+            "versions": {
+                "ppap-framework": core_version(),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+                "plugins": {name: v for o in origins for name, v in o.suppliers.items()},
+            },
             **more,
             "images": self._images,
         }
@@ -208,14 +215,3 @@ def _earlier(folder: Path) -> list[str]:
         name, *others = _names(kind, number, config["num"], guides, stages[:-1])
         files += [name, *(file for group in others for file in group.values())]
     return [file for file in files if not Path(file).is_absolute() and ".." not in file.split("/")]
-
-
-def _versions(run: Plan) -> dict[str, Any]:
-    origins = [run.backend.origin, *map(guide_origin, run.guides)]
-    return {
-        "ppap-framework": core_version(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "plugins": {name: v for origin in origins for name, v in origin.suppliers.items()},
-    }

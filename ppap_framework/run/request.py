@@ -133,8 +133,8 @@ class GuideRequest:
 
     def check(self, through: Through = "noisy") -> None:
         """Find all errors, as of `guide`, without reading weights."""
-        _ = self._found  # raises if anything is wrong
-        aware = self.noise_aware
+        spec = self._found.spec
+        aware = bool(spec and spec.noise_aware)
         bundle = check_wanted(
             self.experts,
             self.label,

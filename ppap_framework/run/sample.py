@@ -178,10 +178,10 @@ class Result:
         return to_pil(self.images)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path | None:
-        """Write images, what the guides see, grid.png and run.json to a folder, made if missing.
+        """Write a `RunFolder`, made if missing; the grid's path, or None without images.
 
-        Returns the grid's path, or None without images. `overwrite` replaces an earlier run.
-        UsageError if the folder holds anything else, or cannot be written.
+        `overwrite` replaces an earlier run. UsageError if the folder holds anything else, or cannot
+        be written.
         """
         from ppap_framework.run.folder import RunFolder  # it writes results, so it imports them
 
@@ -283,7 +283,7 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
         images = range(start, min(start + size, num))
         count = len(images)
         try:
-            done = [draw(images)]
+            done = draw(images)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -293,16 +293,15 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
                 hint = f"what takes less: {smaller}--dtype bfloat16, on a GPU --offload"
                 reason = f"out of memory with {many} at once: {first_line(error)}"
                 raise PpapError(reason, hint=hint) from error
-            done = []
-        # The error and its traceback are freed by now, and the memory they held.
-        if done:
-            start = images.stop
-            yield from done
         else:
-            size = count // 2
-            _log.info("no memory for %d images at once; going on with %d", count, size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            start = images.stop
+            yield done
+            continue
+        # The error and its traceback are freed by now, and the memory they held.
+        size = count // 2
+        _log.info("no memory for %d images at once; going on with %d", count, size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _batch(
