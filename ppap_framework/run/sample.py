@@ -371,8 +371,8 @@ def _warn_of_futility(statistics: GuidanceStatistics, steps: int) -> None:
             reason = f": its pull was too weak to change the images: {share}"
         if reason:
             _log.warning("guide %r%s", guide.name, reason)
-    if lost := statistics.denoiser_skipped:
-        _log.warning("%d gradients through the denoiser were not finite and left out", lost)
+    if behind := statistics.denoiser_skipped:
+        _log.warning("%d gradients through the denoiser were not finite and left out", behind)
 
 
 def _none(run: Plan) -> Pictures:
