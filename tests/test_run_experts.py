@@ -529,7 +529,7 @@ class TestCommandLine:
         path = keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
         code, shown, _ = run(*STEER, "--dry-run")
         assert code == 0
-        for fact in ("mine", file_sha256(path), "10, 300, 60"):
+        for fact in ("3 of mine", str(path), file_sha256(path)[:12], "10, 300, 60"):
             assert fact in shown
         words = "2 x calibrated (0.736 in noise to 14.8 without)"
         for scale, said in {"2": words, "raw:2": "2"}.items():
