@@ -16,6 +16,7 @@ from ppap_framework.diagnosis import disagreement, evenly_spaced, propose_bounda
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import BundleFile, NoiseRanges
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
+from ppap_framework.learn.plan import TransferPlan
 
 MODULE = sys.modules["ppap_framework.learn.transfer"]
 RECIPE = Recipe(iterations=24, batch=6, held_out=0.25, validate_every=4, seed=3)
@@ -97,7 +98,7 @@ class TestResuming:
         def measured(*_: Any, **__: Any) -> None:
             raise AssertionError("it was measured before")
 
-        monkeypatch.setattr(MODULE, "measure", measured)
+        monkeypatch.setattr(TransferPlan, "measure", measured)
         assert run(out).path.read_bytes() == whole
         assert settings(out) == said
         assert run(out).path.read_bytes() == whole  # complete
@@ -135,7 +136,7 @@ def test_too_few_iterations_for_as_many_experts_as_there_may_be(tmp_path: Path) 
 
 
 def test_a_word_that_is_no_boundary(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="boundaries cannot be 'even'"):
+    with pytest.raises(UsageError, match="boundaries must be timesteps or auto, not even"):
         run(tmp_path, boundaries="even")
 
 

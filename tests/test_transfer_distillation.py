@@ -31,9 +31,8 @@ from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.learn import Recipe, distillation
-from ppap_framework.learn.batches import training_batch, validation_batch
+from ppap_framework.learn.batches import TrainingSet, training_batch, validation_batch
 from ppap_framework.learn.distillation import Report, check_experts
-from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.noise import NoiseLevel
 
 ALPHAS = SCHEDULE.alphas_cumprod.sqrt()

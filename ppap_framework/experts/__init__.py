@@ -22,28 +22,26 @@ from ppap_framework.experts.bundle import (
     write_curve,
 )
 from ppap_framework.experts.choice import (
+    BundleFile,
     WantedExperts,
+    bundle_by_name,
     check_wanted,
     choose_experts,
+    experts_dir,
+    find_bundles,
+    keep_bundle,
     same_experts,
     uses_experts,
     warn_of_idle,
 )
-from ppap_framework.experts.discovery import (
-    BundleFile,
-    bundle_by_name,
-    experts_dir,
-    find_bundles,
-    keep_bundle,
-)
 from ppap_framework.experts.identity import (
+    Identity,
     InputConvention,
     backend_sha256,
     guide_sha256,
     weights_sha256,
 )
-from ppap_framework.experts.info import AdapterConfig, BundleInfo, Identity, describe
-from ppap_framework.experts.match import WAIVABLE
+from ppap_framework.experts.info import WAIVABLE, AdapterConfig, BundleInfo, describe
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts

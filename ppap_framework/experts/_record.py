@@ -46,9 +46,9 @@ def _nested(hint: Any, given: Any) -> Any:
     record = next((kind for kind in kinds if attrs.has(kind)), None)
     if record is None or (given is None and type(None) in kinds):
         return given
-    if ... in kinds:
-        return [read_record(record, one) for one in given]
-    return read_record(record, given)
+    return (
+        [read_record(record, one) for one in given] if ... in kinds else read_record(record, given)
+    )
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
@@ -80,10 +80,9 @@ def _is_digest(value: Any) -> bool:
 
 def _is_json_object(value: Any) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
+        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         return False
-    return isinstance(value, dict)
 
 
 text = must_be("a text", lambda value: isinstance(value, str) and value != "")

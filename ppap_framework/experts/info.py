@@ -1,16 +1,19 @@
-"""The description of a bundle of experts."""
+"""The description of a bundle of experts, and its comparison with a guide and a backend."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import attrs
 from attrs.validators import and_, min_len, optional
 
-from ppap_framework.errors import UsageError
+from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts._record import (
     as_tuple,
     count,
@@ -22,35 +25,18 @@ from ppap_framework.experts._record import (
     read_record,
     text,
 )
-from ppap_framework.experts.identity import InputConvention
+from ppap_framework.experts.identity import Identity, InputConvention, backend_sha256, guide_sha256
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import ScaleCurve
-from ppap_framework.experts.set import ExpertSet
+from ppap_framework.experts.set import ExpertSet, student_of
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
 _FORMAT = 1
-_IMAGE_SPACE = "rgb"
 
-
-@attrs.frozen(kw_only=True)
-class Identity:
-    """Identity of a network.
-
-    Attributes:
-        component: Name of its backend or guider, or the class of a user's own object.
-        checkpoint: Name of its weights, if they have one.
-        sha256: `guide_sha256` or `backend_sha256`, the only field that is compared; None if
-            unknown.
-    """
-
-    component: str = attrs.field(validator=text)
-    checkpoint: str | None = attrs.field(validator=optional(text))
-    sha256: str | None = attrs.field(validator=optional(digest))
-
-    def __str__(self) -> str:
-        of = f" {self.checkpoint!r}" if self.checkpoint else ""
-        return f"{self.component}{of} ({self.sha256[:12] if self.sha256 else 'unknown weights'})"
+WAIVABLE = ("backend", "resolution")
+"""Differences that a user may accept: experts see noisy images of another kind or size. Experts for
+other weights or another normalization would mislead the guide."""
 
 
 @attrs.frozen(kw_only=True)
@@ -92,9 +78,7 @@ class BundleInfo:
         ValueError: If a field is invalid, or two contradict each other.
     """
 
-    format: int = attrs.field(
-        default=_FORMAT, validator=must_be(str(_FORMAT), lambda value: value == _FORMAT)
-    )
+    format: int = _FORMAT
     guide: Identity
     backend: Identity
     adapters: tuple[AdapterConfig, ...] = attrs.field(converter=as_tuple, validator=min_len(1))
@@ -102,8 +86,7 @@ class BundleInfo:
     schedule: str = attrs.field(validator=text)
     timesteps: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
     image_space: str = attrs.field(
-        default=_IMAGE_SPACE,
-        validator=must_be(repr(_IMAGE_SPACE), lambda value: value == _IMAGE_SPACE),
+        default="rgb", validator=must_be("'rgb'", lambda value: value == "rgb")
     )
     resolution: tuple[int, ...] = attrs.field(
         converter=as_tuple, validator=and_(counts, must_be("two", lambda value: len(value) == 2))
@@ -152,19 +135,16 @@ class BundleInfo:
 
     def to_json(self) -> str:
         """One line; equal records give equal text, and numbers are exact."""
-        absent = [
-            field.name
-            for field in attrs.fields(BundleInfo)
-            if field.default is None and getattr(self, field.name) is None
-        ]
-        said = {k: value for k, value in attrs.asdict(self).items() if k not in absent}
-        return json.dumps(said, sort_keys=True, allow_nan=False)
+        omitted = {field.name for field in attrs.fields(BundleInfo) if field.default is None}
+        said = attrs.asdict(self).items()
+        kept = {name: value for name, value in said if value is not None or name not in omitted}
+        return json.dumps(kept, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, content: str) -> BundleInfo:
         """The inverse of `to_json`; ValueError with all faults, in one line."""
         try:
-            given = json.loads(content, parse_constant=_no_constants)
+            given = json.loads(content)
         except RecursionError as error:
             raise ValueError("it is nested too deep") from error
         if isinstance(given, dict) and (stated := given.get("format")) != _FORMAT:
@@ -173,24 +153,21 @@ class BundleInfo:
 
 
 def describe(
-    experts: ExpertSet,
-    schedule: NoiseSchedule,
-    resolution: Sequence[int],
-    *,
-    guide: Identity,
-    backend: Identity,
-    adapters: Sequence[AdapterConfig],
-    recipe: Mapping[str, Any],
-    seed: int,
-    data_sha256: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    scales: Sequence[float] | None = None,
+    experts: ExpertSet, schedule: NoiseSchedule, resolution: Sequence[int], **known: Any
 ) -> BundleInfo:
-    """The description of trained experts; arguments and errors as for `BundleInfo`."""
+    """The description of trained experts.
+
+    Args:
+        experts: The experts.
+        schedule: Noise schedule of the training.
+        resolution: Height and width of the noised images.
+        known: The other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be
+            missing.
+
+    Raises:
+        ValueError: As `BundleInfo`.
+    """
     return BundleInfo(
-        guide=guide,
-        backend=backend,
-        adapters=adapters,
         boundaries=experts.ranges.boundaries,
         schedule=schedule.name,
         timesteps=[0, *(owned.stop for owned in experts.ranges.timesteps(schedule))],
@@ -199,13 +176,84 @@ def describe(
         input=InputConvention.measure(experts.student, tuple(resolution)),
         network_parameters=experts.network_parameters,
         expert_parameters=experts.expert_parameters,
-        recipe=recipe,
-        seed=seed,
-        data_sha256=data_sha256,
-        metrics=metrics or {},
-        scales=scales,
+        **{"data_sha256": None, "metrics": {}, "scales": None, **known},
     )
 
 
-def _no_constants(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+@attrs.frozen(eq=False)
+class Present:
+    """The present guide, without experts, and the backend, if compared; each is hashed once."""
+
+    model: GuidanceModel
+    backend: DiffusionBackend | None
+
+    @cached_property
+    def _guide_sha256(self) -> str:
+        return guide_sha256(self.model)
+
+    @cached_property
+    def _backend_sha256(self) -> str:
+        return backend_sha256(self.backend) if self.backend else ""
+
+    def is_for(self, info: BundleInfo) -> bool:
+        """Whether the experts were trained for this guide."""
+        return info.guide.sha256 == self._guide_sha256
+
+    def differences(self, info: BundleInfo) -> dict[str, str]:
+        """Differences from the training of the experts, in words, by field."""
+        found = {}
+        if not self.is_for(info):
+            found["guide"] = (
+                f"they are for the weights of {info.guide}, and those of this "
+                f"{type(self.model).__name__} are ({self._guide_sha256[:12]})"
+            )
+        elif words := self._fed_otherwise(info):
+            found["input"] = words
+        if self.backend is None:
+            return found
+        if info.backend.sha256 not in (None, self._backend_sha256):
+            found["backend"] = (
+                f"they learned from {info.backend}, and this backend has other weights "
+                f"({self._backend_sha256[:12]})"
+            )
+        _, *resolution = self.backend.stages[0].image_shape
+        if tuple(resolution) != info.resolution:
+            found["resolution"] = (
+                f"they learned from images of {' x '.join(map(str, info.resolution))}, and these "
+                f"are {' x '.join(map(str, resolution))}"
+            )
+        return found
+
+    def _fed_otherwise(self, info: BundleInfo) -> str:
+        try:
+            student = student_of(self.model, info.preprocessing)
+        except UsageError as error:
+            return error.message
+        here, there = InputConvention.measure(student, info.resolution), info.input
+        if here is there is None or (here and there and here.matches(there)):
+            return ""
+        return f"their network was fed {there}, and this one is fed {here}"
+
+
+def check_match(
+    path: Path, differences: Mapping[str, str], allow_mismatch: Collection[str]
+) -> None:
+    """Raise AssetError with all differences that are not waived."""
+    left = {name: words for name, words in differences.items() if name not in allow_mismatch}
+    if left:
+        waivable = left.keys() <= set(WAIVABLE)
+        flags = " ".join(f"--allow-mismatch {name}" for name in left)
+        raise AssetError(
+            f"the experts in {str(path)!r} do not match: "
+            + "; ".join(f"{name}: {words}" for name, words in left.items()),
+            hint=flags if waivable else "train experts for this guide with `ppap adapt`",
+        )
+
+
+def check_waivers(allow_mismatch: Collection[str]) -> None:
+    """Raise UsageError if a difference cannot be waived."""
+    for name in sorted(set(allow_mismatch) - set(WAIVABLE)):
+        raise UsageError(
+            f"a mismatch of {name!r} cannot be allowed",
+            hint=f"only {' and '.join(WAIVABLE)} can, since the experts still fit the guide",
+        )

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import neg
+from typing import Any
 
 import attrs
 import torch
@@ -25,7 +26,7 @@ from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+    return tuple(map(float, values))
 
 
 @attrs.frozen
@@ -94,6 +95,10 @@ class NoiseRanges:
 
     def __len__(self) -> int:
         return len(self.boundaries) + 1
+
+    def record(self) -> dict[str, Any]:
+        """JSON."""
+        return {"num_experts": len(self), "boundaries": list(self.boundaries)}
 
     def owner(self, log_snr: float) -> int:
         """The expert in [0, N) that owns a noise level; 0 for clean images (inf)."""

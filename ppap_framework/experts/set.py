@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, final
 from weakref import WeakSet
 
@@ -112,14 +113,7 @@ class ExpertSet:
 
     def record(self) -> dict[str, Any]:
         """The ranges as JSON, under the keys of `BundleFile.record`."""
-        return {
-            "name": None,
-            "path": None,
-            "sha256": None,
-            "num_experts": len(self),
-            "boundaries": list(self.ranges.boundaries),
-            "scales": None,
-        }
+        return {"name": None, "path": None, "sha256": None, **self.ranges.record(), "scales": None}
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
@@ -152,10 +146,8 @@ class ExpertSet:
         merged. Predictions of several experts are always differentiable; they must be tensors whose
         first dimension is B, or tuples, lists and mappings of such.
         """
-        owners = set(self._owners(level))
-        if len(owners) > 1:
-            return self._grouped
-        return self._merged(owners.pop()) if owners else self.model
+        owners = set(self._owners(level)) or {_CLEAN}
+        return self._grouped if len(owners) > 1 else self._merged(owners.pop())
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:
@@ -189,10 +181,7 @@ class ExpertSet:
         for key, tensor in state.items():
             name, _, rest = key.partition("/")
             if name not in parts:
-                raise AssetError(
-                    f"tensor {key!r} belongs to none of the adapters {', '.join(parts)}",
-                    hint="the file is damaged or of another make",
-                )
+                raise AssetError(f"tensor {key!r} belongs to none of {', '.join(parts)}")
             parts[name][rest] = tensor
         self.activate(None)
         for name, adapter in self.adapters.items():
@@ -218,17 +207,14 @@ class ExpertSet:
     def _grouped(self, images: Tensor, level: NoiseLevel) -> Any:
         owners = torch.tensor(self._owners(level))  # (B,)
         differentiable = torch.is_grad_enabled() and images.requires_grad
+        recomputed = partial(checkpoint, self._read, use_reentrant=False, preserve_rng_state=False)
         parts, places = [], []
         for owner in sorted(set(owners.tolist())):
             rows = (owners == owner).nonzero()[:, 0]
             own = images[rows.to(images.device)], NoiseLevel(level.log_snr[rows])
             # In the backward pass another expert is merged, so each part is recomputed.
-            part = (
-                checkpoint(self._read, owner, *own, use_reentrant=False, preserve_rng_state=False)
-                if differentiable
-                else self._read(owner, *own)
-            )
-            parts.append(part)
+            read = recomputed if differentiable else self._read
+            parts.append(read(owner, *own))
             places.append(rows)
         order = torch.cat(places).argsort()
         return each_tensor(lambda tensor: tensor[order.to(tensor.device)], joined(parts))

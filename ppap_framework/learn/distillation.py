@@ -11,21 +11,22 @@ phase these are estimated anew if that lowers the held-out loss.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Generator
+import re
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
-from ppap_framework.learn.batch_norms import averaging, own_batch_norms
-from ppap_framework.learn.batches import Batch, training_batch, validation_batch
+from ppap_framework.learn.batches import Batch, TrainingSet, training_batch, validation_batch
 from ppap_framework.learn.recipe import SHARED, Phase, Recipe
-from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import widened
 from ppap_framework.runtime import computing_in, evaluating
@@ -33,6 +34,7 @@ from ppap_framework.runtime import computing_in, evaluating
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
 _STATE = ("phase", "step", "best", "stale", "scores", "start")
+_CALMER = "lower the learning rate, or use float32"
 
 
 @final
@@ -54,11 +56,7 @@ class Report:
 
 
 def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
-    """Check that experts can be trained.
-
-    Raises:
-        UsageError: If they have no parameters, or their batch norms need larger batches.
-    """
+    """Raise UsageError if experts have no parameters, or batch norms that need larger batches."""
     network = type(experts.model.network).__name__
     if next(experts.parameters(0), None) is None:
         raise UsageError(
@@ -70,6 +68,30 @@ def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
             f"a batch of one image says nothing to the batch norms of {network}",
             hint="use a batch of 64, say",
         )
+
+
+def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
+    """The batch norms whose running statistics every expert holds."""
+    held = {key.partition("/")[2] for key in experts.state_dict()}
+    return [
+        module
+        for name, module in experts.model.network.named_modules()
+        if isinstance(module, _BatchNorm) and f"0.{name + '.' if name else ''}running_mean" in held
+    ]
+
+
+@contextlib.contextmanager
+def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """A context in which running statistics are reset and become plain averages over batches."""
+    momenta = [module.momentum for module in norms]
+    try:
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None
+        yield
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
 
 
 @final
@@ -143,17 +165,20 @@ class Distillation:
             yield from self._run_phase(self.phases[self.phase])
 
     def _run_phase(self, phase: Phase) -> Generator[Report, None, None]:
+        recipe, expert = self._recipe, phase.expert
         if self.step == 0 and phase.begins_with is not None:
-            state = self._experts.state_dict()
-            source = self.start if phase.begins_with == SHARED else _of(state, phase.begins_with)
+            shared = phase.begins_with == SHARED
+            source = self.start if shared else self._held(phase.begins_with)
             assert source is not None
-            _put(state, phase.expert, source)
-        recipe = self._recipe
-        validation = self._validation(phase)
-        with self._experts.training(phase.expert), evaluating(self._experts.model.network):
+            self._put(expert, source)
+        key, shape = (recipe.seed, self.phase), self._data.shape
+        validation = validation_batch(key, self.held_out, phase.timesteps, shape)
+        first = self._data.count - self.held_out
+        validation = validation._replace(images=validation.images + first)
+        with self._experts.training(expert), evaluating(self._experts.model.network):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
-            parameters = list(self._experts.parameters(phase.expert))
+            parameters = list(self._experts.parameters(expert))
             self._optimizer = torch.optim.AdamW(
                 parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
             )
@@ -166,19 +191,17 @@ class Distillation:
                 held_out = None
                 if self.step % recipe.validate_every == 0 or self.step == phase.iterations:
                     held_out = self._score(validation)
-                    self._remember(phase, held_out)
+                    self.stale += 1
+                    if self.best is None or held_out < self.best[0]:
+                        self.best, self.stale = (held_out, self.step, self._copied(expert)), 0
                 yield Report(self.phase, self.step, loss, held_out)
             score, best = self._end(phase, validation)
         self._optimizer = None
         if not phase.shared:
-            untouched = self._score(validation)
-            self.scores.append(
-                {
-                    "held_out": score,
-                    "untouched": untouched if math.isfinite(untouched) else None,
-                    "best_iteration": best,
-                }
-            )
+            bare = self._score(validation)
+            untouched = bare if math.isfinite(bare) else None
+            scores = {"held_out": score, "untouched": untouched, "best_iteration": best}
+            self.scores.append(scores)
         self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _learn(
@@ -189,10 +212,8 @@ class Distillation:
         loss = self._losses(self._batch(phase, self.step)).mean()
         value = loss.item()
         if not math.isfinite(value):
-            raise PpapError(
-                f"the loss of {phase.name} is {value} at iteration {self.step + 1}",
-                hint="lower the learning rate, or use float32",
-            )
+            message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
+            raise PpapError(message, hint=_CALMER)
         if not loss.requires_grad:
             raise PluginError(
                 f"the loss of {phase.name} cannot be differentiated in the expert's parameters",
@@ -206,38 +227,28 @@ class Distillation:
 
     def _end(self, phase: Phase, validation: Batch) -> tuple[float, int]:
         """Restore the best parameters; return their held-out loss and iteration."""
-        state = self._experts.state_dict()
         assert self.best is not None  # the last iteration was validated
         score, step, parameters = self.best
         if not math.isfinite(score):
-            raise PpapError(
-                f"the loss of {phase.name} on held-out images was never finite",
-                hint="lower the learning rate, or use float32",
-            )
-        _put(state, phase.expert, parameters)
+            message = f"the loss of {phase.name} on held-out images was never finite"
+            raise PpapError(message, hint=_CALMER)
+        self._put(phase.expert, parameters)
         if self._norms:
-            gathered = _copy(state, phase.expert)
             with torch.no_grad(), averaging(self._norms):
                 for i in range(_STATISTICS_BATCHES):  # fresh noise: steps beyond the last iteration
                     self._predict(self._batch(phase, phase.iterations + i))
             estimated = self._score(validation)
-            if estimated <= score:
-                score = estimated
-            else:
-                _put(state, phase.expert, gathered)
+            if estimated > score:
+                self._put(phase.expert, parameters)
+            score = min(score, estimated)
         if phase.shared:
-            self.start = _copy(state, phase.expert)
+            self.start = self._copied(phase.expert)
         return score, step
 
     def _batch(self, phase: Phase, step: int) -> Batch:
         key, count = (self._recipe.seed, self.phase), self._data.count - self.held_out
         shape = self._data.shape
         return training_batch(key, step, self._recipe.batch, count, phase.timesteps, shape)
-
-    def _validation(self, phase: Phase) -> Batch:
-        key, shape = (self._recipe.seed, self.phase), self._data.shape
-        batch = validation_batch(key, self.held_out, phase.timesteps, shape)
-        return attrs.evolve(batch, images=batch.images + self._data.count - self.held_out)
 
     @torch.no_grad()
     def _score(self, validation: Batch) -> float:
@@ -247,13 +258,6 @@ class Distillation:
             for part in validation.split(self._recipe.batch):
                 total += self._losses(part).double().sum().item()
         return total / len(validation.images) if math.isfinite(total) else math.inf
-
-    def _remember(self, phase: Phase, score: float) -> None:
-        if self.best is None or score < self.best[0]:
-            parameters = _copy(self._experts.state_dict(), phase.expert)
-            self.best, self.stale = (score, self.step, parameters), 0
-        else:
-            self.stale += 1
 
     def _losses(self, batch: Batch) -> Tensor:
         prediction = widened(self._predict(batch))
@@ -286,24 +290,16 @@ class Distillation:
                 self._schedule.level(batch.timesteps),
             )
 
+    def _held(self, expert: int) -> dict[str, Tensor]:
+        """One expert's tensors, by names without its index."""
+        own = re.compile(rf"([^/]*/){expert}\.(.*)")
+        found = ((own.fullmatch(key), x) for key, x in self._experts.state_dict().items())
+        return {match[1] + match[2]: tensor for match, tensor in found if match}
 
-def _of(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
-    """One expert's part of a state, by names without its index."""
-    found = {}
-    for key, tensor in state.items():
-        adapter, _, rest = key.partition("/")
-        number, _, name = rest.partition(".")
-        if number == str(expert):
-            found[f"{adapter}/{name}"] = tensor
-    return found
+    def _copied(self, expert: int) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self._held(expert).items()}
 
-
-def _copy(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in _of(state, expert).items()}
-
-
-@torch.no_grad()
-def _put(state: dict[str, Tensor], expert: int, part: dict[str, Tensor]) -> None:
-    own = _of(state, expert)
-    for key, tensor in part.items():
-        own[key].copy_(tensor)
+    @torch.no_grad()
+    def _put(self, expert: int, part: dict[str, Tensor]) -> None:
+        for name, tensor in self._held(expert).items():
+            tensor.copy_(part[name])

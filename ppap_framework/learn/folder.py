@@ -28,7 +28,6 @@ from ppap_framework.resume import KEPT
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
-_PLOTS = ("loss.png", "loss.svg")
 _DAMAGED = "--overwrite begins anew"
 
 
@@ -38,61 +37,68 @@ def check_transfer_folder(path: Path) -> None:
         resume.check_content(path, lambda name: name == DATA)
 
 
-def recorded_settings(path: Path) -> dict[str, Any] | None:
-    """The settings of a folder's training, or None; AssetError if the record is damaged."""
-    return _record(path).get("settings")
+def recorded(path: Path) -> dict[str, Any]:
+    """The content of `transfer.json`, empty if it is missing; AssetError if it is damaged."""
+    record: Any = read_json(path / _RECORD, hint=_DAMAGED)
+    if record is None:
+        return {}
+    kinds = {"settings": dict, "calls": list}
+    if not isinstance(record, dict) or any(
+        not isinstance(record.get(name), kind) for name, kind in kinds.items()
+    ):
+        raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
+    return record
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
+) -> Iterator[TransferFolder]:
+    """Lock the folder of a training, created if it is missing.
+
+    Args:
+        path: The folder.
+        settings: Everything that determines the experts, as JSON.
+        bundle: File name of the bundle.
+        overwrite: Whether to remove an earlier training.
+
+    Raises:
+        UsageError: If it holds other files or settings, or another process writes to it.
+        AssetError: If its record is damaged.
+        PpapError: If it cannot be written.
+    """
+    check_transfer_folder(path)
+    with resume.opened(path):
+        # The form in which they are read back: JSON has no tuples.
+        folder = TransferFolder(path, json.loads(json.dumps({**settings, "bundle": bundle})))
+        if overwrite:
+            _clear(path)
+        if before := recorded(path):
+            resume.check_settings(path, before["settings"], folder.settings)
+        resume.remove_temporary(path, lambda name: name in (_RECORD, _LOG, bundle))
+        resume.remove_temporary(path / _PARTIAL, lambda name: name == _STATE)
+        yield folder
 
 
 @final
 class TransferFolder:
-    """The folder of a training; create it with `opened`.
-
-    Args:
-        settings: Everything that determines the experts, as JSON.
-        bundle: File name of the bundle.
+    """The folder of a training, from `opened`.
 
     Attributes:
         log: Lines of the log, written with the next state.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], bundle: str) -> None:
-        self.path = path
-        # The form in which they are read back: JSON has no tuples.
-        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "bundle": bundle}))
-        self.bundle = path / bundle
-        self._state = path / _PARTIAL / _STATE
-        self._digest = digest(self.settings)
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.bundle: Path = path / settings["bundle"]
         self.log: list[dict[str, Any]] = []
-
-    @classmethod
-    @contextlib.contextmanager
-    def opened(
-        cls, path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
-    ) -> Iterator[TransferFolder]:
-        """Lock the folder, created if it is missing; `overwrite` removes an earlier training.
-
-        Raises:
-            UsageError: If it holds other files or settings, or another process writes to it.
-            AssetError: If its record is damaged.
-            PpapError: If it cannot be written.
-        """
-        check_transfer_folder(path)
-        with resume.opened(path):
-            folder = cls(path, settings, bundle)
-            if overwrite:
-                folder._clear()
-            before = recorded_settings(path)
-            if before is not None:
-                resume.check_settings(path, before, folder.settings)
-            ours = (_RECORD, _LOG, bundle)
-            resume.remove_temporary(path, lambda name: name in ours)
-            resume.remove_temporary(folder._state.parent, lambda name: name == _STATE)
-            yield folder
+        self._state = path / _PARTIAL / _STATE
+        self._digest = digest(settings)
 
     @property
     def complete(self) -> bool:
         """Whether the training is finished and its bundle exists."""
-        return self.bundle.exists() and _record(self.path).get("status") == "complete"
+        return self.bundle.exists() and recorded(self.path).get("status") == "complete"
 
     def calls(self, command: Sequence[str] | None) -> resume.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
@@ -104,13 +110,12 @@ class TransferFolder:
         if not self._state.exists():
             return None
         content = self._state.read_bytes()
-        stated, payload = content[:64], content[64:]
-        if hashlib.sha256(payload).hexdigest().encode() != stated:
+        if hashlib.sha256(content[64:]).hexdigest().encode() != content[:64]:
             raise AssetError(
                 f"{str(self._state)!r} is damaged: its SHA-256 is not that of its content",
                 hint=_DAMAGED,
             )
-        found = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        found = torch.load(io.BytesIO(content[64:]), weights_only=True, map_location="cpu")
         if found["settings"] != self._digest:
             raise AssetError(f"{str(self._state)!r} is of other settings", hint=_DAMAGED)
         self.log = found["log"]
@@ -123,45 +128,37 @@ class TransferFolder:
         torch.save({"settings": self._digest, "log": self.log, "state": state}, saved)
         # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
-        with replacing(self._state, hint=KEPT) as temporary:
-            temporary.write_bytes(stated + saved.getbuffer())
-        with replacing(self.path / _LOG, hint=KEPT) as temporary:
-            lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
-            temporary.write_text("".join(lines), encoding="utf-8")
+        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
+        for path, content in (
+            (self._state, stated + saved.getbuffer()),
+            (self.path / _LOG, "".join(lines).encode()),
+        ):
+            with replacing(path, hint=KEPT) as temporary:
+                temporary.write_bytes(content)
 
     def tidy(self) -> None:
         """Remove the files of an unfinished training."""
-        if (self.path / _PARTIAL).exists():
-            with refusals(self.path / _PARTIAL, hint=KEPT):
-                shutil.rmtree(self.path / _PARTIAL)
-
-    def _clear(self) -> None:
-        """Remove earlier results, the record last, so that no file is ever without it."""
-        made: list[str] = []
-        if (self.path / _RECORD).exists():
-            made = [_LOG, *_PLOTS]
-            with contextlib.suppress(AssetError):  # damaged records are removed, too
-                name = (recorded_settings(self.path) or {}).get("bundle")
-                if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
-                    # Earlier versions wrote a record of the calibration, too.
-                    made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
         with refusals(self.path, hint=KEPT):
-            for name in made:
-                (self.path / name).unlink(missing_ok=True)
-        self.tidy()
-        with refusals(self.path, hint=KEPT):
-            (self.path / _RECORD).unlink(missing_ok=True)
+            _remove_partial(self.path)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Content of `transfer.json`; empty if it is missing."""
-    record: Any = read_json(path / _RECORD, hint=_DAMAGED)
-    if record is None:
-        return {}
-    if not (
-        isinstance(record, dict)
-        and isinstance(record.get("settings"), dict)
-        and isinstance(record.get("calls"), list)
-    ):
-        raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
-    return record
+def _clear(path: Path) -> None:
+    """Remove earlier results, the record last, so that no file is ever without it."""
+    made: list[str] = []
+    if (path / _RECORD).exists():
+        made = [_LOG, "loss.png", "loss.svg"]
+        with contextlib.suppress(AssetError):  # damaged records are removed, too
+            name = recorded(path)["settings"].get("bundle")
+            if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
+                # Earlier versions wrote a record of the calibration, too.
+                made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
+    with refusals(path, hint=KEPT):
+        for name in made:
+            (path / name).unlink(missing_ok=True)
+        _remove_partial(path)
+        (path / _RECORD).unlink(missing_ok=True)
+
+
+def _remove_partial(path: Path) -> None:
+    if (path / _PARTIAL).exists():
+        shutil.rmtree(path / _PARTIAL)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import attrs
@@ -11,8 +12,14 @@ import torch
 from torch import nn
 
 from ppap_framework.components import DiffusionBackend, Stage
-from ppap_framework.data import Images, LabelledImages
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.data import Images, LabelledImages, SyntheticData
+from ppap_framework.diagnosis import (
+    disagreement,
+    evenly_spaced,
+    propose_boundaries,
+    propose_number,
+)
+from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
     AdapterConfig,
     ExpertSet,
@@ -23,7 +30,7 @@ from ppap_framework.experts import (
     installed_adapter,
 )
 from ppap_framework.guidance import Guide
-from ppap_framework.learn.boundaries import proposed_starts
+from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.origin import Origin
@@ -38,6 +45,8 @@ from ppap_framework.run import (
     guide_origin,
 )
 from ppap_framework.run import backend as load_backend
+
+_IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
 
 @final
@@ -62,7 +71,7 @@ class TransferPlan:
     adapters: tuple[AdapterConfig, ...]
     compute: Compute
     bundle_name: str | None
-    curve: dict[str, Any] | None = None
+    curve: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -82,11 +91,6 @@ class TransferPlan:
     @property
     def phases(self) -> tuple[Phase, ...]:
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
-
-    def with_boundaries(self, curve: dict[str, Any]) -> TransferPlan:
-        """The plan with the boundaries proposed by a curve."""
-        starts = proposed_starts(curve, self.stage.schedule, self.recipe.num_experts)
-        return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[ExpertSet]:
@@ -112,6 +116,58 @@ class TransferPlan:
             **({} if self.curve is None else {"proposal": self.curve}),
         }
 
+    def measure(self, images: Images) -> dict[str, Any]:
+        """The `disagreement` of the network, on its device and in evaluation mode, on the first
+        images of a set, as JSON; PluginError if the loss is broken.
+        """
+        schedule, count = self.stage.schedule, min(len(images), _IMAGES)
+        timesteps = evenly_spaced(schedule, min(_LEVELS, schedule.num_timesteps))
+        noised, clean = (x.to(self.compute.place) for x in first_and_last(images, count))
+        model, loss, recipe = self.guide.model, self.guide.loss, self.recipe
+        values = disagreement(
+            model, loss, schedule, timesteps, noised, clean, seed=recipe.seed, batch=recipe.batch
+        )
+        return {"images": count, "timesteps": list(timesteps), "disagreement": list(values)}
+
+    def with_boundaries(self, curve: Mapping[str, Any]) -> TransferPlan:
+        """The plan with the boundaries that a result of `measure`, perhaps read from a file,
+        proposes; AssetError if it is damaged.
+        """
+        length = self.stage.schedule.num_timesteps
+        try:
+            timesteps = [int(t) for t in curve["timesteps"]]
+            values = [float(value) for value in curve["disagreement"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise AssetError(
+                "the proposal in the record of the training cannot be read",
+                hint="--overwrite begins anew",
+            ) from error
+        n = self.recipe.num_experts or propose_number(timesteps, values, length)
+        starts = propose_boundaries(timesteps, values, length, n)
+        return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
+
+    def check_images(self, images: Images) -> None:
+        """Raise AssetError if experts cannot learn from these images."""
+        shape, wanted, sha256 = images.image_shape(0), self.stage.image_shape, images.manifest_hash
+        drawn = self.identities["backend"].sha256
+        if isinstance(images, SyntheticData):
+            drawn = images.manifest["settings"]["backend"]["weights_sha256"]
+        component = self.backend.origin.component
+        for wrong, words in (
+            (shape != wanted, f"the data are of {shape}, and {component!r} draws {wanted}"),
+            (len(images) < 2, f"experts cannot learn from {len(images)} image"),
+            (
+                not re.fullmatch("[0-9a-f]{64}", sha256),
+                f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256 in hexadecimal",
+            ),
+            (
+                drawn != self.identities["backend"].sha256,
+                "the data were drawn by a backend with other weights",
+            ),
+        ):
+            if wrong:
+                raise AssetError(words, hint="draw them with `ppap synthesize`")
+
 
 def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
     """A guide whose network can teach experts. It needs no target.
@@ -127,9 +183,8 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
-        raise UsageError(
-            f"the guide has a loss already, {guide.loss_name!r}", hint="leave out loss"
-        )
+        message = f"the guide has a loss already, {guide.loss_name!r}"
+        raise UsageError(message, hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
         raise UsageError(
@@ -155,8 +210,7 @@ def plan_transfer(
     name: str | None,
 ) -> TransferPlan:
     """The plan of `transfer` for its arguments; PpapError with all problems."""
-    loaded = load_backend(backend)
-    teacher = load_teacher(guide, loss)
+    loaded, teacher = load_backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
     problems = Problems()
     adapters: tuple[AdapterConfig, ...] = ()
