@@ -41,17 +41,10 @@ def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
-    """Write or replace a bundle, atomically and reproducibly.
+    """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly.
 
-    Args:
-        path: A path that ends in ".experts.safetensors".
-        experts: The experts.
-        info: Their description, from `describe`.
-
-    Raises:
-        ValueError: If the description is of other experts.
-        UsageError: If the suffix is another one.
-        AssetError: If the file cannot be written.
+    UsageError for another suffix, ValueError if the description is of other experts, AssetError if
+    the file cannot be written.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
         raise UsageError(f"a bundle cannot be called {path.name!r}", hint=f"use NAME{SUFFIX}")
@@ -77,11 +70,7 @@ def _write(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:
 
 
 def read_bundle_info(path: Path) -> BundleInfo:
-    """The description in a bundle's header; the hash is not checked.
-
-    Raises:
-        AssetError: If the file is missing or no bundle, or its header is damaged.
-    """
+    """The description in a bundle's header, AssetError if it has none; no hash is checked."""
     metadata = open_checkpoint(path).metadata
     if _INFO not in metadata:
         raise AssetError(
@@ -115,10 +104,8 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
         faults.append(f"expert {index} has no tensors of {name!r}")
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise AssetError(
-            f"{str(path)!r} holds no sound experts: {'; '.join(faults[:3])}{more}",
-            hint="train the experts again",
-        )
+        message = f"{str(path)!r} holds no sound experts: {'; '.join(faults[:3])}{more}"
+        raise AssetError(message, hint="train the experts again")
     return info, state
 
 
@@ -149,17 +136,14 @@ def load_bundle(
 
     Args:
         path: The bundle.
-        model: The guide, without experts.
+        model: The guide; ValueError if it has experts already.
         backend: The diffusion model that it steers; None to skip its comparison.
         allow_mismatch: Names from `WAIVABLE` that may differ.
-        make_adapter: Factory of the adapters.
+        make_adapter: Factory of the adapters; PluginError if a plugin is missing or broken.
 
     Raises:
-        AssetError: If anything is wrong with the file, or it differs from guide or backend; the
-            message names each difference.
-        UsageError: If a difference cannot be waived.
-        PluginError: If an adapter's plugin is missing or broken.
-        ValueError: If the guide has experts already.
+        AssetError: If anything is wrong with the file, or with all differences from guide and
+            backend.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)

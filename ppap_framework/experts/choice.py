@@ -32,12 +32,9 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class BundleFile:
-    """A bundle on disk. Its description and hash are read once.
+    """A bundle on disk, by its name in requests; description and hash are read once.
 
-    Attributes:
-        name: Its name in requests.
-        path: The file.
-        distribution: The distribution that supplies it; None for a user's own.
+    `distribution` supplies it; None for a user's own.
     """
 
     name: str
@@ -78,10 +75,8 @@ class BundleFile:
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context in which the experts are attached to their guide; see `load_bundle`.
-
-        Raises:
-            AssetError: If the file has changed since it was hashed.
+        """A context in which the experts are attached to their guide, as by `load_bundle`;
+        AssetError if the file has changed since it was hashed.
         """
         if file_sha256(self.path) != self.sha256:
             raise AssetError(
@@ -124,16 +119,10 @@ def find_bundles() -> list[BundleFile]:
 
 
 def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
-    """The bundle of a name or path, downloaded if necessary.
+    """The bundle of a path, or of a name, the user's own before a distribution's; downloaded if
+    necessary, unless `offline`. A path object is never a name.
 
-    Args:
-        source: A path, or the name of a bundle of the user's own or of a distribution. A path
-            object is never a name.
-        offline: Whether to raise instead of downloading.
-
-    Raises:
-        AssetError: If there is none.
-        PluginError: If several distributions claim the name.
+    AssetError if there is none, PluginError if several distributions claim the name.
     """
     path = Path(source).expanduser()
     if not isinstance(source, str):
@@ -188,30 +177,23 @@ def check_wanted(
     """Check a request for experts without weights; return the named bundle, if any.
 
     Args:
-        wanted: The request.
+        wanted: The request; AssetError if its bundle is missing, or the header is damaged.
         guide_name: The guide's name, for messages.
-        noise_aware: Whether the guide reads noise without experts.
-        through: "noisy" or "clean", the images that guides read.
+        noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
+        through: "noisy" or "clean", the images that guides read; experts need noisy ones.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         offline: Whether to raise instead of downloading a bundle.
-
-    Raises:
-        UsageError: If the guide takes no experts, or a difference cannot be waived.
-        AssetError: If the bundle is missing, or its header is damaged.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
         return None
-    if noise_aware:
-        raise UsageError(
-            f"guide {guide_name!r} reads noise by itself and takes no experts",
-            hint="leave the experts out",
-        )
-    if through == "clean":
-        raise UsageError(
-            f"guide {guide_name!r} looks through clean, where experts have no noise to read",
-            hint="look through noisy, or leave the experts out",
-        )
+    for given, why in (
+        (noise_aware, "reads noise by itself and takes no experts"),
+        (through == "clean", "looks through clean, where experts have no noise to read"),
+    ):
+        if given:
+            hint = "leave the experts out" + ("" if noise_aware else ", or look through noisy")
+            raise UsageError(f"guide {guide_name!r} {why}", hint=hint)
     if isinstance(wanted, ExpertSet):
         return None
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
@@ -230,17 +212,10 @@ def choose_experts(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | ExpertSet | None:
-    """The experts of a guide; other arguments are those of `check_wanted`.
+    """The experts of a guide; arguments and errors as for `check_wanted`.
 
-    Args:
-        wanted: The request. A `BundleFile` is returned unchecked, since it was chosen before.
-        model: The guide, without experts other than those of `wanted`.
-        backend: The diffusion model that it steers.
-
-    Raises:
-        UsageError: As `check_wanted`, and if other experts are attached to the model.
-        AssetError: As `check_wanted`, and if the bundle is damaged or does not match.
-        PluginError: If several distributions claim its name.
+    A `BundleFile` was chosen before and is returned unchecked. UsageError if other experts are
+    attached to the model, AssetError if a named bundle is damaged or differs from model or backend.
     """
     how: dict[str, Any] = {"noise_aware": noise_aware, "through": through}
     named = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, offline=offline, **how)
@@ -248,16 +223,12 @@ def choose_experts(
         return named
     if isinstance(wanted, ExpertSet):
         if wanted.model is not model or not has_experts(model.network):
-            raise UsageError(
-                f"the experts of guide {guide_name!r} are not attached to its model",
-                hint="make the guide of `experts.model`",
-            )
+            message = f"the experts of guide {guide_name!r} are not attached to its model"
+            raise UsageError(message, hint="make the guide of `experts.model`")
         return wanted
     if has_experts(model.network):
-        raise UsageError(
-            f"the network of guide {guide_name!r} has experts already",
-            hint="give the guide these, or detach them",
-        )
+        message = f"the network of guide {guide_name!r} has experts already"
+        raise UsageError(message, hint="give the guide these, or detach them")
     present = Present(model, backend)
     if named is None:
         return _newest(present, allow_mismatch)

@@ -59,13 +59,9 @@ def backend_sha256(backend: DiffusionBackend) -> str:
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """Identity of a network.
-
-    Attributes:
-        component: Name of its backend or guider, or the class of a user's own object.
-        checkpoint: Name of its weights, if they have one.
-        sha256: `guide_sha256` or `backend_sha256`, the only field that is compared; None if
-            unknown.
+    """Identity of a network: the name of its backend or guider, or the class of a user's own
+    object; the name of its weights, if any; and `guide_sha256` or `backend_sha256`, the only field
+    that is compared, None if unknown.
     """
 
     component: str = attrs.field(validator=text)
@@ -93,9 +89,8 @@ class InputConvention:
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
-        """Measure at a resolution (h, w), without running the network.
-
-        None if the guide does not call its network as a whole.
+        """Measure at a resolution (h, w), without running the network; None if the guide does not
+        call its network as a whole.
         """
         parameter = next(model.parameters(), torch.empty(0))
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]

@@ -52,9 +52,9 @@ class BundleInfo:
     """The description of a bundle of N experts, made by `describe`.
 
     Files omit a field with default None while it is None, so that earlier versions can read them.
+    ValueError if a field is invalid, or two contradict each other.
 
     Attributes:
-        format: Version of this description.
         guide: The network without experts.
         backend: The diffusion model of the training images.
         adapters: The adapters, in the order in which they are attached.
@@ -67,15 +67,11 @@ class BundleInfo:
         input: Input convention of the network; None if it cannot be measured.
         network_parameters: Number of parameters of the untouched network.
         expert_parameters: N numbers of trainable parameters.
-        recipe: The recipe of the training, as JSON.
-        seed: Seed of the training.
+        recipe: The recipe of the training, as JSON; `seed` is its seed.
         data_sha256: Hash of the images' manifest, if any.
         metrics: Held-out metrics, as JSON.
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
-
-    Raises:
-        ValueError: If a field is invalid, or two contradict each other.
     """
 
     format: int = _FORMAT
@@ -155,17 +151,10 @@ class BundleInfo:
 def describe(
     experts: ExpertSet, schedule: NoiseSchedule, resolution: Sequence[int], **known: Any
 ) -> BundleInfo:
-    """The description of trained experts.
+    """The description of experts that were trained on noisy images of a height and width.
 
-    Args:
-        experts: The experts.
-        schedule: Noise schedule of the training.
-        resolution: Height and width of the noised images.
-        known: The other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be
-            missing.
-
-    Raises:
-        ValueError: As `BundleInfo`.
+    `known` are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be
+    missing.
     """
     return BundleInfo(
         boundaries=experts.ranges.boundaries,

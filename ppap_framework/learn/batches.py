@@ -77,17 +77,11 @@ def first_and_last(data: Images, count: int) -> tuple[Tensor, Tensor]:
 
 
 class Batch(NamedTuple):
-    """A batch of noisy images.
+    """A batch of noisy images."""
 
-    Attributes:
-        images: (B,), int64, image indices.
-        timesteps: (B,), int64, base timesteps.
-        noise: (B, 3, H, W), standard normal.
-    """
-
-    images: Tensor
-    timesteps: Tensor
-    noise: Tensor
+    images: Tensor  # (B,), int64, indices
+    timesteps: Tensor  # (B,), int64, base timesteps
+    noise: Tensor  # (B, 3, H, W), standard normal
 
     def split(self, size: int) -> Iterator[Batch]:
         """The same images in batches of at most `size`."""
@@ -98,15 +92,11 @@ class Batch(NamedTuple):
 def training_batch(
     key: tuple[int, int], step: int, size: int, count: int, timesteps: range, shape: Shape
 ) -> Batch:
-    """The batch of size B = `size` at iteration `step` of a phase, from 0.
+    """The batch of size B = `size` at iteration `step` of a phase, from 0, of `count` images.
 
-    Every epoch shuffles the images anew. Timesteps are stratified, one from each of B equal parts
-    of the range: same expectation as independent ones, smaller variance.
-
-    Args:
-        key: Seed of the training, and index of the phase.
-        count: Number of images to choose from.
-        shape: (3, H, W).
+    `key` is the seed of the training and the index of the phase. Every epoch shuffles the images
+    anew. Timesteps are stratified, one from each of B equal parts of the range: same expectation as
+    independent ones, smaller variance.
     """
     places = range(step * size, (step + 1) * size)
     orders = {

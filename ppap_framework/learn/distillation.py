@@ -40,34 +40,23 @@ _CALMER = "lower the learning rate, or use float32"
 @final
 @attrs.frozen
 class Report:
-    """A finished iteration.
+    """A finished iteration."""
 
-    Attributes:
-        phase: Index of its phase.
-        step: Number of finished iterations of the phase.
-        loss: Training loss.
-        held_out: Held-out loss, possibly inf; None without a validation.
-    """
-
-    phase: int
-    step: int
+    phase: int  # index
+    step: int  # number of finished iterations of the phase
     loss: float
-    held_out: float | None
+    held_out: float | None  # possibly inf; None without a validation
 
 
 def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
     """Raise UsageError if experts have no parameters, or batch norms that need larger batches."""
     network = type(experts.model.network).__name__
     if next(experts.parameters(0), None) is None:
-        raise UsageError(
-            f"{' and '.join(experts.adapters)} find no parameter to train in {network}",
-            hint="use another adapter",
-        )
+        message = f"{' and '.join(experts.adapters)} find no parameter to train in {network}"
+        raise UsageError(message, hint="use another adapter")
     if recipe.batch == 1 and own_batch_norms(experts):
-        raise UsageError(
-            f"a batch of one image says nothing to the batch norms of {network}",
-            hint="use a batch of 64, say",
-        )
+        message = f"a batch of one image says nothing to the batch norms of {network}"
+        raise UsageError(message, hint="use a batch of 64, say")
 
 
 def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
@@ -96,17 +85,14 @@ def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
 
 @final
 class Distillation:
-    """A training that resumes exactly after any iteration.
+    """A training of new experts, attached, that resumes exactly after any iteration.
 
-    Args:
-        experts: New experts, attached.
-        loss: Its `transfer` compares the answers of student and teacher; its `energy` compares the
-            student's with labels.
+    The loss's `transfer` compares the answers of student and teacher; its `energy` compares the
+    student's with labels.
 
     Attributes:
         held_out: Number of images, the last ones, that are kept for validation.
-        phase: Index of the current phase.
-        step: Number of its finished iterations.
+        phase: Index of the current phase; `step` is the number of its finished iterations.
         scores: For each finished expert: its held-out loss, that of the untouched network, and the
             iteration of its best parameters.
     """
@@ -154,12 +140,9 @@ class Distillation:
     def run(self) -> Generator[Report, None, None]:
         """Train and yield a report after every iteration, when `state_dict` is valid.
 
-        Closing the generator restores the network.
-
-        Raises:
-            PpapError: If the loss is no longer finite.
-            PluginError: If the loss is not one number for each image, or not differentiable.
-            AssetError: If labels do not fit the network's answers.
+        Closing the generator restores the network. PpapError if the loss is no longer finite,
+        PluginError if it is not one differentiable number for each image, AssetError if labels do
+        not fit the network's answers.
         """
         while self.phase < len(self.phases):
             yield from self._run_phase(self.phases[self.phase])
@@ -269,16 +252,12 @@ class Distillation:
             if not self._data.supervised:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise AssetError(
-                f"the labels do not fit the network's answers: {reason}",
-                hint="they must be what the loss takes as targets",
-            ) from error
+            message = f"the labels do not fit the network's answers: {reason}"
+            raise AssetError(message, hint="they must be what the loss takes as targets") from error
         if losses.shape != batch.images.shape:
             count = len(batch.images)
-            raise PluginError(
-                f"the loss gave {tuple(losses.shape)} for {count} images",
-                hint=f"it must be ({count},), one for each",
-            )
+            message = f"the loss gave {tuple(losses.shape)} for {count} images"
+            raise PluginError(message, hint=f"it must be ({count},), one for each")
         return losses
 
     def _predict(self, batch: Batch) -> Any:

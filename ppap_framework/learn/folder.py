@@ -42,30 +42,21 @@ def recorded(path: Path) -> dict[str, Any]:
     record: Any = read_json(path / _RECORD, hint=_DAMAGED)
     if record is None:
         return {}
-    kinds = {"settings": dict, "calls": list}
-    if not isinstance(record, dict) or any(
-        not isinstance(record.get(name), kind) for name, kind in kinds.items()
-    ):
-        raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
-    return record
+    if isinstance(record, dict):
+        settings, calls = record.get("settings"), record.get("calls")
+        if isinstance(settings, dict) and isinstance(calls, list):
+            return record
+    raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
 
 
 @contextlib.contextmanager
 def opened(
     path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
 ) -> Iterator[TransferFolder]:
-    """Lock the folder of a training, created if it is missing.
+    """Lock the folder of a training, created if it is missing; `overwrite` removes an earlier one.
 
-    Args:
-        path: The folder.
-        settings: Everything that determines the experts, as JSON.
-        bundle: File name of the bundle.
-        overwrite: Whether to remove an earlier training.
-
-    Raises:
-        UsageError: If it holds other files or settings, or another process writes to it.
-        AssetError: If its record is damaged.
-        PpapError: If it cannot be written.
+    `settings` are everything that determines the experts, as JSON. UsageError if the folder holds
+    other files or settings, or another process writes to it; AssetError if its record is damaged.
     """
     check_transfer_folder(path)
     with resume.opened(path):
@@ -82,11 +73,7 @@ def opened(
 
 @final
 class TransferFolder:
-    """The folder of a training, from `opened`.
-
-    Attributes:
-        log: Lines of the log, written with the next state.
-    """
+    """The folder of a training, from `opened`; `log` is written with the next state."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
@@ -111,10 +98,8 @@ class TransferFolder:
             return None
         content = self._state.read_bytes()
         if hashlib.sha256(content[64:]).hexdigest().encode() != content[:64]:
-            raise AssetError(
-                f"{str(self._state)!r} is damaged: its SHA-256 is not that of its content",
-                hint=_DAMAGED,
-            )
+            message = f"{str(self._state)!r} is damaged: its SHA-256 is not that of its content"
+            raise AssetError(message, hint=_DAMAGED)
         found = torch.load(io.BytesIO(content[64:]), weights_only=True, map_location="cpu")
         if found["settings"] != self._digest:
             raise AssetError(f"{str(self._state)!r} is of other settings", hint=_DAMAGED)

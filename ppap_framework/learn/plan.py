@@ -33,7 +33,6 @@ from ppap_framework.guidance import Guide
 from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
-from ppap_framework.origin import Origin
 from ppap_framework.registry import registry
 from ppap_framework.resume import core_version
 from ppap_framework.run import (
@@ -56,10 +55,8 @@ class TransferPlan:
 
     Attributes:
         guide: The network, teacher and student, and the loss that compares their answers.
-        identities: Identities of the untouched network ("guide") and the diffusion model
-            ("backend").
+        identities: Those of the untouched network ("guide") and the diffusion model ("backend").
         recipe: The resolved recipe, except for boundaries "auto".
-        adapters: The recipe's adapters.
         bundle_name: Name of the bundle, if one was given.
         curve: The result of `measure` that proposed the boundaries, if any.
     """
@@ -138,10 +135,8 @@ class TransferPlan:
             timesteps = [int(t) for t in curve["timesteps"]]
             values = [float(value) for value in curve["disagreement"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise AssetError(
-                "the proposal in the record of the training cannot be read",
-                hint="--overwrite begins anew",
-            ) from error
+            message = "the proposal in the record of the training cannot be read"
+            raise AssetError(message, hint="--overwrite begins anew") from error
         n = self.recipe.num_experts or propose_number(timesteps, values, length)
         starts = propose_boundaries(timesteps, values, length, n)
         return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
@@ -170,15 +165,11 @@ class TransferPlan:
 
 
 def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
-    """A guide whose network can teach experts. It needs no target.
+    """A guide whose network can teach experts, of a guide, a request, a guider's name or a network.
 
-    Args:
-        guide: A guide, a request for one, the name of a guider, or a network.
-        loss: The loss that compares the answers of a network; None for a guider's own.
-
-    Raises:
-        PpapError: The errors of `ppap_framework.guide`.
-        UsageError: If the guide is noise-aware, or its loss does not compare answers.
+    It needs no target. The loss compares answers of a network; None for a guider's own. UsageError
+    if the guide is noise-aware, or its loss does not compare answers, and errors as of
+    `ppap_framework.guide`.
     """
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
@@ -187,17 +178,13 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
         raise UsageError(message, hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
-        raise UsageError(
-            f"guide {name!r} understands noise already",
-            hint="experts are for networks that have only seen clean images",
-        )
+        hint = "experts are for networks that have only seen clean images"
+        raise UsageError(f"guide {name!r} understands noise already", hint=hint)
     if isinstance(guide, GuideRequest):
         guide = guide.load(aim=False)
     if isinstance(guide.loss, FunctionLoss):
-        raise UsageError(
-            "a bare function does not say how a student learns from a teacher",
-            hint="give a TaskLoss, or the name of one",
-        )
+        message = "a bare function does not say how a student learns from a teacher"
+        raise UsageError(message, hint="give a TaskLoss, or the name of one")
     return guide
 
 
@@ -227,8 +214,11 @@ def plan_transfer(
         backend=loaded,
         guide=teacher,
         identities={
-            "guide": _identity(guide_origin(teacher), guide_sha256(teacher.model)),
-            "backend": _identity(loaded.origin, backend_sha256(loaded.inner)),
+            name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
+            for name, of, sha256 in (
+                ("guide", guide_origin(teacher), guide_sha256(teacher.model)),
+                ("backend", loaded.origin, backend_sha256(loaded.inner)),
+            )
         },
         recipe=recipe,
         adapters=adapters,
@@ -257,7 +247,3 @@ def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
     if not configs:
         raise UsageError("experts need an adapter", hint="such as lora, bias or full")
     return tuple(configs.values())
-
-
-def _identity(origin: Origin, sha256: str) -> Identity:
-    return Identity(component=origin.component, checkpoint=origin.checkpoint, sha256=sha256)

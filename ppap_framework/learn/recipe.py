@@ -60,12 +60,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, object]] = {
 @final
 @attrs.frozen
 class Phase:
-    """A part of training.
+    """A part of training: one expert, at base timesteps, for a number of iterations.
 
     Attributes:
-        expert: Index of the trained expert.
-        timesteps: Base timesteps of the noise.
-        iterations: Number of iterations.
         begins_with: Index of the expert whose parameters are copied first; None for the untouched
             network, `SHARED` for the shared start.
         shared: Whether the result is the shared start.
@@ -138,10 +135,9 @@ class Recipe:
             )
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
-        """The noise levels of each expert; for boundaries "auto", equal ranges of the largest N.
+        """The noise levels of each expert, UsageError if the schedule is too short.
 
-        Raises:
-            UsageError: If the schedule is too short.
+        For boundaries "auto", equal ranges of the largest N.
         """
         if self.boundaries is not None and not isinstance(self.boundaries, str):
             return NoiseRanges.from_timesteps(schedule, self.boundaries)
@@ -156,8 +152,7 @@ class Recipe:
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
         """The phases of training, in order, for the base timesteps that each expert owns.
 
-        Raises:
-            UsageError: If there are too few iterations, or an expert owns no timestep.
+        UsageError if there are too few iterations, or an expert owns no timestep.
         """
         n = len(owned)
         for i, timesteps in enumerate(owned):
@@ -167,10 +162,8 @@ class Recipe:
         shared = round(self.iterations * self.shared) if n > 1 and not self.chain else 0
         left = self.iterations - shared
         if left < n:
-            raise UsageError(
-                f"{left} iterations cannot be shared out among {n} experts",
-                hint=f"use --iterations {n * 100}, say",
-            )
+            message = f"{left} iterations cannot be shared out among {n} experts"
+            raise UsageError(message, hint=f"use --iterations {n * 100}, say")
         begins = [None, *range(n - 1)] if self.chain else [SHARED if shared else None] * n
         phases = [
             Phase(i, timesteps, left // n + (i < left % n), begins[i])

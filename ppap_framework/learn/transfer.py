@@ -233,11 +233,7 @@ def _learn(
 
 
 def _train(
-    plan: TransferPlan,
-    images: Images,
-    folder: TransferFolder,
-    calls: Calls,
-    progress: Watch | None,
+    plan: TransferPlan, images: Images, folder: TransferFolder, calls: Calls, progress: Watch | None
 ) -> None:
     """Train, from the folder's state on, and save the bundle, the log and states."""
     recipe, guide, stage = plan.recipe, plan.guide, plan.stage
