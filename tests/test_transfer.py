@@ -47,7 +47,7 @@ from ppap_framework.files import locked
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
-from ppap_framework.learn.loss_plot import plot_losses
+from ppap_framework.learn.folder import plot_losses
 from ppap_framework.learn.plan import TransferPlan
 from ppap_framework.learn.recipe import Phase
 from ppap_framework.noise import NoiseLevel, NoiseSchedule

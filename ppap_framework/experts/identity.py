@@ -13,7 +13,7 @@ from attrs.validators import optional
 from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
-from ppap_framework.experts._record import as_tuple, counts, digest, numbers, text
+from ppap_framework.experts._rules import as_tuple, counts, digest, numbers, text
 from ppap_framework.experts.set import has_experts
 
 _TOLERANCE = 0.02

@@ -5,26 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs.validators import and_, min_len, optional
+from attrs.validators import min_len, optional
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts._record import (
-    as_tuple,
-    count,
-    counts,
-    digest,
-    json_object,
-    must_be,
-    numbers,
-    read_record,
-    text,
-)
+from ppap_framework.experts import _rules as must
 from ppap_framework.experts.identity import Identity, InputConvention, backend_sha256, guide_sha256
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import ScaleCurve
@@ -43,8 +32,8 @@ other weights or another normalization would mislead the guide."""
 class AdapterConfig:
     """Name of an adapter, and its options as JSON."""
 
-    name: str = attrs.field(validator=text)
-    options: Mapping[str, Any] = attrs.field(validator=json_object)
+    name: str = attrs.field(validator=must.text)
+    options: Mapping[str, Any] = attrs.field(validator=must.json_object)
 
 
 @attrs.frozen(kw_only=True)
@@ -77,26 +66,24 @@ class BundleInfo:
     format: int = _FORMAT
     guide: Identity
     backend: Identity
-    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=as_tuple, validator=min_len(1))
-    boundaries: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
-    schedule: str = attrs.field(validator=text)
-    timesteps: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
+    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=must.as_tuple, validator=min_len(1))
+    boundaries: tuple[float, ...] = attrs.field(converter=must.as_tuple, validator=must.numbers)
+    schedule: str = attrs.field(validator=must.text)
+    timesteps: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
     image_space: str = attrs.field(
-        default="rgb", validator=must_be("'rgb'", lambda value: value == "rgb")
+        default="rgb", validator=must.must_be("'rgb'", lambda value: value == "rgb")
     )
-    resolution: tuple[int, ...] = attrs.field(
-        converter=as_tuple, validator=and_(counts, must_be("two", lambda value: len(value) == 2))
-    )
+    resolution: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.size)
     preprocessing: Preprocessing | None = None
     input: InputConvention | None
-    network_parameters: int = attrs.field(validator=count)
-    expert_parameters: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
-    recipe: Mapping[str, Any] = attrs.field(validator=json_object)
-    seed: int = attrs.field(validator=must_be("a whole number", lambda value: type(value) is int))
-    data_sha256: str | None = attrs.field(validator=optional(digest))
-    metrics: Mapping[str, Any] = attrs.field(validator=json_object)
+    network_parameters: int = attrs.field(validator=must.count)
+    expert_parameters: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
+    recipe: Mapping[str, Any] = attrs.field(validator=must.json_object)
+    seed: int = attrs.field(validator=must.whole)
+    data_sha256: str | None = attrs.field(validator=optional(must.digest))
+    metrics: Mapping[str, Any] = attrs.field(validator=must.json_object)
     scales: tuple[float, ...] | None = attrs.field(
-        converter=attrs.converters.optional(as_tuple), validator=optional(numbers)
+        converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
 
@@ -109,7 +96,7 @@ class BundleInfo:
         except UsageError as error:
             faults.append(error.message)
         n = len(self)
-        if len(self.timesteps) != n + 1 or any(a > b for a, b in pairwise(self.timesteps)):
+        if len(self.timesteps) != n + 1 or list(self.timesteps) != sorted(self.timesteps):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
         faults += [
             f"{name} must be {n} numbers, not {len(values)}"
@@ -145,7 +132,7 @@ class BundleInfo:
             raise ValueError("it is nested too deep") from error
         if isinstance(given, dict) and (stated := given.get("format")) != _FORMAT:
             raise ValueError(f"it is of format {stated!r:.20}, and this version reads {_FORMAT}")
-        return read_record(cls, given)
+        return must.read_record(cls, given)
 
 
 def describe(

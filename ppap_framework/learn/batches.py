@@ -53,18 +53,15 @@ class TrainingSet:
         The model is on the device, in evaluation mode.
         """
         noised, last = first_and_last(data, len(data))
-        supervised = isinstance(data, LabelledImages)
-        answers: Any
-        if isinstance(data, LabelledImages):
-            answers = data.labels.to(device)
-        else:
+        answers: Any = data.labels.to(device) if isinstance(data, LabelledImages) else None
+        if answers is None:
             with torch.no_grad():
                 parts = [scaled(part.to(device)) for part in torch.split(last, batch)]
                 answers = joined([model(x0, NoiseLevel.clean(len(x0))) for x0 in parts])
         return cls(
             images=lambda rows: scaled(noised[rows].to(device)),
             answers=lambda rows: each_tensor(lambda all_: all_[rows.to(all_.device)], answers),
-            supervised=supervised,
+            supervised=isinstance(data, LabelledImages),
             count=len(data),
             shape=data.image_shape(0),
         )

@@ -14,13 +14,15 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
@@ -115,7 +117,7 @@ class Distillation:
         self.stale = 0  # validations since the best one
         self.start: dict[str, Tensor] | None = None  # the shared start
         self._norms = own_batch_norms(experts)
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
     @property
@@ -154,9 +156,10 @@ class Distillation:
             source = self.start if shared else self._held(phase.begins_with)
             assert source is not None
             self._put(expert, source)
-        key, shape = (recipe.seed, self.phase), self._data.shape
-        validation = validation_batch(key, self.held_out, phase.timesteps, shape)
-        first = self._data.count - self.held_out
+        key, first = (recipe.seed, self.phase), self._data.count - self.held_out
+        look: dict[str, Any] = {"timesteps": phase.timesteps, "shape": self._data.shape}
+        batch = partial(training_batch, key, size=recipe.batch, count=first, **look)
+        validation = validation_batch(key, self.held_out, **look)
         validation = validation._replace(images=validation.images + first)
         with self._experts.training(expert), evaluating(self._experts.model.network):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
@@ -169,7 +172,7 @@ class Distillation:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None
             while self.step < phase.iterations and not 0 < recipe.patience <= self.stale:
-                loss = self._learn(phase, self._optimizer, parameters)
+                loss = self._learn(phase, batch(self.step), self._optimizer, parameters)
                 self.step += 1
                 held_out = None
                 if self.step % recipe.validate_every == 0 or self.step == phase.iterations:
@@ -178,7 +181,7 @@ class Distillation:
                     if self.best is None or held_out < self.best[0]:
                         self.best, self.stale = (held_out, self.step, self._copied(expert)), 0
                 yield Report(self.phase, self.step, loss, held_out)
-            score, best = self._end(phase, validation)
+            score, best = self._end(phase, batch, validation)
         self._optimizer = None
         if not phase.shared:
             bare = self._score(validation)
@@ -188,11 +191,11 @@ class Distillation:
         self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _learn(
-        self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+        self, phase: Phase, batch: Batch, optimizer: Optimizer, parameters: list[nn.Parameter]
     ) -> float:
         for group in optimizer.param_groups:
             group["lr"] = self._recipe.rate(phase, self.step)
-        loss = self._losses(self._batch(phase, self.step)).mean()
+        loss = self._losses(batch).mean()
         value = loss.item()
         if not math.isfinite(value):
             message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
@@ -208,7 +211,9 @@ class Distillation:
         optimizer.step()
         return value
 
-    def _end(self, phase: Phase, validation: Batch) -> tuple[float, int]:
+    def _end(
+        self, phase: Phase, batch: Callable[[int], Batch], validation: Batch
+    ) -> tuple[float, int]:
         """Restore the best parameters; return their held-out loss and iteration."""
         assert self.best is not None  # the last iteration was validated
         score, step, parameters = self.best
@@ -219,7 +224,7 @@ class Distillation:
         if self._norms:
             with torch.no_grad(), averaging(self._norms):
                 for i in range(_STATISTICS_BATCHES):  # fresh noise: steps beyond the last iteration
-                    self._predict(self._batch(phase, phase.iterations + i))
+                    self._predict(batch(phase.iterations + i))
             estimated = self._score(validation)
             if estimated > score:
                 self._put(phase.expert, parameters)
@@ -227,11 +232,6 @@ class Distillation:
         if phase.shared:
             self.start = self._copied(phase.expert)
         return score, step
-
-    def _batch(self, phase: Phase, step: int) -> Batch:
-        key, count = (self._recipe.seed, self.phase), self._data.count - self.held_out
-        shape = self._data.shape
-        return training_batch(key, step, self._recipe.batch, count, phase.timesteps, shape)
 
     @torch.no_grad()
     def _score(self, validation: Batch) -> float:

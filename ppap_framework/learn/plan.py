@@ -11,14 +11,9 @@ import attrs
 import torch
 from torch import nn
 
+from ppap_framework import diagnosis, run
 from ppap_framework.components import DiffusionBackend, Stage
 from ppap_framework.data import Images, LabelledImages, SyntheticData
-from ppap_framework.diagnosis import (
-    disagreement,
-    evenly_spaced,
-    propose_boundaries,
-    propose_number,
-)
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
     AdapterConfig,
@@ -35,15 +30,7 @@ from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.registry import registry
 from ppap_framework.resume import core_version
-from ppap_framework.run import (
-    Compute,
-    FunctionLoss,
-    GuideRequest,
-    LoadedBackend,
-    Loss,
-    guide_origin,
-)
-from ppap_framework.run import backend as load_backend
+from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
@@ -66,7 +53,7 @@ class TransferPlan:
     identities: dict[str, Identity]
     recipe: Recipe
     adapters: tuple[AdapterConfig, ...]
-    compute: Compute
+    compute: run.Compute
     bundle_name: str | None
     curve: Mapping[str, Any] | None = None
 
@@ -118,10 +105,10 @@ class TransferPlan:
         images of a set, as JSON; PluginError if the loss is broken.
         """
         schedule, count = self.stage.schedule, min(len(images), _IMAGES)
-        timesteps = evenly_spaced(schedule, min(_LEVELS, schedule.num_timesteps))
+        timesteps = diagnosis.evenly_spaced(schedule, min(_LEVELS, schedule.num_timesteps))
         noised, clean = (x.to(self.compute.place) for x in first_and_last(images, count))
         model, loss, recipe = self.guide.model, self.guide.loss, self.recipe
-        values = disagreement(
+        values = diagnosis.disagreement(
             model, loss, schedule, timesteps, noised, clean, seed=recipe.seed, batch=recipe.batch
         )
         return {"images": count, "timesteps": list(timesteps), "disagreement": list(values)}
@@ -137,30 +124,25 @@ class TransferPlan:
         except (KeyError, TypeError, ValueError) as error:
             message = "the proposal in the record of the training cannot be read"
             raise AssetError(message, hint="--overwrite begins anew") from error
-        n = self.recipe.num_experts or propose_number(timesteps, values, length)
-        starts = propose_boundaries(timesteps, values, length, n)
+        n = self.recipe.num_experts or diagnosis.propose_number(timesteps, values, length)
+        starts = diagnosis.propose_boundaries(timesteps, values, length, n)
         return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
 
     def check_images(self, images: Images) -> None:
         """Raise AssetError if experts cannot learn from these images."""
         shape, wanted, sha256 = images.image_shape(0), self.stage.image_shape, images.manifest_hash
-        drawn = self.identities["backend"].sha256
+        own = drawn = self.identities["backend"].sha256
         if isinstance(images, SyntheticData):
             drawn = images.manifest["settings"]["backend"]["weights_sha256"]
-        component = self.backend.origin.component
-        for wrong, words in (
-            (shape != wanted, f"the data are of {shape}, and {component!r} draws {wanted}"),
-            (len(images) < 2, f"experts cannot learn from {len(images)} image"),
-            (
-                not re.fullmatch("[0-9a-f]{64}", sha256),
-                f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256 in hexadecimal",
-            ),
-            (
-                drawn != self.identities["backend"].sha256,
-                "the data were drawn by a backend with other weights",
-            ),
-        ):
-            if wrong:
+        component, known = self.backend.origin.component, re.fullmatch("[0-9a-f]{64}", sha256)
+        faults = {
+            f"the data are of {shape}, and {component!r} draws {wanted}": shape != wanted,
+            f"experts cannot learn from {len(images)} image": len(images) < 2,
+            f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256": known is None,
+            "the data were drawn by a backend with other weights": drawn != own,
+        }
+        for words, found in faults.items():
+            if found:
                 raise AssetError(words, hint="draw them with `ppap synthesize`")
 
 
@@ -193,11 +175,11 @@ def plan_transfer(
     guide: Guide | nn.Module | str,
     loss: Loss | None,
     recipe: Recipe,
-    compute: Compute,
+    compute: run.Compute,
     name: str | None,
 ) -> TransferPlan:
     """The plan of `transfer` for its arguments; PpapError with all problems."""
-    loaded, teacher = load_backend(backend), load_teacher(guide, loss)
+    loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
     problems = Problems()
     adapters: tuple[AdapterConfig, ...] = ()

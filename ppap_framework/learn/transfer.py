@@ -27,17 +27,11 @@ from ppap_framework.experts import (
 )
 from ppap_framework.files import refusals
 from ppap_framework.guidance import Guide
+from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
 from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import (
-    DATA,
-    TransferFolder,
-    check_transfer_folder,
-    opened,
-    recorded,
-)
-from ppap_framework.learn.loss_plot import plot_losses
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.resume import Calls
@@ -168,7 +162,7 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
         problems.errors.append(UsageError(message, hint="give a plain file name"))
     with problems.collected():
         check_writable(out)
-        check_transfer_folder(out)
+        check_folder(out)
     problems.check()
 
 
@@ -210,13 +204,13 @@ def _learn(
     plan.check_images(images)
     model = plan.guide.model.to(plan.compute.place)
     if plan.recipe.boundaries == "auto":
-        earlier = {} if overwrite else recorded(out).get("settings", {})
+        earlier = {} if overwrite else folders.recorded(out).get("settings", {})
         wanted = plan.settings(images)
         same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
         with evaluating(model):
             plan = plan.with_boundaries((same and earlier.get("proposal")) or plan.measure(images))
     bundle = f"{plan.name}{SUFFIX}"
-    with opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
+    with folders.opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
         if not folder.complete:
             calls = folder.calls(command)
             with calls.recorded():

@@ -14,10 +14,9 @@ _R = TypeVar("_R")
 
 
 def read_record(cls: type[_R], given: object) -> _R:
-    """A record, with nested ones, from a JSON object. Fields with default None may be absent.
+    """A record, with nested ones, from a JSON object; ValueError with all faults in one line.
 
-    Raises:
-        ValueError: If anything is wrong; one line with all faults.
+    Fields with default None may be absent.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r:.40} is no object")
@@ -52,11 +51,10 @@ def _nested(hint: Any, given: Any) -> Any:
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Field converter to a tuple."""
     return tuple(values)
 
 
-def must_be(what: str, test: Callable[[Any], bool]) -> Callable[[Any, Any, Any], None]:
+def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any], None]:
     """Field validator: a test, and `what` a value must be, in words."""
 
     def validate(instance: Any, attribute: Any, value: Any) -> None:
@@ -74,10 +72,6 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 def _is_json_object(value: Any) -> bool:
     try:
         return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False))
@@ -86,8 +80,12 @@ def _is_json_object(value: Any) -> bool:
 
 
 text = must_be("a text", lambda value: isinstance(value, str) and value != "")
-digest = must_be("64 hexadecimal digits", _is_digest)
+digest = must_be("64 hexadecimal digits", lambda value: re.fullmatch("[0-9a-f]{64}", value))
+whole = must_be("a whole number", lambda value: type(value) is int)
 count = must_be("a whole number from 0", _is_count)
 counts = must_be("a list of whole numbers from 0", lambda value: all(map(_is_count, value)))
+size = must_be(
+    "two whole numbers from 0", lambda value: len(value) == 2 and all(map(_is_count, value))
+)
 numbers = must_be("a list of finite numbers", lambda value: all(map(_is_number, value)))
 json_object = must_be("an object of finite JSON", _is_json_object)
