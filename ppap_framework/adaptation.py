@@ -1,10 +1,8 @@
 """Expert adapters made of parametrizations: for expert i, P_i(W) takes the place of W.
 
 The author of an adapter says which parameters W of a network it changes, what P is for each, and
-which buffers every expert has for itself. Merging, restoring, training and files follow from that.
-
-Merged and unmerged weights are bitwise equal, because both evaluate the same P on the same W.
-Restoring copies the weights that were kept, bit for bit.
+which buffers every expert has for itself. The rest follows. Merged and unmerged weights are bitwise
+equal, because both evaluate the same P on the same W. Restoring copies the kept weights.
 """
 
 from __future__ import annotations
@@ -68,10 +66,8 @@ class _Expert:
 
 @final
 class ParametrizationAdapter(ExpertAdapter):
-    """An adapter defined by its changes to a network.
-
-    Args:
-        adapt: Function from a network to its changes; raises UsageError if there are none.
+    """An adapter defined by `adapt`, a function from a network to its changes; raises UsageError if
+    there are none.
     """
 
     def __init__(self, adapt: Callable[[nn.Module], Adaptation]) -> None:
@@ -97,17 +93,21 @@ class ParametrizationAdapter(ExpertAdapter):
         adaptation = self._adapt(network)
         places = _find(network, [*adaptation.parametrizations, *adaptation.buffers])
         others = _attached.setdefault(network, WeakSet())
-        _check_disjoint(places, [other._places for other in others])
-        tensors, made = _tensors(places), []
-        for _ in range(experts):
-            parametrizations = {
-                name: make(tensors[name].detach())
-                for name, make in adaptation.parametrizations.items()
-                if name in places
-            }
-            buffers = {name: tensors[name].clone() for name in adaptation.buffers if name in places}
-            made.append(_Expert(parametrizations, buffers))
-        self._network, self._places, self._experts = network, places, made
+        taken = {slot[0] for other in others for slots in other._places.values() for slot in slots}
+        if both := [name for name in places if name in taken]:
+            raise UsageError(
+                f"another adapter of this network changes {both[0]} too ({len(both)} in all)",
+                hint="use one of the two, or narrow its targets",
+            )
+        tensors, makers = _tensors(places), adaptation.parametrizations
+        self._experts = [
+            _Expert(
+                {n: make(tensors[n].detach()) for n, make in makers.items() if n in places},
+                {n: tensors[n].clone() for n in adaptation.buffers if n in places},
+            )
+            for _ in range(experts)
+        ]
+        self._network, self._places = network, places
         others.add(self)
 
     @torch.no_grad()
@@ -154,23 +154,22 @@ class ParametrizationAdapter(ExpertAdapter):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Buffers, and parametrizations' tensors as "NAME.KEY"; they share the experts' memory."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for i, expert in enumerate(self._experts):
             for name, parametrization in expert.parametrizations.items():
-                for key, tensor in parametrization.state_dict().items():
-                    state[f"{i}.{name}.{key}"] = tensor
+                parametrization.state_dict(destination=state, prefix=f"{i}.{name}.")
             state |= {f"{i}.{name}": buffer for name, buffer in expert.buffers.items()}
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
-        faults = [f"{name} is missing" for name in own if name not in state]
-        faults += [f"{name:.80} is unknown" for name in state if name not in own]
+        have, given = ({n: _kind(tensor) for n, tensor in s.items()} for s in (own, state))
+        faults = [f"{n:.80} is unknown" for n in given if n not in have]
         faults += [
-            f"{name} is {_kind(state[name])} instead of {_kind(own[name])}"
-            for name in own
-            if name in state and _kind(state[name]) != _kind(own[name])
+            f"{n} is {given.get(n, 'missing')} instead of {kind}"
+            for n, kind in have.items()
+            if given.get(n) != kind
         ]
         if faults:
             rest = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -222,31 +221,18 @@ def _tensors(places: Mapping[str, _Slots]) -> dict[str, Tensor]:
     return {name: getattr(module, own) for name, [(_, module, own), *_] in places.items()}
 
 
-def _check_disjoint(places: Mapping[str, _Slots], others: Sequence[Mapping[str, _Slots]]) -> None:
-    taken = {name for other in others for slots in other.values() for name, _, _ in slots}
-    both = [name for name in places if name in taken]
-    if both:
-        raise UsageError(
-            f"another adapter of this network changes {both[0]} too"
-            + (f", and {len(both) - 1} more" if len(both) > 1 else ""),
-            hint="use one of the two, or narrow its targets",
-        )
-
-
-def _kind(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-    return ("floating" if tensor.is_floating_point() else "whole", tuple(tensor.shape))
+def _kind(tensor: Tensor) -> str:
+    return f"{'floating' if tensor.is_floating_point() else 'whole'} {tuple(tensor.shape)}"
 
 
 @contextlib.contextmanager
 def _guarded(network: nn.Module) -> Iterator[None]:
-    """A context without gradients of the network, which undoes changes of buffers before each call.
-
-    Entered before any expert's tensors take the place of the network's; of nested ones, the first.
+    """A context without gradients of the network, which undoes changes of buffers before each call;
+    entered before any expert's tensors take the place of the network's.
     """
     if network in _in_training:
         yield
         return
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     with contextlib.ExitStack() as stack:
         for module in network.modules():
             if found := {name: b for name, b in module._buffers.items() if b is not None}:
@@ -256,8 +242,8 @@ def _guarded(network: nn.Module) -> Iterator[None]:
                 stack.callback(module.register_forward_pre_hook(reset).remove)
         _in_training.add(network)
         stack.callback(_in_training.discard, network)
-        for parameter, flag in flags:
-            stack.callback(parameter.requires_grad_, flag)
+        for parameter in network.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
         network.requires_grad_(False)
         yield
 

@@ -31,15 +31,8 @@ def find_class(text: str, names: Sequence[str]) -> int:
     separated by commas, as in ImageNet ("tench, Tinca tinca"), each is accepted. Whole words go
     before other parts: if there is a "hen", it is not the "hen-of-the-woods".
 
-    Args:
-        text: Text as typed.
-        names: Names of all classes, in order.
-
-    Returns:
-        Index in [0, K).
-
-    Raises:
-        UsageError: If the text means no class or several; the hint lists what is close.
+    Returns the index in the `names` of all K classes. UsageError if the text means no class or
+    several; the hint lists what is close.
     """
     wanted = _plain(text)
     if not wanted:
@@ -47,23 +40,36 @@ def find_class(text: str, names: Sequence[str]) -> int:
     plain = [_plain(name) for name in names]
     if wanted not in plain and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
         if not 0 <= int(wanted) < len(names):
-            raise UsageError(
-                f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}",
-                hint=_examples(names),
-            )
+            fault = f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}"
+            raise UsageError(fault, hint=_examples(names))
         return int(wanted)
     words = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
-    for found in (
-        [index for index, name in enumerate(plain) if name == wanted],
-        [index for index, name in enumerate(plain) if wanted in name.split(", ")],
-        [index for index, name in enumerate(plain) if words.search(name)],
-        [index for index, name in enumerate(plain) if wanted in name],
+    for fits in (
+        wanted.__eq__,
+        lambda name: wanted in name.split(", "),
+        words.search,
+        lambda name: wanted in name,
     ):
+        found = [index for index, name in enumerate(plain) if fits(name)]
         if len(found) == 1:
             return found[0]
         if found:
-            raise _ambiguous(text, found, names)
-    raise _unknown(text, wanted, names, plain)
+            listed = ", ".join(f"{names[index]!r} ({index})" for index in found[:_SHOWN])
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise UsageError(
+                f"class {text!r} is ambiguous: {len(found)} of {len(names)} classes match",
+                hint=f"type the name or the number of one of {listed}{more}",
+            )
+    whole: dict[str, int] = {}  # class by each of its names and their words
+    for index, name in enumerate(plain):
+        for part in (name, *name.split(", "), *name.split()):
+            whole.setdefault(part, index)
+    close = difflib.get_close_matches(wanted, whole, n=3, cutoff=0.6)
+    listed = ", ".join(dict.fromkeys(repr(names[whole[match]]) for match in close))
+    raise UsageError(
+        f"there is no class {text[:60]!r} among {len(names)}",
+        hint=f"did you mean {listed}?" if close else _examples(names),
+    )
 
 
 def class_target(
@@ -71,20 +77,14 @@ def class_target(
     names: Sequence[str],
     look: Callable[[Tensor], Tensor] | None = None,
 ) -> Target:
-    """The class to aim at, or one for each image of a batch.
+    """The class to aim at, or one for each image of a batch: `value` is (1,) or (B,), int64.
 
     Args:
         given: Text, as in `find_class`; an array of class indices, () or (B,); or a picture, whose
-            predicted class is the target.
+            predicted class is the target. UsageError for anything else.
         names: Names of all classes, in order.
         look: The classifier, from images (1, 3, H, W) in [-1, 1] to logits (1, K); without it, a
             picture is no target.
-
-    Returns:
-        A target whose `value` is (1,) or (B,), int64.
-
-    Raises:
-        UsageError: If it is none of these, or no such class exists.
     """
     if given.image is not None and look is not None:
         picture = given.pixels()
@@ -104,10 +104,8 @@ def class_target(
     numbers = given.array.reshape(-1)
     value = numbers.to(torch.int64)
     if bool(((value != numbers) | (value < 0) | (value >= len(names))).any()):
-        raise UsageError(
-            f"target classes must be whole numbers from 0 to {len(names) - 1}",
-            hint=_examples(names),
-        )
+        fault = f"target classes must be whole numbers from 0 to {len(names) - 1}"
+        raise UsageError(fault, hint=_examples(names))
     distinct = list(set(value.tolist()))
     label = _first_name(names[distinct[0]]) if len(distinct) == 1 else f"{len(distinct)} classes"
     return Target(value=value, label=label)
@@ -119,16 +117,8 @@ def describe_top_class(logits: Tensor, names: Sequence[str]) -> list[str]:
 
 
 def draw_top_classes(logits: Tensor, images: Tensor, names: Sequence[str], k: int = 5) -> Tensor:
-    """Each image beside bars of its likeliest classes, with names and probabilities.
-
-    Args:
-        logits: (B, K).
-        images: (B, 3, H, W) in [-1, 1].
-        names: Names of the K classes.
-        k: Largest number of bars.
-
-    Returns:
-        (B, 3, 144, 288), float32 in [-1, 1], on the CPU.
+    """Each image, (B, 3, H, W) in [-1, 1], beside bars of its `k` likeliest classes of K, with
+    names and probabilities: (B, 3, 144, 288), float32 in [-1, 1], on the CPU.
     """
     pairs = zip(to_pil(images), _top(logits, names, k), strict=True)
     return from_uint8(np.stack([_draw(picture, bars) for picture, bars in pairs]))
@@ -181,28 +171,6 @@ def _plain(name: str) -> str:
 
 def _first_name(name: str) -> str:
     return name.split(",")[0]
-
-
-def _ambiguous(text: str, found: Sequence[int], names: Sequence[str]) -> UsageError:
-    listed = ", ".join(f"{names[index]!r} ({index})" for index in found[:_SHOWN])
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return UsageError(
-        f"class {text!r} is ambiguous: {len(found)} of {len(names)} classes match",
-        hint=f"type the name or the number of one of {listed}{more}",
-    )
-
-
-def _unknown(text: str, wanted: str, names: Sequence[str], plain: Sequence[str]) -> UsageError:
-    whole: dict[str, int] = {}  # class by each of its names and their words
-    for index, name in enumerate(plain):
-        for part in (name, *name.split(", "), *name.split()):
-            whole.setdefault(part, index)
-    close = difflib.get_close_matches(wanted, whole, n=3, cutoff=0.6)
-    listed = ", ".join(dict.fromkeys(repr(names[whole[match]]) for match in close))
-    return UsageError(
-        f"there is no class {text[:60]!r} among {len(names)}",
-        hint=f"did you mean {listed}?" if close else _examples(names),
-    )
 
 
 def _examples(names: Sequence[str]) -> str:

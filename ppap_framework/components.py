@@ -1,13 +1,8 @@
 """The components that plugins supply: diffusion backends, guides, task losses and expert adapters.
 
-Conventions:
-
-- Images are float tensors (B, 3, H, W) in [-1, 1].
-- Timesteps are those of the stage's base schedule, int64; 0 is the least noisy.
-- In a backend of several stages, each passes its images to the next; guides steer the first.
-
-A method is abstract, final, or has a default that its docstring states. Implementers set the
-attributes of a class.
+Images are float tensors (B, 3, H, W) in [-1, 1]. Timesteps are those of the stage's base schedule,
+int64; 0 is the least noisy. A method is abstract, final, or has a default that its docstring
+states. Implementers set the attributes of a class.
 """
 
 from __future__ import annotations
@@ -91,18 +86,17 @@ class Prediction:
     ) -> Prediction:
         """From v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), (B, C, H, W)."""
         x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
-        return cls(x_t, alpha, sigma, None, x0, variance)
+        return cls.from_x0(x0, x_t, alpha, sigma, variance)
 
     @property
     def eps(self) -> Tensor:
         """(B, C, H, W), the predicted noise: (x_t - alpha x0) / sigma."""
         if self._eps is not None:
             return self._eps
-        assert self._x0 is not None
-        x_t, alpha, ratio = self.x_t, self.alpha.to(self.x_t), self.sigma / self.alpha
-        eps = ((1.0 / self.alpha).to(x_t) * x_t - self._x0) / ratio.to(x_t)
+        x_t, x0, alpha, ratio = self.x_t, self.x0, self.alpha.to(self.x_t), self.sigma / self.alpha
+        eps = ((1.0 / self.alpha).to(x_t) * x_t - x0) / ratio.to(x_t)
         # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
-        return torch.where(alpha > 0.0, eps, (x_t - alpha * self._x0) / self.sigma.to(x_t))
+        return torch.where(alpha > 0.0, eps, (x_t - alpha * x0) / self.sigma.to(x_t))
 
     @property
     def x0(self) -> Tensor:
@@ -123,9 +117,8 @@ class Prediction:
 
     def detach(self) -> Prediction:
         """The same prediction without a graph."""
-        eps, x0, variance = (
-            None if part is None else part.detach() for part in (self._eps, self._x0, self.variance)
-        )
+        parts = (self._eps, self._x0, self.variance)
+        eps, x0, variance = (part if part is None else part.detach() for part in parts)
         return attrs.evolve(self, x_t=self.x_t.detach(), eps=eps, x0=x0, variance=variance)
 
 
@@ -137,8 +130,7 @@ class Stage(abc.ABC):
         image_shape: (C, H, W) of x_t; C is 3.
         schedule: The base schedule; `denoise` gets its timesteps.
         variance: How the variance of an ancestral step is chosen.
-        network: The denoising network, for moving between devices, counting and hashing; never for
-            calling.
+        network: The denoising network, never called; for devices, counting and hashing.
     """
 
     name: str
@@ -151,10 +143,8 @@ class Stage(abc.ABC):
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
         """Predict in float32, with `variance` if and only if this stage's is "learned_range".
 
-        Args:
-            x_t: (B, C, H, W), float32 noisy images.
-            t: (B,), int64 base timesteps in [0, T).
-            condition: What `DiffusionBackend.encode` made for these B images.
+        From noisy images x_t, (B, C, H, W), float32; base timesteps t in [0, T), (B,), int64; and
+        what `DiffusionBackend.encode` made for these B images.
         """
 
     def evaluations(self, condition: Any) -> int:
@@ -167,11 +157,8 @@ class Stage(abc.ABC):
 class CascadeSampling:
     """DDIM sampling of a later stage, whatever the sampler of the first one.
 
-    Attributes:
-        respacing: The base timesteps that are kept, as `diffusion.space_timesteps` reads it, such
-            as "fast27".
-        eta: The eta of DDIM, in [0, 1]: 0 is deterministic.
-        temperature: The factor of the initial noise.
+    `respacing` says which base timesteps are kept, as `diffusion.space_timesteps` reads it, such as
+    "fast27"; `eta` is that of DDIM, in [0, 1]; `temperature` is the factor of the initial noise.
     """
 
     respacing: str = attrs.field(validator=instance_of(str))
@@ -194,23 +181,17 @@ class CascadedStage(Stage):
 
 
 class DiffusionBackend(abc.ABC):
-    """A diffusion model.
-
-    Attributes:
-        stages: Stages in running order: the one that guides steer, then any `CascadedStage`s.
-    """
+    """A diffusion model."""
 
     stages: tuple[Stage, ...]
+    """Stages in running order: the one that guides steer, then any `CascadedStage`s."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
         """The condition of `Stage.denoise` for `batch` images.
 
-        Args:
-            prompts: `batch` texts, or None for the unconditional one.
-
-        Raises:
-            UsageError: If the model takes no prompts and gets some.
+        `prompts` are as many texts, or None for the unconditional one; UsageError if the model
+        takes no prompts and gets some.
         """
 
 
@@ -222,8 +203,8 @@ class TargetInput:
     Attributes:
         text: Words, a name or a number, as typed.
         image: Upright picture: RGB with 8 bits, single-channel with 16 (mode "I;16"), or indexed.
-        array: Numbers that are no picture: (H, W), (C, H, W) or a vector. Except in vectors,
-            infinities are converted to NaN, which stands for unknown.
+        array: Numbers that are no picture: (H, W) or (C, H, W), where NaN stands for unknown, or a
+            finite vector.
         source: Where it came from, for messages.
     """
 
@@ -237,24 +218,15 @@ class TargetInput:
             raise ValueError("a target is exactly one of text, image and array")
 
     def number(self) -> float:
-        """The number that was typed.
-
-        Raises:
-            UsageError: If it is no number.
-        """
+        """The number that was typed; UsageError if it is none."""
         try:
             return float(self.text or "")
         except ValueError:
-            raise UsageError(
-                f"{self.text or self.source!r} is no number", hint="type a number"
-            ) from None
+            typed = self.text or self.source
+            raise UsageError(f"{typed!r} is no number", hint="type a number") from None
 
     def pixels(self) -> Tensor:
-        """The picture as (3, H, W), float32 in [-1, 1]; equal channels if it is grey.
-
-        Raises:
-            ValueError: If the target is no picture.
-        """
+        """The picture as (3, H, W), float32 in [-1, 1]; ValueError if the target is none."""
         if self.image is None:
             raise ValueError("the target is no picture")
         if self.image.mode == "I;16":
@@ -266,12 +238,9 @@ class TargetInput:
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Target:
-    """The target of a guide, in the form that its loss compares with.
-
-    Attributes:
-        value: (B, ...), or (1, ...) for every image of a batch.
-        label: A few words for grids and logs.
-        picture: (3, H, W) in [-1, 1] to show beside the results, or None.
+    """The target of a guide: the value that its loss compares with, (B, ...), or (1, ...) for every
+    image of a batch; a label of a few words for grids and logs; and a picture, (3, H, W) in
+    [-1, 1], to show beside the results, or None.
     """
 
     value: Tensor
@@ -292,54 +261,39 @@ class GuidanceModel(nn.Module, abc.ABC):
 
     It knows nothing of experts, guidance scale or sign. It must be differentiable in the images
     and treat each image of a batch independently in evaluation mode.
-
-    Attributes:
-        network: The network itself, to which expert adapters attach.
     """
 
     network: nn.Module
+    """The network itself, to which expert adapters attach."""
 
     @abc.abstractmethod
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
-        """The prediction, in the form that the task's losses expect.
+        """The prediction, in the form that the task's losses expect: for classification logits
+        (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
 
-        For classification logits (B, K), for depth (B, h, w), for segmentation logits (B, K, h, w).
-
-        Args:
-            images: (B, 3, H, W), nominally in [-1, 1], of any size; noisy ones in the
-                variance-preserving form.
-            level: B noise levels, for guides that are noise-aware; others ignore it.
+        Images are nominally in [-1, 1] and of any size; noisy ones are in the variance-preserving
+        form. Guides that are noise-aware get B noise levels; others ignore them.
         """
 
     @abc.abstractmethod
     def target(self, given: TargetInput) -> Target:
-        """Make a target from the user's input.
-
-        Raises:
-            UsageError: If it cannot be one; the message names it and what would do.
-        """
+        """Make a target from the user's input, or raise UsageError that names what would do."""
 
     def render(self, prediction: Any, images: Tensor) -> Tensor:
-        """Draw a prediction: (B, 3, h, w) in [-1, 1], of any one size.
-
-        By default, a map, (B, h, w) or (B, 1, h, w), is drawn in grey from its least to its largest
-        value; for any other prediction, the images are returned.
+        """Draw a prediction: (B, 3, h, w) in [-1, 1], of any one size; by default a map, (B, h, w)
+        or (B, 1, h, w), in grey from its least to its largest value, else the images as they are.
         """
-        if not isinstance(prediction, Tensor):
-            return images
-        if prediction.ndim == 4 and prediction.shape[1] == 1:
+        if isinstance(prediction, Tensor) and prediction.ndim == 4 and prediction.shape[1] == 1:
             prediction = prediction[:, 0]
-        if prediction.ndim != 3:
+        if not isinstance(prediction, Tensor) or prediction.ndim != 3:
             return images
         low, high = prediction.amin((1, 2), keepdim=True), prediction.amax((1, 2), keepdim=True)
         grey: Tensor = (prediction - low) / (high - low).clamp_min(torch.finfo(high.dtype).tiny)
         return (2.0 * grey - 1.0)[:, None].expand(-1, 3, -1, -1)
 
     def describe(self, prediction: Any) -> list[str]:
-        """A few words on each of the B predictions, such as "red cube 0.97"; may be empty.
-
-        By default the index of the largest of several numbers, (B, K), and nothing for any other
-        prediction.
+        """A few words on each of the B predictions, such as "red cube 0.97", or an empty list; by
+        default the index of the largest of K > 1 numbers, (B, K), and nothing for anything else.
         """
         if isinstance(prediction, Tensor) and prediction.ndim == 2 and prediction.shape[1] > 1:
             return [f"most: {index}" for index in prediction.argmax(1).tolist()]
@@ -347,29 +301,20 @@ class GuidanceModel(nn.Module, abc.ABC):
 
 
 class TaskLoss(abc.ABC):
-    """A distance between predictions: guidance descends it and experts learn from it.
+    """A distance between predictions: guidance descends it and experts learn from it."""
 
-    Args:
-        options: Nothing, unless a loss says otherwise: a class without options of its own is its
-            own factory.
-    """
-
-    def __init__(self, options: None = None) -> None:
+    def __init__(self, options: None = None) -> None:  # a class without options is its own factory
         super().__init__()
 
     @abc.abstractmethod
     def energy(self, prediction: Any, target: Tensor) -> Tensor:
-        """Distance of B predictions from their targets, (B,), lower is closer; a mean over pixels.
-
-        Args:
-            prediction: What `GuidanceModel.forward` returned.
-            target: `Target.value`, (B, ...) or (1, ...).
+        """Distance of B predictions of `GuidanceModel.forward` from targets, (B, ...) or (1, ...):
+        (B,), lower is closer; a mean over pixels.
         """
 
     def transfer(self, student: Any, teacher: Any) -> Tensor:
-        """Distance of each student's prediction from its teacher's, (B,).
-
-        By default the mean squared difference, which requires the same form and size.
+        """Distance of each student's prediction from its teacher's, (B,); by default the mean
+        squared difference, which requires the same form and size.
         """
         return squared_difference(student, teacher)
 
@@ -391,9 +336,7 @@ class ExpertAdapter(abc.ABC):
     def attach(self, network: nn.Module, experts: int) -> None:
         """Make the parameters of N experts, each equal to no change; the network is not touched.
 
-        Raises:
-            UsageError: If nothing in the network can be adapted, or another adapter changes it
-                already.
+        UsageError if nothing can be adapted, or another adapter changes the same tensors.
         """
 
     @abc.abstractmethod
@@ -401,9 +344,7 @@ class ExpertAdapter(abc.ABC):
         """Merge one expert into the weights, in place; None restores the network bit for bit.
 
         The network then costs what it cost before, plus at most one copy of the adapted tensors.
-
-        Raises:
-            RuntimeError: While an expert of this network is being trained.
+        RuntimeError while an expert of this network is being trained.
         """
 
     @abc.abstractmethod
@@ -411,10 +352,7 @@ class ExpertAdapter(abc.ABC):
         """A context in which one expert is unmerged and trainable; only its own buffers change.
 
         Only the expert's parameters require gradients; the caller chooses the training mode.
-        Before and afterwards no expert is merged.
-
-        Raises:
-            RuntimeError: If this adapter trains one already.
+        Before and afterwards no expert is merged. RuntimeError if this adapter trains one already.
         """
 
     @abc.abstractmethod
@@ -427,10 +365,9 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load all of a `state_dict` or nothing. No expert is merged afterwards.
+        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs.
 
-        Raises:
-            AssetError: If names or shapes differ; the message says which.
+        No expert is merged afterwards.
         """
 
     @abc.abstractmethod

@@ -6,19 +6,14 @@ Any other exception is a defect of this project or of a plugin and keeps its tra
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class PpapError(Exception):
-    """A failure with a message for people.
-
-    Args:
-        message: What was passed and why it is wrong, in one line.
-        hint: What to do or type instead; may be empty.
-    """
+    """A failure: what was passed and why it is wrong, and what to type instead (may be empty)."""
 
     exit_code: ClassVar[int] = 1
 
@@ -49,6 +44,16 @@ class AssetError(PpapError):
     exit_code = 4
 
 
+def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any], None]:
+    """An attrs validator that tests a value; ValueError names the field and `what` it must be."""
+
+    def check(instance: Any, attribute: Any, value: Any) -> None:
+        if not test(value):
+            raise ValueError(f"{attribute.name} must be {what}, not {value!r:.60}")
+
+    return check
+
+
 class Problems:
     """Errors that are collected and reported together."""
 
@@ -62,6 +67,11 @@ class Problems:
             yield
         except PpapError as error:
             self.errors.append(error)
+
+    def attempt(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """The result of a call; None if it raises a `PpapError`, which is collected."""
+        with self.collected():
+            return call(*arguments, **options)
 
     def check(self) -> None:
         """Raise the collected error, or all in one, of the type with the lowest exit code."""

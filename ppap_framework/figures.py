@@ -12,17 +12,12 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches.
-
-    Raises:
-        PpapError: If matplotlib is not installed.
-    """
+    """An empty figure of a size in inches."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise PpapError(
-            "matplotlib is not installed", hint='pip install "ppap-framework[eval]"'
-        ) from error
+        hint = 'pip install "ppap-framework[eval]"'
+        raise PpapError("matplotlib is not installed", hint=hint) from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

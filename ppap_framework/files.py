@@ -1,4 +1,4 @@
-"""Files that are complete or absent, however the process ends; JSON, hashes and locks.
+"""Files that are complete or absent, however the process ends; JSON and hashes.
 
 Functions that write raise `PpapError` if the system refuses.
 """
@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PpapError
 
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
@@ -33,13 +33,15 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def refusals(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[None]:
+def refusals(
+    path: Path, error: type[PpapError] = PpapError, hint: str = "", action: str = "write"
+) -> Iterator[None]:
     """A context in which an `OSError` becomes an error of the given type that names the path."""
     try:
         yield
     except OSError as refused:
-        reason = refused.strerror or refused
-        raise error(f"cannot write {str(path)!r}: {reason}", hint=hint) from refused
+        fault = f"cannot {action} {str(path)!r}: {refused.strerror or refused}"
+        raise error(fault, hint=hint) from refused
 
 
 @contextlib.contextmanager
@@ -73,11 +75,7 @@ def _joined(match: re.Match[str]) -> str:
 
 
 def read_json(path: Path, hint: str = "") -> Any:
-    """The JSON value in a file; None if there is no such file.
-
-    Raises:
-        AssetError: If it cannot be read or is not JSON.
-    """
+    """The JSON value in a file; None if there is no such file, AssetError if it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -95,18 +93,14 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, cached while its modification time and size stay the same.
-
-    Raises:
-        AssetError: If it cannot be read.
+    """SHA-256 of a file in hexadecimal, cached while its modification time and size stay the same;
+    AssetError if it cannot be read.
     """
-    try:
+    with refusals(path, AssetError, action="read"):
         stat = path.stat()
         settled = time.time_ns() - stat.st_mtime_ns > _SETTLED
         read = _file_sha256 if settled else _file_sha256.__wrapped__
         return read(path.resolve(), stat.st_mtime_ns, stat.st_size)
-    except OSError as error:
-        raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
 @lru_cache(maxsize=256)
@@ -116,29 +110,3 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on an empty file. The system releases it when the process ends.
-
-    Raises:
-        UsageError: If another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; nothing keeps two processes apart there
-        yield
-        return
-    with refusals(path):
-        file = path.open("ab")
-    with file:
-        with refusals(path):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"another process is writing to {str(path.parent)!r}",
-                    hint="wait for it, or give another folder",
-                ) from error
-        yield

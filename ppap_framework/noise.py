@@ -17,6 +17,7 @@ use levels, because these hold for any schedule.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Literal
 
 import attrs
@@ -35,17 +36,15 @@ __all__ = [
 ]
 
 ScheduleName = Literal["linear", "cosine"]
+_COSINE = ("cosine", "squaredcos_cap_v2")
 
 
 @attrs.frozen(eq=False)
 class NoiseLevel:
-    """The noise level of each image of a batch.
-
-    Attributes:
-        log_snr: (B,), float64; log(alpha^2 / sigma^2), larger is cleaner.
-    """
+    """The noise level of each image of a batch."""
 
     log_snr: Tensor
+    """(B,), float64: log(alpha^2 / sigma^2), larger is cleaner."""
 
     @classmethod
     def clean(cls, batch: int) -> NoiseLevel:
@@ -72,31 +71,26 @@ class NoiseSchedule:
 
     Attributes:
         name: Name in files and messages.
-        betas: (T,), float64, each in (0, 1); the last may be 1 (zero terminal SNR, Lin et al. 2023,
-            arXiv 2305.08891).
-
-    Raises:
-        UsageError: If `betas` is not such an array.
+        betas: (T,), float64, each in (0, 1), else UsageError; the last may be 1 (zero terminal SNR,
+            Lin et al. 2023, arXiv 2305.08891).
     """
 
     name: str
-    betas: Tensor
-    alphas_cumprod: Tensor = attrs.field(init=False)
-    """(T,), float64: abar_t, strictly falling."""
+    betas: Tensor = attrs.field()
 
-    @alphas_cumprod.default
-    def _alphas_cumprod(self) -> Tensor:
-        return torch.cumprod(1.0 - self.betas, dim=0)
-
-    def __attrs_post_init__(self) -> None:
-        b = self.betas
-        if b.ndim != 1 or b.shape[0] == 0 or b.dtype != torch.float64:
+    @betas.validator
+    def _check_betas(self, attribute: attrs.Attribute[Tensor], b: Tensor) -> None:
+        array = b.ndim == 1 and b.shape[0] > 0 and b.dtype == torch.float64
+        if not array or not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
             raise UsageError(
-                f"a noise schedule needs a one-dimensional float64 array of betas, not "
-                f"{tuple(b.shape)} of {b.dtype}"
+                f"the betas of schedule {self.name!r} must be a one-dimensional float64 array of "
+                f"numbers in (0, 1), not {tuple(b.shape)} of {b.dtype}"
             )
-        if not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
-            raise UsageError(f"the betas of schedule {self.name!r} must lie in (0, 1)")
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """(T,), float64: abar_t, strictly falling."""
+        return torch.cumprod(1.0 - self.betas, dim=0)
 
     @property
     def num_timesteps(self) -> int:
@@ -115,45 +109,30 @@ class NoiseSchedule:
         """The base timestep nearest to each of B levels of any schedule: (B,), int64, in [0, T)."""
         rising = -self.log_snr  # (T,), searchsorted wants it ascending
         wanted = -level.log_snr.to(rising)  # (B,)
-        right = torch.searchsorted(rising, wanted).clamp(1, self.num_timesteps - 1)  # (B,)
-        if self.num_timesteps == 1:
-            return torch.zeros_like(right)
-        left = right - 1
+        right = torch.searchsorted(rising, wanted).clamp(0, self.num_timesteps - 1)  # (B,)
+        left = (right - 1).clamp_min(0)
         return torch.where(wanted - rising[left] <= rising[right] - wanted, left, right)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Draw x_t given x_0: alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4).
-
-        Args:
-            x0: (B, C, H, W), clean images in [-1, 1].
-            t: (B,), int64, in [0, T).
-            noise: (B, C, H, W), eps.
-        """
-        abar = self.alphas_cumprod[t.cpu()]  # (B,)
-        alpha = abar.sqrt().to(x0)[:, None, None, None]
-        sigma = (1.0 - abar).sqrt().to(x0)[:, None, None, None]
-        return alpha * x0 + sigma * noise
+        """Draw x_t given x_0, (B, C, H, W), timesteps t, (B,), int64, and eps like x_0."""
+        abar = self.alphas_cumprod[t.cpu()][:, None, None, None]
+        return abar.sqrt().to(x0) * x0 + (1.0 - abar).sqrt().to(x0) * noise
 
 
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T."""
-    _check_length(num_timesteps)
-    scale = 1000.0 / num_timesteps
-    if scale * 0.02 >= 1.0:
+    if num_timesteps <= 20:
         raise UsageError(
-            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}: its last "
-            f"beta would reach 1",
+            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}",
             hint="use a longer base length, or the cosine schedule",
         )
+    scale = 1000.0 / num_timesteps
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
     return NoiseSchedule("linear", betas)
 
 
 def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
-    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas capped at 0.999 (Nichol and Dhariwal
-    2021, eq. 17).
-    """
-    _check_length(num_timesteps)
+    """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas to 0.999 (arXiv 2102.09672, eq. 17)."""
 
     def abar(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -166,23 +145,9 @@ def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 
 def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
-    """The schedule of that name; `squaredcos_cap_v2` is GLIDE's name for the cosine one.
-
-    Raises:
-        UsageError: For any other name, or a length that is not positive.
-    """
-    makers = {
-        "linear": linear_schedule,
-        "cosine": cosine_schedule,
-        "squaredcos_cap_v2": cosine_schedule,
-    }
+    """The schedule of that name, else UsageError; `squaredcos_cap_v2` is GLIDE's for "cosine"."""
+    makers = {"linear": linear_schedule, **dict.fromkeys(_COSINE, cosine_schedule)}
     if name not in makers:
-        raise UsageError(
-            f"no noise schedule is called {name!r}", hint=f"choose one of {', '.join(makers)}"
-        )
+        hint = f"choose one of {', '.join(makers)}"
+        raise UsageError(f"no noise schedule is called {name!r}", hint=hint)
     return makers[name](num_timesteps)
-
-
-def _check_length(num_timesteps: int) -> None:
-    if num_timesteps < 1:
-        raise UsageError(f"a noise schedule needs at least one timestep, not {num_timesteps}")

@@ -15,12 +15,10 @@ class Origin:
         distribution: The distribution that supplies it; None for the user's own.
         version: Version of the distribution.
         checkpoint: Name of its checkpoint; None if it has none.
-        path: The checkpoint's file.
-        sha256: SHA-256 of that file.
+        path: The checkpoint's file, of hash `sha256`.
         weights_sha256: Without such a file (a folder, a name of the hub, the user's network), the
             hash of the weights' values, as `experts.weights_sha256`; None if experts are attached.
-        options: Options that were given.
-        resolved: All options, defaults included.
+        options: Options that were given; `resolved` includes defaults.
         dtype: Type to which the weights were cast; None for as stored.
         load_seconds: Loading time in seconds.
         suppliers: Versions of all distributions involved, those of weights and loss included.

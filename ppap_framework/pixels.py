@@ -12,11 +12,7 @@ __all__ = ["from_uint8", "scaled", "to_pil", "to_uint8"]
 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """round(127.5 (x + 1)), clamped to bytes, (B, H, W, 3); NaN becomes mid-grey.
-
-    Args:
-        images: (B, 3, H, W), nominally in [-1, 1], on any device.
-    """
+    """round(127.5 (x + 1)) of (B, 3, H, W), clamped to bytes, (B, H, W, 3); NaN is mid-grey."""
     levels = (images.detach().float().cpu().nan_to_num(0.0) + 1.0) * 127.5
     pixels = levels.round().clamp(0.0, 255.0).permute(0, 2, 3, 1).contiguous()
     return pixels.numpy().astype(np.uint8)

@@ -1,7 +1,7 @@
 """The torch-free part of the author API: what a plugin's spec module imports.
 
 A plugin is a module that an entry point of the group `ppap` names. It states the version of this
-interface that it was written for and implements some of the hooks of `ppap_framework.hookspecs`:
+interface that it was written for and implements some of the `Hooks`:
 
     from ppap_framework.plugin import GuiderSpec, hookimpl
 
@@ -12,21 +12,20 @@ interface that it was written for and implements some of the hooks of `ppap_fram
         return [GuiderSpec(name="mine", summary="...", factory="my_package.guider:MyGuider",
                            task="classification", default_loss="cross-entropy")]
 
-The factory, "module:attribute", is imported only when the component is made, and may import
-`ppap_framework.author`.
+The factory is imported only when the component is made, and may import `ppap_framework.author`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 import pluggy
-from attrs.validators import in_, instance_of, matches_re, optional
+from attrs.validators import in_, instance_of, optional
 
-from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError, must_be
 
 __all__ = [
     "PPAP_API",
@@ -54,35 +53,25 @@ PPAP_API = (1, 0)
 ComponentKind = Literal["backend", "guider", "loss", "adapter"]
 CardKind = Literal["backend", "guider"]
 
-hookimpl = pluggy.HookimplMarker("ppap")
-
-_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+hookimpl, hookspec = pluggy.HookimplMarker("ppap"), pluggy.HookspecMarker("ppap")
 
 
-def _check_name(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(
-            f"{attribute.name} must be lower-case words joined by hyphens, not {value!r}"
-        )
+def _like(what: str, pattern: str) -> Callable[[Any, Any, Any], None]:
+    return must_be(what, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
 
 
-def _check_factory(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
-    if not isinstance(value, str) or not _FACTORY.fullmatch(value):
-        raise ValueError(
-            f'{attribute.name} must be a string "package.module:attribute", not {value!r}'
-        )
-
-
+_name = _like("lower-case words joined by hyphens", r"[a-z0-9]+(-[a-z0-9]+)*")
+_factory = _like(
+    'a string "package.module:attribute"', r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+)
 _text = instance_of(str)
 _flag = instance_of(bool)
 _count = instance_of(int)
-_optional_count = optional(_count)
 
 
 @attrs.frozen(kw_only=True)
 class ComponentSpec:
-    """The record of a component. Use one of the four kinds below.
+    """The record of a component; use one of the four kinds below.
 
     Attributes:
         name: Name as in `--guider NAME`; lower-case words joined by hyphens.
@@ -94,13 +83,11 @@ class ComponentSpec:
     """
 
     kind: ClassVar[ComponentKind]
-    makes: ClassVar[str]
-    """The class of `ppap_framework.components` of what the factory returns."""
-
-    name: str = attrs.field(validator=_check_name)
+    makes: ClassVar[str]  # the class of `ppap_framework.components` of what the factory returns
+    name: str = attrs.field(validator=_name)
     summary: str = attrs.field(validator=_text)
-    factory: str = attrs.field(validator=_check_factory)
-    options: str | None = attrs.field(default=None, validator=optional(_check_factory))
+    factory: str = attrs.field(validator=_factory)
+    options: str | None = attrs.field(default=None, validator=optional(_factory))
     licence: str | None = attrs.field(default=None, validator=optional(_text))
 
 
@@ -114,13 +101,12 @@ class BackendSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class GuiderSpec(ComponentSpec):
-    """A network that can guide. `factory(options, checkpoint)` gets a `Checkpoint` or None.
+    """A network that can guide; `factory(options, checkpoint)` gets a `Checkpoint` or None.
 
     Attributes:
         task: Task such as "classification", "depth", "segmentation".
         default_loss: Name of the default task loss.
-        noise_aware: Whether it was trained on noised images and takes the noise level. Such a
-            guider needs no experts, and `ppap adapt` declines it.
+        noise_aware: Whether it was trained on noised images; `ppap adapt` declines it then.
         needs_checkpoint: Whether it can only be made from a checkpoint.
     """
 
@@ -128,18 +114,14 @@ class GuiderSpec(ComponentSpec):
     makes = "GuidanceModel"
 
     task: str = attrs.field(validator=_text)
-    default_loss: str = attrs.field(validator=_check_name)
+    default_loss: str = attrs.field(validator=_name)
     noise_aware: bool = attrs.field(default=False, validator=_flag)
     needs_checkpoint: bool = attrs.field(default=True, validator=_flag)
 
 
 @attrs.frozen(kw_only=True)
 class TaskLossSpec(ComponentSpec):
-    """A distance between a prediction and a target, made by `factory(options)`.
-
-    Attributes:
-        task: The task whose predictions it compares.
-    """
+    """A distance of predictions of a task from targets, made by `factory(options)`."""
 
     kind = "loss"
     makes = "TaskLoss"
@@ -151,8 +133,7 @@ class TaskLossSpec(ComponentSpec):
 class AdapterSpec(ComponentSpec):
     """A way to fine-tune few parameters, made by `factory(options)`.
 
-    Attributes:
-        default: Options with which it is used by default; None if it is not.
+    `default` holds the options with which it is used by default; None if it is not.
     """
 
     kind = "adapter"
@@ -165,7 +146,7 @@ class AdapterSpec(ComponentSpec):
 
 @attrs.frozen(kw_only=True)
 class AssetFile:
-    """The record of a file. Use one of the two kinds below.
+    """The record of a file; use `Card` or `ExpertBundle`.
 
     Attributes:
         name: Name as in `--checkpoint NAME` or `--experts NAME`.
@@ -176,11 +157,11 @@ class AssetFile:
         licence: Licence of the weights.
     """
 
-    name: str = attrs.field(validator=_check_name)
+    name: str = attrs.field(validator=_name)
     summary: str = attrs.field(validator=_text)
-    uri: str = attrs.field(validator=matches_re(r"(https|hf|package)://.+"))
-    sha256: str | None = attrs.field(validator=optional(matches_re(r"[0-9a-f]{64}")))
-    size: int | None = attrs.field(validator=_optional_count)
+    uri: str = attrs.field(validator=_like("a link", r"(https|hf|package)://.+"))
+    sha256: str | None = attrs.field(validator=optional(_like("64 hex digits", "[0-9a-f]{64}")))
+    size: int | None = attrs.field(validator=optional(_count))
     licence: str = attrs.field(validator=_text)
 
 
@@ -194,18 +175,17 @@ class Card(AssetFile):
         image_size: Height and width in pixels of the images that it draws or reads.
         parameters: Number of parameters. If no size is published, four bytes are assumed for each.
         prefix: Prefix of the file's tensors, such as "base.", in a component of several networks.
-        architecture: What the component's factory needs to build the network, if the file does not
-            say it itself.
+        architecture: What the factory needs to build the network, if the file does not say it.
         default: Whether it is the default. A card of the component's own distribution goes first.
         joined: For a checkpoint that is only of use with others, the names of all joined by "+",
             such as "glide-base+glide-upsample".
         refusal: Why it can be fetched but not used, in a few words; empty if it can.
     """
 
-    component: str = attrs.field(validator=_check_name)
+    component: str = attrs.field(validator=_name)
     kind: CardKind = attrs.field(validator=in_(("backend", "guider")))
     image_size: int = attrs.field(validator=_count)
-    parameters: int | None = attrs.field(default=None, validator=_optional_count)
+    parameters: int | None = attrs.field(default=None, validator=optional(_count))
     prefix: str = attrs.field(default="", validator=_text)
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
     default: bool = attrs.field(default=False, validator=_flag)
@@ -215,15 +195,12 @@ class Card(AssetFile):
 
 @attrs.frozen(kw_only=True)
 class ExpertBundle(AssetFile):
-    """The record of experts; the file says for which weights.
-
-    Attributes:
-        guider: Name of the guider.
-        backend: Name of the backend whose images they learned from.
+    """The record of experts of a guider, for images of a backend, both by name; the file says for
+    which weights.
     """
 
-    guider: str = attrs.field(validator=_check_name)
-    backend: str = attrs.field(validator=_check_name)
+    guider: str = attrs.field(validator=_name)
+    backend: str = attrs.field(validator=_name)
 
     @property
     def component(self) -> str:
@@ -232,17 +209,38 @@ class ExpertBundle(AssetFile):
 
 @attrs.frozen(kw_only=True)
 class DefaultTarget:
-    """The default target of a guider with one checkpoint.
+    """The default target of a guider with one checkpoint, both by name.
 
-    Attributes:
-        guider: Name of the guider.
-        checkpoint: Name of its checkpoint.
-        text: The target as after `--target`; `package://package/path` for a file in a package.
+    `text` is the target as after `--target`; `package://package/path` for a file in a package.
     """
 
-    guider: str = attrs.field(validator=_check_name)
-    checkpoint: str = attrs.field(validator=_check_name)
+    guider: str = attrs.field(validator=_name)
+    checkpoint: str = attrs.field(validator=_name)
     text: str = attrs.field(validator=_text)
 
 
 Asset: TypeAlias = Card | ExpertBundle | DefaultTarget
+
+
+class Hooks:
+    """Functions that a plugin module may implement, each called once, at discovery, for records."""
+
+    @hookspec
+    def ppap_backends(self) -> Sequence[BackendSpec]:  # type: ignore[empty-body]  # a declaration
+        """Diffusion models."""
+
+    @hookspec
+    def ppap_guiders(self) -> Sequence[GuiderSpec]:  # type: ignore[empty-body]  # a declaration
+        """Networks that can guide."""
+
+    @hookspec
+    def ppap_task_losses(self) -> Sequence[TaskLossSpec]:  # type: ignore[empty-body]  # the same
+        """Distances between predictions and targets."""
+
+    @hookspec
+    def ppap_expert_adapters(self) -> Sequence[AdapterSpec]:  # type: ignore[empty-body]  # the same
+        """Ways to fine-tune few parameters of a frozen network."""
+
+    @hookspec
+    def ppap_assets(self) -> Sequence[Asset]:  # type: ignore[empty-body]  # a declaration
+        """Checkpoints, bundles of experts, default targets, for components of any distribution."""

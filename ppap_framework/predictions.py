@@ -1,7 +1,4 @@
-"""Predictions: tensors, or tuples, lists and mappings of tensors and None.
-
-Functions raise `PluginError` for anything else.
-"""
+"""Predictions: tensors, or tuples, lists and mappings of tensors and None, else `PluginError`."""
 
 from __future__ import annotations
 
@@ -28,15 +25,16 @@ def joined(parts: Sequence[Any]) -> Any:
 
 def widened(prediction: Any) -> Any:
     """A prediction with its floating tensors in at least float32, so that losses are accurate."""
-    return each_tensor(_wide, prediction)
+
+    def wide(tensor: Tensor) -> Tensor:
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return each_tensor(wide, prediction)
 
 
 def squared_difference(one: Any, other: Any) -> Tensor:
-    """Mean squared difference of two predictions over all floating tensors: (B,).
-
-    Raises:
-        PluginError: If they differ in form, or hold no floating tensor.
-    """
+    """Mean squared difference over all floating tensors of two predictions of one form: (B,)."""
     differences: list[Tensor] = []
 
     def compare(pair: Sequence[Tensor]) -> Tensor:
@@ -55,12 +53,6 @@ def squared_difference(one: Any, other: Any) -> Tensor:
             f"two predictions cannot be compared number by number: {error}",
             hint="write a loss that implements `transfer`",
         ) from error
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterable
-from typing import Any, Literal, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, final, get_args
 
 import attrs
 import torch
 import torch.nn.functional as F
-from attrs.validators import in_, instance_of
+from attrs.validators import in_, instance_of, optional
 from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, must_be
 
 __all__ = ["ImageInput", "Preprocessing", "PreprocessingGuide"]
 
+Interpolation = Literal["bilinear", "bicubic"]
 
-def _floats(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(values)
+
+def _three(above: float) -> Callable[[Any], bool]:
+    return lambda values: (
+        len(values) == 3 and all(type(x) in (int, float) and above < x < math.inf for x in values)
+    )
+
+
+_side = must_be("a whole number from 1", lambda x: type(x) is int and x > 0)
+_mean = must_be("three finite numbers", _three(-math.inf))
+_std = must_be("three finite numbers above 0", _three(0))
 
 
 @final
@@ -38,34 +47,13 @@ class Preprocessing:
         std: Standard deviation of the channels, above 0. A mean and std of 0.5 pass x itself.
         interpolation: Kind of resizing.
         antialias: Whether pixels are averaged when images become smaller.
-
-    Raises:
-        ValueError: If a value is invalid.
     """
 
-    size: int | None = attrs.field()
-    mean: tuple[float, ...] = attrs.field(converter=_floats)
-    std: tuple[float, ...] = attrs.field(converter=_floats)
-    interpolation: Literal["bilinear", "bicubic"] = attrs.field(
-        validator=in_(("bilinear", "bicubic"))
-    )
+    size: int | None = attrs.field(validator=optional(_side))
+    mean: Sequence[float] = attrs.field(converter=tuple[float, ...], validator=_mean)
+    std: Sequence[float] = attrs.field(converter=tuple[float, ...], validator=_std)
+    interpolation: Interpolation = attrs.field(validator=in_(get_args(Interpolation)))
     antialias: bool = attrs.field(default=True, validator=instance_of(bool))
-
-    @size.validator
-    def _check_size(self, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"size must be a whole number from 1 or none, not {value!r}")
-
-    @mean.validator
-    @std.validator
-    def _check_three(self, attribute: attrs.Attribute[Any], value: Any) -> None:
-        lowest, bound = (0, " above 0") if attribute.name == "std" else (-math.inf, "")
-        if len(value) != 3 or not all(
-            type(x) in (int, float) and lowest < x < math.inf for x in value
-        ):
-            raise ValueError(
-                f"{attribute.name} must be three finite numbers{bound}, not {value!r:.60}"
-            )
 
 
 @final
@@ -78,10 +66,10 @@ class ImageInput(nn.Module):
     Args:
         multiple: Both sides are resized to the nearest multiple of this.
         reverse: Whether the network wants blue first.
-
-    Raises:
-        ValueError: As `Preprocessing`.
     """
+
+    _scale: Tensor
+    _shift: Tensor
 
     def __init__(
         self,
@@ -89,7 +77,7 @@ class ImageInput(nn.Module):
         size: int | None,
         mean: Iterable[float] = (0.0, 0.0, 0.0),
         std: Iterable[float] = (1.0, 1.0, 1.0),
-        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        interpolation: Interpolation = "bilinear",
         antialias: bool = True,
         multiple: int = 1,
         reverse: bool = False,
@@ -99,14 +87,10 @@ class ImageInput(nn.Module):
             size=size, mean=mean, std=std, interpolation=interpolation, antialias=antialias
         )
         self._how = how if size is None else attrs.evolve(how, size=_nearest(size, multiple))
-        self._multiple = multiple
-        self._reverse = reverse
+        self._multiple, self._reverse = multiple, reverse
         # ((x + 1) / 2 - mean) / std = x scale + shift
-        means, stds = (
-            torch.tensor(c, dtype=torch.float64)[:, None, None] for c in (how.mean, how.std)
-        )
-        self._scale: Tensor
-        self._shift: Tensor
+        channels = torch.tensor([how.mean, how.std], dtype=torch.float64)
+        means, stds = channels[:, :, None, None]
         self.register_buffer("_scale", (0.5 / stds).float(), persistent=False)
         self.register_buffer("_shift", ((0.5 - means) / stds).float(), persistent=False)
 
@@ -127,11 +111,7 @@ class ImageInput(nn.Module):
         return torch.addcmul(self._shift, images, self._scale)
 
     def preprocessing(self) -> Preprocessing:
-        """The same as a record.
-
-        Raises:
-            AssetError: If the network wants blue first, which a record cannot say.
-        """
+        """The same as a record; AssetError if the network wants blue first, which it cannot say."""
         if self._reverse:
             raise AssetError("the network wants blue first, which this guide cannot give it")
         return self._how

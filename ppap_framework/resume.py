@@ -12,28 +12,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.files import locked, read_json, refusals, write_json
+from ppap_framework.files import read_json, refusals, write_json
 
 _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
+
+Entries: TypeAlias = Mapping[str, Any]
 
 KEPT = "finished work is kept, and the same command continues it"
 """Hint for a write that the system refused."""
 
 
 def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Accept a folder that is missing, or whose visible files all belong to the job by name.
-
-    Raises:
-        UsageError: For any other folder.
-    """
-    if not path.is_dir():
-        return
-    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
-    others = [name for name in names if not belongs(name)]
-    if others:
+    """UsageError if a folder has visible files that do not belong to the job by name."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    if others := [name for name in names if not name.startswith(".") and not belongs(name)]:
         raise UsageError(
             f"{str(path)!r} holds other files, such as {min(others)!r}",
             hint="give a new or empty folder",
@@ -52,28 +47,30 @@ def core_version() -> str:
 def opened(path: Path) -> Iterator[None]:
     """Hold a folder, created if it is missing, as the only process that writes to it.
 
-    Raises:
-        UsageError: If it cannot be created, or another process holds it.
+    UsageError if it cannot be created, or another process holds it. The system releases the lock,
+    an empty file, when the process ends.
     """
-    try:
+    with refusals(path, UsageError, "give another folder"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make folder {str(path)!r}: {error.strerror or error}",
-            hint="give another folder",
-        ) from error
-    with locked(path / ".lock"):
+    with contextlib.ExitStack() as stack:
+        # Windows has no flock; nothing keeps two processes apart there.
+        with contextlib.suppress(ImportError), refusals(path):
+            import fcntl
+
+            file = stack.enter_context((path / ".lock").open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"another process is writing to {str(path)!r}",
+                    hint="wait for it, or give another folder",
+                ) from error
         yield
 
 
 def check_settings(path: Path, before: Any, now: Any) -> None:
-    """Compare the settings, JSON values, with those that the folder was begun with.
-
-    Raises:
-        UsageError: If they differ; the message names up to four differences.
-    """
-    found = differences(before, now)
-    if found:
+    """UsageError if the settings, JSON values, differ from those that the folder was begun with."""
+    if found := differences(before, now):
         shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
         raise UsageError(
             f"{str(path)!r} was begun with other settings: {shown}",
@@ -83,23 +80,15 @@ def check_settings(path: Path, before: Any, now: Any) -> None:
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
     """The differences between two JSON values, such as "seed was 0, is now 1"."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return [
-            difference
-            for key in {**before, **now}
-            for difference in differences(
-                before.get(key), now.get(key), f"{name}.{key}" if name else key
-            )
-        ]
-    return [] if before == now else [f"{name} was {before}, is now {now}"]
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return [] if before == now else [f"{name} was {before}, is now {now}"]
+    inner = {key: f"{name}.{key}" if name else key for key in {**before, **now}}
+    return [d for key, n in inner.items() for d in differences(before.get(key), now.get(key), n)]
 
 
 def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove temporary files that a killed process left in `files.replacing`.
-
-    Args:
-        path: The folder; it may be missing.
-        belongs: Whether a file of this name, without the temporary suffix, belongs to the job.
+    """Remove temporary files that a killed process left in `files.replacing`, of files whose names
+    belong to the job; the folder may be missing.
     """
     with refusals(path, hint=KEPT):
         for entry in path.glob(".*.tmp") if path.is_dir() else ():
@@ -112,30 +101,27 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
 
 @final
 class Calls:
-    """The record of a job: its status, and what every call did in how many seconds.
+    """The record of a job, a JSON file: its status, what every call did in how many seconds, and
+    further content such as the settings. The calls of a damaged file are forgotten.
 
-    Args:
-        file: JSON file of the record. The calls of a damaged file are forgotten.
-        command: The command that was typed, if there was one.
-        call: Further entries of this call; `call` may be changed until it ends.
-        content: Further entries of the file, such as the settings.
+    `more` are entries of this call besides the command that was typed; `call` holds all, and may be
+    changed until it ends.
     """
 
     def __init__(
-        self,
-        file: Path,
-        command: Sequence[str] | None,
-        call: Mapping[str, Any],
-        content: Mapping[str, Any],
+        self, file: Path, command: Sequence[str] | None, more: Entries, content: Entries
     ) -> None:
         self._file, self._content = file, content
-        self._earlier = _earlier(file)
-        self._start = time.perf_counter()
+        self._earlier: list[dict[str, Any]] = []
+        with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
+            calls = (read_json(file) or {"calls": []})["calls"]
+            self._earlier = [{**call, "seconds": float(call["seconds"])} for call in calls]
+        self._start, now = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc)
         self.call: dict[str, Any] = {
             "status": "running",
-            "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": None if command is None else list(command),
-            **call,
+            "started": now.isoformat(timespec="seconds"),
+            "command": command and list(command),
+            **more,
             "seconds": 0.0,
         }
 
@@ -155,18 +141,6 @@ class Calls:
         seconds = round(time.perf_counter() - self._start, 3)
         self.call |= {"status": status, "seconds": seconds}
         calls = [*self._earlier, self.call]
-        record = {
-            "format": 1,
-            "status": status,
-            "seconds": round(sum(call["seconds"] for call in calls), 3),
-            "calls": calls,
-            **self._content,
-        }
+        total = round(sum(call["seconds"] for call in calls), 3)
+        record = {"format": 1, "status": status, "seconds": total, "calls": calls, **self._content}
         write_json(self._file, record, hint=KEPT)
-
-
-def _earlier(file: Path) -> list[dict[str, Any]]:
-    with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
-        calls = (read_json(file) or {"calls": []})["calls"]
-        return [{**call, "seconds": float(call["seconds"])} for call in calls]
-    return []

@@ -16,20 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppap_framework.errors import UsageError
 
-Precision: TypeAlias = Literal["float32", "bfloat16"]
-
 _STATUS = Path("/proc/self/status")
+Precision: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @attrs.frozen
 class Progress:
-    """State of a long computation.
-
-    Attributes:
-        task: The activity, such as "drawing".
-        done: Steps done, those of earlier calls included.
-        total: All steps; an upper bound if fewer may do.
-        detail: A few words, such as the loss.
+    """State of a long computation: an activity such as "drawing"; the steps done, those of earlier
+    calls included, of at most a total; and a few words, such as the loss.
     """
 
     task: str
@@ -64,42 +58,30 @@ def generator(*key: object) -> torch.Generator:
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is a GPU if there is one.
-
-    Raises:
-        UsageError: If there is no such device, or it computes nothing.
-    """
+    """The device of that name, else UsageError; "auto" is a GPU if there is one."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = [*(kind for kind, available in kinds.items() if available), "cpu"]
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(here[0])
     try:
         device = torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"torch knows no device {name!r}", hint="use auto, cpu, cuda, cuda:1 or mps"
-        ) from error
-    try:
         torch.ones(1, device=device).item()  # `meta` exists and computes nothing
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
         reason = "it is not here, or computes nothing"
-        if device.type == "cuda":  # for others torch's message is unhelpful
+        if str(name).startswith("cuda"):  # for others torch's message is unhelpful
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        here += ["mps"] if torch.backends.mps.is_available() else []
-        raise UsageError(
-            f"device {str(name)!r} cannot be used: {reason}", hint=f"use {' or '.join(here)}"
-        ) from error
+        hint = f"use auto or {' or '.join(here)}"
+        raise UsageError(f"device {str(name)!r} cannot be used: {reason}", hint=hint) from error
     return device
 
 
 @contextlib.contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
     """A context in which networks are in evaluation mode; every module's mode is restored."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
+    every = nn.ModuleList(networks)
+    modes = [(module, module.training) for module in every.modules()]
     try:
-        for network in networks:
-            network.eval()
+        every.eval()
         yield
     finally:
         for module, training in modes:
@@ -111,23 +93,19 @@ def frozen(
     networks: Sequence[nn.Module], device: torch.device, *, move: bool = True
 ) -> Iterator[None]:
     """A context in which networks are on a device, in evaluation mode, deterministic, and without
-    parameters that require gradients. Modes and gradient flags are restored.
-
-    Networks stay on the device; `move=False` leaves them where they are.
+    parameters that require gradients. Modes and gradient flags are restored; networks stay on the
+    device. `move=False` leaves them where they are.
     """
-    trained = [
-        parameter
-        for network in networks
-        for parameter in network.parameters()
-        if parameter.requires_grad and not parameter.is_inference()  # whose flag is read-only
-    ]
+    every = nn.ModuleList(networks)
+    # The flag of inference tensors is read-only.
+    trained = [p for p in every.parameters() if p.requires_grad and not p.is_inference()]
     kernels: Any = contextlib.nullcontext()
     if device.type == "cuda":
         kernels = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     if move:
         for network in networks:
             network.to(device)
-    with evaluating(*networks), kernels:
+    with evaluating(every), kernels:
         try:
             for parameter in trained:
                 parameter.requires_grad_(False)
@@ -141,12 +119,11 @@ def frozen(
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
     """A context that sets the precision of matrix products and convolutions."""
     half = precision == "bfloat16"
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=half))
-        if half and device.type == "cpu":
-            # The backward pass of fused attention in bfloat16 is so slow on CPUs that a small
-            # SegFormer's gradients take twice as long with it as with two plain products.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    # The backward pass of fused attention in bfloat16 is so slow on CPUs that a small SegFormer's
+    # gradients take twice as long with it as with two plain products.
+    plain = half and device.type == "cpu"
+    attention = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=half), attention:
         yield
 
 
@@ -155,15 +132,10 @@ def peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # On Linux getrusage's peak survives exec, so a process begins with that of its parent.
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        lines = []
-    own = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return own[0] if own else _peak_by_rusage()
-
-
-def _peak_by_rusage() -> int | None:
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -19,6 +19,18 @@ class Outcome(NamedTuple):
 Run: TypeAlias = Callable[..., Outcome]
 
 
+def refused(outcome: tuple[int, str, str], code: int, *said: str) -> None:
+    """An error and at most a hint, in a line each, that say this; nothing on stdout."""
+    found, out, err = outcome
+    assert (found, out) == (code, ""), err
+    first, *rest = err.splitlines()
+    assert first.startswith("ppap: error: ")
+    assert "bug" not in first
+    assert [line[:6] for line in rest] in ([], ["hint: "])
+    for text in said:
+        assert text in err
+
+
 def typed(capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that types a command and gives its exit code and what it printed."""
 

@@ -1,22 +1,26 @@
-"""Calibration: what is judged, what is written, and what cannot be calibrated."""
+"""Calibration: the honest scale, the curve, what a bundle gets, and what cannot be calibrated."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import attrs
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from reaper import Death, Reaper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy_distribution import MEANS, install, plugged
+from toy_distribution import install, plugged
 from toy_experts import write_experts
 from transfer_toy import Means, Pictures, Square, anatomy, pictures
 
@@ -25,16 +29,24 @@ from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.cli import main
 from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts import read_bundle_info, rescale_bundle, verify_bundle
+from ppap_framework.experts import (
+    ScaleCurve,
+    has_experts,
+    read_bundle_info,
+    verify_bundle,
+    write_curve,
+)
 from ppap_framework.learn import Recipe, adapt, calibrate, load_teacher, transfer
 from ppap_framework.learn import calibration as module
+from ppap_framework.learn.calibration import honest_scale
+from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.registry import registry
-from ppap_framework.run import Compute, LoadedBackend
+from ppap_framework.run import LoadedBackend, Sampling, plan
 from ppap_framework.runtime import Progress
 
-QUICK = {"num": 8, "steps": 5, "device": "cpu"}
+QUICK: dict[str, Any] = {"num": 12, "steps": 5, "levels": 5, "device": "cpu"}
+CALIBRATE = ("experts", "calibrate")
 RECIPE = Recipe(iterations=12, shared=0.0, batch=4, held_out=0.2, validate_every=6)
-NAME = "toybackend-seen-2"
 
 
 class Seen(Means):
@@ -80,6 +92,7 @@ def learned(backend: Any, out: Path, model: nn.Module | None = None, **changes: 
         "recipe": RECIPE,
         "device": "cpu",
         "keep": False,
+        "calibrate": False,
         **changes,
     }
     data = Pictures({"base": pictures()})
@@ -97,94 +110,192 @@ def seen() -> Any:
     return load_teacher(Seen(), Square())
 
 
-class TestResult:
-    def test_scales_are_in_the_bundle_and_its_trials_beside_it(
-        self, toy: Any, bundle: Path
-    ) -> None:
+def gaussian(count: int, noise: float = 1.0, seed: int = 0) -> Tensor:
+    """-log N(x^i; y^j, noise^2), but for a constant: the honest scale of it is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    x = y + noise * torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return torch.cdist(x, y).square() / (2 * noise**2)
+
+
+class TestHonestScale:
+    @pytest.mark.parametrize("noise", [0.3, 1.0])
+    def test_of_a_likelihood_is_one(self, noise: float) -> None:
+        scale, error = honest_scale(gaussian(400, noise))
+        assert abs(math.log(scale)) < 3 * error < 0.5
+
+    def test_of_a_categorical_distribution(self) -> None:
+        """Of beliefs p from which the pictures were drawn, E = -s0 log p has the scale 1 / s0."""
+        generator = torch.Generator().manual_seed(0)
+        logs = torch.log_softmax(torch.randn(600, 600, generator=generator).double() * 2, 1)
+        drawn = torch.multinomial(logs.exp(), 1, generator=generator)[:, 0].tolist()
+        energies = torch.stack([-logs[i].roll(i - own) for i, own in enumerate(drawn)])
+        scale, error = honest_scale(5.0 * energies)
+        assert abs(math.log(5.0 * scale)) < 3 * error < 0.3
+
+    @given(st.floats(0.01, 100.0), st.integers(0, 20))
+    def test_follows_the_unit_of_the_energy(self, unit: float, seed: int) -> None:
+        energies = gaussian(20, seed=seed)
+        scale, error = honest_scale(energies)
+        found, its = honest_scale(unit * energies + 7.0)  # nor does a constant matter
+        assert found == pytest.approx(scale / unit, rel=1e-6)
+        assert its == pytest.approx(error, rel=1e-4)
+
+    def test_error_is_that_of_a_bootstrap(self) -> None:
+        energies = gaussian(100)
+        _, error = honest_scale(energies)
+        generator = torch.Generator().manual_seed(1)
+        logs = []
+        for _ in range(200):
+            rows = torch.randint(100, (100,), generator=generator).tolist()
+            again = torch.stack([energies[i].roll(k - i) for k, i in enumerate(rows)])
+            logs.append(math.log(honest_scale(again)[0]))
+        assert error == pytest.approx(torch.tensor(logs).std().item(), rel=0.25)
+
+    def test_has_bounds(self) -> None:
+        apart = 1.0 - torch.eye(8, dtype=torch.float64)
+        scale, _ = honest_scale(apart)  # always right, so label smoothing alone bounds it
+        share = 0.001 / 8
+        assert scale == pytest.approx(math.log((1 - 7 * share) / share), rel=1e-6)
+        assert honest_scale(1e-3 * apart)[0] == 300.0
+        for nothing in (torch.ones(8, 8), -apart, apart[:1, :1], torch.full((8, 8), torch.nan)):
+            assert honest_scale(nothing) == (0.0, math.inf)
+
+    def test_leaves_out_rows_that_are_not_finite(self) -> None:
+        energies = gaussian(30)
+        energies[4, 7], energies[9, 9] = math.inf, math.nan
+        kept = [i for i in range(30) if i not in (4, 9)]
+        own = torch.stack([energies[i].roll(k - i) for k, i in enumerate(kept)])
+        assert honest_scale(energies) == pytest.approx(honest_scale(own), rel=1e-9)
+
+
+class TestCurve:
+    @given(
+        st.lists(
+            st.tuples(st.floats(0, 300), st.floats(0.01, 9) | st.just(math.inf)),
+            min_size=2,
+            max_size=9,
+        )
+    )
+    def test_rises(self, found: list[tuple[float, float]]) -> None:
+        scales, errors = zip(*found, strict=True)
+        noisy_last = list(range(len(found), 0, -1))
+        curve = module._curve(noisy_last, scales, errors)
+        assert list(curve.scales) == sorted(curve.scales)
+        assert curve.log_snr == tuple(range(1, len(found) + 1))
+        least, most = max(min(scales), 1e-3), max(max(scales), 1e-3)
+        assert all(least * 0.999 <= scale <= most * 1.001 for scale in curve.scales)
+
+    def test_trusts_what_is_known_better(self) -> None:
+        curve = module._curve((0.0, 1.0), (8.0, 2.0), (0.1, 1.0))
+        assert curve.scales == pytest.approx((8.0 * 0.25 ** (1 / 101),) * 2, rel=1e-3)
+
+    def test_between_and_beyond_its_knots(self) -> None:
+        curve = ScaleCurve((-2.0, 0.0, 4.0), (0.1, 10.0, 40.0), (0.1, 0.1, 0.1))
+        levels = [-math.inf, -9.0, -2.0, -1.0, 0.0, 2.0, 4.0, math.inf]
+        found = curve.at(NoiseLevel(torch.tensor(levels, dtype=torch.float64)))
+        assert found.shape == (8, 1, 1, 1)
+        assert found.flatten().tolist() == pytest.approx([0.1, 0.1, 0.1, 1, 10, 20, 40, 40])
+
+    @pytest.mark.parametrize(
+        "columns",
+        [
+            ((), (), ()),
+            ((0.0, 1.0), (1.0,), (0.1, 0.1)),
+            ((1.0, 0.0), (1.0, 1.0), (0.1, 0.1)),
+            ((0.0,), (0.0,), (0.1,)),
+            ((0.0,), (math.inf,), (0.1,)),
+            ((-math.inf,), (1.0,), (0.1,)),
+        ],
+    )
+    def test_of_other_numbers_is_none(self, columns: tuple[tuple[float, ...], ...]) -> None:
+        with pytest.raises(ValueError, match="curve"):
+            ScaleCurve(*columns)
+
+
+class TestBundle:
+    def test_has_the_curve_and_is_the_same_otherwise(self, toy: Any, bundle: Path) -> None:
         info, state = verify_bundle(bundle)
-        assert info.scales is None
+        assert info.curve is info.scales is None
         reports: list[Progress] = []
         model = Seen().train()
         before = anatomy(model)
-        found = calibrate(
-            toy, load_teacher(model, Square()), bundle, progress=reports.append, **QUICK
-        )
+        watched = {"progress": reports.append, **QUICK}
+        curve = calibrate(toy, load_teacher(model, Square()), bundle, **watched)
         assert anatomy(model) == before
+        assert not has_experts(model.network)
         after, same = verify_bundle(bundle)
-        assert after.scales == found.scales
-        assert len(found.scales) == 2
-        assert {**json.loads(after.to_json()), "scales": None} == json.loads(info.to_json())
+        assert after.curve == curve
+        known = json.loads(after.to_json())
+        assert known.pop("curve") == json.loads(json.dumps(attrs.asdict(curve)))
+        assert known == json.loads(info.to_json())
         assert all(torch.equal(state[name], same[name]) for name in {*state, *same})
-        said = json.loads(
-            bundle.with_name(
-                bundle.name.replace("experts.safetensors", "calibration.json")
-            ).read_text()
-        )
-        assert said == found.record()
-        assert said["scales"] == list(found.scales)
-        assert [report.done for report in reports] == [*range(1, len(found.trials) + 1)]
-        assert {(report.task, report.total) for report in reports} == {("calibrating", 17)}
-        [*_, last] = [trial for trial in said["trials"] if trial["kept"]]
-        assert last["scales"] == pytest.approx(found.scales, rel=1e-3)
-        # An expert of this world sees what it is aimed at, and so guidance leads there.
-        assert last["distance"] < 0.7
+        assert len(curve.scales) == QUICK["levels"]
+        assert curve.scales[0] < curve.scales[-1]  # noise hides colours
+        said = [(report.task, report.done, report.total) for report in reports]
+        assert said == [("calibrating", k, 5) for k in range(1, 6)]
 
-    def test_equal_seeds_find_equal_scales(self, toy: Any, bundle: Path) -> None:
+    def test_equal_seeds_give_equal_bytes(self, toy: Any, bundle: Path) -> None:
+        bare = bundle.read_bytes()
+        once = calibrate(toy, seen(), bundle, seed=3, **QUICK)
+        written = bundle.read_bytes()
+        bundle.write_bytes(bare)
         calibrate(toy, seen(), bundle, seed=3, **QUICK)
-        once = bundle.read_bytes()
-        rescale_bundle(bundle, None)
-        assert bundle.read_bytes() != once
-        again = calibrate(toy, seen(), bundle, seed=3, batch=3, num=8, steps=5, device="cpu")
-        assert bundle.read_bytes() == once
-        other = calibrate(toy, seen(), bundle, seed=4, **QUICK)
-        assert other.record()["trials"] != again.record()["trials"]
+        assert bundle.read_bytes() == written
+        calibrate(toy, seen(), bundle, sampling=Sampling(seed=3, steps=5), num=12, levels=5)
+        assert bundle.read_bytes() == written  # also if there is a curve
+        parts = calibrate(toy, seen(), seed=3, batch=5, **QUICK)
+        assert parts.log_snr == once.log_snr
+        assert calibrate(toy, seen(), bundle, seed=4, **QUICK) != once
 
-    def test_run_takes_them(self, toy: Any, bundle: Path) -> None:
-        found = calibrate(toy, seen(), bundle, **QUICK)
-        guide = ppap.guide(
-            Seen(), loss=Square(), target=Image.new("RGB", (8, 8), "green"), experts=bundle
-        )
-        settings = {"num": 2, "steps": 5}
-        calibrated = ppap.sample(toy, [guide], **settings)
-        [given] = calibrated.plan.guides
-        assert given.curve is not None
-        assert (given.scale, given.curve.values) == (1.0, found.scales)
+    def test_ended_at_any_change_of_the_file_system(self, toy: Any, bundle: Path) -> None:
+        old = bundle.read_bytes()
+        curve = calibrate(toy, seen(), bundle, **QUICK)
+        new, reaper, deaths = bundle.read_bytes(), Reaper(), 0
+        for changes in range(100):
+            bundle.write_bytes(old)
+            try:
+                with reaper.after(changes):
+                    write_curve(bundle, curve)
+            except Death:
+                deaths += 1
+                assert bundle.read_bytes() in (old, new)
+                continue
+            break
+        assert deaths >= 2
+        assert bundle.read_bytes() == new
+
+    def test_damaged_is_refused(self, toy: Any, bundle: Path) -> None:
+        content = bytearray(bundle.read_bytes())
+        content[-1] ^= 1
+        bundle.write_bytes(content)
+        with pytest.raises(AssetError, match="damaged"):
+            calibrate(toy, seen(), bundle, **QUICK)
+        assert bundle.read_bytes() == content
 
 
-class TestJudgement:
-    def test_oddity_is_the_error_of_the_denoiser(self) -> None:
-        """That of the posterior mean of a Gaussian, worked out by hand."""
-        backend = ppap.backend("toy")
-        images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        found = module._log_errors(backend, images, Compute(batch=2))
-        schedule = backend.stages[0].schedule
-        mean = torch.tensor(MEANS, dtype=torch.float64)[:, None, None]
-        wanted = torch.zeros(3, dtype=torch.float64)
-        for log_snr in (5.0, 3.0):
-            t = int((schedule.log_snr - log_snr).abs().argmin())
-            abar = schedule.alphas_cumprod[t].item()
-            for i in range(3):
-                x_t, _ = module.noised(images[i : i + 1], schedule, t, first=i)
-                x_t, x0 = x_t[0].double(), images[i].double()
-                eps = (x_t - abar**0.5 * x0) / (1 - abar) ** 0.5
-                variance = abar * 0.25**2 + 1 - abar  # of x_t
-                score = -(x_t - abar**0.5 * mean) / variance
-                error = (-((1 - abar) ** 0.5) * score - eps).square().mean()
-                wanted[i] += error.log10() / 2
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+class TestWithoutExperts:
+    @pytest.mark.parametrize("through", ["noisy", "clean"])
+    def test_a_plan_keeps_the_curve_of_the_guide(self, toy: Any, through: Any) -> None:
+        curve = calibrate(toy, seen(), through=through, **QUICK)
+        target = Image.new("RGB", (8, 8), "green")
+        guide = ppap.guide(Seen(), loss=Square(), target=target, scale=2, experts="none")
+        given = {"through": through, "num": 1, "steps": 3}
+        run = ppap.sample(toy, [attrs.evolve(guide, curve=curve)], **given).plan
+        assert (run.guides[0].scale, run.guides[0].curve) == (2, curve)
+        said = run.record()["guides"][0]
+        assert ScaleCurve(**said["curve"]) == curve
+        ends = [2 * curve.scales[0], 2 * curve.scales[-1]]
+        assert list(said["scales"]) == pytest.approx(ends, rel=1e-3)
+        replanned = plan(toy, run.guides, 1, run.sampling)
+        assert replanned.guides[0].curve == curve
 
-    def test_pictures_that_nobody_draws_are_odd(self) -> None:
-        backend, compute = ppap.backend("toy"), Compute()
-        drawn = ppap.sample(backend, num=4, steps=25).images
-        noise = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
-        usual = module._log_errors(backend, drawn, compute).mean()
-        assert module._log_errors(backend, noise, compute).mean() > usual + 0.2
-
-    def test_it_is_aimed_at_other_pictures(self, toy: Any, bundle: Path) -> None:
-        found = calibrate(toy, seen(), bundle, **QUICK)
-        own, other = found.energies
-        assert own < 1e-4  # but for the rounding of pictures to bytes
-        assert other > 100 * own
+    def test_at_zero_terminal_snr(self, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The level of pure noise has no log-SNR that a knot could have."""
+        every = toy.stages[0].schedule
+        ends = NoiseSchedule("ends", torch.cat([every.betas[:-1], torch.ones(1).double()]))
+        monkeypatch.setattr(toy.stages[0], "schedule", ends)
+        assert len(calibrate(toy, seen(), **QUICK).scales) == QUICK["levels"] - 1
 
 
 class Unmoved(Seen):
@@ -199,7 +310,8 @@ class TestWhatCannotBe:
         ("make", "said"),
         [
             (lambda: Bare(), "its loss takes no picture as target"),
-            (Unmoved, "a picture is no closer to what it sees in it"),
+            (Unmoved, "it does not tell pictures apart at any noise level"),
+            (Means, "it takes no pictures as targets"),
         ],
     )
     def test_is_a_line(self, toy: Any, tmp_path: Path, make: Callable[[], Any], said: str) -> None:
@@ -210,7 +322,6 @@ class TestWhatCannotBe:
             calibrate(toy, load_teacher(model, Square()), bundle, **QUICK)
         assert "--scale" in caught.value.hint
         assert bundle.read_bytes() == content
-        assert not list(bundle.parent.glob("*.calibration.json"))
 
     def test_adapt_says_why_and_goes_on(self, toy: Any, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
@@ -225,16 +336,25 @@ class TestWhatCannotBe:
                 recipe=RECIPE,
                 device="cpu",
             )
-        assert found.info.scales is None
+        assert found.info.curve is None
         [line] = caplog.messages
         assert "'Bare' cannot be calibrated" in line
 
-    @pytest.mark.parametrize("num", [0, 3, 2.5, True])
-    def test_numbers(self, toy: Any, bundle: Path, num: Any) -> None:
-        with pytest.raises(UsageError, match="num must be a whole number from 4"):
-            calibrate(toy, seen(), bundle, num=num)
-        with pytest.raises(UsageError, match="101"):
-            calibrate(toy, seen(), bundle, num=4, steps=101)
+    def test_numbers(self, toy: Any) -> None:
+        for num in (0, 7, 2.5, True):
+            with pytest.raises(UsageError, match="num must be a whole number from "):
+                calibrate(toy, seen(), num=num)
+        for wrong in ({"steps": 101}, {"levels": 101}, {"levels": 1}):
+            with pytest.raises(UsageError, match=r"101|at 1 levels"):
+                calibrate(toy, seen(), num=8, **wrong)
+
+    def test_experts_read_noise(self, toy: Any, bundle: Path) -> None:
+        content = bundle.read_bytes()
+        with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
+            calibrate(toy, seen(), bundle, through="clean", **QUICK)
+        with pytest.raises(UsageError, match="reads noise by itself"):
+            calibrate(toy, attrs.evolve(seen(), noise_aware=True), bundle, **QUICK)
+        assert bundle.read_bytes() == content
 
     def test_another_guide(self, toy: Any, bundle: Path) -> None:
         other = Seen()
@@ -252,58 +372,38 @@ class Bare(Means):
 
 
 class TestTraining:
-    def test_transfer_and_adapt(
+    def test_transfer_ends_with_it(
         self, toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seeds = []
 
         def quick(*arguments: Any, **named: Any) -> Any:
             seeds.append(named["seed"])
-            return calibrate(*arguments, **{**named, "num": 8, "steps": 5})
+            return calibrate(*arguments, **{**named, "num": 8, "levels": 3, "steps": 5})
 
         monkeypatch.setattr(module, "calibrate", quick)
-        plain = learned(toy, tmp_path / "plain")
-        assert read_bundle_info(plain).scales is None
-        whole = learned(toy, tmp_path / "whole", calibrate=True)
-        assert read_bundle_info(whole).scales is not None
-        # Of one that was trained before, they are found as if they had been asked for at once.
-        assert learned(toy, tmp_path / "plain", calibrate=True).read_bytes() == whole.read_bytes()
+        plain, asked = learned(toy, tmp_path / "plain"), {"calibrate": True}
+        assert read_bundle_info(plain).curve is None
+        whole = learned(toy, tmp_path / "whole", **asked)
+        assert read_bundle_info(whole).curve is not None
+        # Of one that was trained before, it is found as if it had been asked for at once.
+        assert learned(toy, tmp_path / "plain", **asked).read_bytes() == whole.read_bytes()
         assert seeds == [0, 0]
-        learned(toy, tmp_path / "plain", calibrate=True)
-        assert len(seeds) == 2  # they are there
-        files = {path.name for path in (tmp_path / "plain").iterdir()}
-        assert f"{whole.name.removesuffix('.experts.safetensors')}.calibration.json" in files
-        learned(toy, tmp_path / "plain", overwrite=True)
-        assert not list((tmp_path / "plain").glob("*.calibration.json"))
-        kept = learned(toy, tmp_path / "kept", calibrate=True, keep=True)
+        learned(toy, tmp_path / "plain", **asked)
+        assert len(seeds) == 2  # it is there
+        kept = learned(toy, tmp_path / "kept", keep=True, **asked)
         assert kept.is_relative_to(tmp_path / "cache")
         assert kept.read_bytes() == whole.read_bytes()
 
-    def test_ended_at_any_change_of_the_file_system(self, toy: Any, bundle: Path) -> None:
-        old = bundle.read_bytes()
-        calibrate(toy, seen(), bundle, **QUICK)
-        new = bundle.read_bytes()
-        record = next(bundle.parent.glob("*.calibration.json"))
-        trials = record.read_bytes()
-        reaper, deaths = Reaper(), 0
-        for changes in range(100):
-            bundle.write_bytes(old)
-            record.unlink()
-            try:
-                with reaper.after(changes):
-                    calibrate(toy, seen(), bundle, num=4, steps=2, device="cpu")
-            except Death:
-                deaths += 1
-                assert verify_bundle(bundle)[0].scales is None or record.exists()
-                for left in bundle.parent.glob(".*.[td]*"):
-                    left.unlink(missing_ok=True)
-                record.touch()
-                continue
-            break
-        assert deaths >= 4
-        bundle.write_bytes(old)
-        calibrate(toy, seen(), bundle, **QUICK)
-        assert (bundle.read_bytes(), record.read_bytes()) == (new, trials)
+    def test_overwriting_removes_the_record_of_earlier_versions(
+        self, toy: Any, bundle: Path
+    ) -> None:
+        record = bundle.with_name(bundle.name.replace("experts.safetensors", "calibration.json"))
+        record.write_text("{}")
+        learned(toy, bundle.parent)
+        assert record.exists()
+        learned(toy, bundle.parent, overwrite=True)
+        assert not record.exists()
 
 
 class Outcome(NamedTuple):
@@ -314,11 +414,11 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Types `ppap experts calibrate ...`."""
+    """Types `ppap ...`."""
 
     def typed(*arguments: str) -> Outcome:
         with pytest.raises(SystemExit) as caught:
-            main(("experts", "calibrate", *arguments))
+            main(arguments)
         assert isinstance(caught.value.code, int)
         return Outcome(caught.value.code, *capsys.readouterr())
 
@@ -327,32 +427,38 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 class TestCommand:
     NAMED = ("--backend", "toy", "--guider", "colour", "--device", "cpu")
-    SMALL = ("--num", "8", "--steps", "5")
 
     def test_the_table_and_the_record(self, toy: Any, run: Callable[..., Outcome]) -> None:
-        bundle = write_experts(Path("mine"), backend=toy.inner)
-        given = (str(bundle), *self.NAMED, *self.SMALL, "--checkpoint", str(toy.origin.path))
+        bundle = write_experts(Path("mine"), backend=toy.inner, scales=(1.0, 2.0, 3.0))
+        checkpoint = ("--checkpoint", str(toy.origin.path), "--num", "8", "--steps", "5")
+        given = ("experts", "calibrate", str(bundle), *self.NAMED, *checkpoint)
         code, out, err = run(*given)
         assert (code, err) == (0, "")
         *table, last = out.splitlines()
-        assert last == "mine/mine.calibration.json"
-        said = json.loads(Path(last).read_text())
-        assert read_bundle_info(bundle).scales == tuple(said["scales"])
-        assert sum("±" in line for line in table) == len(said["trials"])
-        assert sum("kept" in line for line in table) == sum(t["kept"] for t in said["trials"])
+        assert last == str(bundle)
+        info = read_bundle_info(bundle)
+        assert info.curve is not None
+        assert info.scales == (1.0, 2.0, 3.0)
+        cells = [line.split() for line in table if re.match(r"\s*-?\d", line)]
+        knots = zip(info.curve.log_snr, info.curve.scales, strict=True)
+        assert [row[:2] for row in cells] == [[f"{x:.3f}", f"{s:.4g}"] for x, s in knots]
+        shown = run("experts", "inspect", str(bundle)).out
+        assert "\n".join(table[1:-1]) in shown  # without the empty lines around it
         code, out, err = run(*given, "--json")
         assert (code, err) == (0, "")
-        assert json.loads(out) == {"name": "mine", "path": "mine/mine.experts.safetensors", **said}
+        curve = json.loads(json.dumps(attrs.asdict(info.curve)))
+        assert json.loads(out) == {"name": "mine", "path": str(bundle), "curve": curve}
+        assert json.loads(run("experts", "inspect", str(bundle), "--json").out)["curve"] == curve
 
     def test_faults_are_told_at_once(self, run: Callable[..., Outcome]) -> None:
         code, out, err = run(
-            *("nowhere.experts.safetensors", "--backend", "toi", "--guider", "color"),
+            *(*CALIBRATE, "nowhere.experts.safetensors", "--backend", "toi", "--guider", "color"),
         )
         assert (code, out) == (3, "")
         for word in ("toi", "color"):
             assert word in err
-        assert run("x.experts.safetensors", "--guider", "colour").code == 2
-        code, _, err = run("x.experts.safetensors", *self.NAMED, "--num", "many")
+        assert run(*CALIBRATE, "x.experts.safetensors", "--guider", "colour").code == 2
+        code, _, err = run(*CALIBRATE, "x.experts.safetensors", *self.NAMED, "--num", "many")
         assert code == 2
         assert "--num: 'many'" in err
 
@@ -364,17 +470,7 @@ class TestCommand:
 
         owned = BundleFile("theirs", tmp_path / "theirs.experts.safetensors", "ppap-plugin-toy")
         monkeypatch.setattr(experts, "bundle_by_name", lambda source: owned)
-        code, _, err = run("theirs", *self.NAMED)
+        code, _, err = run(*CALIBRATE, "theirs", *self.NAMED)
         assert code == 2
         assert "belong to ppap-plugin-toy" in err
         assert "copy" in err
-
-
-def test_rescaling(bundle: Path) -> None:
-    rescale_bundle(bundle, (2.0, 0.5))
-    assert read_bundle_info(bundle).scales == (2.0, 0.5)
-    for scales in ((1.0,), (1.0, math.inf)):
-        content = bundle.read_bytes()
-        with pytest.raises(ValueError, match=r"scales|finite"):
-            rescale_bundle(bundle, scales)
-        assert bundle.read_bytes() == content

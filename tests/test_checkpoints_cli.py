@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 from commands import Run
@@ -38,16 +39,8 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         yield web
 
 
-def refused(result: tuple[Any, str, str], *expected: str) -> None:
-    """Exit code 4, nothing on stdout, and a message and a hint in a line each."""
-    code, out, err = result
-    assert (code, out) == (4, "")
-    message, hint, *more = err.splitlines()
-    assert not more
-    assert message.startswith("ppap: error: ")
-    assert hint.startswith("hint: ")
-    for text in expected:
-        assert text in err
+def refused(result: tuple[int, str, str], *expected: str) -> None:
+    commands.refused(result, 4, "\nhint: ", *expected)
 
 
 def state(*names: str) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ from distributions import REPOSITORY, Environment, plugin
 
 from ppap_framework import cli
 from ppap_framework.cli.groups import plugin_commands
-from ppap_framework.cli.progress import progress
+from ppap_framework.cli.output import progress
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.runtime import Progress
 
@@ -64,7 +63,7 @@ def test_help_takes_less_than_twice_as_long_as_importing_click() -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_of_the_table_exists(name: str) -> None:
-    command = importlib.import_module(f"ppap_framework.cli.{name}").command
+    command = cli.core_command(name)
     assert isinstance(command, click.Command)
     assert command.get_short_help_str(limit=100) == cli.COMMANDS[name]
 

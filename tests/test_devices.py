@@ -85,17 +85,17 @@ def test_devices_do_not_mix_and_schedules_stay_on_the_cpu(
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("cude", "torch knows no device 'cude'", "auto, cpu, cuda"),
-        ("cuda:x", "torch knows no device 'cuda:x'", "auto, cpu, cuda"),
-        ("", "torch knows no device ''", "auto, cpu, cuda"),
-        ("meta", "device 'meta' cannot be used: it is not here, or computes nothing", "use cpu"),
-        ("hpu", "device 'hpu' cannot be used: it is not here, or computes nothing", "use cpu"),
+        ("cude", "device 'cude' cannot be used", "use auto"),
+        ("cuda:x", "device 'cuda:x' cannot be used", "use auto"),
+        ("", "device '' cannot be used", "use auto"),
+        ("meta", "device 'meta' cannot be used: it is not here, or computes nothing", " or cpu"),
+        ("hpu", "device 'hpu' cannot be used: it is not here, or computes nothing", " or cpu"),
         pytest.param(
-            *("mps", "device 'mps' cannot be used: it is not here", "use cpu"),
+            *("mps", "device 'mps' cannot be used: it is not here", " or cpu"),
             marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is here"),
         ),
-        ("cuda:99", "device 'cuda:99' cannot be used", "use cpu"),
-        ("xla", "device 'xla' cannot be used", "use cpu"),
+        ("cuda:99", "device 'cuda:99' cannot be used", " or cpu"),
+        ("xla", "device 'xla' cannot be used", " or cpu"),
     ],
 )
 def test_a_device_that_is_not_there(name: str, message: str, hint: str) -> None:

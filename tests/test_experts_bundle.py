@@ -33,6 +33,7 @@ from ppap_framework.experts import (
     BundleInfo,
     ExpertSet,
     InputConvention,
+    ScaleCurve,
     backend_sha256,
     guide_sha256,
     has_experts,
@@ -41,6 +42,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
     weights_sha256,
+    write_curve,
 )
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
@@ -100,6 +102,9 @@ class TestRoundTrip:
         save_bundle(other, experts, attrs.evolve(info, scales=[2.0, 3.5, 4.0]))
         assert other.read_bytes() != path.read_bytes()
         assert read_bundle_info(other).scales == (2.0, 3.5, 4.0)
+        curve = ScaleCurve((-3.0, 0.1), (1 / 3, 300.0), (99.0, 0.05))
+        write_curve(other, curve)
+        assert read_bundle_info(other) == attrs.evolve(info, scales=(2.0, 3.5, 4.0), curve=curve)
 
     def test_an_old_file_is_replaced_and_no_other_is_left(self, path: Path) -> None:
         before = path.read_bytes()
@@ -291,8 +296,8 @@ class TestDescription:
             BundleInfo.from_json(json.dumps(said))
         for part in (
             "'mine' is unknown", "guide: sha256 is missing", "recipe is missing",
-            "seed: it must be a whole number, not '7'", "resolution: it must be two",
-            "scales: ", "adapters: ", "boundaries: it must be a list of finite numbers",
+            "seed must be a whole number, not '7'", "resolution must be two",
+            "scales: ", "adapters: ", "boundaries must be a list of finite numbers",
         ):  # fmt: skip
             assert part in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -304,16 +309,19 @@ class TestDescription:
             ({"timesteps": [0, 50, 100]}, "timesteps must be 4 rising numbers"),
             ({"timesteps": [0, 50, 40, 100]}, "timesteps must be 4 rising numbers"),
             ({"scales": [1.0]}, "scales must be 3 numbers, not 1"),
+            ({"curve": {"log_snr": [0], "scales": [0], "errors": [1]}}, "curve: .* above 0"),
+            ({"curve": {"log_snr": [0], "scales": [1]}}, "curve: errors is missing"),
+            ({"curve": [1.0]}, "curve: .* is no object"),
             ({"expert_parameters": [1]}, "expert_parameters must be 3 numbers"),
-            ({"image_space": "latent"}, "image_space: it must be 'rgb', not 'latent'"),
-            ({"data_sha256": "abc"}, "data_sha256: it must be 64 hexadecimal digits"),
+            ({"image_space": "latent"}, "image_space must be 'rgb', not 'latent'"),
+            ({"data_sha256": "abc"}, "data_sha256 must be 64 hexadecimal digits"),
             ({"guide": 3}, "guide: 3 is no object"),
             ({"input": {"shape": [3]}}, "input: black is missing; white is missing"),
-            ({"seed": True}, "seed: it must be a whole number"),
+            ({"seed": True}, "seed must be a whole number"),
             ({"boundaries": [10**400, 0]}, "boundaries: int too large"),
             ({"format": 2}, "format 2, and this version reads 1"),
             ({"adapters": [{"name": "a", "options": {}}] * 2}, "different names"),
-            ({"metrics": [1]}, "metrics: it must be an object of finite JSON"),
+            ({"metrics": [1]}, "metrics must be an object of finite JSON"),
         ],
     )
     def test_contradictions(self, said: dict[str, Any], change: Any, words: str) -> None:
@@ -475,7 +483,7 @@ def swap(metadata: dict[str, str], state: dict[str, Tensor]) -> None:
         (lambda m, s: m.pop("ppap.experts"), True, "is no bundle of experts"),
         (lambda m, s: m.update({"ppap.experts": "{"}), True, "cannot be used"),
         (lambda m, s: m.update({"ppap.experts": '{"format": 9}'}), True, "format 9"),
-        (described(seed=None), True, "seed: it must be a whole number"),
+        (described(seed=None), True, "seed must be a whole number"),
         (
             lambda m, s: s.update({"shift/3.0.bias": torch.ones(4)}),
             True,

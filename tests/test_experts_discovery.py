@@ -270,7 +270,7 @@ class TestCommand:
         code, out, _ = ppap(capsys, "inspect", str(path))
         assert code == 0
         for words in (
-            *("33-65", f"{top[0]:.3f} to {top[1]:.3f}", f"{13 / total:.2%}", "2.5", "8 x 8"),
+            *("33-65", f"{top[0]:.3f} to {top[1]:.3f}", f"{13 / total:.2%}", "2.5", "8, 8"),
             *("agreement", "iterations", "shift ending=bias", "look 'first'"),
         ):
             assert words in out

@@ -313,31 +313,20 @@ def told() -> Told:
     return Told(TinyGuide().network, own).eval()
 
 
-def saved(path: Path) -> Path:
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
     """Two experts of the toy that are shown raw images, shifted at random."""
+    path = tmp_path / "toy.experts.safetensors"
     model = told()
     plain, info = trained(model, Backend(), number=2)
     shifts = plain.state_dict()
     plain.detach()
     experts = ExpertSet(model, plain.ranges, {"shift": Shift()}, RAW)
     experts.load_state_dict(shifts)
-    info = describe(
-        experts,
-        SCHEDULE,
-        (8, 8),
-        guide=info.guide,
-        backend=info.backend,
-        adapters=info.adapters,
-        recipe={},
-        seed=0,
-    )
+    kept = {name: getattr(info, name) for name in ("guide", "backend", "adapters")}
+    info = describe(experts, SCHEDULE, (8, 8), **kept, recipe={}, seed=0)
     save_bundle(path, experts, info)
     return path
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return saved(tmp_path / "toy.experts.safetensors")
 
 
 def test_experts_are_fed_so_and_the_untouched_network_as_ever(path: Path) -> None:
@@ -395,24 +384,20 @@ def test_a_guide_that_cannot_be_told(path: Path) -> None:
     assert refused.value.hint
 
 
-class TestUnknownBackend:
-    def test_is_not_compared(self, tmp_path: Path) -> None:
-        path = tmp_path / "toy.experts.safetensors"
-        experts, info = trained(TinyGuide(), Backend())
-        unknown = Identity(component="toy", checkpoint=None, sha256=None)
-        save_bundle(path, experts, attrs.evolve(info, backend=unknown))
-        experts.detach()
-        for seed in (0, 1):
-            model = TinyGuide()
-            assert len(load_bundle(path, model, Backend(seed), make_adapter=make_adapter)) == 3
-        assert "unknown weights" in str(read_bundle_info(path).backend)
-        with pytest.raises(AssetError, match="resolution: "):
-            load_bundle(path, TinyGuide(), Backend(size=16), make_adapter=make_adapter)
-
-    def test_a_guide_is_known(self) -> None:
-        _, info = trained(TinyGuide(), Backend())
-        with pytest.raises(ValueError, match="guide: sha256 must be known"):
-            attrs.evolve(info, guide=attrs.evolve(info.guide, sha256=None))
+def test_an_unknown_backend_is_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "toy.experts.safetensors"
+    experts, info = trained(TinyGuide(), Backend())
+    with pytest.raises(ValueError, match="guide: sha256 must be known"):
+        attrs.evolve(info, guide=attrs.evolve(info.guide, sha256=None))
+    unknown = Identity(component="toy", checkpoint=None, sha256=None)
+    save_bundle(path, experts, attrs.evolve(info, backend=unknown))
+    experts.detach()
+    for seed in (0, 1):
+        model = TinyGuide()
+        assert len(load_bundle(path, model, Backend(seed), make_adapter=make_adapter)) == 3
+    assert "unknown weights" in str(read_bundle_info(path).backend)
+    with pytest.raises(AssetError, match="resolution: "):
+        load_bundle(path, TinyGuide(), Backend(size=16), make_adapter=make_adapter)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shlex
 import signal
 import struct
@@ -185,11 +186,11 @@ class TestDryRun:
         code, out, _ = run(*STEER, "--compare", "--through", "clean", "--dry-run", "--out", "out")
         assert code == 0
         assert list(tmp_path.iterdir()) == []
-        for fact in ("toy-8", "ppap-plugin-toy 0.7", "green", "193", "3 of 100", "2 of 8x8"):
+        for fact in ("toy-8", "ppap-plugin-toy", "0.7", "green", "193", "3 of 100", "2 of 8x8"):
             assert fact in out
-        assert "sharpness=10, upside_down=False" in out
+        assert re.search(r"options.sharpness +10(\.0)? *\n +options.upside_down +False", out)
         assert "prompt" not in out
-        assert "'brighter'" in run(*BASE, "--prompt", "brighter", "--dry-run").out
+        assert "brighter" in run(*BASE, "--prompt", "brighter", "--dry-run").out
 
     def test_json(self, run: Run) -> None:
         plan = json.loads(run(*STEER, "--dry-run", "--json", "--compare").out)
@@ -239,12 +240,12 @@ WRONG = {  # what is typed behind these words, the exit code, the culprit and th
         ("--batch 0", 2, "batch must be", "8"),
         ("--threads 0", 2, "threads must be", "use 1"),
         ("--guider colour=nan", 2, "must be finite, not nan", "4"),
-        ("--guider colour=big", 2, "'big'", "NAME=SCALE"),
-        ("--guider 'Colour!'", 2, "'Colour!'", "NAME=SCALE"),
+        ("--guider colour=big", 2, "'colour=big'", "NAME=SCALE"),
+        ("--guider 'Colour!'", 2, "'Colour!'", "mean 'colour'?"),
         ("--guider colour:0.9-0.2", 2, "from 0.9 to 0.2", "0.2-0.9"),
         ("--guider colour=1:0-2", 2, "from 0.0 to 2.0", "0.2-0.9"),
-        ("--guider colour=1:0.5", 2, "interval '0.5'", "LO-HI"),
-        ("--guider colour=1:", 2, "interval ''", "LO-HI"),
+        ("--guider colour=1:0.5", 2, "'colour=1:0.5'", "LO-HI"),
+        ("--guider colour=1:", 2, "'colour=1:'", "LO-HI"),
         ("--target blue", 2, "there is none", "--guider"),
         ("--guider-model x", 2, "--guider-model 'x'", "--guider"),
         ("--guider grey", 2, "'grey' has nothing to aim", "--target"),
@@ -363,7 +364,7 @@ class TestWrongInput:
 
     def test_a_wrong_guide_does_not_make_its_target_wrong(self, run: Run) -> None:
         _, _, err = run(*BASE, "--guider", "colour=big", "--target", "colour=blue")
-        assert "'big'" in err
+        assert "'colour=big'" in err
         assert "--target" not in err
 
 

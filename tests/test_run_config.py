@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import click
 import pytest
 
-from ppap_framework.cli import COMMANDS
+from ppap_framework.cli import COMMANDS, core_command
 from ppap_framework.cli.config import Command, Option, find_config, problems_of
 from ppap_framework.cli.config import command as config
 from ppap_framework.cli.run import command as run
@@ -136,7 +135,7 @@ def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("target = [['x']]", "", "--target in the configuration file: ['x']"),
         ("backend = true", "", "--backend in the configuration file: True"),
         ("batch = 'few'", "", "--batch in the configuration file: 'few' is neither a whole number"),
-        ("scale = 'big'", "", "--scale in the configuration file: 'big' is neither a number nor"),
+        ("scale = 'big'", "", "--scale in the configuration file: 'big' is neither a number, raw"),
         ("", "many", "--steps in PPAP_RUN_STEPS: 'many'"),
     ],
 )
@@ -185,9 +184,7 @@ def test_config_shows_values_and_where_they_come_from(
 def test_every_command_that_reads_files_is_shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
 ) -> None:
-    commands = {
-        name: importlib.import_module(f"ppap_framework.cli.{name}").command for name in COMMANDS
-    }
+    commands = {name: core_command(name) for name in COMMANDS}
     configured = {name for name, command in commands.items() if isinstance(command, Command)}
     assert {"run", "synthesize"} <= configured
     path = write(folder / "ppap.toml", "[run]\nnum = 5\n[synthesize]\nblock = 32\n")

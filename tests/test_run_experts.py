@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import (
     BundleFile,
     ExpertSet,
+    RangeScales,
+    ScaleCurve,
     choose_experts,
     experts_dir,
     has_experts,
@@ -35,10 +39,12 @@ from ppap_framework.experts import (
     load_bundle,
     read_bundle_info,
     same_experts,
+    write_curve,
 )
 from ppap_framework.files import file_sha256
-from ppap_framework.guidance import Guide, RangeScales
+from ppap_framework.guidance import Guide
 from ppap_framework.run import Plan, Sampling, counts_of, draw, plan
+from ppap_framework.run.plan import DEFAULT_MULTIPLIER
 
 Toy = DiffusionBackend
 NUM, STEPS, SCALE = 3, 12, 4.0
@@ -66,6 +72,14 @@ def toy(site: Path) -> DiffusionBackend:
 def bundle(tmp_path: Path) -> Path:
     """Not where it is found by name."""
     return write_experts(tmp_path / "aside")
+
+
+@pytest.fixture
+def curved(tmp_path: Path) -> Path:
+    """A bundle with scales of ranges, and a curve exp(log-SNR / 2) between -2 and 4."""
+    path = write_experts(tmp_path / "curved", "curved", scales=(20.0, 5.0, 1.0))
+    write_curve(path, ScaleCurve((-2.0, 4.0), (math.exp(-1.0), math.exp(2.0)), (0.1, 0.1)))
+    return path
 
 
 def green(scale: Any = SCALE, **changes: Any) -> Guide:
@@ -96,9 +110,15 @@ def untouched(model: GuidanceModel, before: dict[str, Tensor]) -> bool:
     return equal and after.keys() == before.keys() and not has_experts(model.network)
 
 
-def by_hand(toy: Toy, scales: tuple[float, ...], number: int = 3, seed: int = 0) -> Tensor:
+def by_hand(
+    toy: Toy,
+    scales: tuple[float, ...],
+    number: int = 3,
+    seed: int = 0,
+    curve: Callable[[float], float] = lambda log_snr: 1.0,
+) -> Tensor:
     """The images when the weight of expert floor(t N / T) looks at timestep t, pulling with that
-    expert's scale: PPAP's equation, with nothing of `experts` or `guidance` in it.
+    expert's scale times the curve: PPAP's equation, with nothing of `experts` or `guidance` in it.
     """
     stage = toy.stages[0]
     process = Process(stage.schedule, timesteps_for(TIMESTEPS, STEPS), stage.variance)
@@ -117,7 +137,8 @@ def by_hand(toy: Toy, scales: tuple[float, ...], number: int = 3, seed: int = 0)
                 energy = nn.functional.cross_entropy(logits, torch.tensor([2]))
                 (gradient,) = torch.autograd.grad(energy, seen)
             with torch.no_grad():
-                pull = -scales[expert] * gradient if t / TIMESTEPS < INTERVAL[1] else None
+                scale = scales[expert] * curve(stage.schedule.log_snr[t].item())
+                pull = -scale * gradient if t / TIMESTEPS < INTERVAL[1] else None
                 prediction = stage.denoise(x, torch.tensor([t]), None)
                 prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
                 x, _ = ddim_step(process, index, prediction, drawn, pull)
@@ -146,6 +167,18 @@ class TestGuiding:
         uniform = sampled(toy, green(4.0, experts=path)).images
         assert torch.allclose(uniform, by_hand(toy, (4.0,) * 3), atol=1e-5)
         assert (drawn - uniform).abs().max() > 0.1
+
+    def test_a_number_multiplies_the_curve(self, toy: Toy, curved: Path) -> None:
+        drawn = sampled(toy, green(3.0, experts=curved)).images
+        hand = by_hand(toy, (3.0,) * 3, curve=lambda x: math.exp(min(max(x, -2.0), 4.0) / 2))
+        assert torch.allclose(drawn, hand, atol=1e-5)
+        raw = sampled(toy, green(f"raw:{SCALE}", experts=curved)).images
+        assert torch.allclose(raw, by_hand(toy, (SCALE,) * 3), atol=1e-5)
+        default = sampled(toy, green(None, experts=curved))
+        assert default.plan.guides[0].scale == DEFAULT_MULTIPLIER
+        for scale in ("auto", DEFAULT_MULTIPLIER):
+            again = sampled(toy, green(scale, experts=curved)).images
+            assert torch.equal(again, default.images)
 
     @pytest.mark.parametrize("calibrated", [False, True])
     def test_compared_with_the_untouched_network(
@@ -285,11 +318,38 @@ class TestChoosing:
         none = planned(toy, green(None, experts="none")).record()["guides"][0]
         assert (none["experts"], none["scale"]) == (None, 4.0)
 
-    def test_a_plan_can_be_planned_again(self, toy: Toy, tmp_path: Path) -> None:
-        path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
-        first = planned(toy, green(None, experts=path))
+    def test_what_it_says_of_a_curve(self, toy: Toy, curved: Path, bundle: Path) -> None:
+        for scale, factor in ((3.0, 3.0), (None, DEFAULT_MULTIPLIER)):
+            record = planned(toy, green(scale, experts=curved)).record()["guides"][0]
+            assert record["scale"] == factor
+            assert record["curve"] == attrs.asdict(read_bundle_info(curved).curve)
+            ends = factor * math.exp(-1.0), factor * math.exp(2.0)
+            assert record["scales"] == pytest.approx(ends, rel=1e-3)
+        for scale, path in (("raw:3", curved), (3.0, bundle)):
+            record = planned(toy, green(scale, experts=path)).record()["guides"][0]
+            assert (record["scale"], record["curve"]) == (scale, None)
+            assert record["scales"] == (3.0, 3.0)
+
+    @pytest.mark.parametrize("scale", [None, "auto", 2.0, "raw:2"])
+    @pytest.mark.parametrize("curve", [False, True])
+    def test_a_plan_can_be_planned_again(
+        self, toy: Toy, curved: Path, tmp_path: Path, scale: Any, curve: bool
+    ) -> None:
+        path = curved if curve else write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
+        first = planned(toy, green(scale, experts=path))
         path.unlink()  # it is settled
         assert planned(toy, *first.guides).record() == first.record()
+
+    def test_experts_without_a_curve_are_told_of_once(
+        self, toy: Toy, bundle: Path, curved: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.INFO):
+            for _ in sampled(toy, green(experts=curved)), sampled(toy, green(experts="none")):
+                assert caplog.messages == []
+            sampled(toy, green(experts=bundle), compare=True)
+        [line] = caplog.records
+        assert line.levelno == logging.INFO
+        assert "`ppap experts calibrate mine --backend toy --guider colour`" in line.message
 
     def test_auto_reads_no_clean_images(self, toy: Toy, bundle: Path) -> None:
         keep_bundle(bundle)
@@ -325,8 +385,9 @@ class TestChoosing:
         keep_bundle(bundle)
         with pytest.raises(UsageError, match="not calibrated"):
             planned(toy, green("auto"))
-        with pytest.raises(UsageError, match="the scale 'big' is no number"):
-            green("big")
+        for scale, said in {"big": "no number", "raw:big": "finite", "raw:inf": "finite"}.items():
+            with pytest.raises(UsageError, match=f"scale .*{said}"):
+                green(scale)
 
     def test_another_backend_may_be_allowed(self, site: Path, tmp_path: Path) -> None:
         path = write_experts(tmp_path)
@@ -452,20 +513,28 @@ class TestCommandLine:
             "c": ("colour", "--scale", "5"),
             "d": ("colour=auto:0.1-0.9",),
             "e": ("colour=7",),
+            "f": ("colour", "--scale", "raw:5"),
+            "g": ("colour=raw:7",),
+            "h": ("ppap-plugin-toy:colour=raw:-.5e1:0.1-0.9", "--scale", "3"),
         }.items():
             assert run(*steer, *typed, "--out", out)[0] == 0
-        said = [guides_of(out)[0]["scale"] for out in "abcde"]
-        assert said == ["auto", "auto", 5.0, "auto", 7.0]
-        assert guides_of("d")[0]["interval"] == [0.1, 0.9]
+        said = [guides_of(out)[0]["scale"] for out in "abcdefgh"]
+        assert said == ["auto", "auto", 5.0, "auto", 7.0, "raw:5", "raw:7", "raw:-.5e1"]
+        assert guides_of("d")[0]["interval"] == guides_of("h")[0]["interval"] == [0.1, 0.9]
+        assert Path("c", "000.png").read_bytes() == Path("f", "000.png").read_bytes()
         a, b, c = (Path(out, "000.png").read_bytes() for out in "abc")
         assert a == b != c
 
-    def test_dry_run(self, run: Run, tmp_path: Path) -> None:
+    def test_dry_run(self, run: Run, tmp_path: Path, curved: Path) -> None:
         path = keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
         code, shown, _ = run(*STEER, "--dry-run")
         assert code == 0
         for fact in ("3 of mine", str(path), file_sha256(path)[:12], "10, 300, 60"):
             assert fact in shown
+        words = "2 x calibrated (0.736 in noise to 14.8 without)"
+        for scale, said in {"2": words, "raw:2": "2"}.items():
+            shown = run(*STEER, "--experts", str(curved), "--scale", scale, "--dry-run")[1]
+            assert re.search(rf"scale +{re.escape(said)} *\n", shown)
         for more, digest in (((), file_sha256(path)), (("--experts", "none"), None)):
             _, shown, _ = run(*STEER, "--dry-run", "--json", *more)
             experts = json.loads(shown)["config"]["guides"][0]["experts"]
@@ -482,7 +551,9 @@ class TestCommandLine:
             ("--scale auto", 2, "were not calibrated", "such as 4"),
             ("--scale auto --experts none", 2, "no experts guide", "such as 4"),
             ("--scale auto --through clean", 2, "no experts guide", "such as 4"),
-            ("--scale big", 2, "--scale: 'big' is neither a number nor auto", "--help"),
+            ("--scale big", 2, "'big' is neither a number, raw:NUMBER, nor auto", "--help"),
+            ("--scale raw:", 2, "'raw:' is neither", "--help"),
+            ("--scale raw:nan", 2, "must be finite, not raw:nan", "scale of 4"),
             ("--experts mine --experts none", 2, "--experts is given twice", "once"),
             ("--experts no.experts.safetensors --steps 0", 2, "no.experts.safetensors", ""),
             ("--experts no.experts.safetensors --steps 0", 2, "steps must be", ""),

@@ -32,6 +32,9 @@ EVERYWHERE = (0.0, 1.0)
         ("depth=2", "depth", 2.0, EVERYWHERE),
         ("depth=auto", "depth", "auto", EVERYWHERE),
         ("depth=-1.5e2", "depth", -150.0, EVERYWHERE),
+        ("depth=raw:64", "depth", "raw:64", EVERYWHERE),
+        ("depth=raw:64:0.2-0.8", "depth", "raw:64", (0.2, 0.8)),
+        ("acme-x:depth=raw:-1e-3:0.2-0.8", "acme-x:depth", "raw:-1e-3", (0.2, 0.8)),
         ("depth:0.2-0.9", "depth", None, (0.2, 0.9)),
         ("depth=2:0-1", "depth", 2.0, (0.0, 1.0)),
         ("depth=.5:.25-1.", "depth", 0.5, (0.25, 1.0)),
@@ -59,6 +62,14 @@ def test_the_scale_of_those_that_have_none() -> None:
     [
         *("", "=2", ":0-1", "depth=", "depth=2:", "depth=2:0.5", "depth=2:a-b", "a b", "depth=2=3"),
         *("depth:0.1-0.2-0.3", "Depth", "depth=2:0.1", "depth:.", "depth=1:2:3", "depth:0.1-0.2x"),
+        *(
+            "depth=raw",
+            "depth=raw:",
+            "depth=raw:auto",
+            "depth=raw:0.2-0.9",
+            "depth=raw:2:",
+            "raw:2",
+        ),
     ],
 )
 def test_guiders_that_cannot_be_read(text: str) -> None:

@@ -24,8 +24,14 @@ from toy_guides import Brightness
 
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend, Prediction
-from ppap_framework.diffusion import NoiseSource, Process, ddim_step, ddpm_step, timesteps_for
-from ppap_framework.diffusion import sample as walk
+from ppap_framework.diffusion import (
+    NoiseSource,
+    Process,
+    ddim_step,
+    ddpm_step,
+    timesteps_for,
+    trajectory,
+)
 from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.pixels import to_uint8
@@ -58,7 +64,9 @@ def by_hand(toy: DiffusionBackend, guide: Guide, num: int, steps: int, seed: int
     stage, noise = toy.stages[0], NoiseSource(seed)
     process = Process(stage.schedule, timesteps_for(TIMESTEPS, steps), stage.variance)
     guidance = EnergyGuidance([guide], normalize=how.pop("normalize", False))
-    return walk(stage, process, noise((num, 3, SIZE, SIZE)), noise, guidance=guidance, **how)
+    start = noise((num, 3, SIZE, SIZE))
+    *_, last = trajectory(stage, process, start, noise, guidance=guidance, **how)
+    return last.x
 
 
 class TestSample:

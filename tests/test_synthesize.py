@@ -33,8 +33,9 @@ from ppap_framework.data import SyntheticData, synthesize
 from ppap_framework.data.layout import Layout
 from ppap_framework.data.shards import decode, end, member_names, members
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.files import digest, locked
+from ppap_framework.files import digest
 from ppap_framework.pixels import to_uint8
+from ppap_framework.resume import opened
 from ppap_framework.run import LoadedBackend
 from ppap_framework.runtime import Progress
 
@@ -454,7 +455,7 @@ class TestRefusals:
 
     def test_another_process_in_the_folder(self, backend: LoadedBackend, tmp_path: Path) -> None:
         with (
-            locked(tmp_path / ".lock"),
+            opened(tmp_path),
             pytest.raises(UsageError, match="another process is writing"),
         ):
             synthesize(backend, out=tmp_path, **SMALL)

@@ -43,7 +43,6 @@ from ppap_framework.experts import (
     has_experts,
     load_bundle,
 )
-from ppap_framework.files import locked
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
@@ -51,6 +50,7 @@ from ppap_framework.learn.folder import plot_losses
 from ppap_framework.learn.plan import TransferPlan
 from ppap_framework.learn.recipe import Phase
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.resume import opened
 from ppap_framework.run import FunctionLoss, GuideRequest
 from ppap_framework.runtime import Progress
 
@@ -93,6 +93,7 @@ def run(out: Path, **changes: Any) -> BundleFile:
         "adapters": ADAPTERS,
         "recipe": SHORT,
         "keep": False,
+        "calibrate": False,
         "device": "cpu",
         **changes,
     }
@@ -449,7 +450,7 @@ class TestGoingOn:
 
     def test_another_process_in_the_folder(self, tmp_path: Path) -> None:
         with (
-            locked(tmp_path / ".lock"),
+            opened(tmp_path),
             pytest.raises(UsageError, match="another process is writing"),
         ):
             run(tmp_path)

@@ -6,19 +6,20 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import Run, refused
 from torch import nn
 from toy_distribution import install, plugged, write_backend
 from transfer_toy import Means, Square, anatomy
 
 import ppap_framework as ppap
-from ppap_framework.cli import main
+from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.data import LabelledImages, SyntheticData, synthesize
 from ppap_framework.diagnosis import propose_boundaries
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
@@ -58,7 +59,8 @@ def quick(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
     monkeypatch.setattr(MODULE, "plot_losses", lambda *_: None)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("PPAP_ADAPT_CALIBRATE", "false")
+    for command in ("ADAPT", "TRANSFER"):
+        monkeypatch.setenv(f"PPAP_{command}_CALIBRATE", "false")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -77,26 +79,8 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Types `ppap ...`."""
-
-    def typed(*arguments: str) -> Outcome:
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        code = caught.value.code
-        assert isinstance(code, int)
-        return Outcome(code, *capsys.readouterr())
-
+def run(typed: Run) -> Run:
     return typed
 
 
@@ -124,7 +108,7 @@ class TestTransfer:
     def test_is_what_python_does(self, run: Run, drawn: Path) -> None:
         arguments = ("transfer", *NAMED, "--data", str(drawn))
         assert run(*arguments, "--out", "shell", *LEARN).code == 0
-        transfer("toy", "colour", drawn, out="python", recipe=RECIPE)
+        transfer("toy", "colour", drawn, out="python", recipe=RECIPE, calibrate=False)
         assert content(Path("python")) == content(Path("shell"))
 
     def test_every_option_counts(self, run: Run, drawn: Path) -> None:
@@ -181,9 +165,7 @@ class TestTransfer:
 
         monkeypatch.setattr(Registry, "cards", no_guiders)
         command = ("transfer", *NAMED, "--data", str(drawn), "--out", "out", *LEARN)
-        code, _, err = run(*command)
-        assert code == 4
-        assert "checkpoint" in err
+        refused(run(*command), 4, "checkpoint")
         weights = site / "ppap_plugin_toy" / "colour-3.safetensors"
         code, _, err = run(*command, "--guider-checkpoint", str(weights))
         assert (code, err) == (0, "")
@@ -225,7 +207,7 @@ class TestTransfer:
             stopped = (130, "", "ppap: interrupted; the same command goes on in out\n")
             assert run(*command) == stopped
         assert run(*command).code == 0
-        transfer("toy", "colour", drawn, out="new", recipe=RECIPE)
+        transfer("toy", "colour", drawn, out="new", recipe=RECIPE, calibrate=False)
         assert content(Path("out")) == content(Path("new"))
 
 
@@ -277,54 +259,36 @@ BAD_EVERYWHERE = [
 ]
 
 
+BAD = [
+    *((command, *case) for command in ("transfer", "adapt") for case in BAD_EVERYWHERE),
+    ("transfer", ("--data", "nowhere"), 4, "no synthetic set in 'nowhere'"),
+    ("transfer", ("--data", "file", "--supervised"), 4, "cannot read 'file'"),
+    ("transfer", (), 2, "--data is required"),
+    ("adapt", ("--num", "0"), 2, "num must be a whole number from 1"),
+    ("adapt", ("--num", "1"), 2, "cannot learn from one image"),
+    ("adapt", ("--steps", "0"), 2, "steps must be"),
+    ("adapt", ("--steps", "101"), 2, "101"),
+    ("adapt", ("--workers", "0"), 2, "workers must be"),
+    ("adapt", ("--data", "set"), 2, "--data"),
+]
+
+
 class TestBadInput:
-    @pytest.mark.parametrize(("given", "code", "said"), BAD_EVERYWHERE)
-    @pytest.mark.parametrize("command", ["transfer", "adapt"])
+    @pytest.mark.parametrize(("command", "given", "code", "said"), BAD)
     def test_is_a_line_and_a_hint(
         self, run: Run, drawn: Path, command: str, given: tuple[str, ...], code: int, said: str
     ) -> None:
-        settings = dict(zip(LEARN[::2], LEARN[1::2], strict=True))
-        settings |= {"--backend": "toy", "--guider": "colour", "--out": "out"}
-        if command == "transfer":
-            settings["--data"] = str(drawn)
-        else:
-            settings |= {"--num": "4", "--steps": "1"}
-        for name in given[::2]:
+        needed = ("--data", str(drawn)) if command == "transfer" else ("--num", "4", "--steps", "1")
+        every = (*NAMED, "--out", "out", *LEARN, *needed)
+        settings = dict(zip(every[::2], every[1::2], strict=True))
+        for name in given[::2] or ["--data"]:
             settings.pop(name, None)
-        self.refused(
-            run, command, (*(t for pair in settings.items() for t in pair), *given), code, said
-        )
-
-    @pytest.mark.parametrize(
-        ("command", "given", "code", "said"),
-        [
-            ("transfer", ("--data", "nowhere"), 4, "no synthetic set in 'nowhere'"),
-            ("transfer", ("--data", "file", "--supervised"), 4, "cannot read 'file'"),
-            ("transfer", (), 2, "--data is required"),
-            ("adapt", ("--num", "0"), 2, "num must be a whole number from 1"),
-            ("adapt", ("--num", "1"), 2, "cannot learn from one image"),
-            ("adapt", ("--steps", "0"), 2, "steps must be"),
-            ("adapt", ("--steps", "101"), 2, "101"),
-            ("adapt", ("--workers", "0"), 2, "workers must be"),
-            ("adapt", ("--data", "set"), 2, "--data"),
-        ],
-    )
-    def test_of_one_command(
-        self, run: Run, command: str, given: tuple[str, ...], code: int, said: str
-    ) -> None:
-        self.refused(run, command, (*NAMED, "--out", "out", *LEARN, *given), code, said)
-
-    def refused(self, run: Run, command: str, given: tuple[str, ...], code: int, said: str) -> None:
         Path("file").touch()
         Path("full").mkdir()
         (Path("full") / "thesis.tex").touch()
-        found, out, err = run(command, *given)
-        assert (found, out) == (code, ""), err
-        first, *rest = err.splitlines()
-        assert said in first
-        assert "bug" not in first
-        assert [line[:6] for line in rest] == ["hint: "] * len(rest)
-        assert len(rest) <= 1
+        outcome = run(command, *(text for pair in settings.items() for text in pair), *given)
+        refused(outcome, code)
+        assert said in outcome.err.splitlines()[0]
         assert {str(path) for path in Path().rglob("*")} == {"file", "full", "full/thesis.tex"}
         assert not experts_dir().exists()
 
@@ -339,27 +303,15 @@ class TestBadInput:
             assert said in first
 
     def test_data_of_another_backend(self, run: Run, drawn: Path) -> None:
-        write_backend(Path("other.safetensors"), 8)
-        from safetensors.torch import load_file
-
-        from ppap_framework.checkpoints import save_checkpoint
-
-        state = load_file("other.safetensors")
-        state["spread"] = state["spread"] * 2
-        save_checkpoint(Path("other.safetensors"), state, {"size": 8, "timesteps": 100})
-        code, _, err = run(
-            *("transfer", "--backend", "toy", "--checkpoint", "other.safetensors"),
-            *("--guider", "colour", "--data", str(drawn), "--out", "out", *LEARN),
-        )
-        assert code == 4
-        assert "were drawn by a backend with other weights" in err
+        other = {"mean": torch.zeros(3, 8, 8), "spread": torch.tensor(0.5)}
+        save_checkpoint(Path("other.safetensors"), other, {"size": 8, "timesteps": 100})
         write_backend(Path("large.safetensors"), 16, 16)
-        code, _, err = run(
-            *("transfer", "--backend", "toy", "--checkpoint", "large.safetensors"),
-            *("--guider", "colour", "--data", str(drawn), "--out", "out", *LEARN),
-        )
-        assert code == 4
-        assert "the data are of (3, 8, 8), and 'toy' draws (3, 16, 16)" in err
+        command = ("transfer", *NAMED, "--data", str(drawn), "--out", "out", *LEARN)
+        for file, said in (
+            ("other.safetensors", "were drawn by a backend with other weights"),
+            ("large.safetensors", "the data are of (3, 8, 8), and 'toy' draws (3, 16, 16)"),
+        ):
+            refused(run(*command, "--checkpoint", file), 4, said)
         assert not Path("out").exists()
 
     def test_help(self, run: Run) -> None:
@@ -391,7 +343,7 @@ class TestAdapt:
 
     def test_is_synthesize_and_transfer(self, run: Run, drawn: Path) -> None:
         adapt("toy", "colour", out="both", num=20, steps=2, recipe=RECIPE, calibrate=False)
-        transfer("toy", "colour", drawn, out="learned", recipe=RECIPE)
+        transfer("toy", "colour", drawn, out="learned", recipe=RECIPE, calibrate=False)
         images = {f"data/{name}": data for name, data in content(drawn).items()}
         assert content(Path("both")) == images | content(Path("learned"))
 

@@ -1,7 +1,7 @@
 """The command line: `ppap --help` imports click and nothing heavier.
 
-A command is the click command `command` of a module that is imported when it is typed; it returns
-None or its exit code. Results go to stdout; errors, logs and progress to stderr.
+A command is a click command of a module that is imported when it is typed; it returns None or its
+exit code. Results go to stdout; errors, logs and progress to stderr.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import NoReturn
 
 import click
 
-from ppap_framework.cli.global_options import GlobalOptions, global_options
-from ppap_framework.cli.groups import Group
+from ppap_framework.cli.groups import GlobalOptions, Group, global_options
 from ppap_framework.errors import PpapError, is_out_of_memory
 
-__all__ = ["COMMANDS", "GlobalOptions", "color", "main", "ppap"]
+__all__ = ["COMMANDS", "color", "core_command", "main", "ppap"]
 
 COMMANDS = {
     "run": "Draw images from a diffusion model, steered by guides.",
@@ -35,27 +34,27 @@ COMMANDS = {
     "plugins": "Show what is installed.",
     "doctor": "Check the installation and every plugin.",
 }
-"""Each command, in the module `ppap_framework.cli.NAME`, and its summary."""
+"""Each command and its summary."""
+
+_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(("synthesize", "transfer", "adapt"), "training")}
+"""Modules of commands that are not `command` in a module of their own name."""
 
 _BUG = 1
 _INTERRUPTED = 130
 
 
-class _Commands(Group):
-    prefix = ""
+def core_command(name: str) -> click.Command:
+    """A command of the core, imported."""
+    module = importlib.import_module(f"ppap_framework.cli.{_ELSEWHERE.get(name, name)}")
+    return getattr(module, name if name in _ELSEWHERE else "command")  # type: ignore[no-any-return]
 
+
+class _Commands(Group):
     def summaries(self) -> Mapping[str, str]:
         return COMMANDS
 
     def core_command(self, name: str) -> click.Command:
-        command: click.Command = importlib.import_module(f"ppap_framework.cli.{name}").command
-        return command
-
-
-def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
-    if value:
-        click.echo(f"ppap {version()}")
-        ctx.exit()
+        return core_command(name)
 
 
 def version() -> str:
@@ -67,21 +66,24 @@ def version() -> str:
         return "unknown (not installed)"
 
 
+def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"ppap {version()}")
+        ctx.exit()
+
+
 @click.group(
-    "ppap",
     cls=_Commands,
-    params=[
-        *global_options(hidden=False),
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=_print_version,
-            help="Show the version and exit.",
-        ),
-    ],
+    params=global_options(hidden=False),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
 )
 @click.pass_obj
 def ppap(options: GlobalOptions) -> None:
@@ -89,7 +91,14 @@ def ppap(options: GlobalOptions) -> None:
 
     Diffusion models, guides, losses and adapters are plugins; `ppap plugins list` shows them.
     """
-    options.show_logs()
+    import logging
+
+    root = logging.getLogger()
+    if not root.handlers:  # else the caller of `main` has set up logging
+        stderr = logging.StreamHandler()
+        stderr.setFormatter(logging.Formatter("ppap: %(message)s"))
+        root.addHandler(stderr)
+        options.afterwards.callback(root.removeHandler, stderr)
 
 
 def color() -> bool | None:
@@ -101,9 +110,14 @@ def color() -> bool | None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line, by default that of `sys.argv`, and exit with its code."""
+    import signal
+
     options = GlobalOptions()
     with options.afterwards:
-        _end_as_interrupted(options)
+        with contextlib.suppress(ValueError):  # not in the main thread
+            # SIGTERM ends a command as Ctrl-C does, so that it is recorded.
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            options.afterwards.callback(signal.signal, signal.SIGTERM, before)
         try:
             result = ppap.main(
                 arguments, prog_name="ppap", standalone_mode=False, obj=options, color=color()
@@ -115,33 +129,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def _end_as_interrupted(options: GlobalOptions) -> None:
-    """Make SIGTERM end a command as Ctrl-C does, so that it is recorded."""
-    import signal
-
-    with contextlib.suppress(ValueError):  # not in the main thread
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        options.afterwards.callback(signal.signal, signal.SIGTERM, before)
-
-
 def _explain(error: Exception, options: GlobalOptions) -> int:
     """Print an error and a hint on stderr, a line each; returns the exit code."""
     if options.debug:
         import traceback
 
         traceback.print_exception(error)
-    code, hint = _BUG, ""
+    code, hint = _BUG, "" if options.debug else "--debug shows the traceback"
     match error:
         case PpapError():
             code, message, hint = error.exit_code, error.message, error.hint
         case click.exceptions.NoArgsIsHelpError():
             error.show()
             return error.exit_code
-        case click.UsageError():
-            path = error.ctx.command_path if error.ctx else options.command
-            code, message, hint = error.exit_code, error.format_message(), f"{path} --help"
         case click.ClickException():
-            code, message = error.exit_code, error.format_message()
+            code, message, hint = error.exit_code, error.format_message(), ""
+            if isinstance(error, click.UsageError):
+                hint = f"{error.ctx.command_path if error.ctx else options.command} --help"
         case click.Abort():
             click.echo(f"ppap: {'; '.join(['interrupted', *filter(None, error.args)])}", err=True)
             return _INTERRUPTED
@@ -150,14 +154,14 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
             hint = "`ppap doctor` looks into it"
         case OSError():  # unforeseen, such as a full disk
             where = "" if error.filename is None else f": {str(error.filename)!r}"
-            message, hint = f"{error.strerror or error}{where}", "--debug shows the traceback"
+            message = f"{error.strerror or error}{where}"
         case _ if is_out_of_memory(error):
             message, hint = f"out of memory: {error}", "a smaller --batch takes less"
         case _:
             message = f"this is a bug in {options.author}: {type(error).__name__}: {error}"
-            hint = "please report it" + ("" if options.debug else "; --debug shows the traceback")
+            hint = "; ".join(filter(None, ["please report it", hint]))
     prefix = click.style("ppap: error:", fg="red", bold=True)
-    click.echo(f"{prefix} {' '.join(message.split())}", err=True, color=color())
-    if hint:
-        click.echo(f"hint: {' '.join(hint.split())}", err=True, color=color())
+    for line in (f"{prefix} {message}", f"hint: {hint}" if hint else ""):
+        if line:
+            click.echo(" ".join(line.split()), err=True, color=color())
     return code

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ppap_framework.cli.output import (
     print_verified,
     size_words,
 )
-from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
 from ppap_framework.registry import registry
 
@@ -38,16 +39,14 @@ def command() -> None:
 @json_option
 def list_checkpoints(here: bool, as_json: bool) -> None:
     """List what can be downloaded, its size, and what is here."""
-    rows = [_row(card) for card in registry().every_card()]
-    rows = [row for row in rows if row["here"] or not here]
+    rows = [row for card in registry().every_card() if (row := _row(card))["here"] or not here]
     if as_json:
         print_json(rows)
         return
     for row in rows:
         row |= {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
         row["here"] = "yes" if row["here"] else None
-    columns = ["name", "for", "pixels", "size", "licence", "here", "summary"]
-    print_table(columns, rows)
+    print_table(["name", "for", "pixels", "size", "licence", "here", "summary"], rows)
 
 
 @command.command("info")
@@ -58,29 +57,19 @@ def info(name: str, as_json: bool) -> None:
     from ppap_framework.checkpoints import location, noted_sha256
 
     card = registry().card_named(name)
-    row = _row(card)
-    noted = None if card.sha256 else noted_sha256(location(card))
+    row, noted = _row(card), None if card.sha256 else noted_sha256(location(card))
     if as_json:
         print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
         return
     first_used = f"{noted}, of the file that was used first" if noted else "none is published"
-    print_fields(
-        f"checkpoint {card.name}",
-        {
-            "summary": card.summary,
-            "for": f"{card.kind} {card.component}",
-            "plugin": row["plugin"],
-            "from": card.uri,
-            "size": _size(row),
-            "SHA-256": card.sha256 or first_used,
-            "licence": card.licence,
-            "pixels": card.image_size,
-            "parameters": f"{card.parameters:,}" if card.parameters else None,
-            "path": row["path"],
-            "here": "yes" if row["here"] else "no",
-        },
-    )
-    print_fields("architecture", _flat(card.architecture))
+    shown = {
+        **row,
+        "size": _size(row),
+        "sha256": card.sha256 or first_used,
+        "parameters": f"{card.parameters:,}" if card.parameters else None,
+        "architecture": card.architecture,
+    }
+    print_fields(f"checkpoint {card.name}", shown)
 
 
 @command.command("where")
@@ -124,22 +113,23 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     """
     from ppap_framework.checkpoints import check, location, noted_sha256, open_checkpoint
 
-    found = registry()
-    here = [card for card in found.every_card() if _is_here(card)] if not names else []
-    keys, results, problems = ("name", "sound", "sha256", "against", "fault"), [], Problems()
-    result: dict[str, Any]
-    for card in [found.card_named(name) for name in names] or here:
-        results.append(result := dict.fromkeys(keys) | {"name": card.name, "sound": False})
-        with problems.collected():
-            check(card)
-            path = location(card)
-            first = "as when it was used first" if noted_sha256(path) else "compared with nothing"
-            result["sha256"] = file_sha256(path)
-            result["against"] = "as published" if card.sha256 else first
-            result["tensors"] = len(open_checkpoint(card, offline=True).state_dict())
-            result["sound"] = True
+    def facts(card: Card) -> dict[str, Any]:
+        check(card)
+        path = location(card)
+        against = "as when it was used first" if noted_sha256(path) else "compared with nothing"
+        return {
+            "sha256": file_sha256(path),
+            "against": "as published" if card.sha256 else against,
+            "tensors": len(open_checkpoint(card, offline=True).state_dict()),
+        }
+
+    cards = [registry().card_named(name) for name in names] or [
+        card for card in registry().every_card() if _row(card)["here"]
+    ]
+    files = [(card.name, card) for card in cards]
+    blank = dict.fromkeys(("name", "sound", "sha256", "against"))
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
-    return print_verified(results, "sound", line, problems, as_json)
+    return print_verified(files, facts, blank, line, as_json)
 
 
 @command.command("convert")
@@ -176,10 +166,8 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
     save_checkpoint(out, state, checkpoint.architecture, notes)
     written = open_checkpoint(out).state_dict()
     for name, tensor in state.items():
-        same = written[name].dtype == tensor.dtype and torch.equal(
-            written[name].contiguous().view(torch.uint8), tensor.contiguous().view(torch.uint8)
-        )
-        if not same:
+        both = [t.contiguous().view(torch.uint8) for t in (written[name], tensor)]
+        if written[name].dtype != tensor.dtype or not torch.equal(*both):
             raise AssetError(f"{str(out)!r} was not written correctly: {name!r} differs")
     if as_json:
         print_json({"path": str(out), "tensors": len(state), **notes})
@@ -188,31 +176,20 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
 
 
 def _row(card: Card) -> dict[str, Any]:
-    path = _path(card)
-    here = _is_here(card)
+    from ppap_framework.checkpoints import location
+
+    path = None
+    with contextlib.suppress(AssetError):  # a package that is incomplete
+        path = location(card)
+    here = path is not None and path.exists()
     return {
         **attrs.asdict(card, filter=attrs.filters.exclude("architecture")),
         "plugin": registry().provider(card).distribution,
-        "path": None if path is None else str(path),
+        "path": path and str(path),
         "here": here,
         "bytes_here": path.stat().st_size if here and path else None,
         "approximate_size": _FLOAT32 * card.parameters if card.parameters else None,
     }
-
-
-def _path(card: Card) -> Path | None:
-    """The path of its file; None for a package that is incomplete."""
-    from ppap_framework.checkpoints import location
-
-    try:
-        return location(card)
-    except AssetError:
-        return None
-
-
-def _is_here(card: Card) -> bool:
-    path = _path(card)
-    return path is not None and path.exists()
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -220,12 +197,3 @@ def _size(row: dict[str, Any]) -> str:
         return size_words(size)
     about = row["approximate_size"]
     return f"about {size_words(about)}" if about else "unknown"
-
-
-def _flat(architecture: Any, before: str = "") -> dict[str, Any]:
-    """Flatten nested objects to dotted names."""
-    fields: dict[str, Any] = {}
-    for name, value in architecture.items():
-        nested = isinstance(value, dict)
-        fields |= _flat(value, f"{before}{name}.") if nested else {f"{before}{name}": value}
-    return fields

@@ -15,21 +15,22 @@ separated by ";". Paths are relative to the current folder, as on the command li
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from ppap_framework.cli import core_command
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError
 
 _FILES = ("ppap.toml", "pyproject.toml")
-_PROBLEMS = "ppap_framework.problems"
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
 """The commands whose options come from files and the environment too."""
 
@@ -45,6 +46,24 @@ class Text(click.types.StringParamType):
         return str(value)
 
 
+class NumberOrAuto(Text):
+    """A number of a type, or the word "auto"; a float may be given as raw:NUMBER."""
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self.number, self.raw = number, "raw:" if number is float else ""
+        self.name = "number, raw:NUMBER," if self.raw else "whole number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            text = str(value)
+            if self.raw and text.startswith(self.raw):
+                float(text.removeprefix(self.raw))
+                return text
+            return text if text == "auto" else self.number(text)
+        except ValueError:
+            self.fail(f"{value!r} is neither a {self.name} nor auto.", param, ctx)
+
+
 class Option(click.Option):
     """An option whose wrong value is collected and replaced by the default, or None if required."""
 
@@ -55,49 +74,79 @@ class Option(click.Option):
             message, default = f"{self.opts[0]} is required", None
         except click.BadParameter as error:
             name = self.name or ""
-            sources = {
-                ParameterSource.ENVIRONMENT: f" in {ctx.auto_envvar_prefix}_{name.upper()}",
-                ParameterSource.DEFAULT_MAP: " in the configuration file",
-            }
-            source = sources.get(ctx.get_parameter_source(name) or ParameterSource.COMMANDLINE, "")
-            message = f"{self.opts[0]}{source}: {error.message}".rstrip(".")
+            source, where = ctx.get_parameter_source(name), ""
+            if source is ParameterSource.ENVIRONMENT:
+                where = f" in {ctx.auto_envvar_prefix}_{name.upper()}"
+            elif source is ParameterSource.DEFAULT_MAP:
+                where = " in the configuration file"
+            message = f"{self.opts[0]}{where}: {error.message}".rstrip(".")
             default = None if self.required else super().process_value(ctx, self.default)
         problems_of(ctx).errors.append(UsageError(message, hint=f"{ctx.command_path} --help"))
         return default
 
 
 def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callable[[Any], Any]:
-    """An `Option` of text by default; the first of its choices is the default."""
+    """An `Option` of its default's type, or of text; the first of its choices is the default."""
     if choices:
         settings |= {"type": click.Choice(choices), "default": choices[0]}
+    default = settings.get("default")
     if not settings.get("is_flag"):
-        settings.setdefault("type", Text())
-        settings.setdefault("show_default", settings.get("default") is not None)
+        settings.setdefault("type", Text() if default is None else None)
+        settings.setdefault("show_default", default is not None)
     return click.option(*names, cls=Option, **settings)
 
 
-def count_or_auto(value: object) -> Any:
-    """The type of an option that is a whole number or the word "auto"."""
-    try:
-        return value if value == "auto" else int(str(value))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is neither a whole number nor auto.") from error
+def options(*every: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A decorator that adds options to a command, in this order."""
+    return lambda command: functools.reduce(lambda c, add: add(c), reversed(every), command)
 
 
-def scale_text(value: object) -> Any:
-    """The type of a guidance scale: a number, raw:NUMBER, or the word "auto"."""
-    text = str(value).strip()
-    try:
-        number = None if text == "auto" else float(text.removeprefix("raw:"))
-    except ValueError as error:
-        message = f"{value!r} is neither a number, raw:NUMBER, nor auto."
-        raise click.BadParameter(message) from error
-    return text if number is None or text.startswith("raw:") else number
+_DTYPES = ("float32", "bfloat16", "float16")
+_PAIRS: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "num": {"type": int, "help": "Number of images."},
+    "steps": {"default": 25, "help": "Steps from noise to image."},
+    "sampler": {"choices": ("ddim", "ddpm"), "help": "Sampler."},
+    "eta": {"default": 0.0, "help": "Stochasticity of DDIM, from 0 to 1."},
+    "seed": {"default": 0, "help": "Seed; the noise of image i depends on (seed, i)."},
+    "batch": {"type": int, "help": "Batch size."},
+    "device": {"default": "auto", "help": "Device, such as cpu, cuda, cuda:1 or mps."},
+    "threads": {"type": int, "help": "Threads on the CPU; by default torch's own choice."},
+    "precision": {"choices": ("float32", "bfloat16"), "help": "Precision of matrix products."},
+    "workers": {"type": int, "help": "Processes that draw; by default one a core, up to 8."},
+    "overwrite": {"is_flag": True, "help": "Replace what an earlier call wrote to the folder."},
+    "allow-mismatch": {"multiple": True, "help": "Accept another `backend` or `resolution`."},
+    "offline": {"is_flag": True, "help": "Download nothing."},
+    "json": {"is_flag": True, "help": "Print JSON."},
+}
+
+
+def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
+    """The options of these names, and those of `defaults` with other default values."""
+    own: dict[str, dict[str, Any]] = {name: {} for name in names}
+    own |= {name: {"default": value} for name, value in defaults.items()}
+    return options(*(option(f"--{name}", **_SETTINGS[name], **own[name]) for name in own))
+
+
+backend_options = options(
+    option("--backend", required=True, metavar="NAME", help="The diffusion model."),
+    option("--checkpoint", metavar="NAME|PATH", help="Its weights."),
+    option("--dtype", type=click.Choice(_DTYPES), help="Type to which its weights are cast."),
+    option("--backend-option", help="Its options; see `ppap plugins info NAME`.", **_PAIRS),
+)
+guide_options = options(
+    option("--guider", required=True, metavar="NAME", help="The network."),
+    option("--guider-model", help="Which network, if the guider knows several."),
+    option("--guider-checkpoint", help="Its weights, by name or path."),
+    option("--guider-option", help="Its options; see `ppap plugins info NAME`.", **_PAIRS),
+    option("--loss", help="Loss that compares its answers, if not the guider's own."),
+    option("--loss-option", help="Option of the loss, such as temperature=0.5.", **_PAIRS),
+)
 
 
 def problems_of(ctx: click.Context) -> Problems:
     """Collected problems of a command's options; the command may add its own."""
-    problems: Problems = ctx.meta.setdefault(_PROBLEMS, Problems())
+    problems: Problems = ctx.meta.setdefault("ppap_framework.problems", Problems())
     return problems
 
 
@@ -111,72 +160,54 @@ class Command(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        prefix = f"PPAP_{(self.name or '').upper()}"
-        extra["auto_envvar_prefix"] = prefix
+        name, own = self.name or "", [p for p in self.params if isinstance(p, Option)]
+        prefix = extra["auto_envvar_prefix"] = f"PPAP_{name.upper()}"
         if not {"-h", "--help"}.intersection(args):  # help works even if a file is broken
-            flags = {o[2:]: p for p in self.params if isinstance(p, Option) for o in p.opts}
-            _check_environment(self.name or "", prefix, flags.values())
-            extra["default_map"] = _from_file(self.name or "", flags)
+            advice = f"`ppap {name} --help`"
+            known = [f"{prefix}_{(option.name or '').upper()}" for option in own]
+            for variable in sorted(os.environ):
+                if variable.startswith(f"{prefix}_") and variable not in known:
+                    raise _unknown("the environment", variable, variable, known, advice)
+            extra["default_map"] = values = {}
+            path, tables = find_config(Path.cwd()) or (None, {})
+            flags = {flag[2:]: option for option in own for flag in option.opts}
+            for key, value in tables.get(name, {}).items():
+                flag = key.replace("_", "-")
+                if flag not in flags:
+                    raise _unknown(str(path), f"{key!r} in [{name}]", flag, flags, advice)
+                lone = flags[flag].multiple and not isinstance(value, list)
+                values[flags[flag].name] = [value] if lone else value
         return super().make_context(info_name, args, parent, **extra)
 
 
 def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The nearest configuration file, from a folder upwards, and its tables by command.
+    """The nearest file that configures ppap, from a folder upwards, and its tables by command.
 
     Raises:
         UsageError: If it is not valid TOML, or has other tables than those of commands.
     """
-    for place in (folder, *folder.parents):
-        for name in _FILES:
-            tables = _read(place / name)
-            if tables is not None:
-                return place / name, tables
-    return None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The tables of a file; None if there is none, or it does not configure ppap."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    own = path.name == _FILES[0]
-    try:
-        content = path.read_bytes()
-        if not own and b"tool.ppap" not in content:
-            return None
-        tables = tomllib.loads(content.decode())
-    except OSError:
-        return None
-    except ValueError as error:
-        raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
-    tables = tables if own else tables.get("tool", {}).get("ppap")
-    for name, table in (tables or {}).items():
-        if name not in _CONFIGURED:
-            advice = " or ".join(f"[{command}]" for command in _CONFIGURED)
-            raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, f"write {advice}")
-        if not isinstance(table, dict):
-            raise UsageError(f"{name!r} in {str(path)!r} is not a table", hint=f"write [{name}]")
-    return tables  # type: ignore[no-any-return]  # tables of tables, as checked
-
-
-def _from_file(command: str, flags: Mapping[str, click.Option]) -> dict[str, Any]:
-    """Values of a command's options from the file: a `default_map` for click."""
-    path, tables = find_config(Path.cwd()) or (None, {})
-    values: dict[str, Any] = {}
-    for key, value in tables.get(command, {}).items():
-        flag = key.replace("_", "-")
-        if flag not in flags:
-            what = f"{key!r} in [{command}]"
-            raise _unknown(str(path), what, flag, flags, f"`ppap {command} --help`")
-        option = flags[flag]
-        several = option.multiple and not isinstance(value, list)
-        values[option.name or ""] = [value] if several else value
-    return values
-
-
-def _check_environment(command: str, prefix: str, options: Iterable[click.Option]) -> None:
-    known = {f"{prefix}_{(option.name or '').upper()}" for option in options}
-    for variable in sorted(os.environ):
-        if variable.startswith(f"{prefix}_") and variable not in known:
-            raise _unknown("the environment", variable, variable, known, f"`ppap {command} --help`")
+    for path in (place / name for place in (folder, *folder.parents) for name in _FILES):
+        own = path.name == _FILES[0]
+        try:
+            content = path.read_bytes()
+            if not own and b"tool.ppap" not in content:
+                continue
+            tables = tomllib.loads(content.decode())
+        except OSError:
+            continue
+        except ValueError as error:
+            raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
+        tables = tables if own else tables.get("tool", {}).get("ppap")
+        for name, table in (tables or {}).items():
+            if name not in _CONFIGURED:
+                advice = f"write {' or '.join(f'[{command}]' for command in _CONFIGURED)}"
+                raise _unknown(str(path), f"[{name}]", name, _CONFIGURED, advice)
+            if not isinstance(table, dict):
+                raise UsageError(f"{name!r} in {str(path)!r} is no table", hint=f"write [{name}]")
+        if tables is not None:
+            return path, tables
+    return None
 
 
 def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str) -> UsageError:
@@ -196,38 +227,26 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
     read them from there are shown.
     """
     found = find_config(Path.cwd())
-    file = str(found[0]) if found else None
-    problems = Problems()
-    values = {name: _values(name, file, problems) for name in commands or _CONFIGURED}
+    file, problems = str(found[0]) if found else None, Problems()
+    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
+    values: dict[str, dict[str, Any]] = {}
+    for name in commands or _CONFIGURED:
+        ctx = core_command(name).make_context(f"ppap {name}", [])
+        problems.errors += [
+            UsageError(f"{name} {problem.message}", hint=problem.hint)
+            for problem in problems_of(ctx).errors
+            if "is required" not in problem.message
+        ]
+        values[name] = {}
+        for own in (o.name or "" for o in ctx.command.params if isinstance(o, Option)):
+            source = ctx.get_parameter_source(own) or ParameterSource.DEFAULT
+            row = {"value": ctx.params[own], "from": sources.get(source, "default")}
+            values[name][own.replace("_", "-")] = row
     if as_json:
         print_json({"file": file, **values})
     else:
         click.echo(f"file: {file or 'none'}")
-        for name, options in values.items():
-            rows = [(option, _shown(v["value"]), v["from"]) for option, v in options.items()]
+        for name, shown in values.items():
+            rows = [(option, *row.values()) for option, row in shown.items()]
             print_table((f"option of {name}", "value", "from"), rows)
     problems.check()
-
-
-def _values(name: str, file: str | None, problems: Problems) -> dict[str, dict[str, Any]]:
-    """Each option of a command with its value and source."""
-    configured: click.Command = importlib.import_module(f"ppap_framework.cli.{name}").command
-    context = configured.make_context(f"ppap {name}", [])
-    problems.errors += [
-        UsageError(f"{name} {problem.message}", hint=problem.hint)
-        for problem in problems_of(context).errors
-        if "is required" not in problem.message
-    ]
-    sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
-    return {
-        option.name.replace("_", "-"): {
-            "value": context.params[option.name],
-            "from": sources.get(context.get_parameter_source(option.name), "default"),  # type: ignore[arg-type]  # every option has a source
-        }
-        for option in configured.params
-        if isinstance(option, Option) and option.name
-    }
-
-
-def _shown(value: object) -> object:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else value

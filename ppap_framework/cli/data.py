@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
+from ppap_framework.cli.output import json_option, print_fields, print_json, print_table, size_words
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -25,6 +24,7 @@ def verify(folder: Path, as_json: bool) -> int:
 
     data = SyntheticData(folder)
     faults = data.faults()
+    files = list(dict.fromkeys(fault.file for fault in faults))
     if as_json:
         print_json(
             {
@@ -37,7 +37,6 @@ def verify(folder: Path, as_json: bool) -> int:
         )
         return AssetError.exit_code if faults else 0
     if faults:
-        files = list(dict.fromkeys(fault.file for fault in faults))
         more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
         raise AssetError(
             f"{str(folder / files[0])!r} {faults[0].reason}{more}",
@@ -55,47 +54,23 @@ def stats(folder: Path, as_json: bool) -> None:
     from ppap_framework.data import SyntheticData
 
     data = SyntheticData(folder)
-    settings = data.manifest["settings"]
-    stages: list[dict[str, Any]] = []
+    shards, settings = data.manifest["shards"], data.manifest["settings"]
+    stages, rows = [], []
     for index, stage in enumerate(data.stages):
-        mean, std = data.moments(index)
-        shape = list(data.image_shape(index))
-        stages.append(
-            {"name": stage, "image_shape": shape, "mean": mean.tolist(), "std": std.tolist()}
-        )
+        mean, std = (values.tolist() for values in data.moments(index))
+        shape = data.image_shape(index)
+        stages.append({"name": stage, "image_shape": [*shape], "mean": mean, "std": std})
+        moments = (f"{m:+.3f}, {s:.3f}" for m, s in zip(mean, std, strict=True))
+        rows.append((stage, "x".join(map(str, shape)), *moments))
     found = {
-        "folder": str(folder),
         "images": len(data),
-        "shards": len(data.manifest["shards"]),
-        "bytes": sum(entry["bytes"] for entry in data.manifest["shards"]),
+        "shards": len(shards),
+        "bytes": sum(entry["bytes"] for entry in shards),
         "seconds": data.seconds,
         "sha256": data.manifest_hash,
-        "stages": stages,
     }
     if as_json:
-        print_json(found)
+        print_json({"folder": str(folder), **found, "stages": stages})
         return
-    print_fields(
-        str(folder),
-        {
-            "images": found["images"],
-            "shards": found["shards"],
-            "size": f"{found['bytes'] / 2**20:.1f} MiB",
-            "drawn in": None if data.seconds is None else f"{data.seconds:.1f} s",
-            "backend": settings["backend"]["component"],
-            "checkpoint": settings["backend"]["checkpoint"],
-            "sampler": f"{settings['sampler']}, {settings['steps']} steps, seed {settings['seed']}",
-            "SHA-256": data.manifest_hash,
-        },
-    )
-    print_table(
-        ["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))],
-        [
-            (
-                stage["name"],
-                "x".join(map(str, stage["image_shape"])),
-                *(f"{m:+.3f}, {s:.3f}" for m, s in zip(stage["mean"], stage["std"], strict=True)),
-            )
-            for stage in stages
-        ],
-    )
+    print_fields(str(folder), {**found, "size": size_words(found["bytes"]), **settings})
+    print_table(["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows)

@@ -1,145 +1,49 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from ppap_framework.cli.output import print_fields, print_json
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import Problems
+from ppap_framework.run import counts_of, first_batch, scale_words
+from ppap_framework.run.estimate import estimate
 
 if TYPE_CHECKING:
-    from ppap_framework.components import Stage
     from ppap_framework.diffusion import Process
-    from ppap_framework.guidance import Guide
-    from ppap_framework.origin import Origin
-    from ppap_framework.run import Counts, Plan
-    from ppap_framework.run.estimate import Estimate
+    from ppap_framework.run import Plan
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
-    from ppap_framework.run import counts_of, first_batch
-    from ppap_framework.run.estimate import estimate
-
-    counts, found, unknown = counts_of(plan), None, ""
-    try:
-        found = estimate(plan)
-    except PpapError as error:
-        unknown = error.message
+    """Print a plan and its cost."""
+    config, counts, problems = plan.record(), attrs.asdict(counts_of(plan)), Problems()
+    found = problems.attempt(estimate, plan)
     if as_json:
         cost = attrs.asdict(found) if found else None
-        print_json({"config": plan.record(), "cost": attrs.asdict(counts), "estimate": cost})
+        print_json({"config": config, "cost": counts, "estimate": cost})
         return
-    batch = first_batch(plan)
-    print_fields("backend", _backend(plan, counts))
-    for guide in plan.guides:
-        print_fields(f"guide {guide.name}", _guide(plan, guide, counts))
-    print_fields("images", _images(plan, batch))
-    passes = {
-        "denoiser forwards": counts.denoiser_forwards,
-        "denoiser backwards": counts.denoiser_backwards,
-    }
-    for way in ("forwards", "backwards"):
-        passes |= {f"{name} {way}": count for name, count in counts.guide_forwards.items()}
-    print_fields("images that each network sees, over all steps", passes)
+    batch, (_, height, width) = first_batch(plan), plan.stages[-1].image_shape
+    print_fields("backend", config["backend"])
+    for guide, record in zip(plan.guides, config["guides"], strict=True):
+        print_fields(f"guide {guide.name}", {**record, "scale": scale_words(guide)})
+    steps = {stage.name: _steps(p) for stage, p in zip(plan.stages, plan.processes, strict=True)}
+    images = {"number": f"{plan.num} of {height}x{width}, {batch} at once", "steps": steps}
+    print_fields("images", {**plan.sampling.record(), **images, "device": plan.device})
+    print_fields("parameters, and images that each network sees over all steps", counts)
     if found is None:
-        print_fields("cost in products and memory", {"unknown": unknown})
-    else:
-        print_fields("GFLOPs of a step of an image", _products(found))
-        step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
-        weights = f"{found.weights / 2**20:,.0f}"
-        print_fields("memory in MiB", {"weights": weights, "of a step": step})
-
-
-def _backend(plan: Plan, counts: Counts) -> dict[str, Any]:
-    every, running = plan.backend.stages, [stage.name for stage in plan.stages]
-    left_out = ", ".join(stage.name for stage in every if stage.name not in running)
-    stages = ", ".join(running) + (f" (not {left_out})" if left_out else "")
-    each = {name: _count(number) for name, number in counts.stage_parameters.items()}
-    prompt = plan.sampling.prompt
-    return {
-        **_origin(plan.backend.origin),
-        "parameters": [f"{name} {n}" if len(each) > 1 else n for name, n in each.items()],
-        "stages": stages if len(every) > 1 else None,
-        "prompt": repr(prompt) if isinstance(prompt, str) else None,
-    }
-
-
-def _guide(plan: Plan, guide: Guide, counts: Counts) -> dict[str, Any]:
-    from ppap_framework.run import guide_origin, scale_words
-
-    sampling, experts, (low, high) = plan.sampling, guide.chosen, guide.interval
-    unit = " of unit gradients" if sampling.normalize else ""
-    own = counts.expert_parameters.get(guide.name, ())
-    ends = dict.fromkeys(_count(end(own)) for end in (min, max)) if own else ()
-    record = experts.record() if experts else {}
-    return {
-        **_origin(guide_origin(guide)),
-        "parameters": _count(counts.guide_parameters[guide.name]),
-        "target": guide.target and guide.target.label,
-        "loss": guide.loss_name,
-        "experts": "{num_experts} of {name}, {path} ({sha256:.12})".format(**record)
-        if record
-        else "none",
-        "each expert": f"{' to '.join(ends)} parameters" if ends else None,
-        "scale": f"{scale_words(guide)}{unit}"
-        + (", conflicts removed" if sampling.conflicts == "remove" else ""),
-        "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
-    }
-
-
-def _images(plan: Plan, batch: int) -> dict[str, Any]:
-    sampling = plan.sampling
-    later = {f"then {k.stage.name}": (k.stage, k.process) for k in plan.later}
-    return {
-        "number": f"{plan.num} of {_size(plan.stages[-1])}, {batch} at once",
-        "seed": sampling.seed,
-        "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
-        "steps": _steps(plan.process),
-        **{n: f"to {_size(stage)} in {_steps(p, ' steps')}" for n, (stage, p) in later.items()},
-        "device": plan.device,
-    }
-
-
-def _products(found: Estimate) -> dict[str, Any]:
+        print_fields("cost in products and memory", {"unknown": problems.errors[0].message})
+        return
+    costs = {**found.stages, **found.guides}.items()
     words = {"forward": "forward", "backward": "backward", "before": "before the first"}
-    networks = {**found.stages, **found.guides}
-    products = {
-        f"{name} {words[way]}": _giga(getattr(cost, way))
-        for way in words
-        for name, cost in networks.items()
-        if getattr(cost, way)
-    }
-    return products | {"of the whole run": _giga(found.flops)}
+    products = {f"{name} {words[k]}": getattr(cost, k) for k in words for name, cost in costs}
+    products["of the whole run"] = found.flops
+    giga = {name: flops / 1e9 for name, flops in products.items() if flops}
+    shown = {name: f"{g:.4g}" if g < 1000 else f"{g:,.0f}" for name, g in giga.items()}
+    print_fields("GFLOPs of a step of an image", shown)
+    step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
+    print_fields("memory in MiB", {"weights": f"{found.weights / 2**20:,.0f}", "of a step": step})
 
 
-def _origin(origin: Origin) -> dict[str, Any]:
-    from ppap_framework.run import option_words
-
-    return {
-        "name": origin.component,
-        "plugin": f"{origin.distribution} {origin.version}" if origin.distribution else None,
-        "checkpoint": origin.checkpoint,
-        "options": option_words(origin.resolved),
-    }
-
-
-def _size(stage: Stage) -> str:
-    _, height, width = stage.image_shape
-    return f"{height}x{width}"
-
-
-def _steps(process: Process, unit: str = "") -> str:
+def _steps(process: Process) -> str:
     schedule = process.schedule
-    return f"{len(process)} of {schedule.num_timesteps}{unit}, schedule {schedule.name}"
-
-
-def _giga(flops: int) -> str:
-    giga = flops / 1e9
-    return f"{giga:.4g}" if giga < 1000 else f"{giga:,.0f}"
-
-
-def _count(number: int) -> str:
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
+    return f"{len(process)} of {schedule.num_timesteps}, schedule {schedule.name}"

@@ -1,4 +1,4 @@
-"""Groups of commands, to which installed distributions add theirs.
+"""Groups of commands, to which installed distributions add theirs, and options of every command.
 
 An entry point `name = "module:command"` of the group `ppap.commands` is the click command
 `ppap name`, imported when it is typed; one with the name `experts.name` is `ppap experts name`.
@@ -12,30 +12,65 @@ import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 
-from ppap_framework.cli.global_options import GlobalOptions, accept_global_options
 from ppap_framework.errors import PluginError
 
 _ENTRY_POINTS = "ppap.commands"
 _METADATA = ("dist-info", "egg-info")
 
 
-class Claim(NamedTuple):
-    """A command that a distribution supplies; the target is "module:attribute"."""
+class GlobalOptions:
+    """Values of `-v`, `-q` and `--debug`; `click.Context.obj` of every command."""
 
-    distribution: str
-    target: str
+    def __init__(self) -> None:
+        self.verbosity, self.debug = 0, False
+        self.command = self.author = "ppap"  # what was typed, and the distribution that supplies it
+        self.afterwards = contextlib.ExitStack()  # restored on exit: a process may go on
+
+    def add(self, name: str | None, value: int) -> None:
+        """Add an option's value to the one given before the command's name."""
+        if name == "debug":
+            self.debug |= bool(value)
+        elif value:
+            import logging
+
+            self.verbosity += value if name == "verbose" else -value
+            ours = logging.getLogger("ppap_framework")
+            self.afterwards.callback(ours.setLevel, ours.level)
+            ours.setLevel(logging.WARNING - 10 * max(-1, min(self.verbosity, 2)))
+
+
+def global_options(*, hidden: bool) -> list[click.Parameter]:
+    """`-v`, `-q` and `--debug`, shown in the help of `ppap` and hidden in that of each command."""
+
+    def add(ctx: click.Context, option: click.Parameter, value: int) -> None:
+        ctx.ensure_object(GlobalOptions).add(option.name, value)
+
+    common: dict[str, Any] = {"callback": add, "expose_value": False, "hidden": hidden}
+    return [
+        click.Option(["-v", "--verbose"], count=True, help="Log more.", **common),
+        click.Option(["-q", "--quiet"], count=True, help="Log less.", **common),
+        click.Option(["--debug"], is_flag=True, help="Show tracebacks.", **common),
+    ]
+
+
+_EVERYWHERE = global_options(hidden=True)
+
+
+def _accept_global_options(command: click.Command) -> None:
+    """Add the global options to a command and its subcommands; their own of the same name win."""
+    taken = {name for parameter in command.params for name in parameter.opts}
+    command.params += [option for option in _EVERYWHERE if not taken.intersection(option.opts)]
+    for child in command.commands.values() if isinstance(command, click.Group) else ():
+        _accept_global_options(child)
 
 
 class Group(click.Group):
     """The core's commands and those that plugins add."""
-
-    prefix: str | None = None
-    """What begins the names of entry points; None for the group's name and a dot."""
 
     def summaries(self) -> Mapping[str, str]:
         """The core's commands, each with its summary."""
@@ -44,14 +79,11 @@ class Group(click.Group):
     def core_command(self, name: str) -> click.Command:
         return self.commands[name]
 
-    def added(self) -> dict[str, list[Claim]]:
-        """Plugins' commands in this group by name, each with all claims."""
-        prefix = f"{self.name}." if self.prefix is None else self.prefix
-        found = {
-            name.removeprefix(prefix): claims
-            for name, claims in plugin_commands().items()
-            if name.startswith(prefix)
-        }
+    def added(self) -> dict[str, dict[str, str]]:
+        """Plugins' commands in this group, as `plugin_commands`."""
+        prefix = "" if self.name == "ppap" else f"{self.name}."
+        every = plugin_commands().items()
+        found = {name.removeprefix(prefix): c for name, c in every if name.startswith(prefix)}
         return {n: c for n, c in found.items() if "." not in n and n not in self.summaries()}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -63,73 +95,72 @@ class Group(click.Group):
             command = self.core_command(cmd_name)
         else:
             distribution, _, name = cmd_name.rpartition(":")
-            claims = self.added().get(name, [])
-            claims = [c for c in claims if distribution in ("", c.distribution)]
+            every = self.added().get(name, {}).items()
+            claims = {d: target for d, target in every if distribution in ("", d)}
             if not claims:
                 return None
-            command = _load(name, claims)
-            options.author = claims[0].distribution
-        accept_global_options(command)
+            command, options.author = _load(name, claims), next(iter(claims))
+        _accept_global_options(command)
         options.command = f"{ctx.command_path} {cmd_name}"
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        command = self.get_command(ctx, args[0])
-        if command is None and not args[0].startswith("-"):
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             advice = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([*self.summaries().items()])
-        if added := self.added():
-            with formatter.section("Commands of plugins"):
-                formatter.write_dl([(name, f"from {_all(added[name])}") for name in added])
+        added = [(n, f"from {' and '.join(claims)}") for n, claims in self.added().items()]
+        for title, rows in (
+            ("Commands", [*self.summaries().items()]),
+            ("Commands of plugins", added),
+        ):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
-def plugin_commands() -> dict[str, list[Claim]]:
-    """The commands of all plugins by name; nothing is imported."""
+def plugin_commands() -> dict[str, dict[str, str]]:
+    """The commands of all plugins: each name's "module:attribute" by the distribution that claims
+    it; nothing is imported.
+    """
     # Importing importlib.metadata takes half as long as all else that `ppap --help` does, and its
     # entry_points() fails if one distribution's file is damaged.
-    found: dict[str, list[Claim]] = {}
+    found: dict[str, dict[str, str]] = {}
     for folder in dict.fromkeys(sys.path):
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder or "."):
                 stem, _, kind = entry.name.rpartition(".")
                 distribution = stem.partition("-")[0].replace("_", "-").lower()
                 for name, target in _entry_points(entry.path) if kind in _METADATA else ():
-                    claims = found.setdefault(name, [])
-                    if distribution not in [claim.distribution for claim in claims]:  # a copy
-                        claims.append(Claim(distribution, target))
+                    found.setdefault(name, {}).setdefault(distribution, target)
     return dict(sorted(found.items()))
 
 
-def _entry_points(folder: str) -> list[tuple[str, str]]:
-    try:
+def _entry_points(folder: str) -> Iterator[tuple[str, str]]:
+    with contextlib.suppress(OSError):
         path = f"{folder}{os.sep}entry_points.txt"
         with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # faster than pathlib
-            text = file.read()
-    except OSError:
-        return []
-    _, _, section = text.partition(f"[{_ENTRY_POINTS}]")
-    lines = section.partition("\n[")[0].splitlines()
-    pairs = [line.partition("=") for line in lines if not line.startswith(("#", ";"))]
-    return [(name.strip(), target.strip()) for name, equals, target in pairs if equals]
+            _, _, section = file.read().partition(f"[{_ENTRY_POINTS}]")
+        for line in section.partition("\n[")[0].splitlines():
+            name, equals, target = line.partition("=")
+            if equals and not line.startswith(("#", ";")):
+                yield name.strip(), target.strip()
 
 
-def _load(name: str, claims: list[Claim]) -> click.Command:
+def _load(name: str, claims: Mapping[str, str]) -> click.Command:
     if len(claims) > 1:
         raise PluginError(
-            f"command {name!r} is claimed by {_all(claims)}",
-            hint=f"type {' or '.join(f'{claim.distribution}:{name}' for claim in claims)}",
+            f"command {name!r} is claimed by {' and '.join(claims)}",
+            hint=f"type {' or '.join(f'{distribution}:{name}' for distribution in claims)}",
         )
     from importlib.metadata import EntryPoint
 
-    [(distribution, target)] = claims
+    [(distribution, target)] = claims.items()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
             command = EntryPoint(name, target, _ENTRY_POINTS).load()
@@ -143,7 +174,3 @@ def _load(name: str, claims: list[Claim]) -> click.Command:
             hint=f"pip install --upgrade {distribution}; --debug shows the traceback",
         ) from error
     return command
-
-
-def _all(claims: list[Claim]) -> str:
-    return " and ".join(claim.distribution for claim in claims)

@@ -1,4 +1,6 @@
-"""Guides on a command line: `--guider NAME[=SCALE][:LO-HI]`, and options with `guide=value`.
+"""What options mean: the backend, settings, and guides.
+
+Guides are `--guider NAME[=SCALE][:LO-HI]`, and options with `guide=value`:
 
     --guider depth=2 --guider classifier=4:0.2-0.9 --target depth=ref.png --target classifier=cube
 
@@ -10,7 +12,6 @@ value without a guide's name is for the only guide.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import shlex
 import typing
@@ -18,21 +19,22 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union
 
-import click
+import attrs
 
-from ppap_framework.cli.config import scale_text
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.registry import registry
-from ppap_framework.run import GuideRequest
+from ppap_framework.registry.refusals import nearest
+from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, find_backend, settle
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_BARE = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_COMPONENT = re.compile(rf"(?:[\w.-]+:)?{_BARE}")
 _GUIDER = re.compile(
-    r"(?P<name>[^=]*?)(?:=(?P<scale>(?:\s*raw:)?[^:]*))?"
-    r"(?::(?P<interval>|(?:[\d.]|[+-](?=[\d.]))[\d.eE+-]*))?"
+    rf"(?P<source>(?:[\w.-]+:)??{_BARE})"
+    rf"(?:=(?P<scale>(?:raw:)?(?:{_NUMBER}|[+-]?inf|nan)|auto))?"
+    rf"(?::(?P<low>{_NUMBER})-(?P<high>{_NUMBER}))?"
 )
-_INTERVAL = re.compile(rf"({_NUMBER})-({_NUMBER})")
-_COMPONENT = re.compile(r"(?:[\w.-]+:)?[a-z0-9]+(?:-[a-z0-9]+)*")
 
 _FIELDS = {
     "target": "target",
@@ -46,24 +48,41 @@ _FIELDS = {
 """The fields of `GuideRequest` for options with `guide=value` or `guide.key=value`."""
 
 
+def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> FoundBackend:
+    """The diffusion model of a command line, not yet loaded; `more` are further KEY=VALUE."""
+    chosen = {name: given[name] for name in ("checkpoint", "dtype")}
+    found = find_backend(given["backend"], **chosen, offline=offline)
+    texts = [*given["backend_option"], *more]
+    options = typed_pairs("--backend-option", texts, found.spec.name, "backend")
+    return attrs.evolve(found, options=options)
+
+
+def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Compute]:
+    """What determines the images, and how they are computed; not checked.
+
+    Options are fields of the records by name, `others` those without an option.
+    """
+    fields = {*attrs.fields_dict(Sampling), *attrs.fields_dict(Compute)}
+    changes = {k: v for k, v in given.items() if k in fields and v is not None}
+    return settle(None, None, changes | others)
+
+
 def parse_guides(
     given: Mapping[str, Any], problems: Problems, *, offline: bool = False
 ) -> list[GuideRequest]:
-    """The guides of a command line that could be read.
+    """The guides of a command line that could be read; `problems` collects what cannot.
 
-    Args:
-        given: Values of options by parameter name: `guider`, and if the command has them `scale`,
-            `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
-        problems: Collects what cannot be read.
-        offline: Raise instead of downloading.
+    `given` are values of options by parameter name: `guider`, and if the command has them `scale`,
+    `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
     """
     wanted = [text.strip() for text in _several(given["guider"])]
-    if "none" in wanted and len(wanted) > 1:
-        problems.errors.append(
-            UsageError("--guider none goes with no other guider", hint="leave out one or the other")
-        )
-    wanted = [] if "none" in wanted else wanted
     guides: list[dict[str, Any]] = []
+    if "none" in wanted:
+        if len(wanted) > 1:
+            problems.errors.append(
+                UsageError("--guider none goes with no other guider", hint="leave out one of them")
+            )
+        wanted = []
     for text in wanted:
         with problems.collected():
             guide = _guide(text)
@@ -76,24 +95,16 @@ def parse_guides(
     misplaced = Problems()
     for parameter in _FIELDS:
         for text in _several(given.get(parameter)):
-            with misplaced.collected():
-                _assign(parameter, text, guides)
+            misplaced.attempt(_assign, parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
-    requests = []
-    for guide in guides:
-        with problems.collected():
-            requests.append(_request(guide, given, offline))
-    return requests
+    requests = [problems.attempt(_request, guide, given, offline) for guide in guides]
+    return [request for request in requests if request]
 
 
 def guide_of(given: Mapping[str, Any]) -> GuideRequest:
-    """The network of a command that has one and does not guide with it, checked.
-
-    Raises:
-        PpapError: If it cannot be used.
-    """
-    if given["guider"] == "none":
+    """The network of a command that has one and does not guide with it, checked."""
+    if given["guider"].strip() == "none":
         raise UsageError("--guider none names no network", hint="name one with --guider")
     problems = Problems()
     requests = parse_guides(given, problems)
@@ -114,12 +125,7 @@ def typed_option(
     text: str,
     kind: Literal["backend", "guider", "loss", "adapter"] = "guider",
 ) -> Any:
-    """The value of a component's option, converted to the type in its options class.
-
-    Raises:
-        PluginError: If there is no such component, or its options cannot be imported.
-        UsageError: If the text is no value of that type.
-    """
+    """The value of a component's option, converted to the type in its options class."""
     plugins = registry()
     options = plugins.options_class(plugins.spec(kind, component))
     try:
@@ -132,25 +138,19 @@ def typed_option(
     of, value = words.get(text.lower(), (None, None))
     if of in kinds:
         return value
-    for number in (int, float):
-        if number in kinds:
-            with contextlib.suppress(ValueError):
-                return number(text)
-    if str not in kinds and {bool, int, float} & set(kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-        raise UsageError(
-            f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give a {wanted}"
-        )
-    return text
+    for number in (n for n in (int, float) if n in kinds):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    if str in kinds or not {bool, int, float}.intersection(kinds):
+        return text
+    wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+    raise UsageError(
+        f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give a {wanted}"
+    )
 
 
 def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
-    """A component's options, KEY=VALUE each.
-
-    Raises:
-        UsageError: If a text cannot be read, or a key is given twice.
-        PpapError: As `typed_option`.
-    """
+    """A component's options, KEY=VALUE each."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -172,66 +172,53 @@ def _name(guide: Mapping[str, Any]) -> str:
 
 
 def _guide(text: str) -> dict[str, Any]:
+    """Fields of a request, from what was typed behind --guider."""
     match = _GUIDER.fullmatch(text)
-    if match is None or not _COMPONENT.fullmatch(match["name"]):
-        known = {spec.name for spec in registry().specs("guider")}
-        name = "" if match is None else match["name"].lower().replace("_", "-")
-        near = difflib.get_close_matches(name, known, n=1) if _COMPONENT.fullmatch(name) else []
-        raise UsageError(
-            f"--guider {text!r} cannot be read",
-            hint=f"did you mean {near[0]!r}?" if near else f"type {_FORM}",
-        )
-    guide: dict[str, Any] = {"source": match["name"], "options": [], "loss_options": []}
-    if match["scale"] is not None:
-        try:
-            guide["scale"] = scale_text(match["scale"])
-        except click.BadParameter:
-            raise UsageError(
-                f"the scale {match['scale']!r} in --guider {text!r} is no number",
-                hint=f"type {_FORM}, or raw:NUMBER or auto for SCALE",
-            ) from None
-    if match["interval"] is not None:
-        ends = _INTERVAL.fullmatch(match["interval"])
-        if ends is None:
-            raise UsageError(
-                f"the interval {match['interval']!r} in --guider {text!r} cannot be read",
-                hint="an interval is LO-HI, between 0 (image) and 1 (noise), such as 0.2-0.9",
-            )
-        guide["interval"] = float(ends[1]), float(ends[2])
+    if match is None:
+        name = re.split("[=:]", text)[0]
+        near = nearest(name, {spec.name for spec in registry().specs("guider")})
+        typo = near is not None and not text.startswith(near)
+        hint = f"did you mean {near!r}?" if typo else f"type {_FORM}"
+        raise UsageError(f"--guider {text!r} cannot be read", hint=hint)
+    guide: dict[str, Any] = {"source": match["source"], "options": [], "loss_options": []}
+    if scale := match["scale"]:
+        guide["scale"] = scale if scale.startswith(("auto", "raw:")) else float(scale)
+    if match["low"]:
+        guide["interval"] = float(match["low"]), float(match["high"])
     return guide
 
 
 def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
     """Give the value of an option to the guide that it names."""
-    flag, field = f"--{parameter.replace('_', '-')}", _FIELDS[parameter]
-    of_guider = field.endswith("options")
+    flag, field, names = (
+        f"--{parameter.replace('_', '-')}",
+        _FIELDS[parameter],
+        [*map(_name, guides)],
+    )
     before, equals, after = text.partition("=")
-    if of_guider:
-        name, dot, key = before.rpartition(".")
-        named, value = bool(dot), f"{key}{equals}{after}"
+    if of_component := field.endswith("options"):
+        name, named, key = before.rpartition(".")
+        value = f"{key}{equals}{after}"
     else:
         name = before.strip()
-        named = bool(equals and (_COMPONENT.fullmatch(name) or name in map(_name, guides)))
-        value = after.strip() if named else text.strip()
-    names = list(map(_name, guides))
+        named = equals if _COMPONENT.fullmatch(name) else ""
+        value = (after if named else text).strip()
     if not guides:
         raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
-    if not named and len(guides) > 1:
-        forms = [f"{flag} {shlex.quote(f'{name}={text}')}" for name in names]
-        raise UsageError(
-            f"{flag} {text!r} does not say for which guide it is",
-            hint="type GUIDE.KEY=VALUE" if of_guider else " or ".join(forms),
-        )
     matching = [g for g in guides if not named or name in (_name(g), g["source"])]
-    if not matching:
-        near = difflib.get_close_matches(name, names, n=1) or names[:1]
-        bare = f"the guides are {', '.join(names)}; for text with a '=' type {near[0]}={text}"
+    if len(matching) != 1:
+        forms = [f"{flag} {shlex.quote(f'{name}={text}')}" for name in names]
+        where = (
+            f"is for guide {name!r}, which is not used"
+            if named
+            else ("does not say for which guide it is")
+        )
         raise UsageError(
-            f"{flag} {text!r} is for guide {name!r}, which is not used",
-            hint="type GUIDE.KEY=VALUE" if of_guider else bare,
+            f"{flag} {text!r} {where}",
+            hint="type GUIDE.KEY=VALUE" if of_component else f"type {' or '.join(forms)}",
         )
     [guide] = matching
-    if of_guider:
+    if of_component:
         guide[field].append(value)
     elif field in guide:
         raise UsageError(

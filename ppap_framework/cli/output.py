@@ -1,20 +1,26 @@
-"""Output of commands: tables for people, JSON for machines. Only tables import rich."""
+"""Output of commands: tables for people, JSON for machines, progress and the end of an interrupt.
+
+Rich is imported by what draws tables and bars only.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppap_framework.cli.global_options import GlobalOptions
-from ppap_framework.errors import AssetError, Problems
+from ppap_framework.cli.groups import GlobalOptions
+from ppap_framework.errors import AssetError, PpapError, Problems
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ppap_framework.runtime import Progress, Watch
 
 _PIPED_WIDTH = 160
 
@@ -24,7 +30,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def note(text: str) -> None:
     """Print a line on stderr, unless -q was given."""
-    if click.get_current_context().ensure_object(GlobalOptions).verbosity >= 0:
+    if not _is_quiet():
         click.echo(f"ppap: {text}", err=True)
 
 
@@ -44,60 +50,140 @@ def print_table(
         table.add_column(column, overflow="fold")  # not an ellipsis: every character matters
     for row in rows:
         cells = [row[column] for column in columns] if isinstance(row, Mapping) else row
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+        table.add_row(*map(_cell, cells))
     _console().print(table)
 
 
 def print_fields(title: str, fields: Mapping[str, Any]) -> None:
-    """Print a title and its fields, one per line; empty fields are left out."""
+    """Print a title and its fields, one per line; nested ones with dots, without empty ones."""
     from rich.table import Table
 
     if not fields:
         return
     grid = Table.grid("", "", padding=(0, 2))
     grid.columns[1].overflow = "fold"
-    for name, value in fields.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        if text and value is not None:
+    for name, value in _flat(fields):
+        if text := _cell(value):
             grid.add_row(f"  {name}", text)
     out = _console()
     out.print(title, style="bold")
     out.print(grid)
 
 
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _flat(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            value = {part.get("name", index): part for index, part in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
+
+
 def print_verified(
-    results: list[dict[str, Any]], good: str, line: str, problems: Problems, as_json: bool
+    files: Iterable[tuple[str, Any]],
+    check: Callable[[Any], dict[str, Any]],
+    blank: Mapping[str, Any],
+    line: str,
+    as_json: bool,
 ) -> int:
-    """Print which files are undamaged, and return the exit code.
+    """Check named files, print which are undamaged, and return the exit code.
 
-    Args:
-        results: A record of each file, which gets the message of its problem as "fault".
-        good: Key of whether it is undamaged.
-        line: Format string for an undamaged file's record.
-        problems: Problems of the other files, in order.
-        as_json: Print the records instead.
-
-    Raises:
-        AssetError: The problems, unless as JSON.
+    `check` returns facts about a file, or raises. `blank` has the keys of a file's record: its
+    name, whether it is undamaged, and the facts; `line` formats it.
     """
-    errors = iter(problems.errors)
-    for result in results:
-        if not result[good]:
-            result["fault"] = next(errors).message
-        elif not as_json:
-            click.echo(line.format(**result))
+    name_key, good, *_ = blank
+    records, problems = [], Problems()
+    for name, file in files:
+        record = {**blank, name_key: name, good: False, "fault": None}
+        try:
+            record |= {**check(file), good: True}
+            if not as_json:
+                click.echo(line.format(**record))
+        except PpapError as error:
+            problems.errors.append(error)
+            record["fault"] = error.message
+        records.append(record)
     if as_json:
-        print_json(results)
+        print_json(records)
         return AssetError.exit_code if problems.errors else 0
     problems.check()
     return 0
 
 
 def size_words(size: int) -> str:
-    for unit, of in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, of, digits in (("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0)):
         if size >= of:
-            return f"{size / of:.{2 if unit == 'GB' else 0}f} {unit}"
+            return f"{size / of:.{digits}f} {unit}"
     return f"{size} B"
+
+
+@contextlib.contextmanager
+def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:
+    """A context that shows the progress of a long computation on stderr.
+
+    It yields the function to call with the progress, or None if nothing is shown, as with `-q`. On
+    Ctrl-C or SIGTERM it raises `click.Abort`: `main` prints `interrupted`, what is left and how to
+    continue, and exits with 130. `lines` prints a line for each task if stderr is no terminal.
+    """
+    try:
+        if sys.stderr.isatty() and not _is_quiet():
+            with _bars() as watch:
+                yield watch
+        else:
+            yield _lines() if lines and not _is_quiet() else None
+    except KeyboardInterrupt:
+        raise click.Abort(interrupted) from None
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Watch]:
+    """A bar for each task, until it is done and another begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    percentage = TextColumn("{task.percentage:.0f} % {task.fields[detail]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def watch(now: Progress) -> None:
+            shown = {bar.description: bar for bar in bars.tasks}
+            state: dict[str, Any] = {
+                "completed": now.done,
+                "total": now.total,
+                "detail": now.detail,
+            }
+            if now.task in shown:
+                bars.update(shown[now.task].id, **state)
+                return
+            for finished in (bar for bar in shown.values() if bar.finished):
+                bars.remove_task(finished.id)
+            # Steps of earlier calls count as completed and do not affect the speed.
+            bars.add_task(now.task, **state)
+
+        yield watch
+
+
+def _lines() -> Watch:
+    begun: set[str] = set()
+
+    def watch(now: Progress) -> None:
+        if now.task not in begun:
+            begun.add(now.task)
+            click.echo(f"ppap: {now.task}", err=True)
+
+    return watch
+
+
+def _is_quiet() -> bool:
+    return click.get_current_context().ensure_object(GlobalOptions).verbosity < 0
 
 
 def _console() -> Console:
@@ -106,6 +192,5 @@ def _console() -> Console:
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(
-        width=_PIPED_WIDTH if piped else None, markup=False, emoji=False, highlight=False
-    )
+    width = _PIPED_WIDTH if piped else None
+    return Console(width=width, markup=False, emoji=False, highlight=False)

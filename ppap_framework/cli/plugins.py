@@ -1,33 +1,65 @@
-"""`ppap plugins`: what is installed, read from records, so it works if a plugin is broken."""
+"""`ppap plugins` and `ppap doctor`, read from records, so they work if a plugin is broken.
+
+They import neither torch nor any component itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
-from ppap_framework.cli.groups import Group
+from ppap_framework.cli import COMMANDS, version
+from ppap_framework.cli.groups import Group, plugin_commands
 from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import (
-    Asset,
-    BackendSpec,
-    Card,
-    ComponentSpec,
-    DefaultTarget,
-    ExpertBundle,
-    GuiderSpec,
+from ppap_framework.files import cache_dir
+from ppap_framework.plugin import Asset, Card, ComponentSpec, DefaultTarget, ExpertBundle
+from ppap_framework.registry import (
+    Conflict,
+    PluginRecord,
+    Registry,
+    conflicts,
+    discover,
+    normal,
+    registry,
+    split,
+    suppliers,
 )
-from ppap_framework.registry import PluginRecord, Registry, normal, registry, split, suppliers
 
-_ASSETS: dict[str, type[Asset]] = {
-    "checkpoints": Card,
-    "experts": ExpertBundle,
-    "default_targets": DefaultTarget,
+_TARGET = "{0.text!r} for {0.guider} with {0.checkpoint}"
+_ASSETS: dict[str, tuple[str, type[Asset], str]] = {
+    "checkpoints": ("checkpoint", Card, "{0.name}"),
+    "experts": ("experts", ExpertBundle, "{0.name}"),
+    "default_targets": ("default target", DefaultTarget, _TARGET),
 }
+_PROBE = """
+import json, torch
+if torch.cuda.is_available():
+    device = f"cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name(0)})"
+else:
+    device = "mps" if torch.backends.mps.is_available() else "cpu"
+found = {"version": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+print(json.dumps(found))
+"""
+_PROBE_SECONDS = 120
+
+_VARIABLES = (
+    *("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
+    *("MKL_NUM_THREADS", "NO_COLOR", "OMP_NUM_THREADS", "PYTHONPATH", "TORCH_HOME"),
+    "XDG_CACHE_HOME",
+)
+"""Variables that are shown beside `PPAP_*`; none of them holds a secret."""
 
 
 @click.group("plugins", cls=Group)
@@ -42,14 +74,13 @@ def list_plugins(as_json: bool) -> None:
     records = registry().records
     components = [_summary(record, spec) for record in records for spec in record.specs]
     if as_json:
-        plugins = [describe_plugin(record) for record in records]
-        print_json({"components": components, "plugins": plugins})
+        print_json({"components": components, "plugins": [*map(_plugin, records)]})
         return
     if components:
         print_table(["kind", "name", "plugin", "version", "summary"], components)
     else:
         click.echo("No component is installed; `pip install ppap-framework[demo]` brings some.")
-    print_idle(records)
+    _print_idle(records)
 
 
 @command.command("info")
@@ -61,97 +92,112 @@ def info(name: str, as_json: bool) -> None:
     NAME is the name of a component, a distribution or an entry point, or two of them joined as
     "distribution:name".
     """
-    found = registry()
-    distribution, bare = split(name)
-    components = [
-        _describe_component(found, record, spec)
-        for record in found.records
-        for spec in record.specs
-        if spec.name == bare and distribution in (None, record.distribution)
-    ]
-    plugins = [
-        describe_plugin(record)
-        for record in found.records
-        if (record.entry_point == bare and distribution in (None, record.distribution))
-        or (distribution is None and record.distribution == normal(bare))
-    ]
+    found, (distribution, bare) = registry(), split(name)
+    named = [r for r in found.records if distribution in (None, r.distribution)]
+    components = [_component(found, r, s) for r in named for s in r.specs if s.name == bare]
+    projects = () if distribution else (normal(bare),)
+    plugins = [_plugin(r) for r in named if r.entry_point == bare or r.distribution in projects]
     if not components and not plugins:
         raise _unknown(name, found)
     if as_json:
         print_json({"components": components, "plugins": plugins})
         return
     for component in components:
-        _print_component(component)
+        for card in component.get("checkpoints", ()):
+            del card["architecture"]  # `ppap checkpoints info` shows it
+        title, licence = "{kind} {name}".format(**component), component["licence"]
+        print_fields(title, component | {"licence": licence or "not stated"})
     for plugin in plugins:
         trace = plugin.pop("traceback")
         print_fields(f"plugin {plugin['plugin']}", plugin)
         click.echo(trace, nl=False)
 
 
-def describe_plugin(record: PluginRecord) -> dict[str, Any]:
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Check the installation and every plugin.
+
+    Exits with 3 if a plugin failed or two are in conflict, with 1 if torch cannot be used, and
+    otherwise with 0.
+    """
+    found = discover(strict=False)
+    commands = {name: [*claims] for name, claims in plugin_commands().items()}
+    core = "ppap-framework"  # which keeps its commands
+    contested = conflicts(found)
+    for name, claims in commands.items():
+        if name in COMMANDS:
+            contested.append(Conflict(f"command {name!r}", (core, *claims), core))
+        elif len(claims) > 1:
+            contested.append(Conflict(f"command {name!r}", tuple(claims)))
+    report = {
+        "ppap": version(),
+        "python": {
+            "version": platform.python_version(),
+            "executable": sys.executable,
+            "platform": platform.platform(),
+        },
+        "torch": _probe_torch(),
+        "plugins": [_plugin(record) for record in found.records],
+        "commands": commands,
+        "conflicts": [attrs.asdict(conflict) for conflict in contested],
+        "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
+        "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in _VARIABLES or name.startswith("PPAP_")
+        },
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print(report, found)
+    if any(record.failed for record in found.records) or report["conflicts"]:
+        return 3
+    return 1 if "error" in report["torch"] else 0
+
+
+def _plugin(record: PluginRecord) -> dict[str, Any]:
     """Everything known of a plugin, JSON."""
+    fields = ("version", "module", "status", "reason", "hint")
     return {
         "plugin": record.name,
-        "version": record.version,
-        "module": record.module,
-        "status": record.status,
-        "reason": record.reason,
-        "hint": record.hint,
+        **{field: getattr(record, field) for field in fields},
         "components": [f"{spec.kind} {spec.name}" for spec in record.specs],
         **{
-            key: [_name(asset) for asset in record.assets if isinstance(asset, kind)]
-            for key, kind in _ASSETS.items()
+            key: [name.format(asset) for asset in record.assets if isinstance(asset, kind)]
+            for key, (_, kind, name) in _ASSETS.items()
         },
         "traceback": record.traceback,
     }
 
 
-def print_idle(records: Iterable[PluginRecord]) -> None:
+def _print_idle(records: Iterable[PluginRecord]) -> None:
     """Print a table of the plugins that supply nothing, and why."""
     idle = [(r.name, r.version, r.status, r.reason, r.hint) for r in records if r.status != "ok"]
     if idle:
         print_table(["not loaded", "version", "status", "reason", "hint"], idle)
 
 
-def _name(asset: Asset) -> str:
-    if isinstance(asset, DefaultTarget):
-        return f"{asset.text!r} for {asset.guider} with {asset.checkpoint}"
-    return asset.name
-
-
 def _summary(record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
-    return {
-        "kind": spec.kind,
-        "name": spec.name,
-        "plugin": record.name,
-        "version": record.version,
-        "summary": spec.summary,
-    }
+    plugin = {"plugin": record.name, "version": record.version}
+    return {"kind": spec.kind, "name": spec.name, **plugin, "summary": spec.summary}
 
 
-def _describe_component(
-    found: Registry, record: PluginRecord, spec: ComponentSpec
-) -> dict[str, Any]:
+def _component(found: Registry, record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
     """Everything known of a component, JSON; imports its options class alone."""
     described = {**_summary(record, spec), **attrs.asdict(spec), "options": _options(found, spec)}
-    name = f"{record.distribution}:{spec.name}"
-    if isinstance(spec, BackendSpec):
-        cards, bundles = found.cards(name, "backend"), found.bundles(backend=spec.name)
-    elif isinstance(spec, GuiderSpec):
-        cards, bundles = found.cards(name, "guider"), found.bundles(guider=spec.name)
-    else:
+    if spec.kind not in ("backend", "guider"):
         return described
-    targets = [isinstance(spec, GuiderSpec) and found.default_target(name, c.name) for c in cards]
-    described["checkpoints"] = [
-        {
-            **attrs.asdict(card),
-            "plugin": found.provider(card).name,
-            "default_target": target.text if target else None,
-        }
-        for card, target in zip(cards, targets, strict=True)
-    ]
+    name, described["checkpoints"] = f"{record.distribution}:{spec.name}", []
+    for card in found.cards(name, spec.kind):
+        target = found.default_target(name, card.name) if spec.kind == "guider" else None
+        more = {"plugin": found.provider(card).name, "default_target": target and target.text}
+        described["checkpoints"].append({**attrs.asdict(card), **more})
     described["experts"] = [
-        {**attrs.asdict(bundle), "plugin": found.provider(bundle).name} for bundle in bundles
+        {**attrs.asdict(bundle), "plugin": found.provider(bundle).name}
+        for bundle in found.bundles(**{spec.kind: spec.name})
     ]
     return described
 
@@ -162,14 +208,13 @@ def _options(found: Registry, spec: ComponentSpec) -> list[dict[str, Any]] | str
         options_class = found.options_class(spec)
     except PluginError as error:
         return error.message
-    fields = attrs.fields(options_class) if options_class else ()
     return [
         {
             "name": field.alias,
             "type": getattr(field.type, "__name__", str(field.type)),
             "default": "required" if field.default is attrs.NOTHING else repr(field.default),
         }
-        for field in fields
+        for field in (attrs.fields(options_class) if options_class else ())
         if field.init
     ]
 
@@ -177,30 +222,70 @@ def _options(found: Registry, spec: ComponentSpec) -> list[dict[str, Any]] | str
 def _unknown(name: str, found: Registry) -> PluginError:
     known = {spec.name for record in found.records for spec in record.specs}
     known |= {record.distribution for record in found.records}
-    supplier = suppliers().get(name)
-    near = difflib.get_close_matches(split(name)[1], sorted(known), n=1)
+    supplier, near = suppliers().get(name), difflib.get_close_matches(split(name)[1], known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "`ppap plugins list` shows what there is"
     if supplier and supplier not in known:
         hint = f"pip install {supplier}"
-    else:
-        hint = f"did you mean {near[0]!r}?" if near else "`ppap plugins list` shows what there is"
     return PluginError(f"no component and no plugin is called {name!r}", hint=hint)
 
 
-def _print_component(described: dict[str, Any]) -> None:
-    fields = dict(described)
-    title = f"{fields.pop('kind')} {fields.pop('name')}"
-    fields["licence"] = fields["licence"] or "not stated"
-    options = fields.pop("options")
-    if isinstance(options, str):
-        fields["options"], options = options, []
-    assets = [("checkpoint", card) for card in fields.pop("checkpoints", [])]
-    assets += [("experts", bundle) for bundle in fields.pop("experts", [])]
-    print_fields(title, fields)
-    for option in options:
-        default = option["default"]
-        unless = default if default == "required" else f"default {default}"
-        click.echo(f"  option {option['name']}: {option['type']}, {unless}")
-    shown = ["summary", "plugin", "default", "default_target", "image_size", "guider", "backend"]
-    for kind, asset in assets:
-        rows = {key: asset.get(key) for key in [*shown, "size", "licence", "uri"]}
-        print_fields(f"{kind} {asset['name']}", rows)
+def _probe_torch() -> dict[str, Any]:
+    """Version, threads and device of torch, or its error; in another process, which may crash."""
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROBE_SECONDS,
+            check=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # a torch.py in this folder is not torch
+        )
+        found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().rpartition("\n")[2] or "nothing was said"
+        return {"error": f"importing torch ended with exit code {error.returncode}: {said}"}
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": str(error)}
+    except (IndexError, ValueError):
+        return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
+    return found
+
+
+def _caches() -> dict[str, int]:
+    """Bytes of folders of weights: the project's, and those of libraries that plugins use."""
+    get = os.environ.get
+    shared = Path(get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = get("HF_HUB_CACHE") or Path(get("HF_HOME") or shared / "huggingface", "hub")
+    sizes = {}
+    for folder in (cache_dir(), Path(hub), Path(get("TORCH_HOME") or shared / "torch")):
+        sizes[str(folder)] = 0
+        for file in (Path(parent, name) for parent, _, names in os.walk(folder) for name in names):
+            with contextlib.suppress(OSError):
+                if file.is_file() and not file.is_symlink():
+                    sizes[str(folder)] += file.stat().st_size
+    return sizes
+
+
+def _print(report: dict[str, Any], found: Registry) -> None:
+    shown = {key: report[key] for key in ("python", "torch", "environment", "caches", "commands")}
+    print_fields(f"ppap {report['ppap']}", shown)
+    loaded = []
+    for record, known in zip(found.records, report["plugins"], strict=True):
+        assets = [f"{kind} {name}" for key, (kind, *_) in _ASSETS.items() for name in known[key]]
+        if record.status == "ok":
+            supplied = ", ".join([*known["components"], *assets])
+            loaded.append((record.name, record.version, supplied))
+    if loaded:
+        print_table(["loaded", "version", "supplies"], loaded)
+    _print_idle(found.records)
+    for record in found.records:
+        if record.error is not None:
+            click.secho(f"{record.name}, {record.status}:", bold=True)
+            click.echo(record.traceback)
+    for conflict in report["conflicts"]:
+        taken, claims = conflict["taken"], ", ".join(conflict["claims"])
+        outcome = f"{taken} is taken" if taken else "asking for it is an error"
+        click.echo(f"conflict: {conflict['subject']} of {claims}; {outcome}")
+    for variable, name in found.unknown_names:
+        click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

@@ -1,31 +1,43 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppap_framework.cli.backend_options import backend_of, backend_options, settings_of
-from ppap_framework.cli.config import Command, count_or_auto, option, problems_of, scale_text
-from ppap_framework.cli.output import note, print_json
-from ppap_framework.cli.progress import progress
+from ppap_framework.cli.config import (
+    Command,
+    NumberOrAuto,
+    backend_options,
+    option,
+    options,
+    problems_of,
+    settings,
+)
+from ppap_framework.cli.output import note, print_json, progress
 from ppap_framework.errors import Problems, UsageError
 
 if TYPE_CHECKING:
+    from ppap_framework.guidance import Guide
     from ppap_framework.run import Plan
 
 _RUNS = Path("runs")
 
-
-def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
-    return option(name, multiple=True, help=f"{text} With several guides: GUIDE=...")
+_PER_GUIDE = {
+    "--target": "What the guide should see: a name, an index, or a picture's path. With several "
+    "guides, type GUIDE=... in this option and the next ones.",
+    "--guider-model": "The guide's network, if the guider knows several.",
+    "--guider-checkpoint": "The guide's weights, by name or path.",
+    "--loss": "Loss that the guide descends, if not the guider's own.",
+    "--experts": "Experts that read noisy images in the guide's place: the name or path of a "
+    "bundle, none, or auto, the default, for the newest bundle that matches.",
+}
 
 
 @click.command("run", cls=Command)
 @backend_options
-@option("--offline", is_flag=True, help="Download nothing.")
+@settings("offline")
 @option("--prompt", help="Prompt, for a diffusion model that takes one.")
 @option("--cfg", metavar="NUMBER", help="Weight of the prompt: scale of classifier-free guidance.")
 @option("--stage", metavar="NAME", help="Last stage of the diffusion model to run, such as base.")
@@ -37,77 +49,30 @@ def _per_guide(name: str, text: str) -> Callable[[Any], Any]:
     "acts (t/T; 1 is noise). Repeat it for several guides. Without it, or with `none`, images are "
     "unguided.",
 )
-@_per_guide("--target", "What the guide should see: a name, an index, or the path of a picture.")
-@_per_guide("--guider-model", "The guide's network, if the guider knows several.")
-@_per_guide("--guider-checkpoint", "The guide's weights, by name or path.")
-@option(
-    "--guider-option",
-    multiple=True,
-    metavar="[GUIDE.]KEY=VALUE",
-    help="Option of the guider; `ppap plugins info NAME` lists them.",
-)
-@_per_guide("--loss", "Loss that the guide descends, if not the guider's own.")
+@options(*(option(name, multiple=True, help=text) for name, text in _PER_GUIDE.items()))
+@option("--guider-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the guider.")
 @option(
     "--scale",
-    type=scale_text,
+    type=NumberOrAuto(float),
     metavar="NUMBER|raw:NUMBER|auto",
     help="Guidance scale for guides without =SCALE. A number multiplies the calibrated scale at "
     "each noise level if the guide's experts have a curve, and is absolute otherwise; raw:NUMBER "
     "is always absolute. auto: the curve times a default, or the scales of experts that were "
     "calibrated without one. By default auto if there is either, and 4 otherwise.",
 )
-@_per_guide(
-    "--experts",
-    "Experts that read noisy images in the guide's place: the name or path of a bundle, none, or "
-    "auto, the default, for the newest bundle that matches.",
-)
-@option(
-    "--allow-mismatch",
-    multiple=True,
-    metavar="FIELD",
-    help="Use experts that were trained for another `backend`, or at another `resolution`.",
-)
-@option("--steps", type=int, default=25, help="Steps from noise to image.")
-@option("--sampler", choices=["ddim", "ddpm"], help="Sampler.")
-@option("--eta", type=float, default=0.0, help="Stochasticity of DDIM, from 0 to 1.")
-@option(
-    "--through",
-    choices=["noisy", "clean"],
-    help="Image that guides look at: the noisy one, or the denoiser's prediction of the clean one.",
-)
+@settings("allow-mismatch", "steps", "sampler", "eta")
+@option("--through", choices=["noisy", "clean"], help="Guides see the noisy or predicted image.")
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
-@option(
-    "--conflicts",
-    choices=["keep", "remove"],
-    help="Keep or remove gradient components that oppose another guide.",
-)
-@option("--num", type=int, default=4, help="Number of images.")
-@option(
-    "--batch",
-    type=count_or_auto,
-    metavar="NUMBER|auto",
-    default=8,
-    help="Batch size; auto for as many images as memory has room for.",
-)
-@option("--seed", type=int, default=0, help="Seed; the noise of image i depends on (seed, i).")
-@option(
-    "--compare",
-    is_flag=True,
-    help="Draw the same noise also without guides and, if there are experts, without experts.",
-)
+@option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
+@settings("seed", num=4)
+@option("--batch", type=NumberOrAuto(int), metavar="NUMBER|auto", default=8, help="Batch size.")
+@option("--compare", is_flag=True, help="Draw also without guides, and without their experts.")
 @option("--out", metavar="FOLDER", help="Output folder; by default a new one in runs/.")
-@option("--overwrite", is_flag=True, help="Replace an earlier run in that folder.")
-@option("--device", default="auto", help="Device, such as cpu, cuda, cuda:1 or mps.")
+@settings("overwrite", "device", "threads", "precision")
 @option("--offload", is_flag=True, help="Keep idle networks on the CPU: less memory, more time.")
-@option(
-    "--precision",
-    choices=["float32", "bfloat16"],
-    help="Precision of matrix products and convolutions; bfloat16 is faster on some processors.",
-)
 @option("--compile", is_flag=True, help="Compile the networks first: pays off for many images.")
-@option("--threads", type=int, help="Threads on the CPU; by default torch's own choice.")
 @option("--dry-run", is_flag=True, help="Show the plan and its cost; draw nothing.")
-@option("--json", is_flag=True, help="Print the record of the run as JSON.")
+@settings("json")
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
     """Draw images from a diffusion model, steered by guides.
@@ -122,10 +87,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     """
     plan = _prepare(given, problems_of(ctx))
     for guide in plan.guides:
-        if guide.target_is_default and guide.target:
-            note(
-                f"{guide.name} aims at {guide.target.label!r}, its default; --target picks another"
-            )
+        note_of_target(guide)
     if given["offload"] and plan.device.type == "cpu":
         note("--offload changes nothing on the CPU")
     if given["cfg"] is not None and not given["prompt"]:
@@ -140,59 +102,48 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     _draw(plan, given)
 
 
+def note_of_target(guide: Guide) -> None:
+    if guide.target_is_default and guide.target:
+        note(f"{guide.name} aims at {guide.target.label!r}, its default; --target picks another")
+
+
 def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     """Find all errors before weights are read, and report them together."""
     from ppap_framework import run
-    from ppap_framework.cli.guide_options import parse_guides
+    from ppap_framework.cli.guide_options import backend_of, parse_guides, settings_of
 
     num, offline = given["num"], given["dry_run"] or given["offline"]
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
+    problems.attempt(run.check, num, sampling, compute)
     with problems.collected():
-        run.check(num, sampling, compute)
-    with problems.collected():
-        _check_out(given["out"], given["overwrite"])
-    if given["backend"] is not None:
-        with problems.collected():
-            cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
-            found = backend_of(given, *cfg, offline=offline)
+        if given["out"] is None and given["overwrite"]:
+            raise UsageError("--overwrite goes with --out", hint="name the folder with --out")
+        if given["out"] is None:
+            run.check_writable(_RUNS)
+        elif not given["out"].strip():
+            raise UsageError("--out is empty", hint="name a folder, or leave it out")
+        else:
+            run.check_folder(Path(given["out"]).expanduser(), overwrite=given["overwrite"])
+    cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
+    found = given["backend"] and problems.attempt(backend_of, given, *cfg, offline=offline)
     for request in requests:
-        with problems.collected():
-            request.check(sampling.through)
+        problems.attempt(request.check, sampling.through)
     problems.check()
 
-    with problems.collected():
-        backend = found.load()
-        run.check_backend(backend, num, sampling)
-    guides = []
-    for request in requests:
-        with problems.collected():
-            guides.append(request.load())
+    if backend := problems.attempt(found.load):
+        problems.attempt(run.check_backend, backend, num, sampling)
+    guides = [problems.attempt(request.load) for request in requests]
     problems.check()
     return run.plan(backend, guides, num, sampling, compute, compare=given["compare"])
-
-
-def _check_out(out: str | None, overwrite: bool) -> None:
-    from ppap_framework import run
-
-    if out is None:
-        if overwrite:
-            raise UsageError("--overwrite goes with --out", hint="name the folder with --out")
-        run.check_writable(_RUNS)
-    elif not out.strip():
-        raise UsageError("--out is empty", hint="name a folder, or leave it out")
-    else:
-        run.check_folder(Path(out).expanduser(), overwrite=overwrite)
 
 
 def _draw(plan: Plan, given: dict[str, Any]) -> None:
     from ppap_framework import run
 
-    out = given["out"]
+    out, typed = given["out"], ["ppap", *sys.argv[1:]]
     path = Path(out).expanduser() if out else run.fresh_folder(_RUNS, plan)
-    folder = run.RunFolder.create(
-        plan, path, overwrite=given["overwrite"], command=["ppap", *sys.argv[1:]]
-    )
+    folder = run.RunFolder.create(plan, path, overwrite=given["overwrite"], command=typed)
     with progress() as watch:
         try:
             result = run.draw(plan, progress=watch, finished=folder.add)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ppap_framework.diagnosis.diagnose import diagnose
+from ppap_framework.diagnosis.diagnose import diagnose, disagreement, evenly_spaced, noised
 from ppap_framework.diagnosis.intervals import Interval
-from ppap_framework.diagnosis.measure import disagreement, evenly_spaced, noised
 from ppap_framework.diagnosis.proposal import (
     MOST_EXPERTS,
     propose_boundaries,

@@ -1,34 +1,55 @@
-"""Diagnosis of a network, off-the-shelf or with experts, without labels; figures as in `measure`.
+r"""Diagnosis of a network, off-the-shelf or with experts, at each noise level, without labels.
 
 An off-the-shelf network has seen no noise, so its gradients mislead at most noise levels: the
-motivation for experts (Go et al. 2023, arXiv 2212.05973).
+motivation for experts (Go et al. 2023, arXiv 2212.05973). With the guide's network f, its energy E
+with target y, and the same network without experts, f_0, for every image x_0 and level:
+
+    x_t = alpha_t x_0 + sigma_t eps(seed, i, t)
+    disagreement    L(f(x_t), f_0(x_0)), L being the loss's `transfer`
+    agreement       whether argmax f(x_t) = argmax f_0(x_0)         (classification)
+    confidence      max softmax f(x_t)                              (classification)
+    gradient norm   |g_t|,             g_t = dE(f(x_t), y) / dx_t
+    cosine          g_t . g_0 / (|g_t| |g_0|),  g_0 = dE(f_0(x_0), y) / dx_0
+
+g_t is the gradient that guidance subtracts, without the scale. If its cosine is 0, it is unrelated
+to the image's content. Experts lower the mean disagreement D(t) of the untouched network.
+
+If a backend has several stages, x_t and g_0 belong to the first one's image, and f_0 reads the last
+one's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppap_framework.components import DiffusionBackend
-from ppap_framework.diagnosis.intervals import (
-    Floats,
-    Interval,
-    bootstrap,
-    interval,
-    share_interval,
-)
-from ppap_framework.diagnosis.measure import FIGURES, evenly_spaced, level_means, measure
+from ppap_framework.components import DiffusionBackend, GuidanceModel, TaskLoss
+from ppap_framework.diagnosis.intervals import Floats, Interval, bootstrap, interval, share_interval
 from ppap_framework.diagnosis.proposal import propose_boundaries, propose_number
 from ppap_framework.diagnosis.record import Diagnosis, Reading
-from ppap_framework.errors import UsageError
-from ppap_framework.experts import choose_experts
+from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.experts import ExpertSet, choose_experts
 from ppap_framework.guidance import Guide
-from ppap_framework.runtime import Watch, find_device, frozen, isolated
+from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.pixels import scaled
+from ppap_framework.runtime import Progress, Watch, find_device, frozen, generator, isolated
+
+_BOUNDS = {
+    "disagreement": (-math.inf, math.inf),
+    "agreement": (0.0, 1.0),
+    "confidence": (0.0, 1.0),
+    "gradient_norm": (0.0, math.inf),
+    "cosine": (-1.0, 1.0),
+}
+"""Smallest and largest value of each figure."""
 
 
 @isolated()
@@ -46,58 +67,46 @@ def diagnose(
     device: str | torch.device = "auto",
     progress: Watch | None = None,
 ) -> Diagnosis:
-    """Measure a guide at each noise level. Other arguments are those of `measure`.
-
-    The network stays on the device, without experts.
+    """Measure a guide at each noise level. The network stays on the device, without experts.
 
     Args:
         backend: The diffusion model; its first stage's schedule is used.
         guide: An aimed guide. Its experts, if any, are measured beside the untouched network.
-        images: At least two images.
+        images: (N, 3, H, W), uint8, images of the first stage, at least two.
+        clean: (N, 3, H', W'), uint8, images of the last stage; None if there is one stage.
+        classification: Whether the network's answers are logits of classes, (B, K).
         levels: Number of base timesteps, evenly spaced from 0 to T - 1.
+        seed: Seed of the noise.
         num_experts: N for the proposed boundaries; None for `propose_number`.
+        batch: Batch size; changes figures by rounding errors only.
         device: "auto", or a torch device.
+        progress: Called after every level of a batch.
 
     Raises:
         UsageError: If an argument cannot be used.
         AssetError: If the guide's experts cannot be used.
         PluginError: If the guide or its loss is broken.
     """
-    schedule, place = backend.stages[0].schedule, find_device(device)
-    length, timesteps = schedule.num_timesteps, evenly_spaced(schedule, levels)
+    stage, place = backend.stages[0], find_device(device)
+    schedule, length = stage.schedule, stage.schedule.num_timesteps
+    timesteps = evenly_spaced(schedule, levels)
     if num_experts is not None:  # raises before anything is measured
         propose_boundaries([0], [0.0], length, num_experts)
-    _check(images, images if clean is None else clean, backend, guide, batch)
-    chosen = choose_experts(
-        guide.experts,
-        guide.name,
-        guide.model,
-        backend,
-        noise_aware=guide.noise_aware,
-        allow_mismatch=guide.allow_mismatch,
-        offline=guide.offline,
-    )
+    clean = images if clean is None else clean
+    _check(images, clean, stage.image_shape, guide, batch)
+    chosen = with_chosen_experts(guide, backend).chosen
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen([guide.model], place))
         experts = stack.enter_context(chosen.attached(guide.model)) if chosen else None
-        before, found = measure(
-            attrs.evolve(guide, experts=experts),
-            schedule,
-            timesteps,
-            images,
-            clean,
-            classification=classification,
-            seed=seed,
-            batch=batch,
-            device=place,
-            progress=progress,
-        )
-        owned = experts.ranges.timesteps(schedule) if experts else ()
-    curve = level_means(found[0, :, 0], timesteps, guide.loss)
+        attached = attrs.evolve(guide, experts=experts)
+        measure = partial(_measure, seed=seed, batch=batch, device=place, progress=progress)
+        before, found = measure(attached, schedule, timesteps, images, clean, classification)
+        starts = tuple(p.start for p in experts.ranges.timesteps(schedule)[1:]) if experts else None
+    curve = _level_means(found[0, :, 0], timesteps, guide.loss)
     number = num_experts or propose_number(timesteps, curve, length)
     draws = bootstrap(len(images))
     untouched, *others = (
-        tuple(_reading(figures, draws, classification) for figures in levels_) for levels_ in found
+        tuple(_reading(f, draws, classification) for f in every) for every in found
     )
     return Diagnosis(
         images=len(images),
@@ -106,67 +115,220 @@ def diagnose(
         schedule_length=length,
         timesteps=tuple(timesteps),
         log_snr=tuple(schedule.log_snr[timesteps].tolist()),
-        clean_confidence=_mean(before[0], draws, 0.0, 1.0) if classification else None,
-        clean_gradient_norm=_mean(before[1], draws, 0.0),
+        clean_confidence=_mean(before[0], draws, "confidence") if classification else None,
+        clean_gradient_norm=_mean(before[1], draws, "gradient_norm"),
         untouched=untouched,
         experts=others[0] if others else None,
-        starts=tuple(part.start for part in owned[1:]) if others else None,
+        starts=starts,
         proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
 
 
-def _reading(figures: Tensor, draws: Floats, classification: bool) -> Reading:
-    """`FIGURES` of N images, (5, N), as means with intervals."""
-    named = dict(zip(FIGURES, figures, strict=True))
-    agrees = named["agreement"].numpy()
-    share = share_interval(agrees, draws @ agrees / len(agrees)) if classification else None
-    return Reading(
-        disagreement=_mean(named["disagreement"], draws),
-        agreement=share,
-        confidence=_mean(named["confidence"], draws, 0.0, 1.0) if classification else None,
-        gradient_norm=_mean(named["gradient_norm"], draws, 0.0),
-        cosine=_mean(named["cosine"], draws, -1.0, 1.0),
-        not_finite=int((~named["gradient_norm"].isfinite()).sum()),
-        compared=int(named["cosine"].isfinite().sum()),
+def with_chosen_experts(guide: Guide, backend: DiffusionBackend) -> Guide:
+    """The guide with its experts for a backend; errors as of `choose_experts`."""
+    experts = choose_experts(
+        guide.experts,
+        guide.name,
+        guide.model,
+        backend,
+        noise_aware=guide.noise_aware,
+        allow_mismatch=guide.allow_mismatch,
+        offline=guide.offline,
     )
+    return attrs.evolve(guide, experts=experts)
 
 
-def _mean(
-    values: Tensor, draws: Floats, least: float = -math.inf, most: float = math.inf
-) -> Interval:
-    """Mean of the finite ones of N values; NaN if there are none."""
+def disagreement(
+    model: GuidanceModel,
+    loss: TaskLoss,
+    schedule: NoiseSchedule,
+    timesteps: Sequence[int],
+    images: Tensor,
+    clean: Tensor | None = None,
+    *,
+    seed: int = 0,
+    batch: int = 64,
+) -> list[float]:
+    """D(t) at L timesteps, for `propose_boundaries`; other arguments are those of `diagnose`.
+
+    Args:
+        model: The untouched network, in evaluation mode, on the images' device.
+        loss: A loss whose `transfer` compares answers.
+        schedule: Schedule of the first stage.
+        timesteps: L of its base timesteps.
+
+    Raises:
+        PluginError: If the loss is finite for no image, or not one value for each.
+    """
+    guide = Guide(name=type(model).__name__, model=model, loss=loss, target=None)
+    measure = partial(_measure, seed=seed, batch=batch, device=images.device)
+    _, found = measure(guide, schedule, timesteps, images, images if clean is None else clean)
+    return _level_means(found[0, :, 0], timesteps, loss)
+
+
+def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
+    """Evenly spaced base timesteps, rounded, including 0 and T - 1.
+
+    Raises:
+        UsageError: If `levels` is not from 2 to T.
+    """
+    last, gaps = schedule.num_timesteps - 1, levels - 1
+    if not 1 <= gaps <= last:
+        message = f"{last + 1} timesteps cannot be measured at {levels} levels"
+        raise UsageError(message, hint=f"use a number from 2 to {last + 1}")
+    return [(2 * k * last + gaps) // (2 * gaps) for k in range(levels)]  # rounded, halves up
+
+
+def noised(
+    images: Tensor, schedule: NoiseSchedule, timestep: int, *, seed: int = 0, first: int = 0
+) -> tuple[Tensor, NoiseLevel]:
+    """Noisy images (B, 3, H, W) of clean ones at a base timestep, and their B levels.
+
+    The noise of image i is a function of (seed, i, timestep) alone, and never that of sampling;
+    `first` is the i of the first image. Images are in the variance-preserving form that guides
+    read.
+    """
+    batch, *shape = images.shape
+    draw = partial(torch.randn, shape, dtype=torch.float32, device="cpu")
+    seeds = (generator("diagnosis", seed, first + row, timestep) for row in range(batch))
+    noise = torch.stack([draw(generator=own) for own in seeds])
+    t = torch.full((batch,), timestep, device="cpu")
+    return schedule.add_noise(images, t, noise.to(images.device)), schedule.level(t)
+
+
+def _measure(
+    guide: Guide,
+    schedule: NoiseSchedule,
+    timesteps: Sequence[int],
+    images: Tensor,
+    clean: Tensor,
+    classification: bool = False,
+    *,
+    seed: int,
+    batch: int,
+    device: torch.device,
+    progress: Watch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Figures of N images at L levels, float64, not finite if missing.
+
+    Returns confidence and gradient norm of clean images, (2, N), and the figures of the untouched
+    network and the attached experts, if any, (1 or 2, L, 5, N).
+    """
+    count = len(images)
+    experts = guide.experts if isinstance(guide.experts, ExpertSet) else None
+    readers = [attrs.evolve(guide, experts=None), *([guide] if experts else [])]
+    before = torch.full((2, count), torch.nan, dtype=torch.float64)
+    found = before.new_empty(len(readers), len(timesteps), len(_BOUNDS), count)
+    done, total = 0, len(readers) * len(timesteps) * count
+    for start in range(0, count, batch):
+        rows = slice(start, min(start + batch, count))
+        x0, seen = (scaled(pixels[rows].to(device)) for pixels in (images, clean))
+        if experts:
+            experts.activate(None)
+        with torch.no_grad():
+            teacher = guide.model(seen, NoiseLevel.clean(len(seen)))
+        untouched = readers[0].rows(rows.start, rows.stop)
+        g0 = _gradient(untouched, x0, NoiseLevel.clean(len(x0)))
+        if classification:
+            before[0, rows] = _logits(guide, teacher, len(x0)).softmax(1).amax(1)
+        before[1, rows] = g0.norm(dim=1)
+        for reader, values in zip(readers, found, strict=True):
+            part = reader.rows(rows.start, rows.stop)
+            for k, t in enumerate(timesteps):
+                x_t, level = noised(x0, schedule, t, seed=seed, first=start)
+                values[k, :, rows] = _figures(part, x_t, level, teacher, g0, classification)
+                done += len(x0)
+                if progress:
+                    progress(Progress("measuring", done, total))
+    return before, found
+
+
+def _figures(
+    guide: Guide, x_t: Tensor, level: NoiseLevel, teacher: Any, g0: Tensor, classification: bool
+) -> Tensor:
+    """Figures of B images, (5, B)."""
+    count = len(x_t)
+    with torch.no_grad():
+        answer = guide.at(level)(x_t, level)
+        apart = guide.loss.transfer(answer, teacher)
+    if apart.shape != (count,):
+        what = f"{type(guide.loss).__name__}.transfer of {count} images has shape"
+        raise PluginError(f"{what} {tuple(apart.shape)}", hint=f"it must be ({count},)")
+    agrees = confidence = torch.full((count,), torch.nan, dtype=torch.float64)
+    if classification:
+        logits = _logits(guide, answer, count)
+        confidence = logits.softmax(1).amax(1)
+        same = logits.argmax(1) == _logits(guide, teacher, count).argmax(1)
+        agrees = (same & confidence.isfinite()).double()
+    g = _gradient(guide, x_t, level)
+    norm, lengths = g.norm(dim=1), g.norm(dim=1) * g0.norm(dim=1)
+    cosine = ((g * g0).sum(1) / lengths).clamp(-1.0, 1.0)
+    cosine = cosine.where(lengths.isfinite(), torch.nan)  # 0 / 0 is nan already
+    return torch.stack([apart.cpu().double(), agrees, confidence, norm, cosine])
+
+
+def _logits(guide: Guide, answer: Any, count: int) -> Tensor:
+    """Logits of B images, (B, K), float64."""
+    if not isinstance(answer, Tensor) or answer.shape[:-1] != (count,):
+        what = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        message = f"guide {guide.name!r} classifies {count} images as {what}"
+        raise PluginError(message, hint=f"logits must be ({count}, K)")
+    return answer.cpu().double()
+
+
+def _gradient(guide: Guide, x: Tensor, level: NoiseLevel) -> Tensor:
+    """(B, D), float64 on the CPU, since squares of small gradients underflow in float32."""
+    if guide.target is None:
+        return torch.full((len(x), 1), torch.nan, dtype=torch.float64)
+    return guide.gradient(x, level).flatten(1).cpu().double()
+
+
+def _level_means(values: Tensor, timesteps: Sequence[int], loss: TaskLoss) -> list[float]:
+    """Means of finite values (L, N) at each of L timesteps; PluginError if there are none."""
+    finite = values.isfinite()
+    if not bool(finite.any(1).all()):
+        t = timesteps[int(finite.any(1).int().argmin())]
+        message = f"{type(loss).__name__}.transfer is finite for no image at timestep {t}"
+        raise PluginError(message, hint="the network or its loss is broken")
+    means: list[float] = (torch.where(finite, values, 0.0).sum(1) / finite.sum(1)).tolist()
+    return means
+
+
+def _reading(figures: Tensor, draws: Floats, classification: bool) -> Reading:
+    """Figures of N images, (5, N), as means with intervals."""
+    values = dict(zip(_BOUNDS, figures, strict=True))
+    found: dict[str, Any] = {name: _mean(values[name], draws, name) for name in _BOUNDS}
+    if classification:
+        agrees = values["agreement"].numpy()
+        found["agreement"] = share_interval(agrees, draws @ agrees / len(agrees))
+    else:
+        found |= {"agreement": None, "confidence": None}
+    not_finite = int((~values["gradient_norm"].isfinite()).sum())
+    return Reading(**found, not_finite=not_finite, compared=int(values["cosine"].isfinite().sum()))
+
+
+def _mean(values: Tensor, draws: Floats, figure: str) -> Interval:
+    """Mean of the finite ones of a figure's N values; NaN if there are none."""
     finite = values.isfinite()
     if not bool(finite.any()):
         return Interval(math.nan, math.nan, math.nan)
     kept = torch.where(finite, values, 0.0).numpy()
     with np.errstate(invalid="ignore"):  # a resample may have no finite values
         resampled = draws @ kept / (draws @ finite.double().numpy())
-    return interval(kept.sum() / int(finite.sum()), resampled, least, most)
+    return interval(kept.sum() / int(finite.sum()), resampled, *_BOUNDS[figure])
 
 
-def _check(
-    images: Tensor, clean: Tensor, backend: DiffusionBackend, guide: Guide, batch: int
-) -> None:
-    stage = backend.stages[0]
-    for what, pixels, shape in (
-        ("images", images, stage.image_shape),
-        ("clean images", clean, tuple(clean.shape[1:])),
-    ):
-        if pixels.dtype != torch.uint8 or pixels.shape[1:] != shape or pixels.ndim != 4:
-            raise UsageError(
-                f"{what} are {tuple(pixels.shape)}, {pixels.dtype}",
-                hint=f"stage {stage.name!r} draws (N, {', '.join(map(str, shape))}), torch.uint8",
-            )
-    if len(images) < 2 or len(clean) != len(images):
+def _check(images: Tensor, clean: Tensor, shape: tuple[int, ...], guide: Guide, batch: int) -> None:
+    count, rows = len(images), 0 if guide.target is None else len(guide.target.value)
+    fit = images.shape[1:] == shape and clean.ndim == 4 and count == len(clean) > 1
+    if not fit or {images.dtype, clean.dtype} != {torch.uint8}:
+        given = [f"{tuple(pixels.shape)}, {pixels.dtype}" for pixels in (images, clean)]
         raise UsageError(
-            f"there are {len(images)} images, and {len(clean)} for the teacher",
-            hint="give the same number of both, two at least",
+            f"images are {given[0]}, and clean ones {given[1]}",
+            hint=f"give at least two of {shape}, torch.uint8, and as many clean ones",
         )
-    rows = 0 if guide.target is None else guide.target.value.shape[0]
-    if rows not in (1, len(images)):
-        raise UsageError(
-            f"guide {guide.name!r} has {rows} targets for {len(images)} images",
-            hint="give one target",
-        )
+    if rows not in (1, count):
+        message = f"guide {guide.name!r} has {rows} targets for {count} images"
+        raise UsageError(message, hint="give one target")
     if batch < 1:
         raise UsageError(f"batch must be a whole number from 1, not {batch}", hint="use 64, say")

@@ -6,11 +6,7 @@ figures that are no means, such as a Frechet distance, so the interval removes t
     [v + q_0.025 - mean, v + q_0.975 - mean]        q, mean: of the resampled figures
 
 For a mean it is the percentile interval, for other figures an interval of their expectation at N
-images. k-nearest-neighbor figures break down if images are repeated; for them halves are drawn
-without replacement, whose means vary as much (the finite population correction,
-1 / (N / 2) (1 - 1 / 2) = 1 / N).
-
-Resamples depend on N alone, so differences of resampled figures give paired intervals.
+images. Resamples depend on N alone, so differences of resampled figures give paired intervals.
 """
 
 from __future__ import annotations
@@ -22,9 +18,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-LEVEL = 0.95
-_TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-_SEED = 20221205
+SEED = 20221205
+_TAILS = ((1 - 0.95) / 2, (1 + 0.95) / 2)
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -39,19 +34,13 @@ class Interval:
 
     def record(self) -> dict[str, float | None]:
         """JSON: six digits; None if not finite."""
-        return {name: rounded(number) for name, number in attrs.asdict(self).items()}
+        return as_json(self)
 
 
 def bootstrap(images: int, resamples: int = 1000) -> Floats:
     """Count of each image in each resample: (resamples, images), rows sum to `images`."""
-    rng = np.random.default_rng([_SEED, images])
+    rng = np.random.default_rng([SEED, images])
     return rng.multinomial(images, np.full(images, 1.0 / images), size=resamples).astype(np.float64)
-
-
-def halves(images: int, resamples: int = 200) -> NDArray[np.intp]:
-    """Indices of images without replacement: (resamples, images // 2)."""
-    rng = np.random.default_rng([_SEED, images])
-    return np.stack([rng.permutation(images)[: images // 2] for _ in range(resamples)])
 
 
 def interval(
@@ -72,12 +61,19 @@ def share_interval(hits: NDArray[Any], resampled: Floats) -> Interval:
     If all images agree, the bound is the exact one (Clopper and Pearson 1934).
     """
     share = float(np.mean(hits))
+    if 0.0 < share < 1.0:
+        return interval(share, resampled, 0.0, 1.0)
     doubt = 1.0 - math.pow(_TAILS[0], 1.0 / len(hits))
-    if share == 0.0:
-        return Interval(share, 0.0, doubt)
-    if share == 1.0:
-        return Interval(share, 1.0 - doubt, 1.0)
-    return interval(share, resampled, 0.0, 1.0)
+    return Interval(share, 1.0 - doubt, 1.0) if share else Interval(share, 0.0, doubt)
+
+
+def as_json(record: Any) -> dict[str, Any]:
+    """An attrs record as JSON, its numbers as `rounded`, without fields that are None."""
+    return attrs.asdict(
+        record,
+        filter=lambda _, value: value is not None,
+        value_serializer=lambda _, __, value: rounded(value) if isinstance(value, float) else value,
+    )
 
 
 def rounded(number: float) -> float | None:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppap_framework.diagnosis.intervals import Interval
 from ppap_framework.figures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ppap_framework.diagnosis.record import Diagnosis, Reading
+    from ppap_framework.diagnosis.record import Diagnosis
 
 _UNTOUCHED, _EXPERTS, _INK = "C1", "C0", "0.35"
 _START = {"color": _INK, "alpha": 0.35, "linewidth": 0.8}
 _PROPOSED: dict[str, Any] = {"color": _INK, "marker": "^", "linestyle": ""}
 _TICKS = 6
-_WIDE = 20.0
-"""Ratio of the largest to the smallest norm above which the axis is logarithmic."""
+_WIDE = 20.0  # ratio of the largest to the smallest norm above which the axis is logarithmic
+
+_ANSWERS = (
+    {"agreement": "-", "confidence": "--"},
+    "share of images, probability",
+    "answer: same class as clean (solid), confidence (dashed)",
+)
+_PANELS = (
+    ({"disagreement": "-"}, "transfer loss", "answer: distance to the clean image's answer"),
+    ({"gradient_norm": "-"}, "|dE/dx|", "gradient: size"),
+    ({"cosine": "-"}, "cosine", "gradient: cosine with that of the clean image"),
+)
+"""Line styles of the figures of each panel, label and title."""
 
 
 def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str | None = None) -> None:
@@ -33,79 +43,57 @@ def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str | None = None) ->
     rows, columns = (2, 2) if classifies else (1, 3)
     figure = new_figure(4.3 * columns, 2.7 * rows + 0.6)
     panels = figure.subplots(rows, columns, sharex=True, squeeze=False)
-    for panel in panels.flatten():
-        panel.set_xlim(0, diagnosis.schedule_length - 1)
-        panel.grid(alpha=0.25)
-        for start in diagnosis.starts or ():
-            panel.axvline(start, zorder=1, **_START)
     for panel in panels[0]:
         _add_log_snr(panel, diagnosis)
     for panel in panels[-1]:
         panel.set_xlabel("timestep t")
-    *classes, disagreement, norm, cosine = panels.flatten()
-    for panel in classes:
-        _draw(panel, diagnosis, lambda reading: reading.agreement)
-        _draw(panel, diagnosis, lambda reading: reading.confidence, "--")
-        panel.set(ylim=(-0.03, 1.03), ylabel="share of images, probability")
-        _title(panel, "answer: same class as clean (solid), confidence (dashed)")
+    contents = (_ANSWERS, *_PANELS) if classifies else _PANELS
+    for panel, (curves, label, title) in zip(panels.flatten(), contents, strict=True):
+        panel.set_xlim(0, diagnosis.schedule_length - 1)
+        panel.grid(alpha=0.25)
+        for start in diagnosis.starts or ():
+            panel.axvline(start, zorder=1, **_START)
+        for name, style in curves.items():
+            _draw(panel, diagnosis, name, style)
+        panel.set_ylabel(label)
+        panel.set_title(title, fontsize="medium")
+    *answers, distance, norm, cosine = panels.flatten()
+    for panel in answers:
+        panel.set_ylim(-0.03, 1.03)
 
-    _draw(disagreement, diagnosis, lambda reading: reading.disagreement)
-    disagreement.set_ylim(bottom=min(0.0, *disagreement.get_ylim()))
-    transform = disagreement.get_xaxis_transform()
-    zeros = [0.0] * len(diagnosis.proposal)
-    disagreement.plot(
-        diagnosis.proposal, zeros, transform=transform, clip_on=False, zorder=4, **_PROPOSED
-    )
-    disagreement.set_ylabel("transfer loss")
-    _title(disagreement, "answer: distance to the clean image's answer")
+    distance.set_ylim(bottom=min(0.0, *distance.get_ylim()))
+    proposal, below = diagnosis.proposal, distance.get_xaxis_transform()
+    zeros = [0.0] * len(proposal)
+    distance.plot(proposal, zeros, transform=below, clip_on=False, zorder=4, **_PROPOSED)
 
-    _draw(norm, diagnosis, lambda reading: reading.gradient_norm)
     norm.axhline(diagnosis.clean_gradient_norm.value, color=_INK, linestyle=":")
-    readings = (*diagnosis.untouched, *(diagnosis.experts or ()))
-    norms = [reading.gradient_norm for reading in readings]
+    norms = [r.gradient_norm for r in (*diagnosis.untouched, *(diagnosis.experts or ()))]
     if min(n.low for n in norms) * _WIDE < max(n.high for n in norms):
         norm.set_yscale("log", nonpositive="clip")
     else:
         norm.set_ylim(bottom=0.0)
-    norm.set_ylabel("|dE/dx|")
-    _title(norm, "gradient: size")
 
     cosine.axhline(0.0, color=_INK, linewidth=0.8, zorder=1)
-    _draw(cosine, diagnosis, lambda reading: reading.cosine)
     cosine.set_ylim(min(-0.1, *cosine.get_ylim()), 1.05)
-    cosine.set_ylabel("cosine")
-    _title(cosine, "gradient: cosine with that of the clean image")
-
     _add_legend(figure, diagnosis)
     save_figure(figure, path, kind)
 
 
-def _title(panel: Axes, text: str) -> None:
-    panel.set_title(text, fontsize="medium")
-
-
-def _draw(
-    panel: Axes,
-    diagnosis: Diagnosis,
-    figure: Callable[[Reading], Interval | None],
-    style: str = "-",
-) -> None:
+def _draw(panel: Axes, diagnosis: Diagnosis, name: str, style: str) -> None:
     for readings, color in ((diagnosis.untouched, _UNTOUCHED), (diagnosis.experts, _EXPERTS)):
-        found = [found for found in map(figure, readings or ()) if found is not None]
-        if not found:
+        if not readings:
             continue
-        t, values = diagnosis.timesteps, [i.value for i in found]
-        panel.plot(t, values, style, color=color, linewidth=1.6, marker=".", markersize=4, zorder=3)
+        t, found = diagnosis.timesteps, [getattr(reading, name) for reading in readings]
+        line: dict[str, Any] = {"color": color, "linewidth": 1.6, "marker": ".", "markersize": 4}
+        panel.plot(t, [i.value for i in found], style, zorder=3, **line)
         low, high = [i.low for i in found], [i.high for i in found]
         panel.fill_between(t, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
 
 
 def _add_log_snr(panel: Axes, diagnosis: Diagnosis) -> None:
-    """Add an axis of some log-SNRs above, evenly spaced if possible."""
-    last = len(diagnosis.timesteps) - 1
-    fit = [gaps for gaps in range(_TICKS - 1, 2, -1) if last % gaps == 0]
-    gaps = fit[0] if fit else min(_TICKS - 1, last)
-    places = [round(k * last / gaps) for k in range(gaps + 1)]
+    """Add an axis of some log-SNRs above."""
+    levels = len(diagnosis.timesteps)
+    places = range(0, levels, math.ceil(levels / _TICKS))
     above = panel.secondary_xaxis("top")
     above.set_xticks(
         [diagnosis.timesteps[k] for k in places],

@@ -1,4 +1,15 @@
-"""Proposal of the number and boundaries of experts, from a network's disagreement over noise."""
+"""Number and boundaries of experts, from a network's disagreement over noise.
+
+D(t), the distance between the untouched network's answers with and without noise, is the error that
+an expert corrects at timestep t. An expert makes one correction for its whole range, so its
+difficulty is the variation of D within the range. Boundaries that divide the rise of D equally
+minimize the largest variation.
+
+Since D is measured on a few images at a few levels, it is replaced by the closest rising curve
+(isotonic least squares), piecewise linear. On a plateau the middle is taken. A quarter of the
+timesteps is divided equally, T / (4 N) to each expert, so that no expert owns almost none; the rise
+of D divides the rest. A straight or constant D gives ranges of equal width, `NoiseRanges.equal`.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +24,14 @@ from ppap_framework.errors import UsageError
 MOST_EXPERTS = 10
 """Largest result of `propose_number`."""
 
-_SHARE = 0.25
-"""Largest share of the rise of D for one expert in `propose_number`."""
-
-_ROUNDING = 0.01
-
-_FLOOR = 0.25
-"""Share of the timesteps that is divided equally among experts."""
+_FLOOR = 0.25  # share of the timesteps that is divided equally among experts
+_SHARE = 0.26  # of the rise of D for one expert, a quarter: boundaries are whole timesteps
 
 
 def propose_boundaries(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int, experts: int
 ) -> list[int]:
     """Base timesteps at which experts 1 to N - 1 should begin, from a curve of disagreement.
-
-    D(t), the distance between the untouched network's answers with and without noise, is the error
-    that an expert corrects at timestep t. An expert makes one correction for its whole range, so
-    its difficulty is the variation of D within the range. Boundaries therefore divide the rise of D
-    equally, which minimizes the largest variation.
-
-    Since D is measured on a few images at a few levels, it is replaced by the closest rising curve
-    (isotonic least squares), piecewise linear. On a plateau the middle is taken.
-
-    A quarter of the timesteps is divided equally, T / (4 N) to each expert, so that no expert owns
-    almost none; the rise of D divides the rest. A straight or constant D gives ranges of equal
-    width, `NoiseRanges.equal`.
 
     Args:
         timesteps: Rising timesteps of the curve, in [0, T); D is constant outside of them.
@@ -63,13 +57,14 @@ def propose_boundaries(
     last = max(1, schedule_length - 1)
     shares = [0.0, *(t / last for t in timesteps), 1.0]
     rising = rising_fit(disagreement)
-    levels = [rising[0], *rising, rising[-1]]
-    starts = []
-    for k in range(1, experts):
-        place = _reached(shares, levels, k / experts)
-        # The tolerance keeps rounding errors from lowering whole numbers.
-        starts.append(k * least + math.floor(place * rest + 1e-9 * schedule_length))
-    return starts
+    places = [
+        _reached(shares, [rising[0], *rising, rising[-1]], k / experts) for k in range(1, experts)
+    ]
+    # The tolerance keeps rounding errors from lowering whole numbers.
+    return [
+        k * least + math.floor(place * rest + 1e-9 * schedule_length)
+        for k, place in enumerate(places, 1)
+    ]
 
 
 def propose_number(
@@ -83,15 +78,11 @@ def propose_number(
     """
     _check_curve(timesteps, disagreement, schedule_length)
     rising = rising_fit(disagreement)
-    rise = rising[-1] - rising[0]
-    if rise <= 0.0:
-        return 1
-    most = min(MOST_EXPERTS, schedule_length)
+    rise, most = rising[-1] - rising[0], min(MOST_EXPERTS, schedule_length)
     for experts in range(1, most):
         starts = propose_boundaries(timesteps, disagreement, schedule_length, experts)
         levels = np.interp(starts, timesteps, rising)
-        # Boundaries are whole timesteps, so parts are not exactly equal.
-        if np.diff([rising[0], *levels, rising[-1]]).max() <= (_SHARE + _ROUNDING) * rise:
+        if np.diff([rising[0], *levels, rising[-1]]).max() <= _SHARE * rise:
             return experts
     return most
 
@@ -109,17 +100,14 @@ def rising_fit(values: Sequence[float], weights: Sequence[float] | None = None) 
 
 
 def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> float:
-    """The place in [0, 1] at which a piecewise linear curve reaches a share of its rise.
-
-    On a plateau it is the middle.
-    """
+    """The place in [0, 1] at which a piecewise linear curve reaches a share of its rise."""
     rise = levels[-1] - levels[0]
     if rise <= 0.0:
         return share
     # The tolerance ignores rounding errors.
     wanted, near = levels[0] + share * rise, 1e-12 * rise
-    low = next(k for k, level in enumerate(levels) if level >= wanted - near)
-    high = next(k for k in reversed(range(len(levels))) if levels[k] <= wanted + near)
+    low = int(np.searchsorted(levels, wanted - near))
+    high = int(np.searchsorted(levels, wanted + near, side="right")) - 1
     if high >= low:  # a plateau or a measured level
         return (places[low] + places[high]) / 2.0
     part = (wanted - levels[high]) / (levels[low] - levels[high])
@@ -127,19 +115,16 @@ def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> 
 
 
 def _check_curve(timesteps: Sequence[int], disagreement: Sequence[float], length: int) -> None:
-    inside = all(0 <= t < length for t in timesteps)
-    if not timesteps or not inside or any(b <= a for a, b in pairwise(timesteps)):
+    """Raise UsageError unless there is a finite value for each of some rising timesteps."""
+    if not timesteps or any(b <= a for a, b in pairwise([-1, *timesteps, length])):
+        message = f"a curve cannot be measured at timesteps {list(timesteps)[:8]}"
+    elif len(disagreement) != len(timesteps):
+        message = f"a curve has {len(disagreement)} values at {len(timesteps)} timesteps"
+    else:
+        curve = zip(timesteps, disagreement, strict=True)
+        bad = [f"timestep {t} is {value}" for t, value in curve if not math.isfinite(value)]
+        message = f"the disagreement at {bad[0]}" if bad else ""
+    if message:
         raise UsageError(
-            f"a curve cannot be measured at timesteps {list(timesteps)[:8]}",
-            hint=f"use rising numbers from 0 to {length - 1}",
+            message, hint=f"give finite values at rising timesteps from 0 to {length - 1}"
         )
-    if len(disagreement) != len(timesteps):
-        raise UsageError(
-            f"a curve has {len(disagreement)} values at {len(timesteps)} timesteps",
-            hint="give one for each",
-        )
-    for t, value in zip(timesteps, disagreement, strict=True):
-        if not math.isfinite(value):
-            raise UsageError(
-                f"the disagreement at timestep {t} is {value}", hint="leave that timestep out"
-            )

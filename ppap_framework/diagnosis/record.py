@@ -1,4 +1,4 @@
-"""The results of a diagnosis, and their files.
+"""The results of a diagnosis, what is behind them, and their files.
 
 diagnose.json holds every number; diagnose.svg and diagnose.png show curves, if matplotlib is
 installed.
@@ -6,24 +6,30 @@ installed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
 import attrs
+import torch
 
-from ppap_framework.diagnosis.intervals import Interval, rounded
+from ppap_framework.diagnosis.intervals import Interval, as_json, rounded
 from ppap_framework.diagnosis.plot import diagnosis_plot
 from ppap_framework.files import replacing, write_json
+from ppap_framework.origin import Origin
 
 RECORD = "diagnose.json"
+_LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Reading:
-    """Figures of a network at one noise level: means over images, with intervals. See `measure`.
+    """Figures of a network at one noise level: means over images, with intervals. See `diagnose`.
 
     Attributes:
         disagreement: Mean transfer loss against the clean answer.
@@ -42,14 +48,6 @@ class Reading:
     cosine: Interval
     not_finite: int
     compared: int
-
-    def record(self) -> dict[str, Any]:
-        """JSON, without None."""
-        return {
-            name: value.record() if isinstance(value, Interval) else value
-            for name, value in attrs.asdict(self, recurse=False).items()
-            if value is not None
-        }
 
 
 @final
@@ -88,16 +86,14 @@ class Diagnosis:
 
     def record(self) -> dict[str, Any]:
         """JSON; null if not finite."""
-        clean = {"gradient_norm": self.clean_gradient_norm.record()}
-        if self.clean_confidence is not None:
-            clean = {"confidence": self.clean_confidence.record(), **clean}
+        clean = {"confidence": self.clean_confidence, "gradient_norm": self.clean_gradient_norm}
         levels = []
         for k, (t, log_snr) in enumerate(zip(self.timesteps, self.log_snr, strict=True)):
             level: dict[str, Any] = {"timestep": t, "log_snr": rounded(log_snr)}
-            level["untouched"] = self.untouched[k].record()
+            level["untouched"] = as_json(self.untouched[k])
             if self.experts is not None and self.starts is not None:
                 owner = sum(start <= t for start in self.starts)
-                level["experts"] = {"expert": owner, **self.experts[k].record()}
+                level["experts"] = {"expert": owner, **as_json(self.experts[k])}
             levels.append(level)
         return {
             "format": 1,
@@ -106,7 +102,7 @@ class Diagnosis:
             "schedule": {"name": self.schedule, "timesteps": self.schedule_length},
             "experts_begin": None if self.starts is None else list(self.starts),
             "proposal": {"experts": len(self.proposal) + 1, "boundaries": list(self.proposal)},
-            "clean": clean,
+            "clean": {name: figure.record() for name, figure in clean.items() if figure},
             "levels": levels,
         }
 
@@ -123,3 +119,31 @@ class Diagnosis:
                 with replacing(paths[-1]) as temporary:
                     diagnosis_plot(self, temporary, kind)
         return paths
+
+
+def environment(origins: Iterable[Origin]) -> dict[str, Any]:
+    """Versions, including the origins' plugins, and machine, as JSON."""
+    versions: dict[str, str | None] = dict.fromkeys(_LIBRARIES)
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    versions |= {o.distribution: o.version for o in origins if o.distribution}
+    processor = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line for line in lines if line.startswith("model name"))
+        processor = model.partition(":")[2].strip()
+    return {
+        "python": platform.python_version(),
+        "versions": dict(sorted(versions.items())),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def provenance(origin: Origin) -> dict[str, Any]:
+    """Identity of a component, without its path, as JSON."""
+    left_out = {"path", "load_seconds"} | ({"weights_sha256"} if origin.sha256 else set())
+    return {name: value for name, value in origin.record().items() if name not in left_out}

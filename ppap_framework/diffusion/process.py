@@ -1,7 +1,8 @@
 r"""A diffusion process on a subset of a schedule's timesteps, and its reverse step.
 
-The subset tau_0 < ... < tau_{S-1} of the base timesteps is kept. With abar_i at tau_i, and
-abar_{-1} = 1,
+The subset tau_0 < ... < tau_{S-1} of the T base timesteps is kept: an even stride from 0 (`ddimN`;
+Song et al., appendix D), or equal sections, each thinned to its own count with its ends kept
+(Nichol and Dhariwal, section 4). With abar_i at tau_i, and abar_{-1} = 1,
 
     beta_i  = 1 - abar_i / abar_{i-1}                               (Nichol and Dhariwal, section 4)
     beta~_i = beta_i (1 - abar_{i-1}) / (1 - abar_i)                (Ho et al., eq. 7)
@@ -11,13 +12,17 @@ abar_{-1} = 1,
 are the process's betas, and the variance and mean of q(x_{i-1} | x_i, x_0). Constants are float64
 and are cast on use. An `index` counts kept timesteps from the least noisy; `t` is a base timestep.
 
-Ho et al. 2020: arXiv 2006.11239. Nichol and Dhariwal 2021: arXiv 2102.09672.
+Ho et al. 2020: arXiv 2006.11239. Song et al. 2021: arXiv 2010.02502. Nichol and Dhariwal 2021:
+arXiv 2102.09672.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import torch
@@ -26,10 +31,6 @@ from torch import Tensor
 from ppap_framework.components import VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
-
-
-def _tuple(timesteps: Iterable[int]) -> tuple[int, ...]:
-    return tuple(timesteps)
 
 
 @attrs.frozen(eq=False)
@@ -43,64 +44,58 @@ class Process:
     """
 
     schedule: NoiseSchedule
-    timesteps: tuple[int, ...] = attrs.field(converter=_tuple)
+    timesteps: Sequence[int] = attrs.field(converter=tuple[int, ...])
     variance: VarianceKind = "fixed_small"
 
-    betas: Tensor = attrs.field(init=False)
-    """(S,), float64."""
-    alphas_cumprod: Tensor = attrs.field(init=False)
-    """(S,), float64: abar_i."""
-    alphas_cumprod_prev: Tensor = attrs.field(init=False)
-    """(S,), float64: abar_{i-1}, beginning with 1."""
-    alphas_cumprod_next: Tensor = attrs.field(init=False)
-    """(S,), float64: abar_{i+1}, ending with 0."""
-    posterior_variance: Tensor = attrs.field(init=False)
-    """(S,), float64: beta~_i; 0 at index 0."""
-    posterior_log_variance_clipped: Tensor = attrs.field(init=False)
-    """(S,), float64: log beta~_i, at index 0 that of index 1, or log beta_0 if S is 1."""
-    posterior_mean_coef_x0: Tensor = attrs.field(init=False)
-    """(S,), float64: the factor of x_0 in mu~_i."""
-    posterior_mean_coef_xt: Tensor = attrs.field(init=False)
-    """(S,), float64: the factor of x_i in mu~_i."""
+    @timesteps.validator
+    def _check_timesteps(self, attribute: attrs.Attribute[Any], kept: Sequence[int]) -> None:
+        length = self.schedule.num_timesteps
+        if not kept or any(a >= b for a, b in pairwise((-1, *kept, length))):
+            raise UsageError(
+                f"kept timesteps must be rising numbers from 0 to {length - 1}, not {kept[:8]}"
+            )
 
-    @betas.default
-    def _betas(self) -> Tensor:
-        # Checked here and not by a validator, which would run after this.
-        _check_timesteps(self.timesteps, self.schedule.num_timesteps)
+    @cached_property
+    def betas(self) -> Tensor:
+        """(S,), float64."""
         kept = self.schedule.alphas_cumprod[list(self.timesteps)]
         return 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
 
-    @alphas_cumprod.default
-    def _alphas_cumprod(self) -> Tensor:
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """(S,), float64: abar_i."""
         return torch.cumprod(1.0 - self.betas, dim=0)
 
-    @alphas_cumprod_prev.default
-    def _alphas_cumprod_prev(self) -> Tensor:
+    @cached_property
+    def alphas_cumprod_prev(self) -> Tensor:
+        """(S,), float64: abar_{i-1}, beginning with 1."""
         return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
 
-    @alphas_cumprod_next.default
-    def _alphas_cumprod_next(self) -> Tensor:
+    @cached_property
+    def alphas_cumprod_next(self) -> Tensor:
+        """(S,), float64: abar_{i+1}, ending with 0."""
         return torch.cat([self.alphas_cumprod[1:], self.betas.new_zeros(1)])
 
-    @posterior_variance.default
-    def _posterior_variance(self) -> Tensor:
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """(S,), float64: beta~_i; 0 at index 0."""
         return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
 
-    @posterior_log_variance_clipped.default
-    def _posterior_log_variance_clipped(self) -> Tensor:
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Tensor:
+        """(S,), float64: log beta~_i, at index 0 that of index 1, or log beta_0 if S is 1."""
         return torch.cat([self._first_variance, self.posterior_variance[1:]]).log()
 
-    @posterior_mean_coef_x0.default
-    def _posterior_mean_coef_x0(self) -> Tensor:
+    @cached_property
+    def posterior_mean_coef_x0(self) -> Tensor:
+        """(S,), float64: the factor of x_0 in mu~_i."""
         return self.betas * self.alphas_cumprod_prev.sqrt() / (1.0 - self.alphas_cumprod)
 
-    @posterior_mean_coef_xt.default
-    def _posterior_mean_coef_xt(self) -> Tensor:
-        return (
-            (1.0 - self.alphas_cumprod_prev)
-            * (1.0 - self.betas).sqrt()
-            / (1.0 - self.alphas_cumprod)
-        )
+    @cached_property
+    def posterior_mean_coef_xt(self) -> Tensor:
+        """(S,), float64: the factor of x_i in mu~_i."""
+        kept = (1.0 - self.alphas_cumprod_prev) * (1.0 - self.betas).sqrt()
+        return kept / (1.0 - self.alphas_cumprod)
 
     @property
     def _first_variance(self) -> Tensor:
@@ -125,10 +120,6 @@ class Process:
             + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
         )
 
-    def posterior_log_variance(self, index: int | Tensor, like: Tensor) -> Tensor:
-        """log beta~, clipped at index 0, as `at_index` gives it."""
-        return at_index(self.posterior_log_variance_clipped, index, like)
-
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -147,26 +138,15 @@ class Process:
             if learned is None:
                 raise ValueError("a process with learned variance got a prediction without one")
             share = (learned + 1.0) / 2.0
-            upper, lower = (
-                at_index(self.betas.log(), index, like),
-                self.posterior_log_variance(index, like),
-            )
+            upper = at_index(self.betas.log(), index, like)
+            lower = at_index(self.posterior_log_variance_clipped, index, like)
             log_variance = share * upper + (1.0 - share) * lower
             return log_variance.exp(), log_variance
+        variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
         if self.variance == "fixed_large":
             variances = torch.cat([self._first_variance, self.betas[1:]])
             log_variances = variances.log()
-        else:
-            variances, log_variances = self.posterior_variance, self.posterior_log_variance_clipped
         return at_index(variances, index, like), at_index(log_variances, index, like)
-
-
-def _check_timesteps(timesteps: tuple[int, ...], length: int) -> None:
-    rising = all(a < b for a, b in pairwise(timesteps))
-    if not timesteps or not rising or timesteps[0] < 0 or timesteps[-1] >= length:
-        raise UsageError(
-            f"kept timesteps must be rising numbers from 0 to {length - 1}, not {timesteps[:8]}"
-        )
 
 
 def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
@@ -175,3 +155,81 @@ def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
     if isinstance(index, int):
         return constants[index].to(like.dtype)
     return constants.to(like)[index.to(like.device)][:, None, None, None]
+
+
+def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
+    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
+
+    Args:
+        num_timesteps: T.
+        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
+            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
+    """
+    if respacing == "":
+        return list(range(num_timesteps))
+    if respacing == "fast27":
+        kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
+        return sorted({*kept[:-1], num_timesteps - 3})
+    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+    even, counts = text.startswith("ddim"), text.removeprefix("ddim").split(",")
+    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
+    known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
+    if not known or (even and len(counts) > 1):
+        raise UsageError(
+            f"respacing {respacing!r} is not understood",
+            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
+        )
+    if not even:
+        return _sections(num_timesteps, [int(count) for count in counts])
+    count = int(counts[0])
+    if (stride := _even_stride(num_timesteps, count)) is None:
+        raise UsageError(
+            f"no even stride over {num_timesteps} timesteps gives {count}",
+            hint=f"use {count} instead of {text}, or another number",
+        )
+    return list(range(0, num_timesteps, stride))
+
+
+def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
+    """`steps` rising timesteps: at an even stride if there is one, else in one section.
+
+    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
+    """
+    if not 1 <= steps <= num_timesteps:
+        raise UsageError(
+            f"cannot sample in {steps} steps", hint=f"use a number from 1 to {num_timesteps}"
+        )
+    if steps == 1:
+        return [num_timesteps - 1]
+    stride = _even_stride(num_timesteps, steps)
+    return list(range(0, num_timesteps, stride)) if stride else _sections(num_timesteps, [steps])
+
+
+def _even_stride(num_timesteps: int, count: int) -> int | None:
+    """The smallest stride below T that visits `count` of range(T), starting at 0."""
+    if count < 1:
+        return None
+    stride = -(-num_timesteps // count)
+    return stride if stride < num_timesteps and -(-num_timesteps // stride) == count else None
+
+
+def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
+    if not any(counts):
+        raise UsageError("a respacing must keep at least one timestep")
+    size, longer = divmod(num_timesteps, len(counts))
+    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
+    kept: list[int] = []
+    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
+        if count > stop - start:
+            raise UsageError(
+                f"cannot keep {count} timesteps of a section that has {stop - start}",
+                hint=f"the {num_timesteps} timesteps are cut into {len(counts)} sections",
+            )
+        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
+        # Like the published spacings, which trained networks have seen: the stride is summed, not
+        # multiplied, and halves are rounded to even.
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+    return kept

@@ -11,7 +11,8 @@ see `_guided`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,37 +24,19 @@ from ppap_framework.errors import UsageError
 _REACH = 2.0
 
 
-class Step(Protocol):
-    """A step from tau_i to tau_{i-1}, such as `ddpm_step` or `ddim_step`."""
+Step: TypeAlias = Callable[
+    [Process, int, Prediction, Tensor, Tensor | None], tuple[Tensor, Prediction]
+]
+"""A step from tau_i to tau_{i-1}, such as `ddpm_step` or `ddim_step`.
 
-    def __call__(
-        self,
-        process: Process,
-        index: int,
-        prediction: Prediction,
-        noise: Tensor,
-        gradient: Tensor | None = None,
-        /,
-    ) -> tuple[Tensor, Prediction]:
-        """x_{i-1}, (B, C, H, W), and the prediction that it was made from.
-
-        Args:
-            process: The reverse process.
-            index: i, in [0, S).
-            prediction: Prediction at x_i, already clipped.
-            noise: (B, C, H, W), standard normal, on any device.
-            gradient: (B, C, H, W), g, or None for no guidance.
-        """
-        ...
+Its arguments are the reverse process; the index i, in [0, S); the prediction at x_i, already
+clipped; standard normal noise, (B, C, H, W), on any device; and g, (B, C, H, W), or None for no
+guidance. It returns x_{i-1}, (B, C, H, W), and the prediction that it was made from.
+"""
 
 
 def ddpm_step(
-    process: Process,
-    index: int,
-    prediction: Prediction,
-    noise: Tensor,
-    gradient: Tensor | None = None,
-    /,
+    process: Process, index: int, prediction: Prediction, noise: Tensor, gradient: Tensor | None, /
 ) -> tuple[Tensor, Prediction]:
     """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, alg. 2), guided by a mean shift.
 
@@ -74,7 +57,7 @@ def ddim_step(
     index: int,
     prediction: Prediction,
     noise: Tensor,
-    gradient: Tensor | None = None,
+    gradient: Tensor | None,
     /,
     *,
     eta: float = 0.0,
@@ -99,17 +82,16 @@ def ddim_step(
 
 
 def ddim_inversion_step(
-    process: Process, index: int, prediction: Prediction, gradient: Tensor | None = None
+    process: Process, index: int, prediction: Prediction, noise: Tensor, gradient: Tensor | None, /
 ) -> tuple[Tensor, Prediction]:
-    """The deterministic step to tau_{i+1} (Dhariwal and Nichol 2021, appendix F); see `Step`.
+    """The deterministic step to x_{i+1} instead (Dhariwal and Nichol 2021, appendix F); see `Step`.
 
-    Returns x_{i+1} and its prediction. From the last index it leads to pure noise, eps.
+    From the last index it leads to pure noise, eps.
     """
     abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
     alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
     prediction = _guided(process, index, prediction, gradient, alpha_next, sigma_next)
-    x = alpha_next * prediction.x0 + sigma_next * prediction.eps
-    return x, prediction
+    return alpha_next * prediction.x0 + sigma_next * prediction.eps, prediction
 
 
 def _guided(

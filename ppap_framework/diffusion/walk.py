@@ -1,22 +1,24 @@
-r"""Walks along a diffusion process: from noise to images, and back.
+r"""Walks along a diffusion process: from noise to images, through one stage or several, and back.
 
 x_S ~ N(0, I);   for i = S - 1 ... 0:   x_i -> Prediction, clipped -> step -> x_{i-1}
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, final
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from ppap_framework.components import Prediction, Stage
-from ppap_framework.diffusion.process import Process
+from ppap_framework.components import CascadedStage, Prediction, Stage
+from ppap_framework.diffusion.process import Process, space_timesteps
 from ppap_framework.diffusion.steps import Step, ddim_inversion_step, ddim_step
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.runtime import generator
 
 
 class Guidance(Protocol):
@@ -37,6 +39,36 @@ class Guidance(Protocol):
 
 
 @attrs.frozen(eq=False)
+class NoiseSource:
+    """One stream of noise for each image: the initial noise first, then a draw for each step.
+
+    It depends on the seed and the image alone, never on the batch or the device: streams are drawn
+    on the CPU, and each step draws, even if it needs no noise.
+
+    Attributes:
+        seed: Seed of the run.
+        start: Number i of the batch's first image; its stream comes from (seed, i).
+        stage: Number of the backend's stage; each stage has its own streams.
+    """
+
+    seed: int
+    start: int = 0
+    stage: int = 0
+    _streams: dict[int, Generator] = attrs.field(factory=dict, init=False)
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise, (B, C, H, W), float32, on the CPU, for the batch's B images."""
+        rows = []
+        for image in range(self.start, self.start + shape[0]):
+            if image not in self._streams:
+                key = (self.seed, image, self.stage) if self.stage else (self.seed, image)
+                self._streams[image] = generator(*key)
+            stream = self._streams[image]
+            rows.append(torch.randn(shape[1:], generator=stream, dtype=torch.float32, device="cpu"))
+        return torch.stack(rows)
+
+
+@attrs.frozen(eq=False)
 class State:
     """The state of a walk after a step.
 
@@ -53,19 +85,6 @@ class State:
     prediction: Prediction
 
 
-def sample(
-    stage: Stage,
-    process: Process,
-    x: Tensor,
-    noise: Callable[[tuple[int, ...]], Tensor],
-    **settings: Any,
-) -> Tensor:
-    """The images at the end of `trajectory`, with its arguments: (B, C, H, W)."""
-    for state in trajectory(stage, process, x, noise, **settings):
-        x = state.x
-    return x
-
-
 @torch.no_grad()
 def trajectory(
     stage: Stage,
@@ -78,6 +97,7 @@ def trajectory(
     guidance: Guidance | None = None,
     clip: bool = True,
     denoised_fn: Callable[[Tensor], Tensor] | None = None,
+    indices: Iterable[int] | None = None,
 ) -> Iterator[State]:
     """Walk from noise to images, one state for each of the process's S timesteps.
 
@@ -91,69 +111,98 @@ def trajectory(
         guidance: The guidance, or None.
         clip: Clamp each x_0 to [-1, 1] before it is used.
         denoised_fn: Changes each x_0, (B, C, H, W), before it is clamped.
+        indices: The indices to step from, in order; by default S - 1 to 0.
     """
-    look = _Denoising(stage, process, condition, guidance, clip, denoised_fn)
-    for index in reversed(range(len(process))):
+    for index in reversed(range(len(process))) if indices is None else indices:
         drawn = noise(tuple(x.shape))
-        prediction, gradient = look(x, index)
+        prediction, gradient = _look(stage, process, index, x, condition, guidance)
+        if denoised_fn is not None:
+            prediction = prediction.with_x0(denoised_fn(prediction.x0))
+        if clip:
+            prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
         x, prediction = step(process, index, prediction, drawn, gradient)
         yield State(index, process.timesteps[index], x, prediction)
 
 
-@torch.no_grad()
-def inversion(
-    stage: Stage,
-    process: Process,
-    x: Tensor,
-    *,
-    condition: Any = None,
-    guidance: Guidance | None = None,
-    clip: bool = True,
-    denoised_fn: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[State]:
+def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Iterator[State]:
     """Walk from images to noise by DDIM inversion, one state for each but the last timestep.
 
     From the last x, `trajectory` with eta 0 and the same process leads back to the images.
 
-    `x` holds the images, (B, C, H, W), float32, as the state at the first kept timestep. The other
-    arguments are those of `trajectory`. UsageError if the process has a single timestep.
+    `x` holds the images, (B, C, H, W), float32, as the state at the first kept timestep; `settings`
+    are keyword arguments of `trajectory`. UsageError if the process has a single timestep.
     """
     if len(process) < 2:
         raise UsageError("DDIM inversion needs at least two steps", hint="use more steps")
-    look = _Denoising(stage, process, condition, guidance, clip, denoised_fn)
-    for index in range(len(process) - 1):
-        prediction, gradient = look(x, index)
-        x, prediction = ddim_inversion_step(process, index, prediction, gradient)
-        yield State(index, process.timesteps[index], x, prediction)
+    settings |= {"step": ddim_inversion_step, "indices": range(len(process) - 1)}
+    return trajectory(stage, process, x, torch.zeros, **settings)
 
 
-@attrs.frozen
-class _Denoising:
-    """The clipped prediction and the guidance gradient at an index of a process."""
+def _look(
+    stage: Stage, process: Process, index: int, x: Tensor, condition: Any, guidance: Guidance | None
+) -> tuple[Prediction, Tensor | None]:
+    """The prediction and the guidance gradient at an index of a process."""
+    timestep = process.timesteps[index]
+    t = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
 
-    stage: Stage
+    def denoise(x_t: Tensor) -> Prediction:
+        return stage.denoise(x_t, t, condition)
+
+    if guidance is None:
+        return denoise(x), None
+    time = timestep / process.schedule.num_timesteps
+    return guidance(x, time, process.level(index, len(x)), denoise)
+
+
+@final
+@attrs.frozen(eq=False)
+class Continuation:
+    """A later stage, and its reverse process over the timesteps that its sampling keeps."""
+
+    stage: CascadedStage
     process: Process
-    condition: Any
-    guidance: Guidance | None
-    clip: bool
-    denoised_fn: Callable[[Tensor], Tensor] | None
 
-    def __call__(self, x: Tensor, index: int) -> tuple[Prediction, Tensor | None]:
-        timestep = self.process.timesteps[index]
-        t = torch.full((x.shape[0],), timestep, dtype=torch.int64, device=x.device)  # (B,)
+    @classmethod
+    def of(cls, stage: CascadedStage) -> Continuation:
+        """The stage with its own sampling; UsageError if its schedule cannot be respaced so."""
+        kept = space_timesteps(stage.schedule.num_timesteps, stage.sampling.respacing)
+        return cls(stage, Process(stage.schedule, kept, stage.variance))
 
-        def denoise(x_t: Tensor) -> Prediction:
-            return self.stage.denoise(x_t, t, self.condition)
 
-        if self.guidance is None:
-            prediction, gradient = denoise(x), None
-        else:
-            time = timestep / self.process.schedule.num_timesteps
-            level = self.process.level(index, x.shape[0])
-            prediction, gradient = self.guidance(x, time, level, denoise)
-        if self.clip or self.denoised_fn is not None:
-            x0 = prediction.x0
-            if self.denoised_fn is not None:
-                x0 = self.denoised_fn(x0)
-            prediction = prediction.with_x0(x0.clamp(-1.0, 1.0) if self.clip else x0)
-        return prediction, gradient
+def cascade(
+    later: Sequence[Continuation],
+    images: Tensor,
+    condition: Any,
+    *,
+    seed: int,
+    start: int = 0,
+    watch: Callable[[int], None] | None = None,
+    ready: Callable[[Stage], None] | None = None,
+) -> list[Tensor]:
+    """Images of each later stage, (B, 3, H', W') in [-1, 1], drawn in order.
+
+    Args:
+        later: The stages, each of which goes on from the images of the one before it.
+        images: Finished images of the first stage, (B, 3, H, W) in [-1, 1].
+        condition: Output of the backend's `encode` for these B images.
+        seed: Seed of the noise; see `NoiseSource`, also for `start`.
+        start: Number of the first image.
+        watch: Called after every step with the number of images.
+        ready: Called before each stage begins.
+    """
+    drawn = []
+    for number, following in enumerate(later, start=1):
+        stage, sampling = following.stage, following.stage.sampling
+        if ready:
+            ready(stage)
+        noise = NoiseSource(seed, start, number)
+        x = sampling.temperature * noise((len(images), *stage.image_shape)).to(images.device)
+        given = stage.conditioned(condition, images)
+        step = partial(ddim_step, eta=sampling.eta)
+        for state in trajectory(stage, following.process, x, noise, condition=given, step=step):
+            x = state.x
+            if watch:
+                watch(len(images))
+        images = x.clamp(-1.0, 1.0)
+        drawn.append(images)
+    return drawn

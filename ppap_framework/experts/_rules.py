@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import attrs
+
+from ppap_framework.errors import must_be
 
 _R = TypeVar("_R")
 
@@ -34,7 +36,8 @@ def read_record(cls: type[_R], given: object) -> _R:
             if field.validator:
                 field.validator(None, field, value)
         except (ArithmeticError, TypeError, ValueError) as error:
-            faults.append(f"{name}: {error}")
+            said = str(error)
+            faults.append(said if said.startswith(name) else f"{name}: {said}")
     if faults:
         raise ValueError("; ".join(faults))
     return cls(**values)
@@ -54,16 +57,6 @@ def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any], None]:
-    """Field validator: a test, and `what` a value must be, in words."""
-
-    def validate(instance: Any, attribute: Any, value: Any) -> None:
-        if not test(value):
-            raise ValueError(f"it must be {what}, not {value!r:.60}")
-
-    return validate
-
-
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -79,6 +72,7 @@ def _is_json_object(value: Any) -> bool:
         return False
 
 
+rgb = must_be("'rgb'", lambda value: value == "rgb")
 text = must_be("a text", lambda value: isinstance(value, str) and value != "")
 digest = must_be("64 hexadecimal digits", lambda value: re.fullmatch("[0-9a-f]{64}", value))
 whole = must_be("a whole number", lambda value: type(value) is int)

@@ -70,9 +70,7 @@ class BundleInfo:
     boundaries: tuple[float, ...] = attrs.field(converter=must.as_tuple, validator=must.numbers)
     schedule: str = attrs.field(validator=must.text)
     timesteps: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
-    image_space: str = attrs.field(
-        default="rgb", validator=must.must_be("'rgb'", lambda value: value == "rgb")
-    )
+    image_space: str = attrs.field(default="rgb", validator=must.rgb)
     resolution: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.size)
     preprocessing: Preprocessing | None = None
     input: InputConvention | None

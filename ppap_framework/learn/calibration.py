@@ -32,7 +32,13 @@ from torch import Tensor
 from ppap_framework.components import DiffusionBackend, Stage, TargetInput
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import UsageError
-from ppap_framework.experts import ScaleCurve, load_bundle, read_bundle_info, write_curve
+from ppap_framework.experts import (
+    ScaleCurve,
+    check_wanted,
+    load_bundle,
+    read_bundle_info,
+    write_curve,
+)
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
@@ -76,21 +82,22 @@ def calibrate(
         bundle: File of its experts, which gets the curve; None for a guide without experts.
         num: M, the number of pictures, from 8.
         levels: Number of noise levels, evenly spaced over the timesteps.
-        sampling: What determines the pictures, and through which image the guide looks; experts
-            look at noisy ones.
+        sampling: What determines the pictures, and through which image the guide looks.
         compute: How they are computed, by default 32 at once.
         progress: Called after every level.
         **changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: If an argument cannot be used, or the guide cannot be aimed at a picture or not
-            tell pictures apart.
+        UsageError: If an argument cannot be used, the guide takes no experts, or it cannot be aimed
+            at a picture or tell pictures apart.
         AssetError: If the bundle is damaged, does not match, or cannot be written.
     """
     sampling, compute = settle(sampling, compute, changes, {"batch": 32})
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")
+    aware, through = guide.noise_aware, sampling.through
+    check_wanted(bundle, guide.name, noise_aware=aware, through=through)
     # Pictures that are in no training set of the same seed.
     seed = int(torch.randint(2**48, (), generator=generator("calibration", sampling.seed)).item())
     sampling = attrs.evolve(sampling, seed=seed)
@@ -117,7 +124,7 @@ def calibrate(
                     batch = range(start, min(start + compute.fixed_batch, num))
                     x0 = first[batch.start : batch.stop]
                     images, level = noised(x0, stage.schedule, t, first=start)
-                    if sampling.through == "clean":
+                    if through == "clean":
                         condition = loaded.encode(sampling.prompts(batch), len(batch))
                         images = _predicted(stage, images, t, condition)
                         level = NoiseLevel.clean(len(batch))

@@ -26,7 +26,6 @@ import attrs
 import pluggy
 from pluggy import HookCaller
 
-from ppap_framework import hookspecs
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import (
     PPAP_API,
@@ -38,6 +37,7 @@ from ppap_framework.plugin import (
     DefaultTarget,
     ExpertBundle,
     GuiderSpec,
+    Hooks,
     TaskLossSpec,
 )
 from ppap_framework.registry.lookup import Registry
@@ -260,7 +260,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
     A separate manager for each plugin keeps it from wrapping another's hooks.
     """
     manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(Hooks)
     manager.register(plugin, name)
     callers = manager.get_hookcallers(plugin) or []
     for caller in callers:

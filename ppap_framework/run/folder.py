@@ -21,7 +21,6 @@ import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from PIL import Image
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.files import read_json, refusals, replacing, write_json
 from ppap_framework.pixels import to_pil
+from ppap_framework.resume import core_version
 from ppap_framework.run.counts import counts_of
 from ppap_framework.run.grid import grid_of
 from ppap_framework.run.plan import Plan, guide_origin
@@ -281,14 +281,6 @@ def _versions(run: Plan) -> dict[str, Any]:
         "platform": platform.platform(),
         "plugins": plugins,
     }
-
-
-def core_version() -> str:
-    """The version of ppap-framework; "unknown" in a checkout that is not installed."""
-    try:
-        return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _finite(value: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppap_framework.components import Prediction
 from ppap_framework.diffusion import Process, space_timesteps
+from ppap_framework.diffusion.process import at_index
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import noise_schedule
 
@@ -69,12 +70,13 @@ def forward(process: Process, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     x0, t, noise = tensors["x_start"], tensors["t"], tensors["noise"]
     x_t = process.schedule.add_noise(x0, torch.tensor(process.timesteps)[t], noise)
     abar = process.alphas_cumprod[t][:, None, None, None]
-    variance = process.posterior_variance[t].float()[:, None, None, None]
+    variance = at_index(process.posterior_variance, t, x_t)
+    log_variance = at_index(process.posterior_log_variance_clipped, t, x_t)
     return {
         "x_t": x_t,
         "posterior_mean": process.posterior_mean(x0, x_t, t),
         "posterior_variance": variance.expand_as(x0),
-        "posterior_log_variance": process.posterior_log_variance(t, x_t).expand_as(x0),
+        "posterior_log_variance": log_variance.expand_as(x0),
         "xstart_from_eps": Prediction.from_eps(noise, x_t, abar.sqrt(), (1 - abar).sqrt()).x0,
     }
 

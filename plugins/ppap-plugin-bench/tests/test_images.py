@@ -16,7 +16,7 @@ from toy_experts import write_experts
 
 import ppap_framework as ppap
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts import has_experts
+from ppap_framework.experts import RangeScales, ScaleCurve, has_experts, write_curve
 from ppap_framework.files import file_sha256
 from ppap_framework.run import Plan, counts_of, drawing
 from ppap_framework.runtime import Progress
@@ -160,8 +160,15 @@ class TestOfScenes:
         plan = Setup.load(changed, NAMES, "cpu").plan(
             made, made.candidates[0], num=2, seed=0, batch=2
         )
-        assert plan.guides[0].curve is not None
+        assert isinstance(plan.guides[0].curve, RangeScales)
         assert plan.guides[0].curve.values == (20.0, 5.0, 0.005)
+        assert identity(plan)["guides"][0]["curve"] == [20.0, 5.0, 0.005]
+        curve = ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.1))
+        write_curve(path, curve)
+        plan = Setup.load(changed, NAMES, "cpu").plan(
+            made, made.candidates[0], num=2, seed=0, batch=2
+        )
+        assert identity(plan)["guides"][0]["curve"] == attrs.asdict(curve)
 
     def test_take_their_memory_in_a_process_that_reads_the_scenes(
         self, scene_experiment: Experiment

@@ -16,11 +16,11 @@ from ppap_framework.diagnosis.intervals import (
     Floats,
     Interval,
     bootstrap,
-    halves,
     interval,
     share_interval,
 )
 from ppap_plugin_bench import metrics
+from ppap_plugin_bench.metrics import halves
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -1,7 +1,7 @@
 """Put trained experts into the package: the bundle, and the card that goes with it.
 
 ppap synthesize --backend adm --num 4096 --seed 500 --out data
-ppap transfer --backend adm --guider classifier --data data --out experts --calibrate
+ppap transfer --backend adm --guider classifier --data data --out experts
 python publish_experts.py experts --name shapes-classifier-5 --summary "..."
 """
 

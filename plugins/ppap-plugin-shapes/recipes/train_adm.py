@@ -24,9 +24,10 @@ from publish import publish
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import Plan, halved, mirrored, rendered, to_images, train
+from variational_bound import variational_bound_term
 
 from ppap_framework.components import Prediction
-from ppap_framework.diffusion import Process, variational_bound_term
+from ppap_framework.diffusion import Process
 from ppap_framework.noise import noise_schedule
 from ppap_plugin_adm import build
 

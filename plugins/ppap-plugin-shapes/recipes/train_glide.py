@@ -46,9 +46,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import gaussian_blur
 from training import Plan, halved, rendered, to_images, train
+from variational_bound import variational_bound_term
 
 from ppap_framework.components import Prediction
-from ppap_framework.diffusion import Process, variational_bound_term
+from ppap_framework.diffusion import Process
 from ppap_framework.noise import NoiseSchedule, noise_schedule
 from ppap_plugin_glide import build
 from ppap_plugin_glide.tokens import Texts

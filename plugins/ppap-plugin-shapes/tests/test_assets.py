@@ -31,7 +31,7 @@ def test_bundles_are_for_the_networks_here(bundle: ExpertBundle) -> None:
     verify_bundle(path)
     info = read_bundle_info(path)
     assert (info.guide.component, info.backend.component) == (bundle.guider, bundle.backend)
-    assert info.scales is not None
+    assert (info.scales, info.curve) != (None, None)
     run = ppap.sample(bundle.backend, [ppap.guide(bundle.guider)], num=1, steps=1)
     assert run.plan.guides[0].chosen is not None
     assert run.plan.guides[0].chosen.name == bundle.name

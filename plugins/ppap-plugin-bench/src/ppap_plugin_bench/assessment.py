@@ -15,16 +15,15 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.environment import provenance
 from ppap_framework.diagnosis.intervals import (
     Floats,
     Interval,
     bootstrap,
-    halves,
     interval,
     rounded,
     share_interval,
 )
+from ppap_framework.diagnosis.record import provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.files import replacing
 from ppap_plugin_bench import metrics
@@ -183,7 +182,7 @@ class Reference:
         resampled |= {
             "fid": metrics.resampled_fid(generated, self.features, counts),
             "kid": metrics.resampled_kid(generated, self.features, counts),
-            "recall": metrics.resampled_recall(generated, manifold, halves(number)),
+            "recall": metrics.resampled_recall(generated, manifold, metrics.halves(number)),
             "spread": metrics.spread(generated, seen.classes, self.variances, counts),
         }
         _, recall = metrics.precision_recall(generated, manifold)

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from ppap_framework.cli.output import print_json, print_table
-from ppap_framework.cli.progress import progress
+from ppap_framework.cli.output import print_json, print_table, progress
 
 _PATH = click.Path(path_type=Path)
 

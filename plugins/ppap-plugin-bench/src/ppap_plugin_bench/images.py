@@ -17,7 +17,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.environment import provenance
+from ppap_framework.diagnosis.record import provenance
+from ppap_framework.experts import RangeScales
 from ppap_framework.files import digest, replacing, write_json
 from ppap_framework.guidance import Guide
 from ppap_framework.origin import Origin
@@ -92,7 +93,11 @@ def identity(plan: Plan) -> dict[str, Any]:
 
 def _guide(guide: Guide) -> dict[str, Any]:
     assert guide.origin is not None  # it was requested by name
-    experts = guide.chosen
+    experts, curve = guide.chosen, guide.curve
+    if isinstance(curve, RangeScales):
+        scales: Any = list(curve.values)
+    else:
+        scales = curve and attrs.asdict(curve)
     return {
         **_weights(guide.origin),
         "loss": guide.loss_name,
@@ -100,7 +105,7 @@ def _guide(guide: Guide) -> dict[str, Any]:
         "scale": guide.scale,
         "interval": list(guide.interval),
         "experts": None if experts is None else experts.sha256,
-        "curve": None if guide.curve is None else list(guide.curve.values),
+        "curve": scales,
     }
 
 

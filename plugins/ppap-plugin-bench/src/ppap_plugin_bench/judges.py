@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppap_framework.components import Target, TargetInput
-from ppap_framework.diagnosis.environment import provenance
 from ppap_framework.diagnosis.intervals import Floats
+from ppap_framework.diagnosis.record import provenance
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel

@@ -11,8 +11,8 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.environment import environment, provenance
 from ppap_framework.diagnosis.intervals import Interval, rounded
+from ppap_framework.diagnosis.record import environment, provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.files import digest

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import Floats
+from ppap_framework.diagnosis.intervals import SEED, Floats
 
 NEIGHBORS = 3
 _KID_SUBSET = 1000
@@ -100,6 +100,16 @@ def resampled_kid(generated: Floats, reference: Floats, counts: Floats) -> Float
         ((counts @ own) * counts).sum(1) / pairs - 2.0 * (counts @ across) / totals + constant
     )
     return figures
+
+
+def halves(images: int, resamples: int = 200) -> NDArray[np.intp]:
+    """Indices of images without replacement: (resamples, images // 2).
+
+    k-nearest-neighbor figures break down if images are repeated, as in the bootstrap. The means of
+    halves vary as much: the finite population correction, 1 / (N / 2) (1 - 1 / 2) = 1 / N.
+    """
+    rng = np.random.default_rng([SEED, images])
+    return np.stack([rng.permutation(images)[: images // 2] for _ in range(resamples)])
 
 
 def resampled_recall(generated: Floats, reference: Floats, chosen: NDArray[np.intp]) -> Floats:

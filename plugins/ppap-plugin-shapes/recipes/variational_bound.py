@@ -1,4 +1,4 @@
-r"""Terms of the variational bound, by which a network learns the variance of its reverse steps.
+r"""The variational bound, by which the diffusion models learn the variance of reverse steps.
 
     L_i = KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i))  for i > 0,      L_0 = -log p(x_0 | x_1)
 
@@ -14,50 +14,32 @@ import torch
 from torch import Tensor
 
 from ppap_framework.components import Prediction
-from ppap_framework.diffusion.process import Process
+from ppap_framework.diffusion.process import Process, at_index
 
 _HALF_BIN = 1.0 / 255.0
 _FAR = 500.0  # standard deviations, beyond which the gradient of log_ndtr is rounding errors
 _LEAST_SHARE = 1e-30  # of single precision, so that a bin too narrow for it stays finite
 
 
-def hybrid_loss(
-    process: Process,
-    x0: Tensor,
-    index: Tensor,
-    noise: Tensor,
-    prediction: Prediction,
-    vlb_weight: float = 1e-3,
+def variational_bound_term(
+    process: Process, x0: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction
 ) -> Tensor:
-    """L_simple + vlb_weight L_vlb (Nichol and Dhariwal 2021, eq. 16), for learned variance.
+    """L_i of each image, (B,), in bits per dimension; S L_i estimates the whole bound.
+
+    Its gradient reaches only the variance, so it is added to another loss (eq. 16).
 
     Args:
         process: The process to train for, usually of all T timesteps.
         x0: (B, C, H, W), clean images in [-1, 1].
-        index: (B,), int64, in [0, S), uniformly drawn.
-        noise: (B, C, H, W), the eps in x_t.
-        prediction: The network's prediction at x_t, with its graph.
-        vlb_weight: lambda; S L_i estimates the whole bound.
-
-    Returns:
-        (B,): mean squared error of eps over pixels plus the weighted bound in bits per dimension.
-    """
-    simple = (prediction.eps - noise).square().flatten(1).mean(1)
-    bound = variational_bound_term(process, x0, prediction.x_t, index, prediction)
-    return simple + vlb_weight * len(process) * bound
-
-
-def variational_bound_term(
-    process: Process, x0: Tensor, x_t: Tensor, index: Tensor, prediction: Prediction
-) -> Tensor:
-    """L_i of each image, (B,), in bits per dimension; it trains only the variance.
-
-    `x_t` is x_i and the prediction's x_0 is not clipped; for the others see `hybrid_loss`.
+        x_t: (B, C, H, W), x_i.
+        index: (B,), int64, i in [0, S), uniformly drawn.
+        prediction: The network's prediction at x_t, with its graph and its x_0 not clipped.
     """
     true_mean = process.posterior_mean(x0, x_t, index)
     mean = process.posterior_mean(prediction.x0.detach(), x_t, index)
     _, log_variance = process.reverse_variance(index, prediction.variance, x_t)
-    nats = gaussian_kl(true_mean, process.posterior_log_variance(index, x_t), mean, log_variance)
+    true_log_variance = at_index(process.posterior_log_variance_clipped, index, x_t)
+    nats = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
     nats = nats.flatten(1).mean(1)
     last = index == 0  # few of a batch, if any
     likelihood = discretised_gaussian_nll(x0[last], mean[last], log_variance[last])

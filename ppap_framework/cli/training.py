@@ -1,0 +1,290 @@
+"""`ppap synthesize`, `ppap transfer` and `ppap adapt`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppap_framework.cli.config import (
+    Command,
+    backend_options,
+    guide_options,
+    option,
+    options,
+    problems_of,
+    settings,
+)
+from ppap_framework.cli.output import json_option, print_json, print_table, progress
+from ppap_framework.errors import AssetError, Problems, UsageError
+
+if TYPE_CHECKING:
+    from ppap_framework.experts import BundleFile
+    from ppap_framework.learn import Adapters, Boundaries, Recipe
+
+_ADAPTER = re.compile(r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", re.DOTALL)
+"""NAME or DISTRIBUTION:NAME, and options behind another colon."""
+
+
+_training_options = options(
+    option("--num-experts", type=int, help="Number of experts; by default 5."),
+    option(
+        "--boundaries",
+        metavar="auto|T,T,...",
+        help="Timesteps at which all experts but the first begin, by default equally spaced; "
+        "auto derives them, and their number, from how answers change with noise.",
+    ),
+    option(
+        "--adapter",
+        multiple=True,
+        metavar="NAME[:KEY=VALUE,...]",
+        help="What an expert is made of, such as lora:rank=16,alpha=8; may be repeated.",
+    ),
+    option("--iterations", default=5000, help="Iterations of all experts together."),
+    option("--shared", default=0.5, help="Share of them in a start of all experts."),
+    option("--chain", is_flag=True, help="Each expert begins as the one before it instead."),
+    option("--learn-batch", default=64, help="Images in an iteration."),
+    option("--learning-rate", default=5e-3, help="Its peak; 0.001 for whole networks."),
+    option("--held-out", default=0.1, help="Share of images kept for validation."),
+    option("--validate-every", default=100, help="Iterations between validations."),
+    option("--patience", default=0, help="Validations without a new best at most; 0: any."),
+    settings("precision", "seed"),
+    option("--name", help="The bundle is called NAME.experts.safetensors."),
+    option("--keep/--no-keep", default=True, help="Whether `ppap run` finds the experts."),
+    settings("device", "overwrite", "json"),
+    option("--calibrate/--no-calibrate", default=True, help="Whether to find the scale curve."),
+)
+
+
+@click.command("synthesize", cls=Command)
+@backend_options
+@option("--out", required=True, metavar="FOLDER", help="Where to write, or to continue.")
+@settings(num=2048)
+@option("--prompts", metavar="FILE", help="Prompts, a line for each image, used in turn.")
+@settings("steps", "sampler", "eta", "seed")
+@option("--batch", "--block", default=64, help="Images that are drawn at once.")
+@option("--shard", default=512, help="Images in a file, a multiple of --batch.")
+@settings("device", "workers", "overwrite", threads=1)
+@json_option
+@click.pass_context
+def synthesize(ctx: click.Context, /, **given: Any) -> None:
+    """Draw the images that experts are trained on, without guides.
+
+    Writes shards in webdataset's format, and manifest.json with hashes; prints the folder. Whatever
+    ends it, the same command continues, and the bytes are the same with any number of workers.
+
+    \b
+    ppap synthesize --backend adm --num 2048 --out runs/synthetic
+    """
+    from ppap_framework import data
+    from ppap_framework.cli.guide_options import backend_of, settings_of
+
+    num, files = given["num"], {name: given[name] for name in ("shard", "workers")}
+    out, problems = Path(given["out"] or ".").expanduser(), problems_of(ctx)
+    prompts = problems.attempt(_prompts, given["prompts"], num)
+    sampling, compute = settings_of(given, prompt=prompts)
+    problems.attempt(data.check_synthesis, out, num, sampling, compute, **files)
+    found = given["backend"] and problems.attempt(backend_of, given)
+    problems.check()
+    with progress(f"the same command continues in {given['out']}") as watch:
+        drawn = data.synthesize(
+            found.load(),
+            out=out,
+            num=num,
+            sampling=sampling,
+            compute=compute,
+            **files,
+            overwrite=given["overwrite"],
+            progress=watch,
+            command=["ppap", *sys.argv[1:]],
+        )
+    if given["as_json"]:
+        print_json({"folder": str(drawn.path), **drawn.manifest})
+    else:
+        click.echo(drawn.path)
+
+
+@click.command("transfer", cls=Command)
+@backend_options
+@guide_options
+@option("--data", required=True, metavar="FOLDER", help="What `ppap synthesize` drew.")
+@option("--out", required=True, metavar="FOLDER", help="Folder to write to, or to continue in.")
+@option("--supervised", is_flag=True, help="--data is an NPZ file of images and labels to learn.")
+@_training_options
+@click.pass_context
+def transfer(ctx: click.Context, /, **given: Any) -> None:
+    """Train experts: a network learns to answer to noisy images as it does to clean ones.
+
+    Writes NAME.experts.safetensors, a log, and a plot of the losses. However it ends, the same
+    command continues.
+
+    \b
+    ppap transfer --backend adm --guider classifier --data runs/synthetic --out runs/experts
+    """
+    from ppap_framework import learn
+    from ppap_framework.data import LabelledImages, SyntheticData
+    from ppap_framework.run import Compute
+
+    problems = problems_of(ctx)
+    problems.check()
+    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
+    out = Path(given["out"]).expanduser()
+    problems.attempt(learn.check_transfer, out, recipe, compute, given["name"])
+    kind = LabelledImages if given["supervised"] else SyntheticData
+    data = problems.attempt(kind, given["data"])
+    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
+    train(learn.transfer, data=data)
+
+
+@click.command("adapt", cls=Command)
+@backend_options
+@guide_options
+@settings("steps", "workers", num=2048)
+@option(
+    "--out",
+    metavar="FOLDER",
+    help="Folder to write to, or to continue in; by default runs/adapt/BACKEND-GUIDER-N.",
+)
+@_training_options
+@click.pass_context
+def adapt(ctx: click.Context, /, **given: Any) -> None:
+    """Make a network read a diffusion model's noise: synthesize, then transfer.
+
+    No data and no labels are needed. `ppap run` then finds the experts by itself. However it ends,
+    the same command continues.
+
+    \b
+    ppap adapt --backend adm --guider classifier
+    ppap run --backend adm --guider classifier --target "red cube"
+    """
+    from ppap_framework import learn
+    from ppap_framework.run import Compute, Sampling
+
+    problems = problems_of(ctx)
+    problems.check()
+    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
+    sampling = Sampling(steps=given["steps"], seed=given["seed"])
+    out = Path(given["out"] or _default_out(given, recipe)).expanduser()
+    draws = {name: given[name] for name in ("num", "workers")}
+    check = partial(learn.check_adapt, out, recipe, sampling, compute, name=given["name"])
+    problems.attempt(check, **draws)
+    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
+    train(learn.adapt, sampling=sampling, **draws)
+
+
+def _train(
+    problems: Problems, given: Mapping[str, Any], learn: Callable[..., BundleFile], **settings: Any
+) -> None:
+    """Look for further problems, train, and print the experts as JSON or as a table."""
+    from ppap_framework.cli.guide_options import backend_of, guide_of
+    from ppap_framework.learn import load_teacher
+
+    found, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
+    problems.check()
+    with progress(f"the same command goes on in {settings['out']}") as watch:
+        bundle = learn(
+            found.load(),
+            load_teacher(request),
+            **settings,
+            **{name: given[name] for name in ("name", "keep", "overwrite", "calibrate")},
+            progress=watch,
+            command=["ppap", *sys.argv[1:]],
+        )
+    info = bundle.info
+    shares = [n / info.network_parameters for n in info.expert_parameters]
+    if given["json"]:
+        print_json(
+            {
+                "name": bundle.name,
+                "path": str(bundle.path),
+                "experts": len(info),
+                "timesteps": list(info.timesteps),
+                "parameters_per_expert": list(info.expert_parameters),
+                "share_of_network": shares,
+                "metrics": dict(info.metrics),
+            }
+        )
+        return
+    rows = []
+    for i, (score, share) in enumerate(zip(info.metrics["experts"], shares, strict=True)):
+        losses = (score["held_out"], score["untouched"])
+        shown = ["not finite" if loss is None else f"{loss:.4g}" for loss in losses]
+        first, stop = info.timesteps[i : i + 2]
+        rows.append((i, f"{first} to {stop - 1}", *shown, f"{share:.2%}"))
+    print_table(("EXPERT", "TIMESTEPS", "HELD-OUT LOSS", "UNTOUCHED", "PARAMETERS"), rows)
+    click.echo(bundle.path)
+
+
+def _prompts(path: str | None, num: int) -> list[str] | None:
+    """A prompt for each image: the non-blank lines of a file, in turn."""
+    if path is None:
+        return None
+    hint = "write a text file, a prompt a line"
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise AssetError(f"cannot read the prompts in {path!r}: {reason}", hint=hint) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"there are no prompts in {path!r}", hint=hint)
+    return [prompts[image % len(prompts)] for image in range(num)]
+
+
+def _recipe(given: Mapping[str, Any], problems: Problems) -> Recipe:
+    """The recipe of a command line, not checked; what cannot be read is collected."""
+    import attrs
+
+    from ppap_framework.learn import Recipe
+
+    values = {name: given[name] for name in attrs.fields_dict(Recipe) if name in given}
+    values["batch"] = given["learn_batch"]
+    values["adapters"] = problems.attempt(_adapters, given["adapter"])
+    values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
+    return Recipe(**values)
+
+
+def _adapters(texts: Sequence[str]) -> Adapters:
+    """Adapters as typed, NAME or NAME:KEY=VALUE,KEY=VALUE; None for none."""
+    from ppap_framework.cli.guide_options import typed_pairs
+    from ppap_framework.registry import registry
+
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        match = _ADAPTER.fullmatch(text.strip())
+        assert match is not None  # it matches anything
+        name, options = match.groups()
+        registry().spec("adapter", name)
+        kind = name.rpartition(":")[2]
+        if kind in found:
+            raise UsageError(f"--adapter {kind} is given twice", hint="give each adapter once")
+        pairs = [pair for pair in options.split(",") if pair]
+        found[kind] = typed_pairs("--adapter", pairs, name, "adapter")
+    return [*found.items()] or None
+
+
+def _boundaries(text: str | None) -> Boundaries:
+    if text is None or text.strip() == "auto":
+        return None if text is None else "auto"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--boundaries {text!r} cannot be read",
+            hint="type the timesteps at which experts begin, such as 200,400,600,800, or auto",
+        ) from error
+
+
+def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
+    names = [given[name].rpartition(":")[2] for name in ("backend", "guider")]
+    parts: list[object] = [Path(name).name for name in names]
+    if recipe.boundaries == "auto":
+        parts += [recipe.num_experts, "auto"]
+    else:
+        parts.append(recipe.num_experts or len(recipe.boundaries or range(4)) + 1)
+    return f"runs/adapt/{'-'.join(str(part) for part in parts if part)}"
