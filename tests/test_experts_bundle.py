@@ -297,7 +297,7 @@ class TestDescription:
         for part in (
             "'mine' is unknown", "guide: sha256 is missing", "recipe is missing",
             "seed must be a whole number, not '7'", "resolution must be two",
-            "scales: ", "adapters: ", "boundaries must be a list of finite numbers",
+            "scales must be", "adapters: ", "boundaries must be a list of finite numbers",
         ):  # fmt: skip
             assert part in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -182,10 +182,8 @@ def plan_transfer(
     loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
     problems = Problems()
-    adapters: tuple[AdapterConfig, ...] = ()
-    with problems.collected():
-        adapters = _configs(recipe.adapters)
-        recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
+    adapters: tuple[AdapterConfig, ...] = problems.attempt(_configs, recipe.adapters) or ()
+    recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         owned = recipe.ranges(schedule).timesteps(schedule)
         recipe.phases(owned)  # for "auto", with the largest possible number of experts

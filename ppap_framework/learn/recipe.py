@@ -94,10 +94,8 @@ class Recipe:
             experts begin as the untouched network.
         chain: Whether each expert begins as a copy of the one before it instead, as in the released
             code.
-        batch: Batch size.
         learning_rate: Peak learning rate of AdamW. It rises over the first tenth of a phase, at
-            most 100 iterations, and then falls linearly to 0.
-        weight_decay: Weight decay of AdamW.
+            most 100 iterations, and then falls linearly to 0. `weight_decay` is AdamW's, too.
         held_out: Share of the images for validation, in (0, 1).
         validate_every: Iterations between two validations.
         patience: Validations without a new best after which a phase ends; 0 for no early stopping.

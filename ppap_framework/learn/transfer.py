@@ -63,7 +63,10 @@ def transfer(
 ) -> BundleFile:
     """Train experts and write them into a bundle, or resume an earlier call.
 
-    An interruption does not change the bundle's bytes on one machine with one number of threads.
+    An interruption, such as Ctrl-C, does not change the bundle's bytes on one machine with one
+    number of threads. UsageError if an argument cannot be used; AssetError if data are missing,
+    damaged, or of another backend; PluginError if a plugin is missing or its loss is invalid;
+    PpapError if the loss is no longer finite or the folder cannot be written.
 
     Args:
         backend: The diffusion model that drew the images and that the experts will steer.
@@ -81,13 +84,6 @@ def transfer(
         progress: Called after every iteration, and every noise level of the calibration.
         command: The typed command, for the record.
         changes: Fields of `recipe` and `compute`; shared names mean the recipe's.
-
-    Raises:
-        UsageError: If an argument cannot be used.
-        AssetError: If data are missing, damaged, or of another backend.
-        PluginError: If a plugin is missing, or its loss is invalid.
-        PpapError: If the loss is no longer finite, or the folder cannot be written.
-        KeyboardInterrupt: On Ctrl-C; the same call continues.
     """
     path = Path(out).expanduser()
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
@@ -160,9 +156,8 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
         message = f"a bundle cannot be called {name!r}"
         problems.errors.append(UsageError(message, hint="give a plain file name"))
-    with problems.collected():
-        check_writable(out)
-        check_folder(out)
+    problems.attempt(check_writable, out)
+    problems.attempt(check_folder, out)
     problems.check()
 
 
@@ -178,13 +173,12 @@ def check_adapt(
 ) -> None:
     """Check arguments without backend and guide; UsageError with all problems."""
     problems = Problems()
-    with problems.collected():
-        check_transfer(out, recipe, compute, name)
+    problems.attempt(check_transfer, out, recipe, compute, name)
     # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)
-    with problems.collected():
-        check_synthesis(out / DATA, num, sampling, Compute(batch=compute.batch), workers=workers)
+    drawing = Compute(batch=compute.batch)
+    problems.attempt(check_synthesis, out / DATA, num, sampling, drawing, workers=workers)
     if num == 1:
         problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
     problems.check()
