@@ -162,24 +162,20 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
 
 
 def check_adapt(
-    out: Path,
-    recipe: Recipe,
-    sampling: Sampling,
-    compute: Compute,
-    *,
-    num: int,
-    workers: int | None,
-    name: str | None,
+    out: Path, recipe: Recipe, sampling: Sampling, compute: Compute, name: str | None, **draws: Any
 ) -> None:
-    """Check arguments without backend and guide; UsageError with all problems."""
+    """Check arguments without backend and guide; UsageError with all problems.
+
+    `draws` are `num` and, perhaps, `workers`.
+    """
     problems = Problems()
     problems.attempt(check_transfer, out, recipe, compute, name)
     # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)
-    drawing = Compute(batch=compute.batch)
-    problems.attempt(check_synthesis, out / DATA, num, sampling, drawing, workers=workers)
-    if num == 1:
+    compute = Compute(batch=compute.batch)
+    problems.attempt(check_synthesis, out / DATA, sampling=sampling, compute=compute, **draws)
+    if draws["num"] == 1:
         problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
     problems.check()
 
