@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # mypy takes a function for the module of its name, unless it
     from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
     from ppap_framework.learn import adapt
     from ppap_framework.learn.transfer import transfer
-    from ppap_framework.registry import (
+    from ppap_framework.registry.names import (
         list_adapters,
         list_backends,
         list_checkpoints,
@@ -60,7 +60,7 @@ _HOMES = {
     **dict.fromkeys(("AssetError", "PluginError", "PpapError", "UsageError"), "errors"),
     **dict.fromkeys(("SyntheticData", "synthesize"), "data"),
     **dict.fromkeys(("adapt", "transfer"), "learn"),
-    **dict.fromkeys((name for name in __all__ if name.startswith("list_")), "registry"),
+    **dict.fromkeys((name for name in __all__ if name.startswith("list_")), "registry.names"),
 }
 """The modules of what does not come from `run`."""
 

@@ -133,7 +133,7 @@ def test_layout_of_convolutions_that_are_copied(
 
     network = make()
     save_checkpoint(tmp_path / "x.safetensors", network.state_dict(), {})
-    monkeypatch.setattr("ppap_framework.checkpoints._load._SMALL", 0 if large else 2**28)
+    monkeypatch.setattr("ppap_framework.checkpoints._tensor_file._SMALL", 0 if large else 2**28)
     with torch.device("meta"):
         loaded = make().to(torch.bfloat16 if cast else torch.float32)
     load_into(loaded, open_checkpoint(tmp_path / "x.safetensors"), channels_last=True)

@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import pytest
@@ -35,9 +35,11 @@ from ppap_framework.registry import (
     Status,
     conflicts,
     discover,
-    listing,
+    names,
     suppliers,
 )
+
+Spec = TypeVar("Spec", bound=ComponentSpec)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,21 +51,15 @@ def _extras() -> Iterator[None]:
         yield
 
 
-def guider(name: str, **changes: Any) -> GuiderSpec:
-    fields = {"task": "depth", "default_loss": "likeness", "factory": "acme_parts:make"}
-    return GuiderSpec(name=name, summary="", **(fields | changes))
+def made_by(kind: type[Spec], **defaults: Any) -> Callable[..., Spec]:
+    """A maker of records of components."""
+    fields = {"summary": "", "factory": "acme_parts:make", **defaults}
+    return lambda name, **changes: kind(name=name, **(fields | changes))
 
 
-def loss(name: str) -> TaskLossSpec:
-    return TaskLossSpec(name=name, summary="", factory="acme_parts:make", task="depth")
-
-
-def backend(name: str) -> BackendSpec:
-    return BackendSpec(name=name, summary="", factory="acme_parts:make")
-
-
-def adapter(name: str, **changes: Any) -> AdapterSpec:
-    return AdapterSpec(name=name, summary="", factory="acme_parts:make", **changes)
+guider = made_by(GuiderSpec, task="depth", default_loss="likeness")
+loss = made_by(TaskLossSpec, task="depth")
+backend, adapter = made_by(BackendSpec), made_by(AdapterSpec)
 
 
 def card(name: str, **changes: Any) -> Card:
@@ -99,18 +95,18 @@ def registry_of(*records: PluginRecord) -> Registry:
     return Registry(records)
 
 
-def refusal(ask: Callable[..., object], *arguments: Any) -> PpapError:
+def refusal(
+    ask: Callable[..., object], *arguments: Any, kind: type[PpapError] = PpapError
+) -> PpapError:
     """What is said, in one line."""
-    with pytest.raises(PpapError) as raised:
+    with pytest.raises(kind) as raised:
         ask(*arguments)
     assert "\n" not in str(raised.value)
     return raised.value
 
 
 def refused(registry: Registry, kind: ComponentKind, name: str) -> PpapError:
-    said = refusal(registry.spec, kind, name)
-    assert isinstance(said, PluginError)
-    return said
+    return refusal(registry.spec, kind, name, kind=PluginError)
 
 
 # Names
@@ -146,54 +142,36 @@ TWICE = [record("acme", guider("depth"), entry_point=name) for name in ("a", "b"
 ACME = record("acme", guider("depth"), guider("zebra"), backend("dpeth"))
 LONE = record("acme", guider("depth"))
 ADM = record("ppap-plugin-adm", backend("adm"))
+BROKEN = record("acme", status="broken", reason="r")
+CLAIMED = "guider 'depth' is claimed by 2 plugins: acme:a, acme:b"
 KEEP = "keep one: PPAP_DISABLE_PLUGINS=acme:b"
 NEAR = "did you mean 'depth'? installed: depth"
 NONE = "no guider is installed"
+UPDATE = f"pip install --upgrade ppap-plugin-adm; {NONE}"
+INSTALL = f"pip install ppap-plugin-segmentation; {NONE}"
 
 
 @pytest.mark.parametrize(
     ("records", "name", "message", "hint"),
     [
-        (TWICE, "depth", "guider 'depth' is claimed by 2 plugins: acme:a, acme:b", KEEP),
-        (TWICE, "acme:depth", "guider 'depth' is claimed by 2 plugins: acme:a, acme:b", KEEP),
-        *(
-            ([ACME], typed, f"no installed guider is called {typed!r}", f"{NEAR}, zebra")
-            for typed in ("dpeth", "Depth", "de_pth", "depht")
-        ),
+        (TWICE, "depth", CLAIMED, KEEP),
+        (TWICE, "acme:depth", CLAIMED, KEEP),
+        *(([ACME], typed, "", f"{NEAR}, zebra") for typed in ("dpeth", "Depth", "de_pth", "depht")),
         ([LONE], "acme:dept", "acme supplies no guider called 'dept'", NEAR),
         ([LONE], "beta:depth", "beta supplies no guider called 'depth'", NEAR),
-        (
-            [record("acme", status="broken", reason="r")],
-            "mine",
-            "no installed guider is called 'mine'",
-            f"{NONE}; `ppap doctor` shows the plugins that failed",
-        ),
-        ([record("acme", status="disabled")], "mine", "no installed guider is called 'mine'", NONE),
-        (
-            [ADM],
-            "adm-classifier",
-            "no installed guider is called 'adm-classifier'",
-            f"pip install --upgrade ppap-plugin-adm; {NONE}",
-        ),
-        (
-            [ADM],
-            "adm-clasifier",
-            "no installed guider is called 'adm-clasifier'",
-            f"did you mean 'adm-classifier'? pip install --upgrade ppap-plugin-adm; {NONE}",
-        ),
-        (
-            [],
-            "segmentaton",
-            "no installed guider is called 'segmentaton'",
-            f"did you mean 'segmentation'? pip install ppap-plugin-segmentation; {NONE}",
-        ),
+        ([BROKEN], "mine", "", f"{NONE}; `ppap doctor` shows the plugins that failed"),
+        ([record("acme", status="disabled")], "mine", "", NONE),
+        ([ADM], "adm-classifier", "", UPDATE),
+        ([ADM], "adm-clasifier", "", f"did you mean 'adm-classifier'? {UPDATE}"),
+        ([], "segmentaton", "", f"did you mean 'segmentation'? {INSTALL}"),
     ],
 )
 def test_names_that_mean_nothing(
     records: list[PluginRecord], name: str, message: str, hint: str
 ) -> None:
     error = refused(registry_of(*records), "guider", name)
-    assert (error.message, error.hint) == (message, hint)
+    assert error.message == (message or f"no installed guider is called {name!r}")
+    assert error.hint == hint
 
 
 @given(name=st.text(max_size=30), kind=st.sampled_from(["backend", "guider", "loss", "adapter"]))
@@ -257,19 +235,15 @@ def test_without_metadata_nothing_is_known_of_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_own_distributions_cards_come_first() -> None:
-    foreign, own = card("foreign", default=True), card("own", default=True)
-    plain = card("plain")
-    registry = registry_of(record("acme", foreign), record("midas", plain, guider("depth"), own))
+    foreign, own, plain = card("foreign", default=True), card("own", default=True), card("plain")
+    acme = record("acme", foreign)
+    registry = registry_of(acme, record("midas", plain, guider("depth"), own))
     assert registry.cards("depth", "guider") == [plain, own, foreign]
     assert registry.default_card("depth", "guider") is own
     assert registry.cards("depth", "backend") == []
     assert not conflicts(registry)
-
-
-def test_another_distributions_default_stands_in() -> None:
-    foreign = card("foreign", default=True)
-    registry = registry_of(record("acme", foreign), record("midas", card("own"), guider("depth")))
-    for name in ("depth", "midas:depth"):
+    registry = registry_of(acme, record("midas", plain, guider("depth")))
+    for name in ("depth", "midas:depth"):  # another distribution's default stands in
         assert registry.default_card(name, "guider") is foreign
 
 
@@ -331,33 +305,31 @@ def test_cards_by_name() -> None:
     registry = registry_of(record("midas", small, large, guider("depth")))
     assert registry.card("depth", "guider", "large") is large
     assert registry.card("depth", "guider", "midas:large") is large
-    said = refusal(registry.card, "depth", "guider", "lagre")
-    assert isinstance(said, AssetError)
+    said = refusal(registry.card, "depth", "guider", "lagre", kind=AssetError)
     assert said.message == "guider 'depth' has no checkpoint 'lagre'"
     assert said.hint.startswith("did you mean 'large'?")
     assert "small, large" in said.hint
-    said = refusal(registry.default_card, "depth", "guider")
-    assert isinstance(said, AssetError)
+    said = refusal(registry.default_card, "depth", "guider", kind=AssetError)
     assert said.message == "guider 'depth' has no default checkpoint"
     assert "small, large" in said.hint
 
 
 def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "registry", lambda: registry)
+    monkeypatch.setattr(names, "registry", lambda: registry)
     parts = [card(name, joined="base+upsampler") for name in ("base", "upsampler")]
     whole = card("whole", component="adm", kind="backend")
     acme = record("acme", guider("depth"), guider("other"), card("small"), *parts, loss("l"))
     beta = record("beta", guider("depth"), card("small"), card("odd", refusal="no code for it"))
     registry = registry_of(acme, beta, record("cards", card("shared"), whole, backend("adm")))
-    assert listing.list_guiders() == ["acme:depth", "beta:depth", "other"]
-    assert (listing.list_losses(), listing.list_adapters()) == (["l"], [])
-    assert listing.list_backends() == ["adm"]
+    assert names.list_guiders() == ["acme:depth", "beta:depth", "other"]
+    assert (names.list_losses(), names.list_adapters()) == (["l"], [])
+    assert names.list_backends() == ["adm"]
     every = ["acme:small", "base+upsampler", "beta:small", "shared", "whole"]
-    assert listing.list_checkpoints() == every
-    assert listing.list_checkpoints("depth") == every[:-1]
-    assert listing.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
-    assert listing.list_checkpoints("beta:depth") == ["shared", "small"]
-    assert (listing.list_checkpoints("adm"), listing.list_checkpoints("zebra")) == (["whole"], [])
+    assert names.list_checkpoints() == every
+    assert names.list_checkpoints("depth") == every[:-1]
+    assert names.list_checkpoints("acme:depth") == ["base+upsampler", "shared", "small"]
+    assert names.list_checkpoints("beta:depth") == ["shared", "small"]
+    assert (names.list_checkpoints("adm"), names.list_checkpoints("zebra")) == (["whole"], [])
 
 
 def test_listings_import_no_torch() -> None:
@@ -370,32 +342,24 @@ def test_listings_import_no_torch() -> None:
 
 
 A_FILE = "name a file with --checkpoint PATH"
+GUIDERS_FILE = "name a file with --guider-checkpoint PATH"
 DEMO = [name.partition(";")[0] for name in requirements() if "'demo'" in name]
+
+
+ALL = [record(name) for name in DEMO]
+OFF = record("ppap-plugin-shapes", status="disabled", hint="unset PPAP_PLUGINS")
+MAY = "; ppap-plugin-shapes may have some, but is disabled: unset PPAP_PLUGINS"
+SMALL = ", or pip install ppap-framework[demo] for small weights"
 
 
 @pytest.mark.parametrize(
     ("kind", "component", "installed", "hint"),
     [
-        (
-            "backend",
-            "adm",
-            [],
-            f"{A_FILE}, or pip install ppap-framework[demo] for small weights",
-        ),
-        ("backend", "adm", [record(name) for name in DEMO], A_FILE),
-        (
-            "guider",
-            "ppap-plugin-adm:adm-classifier",
-            [record(name) for name in DEMO],
-            "name a file with --guider-checkpoint PATH",
-        ),
-        (
-            "backend",
-            "adm",
-            [record("ppap-plugin-shapes", status="disabled", hint="unset PPAP_PLUGINS")],
-            f"{A_FILE}; ppap-plugin-shapes may have some, but is disabled: unset PPAP_PLUGINS",
-        ),
-        ("guider", "somebodys-own", [], "name a file with --guider-checkpoint PATH"),
+        ("backend", "adm", [], f"{A_FILE}{SMALL}"),
+        ("backend", "adm", ALL, A_FILE),
+        ("backend", "adm", [OFF], f"{A_FILE}{MAY}"),
+        ("guider", "ppap-plugin-adm:adm-classifier", ALL, GUIDERS_FILE),
+        ("guider", "somebodys-own", [], GUIDERS_FILE),
     ],
 )
 def test_what_is_installed_is_not_to_be_installed_for_its_weights(
@@ -403,14 +367,11 @@ def test_what_is_installed_is_not_to_be_installed_for_its_weights(
 ) -> None:
     registry = registry_of(*installed)
     assert refusal(registry.default_card, component, kind).hint == hint
-    said = refusal(registry.card, component, kind, "large")
-    assert isinstance(said, AssetError)
-    assert said.hint == hint
+    assert refusal(registry.card, component, kind, "large", kind=AssetError).hint == hint
 
 
 def test_experts_that_are_not_there() -> None:
-    said = refusal(registry_of().bundle, "good")
-    assert isinstance(said, AssetError)
+    said = refusal(registry_of().bundle, "good", kind=AssetError)
     assert said.hint == "name a file with --experts PATH"
 
 
@@ -470,42 +431,33 @@ def test_options_from_a_mapping() -> None:
     assert one(WITH_OPTIONS).options_class(WITH_OPTIONS) is Options
 
 
-@pytest.mark.usefixtures("parts")
-def test_everything_that_is_wrong_is_said_at_once() -> None:
-    given = {"rnak": 4, "derived": 1, "scale": "wide", "rank": -1}
-    said = refusal(one(WITH_OPTIONS).options, WITH_OPTIONS, given)
-    assert isinstance(said, UsageError)
-    assert said.message.startswith("guider 'depth' of acme: ")
-    for fault in (
-        "unknown option 'rnak' (did you mean 'rank'?)",
-        "unknown option 'derived'",
-        "option 'scale': could not convert string to float: 'wide'",
-        "option 'rank': 'rank' must be > 0: -1",
-        "option 'name' is required",
-    ):
-        assert fault in said.message
-    assert said.hint == "its options are rank, scale, name, top, hidden"
+WRONG = {"rnak": 4, "derived": 1, "scale": "wide", "rank": -1}
 
 
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "faults"),
     [
-        ({"rank": "4"}, "'rank' must be <class 'int'>"),
-        ({"top": 9}, "top must not exceed rank 8, not 9"),
+        (WRONG, ["unknown option 'rnak' (did you mean 'rank'?)", "unknown option 'derived'"]),
+        (WRONG, ["option 'scale': could not convert string to float: 'wide'"]),
+        (WRONG, ["option 'rank': 'rank' must be > 0: -1", "option 'name' is required"]),
+        ({"name": "n", "rank": "4"}, ["'rank' must be <class 'int'>"]),
+        ({"name": "n", "top": 9}, ["top must not exceed rank 8, not 9"]),
     ],
 )
-def test_validators_of_one_and_of_several_fields(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        one(WITH_OPTIONS).options(WITH_OPTIONS, {"name": "n", **given})
+def test_everything_that_is_wrong_is_said_at_once(given: dict[str, Any], faults: list[str]) -> None:
+    said = refusal(one(WITH_OPTIONS).options, WITH_OPTIONS, given, kind=UsageError)
+    assert said.message.startswith("guider 'depth' of acme: ")
+    assert all(fault in said.message for fault in faults)
+    assert said.hint == "its options are rank, scale, name, top, hidden"
 
 
 def test_a_component_without_options() -> None:
     plain = guider("depth")
     assert one(plain).options(plain, {}) is None
-    with pytest.raises(UsageError, match="unknown option 'rank'") as raised:
-        one(plain).options(plain, {"rank": 1})
-    assert raised.value.hint == "it has no options"
+    said = refusal(one(plain).options, plain, {"rank": 1}, kind=UsageError)
+    assert "unknown option 'rank'" in said.message
+    assert said.hint == "it has no options"
 
 
 @pytest.mark.parametrize("reference", ["acme_parts:WITH", "acme_parts:int"])
@@ -565,48 +517,40 @@ def test_a_factory_that_cannot_be_imported_names_the_distribution(
     assert said.__cause__ is error
 
 
-def refused_to_make(spec: TaskLossSpec = LIKENESS) -> PluginError:
-    with pytest.raises(PluginError) as raised:
-        one(spec).make(spec, {})
-    return raised.value
+def refused_to_make(spec: TaskLossSpec = LIKENESS) -> PpapError:
+    return refusal(one(spec).make, spec, {})
 
 
 def test_a_factory_that_needs_another_library(parts: Any) -> None:
     parts.__getattr__ = lambda _: __import__("flux_capacitor")
     said = refused_to_make()
+    assert isinstance(said, PluginError)
     assert "needs the module flux_capacitor, which is not installed" in said.message
     assert said.hint == "pip install flux_capacitor"
 
 
-def test_a_factory_that_fails(parts: Any) -> None:
-    def fails(options: object) -> None:
-        raise ValueError("one\ntwo")
-
-    parts.make = fails
-    message = "loss 'likeness' of acme failed: ValueError: one two"
-    assert refused_to_make().message.startswith(message)
+OWN = PpapError("no such architecture")
 
 
-def test_what_a_factory_says_to_people_passes(parts: Any) -> None:
-    said = PpapError("no such architecture")
+@pytest.mark.parametrize("error", [ValueError("one\ntwo"), OWN, None])
+def test_a_factory_that_fails_or_makes_something_else(parts: Any, error: Exception | None) -> None:
+    def make(options: object) -> int:
+        if error:
+            raise error
+        return 7
 
-    def refuses(options: object) -> None:
-        raise said
-
-    parts.make = refuses
-    with pytest.raises(PpapError) as raised:
-        one(LIKENESS).make(LIKENESS, {})
-    assert raised.value is said
-
-
-def test_a_factory_that_makes_something_else(parts: Any) -> None:
-    parts.make = lambda options: 7
-    assert "made a int, which is no TaskLoss" in refused_to_make().message
+    parts.make = make
+    said = refused_to_make()
+    if error is OWN:  # what a factory says to people passes
+        assert said is OWN
+        return
+    assert isinstance(said, PluginError)
+    fault = "failed: ValueError: one two" if error else "made a int, which is no TaskLoss"
+    assert said.message == f"loss 'likeness' of acme {fault}"
 
 
 @pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("spec", [backend("adm"), guider("depth")])
 def test_what_needs_a_checkpoint_says_so(spec: BackendSpec) -> None:
-    missing: Any = None
-    with pytest.raises(AssetError, match="of acme needs a checkpoint"):
-        one(spec).make(spec, {}, missing)
+    said = refusal(one(spec).make, spec, {}, None, kind=AssetError)
+    assert "of acme needs a checkpoint" in said.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -10,10 +11,11 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 from unittest import mock
 
@@ -21,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Run
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -30,8 +32,7 @@ from toy_distribution import MEANS, start
 
 import ppap_framework as ppap
 from ppap_framework.data import SyntheticData, synthesize
-from ppap_framework.data.layout import Layout
-from ppap_framework.data.shards import decode, end, member_names, members
+from ppap_framework.data.shards import Layout, decode, end, member_names, members
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.files import digest
 from ppap_framework.pixels import to_uint8
@@ -48,6 +49,8 @@ TINY: dict[str, Any] = {"num": 3, "steps": 1, "batch": 1, "shard": 2}
 LARGE: dict[str, Any] = {"num": 96, "steps": 2, "batch": 2, "shard": 6}
 """For what takes a while."""
 
+quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
 
 @pytest.fixture(scope="module")
 def backend(site: Path) -> LoadedBackend:
@@ -55,19 +58,35 @@ def backend(site: Path) -> LoadedBackend:
 
 
 @pytest.fixture(scope="module")
-def whole(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(
+    backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
     """What an undisturbed call writes."""
-    return synthesize(backend, out=tmp_path_factory.mktemp("whole") / "set", **SMALL).path
+
+    @functools.cache
+    def written(**settings: Any) -> Path:
+        return synthesize(backend, out=tmp_path_factory.mktemp("whole") / "set", **settings).path
+
+    return written
 
 
-@pytest.fixture(scope="module")
-def tiny(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesize(backend, out=tmp_path_factory.mktemp("tiny") / "set", **TINY).path
+@pytest.fixture
+def whole(finished: Callable[..., Path]) -> Path:
+    return finished(**SMALL)
 
 
-@pytest.fixture(scope="module")
-def large(backend: LoadedBackend, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthesize(backend, out=tmp_path_factory.mktemp("large") / "set", **LARGE).path
+Draw = Callable[..., SyntheticData]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def draw(backend: LoadedBackend, out: Path) -> Draw:
+    """Synthesis of the small set into `out`, with some settings changed."""
+    return lambda **changes: synthesize(backend, **{"out": out, **SMALL, **changes})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -186,38 +205,37 @@ def sampled(backend: LoadedBackend, **settings: Any) -> NDArray[np.uint8]:
 
 
 class TestImages:
-    def test_are_those_that_sampling_gives(self, backend: LoadedBackend, tmp_path: Path) -> None:
+    def test_are_those_that_sampling_gives(self, backend: LoadedBackend, out: Path) -> None:
         settings: dict[str, Any] = {"num": 5, "steps": 4, "seed": 3, "sampler": "ddpm"}
-        data = synthesize(backend, out=tmp_path / "set", batch=2, shard=2, **settings)
+        data = synthesize(backend, out=out, batch=2, shard=2, **settings)
         assert (data.load().numpy() == sampled(backend, batch=2, **settings)).all()
 
-    def test_each_has_its_prompt(self, backend: LoadedBackend, tmp_path: Path) -> None:
+    def test_each_has_its_prompt(self, backend: LoadedBackend, out: Path) -> None:
         five = ["darker", "brighter", "darker", "darker", "brighter"]
         settings: dict[str, Any] = {"num": 5, "steps": 4, "seed": 3, "prompt": five}
-        data = synthesize(backend, out=tmp_path / "set", batch=2, shard=4, **settings)
+        data = synthesize(backend, out=out, batch=2, shard=4, **settings)
         assert (data.load().numpy() == sampled(backend, batch=2, **settings)).all()
         said: list[str] = []
-        for shard in sorted((tmp_path / "set").glob("*.tar")):
+        for shard in sorted(out.glob("*.tar")):
             with tarfile.open(shard) as tar:
-                for member in tar:
-                    if member.name.endswith(".json"):
-                        file = tar.extractfile(member)
-                        assert file is not None
-                        said.append(json.load(file)["prompt"])
+                files = [tar.extractfile(name) for name in tar.getnames() if name.endswith("json")]
+                said += [json.load(file)["prompt"] for file in files if file is not None]
         assert said == five
+        other = out.with_name("other")
         for few in (five[:2], []):
             with pytest.raises(UsageError, match=f"{len(few)} prompts were given for 5 images"):
-                synthesize(backend, out=tmp_path / "other", **{**settings, "prompt": few})
-        assert not (tmp_path / "other").exists()
+                synthesize(backend, out=other, **{**settings, "prompt": few})
+        assert not other.exists()
 
-    def test_come_from_the_distribution(self, backend: LoadedBackend, tmp_path: Path) -> None:
-        data = synthesize(backend, out=tmp_path / "set", num=512, steps=10)
+    def test_come_from_the_distribution(self, backend: LoadedBackend, out: Path) -> None:
+        data = synthesize(backend, out=out, num=512, steps=10)
         mean, spread = data.moments()
         assert mean.tolist() == pytest.approx(MEANS, abs=0.01)
         pixels = data.load().numpy().astype(np.float64) / 127.5 - 1.0
         np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(spread, pixels.std((0, 2, 3)), rtol=1e-12)
 
+    @quick
     @given(st.lists(st.integers(0, 9), max_size=12))
     def test_any_of_them_in_any_order(self, whole: Path, indices: list[int]) -> None:
         data = SyntheticData(whole)
@@ -229,11 +247,9 @@ class TestImages:
             with pytest.raises(IndexError, match=f"no image {index}"):
                 data.images([index])
 
-    def test_a_set_of_the_first_format(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path
-    ) -> None:
+    def test_a_set_of_the_first_format(self, draw: Draw, whole: Path, out: Path) -> None:
         """It called a batch a block."""
-        out = copied(whole, tmp_path / "set")
+        copied(whole, out)
         manifest = json.loads((out / "manifest.json").read_text())
         manifest["settings"]["block"] = manifest["settings"].pop("batch")
         write_manifest(out, {**manifest, "format": 1})
@@ -241,7 +257,7 @@ class TestImages:
         assert torch.equal(data.load(), SyntheticData(whole).load())
         assert data.faults() == []
         with pytest.raises(UsageError, match="block was 2, is now None"):
-            synthesize(backend, out=out, **SMALL)
+            draw()
         write_manifest(out, {**manifest, "format": 3})
         with pytest.raises(AssetError, match="has format 3"):
             SyntheticData(out)
@@ -251,63 +267,50 @@ class TestImages:
         first = data.images([1])
         assert torch.equal(pickle.loads(pickle.dumps(data)).images([1]), first)
 
-    def test_networks_are_left_as_they_were(self, backend: LoadedBackend, tmp_path: Path) -> None:
+    def test_networks_are_left_as_they_were(self, backend: LoadedBackend, draw: Draw) -> None:
         network = backend.stages[0].network
         network.train()
         before = torch.get_num_threads()
-        synthesize(backend, out=tmp_path / "set", threads=before + 1, **SMALL)
+        draw(threads=before + 1)
         assert network.training
         assert torch.get_num_threads() == before
         network.eval()
 
 
-@pytest.fixture(scope="module")
-def reaper() -> Reaper:
-    return Reaper()
-
-
 class TestResuming:
     @pytest.mark.parametrize(("before", "fewest"), [("", 25), ("damaged", 15), ("other", 25)])
     def test_after_death_at_every_change_of_the_file_system(
-        self,
-        backend: LoadedBackend,
-        tiny: Path,
-        tmp_path: Path,
-        reaper: Reaper,
-        before: str,
-        fewest: int,
+        self, finished: Callable[..., Path], draw: Draw, tmp_path: Path, before: str, fewest: int
     ) -> None:
         """Of a new set, one with a damaged shard, and one of another seed that is overwritten."""
-        overwrite = before == "other"
-        earlier = tiny
-        if overwrite:
-            earlier = synthesize(backend, out=tmp_path / "other", **{**TINY, "seed": 6}).path
+        overwrite, reaper = before == "other", Reaper()
+        tiny = finished(**TINY)
+        earlier = finished(**{**TINY, "seed": 6}) if overwrite else tiny
         for changes in range(1000):
             out = tmp_path / str(changes)
+            settings = {**TINY, "out": out, "seed": 0}
             if before:
                 copied(earlier, out)
             if before == "damaged":
                 hurt(out / "shard-00001.tar", "flip")
             try:
                 with reaper.after(changes):
-                    synthesize(backend, out=out, overwrite=overwrite, **TINY)
+                    draw(overwrite=overwrite, **settings)
             except Death:
                 try:  # without --overwrite it is refused, or goes on with what is asked for
-                    synthesize(backend, out=out, **TINY)
+                    draw(**settings)
                     assert content(out) == content(tiny), changes
                 except UsageError as error:
                     assert overwrite
                     assert "seed was 6, is now 0" in error.message
-                synthesize(backend, out=out, overwrite=overwrite, **TINY)
+                draw(overwrite=overwrite, **settings)
                 assert content(out) == content(tiny), changes
             else:
                 break
         assert fewest < changes < 1000
         assert content(out) == content(tiny)
 
-    def test_nothing_is_drawn_twice(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path
-    ) -> None:
+    def test_nothing_is_drawn_twice(self, draw: Draw, whole: Path, out: Path) -> None:
         drawn: list[int] = []
 
         def stop_in_the_third_batch(progress: Progress) -> None:
@@ -317,49 +320,42 @@ class TestResuming:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            synthesize(backend, out=tmp_path / "s", progress=stop_in_the_third_batch, **SMALL)
-        with pytest.raises(AssetError, match="not finished"):
-            SyntheticData(tmp_path / "s")
+            draw(progress=stop_in_the_third_batch)
+        with pytest.raises(AssetError, match="no finished set"):
+            SyntheticData(out)
         again: list[int] = []
-        synthesize(backend, out=tmp_path / "s", progress=lambda p: again.append(p.done), **SMALL)
+        draw(progress=lambda p: again.append(p.done))
         assert drawn == [0, 2, 4, 6, 8, 10, 12, 14]
         assert again == list(range(12, 31, 2))
-        assert content(tmp_path / "s") == content(whole)
-        run = json.loads((tmp_path / "s" / "run.json").read_text())
-        assert [(call["status"], call["images"]) for call in run["calls"]] == [
-            ("interrupted", 4),
-            ("complete", 6),
-        ]
+        assert content(out) == content(whole)
+        run = json.loads((out / "run.json").read_text())
+        calls = [(call["status"], call["images"]) for call in run["calls"]]
+        assert calls == [("interrupted", 4), ("complete", 6)]
         assert run["seconds"] == pytest.approx(sum(call["seconds"] for call in run["calls"]))
-        assert SyntheticData(tmp_path / "s").seconds == run["seconds"]
+        assert SyntheticData(out).seconds == run["seconds"]
 
-    def test_a_finished_set_is_left_alone(self, backend: LoadedBackend, whole: Path) -> None:
+    def test_a_finished_set_is_left_alone(self, draw: Draw, whole: Path) -> None:
         before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
-        synthesize(backend, out=whole, **SMALL)
+        draw(out=whole)
         assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
     @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
     def test_a_damaged_shard_is_drawn_again(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path, damage: str
+        self, draw: Draw, whole: Path, out: Path, damage: str
     ) -> None:
-        out = copied(whole, tmp_path / "set")
-        hurt(out / "shard-00001.tar", damage)
+        hurt(copied(whole, out) / "shard-00001.tar", damage)
         drawn: list[int] = []
-        synthesize(backend, out=out, progress=lambda p: drawn.append(p.done), **SMALL)
+        draw(progress=lambda p: drawn.append(p.done))
         assert drawn == list(range(18, 31, 2))
         assert content(out) == content(whole)
 
-    def test_a_full_disk(self, backend: LoadedBackend, whole: Path, tmp_path: Path) -> None:
-        out = tmp_path / "set"
-        full = OSError(28, "No space left on device")
-        with (
-            mock.patch.object(os, "fsync", side_effect=full),
-            pytest.raises(PpapError, match="No space left on device") as caught,
-        ):
-            synthesize(backend, out=out, **SMALL)
+    def test_a_full_disk(self, draw: Draw, whole: Path, out: Path) -> None:
+        full = mock.patch.object(os, "fsync", side_effect=OSError(28, "No space left on device"))
+        with full, pytest.raises(PpapError, match="No space left on device") as caught:
+            draw()
         assert str(out) in caught.value.message
         assert "continues" in caught.value.hint
-        synthesize(backend, out=out, **SMALL)
+        draw()
         assert content(out) == content(whole)
 
 
@@ -395,46 +391,38 @@ class TestRefusals:
             ({"precision": "bfloat16"}, "precision was float32, is now bfloat16"),
         ],
     )
-    @pytest.mark.parametrize("finished", [True, False])
+    @pytest.mark.parametrize("complete", [True, False])
     def test_other_settings(
-        self,
-        backend: LoadedBackend,
-        whole: Path,
-        tmp_path: Path,
-        changed: Any,
-        told: str,
-        finished: bool,
+        self, draw: Draw, whole: Path, out: Path, changed: Any, told: str, complete: bool
     ) -> None:
-        out = copied(whole, tmp_path / "set")
-        if not finished:
+        copied(whole, out)
+        if not complete:
             settings = json.loads((out / "manifest.json").read_text())["settings"]
             (out / ".partial").mkdir()
             (out / ".partial" / "settings.json").write_text(json.dumps(settings))
             (out / "manifest.json").unlink()
         before = content(out)
         with pytest.raises(UsageError, match="other settings") as caught:
-            synthesize(backend, out=out, **{**SMALL, **changed})
+            draw(**changed)
         assert told in caught.value.message
         assert "--overwrite" in caught.value.hint
         assert content(out) == before
 
-    def test_other_weights(self, backend: LoadedBackend, whole: Path) -> None:
+    def test_other_weights(self, backend: LoadedBackend, draw: Draw, whole: Path) -> None:
         spread = next(p for p in backend.stages[0].network.parameters() if p.ndim == 0)
         spread.data.mul_(2.0)
         try:
             with pytest.raises(UsageError, match=r"backend\.weights_sha256 was"):
-                synthesize(backend, out=whole, **SMALL)
+                draw(out=whole)
         finally:
             spread.data.div_(2.0)
 
-    def test_overwriting_begins_anew(
-        self, backend: LoadedBackend, whole: Path, tmp_path: Path
-    ) -> None:
-        out = synthesize(backend, out=tmp_path / "set", **{**SMALL, "num": 20}).path
+    def test_overwriting_begins_anew(self, draw: Draw, whole: Path, out: Path) -> None:
+        draw(num=20)
         (out / "manifest.json").write_text("{")
         with pytest.raises(AssetError, match="damaged"):
-            synthesize(backend, out=out, **SMALL)
-        synthesize(backend, out=out, overwrite=True, **SMALL)
+            draw()
+        draw(overwrite=True)
         assert content(out) == content(whole)
 
     @pytest.mark.parametrize(
@@ -446,20 +434,18 @@ class TestRefusals:
         ],
     )
     def test_a_folder_of_other_things(
-        self, backend: LoadedBackend, tmp_path: Path, name: str, overwrite: bool, fault: str
+        self, draw: Draw, tmp_path: Path, name: str, overwrite: bool, fault: str
     ) -> None:
         (tmp_path / name).touch()
         with pytest.raises(UsageError, match=fault):
-            synthesize(backend, out=tmp_path, overwrite=overwrite, **SMALL)
+            draw(out=tmp_path, overwrite=overwrite)
         assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == [name]
 
-    def test_another_process_in_the_folder(self, backend: LoadedBackend, tmp_path: Path) -> None:
-        with (
-            opened(tmp_path),
-            pytest.raises(UsageError, match="another process is writing"),
-        ):
-            synthesize(backend, out=tmp_path, **SMALL)
-        assert len(synthesize(backend, out=tmp_path, **SMALL)) == 10
+    def test_another_process_in_the_folder(self, draw: Draw, tmp_path: Path) -> None:
+        busy = pytest.raises(UsageError, match="another process is writing")
+        with opened(tmp_path), busy:
+            draw(out=tmp_path)
+        assert len(draw(out=tmp_path)) == 10
 
     def test_everything_that_is_wrong_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
@@ -472,21 +458,21 @@ class TestRefusals:
 
     @pytest.mark.parametrize("workers", [1, 2])
     def test_images_that_are_not_finite(
-        self, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+        self, site: Path, out: Path, monkeypatch: pytest.MonkeyPatch, workers: int
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         with pytest.raises(PpapError, match=r"image \d came out not finite"):
-            synthesize("toy", out=tmp_path / "set", workers=workers, **SMALL)
+            synthesize("toy", out=out, workers=workers, **SMALL)
         assert multiprocessing.active_children() == []
 
 
 class TestWorkers:
+    @pytest.fixture
+    def stage(self, backend: LoadedBackend) -> Any:
+        return backend.stages[0]
+
     def test_any_number_gives_the_same_bytes_even_if_one_dies(
-        self,
-        backend: LoadedBackend,
-        whole: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, stage: Any, draw: Draw, whole: Path, out: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         killed: list[int] = []
 
@@ -497,21 +483,20 @@ class TestWorkers:
                 killed.append(pid)
                 os.kill(pid, signal.SIGKILL)
 
-        out = tmp_path / "set"
         with monkeypatch.context() as slow, pytest.raises(PpapError, match="process died"):
-            slow.setattr(backend.stages[0], "_delay", 0.3)  # both are at work when one is killed
-            synthesize(backend, out=out, workers=2, progress=kill_one, **SMALL)
+            slow.setattr(stage, "_delay", 0.3)  # both are at work when one is killed
+            draw(workers=2, progress=kill_one)
         assert multiprocessing.active_children() == []
-        synthesize(backend, out=out, workers=2, **SMALL)
+        draw(workers=2)
         assert content(out) == content(whole)
         assert multiprocessing.active_children() == []
 
     def test_a_backend_that_cannot_be_copied(
-        self, backend: LoadedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, stage: Any, draw: Draw, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(backend.stages[0], "_hook", lambda: None, raising=False)
+        monkeypatch.setattr(stage, "_hook", lambda: None, raising=False)
         with pytest.raises(UsageError, match="cannot be copied to other processes"):
-            synthesize(backend, out=tmp_path / "set", workers=2, **SMALL)
+            draw(workers=2)
 
 
 class TestProcesses:
@@ -522,9 +507,7 @@ class TestProcesses:
         batches, shards = folder.glob(".partial/*/[0-9]*"), folder.glob("shard-*.tar")
         return 2 * len(list(batches)) + 6 * len(list(shards))
 
-    def drawing(
-        self, site: Path, tmp_path: Path, workers: int, delay: str
-    ) -> subprocess.Popen[str]:
+    def drawing(self, site: Path, tmp_path: Path, workers: int, delay: str) -> Popen[str]:
         """A process that has begun to write."""
         before = self.images(tmp_path / "set")
         options = ("--num", "96", "--steps", "2", "--block", "2", "--shard", "6", "--out", "set")
@@ -539,7 +522,7 @@ class TestProcesses:
 
     @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
     def test_killed_at_random_moments(
-        self, site: Path, large: Path, tmp_path: Path, count: int
+        self, site: Path, finished: Callable[..., Path], tmp_path: Path, count: int
     ) -> None:
         moments = random.Random(count)
         interruptions = 0
@@ -554,12 +537,11 @@ class TestProcesses:
             interruptions += 1
         assert interruptions >= min(count, 3)
         synthesize("toy", out=tmp_path / "set", **LARGE)
-        assert content(tmp_path / "set") == content(large)
+        assert content(tmp_path / "set") == content(finished(**LARGE))
 
     def test_ctrl_c_leaves_what_the_same_command_continues(
-        self, site: Path, large: Path, tmp_path: Path
+        self, site: Path, finished: Callable[..., Path], tmp_path: Path, out: Path
     ) -> None:
-        out = tmp_path / "set"
         process = self.drawing(site, tmp_path, 2, "0.05")
         process.send_signal(signal.SIGINT)
         printed, err = process.communicate(timeout=60)
@@ -569,7 +551,7 @@ class TestProcesses:
         assert 0 < self.images(out) < 96
         assert not (out / "manifest.json").exists()
         synthesize("toy", out=out, **LARGE)
-        assert content(out) == content(large)
+        assert content(out) == content(finished(**LARGE))
 
 
 DRAW = (
@@ -588,44 +570,38 @@ class TestCommands:
 
     def test_refusals_are_a_line_and_a_hint(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        for arguments, culprit in (
-            ((*DRAW, "--out", "file"), "'file' is no folder"),
-            ((*DRAW, "--out", "/proc/none"), "/proc"),
-            ((*DRAW, "--out", "set", "--shard", "5"), "whole batches of 2"),
-            ((*DRAW, "--out", "set", "--num", "many"), "--num: 'many'"),
-            (DRAW, "--out is required"),
+        (tmp_path / "blank.txt").write_text(" \n\n")
+        (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+        (tmp_path / "other.txt").write_text("louder\n")
+        before = sorted(tmp_path.iterdir())
+        to = ("--out", "set")
+        for arguments, exit_code, culprit in (
+            (("--out", "file"), 2, "'file' is no folder"),
+            (("--out", "/proc/none"), 2, "/proc"),
+            ((*to, "--shard", "5"), 2, "whole batches of 2"),
+            ((*to, "--num", "many"), 2, "--num: 'many'"),
+            ((), 2, "--out is required"),
+            ((*to, "--prompts", "none.txt"), 4, "cannot read the prompts in 'none.txt': No such"),
+            ((*to, "--prompts", "latin.txt"), 4, "no UTF-8 text"),
+            ((*to, "--prompts", "blank.txt"), 2, "no prompts in 'blank.txt'"),
+            ((*to, "--prompts", "other.txt"), 2, "'louder' is no prompt"),
         ):
-            code, out, err = run(*arguments)
-            assert (code, out) == (2, "")
+            code, out, err = run(*DRAW, *arguments)
+            assert (code, out) == (exit_code, "")
             first, hint = err.splitlines()
             assert culprit in first
             assert hint.startswith("hint: ")
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        assert sorted(tmp_path.iterdir()) == before
 
-    def test_prompts_from_a_file(self, run: Run, backend: LoadedBackend, tmp_path: Path) -> None:
+    def test_prompts_from_a_file(self, run: Run, draw: Draw, tmp_path: Path) -> None:
         (tmp_path / "said.txt").write_text("darker\n\n  brighter  \r\n")
         assert run(*DRAW, "--prompts", "said.txt", "--out", "set").code == 0
         told = ["darker", "brighter"] * 5
-        other = synthesize(backend, out=tmp_path / "other", prompt=told, **SMALL)
+        other = draw(out=tmp_path / "other", prompt=told)
         assert content(Path("set")) == content(other.path)
         code, _, err = run(*DRAW, "--out", "set")
         assert code == 2
         assert "prompt was" in err
-
-    def test_prompts_that_cannot_be_told(self, run: Run, tmp_path: Path) -> None:
-        (tmp_path / "blank.txt").write_text(" \n\n")
-        (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-        (tmp_path / "other.txt").write_text("louder\n")
-        for name, exit_code, culprit in (
-            ("none.txt", 4, "cannot read the prompts in 'none.txt': No such file"),
-            ("latin.txt", 4, "no UTF-8 text"),
-            ("blank.txt", 2, "no prompts in 'blank.txt'"),
-            ("other.txt", 2, "'louder' is no prompt"),
-        ):
-            code, out, err = run(*DRAW, "--prompts", name, "--out", "set")
-            assert (code, out) == (exit_code, "")
-            assert culprit in err.splitlines()[0]
-            assert not Path("set").exists()
 
     def test_options_from_a_file(self, run: Run, whole: Path, tmp_path: Path) -> None:
         (tmp_path / "ppap.toml").write_text(
@@ -634,14 +610,21 @@ class TestCommands:
         assert run("synthesize", "--workers", "1", "--out", "set").code == 0
         assert content(Path("set")) == content(whole)
 
-    def test_verify_what_is_whole(self, run: Run, whole: Path) -> None:
+    def test_verify_and_stats_of_what_is_whole(self, run: Run, whole: Path) -> None:
         assert run("data", "verify", str(whole)) == (0, "10 images in 3 shards are whole\n", "")
         code, out, _ = run("data", "verify", str(whole), "--json")
+        assert (code, json.loads(out)["faults"]) == (0, [])
+        code, out, _ = run("data", "stats", str(whole), "--json")
+        stats = json.loads(out)
+        assert (code, stats["images"]) == (0, 10)
+        assert stats["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
+        assert stats["stages"][0]["image_shape"] == [3, 8, 8]
+        code, out, _ = run("data", "stats", str(whole))
         assert code == 0
-        assert json.loads(out)["faults"] == []
+        assert f"{stats['stages'][0]['mean'][0]:+.3f}" in out
 
-    def test_verify_what_is_not(self, run: Run, whole: Path, tmp_path: Path) -> None:
-        out = copied(whole, tmp_path / "set")
+    def test_verify_what_is_not(self, run: Run, whole: Path, out: Path) -> None:
+        copied(whole, out)
         hurt(out / "shard-00001.tar", "flip")
         hurt(out / "shard-00002.tar", "cut")
         (out / "shard-00007.tar").touch()
@@ -657,6 +640,7 @@ class TestCommands:
         with pytest.raises(AssetError, match="shard-00001"):
             SyntheticData(out).images([0, 4])
 
+    @quick
     @given(st.data())
     def test_any_flipped_byte_is_found(
         self, whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -668,24 +652,21 @@ class TestCommands:
         (out / name).write_bytes(changed)
         assert [fault.file for fault in SyntheticData(out).faults()] == [name]
 
-    def test_shards_that_lie(self, whole: Path, tmp_path: Path) -> None:
+    def test_shards_that_lie(self, whole: Path, out: Path) -> None:
         """A manifest made for shards that are swapped: the hashes are right, the images not."""
-        out = copied(whole, tmp_path / "set")
+        copied(whole, out)
         one, two = out / "shard-00000.tar", out / "shard-00001.tar"
         first, second = one.read_bytes(), two.read_bytes()
         one.write_bytes(second)
         two.write_bytes(first)
         manifest = json.loads((out / "manifest.json").read_text())
         entries = manifest["shards"]
-        entries[0], entries[1] = (
-            {**entries[1], "file": one.name},
-            {**entries[0], "file": two.name},
-        )
+        entries[:2] = {**entries[1], "file": one.name}, {**entries[0], "file": two.name}
         write_manifest(out, manifest)
         assert [fault.file for fault in SyntheticData(out).faults()] == [one.name, two.name]
 
-    def test_a_manifest_that_was_edited(self, run: Run, whole: Path, tmp_path: Path) -> None:
-        out = copied(whole, tmp_path / "set")
+    def test_a_manifest_that_was_edited(self, run: Run, whole: Path, out: Path) -> None:
+        copied(whole, out)
         text = (out / "manifest.json").read_text()
         (out / "manifest.json").write_text(text.replace('"seed": 5', '"seed": 6'))
         code, _, err = run("data", "verify", "set")
@@ -697,14 +678,3 @@ class TestCommands:
         code, _, err = run("data", command, "nowhere")
         assert code == 4
         assert "no synthetic set in 'nowhere'" in err
-
-    def test_stats(self, run: Run, whole: Path) -> None:
-        code, out, _ = run("data", "stats", str(whole), "--json")
-        stats = json.loads(out)
-        assert code == 0
-        assert stats["images"] == 10
-        assert stats["bytes"] == sum(path.stat().st_size for path in whole.glob("*.tar"))
-        assert stats["stages"][0]["image_shape"] == [3, 8, 8]
-        code, out, _ = run("data", "stats", str(whole))
-        assert code == 0
-        assert f"{stats['stages'][0]['mean'][0]:+.3f}" in out

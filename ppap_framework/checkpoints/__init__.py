@@ -12,50 +12,22 @@ architecture under the metadata key `ppap.architecture`; for other files a card 
 Every fault of a file is an `AssetError` of one line.
 """
 
-from __future__ import annotations
-
-from ppap_framework.checkpoints._checkpoint import (
-    Checkpoint,
-    join_checkpoints,
-    open_checkpoint,
-    read_architecture,
-    save_checkpoint,
-)
-from ppap_framework.checkpoints._choice import find_checkpoint
-from ppap_framework.checkpoints._fetch import (
-    check,
-    fetch,
-    location,
-    noted_sha256,
-    package_file,
-)
-from ppap_framework.checkpoints._load import counted, load_into, misfits
-from ppap_framework.checkpoints._offline import (
-    downloading,
-    downloads_are_off,
-    in_torch_hub,
-    without_downloads,
-)
-from ppap_framework.checkpoints._tensor_file import write_safetensors
-
-__all__ = [
-    "Checkpoint",
-    "check",
-    "counted",
-    "downloading",
-    "downloads_are_off",
-    "fetch",
-    "find_checkpoint",
-    "in_torch_hub",
-    "join_checkpoints",
-    "load_into",
-    "location",
-    "misfits",
-    "noted_sha256",
-    "open_checkpoint",
-    "package_file",
-    "read_architecture",
-    "save_checkpoint",
-    "without_downloads",
-    "write_safetensors",
-]
+from ppap_framework.checkpoints._checkpoint import Checkpoint as Checkpoint
+from ppap_framework.checkpoints._checkpoint import find_checkpoint as find_checkpoint
+from ppap_framework.checkpoints._checkpoint import join_checkpoints as join_checkpoints
+from ppap_framework.checkpoints._checkpoint import open_checkpoint as open_checkpoint
+from ppap_framework.checkpoints._checkpoint import read_architecture as read_architecture
+from ppap_framework.checkpoints._checkpoint import save_checkpoint as save_checkpoint
+from ppap_framework.checkpoints._fetch import check as check
+from ppap_framework.checkpoints._fetch import downloading as downloading
+from ppap_framework.checkpoints._fetch import downloads_are_off as downloads_are_off
+from ppap_framework.checkpoints._fetch import fetch as fetch
+from ppap_framework.checkpoints._fetch import in_torch_hub as in_torch_hub
+from ppap_framework.checkpoints._fetch import location as location
+from ppap_framework.checkpoints._fetch import noted_sha256 as noted_sha256
+from ppap_framework.checkpoints._fetch import package_file as package_file
+from ppap_framework.checkpoints._fetch import without_downloads as without_downloads
+from ppap_framework.checkpoints._tensor_file import counted as counted
+from ppap_framework.checkpoints._tensor_file import load_into as load_into
+from ppap_framework.checkpoints._tensor_file import misfits as misfits
+from ppap_framework.checkpoints._tensor_file import write_safetensors as write_safetensors

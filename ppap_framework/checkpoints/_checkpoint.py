@@ -1,12 +1,15 @@
-"""Opening checkpoints, joining them, and saving one."""
+"""From the user's choice to an open checkpoint, its architecture, and saving one."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import torch
@@ -16,13 +19,15 @@ from ppap_framework.checkpoints._fetch import fetch
 from ppap_framework.checkpoints._tensor_file import read_file, write_safetensors
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
-from ppap_framework.plugin import Card
+from ppap_framework.plugin import Card, CardKind
+
+if TYPE_CHECKING:
+    from ppap_framework.registry import Registry
 
 ARCHITECTURE = "ppap.architecture"
 """Metadata key of the architecture."""
 
-_NOTES = "ppap.notes"
-_OF_TORCH = {"format": "pt"}  # transformers 4 refuses files without it
+_CARD_NAME = re.compile(r"([\w.-]+:)?[a-z0-9]+(-[a-z0-9]+)*")
 
 _Record = TypeVar("_Record", bound=attrs.AttrsInstance)
 
@@ -37,8 +42,7 @@ class Checkpoint:
         architecture: Description from which a factory builds the network; empty if unknown.
         metadata: Strings that a safetensors file carries beside its tensors.
         card: Card that was asked for; None for a file.
-        dtype: Type to which weights are cast while loading, as far as the network computes in it;
-            None keeps the network's own.
+        dtype: Type to which weights are cast as far as the network computes in it; None for none.
     """
 
     name: str
@@ -56,22 +60,96 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """SHA-256 of the file; of several files, SHA-256 of their concatenated hashes."""
-        hashes = [file_sha256(path) for path in self.files]
-        return (
-            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        )
+        first, *others = (file_sha256(path) for path in self.files)
+        return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, mapped from the files if their format allows.
-
-        Raises:
-            AssetError: If a file is damaged or is a pickle that wants code to run.
-        """
+        """All tensors by name, on the CPU, mapped from the files if their format allows."""
         return {
             f"{prefix}{name}": tensor
             for path, prefix in self.files.items()
             for name, tensor in read_file(path)[1].items()
         }
+
+
+def find_checkpoint(
+    registry: Registry,
+    component: str | None,
+    kind: CardKind | None,
+    wanted: str | Path | None,
+    *,
+    offline: bool = False,
+) -> Checkpoint:
+    """The checkpoint that is asked for, its containers verified.
+
+    Args:
+        registry: Registry of the cards.
+        component: Name of the backend or guider, by `kind`, that uses it; None for any use.
+        kind: Which of the two it is.
+        wanted: Name of a card, path of a file, CARD=PATH for a file of a card under another name,
+            or several of these joined by "+". If a file does not state what it is, the card that
+            publishes a file of this name counts. None takes the component's default card.
+        offline: Raise instead of downloading.
+
+    Raises:
+        AssetError: If there is no such checkpoint, it is damaged, or it cannot be used.
+        PluginError: If several plugins claim the name.
+    """
+    if component is None or kind is None:
+        named, cards = registry.card_named, registry.every_card()
+    elif wanted is None:
+        return open_checkpoint(registry.default_card(component, kind), offline=offline)
+    else:
+        named, cards = partial(registry.card, component, kind), registry.cards(component, kind)
+    text = os.fspath(wanted or "")
+    joined = "+" in text and not Path(text).expanduser().exists()
+    texts = text.split("+") if joined else [wanted or ""]
+    if joined and "" in texts:
+        hint = "type names or files with a '+' between, such as glide-base+glide-upsample"
+        raise AssetError(f"{text!r} does not say what is to be joined", hint=hint)
+    found = [_find(each, named, cards) for each in texts]
+    parts = [part for part, _ in found]
+    if joined:  # before anything is downloaded
+        _common_architecture(parts)
+    of = [card for _, card in found if card and component is not None]
+    for card in of:
+        if card.refusal:
+            hint = "`ppap checkpoints list` shows others"
+            raise AssetError(f"checkpoint {card.name!r} cannot be used: {card.refusal}", hint=hint)
+        needed = {named(name).prefix for name in card.joined.split("+") if name}
+        if needed - {other.prefix for other in of}:
+            fault = f"checkpoint {card.name!r} is of no use alone"
+            raise AssetError(fault, hint=f"type {card.joined}")
+    opened = [open_checkpoint(p, offline=offline) if isinstance(p, Card) else p for p in parts]
+    return join_checkpoints(opened) if joined else opened[0]
+
+
+def _find(
+    wanted: str | Path, named: Callable[[str], Card], cards: Sequence[Card]
+) -> tuple[Card | Checkpoint, Card | None]:
+    """A card or an open file, and the card of a file that does not state what it is."""
+    text = os.fspath(wanted)
+    if isinstance(wanted, str) and _CARD_NAME.fullmatch(text):
+        try:
+            card = named(text)
+        except AssetError:
+            if not Path(text).is_file():
+                raise
+        else:
+            return card, card
+    name, equals, path = text.partition("=")
+    if equals and _CARD_NAME.fullmatch(name) and not Path(text).exists():
+        of: Card | None = named(name)
+        opened = open_checkpoint(path, like=of)
+        if of and of.architecture and opened.architecture != of.architecture:
+            hint = f"leave out {of.name}=, or name the file that it is of"
+            fault = f"{opened.name!r} states what it is, and that is not {of.name!r}"
+            raise AssetError(fault, hint=hint)
+    else:
+        published = [each for each in cards if each.uri.rpartition("/")[2] == Path(text).name]
+        of = published[0] if len(published) == 1 else None
+        opened = open_checkpoint(text, like=of)
+    return opened, None if ARCHITECTURE in opened.metadata else of
 
 
 def open_checkpoint(
@@ -85,41 +163,28 @@ def open_checkpoint(
         offline: Raise instead of downloading.
 
     Raises:
-        AssetError: If the file is missing, empty, damaged, of an unknown kind, not the one of its
-            card, or a pickle that wants code to run.
+        AssetError: If the file is missing, damaged, not the one of its card, or wants code to run.
     """
-    card: Card | None = None
     if isinstance(source, Card):
-        card = like = source
-        path = fetch(source, offline=offline)
+        card, like, path, name = source, source, fetch(source, offline=offline), source.name
     else:
-        path = Path(source).expanduser()
-    name = card.name if card else path.name
+        card, path = None, Path(source).expanduser()
+        name = path.name
     metadata, _ = read_file(path)
-    if like is None or ARCHITECTURE in metadata:
-        stated = _stated(path, metadata.get(ARCHITECTURE, "{}"))
-        return Checkpoint(name, {path: ""}, stated, metadata, card)
-    return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)
-
-
-def _stated(path: Path, text: str) -> dict[str, Any]:
+    if like is not None and ARCHITECTURE not in metadata:
+        return Checkpoint(name, {path: like.prefix}, like.architecture, metadata, card)
     try:
-        architecture = json.loads(text)
+        stated = json.loads(metadata.get(ARCHITECTURE, "{}"))
     except (ValueError, RecursionError):
-        architecture = None
-    if not isinstance(architecture, dict):
-        raise AssetError(
-            f"the architecture that {str(path)!r} states is not a JSON object", hint="save it again"
-        )
-    return architecture
+        stated = None
+    if not isinstance(stated, dict):
+        fault = f"the architecture that {str(path)!r} states is not a JSON object"
+        raise AssetError(fault, hint="save it again")
+    return Checkpoint(name, {path: ""}, stated, metadata, card)
 
 
-def common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
-    """The architecture of several networks of one component, each under its own prefix.
-
-    Raises:
-        AssetError: If two parts state different things, or have the same prefix or none.
-    """
+def _common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
+    """The architecture of several networks of one component, each under its own prefix."""
     name = "+".join(part.name for part in parts)
     architecture: dict[str, Any] = {}
     prefixes: list[str] = []
@@ -127,63 +192,44 @@ def common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
         stated = part.architecture
         differing = [key for key in stated if architecture.get(key, stated[key]) != stated[key]]
         if differing:
-            raise AssetError(
-                f"the parts of {name!r} do not belong together: they differ in "
-                + ", ".join(map(repr, differing)),
-                hint="join the networks of one component, such as glide-base+glide-upsample",
-            )
+            fault = f"they differ in {', '.join(map(repr, differing))}"
+            hint = "join the networks of one component, such as glide-base+glide-upsample"
+            raise AssetError(f"the parts of {name!r} do not belong together: {fault}", hint=hint)
         architecture |= stated
         prefixes += [part.prefix] if isinstance(part, Card) else part.files.values()
     if "" in prefixes or len(set(prefixes)) < len(prefixes):
-        raise AssetError(
-            f"the parts of {name!r} are not different networks of one component",
-            hint="join files of which each holds one network",
-        )
+        fault = f"the parts of {name!r} are not different networks of one component"
+        raise AssetError(fault, hint="join files of which each holds one network")
     return architecture
 
 
 def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """Join the networks of one component; raises as `common_architecture`."""
-    architecture = common_architecture(parts)
+    """Join networks of one component; AssetError if they differ in what they state."""
+    architecture = _common_architecture(parts)
     files = {path: prefix for part in parts for path, prefix in part.files.items()}
     return Checkpoint("+".join(part.name for part in parts), files, architecture)
 
 
 def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
-    """The architecture of a checkpoint as an attrs record.
-
-    Args:
-        checkpoint: Any checkpoint.
-        record: Attrs class with a field for each key; its validators and converters check values.
+    """The architecture of a checkpoint as an attrs record, whose validators check the values.
 
     Raises:
         AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
     """
-    stated, fields = checkpoint.architecture, attrs.fields(record)
-    if not stated:
+    if not checkpoint.architecture:
         raise AssetError(
             f"{checkpoint.name!r} does not state its architecture",
             hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
             "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
         )
-    required = [field.name for field in fields if field.default is attrs.NOTHING]
-    known = {field.name for field in fields}
-    faults = [f"lacks {name!r}" for name in required if name not in stated]
-    faults += [f"has unknown {name!r}" for name in stated if name not in known]
-    if faults:
-        raise AssetError(
-            f"{checkpoint.name!r} is of another architecture: it {', '.join(faults[:6])}",
-            hint=f"{', '.join(required)} must be stated",
-        )
     try:
-        return record(**stated)
+        return record(**checkpoint.architecture)
     except (TypeError, ValueError, UsageError) as error:
         reason = error.message if isinstance(error, UsageError) else str(error.args[0])
-        reason = " ".join(reason.replace(".__init__()", "").split())
-        raise AssetError(
-            f"{checkpoint.name!r} states an impossible architecture: {reason}",
-            hint="correct it and save the checkpoint again",
-        ) from error
+        reason = " ".join(reason.rpartition(".__init__() ")[2].split())
+        hint = f"it must state {', '.join(attrs.fields_dict(record))}"
+        fault = f"{checkpoint.name!r} is of another architecture: {reason}"
+        raise AssetError(fault, hint=hint) from error
 
 
 def save_checkpoint(
@@ -195,15 +241,13 @@ def save_checkpoint(
     """Write a safetensors file that `open_checkpoint` understands; equal content gives equal bytes.
 
     Args:
-        path: File to write or replace.
+        path: File to write or replace; AssetError if that fails.
         state_dict: Tensors by name.
         architecture: What the component's factory needs, as JSON.
         card_notes: Other notes, as JSON: recipe, steps, seed, metrics.
-
-    Raises:
-        AssetError: If the file cannot be written.
     """
-    metadata = {ARCHITECTURE: json.dumps(architecture, sort_keys=True), **_OF_TORCH}
+    metadata = {"format": "pt"}  # transformers 4 refuses files without it
+    metadata[ARCHITECTURE] = json.dumps(architecture, sort_keys=True)
     if card_notes:
-        metadata[_NOTES] = json.dumps(card_notes, sort_keys=True)
+        metadata["ppap.notes"] = json.dumps(card_notes, sort_keys=True)
     write_safetensors(path, state_dict, metadata)

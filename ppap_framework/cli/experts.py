@@ -77,10 +77,24 @@ def inspect(source: str, as_json: bool) -> None:
         " ".join([adapter.name, *(f"{key}={value}" for key, value in adapter.options.items())])
         for adapter in info.adapters
     ]
-    convention = info.input and attrs.asdict(info.input)
-    fields = attrs.asdict(info, recurse=False) | {"adapters": adapters, "input": convention}
-    del fields["curve"]
+    fields = attrs.asdict(info, recurse=False) | {
+        "adapters": adapters,
+        "input": info.input and attrs.asdict(info.input),
+        "network_parameters": f"{info.network_parameters:,}",
+    }
+    for shown_below in (
+        "boundaries",
+        "timesteps",
+        "schedule",
+        "expert_parameters",
+        "scales",
+        "curve",
+    ):
+        del fields[shown_below]
+    recipe, metrics = fields.pop("recipe"), fields.pop("metrics")
     print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
+    print_fields("recipe", recipe)
+    print_fields("held-out metrics", metrics)
     rows = []
     for expert in experts:
         ends = zip(expert["log_snr"], ("inf", "-inf"), strict=True)

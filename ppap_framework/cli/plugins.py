@@ -21,7 +21,7 @@ import click
 
 from ppap_framework.cli import COMMANDS, version
 from ppap_framework.cli.groups import Group, plugin_commands
-from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
+from ppap_framework.cli.output import json_option, print_fields, print_json, print_table, size_words
 from ppap_framework.errors import PluginError
 from ppap_framework.files import cache_dir
 from ppap_framework.plugin import Asset, Card, ComponentSpec, DefaultTarget, ExpertBundle
@@ -103,14 +103,35 @@ def info(name: str, as_json: bool) -> None:
         print_json({"components": components, "plugins": plugins})
         return
     for component in components:
-        for card in component.get("checkpoints", ()):
-            del card["architecture"]  # `ppap checkpoints info` shows it
-        title, licence = "{kind} {name}".format(**component), component["licence"]
-        print_fields(title, component | {"licence": licence or "not stated"})
+        _print_component(component)
     for plugin in plugins:
         trace = plugin.pop("traceback")
         print_fields(f"plugin {plugin['plugin']}", plugin)
         click.echo(trace, nl=False)
+
+
+def _print_component(component: dict[str, Any]) -> None:
+    fields = component | {"licence": component["licence"] or "not stated"}
+    options = fields.pop("options")
+    assets = {key: fields.pop(key, []) for key in ("checkpoints", "experts")}
+    if isinstance(options, str):  # why they are unknown
+        fields["options"], options = options, []
+    print_fields("{kind} {name}".format(**component), fields)
+    if options:
+        print_table(["option", "type", "default"], [option.values() for option in options])
+    for key, rows in assets.items():
+        if rows:
+            cells = [
+                (
+                    row["name"] + (" (default)" if row.get("default") else ""),
+                    row["size"] and size_words(row["size"]),
+                    row["licence"],
+                    row["summary"],
+                    row["uri"],
+                )
+                for row in rows
+            ]
+            print_table([key, "size", "licence", "summary", "uri"], cells)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""The folder of a synthetic set while it is written.
+"""The folder of a synthetic set, as it is written and read.
 
     shard-00000.tar ...      the images
     manifest.json            settings and hashes; written last, so it marks a complete set
@@ -14,84 +14,66 @@ the settings: a late write of a dying worker cannot get into another set.
 from __future__ import annotations
 
 import contextlib
+import operator
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
 
 from ppap_framework import resume
-from ppap_framework.data.layout import Layout
-from ppap_framework.data.shards import end, shard_name
+from ppap_framework.data import shards
+from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import digest, file_sha256, read_json, refusals, replacing, write_json
 
-FORMATS = (1, 2)
+_FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
 
-MANIFEST, RUN, PARTIAL = "manifest.json", "run.json", ".partial"
-SETTINGS = f"{PARTIAL}/settings.json"
+_MANIFEST, RUN, _PARTIAL = "manifest.json", "run.json", ".partial"
+_SETTINGS = f"{_PARTIAL}/settings.json"
 _ANEW = "`ppap synthesize --overwrite` draws the set anew"
+
+_AGAIN = "`ppap synthesize` with the same settings draws it again"
 
 
 def belongs(name: str) -> bool:
     """Whether a file of this name belongs to a synthetic set."""
-    return name in (MANIFEST, RUN) or re.fullmatch(r"shard-\d{5,}\.tar", name) is not None
-
-
-def finished_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a finished set.
-
-    Raises:
-        AssetError: If there is no finished set, or its manifest is damaged or of another format.
-    """
-    manifest = _read_manifest(path)
-    if manifest is not None:
-        return manifest
-    if (path / SETTINGS).exists():
-        raise AssetError(
-            f"the set in {str(path)!r} is not finished",
-            hint="`ppap synthesize` with the same settings continues it",
-        )
-    raise AssetError(
-        f"there is no synthetic set in {str(path)!r}", hint="`ppap synthesize` draws one"
-    )
+    return name in (_MANIFEST, RUN) or re.fullmatch(r"shard-\d{5,}\.tar", name) is not None
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    file = path / MANIFEST
-    manifest = read_json(file, hint=_ANEW)
+    """The manifest, if there is one; AssetError if it is damaged or of another format."""
+    manifest: dict[str, Any] | None = read_json(path / _MANIFEST, hint=_ANEW)
     if manifest is None:
         return None
+    fault = ""
     if not isinstance(manifest, dict) or "format" not in manifest:
-        raise AssetError(f"{str(file)!r} is no manifest of a synthetic set")
-    if manifest["format"] not in FORMATS:
-        raise AssetError(
-            f"{str(file)!r} has format {manifest['format']}, and this version reads {FORMATS[-1]}",
-            hint="update ppap-framework, or draw the set anew",
-        )
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    if manifest.get("sha256") != digest(content):
-        raise AssetError(
-            f"{str(file)!r} is damaged: its SHA-256 is not that of its content", hint=_ANEW
-        )
+        fault = "is no manifest of a synthetic set"
+    elif manifest["format"] not in _FORMATS:
+        fault = f"has format {manifest['format']}, and this version reads {_FORMATS[-1]}"
+    elif manifest.get("sha256") != digest({k: v for k, v in manifest.items() if k != "sha256"}):
+        fault = "is damaged: its SHA-256 is not that of its content"
+    if fault:
+        raise AssetError(f"{str(path / _MANIFEST)!r} {fault}", hint=_ANEW)
     return manifest
 
 
 @final
 class SynthesisFolder:
-    """Joins finished batches into shards. Create it with `opened`.
+    """Joins finished batches into shards; PpapError if a file cannot be written.
 
-    Every method raises `PpapError` if a file cannot be written.
-
-    Attributes:
-        settings: Everything that determines the images, as JSON.
-        batches: Folder of finished batches.
+    Create it with `opened`. `settings` are everything that determines the images, as JSON.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
         self.path, self.settings, self.layout = path, settings, layout
-        self.batches = path / PARTIAL / digest(settings)[:16]
+        self.batches = path / _PARTIAL / digest(settings)[:16]
         self._entries: dict[int, dict[str, Any]] = {}  # entries of the manifest by shard
 
     @classmethod
@@ -101,14 +83,21 @@ class SynthesisFolder:
     ) -> Iterator[SynthesisFolder]:
         """Lock the folder, created if it is missing; `overwrite` removes an earlier set.
 
-        Raises:
-            UsageError: If it holds a set with other settings, or another process writes to it.
+        UsageError if it holds a set with other settings, or another process writes to it.
         """
         with resume.opened(path):
             folder = cls(path, settings, layout)
             if overwrite:
                 folder._clear()
-            manifest = folder._check_settings()
+            manifest = _read_manifest(path)
+            before = manifest["settings"] if manifest else read_json(path / _SETTINGS, hint=_ANEW)
+            if before is not None:
+                resume.check_settings(path, before, settings)
+            elif files := [file.name for file in path.glob("shard-*.tar")]:
+                raise UsageError(
+                    f"{str(path)!r} holds {min(files)!r} without its settings",
+                    hint="give another folder, or begin anew with --overwrite",
+                )
             resume.remove_temporary(path, belongs)
             for shard in layout.shards:
                 if (path / shard_name(shard)).exists():
@@ -120,15 +109,13 @@ class SynthesisFolder:
     @property
     def complete(self) -> bool:
         """Whether the manifest and every shard exist and match."""
-        return len(self._entries) == len(self.layout.shards) and (self.path / MANIFEST).exists()
+        return len(self._entries) == len(self.layout.shards) and (self.path / _MANIFEST).exists()
 
-    def begin(self) -> list[int]:
-        """Prepare for writing; return the missing batches."""
-        with refusals(self.path, hint=resume.KEPT):
-            self.batches.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / SETTINGS, self.settings, hint=resume.KEPT)
+    def missing(self) -> list[int]:
+        """Note the settings; return the batches that are to be drawn."""
+        write_json(self.path / _SETTINGS, self.settings, hint=resume.KEPT)
         for shard in self.layout.shards:
-            self._assemble_if_ready(shard)
+            self._join(shard)
         pending = [shard for shard in self.layout.shards if shard not in self._entries]
         batches = [batch for shard in pending for batch in self.layout.shard_batches(shard)]
         return [batch for batch in batches if not self.batch_path(batch).exists()]
@@ -138,27 +125,23 @@ class SynthesisFolder:
 
     def added(self, batch: int) -> None:
         """Register a written batch; write its shard once complete."""
-        self._assemble_if_ready(batch * self.layout.batch // self.layout.shard)
+        self._join(batch * self.layout.batch // self.layout.shard)
 
     def finish(self) -> None:
         """Write the manifest."""
-        manifest = {
-            "format": FORMATS[-1],
-            "settings": self.settings,
-            "shards": [self._entries[shard] for shard in self.layout.shards],
-        }
-        content = {**manifest, "sha256": digest(manifest)}
-        write_json(self.path / MANIFEST, content, hint=resume.KEPT)
-        self.tidy()
+        entries = [self._entries[shard] for shard in self.layout.shards]
+        content = {"format": _FORMATS[-1], "settings": self.settings, "shards": entries}
+        content["sha256"] = digest(content)
+        write_json(self.path / _MANIFEST, content, hint=resume.KEPT)
 
     def tidy(self) -> None:
         """Remove the files of an unfinished set."""
-        partial = self.path / PARTIAL
-        with refusals(partial):
-            if partial.exists():
-                shutil.rmtree(partial)
+        with refusals(self.path):
+            if (self.path / _PARTIAL).exists():
+                shutil.rmtree(self.path / _PARTIAL)
 
-    def _assemble_if_ready(self, shard: int) -> None:
+    def _join(self, shard: int) -> None:
+        """Write a shard if all its batches are finished."""
         batches = [self.batch_path(batch) for batch in self.layout.shard_batches(shard)]
         if shard in self._entries or not all(batch.exists() for batch in batches):
             return
@@ -166,41 +149,168 @@ class SynthesisFolder:
         with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
             for batch in batches:
                 file.write(batch.read_bytes())
-            file.write(end(file.tell()))
+            file.write(shards.end(file.tell()))
         self._entries[shard] = self._entry(shard)
         with refusals(self.batches, hint=resume.KEPT):
             for batch in batches:
                 batch.unlink()
 
     def _entry(self, shard: int) -> dict[str, Any]:
-        path = self.path / shard_name(shard)
-        return {
-            "file": path.name,
-            "sha256": file_sha256(path),
-            "bytes": path.stat().st_size,
-            "images": len(self.layout.shard_images(shard)),
-        }
-
-    def _check_settings(self) -> dict[str, Any] | None:
-        """The manifest, if any; UsageError if its settings differ."""
-        manifest = _read_manifest(self.path)
-        before = manifest["settings"] if manifest else read_json(self.path / SETTINGS, hint=_ANEW)
-        shards = [path.name for path in self.path.glob("shard-*.tar")]
-        if before is not None:
-            resume.check_settings(self.path, before, self.settings)
-        elif shards:
-            raise UsageError(
-                f"{str(self.path)!r} holds {min(shards)!r} without its settings",
-                hint="give another folder, or begin anew with --overwrite",
-            )
-        return manifest
+        path, images = self.path / shard_name(shard), len(self.layout.shard_images(shard))
+        size, sha256 = path.stat().st_size, file_sha256(path)
+        return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
         """Remove an earlier set; settings last, so that shards are never without them."""
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
-                if belongs(path.name) and path.name != MANIFEST:
+                if belongs(path.name) and path.name != _MANIFEST:
                     path.unlink()
-        self.tidy()
-        with refusals(self.path):
-            (self.path / MANIFEST).unlink(missing_ok=True)
+            self.tidy()
+            (self.path / _MANIFEST).unlink(missing_ok=True)
+
+
+class Fault(NamedTuple):
+    """A damaged file of a set, and the reason."""
+
+    file: str
+    reason: str
+
+
+@final
+class SyntheticData:
+    """A finished set; AssetError if there is none in the folder, or its manifest is damaged.
+
+    A shard's hash is checked when the first of its images is read.
+
+    Attributes:
+        manifest: Settings, and the shards with their hashes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+        manifest = _read_manifest(self.path)
+        if manifest is None:
+            place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"
+            if (self.path / _SETTINGS).exists():
+                fault, hint = "there is no finished set in", "with the same settings continues it"
+            raise AssetError(f"{fault} {place}", hint=f"`ppap synthesize` {hint}")
+        self.manifest, settings = manifest, manifest["settings"]
+        batch = settings["block" if self.manifest["format"] == 1 else "batch"]
+        self._layout = Layout(settings["num"], batch, settings["shard"])
+        self._indices: dict[int, dict[str, tuple[int, int]]] = {}  # by shard
+
+    @property
+    def manifest_hash(self) -> str:
+        """SHA-256 of the manifest, which covers every image."""
+        return str(self.manifest["sha256"])
+
+    @property
+    def seconds(self) -> float | None:
+        """Duration of all calls in seconds; None if `run.json` is missing or damaged."""
+        with contextlib.suppress(AssetError, KeyError, TypeError, ValueError):
+            return float(read_json(self.path / RUN)["seconds"])
+        return None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(stage["name"] for stage in self.manifest["settings"]["stages"])
+
+    def image_shape(self, stage: int = -1) -> tuple[int, int, int]:
+        channels, height, width = self.manifest["settings"]["stages"][stage]["image_shape"]
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return self._layout.num
+
+    def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
+        """A stage's pictures for B indices in any order, (B, 3, H, W), uint8.
+
+        IndexError if an index is out of range; AssetError if a shard is missing or damaged.
+        """
+        numbers = [operator.index(index) for index in indices]
+        if outside := [number for number in numbers if not 0 <= number < len(self)]:
+            raise IndexError(f"there is no image {outside[0]} among {len(self)}")
+        shape = self.image_shape(stage)
+        pictures = torch.empty(len(numbers), *shape, dtype=torch.uint8)
+        order = sorted(range(len(numbers)), key=numbers.__getitem__)
+        for shard, rows in groupby(order, lambda row: numbers[row] // self._layout.shard):
+            path = self.path / shard_name(shard)
+            if shard not in self._indices:
+                if reason := self._damage(shard):
+                    raise AssetError(f"{str(path)!r} {reason}", hint=_AGAIN)
+                self._indices[shard] = shards.read_index(path)
+            with path.open("rb") as file:
+                for row in rows:
+                    name = member_names(numbers[row], self.stages)[:-1][stage]
+                    try:
+                        content = shards.read_member(file, self._indices[shard][name])
+                        pixels = shards.decode(content, shape)
+                    except (KeyError, ValueError) as error:
+                        fault = f"{name!r} in {str(path)!r} cannot be read: {error}"
+                        raise AssetError(fault, hint=_AGAIN) from error
+                    pictures[row] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return pictures
+
+    def load(self, stage: int = -1) -> Tensor:
+        """Every picture of a stage, (N, 3, H, W), uint8."""
+        return self.images(range(len(self)), stage)
+
+    def faults(self) -> list[Fault]:
+        """All faults of the files: hashes, counts, and unreadable pictures."""
+        names = [shard_name(shard) for shard in self._layout.shards]
+        found = [Fault(names[n], reason) for n in self._layout.shards for reason in self._faults(n)]
+        others = {path.name for path in self.path.glob("shard-*.tar")} - {*names}
+        return found + [Fault(name, "is not in the manifest") for name in sorted(others)]
+
+    def moments(self, stage: int = -1) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel in [-1, 1]: (3,) and (3,), float64."""
+        total, squares = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+        for shard in self._layout.shards:
+            levels = self.images(self._layout.shard_images(shard), stage).to(torch.int64)
+            total += levels.sum((0, 2, 3))
+            squares += levels.square().sum((0, 2, 3))
+        _, height, width = self.image_shape(stage)
+        pixels = len(self) * height * width
+        sums = zip(squares.tolist(), total.tolist(), strict=True)  # exact: nothing cancels
+        spread = [(pixels * square - level**2) ** 0.5 / pixels for square, level in sums]
+        mean = total.double() / pixels
+        return mean / 127.5 - 1.0, torch.tensor(spread, dtype=torch.float64) / 127.5
+
+    def _damage(self, shard: int) -> str:
+        """Fault of a shard's size or hash, or ""."""
+        entry, path = self.manifest["shards"][shard], self.path / shard_name(shard)
+        try:
+            if (size := path.stat().st_size) != entry["bytes"]:
+                return f"has {size} bytes, not {entry['bytes']}"
+            same = file_sha256(path) == entry["sha256"]
+            return "" if same else "is damaged: its SHA-256 is not that of the manifest"
+        except FileNotFoundError:
+            return "is missing"
+        except (OSError, AssetError):
+            return "cannot be read"
+
+    def _faults(self, shard: int) -> Iterator[str]:
+        if reason := self._damage(shard):
+            yield reason
+            return
+        path, last = self.path / shard_name(shard), len(self.stages)
+        index = shards.read_index(path)
+        expected = {
+            name: (number, stage)
+            for number in self._layout.shard_images(shard)
+            for stage, name in enumerate(member_names(number, self.stages))
+        }
+        if list(index) != list(expected):
+            yield f"has {len(index)} members that are not the {len(expected)} expected"
+            return
+        with path.open("rb") as file:
+            for name, (number, stage) in expected.items():
+                content = shards.read_member(file, index[name])
+                try:
+                    if stage == last:
+                        shards.check_description(content, number)
+                    else:
+                        shards.decode(content, self.image_shape(stage))
+                except ValueError as error:
+                    yield f"{name} {error}"

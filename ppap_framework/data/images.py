@@ -42,17 +42,13 @@ class Images(Protocol):
 
 @final
 class LabelledImages:
-    """Images with a label each, of one stage.
+    """Images with a label each, of one stage; AssetError if the file holds anything else.
 
-    Args:
-        path: An NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
+    It is an NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
 
     Attributes:
         labels: (N, ...), int64 or float32, the targets of a task loss's `energy`.
         manifest_hash: SHA-256 of images and labels.
-
-    Raises:
-        AssetError: If the file is missing or holds anything else.
     """
 
     stages = ("pictures",)
@@ -62,24 +58,21 @@ class LabelledImages:
         images, labels = _arrays(self.path)
         if images.ndim == 4 and images.shape[3] != 3 == images.shape[1]:
             images = images.transpose(0, 2, 3, 1)
+        name, fault = repr(str(path)), ""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise AssetError(
-                f"the images of {str(path)!r} are {images.dtype} {images.shape}", hint=_HINT
-            )
-        if labels.ndim == 0 or labels.dtype.kind not in "biuf":
-            raise AssetError(
-                f"the labels of {str(path)!r} are {labels.dtype} {labels.shape}", hint=_HINT
-            )
-        if len(labels) != len(images):
-            raise AssetError(
-                f"{str(path)!r} has {len(images)} images and {len(labels)} labels", hint=_HINT
-            )
+            fault = f"the images of {name} are {images.dtype} {images.shape}"
+        elif labels.ndim == 0 or labels.dtype.kind not in "biuf":
+            fault = f"the labels of {name} are {labels.dtype} {labels.shape}"
+        elif len(labels) != len(images):
+            fault = f"{name} has {len(images)} images and {len(labels)} labels"
+        if fault:
+            raise AssetError(fault, hint=_HINT)
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2)
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         self.labels = torch.from_numpy(labels)
         found = hashlib.sha256(f"{images.shape} {labels.dtype} {labels.shape} ".encode())
-        found.update(np.ascontiguousarray(images).data)
-        found.update(np.ascontiguousarray(labels).data)
+        for array in (images, labels):
+            found.update(np.ascontiguousarray(array).data)
         self.manifest_hash = found.hexdigest()
 
     def __len__(self) -> int:

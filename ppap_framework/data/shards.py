@@ -1,4 +1,4 @@
-"""Shards: reproducible tar files in webdataset's format.
+"""Shards: reproducible tar files in webdataset's format, and the images that each holds.
 
 Image 7 of a backend with one stage is `00000007.png`, with two `00000007.base.png` and
 `00000007.upsampler.png`; `00000007.json` holds its index, seed and prompt.
@@ -6,17 +6,62 @@ Image 7 of a backend with one stage is `00000007.png`, with two `00000007.base.p
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, final
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, UsageError
+
+
+@final
+@attrs.frozen
+class Layout:
+    """Images in batches, and batches in shards (files); the last of each may be shorter.
+
+    Attributes:
+        num: Number of images.
+        batch: Batch size, which changes low-order bits.
+        shard: Images in a shard; UsageError if it is no multiple of `batch`.
+    """
+
+    num: int
+    batch: int
+    shard: int = attrs.field()
+
+    @shard.validator
+    def _check(self, attribute: object, shard: int) -> None:
+        if shard % self.batch:
+            raise UsageError(
+                f"a shard of {shard} images is not made of whole batches of {self.batch}",
+                hint=f"use shards of {max(1, round(shard / self.batch)) * self.batch}, say",
+            )
+
+    @property
+    def batches(self) -> range:
+        return range(-(-self.num // self.batch))
+
+    @property
+    def shards(self) -> range:
+        return range(-(-self.num // self.shard))
+
+    def batch_images(self, batch: int) -> range:
+        return range(self.num)[batch * self.batch : (batch + 1) * self.batch]
+
+    def shard_images(self, shard: int) -> range:
+        return range(self.num)[shard * self.shard : (shard + 1) * self.shard]
+
+    def shard_batches(self, shard: int) -> range:
+        each = self.shard // self.batch
+        return self.batches[shard * each : (shard + 1) * each]
 
 
 def shard_name(shard: int) -> str:
@@ -34,15 +79,24 @@ def members(
 ) -> bytes:
     """An image as consecutive members of a tar file; pictures, (H, W, 3), are by stage."""
     told = {} if prompt is None else {"prompt": prompt}
-    description = json.dumps({"index": image, "seed": seed, **told}).encode()
-    contents = [*map(_png, pictures.values()), description]
-    return b"".join(map(_member, member_names(image, list(pictures)), contents))
+    contents: list[bytes] = []
+    for pixels in pictures.values():
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        contents.append(png.getvalue())
+    contents.append(json.dumps({"index": image, "seed": seed, **told}).encode())
+    made = b""
+    for name, content in zip(member_names(image, list(pictures)), contents, strict=True):
+        info = tarfile.TarInfo(name)  # mode 0644, owner and time 0
+        info.size = len(content)
+        padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+        made += info.tobuf(tarfile.USTAR_FORMAT) + content + padding
+    return made
 
 
 def end(size: int) -> bytes:
     """The end of a tar file with members of this size: two empty blocks, padded to a record."""
-    least = size + 2 * tarfile.BLOCKSIZE
-    return bytes(-(-least // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - size)
+    return bytes(2 * tarfile.BLOCKSIZE + -(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
 
 
 def read_index(path: Path) -> dict[str, tuple[int, int]]:
@@ -51,34 +105,31 @@ def read_index(path: Path) -> dict[str, tuple[int, int]]:
         with tarfile.open(path, "r:") as tar:
             return {info.name: (info.offset_data, info.size) for info in tar}
     except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AssetError(
-            f"cannot read {str(path)!r}: {reason}", hint="`ppap data verify` looks into it"
-        ) from error
+        fault = f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}"
+        raise AssetError(fault, hint="`ppap data verify` looks into it") from error
+
+
+def read_member(file: BinaryIO, place: tuple[int, int]) -> bytes:
+    """A member's content, given its start and length."""
+    file.seek(place[0])
+    return file.read(place[1])
 
 
 def decode(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """The pixels, (H, W, 3), of an RGB PNG file; ValueError if it is not of shape (3, H, W)."""
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if (picture.mode, *picture.size) != ("RGB", shape[2], shape[1]):
-                raise ValueError(
-                    f"is {picture.width}x{picture.height} {picture.mode}, "
-                    f"not {shape[2]}x{shape[1]} RGB"
-                )
+            found = f"{picture.width}x{picture.height} {picture.mode}"
+            if found != (wanted := f"{shape[2]}x{shape[1]} RGB"):
+                raise ValueError(f"is {found}, not {wanted}")
             return np.array(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"is no readable PNG: {error}") from error
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _member(name: str, content: bytes) -> bytes:
-    info = tarfile.TarInfo(name)  # mode 0644, owner and time 0
-    info.size = len(content)
-    padding = bytes(-len(content) % tarfile.BLOCKSIZE)
-    return info.tobuf(tarfile.USTAR_FORMAT) + content + padding
+def check_description(content: bytes, image: int) -> None:
+    """ValueError if the description is not that of an image."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if json.loads(content)["index"] == image:
+            return
+    raise ValueError(f"is not about image {image}")

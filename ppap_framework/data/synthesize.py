@@ -1,37 +1,46 @@
 """Synthesis: the diffusion model draws unlabelled training images for its experts.
 
-See section 4.3 of PPAP (Go et al. 2023, arXiv 2212.05973).
+See section 4.3 of PPAP (Go et al. 2023, arXiv 2212.05973). Batches are drawn by one or several
+processes, with the same bytes: the number of threads is fixed, and the noise of image i depends on
+(seed, i) alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import pickle
 import platform
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
+import numpy as np
 import PIL
 import torch
 
 from ppap_framework import resume
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.data.folder import RUN, SynthesisFolder, belongs
-from ppap_framework.data.layout import Layout
-from ppap_framework.data.reader import SyntheticData
-from ppap_framework.data.workers import draw_batches
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belongs
+from ppap_framework.data.shards import Layout, members
+from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
-from ppap_framework.files import digest
-from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, plan, settle
+from ppap_framework.files import digest, refusals, replacing
+from ppap_framework.pixels import to_uint8
+from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
 from ppap_framework.runtime import Progress, Watch
 
-DEFAULTS = {"batch": 64, "threads": 1}
-"""Defaults of `Compute` in synthesis."""
-
 _MOST_WORKERS = 8
+
+_Count: TypeAlias = Callable[[int], None]
+"""Called after every step with the number of finished steps, summed over images."""
 
 
 def synthesize(
@@ -68,27 +77,39 @@ def synthesize(
         changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: If settings are invalid or differ from the folder's, or another process writes
-            to it.
+        UsageError: If settings are invalid or differ from the folder's, or it is being written to.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
-        KeyboardInterrupt: On Ctrl-C; finished work is kept.
     """
     path = Path(out).expanduser()
-    sampling, compute = settle(sampling, compute, changes, DEFAULTS)
+    sampling, compute = settle(sampling, compute, changes, {"batch": 64, "threads": 1})
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)
     check_synthesis(path, num, sampling, compute, shard=shard, workers=workers)
     layout = Layout(num, compute.fixed_batch, shard)
     run = plan(backend, (), num, sampling, compute)
     workers = workers or _automatic_workers(run)
-    with SynthesisFolder.opened(
-        path, _identity(run, layout), layout, overwrite=overwrite
-    ) as folder:
-        if folder.complete:
-            folder.tidy()
-        else:
-            _draw(folder, run, workers, progress, command)
+    settings, total = _identity(run, layout), num * run.steps
+    machine = {"platform": platform.platform(), "python": platform.python_version()}
+    about = {"device": str(run.device), **machine, "workers": workers, "images": 0}
+
+    def count(done: int) -> None:
+        if progress:
+            progress(Progress("drawing", earlier + done, total))
+
+    with SynthesisFolder.opened(path, settings, layout, overwrite=overwrite) as folder:
+        if not folder.complete:
+            batches = folder.missing()
+            earlier = total - run.steps * sum(len(layout.batch_images(b)) for b in batches)
+            count(0)
+            calls = resume.Calls(path / RUN, command, about, {"config": settings})
+            drawn = _draw(run, folder, batches, workers, count)
+            with calls.recorded(), contextlib.closing(drawn):
+                for batch in drawn:
+                    folder.added(batch)
+                    calls.call["images"] += len(layout.batch_images(batch))
+                    calls.write()
             folder.finish()
+        folder.tidy()
     return SyntheticData(path)
 
 
@@ -105,10 +126,10 @@ def check_synthesis(
     problems = Problems()
     with problems.collected():
         check(num, sampling, compute)
-    if workers is not None and (type(workers) is not int or workers < 1):
-        problems.errors.append(
-            UsageError(f"workers must be a whole number from 1, not {workers}", hint="use 1, say")
-        )
+    for name, value in {"shard": shard, "workers": 1 if workers is None else workers}.items():
+        if type(value) is not int or value < 1:
+            fault = f"{name} must be a whole number from 1, not {value}"
+            problems.errors.append(UsageError(fault, hint="leave it out"))
     if not problems.errors:
         with problems.collected():
             Layout(num, compute.fixed_batch, shard)
@@ -119,35 +140,92 @@ def check_synthesis(
 
 
 def _draw(
-    folder: SynthesisFolder,
-    run: Plan,
-    workers: int,
-    progress: Watch | None,
-    command: Sequence[str] | None,
-) -> None:
-    batches = folder.begin()
-    layout, total = folder.layout, run.num * run.steps
-    earlier = total - run.steps * sum(len(layout.batch_images(batch)) for batch in batches)
-    about = {
-        "device": str(run.device),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "workers": workers,
-        "images": 0,
-    }
-    calls = resume.Calls(folder.path / RUN, command, about, {"config": folder.settings})
+    run: Plan, folder: SynthesisFolder, batches: Sequence[int], workers: int, count: _Count
+) -> Generator[int, None, None]:
+    """Draw batches in any order, in this process if `workers` is 1; yield each once written."""
+    workers = min(workers, len(batches))
+    if workers < 2:
+        yield from _written(run, folder, batches, count)
+        return
+    try:
+        job = pickle.dumps((run, folder))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        fault = f"the backend cannot be copied to other processes: {error}"
+        raise UsageError(fault, hint="use 1 worker") from error
+    # In a file: if a worker died at its start, the parent would block on its pipe.
+    path = folder.batches / "job"
+    with replacing(path, hint=resume.KEPT) as temporary:
+        temporary.write_bytes(job)
+    with refusals(path, hint=resume.KEPT):
+        steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        with _without_interrupts():  # inherited by workers, which the parent ends
+            shares = [batches[worker::workers] for worker in range(workers)]
+            running = {pool.submit(_work, path, w, share) for w, share in enumerate(shares)}
+        missing, counted = set(batches), 0
+        while running:
+            ended, running = wait(running, timeout=0.1, return_when=FIRST_EXCEPTION)
+            if (done := int(steps.sum())) > counted:
+                count(counted := done)
+            finished = {batch for batch in missing if folder.batch_path(batch).exists()}
+            yield from sorted(finished)
+            missing -= finished
+            for task in ended:
+                task.result()
+    except BrokenProcessPool as error:
+        hint = "memory may be short: use fewer workers or a smaller batch"
+        raise PpapError("a worker process died", hint=hint) from error
+    finally:
+        for process in list((pool._processes or {}).values()):  # public from Python 3.14 on
+            process.terminate()
+        pool.shutdown()
 
-    def count(done: int) -> None:
-        if progress:
-            progress(Progress("drawing", earlier + done, total))
 
-    count(0)
-    finished = draw_batches(run, folder, batches, workers, count)
-    with calls.recorded(), contextlib.closing(finished):
-        for batch in finished:
-            folder.added(batch)
-            calls.call["images"] += len(layout.batch_images(batch))
-            calls.write()
+def _written(
+    run: Plan, folder: SynthesisFolder, batches: Sequence[int], count: _Count
+) -> Iterator[int]:
+    sampling = run.sampling
+    with drawing(run, lambda progress: count(progress.done)) as draw:
+        for batch in batches:
+            images = folder.layout.batch_images(batch)
+            prompts = sampling.prompts(images)
+            drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
+            path = folder.batch_path(batch)
+            with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
+                for row, image in enumerate(images):
+                    pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
+                    prompt = prompts[row] if prompts else None
+                    file.write(members(image, pictures, sampling.seed, prompt))
+            yield batch
+
+
+def _work(path: Path, worker: int, batches: Sequence[int]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    run, folder = pickle.loads(path.read_bytes())
+    steps = np.memmap(path.with_name("steps"), np.int64, "r+")
+    for _ in _written(run, folder, batches, partial(steps.__setitem__, worker)):
+        pass
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A context that delays Ctrl-C; processes started in it never receive it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _automatic_workers(run: Plan) -> int:
@@ -162,14 +240,13 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     """Everything that determines the bytes of a set on one kind of machine, as JSON."""
     origin, sampling, compute = run.backend.origin, run.sampling.record(), run.compute
     named = origin.record()
+    backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
         sampling["prompt"] = {"sha256": digest(prompts)}
+    versions = {"torch": torch.__version__, "pillow": PIL.__version__}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {
-        "backend": {
-            **{name: named[name] for name in ("component", "checkpoint", "sha256", "options")},
-            "weights_sha256": backend_sha256(run.backend.inner),
-        },
+        "backend": {**backend, "weights_sha256": backend_sha256(run.backend.inner)},
         "stages": run.stages_record(),
         **attrs.asdict(layout),
         **sampling,
@@ -177,10 +254,5 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
         "device": run.device.type,
         "precision": compute.precision,
         "compile": compute.compile,
-        "versions": {
-            "ppap-framework": resume.core_version(),
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            **plugin,
-        },
+        "versions": {"ppap-framework": resume.core_version(), **versions, **plugin},
     }

@@ -4,34 +4,14 @@
 questions about the result. Only `Registry.make` imports a component's code.
 """
 
-from ppap_framework.registry.conflicts import Conflict, conflicts
-from ppap_framework.registry.discovery import check_api, discover, registry
-from ppap_framework.registry.listing import (
-    list_adapters,
-    list_backends,
-    list_checkpoints,
-    list_guiders,
-    list_losses,
-)
-from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import PluginRecord, Status, normal, split
-from ppap_framework.registry.refusals import suppliers
-
-__all__ = [
-    "Conflict",
-    "PluginRecord",
-    "Registry",
-    "Status",
-    "check_api",
-    "conflicts",
-    "discover",
-    "list_adapters",
-    "list_backends",
-    "list_checkpoints",
-    "list_guiders",
-    "list_losses",
-    "normal",
-    "registry",
-    "split",
-    "suppliers",
-]
+from ppap_framework.registry.discovery import check_api as check_api
+from ppap_framework.registry.discovery import discover as discover
+from ppap_framework.registry.discovery import registry as registry
+from ppap_framework.registry.lookup import Registry as Registry
+from ppap_framework.registry.names import Conflict as Conflict
+from ppap_framework.registry.names import conflicts as conflicts
+from ppap_framework.registry.records import PluginRecord as PluginRecord
+from ppap_framework.registry.records import Status as Status
+from ppap_framework.registry.records import normal as normal
+from ppap_framework.registry.records import split as split
+from ppap_framework.registry.refusals import suppliers as suppliers

