@@ -157,9 +157,11 @@ class Distillation:
             assert source is not None
             self._put(expert, source)
         key, first = (recipe.seed, self.phase), self._data.count - self.held_out
-        look: dict[str, Any] = {"timesteps": phase.timesteps, "shape": self._data.shape}
-        batch = partial(training_batch, key, size=recipe.batch, count=first, **look)
-        validation = validation_batch(key, self.held_out, **look)
+        times, shape = phase.timesteps, self._data.shape
+        batch = partial(
+            training_batch, key, size=recipe.batch, count=first, timesteps=times, shape=shape
+        )
+        validation = validation_batch(key, self.held_out, times, shape)
         validation = validation._replace(images=validation.images + first)
         with self._experts.training(expert), evaluating(self._experts.model.network):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
