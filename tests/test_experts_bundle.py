@@ -1,10 +1,14 @@
-"""A bundle comes back as it was, for what it was trained for, and for nothing else."""
+"""A bundle comes back whole, for what it was trained for, and is refused if a byte was changed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +17,17 @@ import attrs
 import pytest
 import torch
 from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, experts_of, make_adapter, read, trained
-from torch import nn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from ppap_framework.checkpoints import load_into, open_checkpoint, save_checkpoint
+from ppap_framework.checkpoints import (
+    load_into,
+    open_checkpoint,
+    save_checkpoint,
+    write_safetensors,
+)
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
     BundleInfo,
@@ -284,8 +296,8 @@ class TestDescription:
             BundleInfo.from_json(json.dumps(said))
         for part in (
             "'mine' is unknown", "guide: sha256 is missing", "recipe is missing",
-            "seed: it must be a whole number, not '7'", "resolution: it must be two",
-            "scales: ", "adapters: ", "boundaries: it must be a list of finite numbers",
+            "seed must be a whole number, not '7'", "resolution must be two",
+            "scales must be", "adapters: ", "boundaries must be a list of finite numbers",
         ):  # fmt: skip
             assert part in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -301,15 +313,15 @@ class TestDescription:
             ({"curve": {"log_snr": [0], "scales": [1]}}, "curve: errors is missing"),
             ({"curve": [1.0]}, "curve: .* is no object"),
             ({"expert_parameters": [1]}, "expert_parameters must be 3 numbers"),
-            ({"image_space": "latent"}, "image_space: it must be 'rgb', not 'latent'"),
-            ({"data_sha256": "abc"}, "data_sha256: it must be 64 hexadecimal digits"),
+            ({"image_space": "latent"}, "image_space must be 'rgb', not 'latent'"),
+            ({"data_sha256": "abc"}, "data_sha256 must be 64 hexadecimal digits"),
             ({"guide": 3}, "guide: 3 is no object"),
             ({"input": {"shape": [3]}}, "input: black is missing; white is missing"),
-            ({"seed": True}, "seed: it must be a whole number"),
+            ({"seed": True}, "seed must be a whole number"),
             ({"boundaries": [10**400, 0]}, "boundaries: int too large"),
             ({"format": 2}, "format 2, and this version reads 1"),
             ({"adapters": [{"name": "a", "options": {}}] * 2}, "different names"),
-            ({"metrics": [1]}, "metrics: it must be an object of finite JSON"),
+            ({"metrics": [1]}, "metrics must be an object of finite JSON"),
         ],
     )
     def test_contradictions(self, said: dict[str, Any], change: Any, words: str) -> None:
@@ -332,3 +344,221 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
         verify_bundle(path)
     with pytest.raises(ValueError, match="finite JSON"):
         attrs.evolve(info, metrics={"loss": float("nan")})
+
+
+SEAL = re.compile(rb'"ppap\.sha256":"([0-9a-f]{64})"')
+many = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def why(file: Path) -> str:
+    return refusal(file, TinyGuide(), Backend()).message
+
+
+def bundle(file: Path, seed: int = 0, **changes: int) -> Path:
+    model = TinyGuide(width=changes.pop("width", 4), seed=changes.pop("network", 0))
+    save_bundle(file, *trained(model, Backend(), seed=seed, **changes))
+    return file
+
+
+def header_of(content: bytes) -> int:
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def seal(file: Path) -> None:
+    """What somebody would do who wants a changed file to pass for a sound one."""
+    content = file.read_bytes()
+    at = SEAL.search(content)
+    assert at
+    opened = content[: at.start(1)] + b"0" * 64 + content[at.end(1) :]
+    digest = hashlib.sha256(opened).hexdigest().encode()
+    file.write_bytes(content[: at.start(1)] + digest + content[at.end(1) :])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return bundle(tmp_path / "toy.experts.safetensors")
+
+
+def test_the_digest_is_of_the_whole_file_with_the_digest_zeroed(file: Path) -> None:
+    before = file.read_bytes()
+    seal(file)
+    assert file.read_bytes() == before
+    assert len(load_file(file)) == 9  # and any reader of safetensors can read it
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@many
+@given(data=st.data())
+def test_a_flipped_byte_or_the_end_anywhere(file: Path, cut: bool, data: st.DataObject) -> None:
+    content = bundle(file).read_bytes()
+    # The header is what can be misread; tensors are the same all over.
+    at = data.draw(st.integers(0, header_of(content) - 1) | st.integers(0, len(content) - 1))
+    flipped = bytes([content[at] ^ data.draw(st.integers(1, 255))]) + content[at + 1 :]
+    file.write_bytes(content[:at] + (b"" if cut else flipped))
+    why(file)
+
+
+def test_every_bit_of_the_digest_and_around_it(file: Path) -> None:
+    content = file.read_bytes()
+    at = SEAL.search(content)
+    assert at
+    for position in range(at.start() - 2, at.end() + 2):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[position] ^= 1 << bit
+            file.write_bytes(changed)
+            with pytest.raises(AssetError):
+                verify_bundle(file)
+
+
+@pytest.mark.parametrize("more", [b"\0", b" ", b"\0" * 64])
+def test_something_behind_the_end(file: Path, more: bytes) -> None:
+    file.write_bytes(file.read_bytes() + more)
+    assert "safetensors" in why(file)
+
+
+def test_a_space_for_a_tab_in_the_padding(file: Path) -> None:
+    # Still valid JSON that says the same: only the digest can tell.
+    for extra in range(8):
+        experts, info = trained(TinyGuide(), Backend())
+        save_bundle(file, experts, attrs.evolve(info, recipe={"note": "x" * extra}))
+        content = file.read_bytes()
+        header = header_of(content)
+        if content[header - 1 : header] == b" ":
+            break
+    file.write_bytes(content[: header - 1] + b"\t" + content[header:])
+    assert "changed after it was written" in why(file)
+
+
+def test_tensors_of_another_bundle(file: Path, tmp_path: Path) -> None:
+    # The same shapes, so that the header fits without a change.
+    mine, other = file.read_bytes(), bundle(tmp_path / "b.experts.safetensors", 1).read_bytes()
+    assert len(mine) == len(other)
+    file.write_bytes(mine[: header_of(mine)] + other[header_of(mine) :])
+    assert "changed after it was written" in why(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"number": 2, "seed": 1}, "expert 2 has no tensors of 'shift'"),
+        ({"width": 8}, "do not fit: '0.0.bias' has another shape"),
+    ],
+)
+def test_tensors_of_another_bundle_under_a_header_made_to_fit(
+    file: Path, tmp_path: Path, change: dict[str, int], words: str
+) -> None:
+    other = bundle(tmp_path / "b.experts.safetensors", **change)
+    write_safetensors(file, load_file(other), dict(open_checkpoint(file).metadata))
+    assert "changed after it was written" in why(file)
+    seal(file)  # which anybody can; the description and the tensors still disagree
+    assert words in why(file)
+
+
+def test_another_guide_s_bundle(file: Path) -> None:
+    bundle(file, network=3)
+    assert "guide: they are for the weights of look 'first'" in why(file)
+
+
+Change = Callable[[dict[str, str], dict[str, Tensor]], object]
+
+
+def described(**change: object) -> Change:
+    def apply(metadata: dict[str, str], state: dict[str, Tensor]) -> None:
+        metadata["ppap.experts"] = json.dumps(json.loads(metadata["ppap.experts"]) | change)
+
+    return apply
+
+
+def swap(metadata: dict[str, str], state: dict[str, Tensor]) -> None:
+    other = {"0": "1", "1": "0", "2": "2"}
+    swapped = {f"shift/{other[key[6]]}{key[7:]}": tensor for key, tensor in state.items()}
+    state.update({key: tensor.clone() for key, tensor in swapped.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "sealed", "words"),
+    [
+        (swap, False, "changed after it was written"),
+        (lambda m, s: m.pop("ppap.experts"), True, "is no bundle of experts"),
+        (lambda m, s: m.update({"ppap.experts": "{"}), True, "cannot be used"),
+        (lambda m, s: m.update({"ppap.experts": '{"format": 9}'}), True, "format 9"),
+        (described(seed=None), True, "seed must be a whole number"),
+        (
+            lambda m, s: s.update({"shift/3.0.bias": torch.ones(4)}),
+            True,
+            "tensor 'shift/3.0.bias' is of no expert",
+        ),
+        (lambda m, s: (m.clear(), s.clear()), False, "carries no SHA-256 of itself"),
+    ],
+)
+def test_a_file_that_was_written_anew(file: Path, change: Change, sealed: bool, words: str) -> None:
+    metadata = dict(open_checkpoint(file).metadata)
+    state = {key: tensor.clone() for key, tensor in load_file(file).items()}
+    change(metadata, state)
+    write_safetensors(file, state, metadata)
+    if sealed:
+        seal(file)
+    assert words in why(file)
+
+
+_SCRIPT = """
+import os, random, signal, sys, time
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from experts_toy import Backend, TinyGuide, trained
+from ppap_framework.experts import save_bundle, verify_bundle
+
+file, kills = Path(sys.argv[2]), int(sys.argv[3])
+# Megabytes, so that writing takes its time and is what most kills interrupt.
+versions = [
+    trained(TinyGuide(width=1 << 14), Backend(), seed=seed, ending="") for seed in (0, 1)
+]
+contents = []
+for experts, info in versions:
+    save_bundle(file, experts, info)
+    contents.append(file.read_bytes())
+assert contents[0] != contents[1]
+
+random.seed(int(sys.argv[4]))
+interrupted = 0
+for _ in range(kills):
+    writer = os.fork()
+    if writer == 0:
+        while True:
+            for experts, info in versions:
+                save_bundle(file, experts, info)
+    first = file.stat().st_ino
+    while file.stat().st_ino == first:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.1))
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    assert file.read_bytes() in contents, "neither the old one nor the new one"
+    verify_bundle(file)
+    left = [entry for entry in file.parent.iterdir() if entry != file]
+    assert not any(entry.name.endswith(".experts.safetensors") for entry in left), left
+    interrupted += bool(left)
+    for entry in left:
+        entry.unlink()
+print(interrupted)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="writers are forked, so that killing is quick")
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_writers(tmp_path: Path, kills: int) -> None:
+    file = tmp_path / "toy.experts.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(Path(__file__).parent), str(file), str(kills), "7"],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0  # kills that found a file half-written

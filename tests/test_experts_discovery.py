@@ -37,7 +37,7 @@ def plugins(tmp_path: Path, monkeypatch: Patch) -> list[PluginRecord]:
     """The plugins that are installed, and a cache of the test's own."""
     records: list[PluginRecord] = []
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    for module in ("ppap_framework.experts.discovery", "ppap_framework.cli.experts"):
+    for module in ("ppap_framework.experts.choice", "ppap_framework.cli.experts"):
         monkeypatch.setattr(f"{module}.registry", lambda: Registry(tuple(records)))
     return records
 

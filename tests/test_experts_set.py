@@ -1,24 +1,60 @@
-"""One network, several experts: the right one looks, alone, and leaves no trace."""
+"""One network, several experts: the right one looks, fed as it was told, and leaves no trace."""
 
 from __future__ import annotations
 
 import copy
+import json
 import math
+import statistics
+import time
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from experts_toy import SCHEDULE, Shift, TinyGuide, experts_of, read
+from experts_toy import (
+    SCHEDULE,
+    Backend,
+    Shift,
+    TinyGuide,
+    Told,
+    experts_of,
+    make_adapter,
+    read,
+    trained,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ppap_framework.components import Target, TaskLoss
+from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.errors import AssetError, PluginError, UsageError
-from ppap_framework.experts import ExpertSet, NoiseRanges, has_experts
+from ppap_framework.experts import (
+    AdapterConfig,
+    BundleInfo,
+    ExpertSet,
+    Identity,
+    InputConvention,
+    NoiseRanges,
+    backend_sha256,
+    choose_experts,
+    describe,
+    guide_sha256,
+    has_experts,
+    installed_adapter,
+    keep_bundle,
+    load_bundle,
+    read_bundle_info,
+    save_bundle,
+)
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.noise import NoiseLevel
+from ppap_framework.noise import NoiseLevel, linear_schedule
+from ppap_framework.preprocessing import Preprocessing
+from ppap_framework.run import FunctionLoss, ModuleGuide
 
 
 class CrossEntropy(TaskLoss):
@@ -267,3 +303,231 @@ def test_an_interrupted_merge_is_repeated() -> None:
     with torch.no_grad():
         oracle = experts_of(TinyGuide())
         assert torch.equal(model(images(1), level), oracle.at(level)(images(1), level))
+
+
+RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+
+
+def told() -> Told:
+    own = attrs.evolve(RAW, mean=(0.4, 0.5, 0.3), std=(0.2, 0.25, 0.1))
+    return Told(TinyGuide().network, own).eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Two experts of the toy that are shown raw images, shifted at random."""
+    path = tmp_path / "toy.experts.safetensors"
+    model = told()
+    plain, info = trained(model, Backend(), number=2)
+    shifts = plain.state_dict()
+    plain.detach()
+    experts = ExpertSet(model, plain.ranges, {"shift": Shift()}, RAW)
+    experts.load_state_dict(shifts)
+    kept = {name: getattr(info, name) for name in ("guide", "backend", "adapters")}
+    info = describe(experts, SCHEDULE, (8, 8), **kept, recipe={}, seed=0)
+    save_bundle(path, experts, info)
+    return path
+
+
+def test_experts_are_fed_so_and_the_untouched_network_as_ever(path: Path) -> None:
+    model = told()
+    experts = load_bundle(path, model, Backend(), make_adapter=make_adapter)
+    images = torch.randn(3, 3, 8, 8)
+    levels = [math.inf, SCHEDULE.log_snr[0].item(), SCHEDULE.log_snr[-1].item()]
+    level = NoiseLevel(torch.tensor(levels, dtype=torch.float64))
+    with torch.no_grad():
+        mixed = read(experts, images, level)
+        for row, (index, fed) in enumerate([(None, model), (0, None), (1, None)]):
+            experts.activate(index)
+            shown = fed(images) if fed else model.network(images)
+            torch.testing.assert_close(mixed[row], shown[row])
+            alone = experts.at(NoiseLevel(level.log_snr[row : row + 1]))(
+                images[row : row + 1], level
+            )
+            torch.testing.assert_close(alone[0], shown[row])
+    assert not torch.allclose(model.network(images), model(images))
+
+
+def test_mixed_levels_are_differentiable(path: Path) -> None:
+    experts = load_bundle(path, told(), make_adapter=make_adapter)
+    x = torch.randn(2, 3, 8, 8)
+    level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 99])])
+
+    def gradient(images: Tensor, level: NoiseLevel) -> Tensor:
+        images = images.clone().requires_grad_()
+        read(experts, images, level).square().sum().backward()
+        assert images.grad is not None
+        return images.grad
+
+    alone = [gradient(x[i : i + 1], NoiseLevel(level.log_snr[i : i + 1])) for i in range(2)]
+    torch.testing.assert_close(gradient(x, level), torch.cat(alone))
+
+
+def test_what_is_measured_is_what_experts_are_fed(path: Path) -> None:
+    info = read_bundle_info(path)
+    assert info.preprocessing == RAW
+    assert info.input == InputConvention((3, 8, 8), (-1, -1, -1), (1, 1, 1))
+    _, other = trained(TinyGuide(), Backend())
+    assert "preprocessing" not in json.loads(other.to_json())  # as before there was any
+    for described in (info, other):
+        assert BundleInfo.from_json(described.to_json()) == described
+
+
+def test_a_guide_that_cannot_be_told(path: Path) -> None:
+    model = TinyGuide()
+    with pytest.raises(AssetError, match=r"input: .*TinyGuide shows them in its own way") as caught:
+        load_bundle(path, model, make_adapter=make_adapter)
+    assert "\n" not in str(caught.value)
+    assert not has_experts(model.network)
+    with pytest.raises(UsageError, match="TinyGuide") as refused:
+        ExpertSet(model, NoiseRanges(()), {"shift": Shift()}, RAW)
+    assert refused.value.hint
+
+
+def test_an_unknown_backend_is_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "toy.experts.safetensors"
+    experts, info = trained(TinyGuide(), Backend())
+    with pytest.raises(ValueError, match="guide: sha256 must be known"):
+        attrs.evolve(info, guide=attrs.evolve(info.guide, sha256=None))
+    unknown = Identity(component="toy", checkpoint=None, sha256=None)
+    save_bundle(path, experts, attrs.evolve(info, backend=unknown))
+    experts.detach()
+    for seed in (0, 1):
+        model = TinyGuide()
+        assert len(load_bundle(path, model, Backend(seed), make_adapter=make_adapter)) == 3
+    assert "unknown weights" in str(read_bundle_info(path).backend)
+    with pytest.raises(AssetError, match="resolution: "):
+        load_bundle(path, TinyGuide(), Backend(size=16), make_adapter=make_adapter)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"size": size} for size in (0, 32.0, True)),
+        *({"mean": mean} for mean in ((0.5, 0.5), (0.5, 0.5, math.nan), "abc")),
+        {"std": (0.5, 0.5, 0)},
+        {"interpolation": "nearest"},
+        {"antialias": 1},
+    ],
+)
+def test_preprocessings_that_are_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        attrs.evolve(RAW, **wrong)
+
+
+def test_a_bundle_says_what_is_wrong_with_it(path: Path) -> None:
+    said = json.loads(read_bundle_info(path).to_json())
+    said["preprocessing"] |= {"std": [1, 1, 0], "size": "large"}
+    with pytest.raises(ValueError, match=r"preprocessing: .*size.*; .*std"):
+        BundleInfo.from_json(json.dumps(said))
+
+
+RECIPES = {
+    "lora+bias": [
+        AdapterConfig(name="lora", options={"rank": 2, "targets": ["*conv*", "fc"]}),
+        AdapterConfig(name="bias", options={}),
+    ],
+    "full": [AdapterConfig(name="full", options={})],
+}
+
+
+def resnet(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    made: nn.Module = timm.create_model("test_resnet.r160_in1k", num_classes=7)
+    return made.eval().requires_grad_(False)
+
+
+def attach(model: ModuleGuide, ranges: NoiseRanges, configs: list[AdapterConfig]) -> ExpertSet:
+    return ExpertSet(model, ranges, {c.name: installed_adapter(c) for c in configs})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_trained_saved_found_and_guiding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    configs = RECIPES[recipe]
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    model, backend = ModuleGuide(resnet(), size=32), Backend()
+    before = snapshot(model.network)
+    guide = Identity(component="ModuleGuide", checkpoint=None, sha256=guide_sha256(model))
+    experts = attach(model, NoiseRanges.equal(SCHEDULE, 3), configs)
+    x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 99, 50, 20, 70, 40])])
+    with torch.no_grad():
+        untrained = read(experts, x, level)
+        experts.activate(None)
+        torch.testing.assert_close(untrained, model(x))  # at first every expert is no change
+    for index in range(3):
+        optimizer = torch.optim.SGD(experts.parameters(index), lr=0.1)
+        with experts.training(index):
+            model.network.train()
+            for _ in range(2):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), torch.full((6,), index)).backward()
+                optimizer.step()
+            model.network.eval()
+    with torch.no_grad():
+        wanted = read(experts, x, level)
+    assert not torch.allclose(wanted, untrained)
+    info = describe(
+        experts,
+        backend.stages[0].schedule,
+        backend.stages[0].image_shape[1:],
+        guide=guide,
+        backend=Identity(component="toy", checkpoint=None, sha256=backend_sha256(backend)),
+        adapters=configs,
+        recipe={},
+        seed=0,
+    )
+    path = tmp_path / "small.experts.safetensors"
+    save_bundle(path, experts, info)
+    experts.detach()
+    assert same(model.network, before)
+
+    keep_bundle(path)
+    fresh = ModuleGuide(resnet(), size=32)
+    assert choose_experts("auto", "toy", ModuleGuide(resnet(1), size=32), backend) is None
+    found = choose_experts("auto", "toy", fresh, backend)
+    assert found is not None
+    loaded = load_bundle(found.path, fresh, backend)
+    with torch.no_grad():
+        torch.testing.assert_close(read(loaded, x, level), wanted, rtol=0, atol=1e-5)
+        one_by_one = [
+            read(loaded, x[i : i + 1], NoiseLevel(level.log_snr[i : i + 1])) for i in range(6)
+        ]
+        torch.testing.assert_close(torch.cat(one_by_one), wanted, rtol=0, atol=1e-5)
+    again = tmp_path / "again.experts.safetensors"
+    save_bundle(again, loaded, info)
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_guided_step_costs_what_the_bare_network_costs() -> None:
+    schedule = linear_schedule()
+    process = Process(schedule, timesteps_for(1000, 25))
+    bare_network = timm.create_model("resnet50").eval().requires_grad_(False)
+    model = ModuleGuide(bare_network)
+    configs = [AdapterConfig(name=name, options={}) for name in ("lora", "bias")]
+    experts = attach(model, NoiseRanges.equal(schedule, 5), configs)
+    bare = Guide(
+        name="bare",
+        model=model,
+        loss=FunctionLoss(lambda p, t: F.cross_entropy(p, t.expand(len(p)), reduction="none")),
+        target=Target(value=torch.tensor([1]), label="one"),
+    )
+    guide = Guide(name="experts", model=model, loss=bare.loss, target=bare.target, experts=experts)
+    x = torch.randn(4, 3, 64, 64)
+
+    def seconds(guide: Guide, step: int) -> float:
+        start = time.perf_counter()
+        guide.gradient(x, process.level(step, len(x)))
+        return time.perf_counter() - start
+
+    seconds(guide, 24)
+    ratios = []
+    for step in reversed(range(25)):
+        guide.at(process.level(step, len(x)))  # five times in 25 steps this merges
+        first = [seconds(bare, step), seconds(guide, step)]
+        second = [seconds(guide, step), seconds(bare, step)]  # in turn, for a machine that drifts
+        ratios.append((first[1] + second[0]) / (first[0] + second[1]))
+    assert statistics.median(ratios) < 1.03

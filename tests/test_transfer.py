@@ -31,9 +31,11 @@ from transfer_toy import (
 )
 
 from ppap_framework.data import LabelledImages
+from ppap_framework.diagnosis import disagreement, evenly_spaced, propose_boundaries, propose_number
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import (
     BundleFile,
+    NoiseRanges,
     backend_sha256,
     choose_experts,
     experts_dir,
@@ -44,7 +46,8 @@ from ppap_framework.experts import (
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
-from ppap_framework.learn.loss_plot import plot_losses
+from ppap_framework.learn.folder import plot_losses
+from ppap_framework.learn.plan import TransferPlan
 from ppap_framework.learn.recipe import Phase
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.resume import opened
@@ -764,3 +767,114 @@ class TestPlot:
     def test_little_to_show(self, tmp_path: Path, lines: list[dict[str, Any]]) -> None:
         plot_losses(lines, self.phases[:1], tmp_path / "loss")
         assert (tmp_path / "loss.png").exists()
+
+
+AUTO: dict[str, Any] = {
+    "boundaries": "auto",
+    "num_experts": None,
+    "adapters": BIAS,
+    "recipe": Recipe(iterations=24, batch=6, held_out=0.25, validate_every=4, seed=3),
+}
+"""Experts that begin where the data propose it."""
+
+
+def curve() -> tuple[list[int], list[float]]:
+    """As the training should find it."""
+    t = evenly_spaced(SCHEDULE, 21)
+    return t, disagreement(Convolutions(), Square(), SCHEDULE, t, pictures(), seed=3)
+
+
+@pytest.mark.parametrize("number", [None, 2, 6])
+def test_they_begin_where_the_curve_proposes(tmp_path: Path, number: int | None) -> None:
+    timesteps, values = curve()
+    model = Convolutions().train()
+    before = anatomy(model)
+    bundle = run(tmp_path, guide=network(model), **AUTO | {"num_experts": number})
+    assert anatomy(model) == before
+    experts = number or propose_number(timesteps, values, 100)
+    starts = propose_boundaries(timesteps, values, 100, experts)
+    assert starts != [k * 100 // experts for k in range(1, experts)]  # which would prove nothing
+    info = bundle.info
+    assert info.timesteps == (0, *starts, 100)
+    assert info.ranges == NoiseRanges.from_timesteps(SCHEDULE, starts)
+    assert bundle.name == f"backend-convolutions-{experts}"
+    said = record(tmp_path)["settings"]
+    assert said["proposal"]["timesteps"] == timesteps
+    assert said["proposal"]["disagreement"] == pytest.approx(values, rel=1e-5)
+    assert said["proposal"]["images"] == 20
+
+
+def test_the_teacher_looks_at_the_last_stage(tmp_path: Path) -> None:
+    small, large = pictures(), pictures(seed=1)
+    run(tmp_path, data=Pictures({"base": small, "large": large}), **AUTO)
+    timesteps = evenly_spaced(SCHEDULE, 21)
+    wanted = disagreement(Convolutions(), Square(), SCHEDULE, timesteps, small, large, seed=3)
+    said = record(tmp_path)["settings"]["proposal"]["disagreement"]
+    assert said == pytest.approx(wanted, rel=1e-5)
+
+
+class TestResumingBoundaries:
+    def test_keeps_the_curve_without_another_look(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = run(tmp_path / "whole", **AUTO).path.read_bytes()
+
+        out = tmp_path / "out"
+        with pytest.raises(KeyboardInterrupt):
+            run(out, progress=stopping(15), **AUTO)
+        said = record(out)["settings"]
+
+        def measured(*_: Any, **__: Any) -> None:
+            raise AssertionError("it was measured before")
+
+        monkeypatch.setattr(TransferPlan, "measure", measured)
+        assert run(out, **AUTO).path.read_bytes() == whole
+        assert record(out)["settings"] == said
+        assert run(out, **AUTO).path.read_bytes() == whole  # complete
+
+    def test_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+        run(tmp_path, **AUTO | {"num_experts": 2})
+        for changes in (
+            {"boundaries": None, "num_experts": 2},
+            {"num_experts": 3},
+            {"data": Pictures({"base": pictures(seed=5)}), "num_experts": 2},
+        ):
+            with pytest.raises(UsageError, match="other settings"):
+                run(tmp_path, **AUTO | changes)
+        bundle = run(tmp_path, overwrite=True, **AUTO | {"boundaries": [50]})
+        assert bundle.info.timesteps == (0, 50, 100)
+        with pytest.raises(UsageError, match="other settings"):
+            run(tmp_path, **AUTO | {"num_experts": 2})
+
+    def test_of_a_record_that_makes_no_sense(self, tmp_path: Path) -> None:
+        run(tmp_path, **AUTO)
+        path = tmp_path / "transfer.json"
+        said = json.loads(path.read_text())
+        said["settings"]["proposal"] = {"images": 3}
+        path.write_text(json.dumps(said))
+        with pytest.raises(AssetError, match="proposal"):
+            run(tmp_path, **AUTO)
+        run(tmp_path, overwrite=True, **AUTO)
+
+
+def test_too_few_iterations_for_as_many_experts_as_there_may_be(tmp_path: Path) -> None:
+    few = Recipe(iterations=12, batch=6, held_out=0.25)
+    with pytest.raises(UsageError, match="6 iterations cannot be shared out among 10 experts"):
+        run(tmp_path / "out", **AUTO | {"recipe": few})
+    assert not (tmp_path / "out").exists()
+    assert len(run(tmp_path / "out", **AUTO | {"recipe": few, "num_experts": 4}).info) == 4
+
+
+def test_a_word_that_is_no_boundary(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="boundaries must be timesteps or auto, not even"):
+        run(tmp_path, **AUTO | {"boundaries": "even"})
+
+
+def test_labels_do_not_matter_for_boundaries(tmp_path: Path) -> None:
+    """What a supervised expert has to learn is measured by the untouched network as well."""
+    labels = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    npz(tmp_path / "set.npz", pictures(), labels)
+    run(tmp_path / "out", data=LabelledImages(tmp_path / "set.npz"), **AUTO)
+    _, values = curve()
+    said = record(tmp_path / "out")["settings"]["proposal"]["disagreement"]
+    assert said == pytest.approx(values, rel=1e-5)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.experts import AdapterConfig, ExpertSet, NoiseRanges, installed_adapter
 from ppap_framework.learn import Recipe
+from ppap_framework.learn.batches import TrainingSet
 from ppap_framework.learn.distillation import Distillation, Report
 from ppap_framework.learn.recipe import Phase
-from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import Progress, evaluating
 

@@ -17,8 +17,13 @@ from torch import Tensor
 from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.experts.info import AdapterConfig, BundleInfo
-from ppap_framework.experts.match import Present, check_match, check_waivers
+from ppap_framework.experts.info import (
+    AdapterConfig,
+    BundleInfo,
+    Present,
+    check_match,
+    check_waivers,
+)
 from ppap_framework.experts.scales import ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import replacing
@@ -32,22 +37,14 @@ _ZEROS = "0" * 64
 
 def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
     """The adapter of an installed plugin; see `Registry.make`."""
-    plugins = registry()
-    return plugins.make(plugins.spec("adapter", config.name), config.options)
+    return registry().make(registry().spec("adapter", config.name), config.options)
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
-    """Write or replace a bundle, atomically and reproducibly.
+    """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly.
 
-    Args:
-        path: A path that ends in ".experts.safetensors".
-        experts: The experts.
-        info: Their description, from `describe`.
-
-    Raises:
-        ValueError: If the description is of other experts.
-        UsageError: If the suffix is another one.
-        AssetError: If the file cannot be written.
+    UsageError for another suffix, ValueError if the description is of other experts, AssetError if
+    the file cannot be written.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
         raise UsageError(f"a bundle cannot be called {path.name!r}", hint=f"use NAME{SUFFIX}")
@@ -57,53 +54,74 @@ def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
     _write(path, experts.state_dict(), info)
 
 
-def read_bundle_info(path: Path) -> BundleInfo:
-    """The description in a bundle's header; the hash is not checked.
+def write_curve(path: Path, curve: ScaleCurve | None) -> None:
+    """Replace the scale curve of a bundle; errors as `verify_bundle` and `save_bundle`."""
+    info, state = verify_bundle(path)
+    _write(path, state, attrs.evolve(info, curve=curve))
 
-    Raises:
-        AssetError: If the file is missing or no bundle, or its header is damaged.
-    """
-    return _info(path, open_checkpoint(path).metadata)
+
+def _write(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:
+    with replacing(path, AssetError) as draft:
+        write_safetensors(draft, state, {_INFO: info.to_json(), _SEAL: _ZEROS})
+        content = draft.read_bytes()
+        with draft.open("r+b") as file:
+            file.seek(content.index(_SEAL_ENTRY) + len(_SEAL_ENTRY))
+            file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def read_bundle_info(path: Path) -> BundleInfo:
+    """The description in a bundle's header, AssetError if it has none; no hash is checked."""
+    metadata = open_checkpoint(path).metadata
+    if _INFO not in metadata:
+        raise AssetError(
+            f"{str(path)!r} is no bundle of experts", hint=f"a bundle is called NAME{SUFFIX}"
+        )
+    try:
+        return BundleInfo.from_json(metadata[_INFO])
+    except ValueError as error:
+        raise AssetError(
+            f"the description in {str(path)!r} cannot be used: {error}",
+            hint="it is damaged, or another version of ppap wrote it",
+        ) from error
 
 
 def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
     """Read a bundle and check all of it without its guide; AssetError if anything is wrong."""
     checkpoint = open_checkpoint(path)
     _check_seal(path)
-    info = _info(path, checkpoint.metadata)
-    state = checkpoint.state_dict()
-    wanted = {(adapter.name, str(i)) for adapter in info.adapters for i in range(len(info))}
-    owners = {}  # (adapter, expert) by key "adapter/expert.name"
-    for key in state:
+    info, state = read_bundle_info(path), checkpoint.state_dict()
+    missing = {f"{config.name}/{i}" for config in info.adapters for i in range(len(info))}
+    wanted, faults = frozenset(missing), []
+    for key, tensor in state.items():
         adapter, _, rest = key.partition("/")
-        owners[key] = adapter, rest.partition(".")[0]
-    faults = [f"tensor {key!r:.60} is of no expert" for key in state if owners[key] not in wanted]
-    faults += [
-        f"expert {index} has no tensors of {name!r}"
-        for name, index in sorted(wanted - set(owners.values()))
-    ]
-    faults += [
-        f"tensor {key!r:.60} is not finite"
-        for key, tensor in state.items()
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
-    ]
+        owner = f"{adapter}/{rest.partition('.')[0]}"
+        if owner not in wanted:
+            faults.append(f"tensor {key!r:.60} is of no expert")
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            faults.append(f"tensor {key!r:.60} is not finite")
+        missing.discard(owner)
+    for name, _, index in sorted(owner.rpartition("/") for owner in missing):
+        faults.append(f"expert {index} has no tensors of {name!r}")
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise AssetError(
-            f"{str(path)!r} holds no sound experts: {'; '.join(faults[:3])}{more}",
-            hint="train the experts again",
-        )
+        message = f"{str(path)!r} holds no sound experts: {'; '.join(faults[:3])}{more}"
+        raise AssetError(message, hint="train the experts again")
     return info, state
 
 
-def write_curve(path: Path, curve: ScaleCurve | None) -> None:
-    """Replace the scale curve of a bundle. The file is at any time the old or the new one.
-
-    Raises:
-        AssetError: If anything is wrong with the file, or it cannot be written.
-    """
-    info, state = verify_bundle(path)
-    _write(path, state, attrs.evolve(info, curve=curve))
+def _check_seal(path: Path) -> None:
+    before, entry, rest = path.read_bytes().partition(_SEAL_ENTRY)
+    if not entry:
+        raise AssetError(
+            f"{str(path)!r} carries no SHA-256 of itself", hint="it is no bundle of experts"
+        )
+    stated, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
+    if hashlib.sha256(before + entry + _ZEROS.encode() + rest).hexdigest().encode() != stated:
+        raise AssetError(
+            f"{str(path)!r} was damaged or changed after it was written: its SHA-256 is not the "
+            "one that it states",
+            hint="fetch it or train the experts again",
+        )
 
 
 def load_bundle(
@@ -118,17 +136,14 @@ def load_bundle(
 
     Args:
         path: The bundle.
-        model: The guide, without experts.
+        model: The guide; ValueError if it has experts already.
         backend: The diffusion model that it steers; None to skip its comparison.
         allow_mismatch: Names from `WAIVABLE` that may differ.
-        make_adapter: Factory of the adapters.
+        make_adapter: Factory of the adapters; PluginError if a plugin is missing or broken.
 
     Raises:
-        AssetError: If anything is wrong with the file, or it differs from guide or backend; the
-            message names each difference.
-        UsageError: If a difference cannot be waived.
-        PluginError: If an adapter's plugin is missing or broken.
-        ValueError: If the guide has experts already.
+        AssetError: If anything is wrong with the file, or with all differences from guide and
+            backend.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
@@ -146,42 +161,3 @@ def load_bundle(
             hint=error.hint or "the adapter is of another version, or the file is not sound",
         ) from error
     return experts
-
-
-def _write(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:
-    with replacing(path, AssetError) as draft:
-        write_safetensors(draft, state, {_INFO: info.to_json(), _SEAL: _ZEROS})
-        content = draft.read_bytes()
-        with draft.open("r+b") as file:
-            file.seek(content.index(_SEAL_ENTRY) + len(_SEAL_ENTRY))
-            file.write(hashlib.sha256(content).hexdigest().encode())
-
-
-def _check_seal(path: Path) -> None:
-    before, entry, rest = path.read_bytes().partition(_SEAL_ENTRY)
-    if not entry:
-        raise AssetError(
-            f"{str(path)!r} carries no SHA-256 of itself", hint="it is no bundle of experts"
-        )
-    stated, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
-    digest = hashlib.sha256(before + entry + _ZEROS.encode() + rest).hexdigest()
-    if digest.encode() != stated:
-        raise AssetError(
-            f"{str(path)!r} was damaged or changed after it was written: its SHA-256 is "
-            f"{digest}, and it states another",
-            hint="fetch it or train the experts again",
-        )
-
-
-def _info(path: Path, metadata: Mapping[str, str]) -> BundleInfo:
-    if _INFO not in metadata:
-        raise AssetError(
-            f"{str(path)!r} is no bundle of experts", hint=f"a bundle is called NAME{SUFFIX}"
-        )
-    try:
-        return BundleInfo.from_json(metadata[_INFO])
-    except ValueError as error:
-        raise AssetError(
-            f"the description in {str(path)!r} cannot be used: {error}",
-            hint="it is damaged, or another version of ppap wrote it",
-        ) from error

@@ -1,30 +1,167 @@
-"""Choice of a guide's experts: those of a bundle, a set of the user's own, or none."""
+"""Bundles on disk, by path or name, and the choice of a guide's experts."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import logging
 import os
-from collections.abc import Collection, Mapping
-from typing import TypeAlias
+import shutil
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import attrs
+
+from ppap_framework.checkpoints import fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts.bundle import verify_bundle
-from ppap_framework.experts.discovery import BundleFile, bundle_by_name, find_bundles
-from ppap_framework.experts.match import Present, check_match, check_waivers
+from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info, verify_bundle
+from ppap_framework.experts.info import BundleInfo, Present, check_match, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
+from ppap_framework.files import cache_dir, file_sha256, replacing
+from ppap_framework.plugin import ExpertBundle
+from ppap_framework.registry import registry
 
 _log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class BundleFile:
+    """A bundle on disk, by its name in requests; description and hash are read once.
+
+    `distribution` supplies it; None for a user's own.
+    """
+
+    name: str
+    path: Path
+    distribution: str | None = None
+
+    @cached_property
+    def info(self) -> BundleInfo:
+        """See `read_bundle_info`."""
+        return read_bundle_info(self.path)
+
+    @cached_property
+    def sha256(self) -> str:
+        return file_sha256(self.path)
+
+    @property
+    def ranges(self) -> NoiseRanges:
+        return self.info.ranges
+
+    @property
+    def calibration(self) -> ScaleCurve | RangeScales | None:
+        """Calibrated guidance scales; None if the experts were not calibrated."""
+        info = self.info
+        if info.curve is None and info.scales is not None:
+            return RangeScales(info.ranges, info.scales)
+        return info.curve
+
+    @property
+    def expert_parameters(self) -> tuple[int, ...]:
+        """N numbers of trainable parameters."""
+        return self.info.expert_parameters
+
+    def record(self) -> dict[str, Any]:
+        """The record of the experts in a run, as JSON."""
+        scales = None if self.info.scales is None else list(self.info.scales)
+        file = {"name": self.name, "path": str(self.path), "sha256": self.sha256}
+        return file | self.ranges.record() | {"scales": scales}
+
+    @contextlib.contextmanager
+    def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
+        """A context in which the experts are attached to their guide, as by `load_bundle`;
+        AssetError if the file has changed since it was hashed.
+        """
+        if file_sha256(self.path) != self.sha256:
+            raise AssetError(
+                f"experts {str(self.path)!r} were replaced after they were chosen", hint="run again"
+            )
+        experts = load_bundle(self.path, model)  # the backend was compared when they were chosen
+        try:
+            yield experts
+        finally:
+            experts.detach()
+
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"
 """A request for experts: the name or path of a bundle; "auto" for the newest that matches, if any;
 "none" or None; a bundle that was chosen before; an attached set."""
 
 
+def experts_dir() -> Path:
+    """Folder of a user's own bundles, searched by name and by `--experts auto`."""
+    return cache_dir() / "experts"
+
+
+def keep_bundle(path: Path) -> Path:
+    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written."""
+    kept = experts_dir() / path.name
+    with replacing(kept, AssetError) as temporary:
+        shutil.copyfile(path, temporary)
+    return kept
+
+
+def find_bundles() -> list[BundleFile]:
+    """Every bundle on disk, unopened: the user's own, newest first, then those of distributions."""
+    found = _own()
+    for asset in registry().bundles():
+        try:
+            found.append(_installed(asset, offline=True))
+        except AssetError as error:  # noqa: PERF203 - one asset must not hide the others
+            _log.info("experts %r are not here: %s", asset.name, error)
+    return found
+
+
+def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
+    """The bundle of a path, or of a name, the user's own before a distribution's; downloaded if
+    necessary, unless `offline`. A path object is never a name.
+
+    AssetError if there is none, PluginError if several distributions claim the name.
+    """
+    path = Path(source).expanduser()
+    if not isinstance(source, str):
+        path = path.absolute()
+    if path.name.endswith(SUFFIX) or len(path.parts) > 1:
+        return BundleFile(path.name.removesuffix(SUFFIX), path)
+    name = str(source)
+    own = {bundle.name: bundle for bundle in _own()}
+    if name in own:
+        return own[name]
+    try:
+        return _installed(registry().bundle(name), offline=offline)
+    except AssetError:
+        known = [*own, *(asset.name for asset in registry().bundles())]
+        if name.rpartition(":")[2] in known:
+            raise
+    if path.exists():
+        return BundleFile(path.name, path)
+    others = f"one of {', '.join(known)}" if known else "train some with `ppap adapt`"
+    near = [f"did you mean {close!r}?" for close in difflib.get_close_matches(name, known, n=1)]
+    raise AssetError(
+        f"no experts are called {name!r}",
+        hint=(near or [f"give the path of a file NAME{SUFFIX}, or {others}"])[0],
+    )
+
+
+def _own() -> list[BundleFile]:
+    paths = list(experts_dir().glob(f"*{SUFFIX}"))
+    paths.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
+
+
+def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
+    path = fetch(asset, offline=offline)
+    return BundleFile(asset.name, path, registry().provider(asset).distribution)
+
+
 def uses_experts(wanted: WantedExperts, *, noise_aware: bool, through: str) -> bool:
-    """Whether experts are wanted and would read noise; arguments as for `choose_experts`."""
+    """Whether experts are wanted and would read noise; arguments as for `check_wanted`."""
     return wanted not in (None, "none") and not noise_aware and through == "noisy"
 
 
@@ -37,25 +174,26 @@ def check_wanted(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | None:
-    """Check the arguments of `choose_experts` without weights; return the named bundle, if any.
+    """Check a request for experts without weights; return the named bundle, if any.
 
-    Raises:
-        UsageError: If the guide takes no experts, or a difference cannot be waived.
-        AssetError: If the bundle is missing, or its header is damaged.
+    Args:
+        wanted: The request; AssetError if its bundle is missing, or the header is damaged.
+        guide_name: The guide's name, for messages.
+        noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
+        through: "noisy" or "clean", the images that guides read; experts need noisy ones.
+        allow_mismatch: Names from `WAIVABLE` that may differ.
+        offline: Whether to raise instead of downloading a bundle.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
         return None
-    if noise_aware:
-        raise UsageError(
-            f"guide {guide_name!r} reads noise by itself and takes no experts",
-            hint="leave the experts out",
-        )
-    if through == "clean":
-        raise UsageError(
-            f"guide {guide_name!r} looks through clean, where experts have no noise to read",
-            hint="look through noisy, or leave the experts out",
-        )
+    for given, why in (
+        (noise_aware, "reads noise by itself and takes no experts"),
+        (through == "clean", "looks through clean, where experts have no noise to read"),
+    ):
+        if given:
+            hint = "leave the experts out" + ("" if noise_aware else ", or look through noisy")
+            raise UsageError(f"guide {guide_name!r} {why}", hint=hint)
     if isinstance(wanted, ExpertSet):
         return None
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
@@ -74,47 +212,23 @@ def choose_experts(
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | ExpertSet | None:
-    """The experts of a guide.
+    """The experts of a guide; arguments and errors as for `check_wanted`.
 
-    Args:
-        wanted: The request. A `BundleFile` is returned unchecked, since it was chosen before.
-        guide_name: The guide's name, for messages.
-        model: The guide, without experts other than those of `wanted`.
-        backend: The diffusion model that it steers.
-        noise_aware: Whether the guide reads noise without experts.
-        through: "noisy" or "clean", the images that guides read.
-        allow_mismatch: Names from `WAIVABLE` that may differ.
-        offline: Whether to raise instead of downloading a bundle.
-
-    Raises:
-        UsageError: As `check_wanted`, and if other experts are attached to the model.
-        AssetError: As `check_wanted`, and if the bundle is damaged or does not match.
-        PluginError: If several distributions claim its name.
+    A `BundleFile` was chosen before and is returned unchecked. UsageError if other experts are
+    attached to the model, AssetError if a named bundle is damaged or differs from model or backend.
     """
-    named = check_wanted(
-        wanted,
-        guide_name,
-        noise_aware=noise_aware,
-        through=through,
-        allow_mismatch=allow_mismatch,
-        offline=offline,
-    )
-    if isinstance(wanted, BundleFile) or not uses_experts(
-        wanted, noise_aware=noise_aware, through=through
-    ):
+    how: dict[str, Any] = {"noise_aware": noise_aware, "through": through}
+    named = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, offline=offline, **how)
+    if isinstance(wanted, BundleFile) or not uses_experts(wanted, **how):
         return named
     if isinstance(wanted, ExpertSet):
         if wanted.model is not model or not has_experts(model.network):
-            raise UsageError(
-                f"the experts of guide {guide_name!r} are not attached to its model",
-                hint="make the guide of `experts.model`",
-            )
+            message = f"the experts of guide {guide_name!r} are not attached to its model"
+            raise UsageError(message, hint="make the guide of `experts.model`")
         return wanted
     if has_experts(model.network):
-        raise UsageError(
-            f"the network of guide {guide_name!r} has experts already",
-            hint="give the guide these, or detach them",
-        )
+        message = f"the network of guide {guide_name!r} has experts already"
+        raise UsageError(message, hint="give the guide these, or detach them")
     present = Present(model, backend)
     if named is None:
         return _newest(present, allow_mismatch)
@@ -145,23 +259,21 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
 def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | None:
     other_backends = []  # logged only if nothing matches
     for bundle in find_bundles():
-        differences: Mapping[str, str] = {}
+        differences: dict[str, str] = {}
         try:
-            if not present.is_for(bundle.info):
-                continue
-            differences = present.differences(bundle.info)
-            check_match(bundle.path, differences, allow_mismatch)
-            _verify(bundle)
+            if present.is_for(bundle.info):
+                differences = present.differences(bundle.info)
+                check_match(bundle.path, differences, allow_mismatch)
+                _verify(bundle)
+                return bundle
         except AssetError as error:
             left = [words for name, words in differences.items() if name not in allow_mismatch]
             reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
-            reason += f" ({error.hint})" if error.hint else ""
+            told = bundle.name, f"{reason} ({error.hint})" if error.hint else reason
             if "backend" in differences:
-                other_backends.append((bundle.name, reason))
+                other_backends.append(told)
             else:
-                _log.warning(_PASSED_OVER, bundle.name, reason)
-        else:
-            return bundle
+                _log.warning(_PASSED_OVER, *told)
     for told in other_backends:
         _log.warning(_PASSED_OVER, *told)
     return None

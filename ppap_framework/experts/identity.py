@@ -9,11 +9,15 @@ from typing import Any
 
 import attrs
 import torch
+from attrs.validators import optional
 from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
-from ppap_framework.experts._record import as_tuple, counts, numbers
+from ppap_framework.experts._rules import as_tuple, counts, digest, numbers, text
 from ppap_framework.experts.set import has_experts
+
+_TOLERANCE = 0.02
+"""Tolerance of channel values: above rounding in bfloat16, below differences of normalizations."""
 
 
 def weights_sha256(state: Mapping[str, Tensor]) -> str:
@@ -22,14 +26,18 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     It covers sorted names, each with its shape and its values as little-endian float64 (if they are
     that), float32 (any other floating point), or int64.
     """
-    digest = hashlib.sha256(b"ppap weights 1\n")
+    found = hashlib.sha256(b"ppap weights 1\n")
     for name in sorted(state):
-        values = _canonical(state[name])
+        values = state[name].detach().cpu()
+        if values.is_complex():
+            values = torch.view_as_real(values.resolve_conj())
+        if values.dtype != torch.float64:
+            values = values.to(torch.float32 if values.is_floating_point() else torch.int64)
         entry = [name, str(values.dtype).removeprefix("torch."), list(values.shape)]
-        digest.update(json.dumps(entry).encode() + b"\n")
-        little = values.numpy()
-        digest.update(little.astype(little.dtype.newbyteorder("<"), copy=False).data)
-    return digest.hexdigest()
+        found.update(json.dumps(entry).encode() + b"\n")
+        little = values.contiguous().numpy()
+        found.update(little.astype(little.dtype.newbyteorder("<"), copy=False).data)
+    return found.hexdigest()
 
 
 def guide_sha256(model: GuidanceModel) -> str:
@@ -49,17 +57,20 @@ def backend_sha256(backend: DiffusionBackend) -> str:
     return weights_sha256(state)
 
 
-def _canonical(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    if not tensor.is_floating_point():
-        return tensor.to(torch.int64).contiguous()
-    return tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32).contiguous()
+@attrs.frozen(kw_only=True)
+class Identity:
+    """Identity of a network: the name of its backend or guider, or the class of a user's own
+    object; the name of its weights, if any; and `guide_sha256` or `backend_sha256`, the only field
+    that is compared, None if unknown.
+    """
 
+    component: str = attrs.field(validator=text)
+    checkpoint: str | None = attrs.field(validator=optional(text))
+    sha256: str | None = attrs.field(validator=optional(digest))
 
-_TOLERANCE = 0.02
-"""Tolerance of channel values: above rounding in bfloat16, below differences of normalizations."""
+    def __str__(self) -> str:
+        of = f" {self.checkpoint!r}" if self.checkpoint else ""
+        return f"{self.component}{of} ({self.sha256[:12] if self.sha256 else 'unknown weights'})"
 
 
 @attrs.frozen
@@ -78,9 +89,8 @@ class InputConvention:
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
-        """Measure at a resolution (h, w), without running the network.
-
-        None if the guide does not call its network as a whole.
+        """Measure at a resolution (h, w), without running the network; None if the guide does not
+        call its network as a whole.
         """
         parameter = next(model.parameters(), torch.empty(0))
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
@@ -89,13 +99,12 @@ class InputConvention:
             raise _ReachedError(next((x for x in (*given, *named.values()) if _is_batch(x)), None))
 
         hook = model.network.register_forward_pre_hook(watch, with_kwargs=True)
+        seen = None
         try:
             with torch.no_grad():
                 model(images.expand(2, 3, *resolution))
         except _ReachedError as reached:
             (seen,) = reached.args
-        else:
-            return None
         finally:
             hook.remove()
         if seen is None:

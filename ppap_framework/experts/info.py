@@ -1,64 +1,39 @@
-"""The description of a bundle of experts."""
+"""The description of a bundle of experts, and its comparison with a guide and a backend."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs.validators import and_, min_len, optional
+from attrs.validators import min_len, optional
 
-from ppap_framework.errors import UsageError
-from ppap_framework.experts._record import (
-    as_tuple,
-    count,
-    counts,
-    digest,
-    json_object,
-    must_be,
-    numbers,
-    read_record,
-    text,
-)
-from ppap_framework.experts.identity import InputConvention
+from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.experts import _rules as must
+from ppap_framework.experts.identity import Identity, InputConvention, backend_sha256, guide_sha256
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import ScaleCurve
-from ppap_framework.experts.set import ExpertSet
+from ppap_framework.experts.set import ExpertSet, student_of
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
 _FORMAT = 1
-_IMAGE_SPACE = "rgb"
 
-
-@attrs.frozen(kw_only=True)
-class Identity:
-    """Identity of a network.
-
-    Attributes:
-        component: Name of its backend or guider, or the class of a user's own object.
-        checkpoint: Name of its weights, if they have one.
-        sha256: `guide_sha256` or `backend_sha256`, the only field that is compared; None if
-            unknown.
-    """
-
-    component: str = attrs.field(validator=text)
-    checkpoint: str | None = attrs.field(validator=optional(text))
-    sha256: str | None = attrs.field(validator=optional(digest))
-
-    def __str__(self) -> str:
-        of = f" {self.checkpoint!r}" if self.checkpoint else ""
-        return f"{self.component}{of} ({self.sha256[:12] if self.sha256 else 'unknown weights'})"
+WAIVABLE = ("backend", "resolution")
+"""Differences that a user may accept: experts see noisy images of another kind or size. Experts for
+other weights or another normalization would mislead the guide."""
 
 
 @attrs.frozen(kw_only=True)
 class AdapterConfig:
     """Name of an adapter, and its options as JSON."""
 
-    name: str = attrs.field(validator=text)
-    options: Mapping[str, Any] = attrs.field(validator=json_object)
+    name: str = attrs.field(validator=must.text)
+    options: Mapping[str, Any] = attrs.field(validator=must.json_object)
 
 
 @attrs.frozen(kw_only=True)
@@ -66,9 +41,9 @@ class BundleInfo:
     """The description of a bundle of N experts, made by `describe`.
 
     Files omit a field with default None while it is None, so that earlier versions can read them.
+    ValueError if a field is invalid, or two contradict each other.
 
     Attributes:
-        format: Version of this description.
         guide: The network without experts.
         backend: The diffusion model of the training images.
         adapters: The adapters, in the order in which they are attached.
@@ -81,43 +56,32 @@ class BundleInfo:
         input: Input convention of the network; None if it cannot be measured.
         network_parameters: Number of parameters of the untouched network.
         expert_parameters: N numbers of trainable parameters.
-        recipe: The recipe of the training, as JSON.
-        seed: Seed of the training.
+        recipe: The recipe of the training, as JSON; `seed` is its seed.
         data_sha256: Hash of the images' manifest, if any.
         metrics: Held-out metrics, as JSON.
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
-
-    Raises:
-        ValueError: If a field is invalid, or two contradict each other.
     """
 
-    format: int = attrs.field(
-        default=_FORMAT, validator=must_be(str(_FORMAT), lambda value: value == _FORMAT)
-    )
+    format: int = _FORMAT
     guide: Identity
     backend: Identity
-    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=as_tuple, validator=min_len(1))
-    boundaries: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
-    schedule: str = attrs.field(validator=text)
-    timesteps: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
-    image_space: str = attrs.field(
-        default=_IMAGE_SPACE,
-        validator=must_be(repr(_IMAGE_SPACE), lambda value: value == _IMAGE_SPACE),
-    )
-    resolution: tuple[int, ...] = attrs.field(
-        converter=as_tuple, validator=and_(counts, must_be("two", lambda value: len(value) == 2))
-    )
+    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=must.as_tuple, validator=min_len(1))
+    boundaries: tuple[float, ...] = attrs.field(converter=must.as_tuple, validator=must.numbers)
+    schedule: str = attrs.field(validator=must.text)
+    timesteps: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
+    image_space: str = attrs.field(default="rgb", validator=must.rgb)
+    resolution: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.size)
     preprocessing: Preprocessing | None = None
     input: InputConvention | None
-    network_parameters: int = attrs.field(validator=count)
-    expert_parameters: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
-    recipe: Mapping[str, Any] = attrs.field(validator=json_object)
-    seed: int = attrs.field(validator=must_be("a whole number", lambda value: type(value) is int))
-    data_sha256: str | None = attrs.field(validator=optional(digest))
-    metrics: Mapping[str, Any] = attrs.field(validator=json_object)
+    network_parameters: int = attrs.field(validator=must.count)
+    expert_parameters: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
+    recipe: Mapping[str, Any] = attrs.field(validator=must.json_object)
+    seed: int = attrs.field(validator=must.whole)
+    data_sha256: str | None = attrs.field(validator=optional(must.digest))
+    metrics: Mapping[str, Any] = attrs.field(validator=must.json_object)
     scales: tuple[float, ...] | None = attrs.field(
-        converter=attrs.converters.optional(as_tuple), validator=optional(numbers)
+        converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
 
@@ -130,7 +94,7 @@ class BundleInfo:
         except UsageError as error:
             faults.append(error.message)
         n = len(self)
-        if len(self.timesteps) != n + 1 or any(a > b for a, b in pairwise(self.timesteps)):
+        if len(self.timesteps) != n + 1 or list(self.timesteps) != sorted(self.timesteps):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
         faults += [
             f"{name} must be {n} numbers, not {len(values)}"
@@ -152,45 +116,32 @@ class BundleInfo:
 
     def to_json(self) -> str:
         """One line; equal records give equal text, and numbers are exact."""
-        absent = [
-            field.name
-            for field in attrs.fields(BundleInfo)
-            if field.default is None and getattr(self, field.name) is None
-        ]
-        said = {k: value for k, value in attrs.asdict(self).items() if k not in absent}
-        return json.dumps(said, sort_keys=True, allow_nan=False)
+        omitted = {field.name for field in attrs.fields(BundleInfo) if field.default is None}
+        said = attrs.asdict(self).items()
+        kept = {name: value for name, value in said if value is not None or name not in omitted}
+        return json.dumps(kept, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, content: str) -> BundleInfo:
         """The inverse of `to_json`; ValueError with all faults, in one line."""
         try:
-            given = json.loads(content, parse_constant=_no_constants)
+            given = json.loads(content)
         except RecursionError as error:
             raise ValueError("it is nested too deep") from error
         if isinstance(given, dict) and (stated := given.get("format")) != _FORMAT:
             raise ValueError(f"it is of format {stated!r:.20}, and this version reads {_FORMAT}")
-        return read_record(cls, given)
+        return must.read_record(cls, given)
 
 
 def describe(
-    experts: ExpertSet,
-    schedule: NoiseSchedule,
-    resolution: Sequence[int],
-    *,
-    guide: Identity,
-    backend: Identity,
-    adapters: Sequence[AdapterConfig],
-    recipe: Mapping[str, Any],
-    seed: int,
-    data_sha256: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    scales: Sequence[float] | None = None,
+    experts: ExpertSet, schedule: NoiseSchedule, resolution: Sequence[int], **known: Any
 ) -> BundleInfo:
-    """The description of trained experts; arguments and errors as for `BundleInfo`."""
+    """The description of experts that were trained on noisy images of a height and width.
+
+    `known` are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be
+    missing.
+    """
     return BundleInfo(
-        guide=guide,
-        backend=backend,
-        adapters=adapters,
         boundaries=experts.ranges.boundaries,
         schedule=schedule.name,
         timesteps=[0, *(owned.stop for owned in experts.ranges.timesteps(schedule))],
@@ -199,13 +150,84 @@ def describe(
         input=InputConvention.measure(experts.student, tuple(resolution)),
         network_parameters=experts.network_parameters,
         expert_parameters=experts.expert_parameters,
-        recipe=recipe,
-        seed=seed,
-        data_sha256=data_sha256,
-        metrics=metrics or {},
-        scales=scales,
+        **{"data_sha256": None, "metrics": {}, "scales": None, **known},
     )
 
 
-def _no_constants(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
+@attrs.frozen(eq=False)
+class Present:
+    """The present guide, without experts, and the backend, if compared; each is hashed once."""
+
+    model: GuidanceModel
+    backend: DiffusionBackend | None
+
+    @cached_property
+    def _guide_sha256(self) -> str:
+        return guide_sha256(self.model)
+
+    @cached_property
+    def _backend_sha256(self) -> str:
+        return backend_sha256(self.backend) if self.backend else ""
+
+    def is_for(self, info: BundleInfo) -> bool:
+        """Whether the experts were trained for this guide."""
+        return info.guide.sha256 == self._guide_sha256
+
+    def differences(self, info: BundleInfo) -> dict[str, str]:
+        """Differences from the training of the experts, in words, by field."""
+        found = {}
+        if not self.is_for(info):
+            found["guide"] = (
+                f"they are for the weights of {info.guide}, and those of this "
+                f"{type(self.model).__name__} are ({self._guide_sha256[:12]})"
+            )
+        elif words := self._fed_otherwise(info):
+            found["input"] = words
+        if self.backend is None:
+            return found
+        if info.backend.sha256 not in (None, self._backend_sha256):
+            found["backend"] = (
+                f"they learned from {info.backend}, and this backend has other weights "
+                f"({self._backend_sha256[:12]})"
+            )
+        _, *resolution = self.backend.stages[0].image_shape
+        if tuple(resolution) != info.resolution:
+            found["resolution"] = (
+                f"they learned from images of {' x '.join(map(str, info.resolution))}, and these "
+                f"are {' x '.join(map(str, resolution))}"
+            )
+        return found
+
+    def _fed_otherwise(self, info: BundleInfo) -> str:
+        try:
+            student = student_of(self.model, info.preprocessing)
+        except UsageError as error:
+            return error.message
+        here, there = InputConvention.measure(student, info.resolution), info.input
+        if here is there is None or (here and there and here.matches(there)):
+            return ""
+        return f"their network was fed {there}, and this one is fed {here}"
+
+
+def check_match(
+    path: Path, differences: Mapping[str, str], allow_mismatch: Collection[str]
+) -> None:
+    """Raise AssetError with all differences that are not waived."""
+    left = {name: words for name, words in differences.items() if name not in allow_mismatch}
+    if left:
+        waivable = left.keys() <= set(WAIVABLE)
+        flags = " ".join(f"--allow-mismatch {name}" for name in left)
+        raise AssetError(
+            f"the experts in {str(path)!r} do not match: "
+            + "; ".join(f"{name}: {words}" for name, words in left.items()),
+            hint=flags if waivable else "train experts for this guide with `ppap adapt`",
+        )
+
+
+def check_waivers(allow_mismatch: Collection[str]) -> None:
+    """Raise UsageError if a difference cannot be waived."""
+    for name in sorted(set(allow_mismatch) - set(WAIVABLE)):
+        raise UsageError(
+            f"a mismatch of {name!r} cannot be allowed",
+            hint=f"only {' and '.join(WAIVABLE)} can, since the experts still fit the guide",
+        )

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import neg
+from typing import Any
 
 import attrs
 import torch
@@ -25,7 +26,7 @@ from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
 
 def _floats(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+    return tuple(map(float, values))
 
 
 @attrs.frozen
@@ -54,31 +55,22 @@ class NoiseRanges:
         Expert i owns floor(i T / N) <= t < floor((i+1) T / N).
         """
         if not 1 <= experts <= schedule.num_timesteps:
-            raise UsageError(
-                f"cannot share {schedule.num_timesteps} timesteps among {experts} experts",
-                hint=f"use a number from 1 to {schedule.num_timesteps}",
-            )
+            message = f"cannot share {schedule.num_timesteps} timesteps among {experts} experts"
+            raise UsageError(message, hint=f"use a number from 1 to {schedule.num_timesteps}")
         starts = [i * schedule.num_timesteps // experts for i in range(1, experts)]
         return cls.from_timesteps(schedule, starts)
 
     @classmethod
     def from_timesteps(cls, schedule: NoiseSchedule, starts: Sequence[int]) -> NoiseRanges:
-        """Ranges that begin at given base timesteps of a schedule.
+        """Ranges from the first base timesteps of experts 1 to N - 1, rising, in [1, T).
 
-        Args:
-            schedule: The schedule, of T timesteps.
-            starts: The first timesteps of experts 1 to N - 1, rising, in [1, T).
-
-        Raises:
-            UsageError: If starts are invalid, or have the log-SNR of the timestep before.
+        UsageError if they are not, or one has the log-SNR of the timestep before.
         """
         last = schedule.num_timesteps - 1
         bounds = [0, *starts, last + 1]
         if not all(a < b for a, b in pairwise(bounds)):
-            raise UsageError(
-                f"experts cannot begin at timesteps {list(starts)}",
-                hint=f"use rising numbers from 1 to {last}",
-            )
+            message = f"experts cannot begin at timesteps {list(starts)}"
+            raise UsageError(message, hint=f"use rising numbers from 1 to {last}")
         boundaries = []
         for t in starts:
             before, after = schedule.log_snr[t - 1].item(), schedule.log_snr[t].item()
@@ -94,6 +86,10 @@ class NoiseRanges:
 
     def __len__(self) -> int:
         return len(self.boundaries) + 1
+
+    def record(self) -> dict[str, Any]:
+        """JSON."""
+        return {"num_experts": len(self), "boundaries": list(self.boundaries)}
 
     def owner(self, log_snr: float) -> int:
         """The expert in [0, N) that owns a noise level; 0 for clean images (inf)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, final
 from weakref import WeakSet
 
@@ -31,11 +32,7 @@ def has_experts(network: nn.Module) -> bool:
 
 
 def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> GuidanceModel:
-    """The guide with this preprocessing of its network's input; None keeps its own.
-
-    Raises:
-        UsageError: If the guide's preprocessing cannot be exchanged.
-    """
+    """The guide with this preprocessing; UsageError if its own, as with None, is its only one."""
     if preprocessing is None:
         return model
     if not isinstance(model, PreprocessingGuide):
@@ -55,26 +52,20 @@ class ExpertSet:
     The set owns the network until `detach`.
 
     Args:
-        model: The guide around the network.
+        model: The guide around the network; ValueError if that has experts already.
         ranges: The noise levels of each of the N experts.
-        adapters: Adapters by name, attached in this order. They must not share tensors.
-        preprocessing: Preprocessing for experts; None for the model's own.
+        adapters: Adapters by name, attached in this order. They must not share tensors. UsageError
+            if one finds nothing to adapt.
+        preprocessing: Preprocessing for experts; None for the model's own. UsageError if the
+            model's cannot be exchanged.
 
     Attributes:
         active: Index of the merged expert; None for the untouched network.
         student: The model with the experts' preprocessing.
         network_parameters: Number of parameters of the untouched network.
-
-    Raises:
-        ValueError: If the network has experts already, or there are no adapters.
-        UsageError: If an adapter finds nothing to adapt, or the model's preprocessing cannot be
-            exchanged.
     """
 
-    name: None = None
-    path: None = None
-    sha256: None = None
-    calibration: None = None
+    name = path = sha256 = calibration = None
     """Only a bundle has these: see `BundleFile`."""
 
     def __init__(
@@ -88,11 +79,8 @@ class ExpertSet:
             raise ValueError("the network has experts already; detach them first")
         if not adapters:
             raise ValueError("experts need an adapter")
-        self.model = model
-        self.student = student_of(model, preprocessing)
-        self.preprocessing = preprocessing
-        self.ranges = ranges
-        self.adapters = dict(adapters)
+        self.model, self.student = model, student_of(model, preprocessing)
+        self.ranges, self.adapters, self.preprocessing = ranges, dict(adapters), preprocessing
         self.network_parameters = sum(p.numel() for p in model.network.parameters())
         self.active: int | None = None
         with contextlib.ExitStack() as undo:
@@ -112,14 +100,7 @@ class ExpertSet:
 
     def record(self) -> dict[str, Any]:
         """The ranges as JSON, under the keys of `BundleFile.record`."""
-        return {
-            "name": None,
-            "path": None,
-            "sha256": None,
-            "num_experts": len(self),
-            "boundaries": list(self.ranges.boundaries),
-            "scales": None,
-        }
+        return {"name": None, "path": None, "sha256": None, **self.ranges.record(), "scales": None}
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
@@ -130,10 +111,9 @@ class ExpertSet:
             self.activate(None)
 
     def activate(self, index: int | None) -> None:
-        """Merge an expert into the weights; None restores the untouched network.
+        """Merge an expert, IndexError if there is none; None restores the untouched network.
 
-        Merging changes weights in place, so autograd rejects earlier graphs. Raises IndexError if
-        there is no such expert.
+        Merging changes weights in place, so autograd rejects earlier graphs.
         """
         if index == self.active:
             return
@@ -152,10 +132,8 @@ class ExpertSet:
         merged. Predictions of several experts are always differentiable; they must be tensors whose
         first dimension is B, or tuples, lists and mappings of such.
         """
-        owners = set(self._owners(level))
-        if len(owners) > 1:
-            return self._grouped
-        return self._merged(owners.pop()) if owners else self.model
+        owners = set(self._owners(level)) or {_CLEAN}
+        return self._grouped if len(owners) > 1 else self._merged(owners.pop())
 
     @contextlib.contextmanager
     def training(self, index: int) -> Iterator[None]:
@@ -180,19 +158,12 @@ class ExpertSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load a `state_dict` and activate the untouched network.
-
-        Raises:
-            AssetError: If names or shapes differ.
-        """
+        """Load a `state_dict`, AssetError if names or shapes differ, and deactivate experts."""
         parts: dict[str, dict[str, Tensor]] = {name: {} for name in self.adapters}
         for key, tensor in state.items():
             name, _, rest = key.partition("/")
             if name not in parts:
-                raise AssetError(
-                    f"tensor {key!r} belongs to none of the adapters {', '.join(parts)}",
-                    hint="the file is damaged or of another make",
-                )
+                raise AssetError(f"tensor {key!r} belongs to none of {', '.join(parts)}")
             parts[name][rest] = tensor
         self.activate(None)
         for name, adapter in self.adapters.items():
@@ -218,17 +189,14 @@ class ExpertSet:
     def _grouped(self, images: Tensor, level: NoiseLevel) -> Any:
         owners = torch.tensor(self._owners(level))  # (B,)
         differentiable = torch.is_grad_enabled() and images.requires_grad
+        recomputed = partial(checkpoint, self._read, use_reentrant=False, preserve_rng_state=False)
         parts, places = [], []
         for owner in sorted(set(owners.tolist())):
             rows = (owners == owner).nonzero()[:, 0]
             own = images[rows.to(images.device)], NoiseLevel(level.log_snr[rows])
             # In the backward pass another expert is merged, so each part is recomputed.
-            part = (
-                checkpoint(self._read, owner, *own, use_reentrant=False, preserve_rng_state=False)
-                if differentiable
-                else self._read(owner, *own)
-            )
-            parts.append(part)
+            read = recomputed if differentiable else self._read
+            parts.append(read(owner, *own))
             places.append(rows)
         order = torch.cat(places).argsort()
         return each_tensor(lambda tensor: tensor[order.to(tensor.device)], joined(parts))

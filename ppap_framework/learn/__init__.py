@@ -5,21 +5,12 @@ bundle = transfer(backend, "classifier", data, out="experts")
 bundle = adapt(backend, "classifier", out="experts")    # both steps
 """
 
-from __future__ import annotations
-
-from ppap_framework.learn.calibration import calibrate
-from ppap_framework.learn.plan import load_teacher
-from ppap_framework.learn.recipe import Adapters, Boundaries, Recipe
-from ppap_framework.learn.transfer import adapt, check_adapt, check_transfer, transfer
-
-__all__ = [
-    "Adapters",
-    "Boundaries",
-    "Recipe",
-    "adapt",
-    "calibrate",
-    "check_adapt",
-    "check_transfer",
-    "load_teacher",
-    "transfer",
-]
+from ppap_framework.learn.calibration import calibrate as calibrate
+from ppap_framework.learn.plan import load_teacher as load_teacher
+from ppap_framework.learn.recipe import Adapters as Adapters
+from ppap_framework.learn.recipe import Boundaries as Boundaries
+from ppap_framework.learn.recipe import Recipe as Recipe
+from ppap_framework.learn.transfer import adapt as adapt
+from ppap_framework.learn.transfer import check_adapt as check_adapt
+from ppap_framework.learn.transfer import check_transfer as check_transfer
+from ppap_framework.learn.transfer import transfer as transfer

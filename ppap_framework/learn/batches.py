@@ -1,14 +1,23 @@
-"""Batches as pure functions of seed, phase and iteration, so training resumes exactly."""
+"""What a training sees: images, answers, and noise as a pure function of seed, phase and iteration.
+
+Training therefore resumes exactly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeAlias, final
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias, final
 
 import attrs
 import numpy as np
 import torch
 from torch import Tensor
+
+from ppap_framework.components import GuidanceModel
+from ppap_framework.data import Images, LabelledImages
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.pixels import scaled
+from ppap_framework.predictions import each_tensor, joined
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -16,44 +25,81 @@ _TRAINING, _ORDER, _VALIDATION = 0, 1, 2
 
 
 @final
-@attrs.frozen(eq=False)
-class Batch:
-    """A batch of noisy images.
+@attrs.frozen(kw_only=True, eq=False)
+class TrainingSet:
+    """Images and answers by index, in memory.
 
     Attributes:
-        images: (B,), int64, image indices.
-        timesteps: (B,), int64, base timesteps.
-        noise: (B, 3, H, W), standard normal.
+        images: Function of indices (B,) to clean images of the guided stage, (B, 3, H, W) in
+            [-1, 1], on the network's device.
+        answers: Function of indices (B,) to the teacher's answers, or to labels.
+        supervised: Whether the answers are labels.
+        count: Number of images.
+        shape: (3, H, W).
     """
 
-    images: Tensor
-    timesteps: Tensor
-    noise: Tensor
+    images: Callable[[Tensor], Tensor]
+    answers: Callable[[Tensor], Any]
+    supervised: bool = False
+    count: int
+    shape: Shape
+
+    @classmethod
+    def of(
+        cls, data: Images, model: GuidanceModel, batch: int, device: torch.device
+    ) -> TrainingSet:
+        """Images with their labels, or else with the model's answers to those of the last stage.
+
+        The model is on the device, in evaluation mode.
+        """
+        noised, last = first_and_last(data, len(data))
+        answers: Any = data.labels.to(device) if isinstance(data, LabelledImages) else None
+        if answers is None:
+            with torch.no_grad():
+                parts = [scaled(part.to(device)) for part in torch.split(last, batch)]
+                answers = joined([model(x0, NoiseLevel.clean(len(x0))) for x0 in parts])
+        return cls(
+            images=lambda rows: scaled(noised[rows].to(device)),
+            answers=lambda rows: each_tensor(lambda all_: all_[rows.to(all_.device)], answers),
+            supervised=isinstance(data, LabelledImages),
+            count=len(data),
+            shape=data.image_shape(0),
+        )
+
+
+def first_and_last(data: Images, count: int) -> tuple[Tensor, Tensor]:
+    """The first images of the guided stage and of the last one, (N, 3, H, W) each, uint8."""
+    first = data.images(range(count), 0)
+    return first, first if len(data.stages) == 1 else data.images(range(count), -1)
+
+
+class Batch(NamedTuple):
+    """A batch of noisy images."""
+
+    images: Tensor  # (B,), int64, indices
+    timesteps: Tensor  # (B,), int64, base timesteps
+    noise: Tensor  # (B, 3, H, W), standard normal
 
     def split(self, size: int) -> Iterator[Batch]:
         """The same images in batches of at most `size`."""
-        fields = self.images, self.timesteps, self.noise
-        return (
-            Batch(*part)
-            for part in zip(*(torch.split(field, size) for field in fields), strict=True)
-        )
+        parts = zip(*(torch.split(field, size) for field in self), strict=True)
+        return (Batch(*part) for part in parts)
 
 
 def training_batch(
     key: tuple[int, int], step: int, size: int, count: int, timesteps: range, shape: Shape
 ) -> Batch:
-    """The batch of size B = `size` at iteration `step` of a phase, from 0.
+    """The batch of size B = `size` at iteration `step` of a phase, from 0, of `count` images.
 
-    Every epoch shuffles the images anew. Timesteps are stratified, one from each of B equal parts
-    of the range: same expectation as independent ones, smaller variance.
-
-    Args:
-        key: Seed of the training, and index of the phase.
-        count: Number of images to choose from.
-        shape: (3, H, W).
+    `key` is the seed of the training and the index of the phase. Every epoch shuffles the images
+    anew. Timesteps are stratified, one from each of B equal parts of the range: same expectation as
+    independent ones, smaller variance.
     """
     places = range(step * size, (step + 1) * size)
-    orders = {epoch: _order(key, epoch, count) for epoch in {i // count for i in places}}
+    orders = {
+        epoch: torch.randperm(count, generator=_generator(key, _ORDER, epoch))
+        for epoch in {i // count for i in places}
+    }
     images = torch.stack([orders[i // count][i % count] for i in places])
     generator = _generator(key, _TRAINING, step)
     # In float32, the end of a part may round to the beginning of the next one.
@@ -72,10 +118,6 @@ def validation_batch(key: tuple[int, int], count: int, timesteps: range, shape: 
 def _at(timesteps: range, spread: Tensor) -> Tensor:
     """The timesteps at positions (B,), float64, after the range is stretched to [0, B)."""
     return timesteps.start + (spread * len(timesteps) / len(spread)).long()
-
-
-def _order(key: tuple[int, int], epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=_generator(key, _ORDER, epoch))
 
 
 def _generator(key: tuple[int, int], use: int, step: int) -> torch.Generator:

@@ -4,17 +4,17 @@ The diffusion model draws M pictures x^i, unguided, and the untouched network's 
 target y^i. At noise level l, with one noised x_t^i a picture and E the energy that guides, softmax
 over the pictures j of -s E(x_t^i, y^j) is a belief which of the pictures x_t^i is. The scale
 
-    s(l) = argmax_s  mean_i sum_j w_ij log softmax_j(-s E(x_t^i, y^j)),   w = (1 - e) I + e / M
+    s(l) = argmax_s  mean_i log[ (1 - p) softmax_i(-s E(x_t^i, y^.)) + p / M ]
 
 makes it as confident as it is right: the energy times s(l) is then an honest negative
 log-likelihood. It is small if the guide cannot tell the pictures apart, and large if it can; a
-classifier that is calibrated itself has 1 at every level. The objective is concave in s.
+classifier that is calibrated itself has 1 at every level. The share p = 0.05 allows for pictures
+that the network misreads whatever the scale, such as broken ones: without it, they alone decide.
 
-Few pictures leave the scale at little noise undetermined, since every belief is right there.
-Three priors bound it: a share e = 0.001 of belief in any picture alike (label smoothing) keeps the
-maximum finite; scales rise with the log-SNR (isotonic least squares on log s, weighted by the
-inverse variance); and `_CAP`. The standard error of log s is that of an M-estimate: the spread of
-the pictures' slopes over the curvature (Huber 1967).
+Few pictures leave the scale at little noise undetermined, since every belief is right there. It is
+therefore capped (`_CAP`), and scales rise with the log-SNR: isotonic least squares on log s,
+weighted by the inverse variance. The standard error of log s is that of an M-estimate, the spread
+of the pictures' slopes over the curvature (Huber 1967).
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ _CAP = 300.0
 _LEAST = 1e-3
 """A scale of 0 has no logarithm; this one pulls nothing."""
 
-_SMOOTHING = 1e-3
+_MISREAD = 0.05
+_STEP = 0.05
+"""Step of log s of the finite differences of the error."""
+
 _ERRORS = (0.05, 2.0)
 """Least and largest standard error of log s that count in the fit."""
 
@@ -179,25 +182,30 @@ def honest_scale(energies: Tensor) -> tuple[float, float]:
     own, energies = energies.diagonal()[known].double(), energies[known].double()
     if len(energies) < 2:
         return 0.0, math.inf
-    expected = (1.0 - _SMOOTHING) * own + _SMOOTHING * energies.mean(1)
+    misread = torch.tensor(math.log(_MISREAD / energies.shape[1]), dtype=torch.float64)
 
-    def slopes(s: float) -> Tensor:
-        """Derivative of the objective in s, of each picture."""
-        return (torch.softmax(-s * energies, 1) * energies).sum(1) - expected
+    def beliefs(log_s: float) -> Tensor:
+        """The term of the objective of each picture."""
+        s = math.exp(log_s)
+        log_belief = -s * own - torch.logsumexp(-s * energies, 1)
+        return torch.logaddexp(log_belief + math.log1p(-_MISREAD), misread)
 
-    if slopes(0.0).mean() <= 0.0:
+    def objective(log_s: float) -> float:
+        return beliefs(log_s).mean().item()
+
+    grid = torch.linspace(math.log(_LEAST), math.log(_CAP), 128, dtype=torch.float64).tolist()
+    values = [objective(log_s) for log_s in grid]
+    best = max(range(len(grid)), key=values.__getitem__)
+    if best == 0 or values[best] <= values[0] + 1e-12:
         return 0.0, math.inf
-    low, high = 0.0, 1.0
-    while slopes(high).mean() > 0.0 and high < _CAP:
-        low, high = high, 2.0 * high
-    for _ in range(50):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if slopes(middle).mean() > 0.0 else (low, middle)
-    s = min(high, _CAP)
-    belief = torch.softmax(-s * energies, 1)
-    curvature = ((belief * energies**2).sum(1) - (belief * energies).sum(1) ** 2).sum().item()
-    spread = slopes(s).square().sum().sqrt().item()
-    return s, spread / (s * curvature) if curvature > 0.0 else math.inf
+    low, high = grid[best - 1], grid[min(best + 1, len(grid) - 1)]
+    for _ in range(50):  # the objective has a single maximum this near to it
+        left, right = (2.0 * low + high) / 3.0, (low + 2.0 * high) / 3.0
+        low, high = (left, high) if objective(left) < objective(right) else (low, right)
+    below, at, above = (beliefs(high + step) for step in (-_STEP, 0.0, _STEP))
+    spread = ((above - below) / (2.0 * _STEP)).square().sum().sqrt().item()
+    curvature = -((above - 2.0 * at + below) / _STEP**2).sum().item()
+    return math.exp(high), spread / curvature if curvature > 0.0 else math.inf
 
 
 def _curve(

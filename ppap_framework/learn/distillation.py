@@ -11,21 +11,24 @@ phase these are estimated anew if that lowers the held-out loss.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Generator
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, final
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from ppap_framework.components import TaskLoss
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts import ExpertSet
-from ppap_framework.learn.batch_norms import averaging, own_batch_norms
-from ppap_framework.learn.batches import Batch, training_batch, validation_batch
+from ppap_framework.learn.batches import Batch, TrainingSet, training_batch, validation_batch
 from ppap_framework.learn.recipe import SHARED, Phase, Recipe
-from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import widened
 from ppap_framework.runtime import computing_in, evaluating
@@ -33,58 +36,65 @@ from ppap_framework.runtime import computing_in, evaluating
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
 _STATE = ("phase", "step", "best", "stale", "scores", "start")
+_CALMER = "lower the learning rate, or use float32"
 
 
 @final
 @attrs.frozen
 class Report:
-    """A finished iteration.
+    """A finished iteration."""
 
-    Attributes:
-        phase: Index of its phase.
-        step: Number of finished iterations of the phase.
-        loss: Training loss.
-        held_out: Held-out loss, possibly inf; None without a validation.
-    """
-
-    phase: int
-    step: int
+    phase: int  # index
+    step: int  # number of finished iterations of the phase
     loss: float
-    held_out: float | None
+    held_out: float | None  # possibly inf; None without a validation
 
 
 def check_experts(experts: ExpertSet, recipe: Recipe) -> None:
-    """Check that experts can be trained.
-
-    Raises:
-        UsageError: If they have no parameters, or their batch norms need larger batches.
-    """
+    """Raise UsageError if experts have no parameters, or batch norms that need larger batches."""
     network = type(experts.model.network).__name__
     if next(experts.parameters(0), None) is None:
-        raise UsageError(
-            f"{' and '.join(experts.adapters)} find no parameter to train in {network}",
-            hint="use another adapter",
-        )
+        message = f"{' and '.join(experts.adapters)} find no parameter to train in {network}"
+        raise UsageError(message, hint="use another adapter")
     if recipe.batch == 1 and own_batch_norms(experts):
-        raise UsageError(
-            f"a batch of one image says nothing to the batch norms of {network}",
-            hint="use a batch of 64, say",
-        )
+        message = f"a batch of one image says nothing to the batch norms of {network}"
+        raise UsageError(message, hint="use a batch of 64, say")
+
+
+def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
+    """The batch norms whose running statistics every expert holds."""
+    held = {key.partition("/")[2] for key in experts.state_dict()}
+    return [
+        module
+        for name, module in experts.model.network.named_modules()
+        if isinstance(module, _BatchNorm) and f"0.{name + '.' if name else ''}running_mean" in held
+    ]
+
+
+@contextlib.contextmanager
+def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """A context in which running statistics are reset and become plain averages over batches."""
+    momenta = [module.momentum for module in norms]
+    try:
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None
+        yield
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
 
 
 @final
 class Distillation:
-    """A training that resumes exactly after any iteration.
+    """A training of new experts, attached, that resumes exactly after any iteration.
 
-    Args:
-        experts: New experts, attached.
-        loss: Its `transfer` compares the answers of student and teacher; its `energy` compares the
-            student's with labels.
+    The loss's `transfer` compares the answers of student and teacher; its `energy` compares the
+    student's with labels.
 
     Attributes:
         held_out: Number of images, the last ones, that are kept for validation.
-        phase: Index of the current phase.
-        step: Number of its finished iterations.
+        phase: Index of the current phase; `step` is the number of its finished iterations.
         scores: For each finished expert: its held-out loss, that of the untouched network, and the
             iteration of its best parameters.
     """
@@ -107,7 +117,7 @@ class Distillation:
         self.stale = 0  # validations since the best one
         self.start: dict[str, Tensor] | None = None  # the shared start
         self._norms = own_batch_norms(experts)
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
     @property
@@ -132,28 +142,31 @@ class Distillation:
     def run(self) -> Generator[Report, None, None]:
         """Train and yield a report after every iteration, when `state_dict` is valid.
 
-        Closing the generator restores the network.
-
-        Raises:
-            PpapError: If the loss is no longer finite.
-            PluginError: If the loss is not one number for each image, or not differentiable.
-            AssetError: If labels do not fit the network's answers.
+        Closing the generator restores the network. PpapError if the loss is no longer finite,
+        PluginError if it is not one differentiable number for each image, AssetError if labels do
+        not fit the network's answers.
         """
         while self.phase < len(self.phases):
             yield from self._run_phase(self.phases[self.phase])
 
     def _run_phase(self, phase: Phase) -> Generator[Report, None, None]:
+        recipe, expert = self._recipe, phase.expert
         if self.step == 0 and phase.begins_with is not None:
-            state = self._experts.state_dict()
-            source = self.start if phase.begins_with == SHARED else _of(state, phase.begins_with)
+            shared = phase.begins_with == SHARED
+            source = self.start if shared else self._held(phase.begins_with)
             assert source is not None
-            _put(state, phase.expert, source)
-        recipe = self._recipe
-        validation = self._validation(phase)
-        with self._experts.training(phase.expert), evaluating(self._experts.model.network):
+            self._put(expert, source)
+        key, first = (recipe.seed, self.phase), self._data.count - self.held_out
+        times, shape = phase.timesteps, self._data.shape
+        batch = partial(
+            training_batch, key, size=recipe.batch, count=first, timesteps=times, shape=shape
+        )
+        validation = validation_batch(key, self.held_out, times, shape)
+        validation = validation._replace(images=validation.images + first)
+        with self._experts.training(expert), evaluating(self._experts.model.network):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
-            parameters = list(self._experts.parameters(phase.expert))
+            parameters = list(self._experts.parameters(expert))
             self._optimizer = torch.optim.AdamW(
                 parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
             )
@@ -161,38 +174,34 @@ class Distillation:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None
             while self.step < phase.iterations and not 0 < recipe.patience <= self.stale:
-                loss = self._learn(phase, self._optimizer, parameters)
+                loss = self._learn(phase, batch(self.step), self._optimizer, parameters)
                 self.step += 1
                 held_out = None
                 if self.step % recipe.validate_every == 0 or self.step == phase.iterations:
                     held_out = self._score(validation)
-                    self._remember(phase, held_out)
+                    self.stale += 1
+                    if self.best is None or held_out < self.best[0]:
+                        self.best, self.stale = (held_out, self.step, self._copied(expert)), 0
                 yield Report(self.phase, self.step, loss, held_out)
-            score, best = self._end(phase, validation)
+            score, best = self._end(phase, batch, validation)
         self._optimizer = None
         if not phase.shared:
-            untouched = self._score(validation)
-            self.scores.append(
-                {
-                    "held_out": score,
-                    "untouched": untouched if math.isfinite(untouched) else None,
-                    "best_iteration": best,
-                }
-            )
+            bare = self._score(validation)
+            untouched = bare if math.isfinite(bare) else None
+            scores = {"held_out": score, "untouched": untouched, "best_iteration": best}
+            self.scores.append(scores)
         self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _learn(
-        self, phase: Phase, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+        self, phase: Phase, batch: Batch, optimizer: Optimizer, parameters: list[nn.Parameter]
     ) -> float:
         for group in optimizer.param_groups:
             group["lr"] = self._recipe.rate(phase, self.step)
-        loss = self._losses(self._batch(phase, self.step)).mean()
+        loss = self._losses(batch).mean()
         value = loss.item()
         if not math.isfinite(value):
-            raise PpapError(
-                f"the loss of {phase.name} is {value} at iteration {self.step + 1}",
-                hint="lower the learning rate, or use float32",
-            )
+            message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
+            raise PpapError(message, hint=_CALMER)
         if not loss.requires_grad:
             raise PluginError(
                 f"the loss of {phase.name} cannot be differentiated in the expert's parameters",
@@ -204,40 +213,27 @@ class Distillation:
         optimizer.step()
         return value
 
-    def _end(self, phase: Phase, validation: Batch) -> tuple[float, int]:
+    def _end(
+        self, phase: Phase, batch: Callable[[int], Batch], validation: Batch
+    ) -> tuple[float, int]:
         """Restore the best parameters; return their held-out loss and iteration."""
-        state = self._experts.state_dict()
         assert self.best is not None  # the last iteration was validated
         score, step, parameters = self.best
         if not math.isfinite(score):
-            raise PpapError(
-                f"the loss of {phase.name} on held-out images was never finite",
-                hint="lower the learning rate, or use float32",
-            )
-        _put(state, phase.expert, parameters)
+            message = f"the loss of {phase.name} on held-out images was never finite"
+            raise PpapError(message, hint=_CALMER)
+        self._put(phase.expert, parameters)
         if self._norms:
-            gathered = _copy(state, phase.expert)
             with torch.no_grad(), averaging(self._norms):
                 for i in range(_STATISTICS_BATCHES):  # fresh noise: steps beyond the last iteration
-                    self._predict(self._batch(phase, phase.iterations + i))
+                    self._predict(batch(phase.iterations + i))
             estimated = self._score(validation)
-            if estimated <= score:
-                score = estimated
-            else:
-                _put(state, phase.expert, gathered)
+            if estimated > score:
+                self._put(phase.expert, parameters)
+            score = min(score, estimated)
         if phase.shared:
-            self.start = _copy(state, phase.expert)
+            self.start = self._copied(phase.expert)
         return score, step
-
-    def _batch(self, phase: Phase, step: int) -> Batch:
-        key, count = (self._recipe.seed, self.phase), self._data.count - self.held_out
-        shape = self._data.shape
-        return training_batch(key, step, self._recipe.batch, count, phase.timesteps, shape)
-
-    def _validation(self, phase: Phase) -> Batch:
-        key, shape = (self._recipe.seed, self.phase), self._data.shape
-        batch = validation_batch(key, self.held_out, phase.timesteps, shape)
-        return attrs.evolve(batch, images=batch.images + self._data.count - self.held_out)
 
     @torch.no_grad()
     def _score(self, validation: Batch) -> float:
@@ -247,13 +243,6 @@ class Distillation:
             for part in validation.split(self._recipe.batch):
                 total += self._losses(part).double().sum().item()
         return total / len(validation.images) if math.isfinite(total) else math.inf
-
-    def _remember(self, phase: Phase, score: float) -> None:
-        if self.best is None or score < self.best[0]:
-            parameters = _copy(self._experts.state_dict(), phase.expert)
-            self.best, self.stale = (score, self.step, parameters), 0
-        else:
-            self.stale += 1
 
     def _losses(self, batch: Batch) -> Tensor:
         prediction = widened(self._predict(batch))
@@ -265,16 +254,12 @@ class Distillation:
             if not self._data.supervised:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise AssetError(
-                f"the labels do not fit the network's answers: {reason}",
-                hint="they must be what the loss takes as targets",
-            ) from error
+            message = f"the labels do not fit the network's answers: {reason}"
+            raise AssetError(message, hint="they must be what the loss takes as targets") from error
         if losses.shape != batch.images.shape:
             count = len(batch.images)
-            raise PluginError(
-                f"the loss gave {tuple(losses.shape)} for {count} images",
-                hint=f"it must be ({count},), one for each",
-            )
+            message = f"the loss gave {tuple(losses.shape)} for {count} images"
+            raise PluginError(message, hint=f"it must be ({count},), one for each")
         return losses
 
     def _predict(self, batch: Batch) -> Any:
@@ -286,24 +271,16 @@ class Distillation:
                 self._schedule.level(batch.timesteps),
             )
 
+    def _held(self, expert: int) -> dict[str, Tensor]:
+        """One expert's tensors, by names without its index."""
+        own = re.compile(rf"([^/]*/){expert}\.(.*)")
+        found = ((own.fullmatch(key), x) for key, x in self._experts.state_dict().items())
+        return {match[1] + match[2]: tensor for match, tensor in found if match}
 
-def _of(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
-    """One expert's part of a state, by names without its index."""
-    found = {}
-    for key, tensor in state.items():
-        adapter, _, rest = key.partition("/")
-        number, _, name = rest.partition(".")
-        if number == str(expert):
-            found[f"{adapter}/{name}"] = tensor
-    return found
+    def _copied(self, expert: int) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self._held(expert).items()}
 
-
-def _copy(state: dict[str, Tensor], expert: int) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in _of(state, expert).items()}
-
-
-@torch.no_grad()
-def _put(state: dict[str, Tensor], expert: int, part: dict[str, Tensor]) -> None:
-    own = _of(state, expert)
-    for key, tensor in part.items():
-        own[key].copy_(tensor)
+    @torch.no_grad()
+    def _put(self, expert: int, part: dict[str, Tensor]) -> None:
+        for name, tensor in self._held(expert).items():
+            tensor.copy_(part[name])

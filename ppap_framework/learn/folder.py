@@ -23,76 +23,75 @@ import torch
 from ppap_framework import resume
 from ppap_framework.errors import AssetError
 from ppap_framework.experts import SUFFIX
+from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.files import digest, read_json, refusals, replacing
+from ppap_framework.learn.recipe import Phase
 from ppap_framework.resume import KEPT
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
-_PLOTS = ("loss.png", "loss.svg")
 _DAMAGED = "--overwrite begins anew"
+_CURVES = (
+    ("loss", "training, one batch", {"color": "0.65", "linewidth": 0.9}),
+    ("held_out", "held-out images", {"color": "C0", "marker": ".", "linewidth": 1.4}),
+)
 
 
-def check_transfer_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
     """Accept a folder that holds a training, is empty, or is missing; else raise UsageError."""
     if not (path / _RECORD).exists():
         resume.check_content(path, lambda name: name == DATA)
 
 
-def recorded_settings(path: Path) -> dict[str, Any] | None:
-    """The settings of a folder's training, or None; AssetError if the record is damaged."""
-    return _record(path).get("settings")
+def recorded(path: Path) -> dict[str, Any]:
+    """The content of `transfer.json`, empty if it is missing; AssetError if it is damaged."""
+    record: Any = read_json(path / _RECORD, hint=_DAMAGED)
+    if record is None:
+        return {}
+    if isinstance(record, dict):
+        settings, calls = record.get("settings"), record.get("calls")
+        if isinstance(settings, dict) and isinstance(calls, list):
+            return record
+    raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
+) -> Iterator[TransferFolder]:
+    """Lock the folder of a training, created if it is missing; `overwrite` removes an earlier one.
+
+    `settings` are everything that determines the experts, as JSON. UsageError if the folder holds
+    other files or settings, or another process writes to it; AssetError if its record is damaged.
+    """
+    check_folder(path)
+    with resume.opened(path):
+        # The form in which they are read back: JSON has no tuples.
+        folder = TransferFolder(path, json.loads(json.dumps({**settings, "bundle": bundle})))
+        if overwrite:
+            _clear(path)
+        if before := recorded(path):
+            resume.check_settings(path, before["settings"], folder.settings)
+        resume.remove_temporary(path, lambda name: name in (_RECORD, _LOG, bundle))
+        resume.remove_temporary(path / _PARTIAL, lambda name: name == _STATE)
+        yield folder
 
 
 @final
 class TransferFolder:
-    """The folder of a training; create it with `opened`.
+    """The folder of a training, from `opened`; `log` is written with the next state."""
 
-    Args:
-        settings: Everything that determines the experts, as JSON.
-        bundle: File name of the bundle.
-
-    Attributes:
-        log: Lines of the log, written with the next state.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any], bundle: str) -> None:
-        self.path = path
-        # The form in which they are read back: JSON has no tuples.
-        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "bundle": bundle}))
-        self.bundle = path / bundle
-        self._state = path / _PARTIAL / _STATE
-        self._digest = digest(self.settings)
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.bundle: Path = path / settings["bundle"]
         self.log: list[dict[str, Any]] = []
-
-    @classmethod
-    @contextlib.contextmanager
-    def opened(
-        cls, path: Path, settings: Mapping[str, Any], bundle: str, *, overwrite: bool = False
-    ) -> Iterator[TransferFolder]:
-        """Lock the folder, created if it is missing; `overwrite` removes an earlier training.
-
-        Raises:
-            UsageError: If it holds other files or settings, or another process writes to it.
-            AssetError: If its record is damaged.
-            PpapError: If it cannot be written.
-        """
-        check_transfer_folder(path)
-        with resume.opened(path):
-            folder = cls(path, settings, bundle)
-            if overwrite:
-                folder._clear()
-            before = recorded_settings(path)
-            if before is not None:
-                resume.check_settings(path, before, folder.settings)
-            ours = (_RECORD, _LOG, bundle)
-            resume.remove_temporary(path, lambda name: name in ours)
-            resume.remove_temporary(folder._state.parent, lambda name: name == _STATE)
-            yield folder
+        self._state = path / _PARTIAL / _STATE
+        self._digest = digest(settings)
 
     @property
     def complete(self) -> bool:
         """Whether the training is finished and its bundle exists."""
-        return self.bundle.exists() and _record(self.path).get("status") == "complete"
+        return self.bundle.exists() and recorded(self.path).get("status") == "complete"
 
     def calls(self, command: Sequence[str] | None) -> resume.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
@@ -104,13 +103,10 @@ class TransferFolder:
         if not self._state.exists():
             return None
         content = self._state.read_bytes()
-        stated, payload = content[:64], content[64:]
-        if hashlib.sha256(payload).hexdigest().encode() != stated:
-            raise AssetError(
-                f"{str(self._state)!r} is damaged: its SHA-256 is not that of its content",
-                hint=_DAMAGED,
-            )
-        found = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+        if hashlib.sha256(content[64:]).hexdigest().encode() != content[:64]:
+            message = f"{str(self._state)!r} is damaged: its SHA-256 is not that of its content"
+            raise AssetError(message, hint=_DAMAGED)
+        found = torch.load(io.BytesIO(content[64:]), weights_only=True, map_location="cpu")
         if found["settings"] != self._digest:
             raise AssetError(f"{str(self._state)!r} is of other settings", hint=_DAMAGED)
         self.log = found["log"]
@@ -123,45 +119,69 @@ class TransferFolder:
         torch.save({"settings": self._digest, "log": self.log, "state": state}, saved)
         # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
-        with replacing(self._state, hint=KEPT) as temporary:
-            temporary.write_bytes(stated + saved.getbuffer())
-        with replacing(self.path / _LOG, hint=KEPT) as temporary:
-            lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
-            temporary.write_text("".join(lines), encoding="utf-8")
+        lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
+        for path, content in (
+            (self._state, stated + saved.getbuffer()),
+            (self.path / _LOG, "".join(lines).encode()),
+        ):
+            with replacing(path, hint=KEPT) as temporary:
+                temporary.write_bytes(content)
 
     def tidy(self) -> None:
         """Remove the files of an unfinished training."""
-        if (self.path / _PARTIAL).exists():
-            with refusals(self.path / _PARTIAL, hint=KEPT):
-                shutil.rmtree(self.path / _PARTIAL)
-
-    def _clear(self) -> None:
-        """Remove earlier results, the record last, so that no file is ever without it."""
-        made: list[str] = []
-        if (self.path / _RECORD).exists():
-            made = [_LOG, *_PLOTS]
-            with contextlib.suppress(AssetError):  # damaged records are removed, too
-                name = (recorded_settings(self.path) or {}).get("bundle")
-                if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
-                    # Earlier versions wrote a record of the calibration, too.
-                    made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
         with refusals(self.path, hint=KEPT):
-            for name in made:
-                (self.path / name).unlink(missing_ok=True)
-        self.tidy()
-        with refusals(self.path, hint=KEPT):
-            (self.path / _RECORD).unlink(missing_ok=True)
+            _remove_partial(self.path)
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """Content of `transfer.json`; empty if it is missing."""
-    record: Any = read_json(path / _RECORD, hint=_DAMAGED)
-    if record is None:
-        return {}
-    if not (
-        isinstance(record, dict)
-        and isinstance(record.get("settings"), dict)
-        and isinstance(record.get("calls"), list)
-    ):
-        raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
-    return record
+def _clear(path: Path) -> None:
+    """Remove earlier results, the record last, so that no file is ever without it."""
+    made: list[str] = []
+    if (path / _RECORD).exists():
+        made = [_LOG, "loss.png", "loss.svg"]
+        with contextlib.suppress(AssetError):  # damaged records are removed, too
+            name = recorded(path)["settings"].get("bundle")
+            if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
+                # Earlier versions wrote a record of the calibration, too.
+                made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
+    with refusals(path, hint=KEPT):
+        for name in made:
+            (path / name).unlink(missing_ok=True)
+        _remove_partial(path)
+        (path / _RECORD).unlink(missing_ok=True)
+
+
+def _remove_partial(path: Path) -> None:
+    if (path / _PARTIAL).exists():
+        shutil.rmtree(path / _PARTIAL)
+
+
+def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
+    """Write `path`.png and `path`.svg from a log; PpapError without matplotlib, or OSError."""
+    columns = min(3, len(phases))
+    rows = -(-len(phases) // columns)
+    figure = new_figure(3.4 * columns + 0.6, 2.5 * rows + 0.8)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    drawn: dict[str, Any] = {}
+    for phase, panel in zip(phases, panels, strict=False):
+        own = [line for line in lines if line["phase"] == phase.name]
+        for key, label, style in _CURVES:
+            points = [(line["iteration"], line[key]) for line in own if line.get(key) is not None]
+            if points:
+                [drawn[label]] = panel.plot(*zip(*points, strict=True), **style)
+        first, last = phase.timesteps.start, phase.timesteps.stop - 1
+        panel.set_title(f"{phase.name}: t = {first} to {last}", fontsize="medium")
+        panel.set_xlim(0, phase.iterations * 1.02)
+        panel.grid(which="both", alpha=0.3, linewidth=0.6)
+    for panel in panels[len(phases) :]:
+        panel.set_axis_off()
+    for panel in panels[: len(phases) : columns]:
+        panel.set_ylabel("transfer loss")
+    losses = [line[key] for line in lines for key in ("loss", "held_out") if key in line]
+    if drawn:
+        handles, labels = [*drawn.values()], [*drawn]
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="medium")
+        if all(loss is None or loss > 0 for loss in losses):
+            panels[0].set_yscale("log")  # panels share the axis
+    figure.supxlabel("iteration", fontsize="medium")
+    for suffix in (".svg", ".png"):
+        save_figure(figure, path.with_suffix(suffix))

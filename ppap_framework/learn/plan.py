@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import attrs
 import torch
 from torch import nn
 
+from ppap_framework import diagnosis, run
 from ppap_framework.components import DiffusionBackend, Stage
-from ppap_framework.data import Images, LabelledImages
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.data import Images, LabelledImages, SyntheticData
+from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
     AdapterConfig,
     ExpertSet,
@@ -23,21 +25,14 @@ from ppap_framework.experts import (
     installed_adapter,
 )
 from ppap_framework.guidance import Guide
-from ppap_framework.learn.boundaries import proposed_starts
+from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
-from ppap_framework.origin import Origin
 from ppap_framework.registry import registry
 from ppap_framework.resume import core_version
-from ppap_framework.run import (
-    Compute,
-    FunctionLoss,
-    GuideRequest,
-    LoadedBackend,
-    Loss,
-    guide_origin,
-)
-from ppap_framework.run import backend as load_backend
+from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
+
+_IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
 
 @final
@@ -47,10 +42,8 @@ class TransferPlan:
 
     Attributes:
         guide: The network, teacher and student, and the loss that compares their answers.
-        identities: Identities of the untouched network ("guide") and the diffusion model
-            ("backend").
+        identities: Those of the untouched network ("guide") and the diffusion model ("backend").
         recipe: The resolved recipe, except for boundaries "auto".
-        adapters: The recipe's adapters.
         bundle_name: Name of the bundle, if one was given.
         curve: The result of `measure` that proposed the boundaries, if any.
     """
@@ -60,9 +53,9 @@ class TransferPlan:
     identities: dict[str, Identity]
     recipe: Recipe
     adapters: tuple[AdapterConfig, ...]
-    compute: Compute
+    compute: run.Compute
     bundle_name: str | None
-    curve: dict[str, Any] | None = None
+    curve: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -82,11 +75,6 @@ class TransferPlan:
     @property
     def phases(self) -> tuple[Phase, ...]:
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
-
-    def with_boundaries(self, curve: dict[str, Any]) -> TransferPlan:
-        """The plan with the boundaries proposed by a curve."""
-        starts = proposed_starts(curve, self.stage.schedule, self.recipe.num_experts)
-        return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[ExpertSet]:
@@ -112,37 +100,73 @@ class TransferPlan:
             **({} if self.curve is None else {"proposal": self.curve}),
         }
 
+    def measure(self, images: Images) -> dict[str, Any]:
+        """The `disagreement` of the network, on its device and in evaluation mode, on the first
+        images of a set, as JSON; PluginError if the loss is broken.
+        """
+        schedule, count = self.stage.schedule, min(len(images), _IMAGES)
+        timesteps = diagnosis.evenly_spaced(schedule, min(_LEVELS, schedule.num_timesteps))
+        noised, clean = (x.to(self.compute.place) for x in first_and_last(images, count))
+        model, loss, recipe = self.guide.model, self.guide.loss, self.recipe
+        values = diagnosis.disagreement(
+            model, loss, schedule, timesteps, noised, clean, seed=recipe.seed, batch=recipe.batch
+        )
+        return {"images": count, "timesteps": list(timesteps), "disagreement": list(values)}
+
+    def with_boundaries(self, curve: Mapping[str, Any]) -> TransferPlan:
+        """The plan with the boundaries that a result of `measure`, perhaps read from a file,
+        proposes; AssetError if it is damaged.
+        """
+        length = self.stage.schedule.num_timesteps
+        try:
+            timesteps = [int(t) for t in curve["timesteps"]]
+            values = [float(value) for value in curve["disagreement"]]
+        except (KeyError, TypeError, ValueError) as error:
+            message = "the proposal in the record of the training cannot be read"
+            raise AssetError(message, hint="--overwrite begins anew") from error
+        n = self.recipe.num_experts or diagnosis.propose_number(timesteps, values, length)
+        starts = diagnosis.propose_boundaries(timesteps, values, length, n)
+        return attrs.evolve(self, recipe=self.recipe.beginning_at(starts), curve=curve)
+
+    def check_images(self, images: Images) -> None:
+        """Raise AssetError if experts cannot learn from these images."""
+        shape, wanted, sha256 = images.image_shape(0), self.stage.image_shape, images.manifest_hash
+        own = drawn = self.identities["backend"].sha256
+        if isinstance(images, SyntheticData):
+            drawn = images.manifest["settings"]["backend"]["weights_sha256"]
+        component, known = self.backend.origin.component, re.fullmatch("[0-9a-f]{64}", sha256)
+        faults = {
+            f"the data are of {shape}, and {component!r} draws {wanted}": shape != wanted,
+            f"experts cannot learn from {len(images)} image": len(images) < 2,
+            f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256": known is None,
+            "the data were drawn by a backend with other weights": drawn != own,
+        }
+        for words, found in faults.items():
+            if found:
+                raise AssetError(words, hint="draw them with `ppap synthesize`")
+
 
 def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
-    """A guide whose network can teach experts. It needs no target.
+    """A guide whose network can teach experts, of a guide, a request, a guider's name or a network.
 
-    Args:
-        guide: A guide, a request for one, the name of a guider, or a network.
-        loss: The loss that compares the answers of a network; None for a guider's own.
-
-    Raises:
-        PpapError: The errors of `ppap_framework.guide`.
-        UsageError: If the guide is noise-aware, or its loss does not compare answers.
+    It needs no target. The loss compares answers of a network; None for a guider's own. UsageError
+    if the guide is noise-aware, or its loss does not compare answers, and errors as of
+    `ppap_framework.guide`.
     """
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
-        raise UsageError(
-            f"the guide has a loss already, {guide.loss_name!r}", hint="leave out loss"
-        )
+        message = f"the guide has a loss already, {guide.loss_name!r}"
+        raise UsageError(message, hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
-        raise UsageError(
-            f"guide {name!r} understands noise already",
-            hint="experts are for networks that have only seen clean images",
-        )
+        hint = "experts are for networks that have only seen clean images"
+        raise UsageError(f"guide {name!r} understands noise already", hint=hint)
     if isinstance(guide, GuideRequest):
         guide = guide.load(aim=False)
     if isinstance(guide.loss, FunctionLoss):
-        raise UsageError(
-            "a bare function does not say how a student learns from a teacher",
-            hint="give a TaskLoss, or the name of one",
-        )
+        message = "a bare function does not say how a student learns from a teacher"
+        raise UsageError(message, hint="give a TaskLoss, or the name of one")
     return guide
 
 
@@ -151,18 +175,15 @@ def plan_transfer(
     guide: Guide | nn.Module | str,
     loss: Loss | None,
     recipe: Recipe,
-    compute: Compute,
+    compute: run.Compute,
     name: str | None,
 ) -> TransferPlan:
     """The plan of `transfer` for its arguments; PpapError with all problems."""
-    loaded = load_backend(backend)
-    teacher = load_teacher(guide, loss)
+    loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
     problems = Problems()
-    adapters: tuple[AdapterConfig, ...] = ()
-    with problems.collected():
-        adapters = _configs(recipe.adapters)
-        recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
+    adapters: tuple[AdapterConfig, ...] = problems.attempt(_configs, recipe.adapters) or ()
+    recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         owned = recipe.ranges(schedule).timesteps(schedule)
         recipe.phases(owned)  # for "auto", with the largest possible number of experts
@@ -173,8 +194,11 @@ def plan_transfer(
         backend=loaded,
         guide=teacher,
         identities={
-            "guide": _identity(guide_origin(teacher), guide_sha256(teacher.model)),
-            "backend": _identity(loaded.origin, backend_sha256(loaded.inner)),
+            name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
+            for name, of, sha256 in (
+                ("guide", guide_origin(teacher), guide_sha256(teacher.model)),
+                ("backend", loaded.origin, backend_sha256(loaded.inner)),
+            )
         },
         recipe=recipe,
         adapters=adapters,
@@ -203,7 +227,3 @@ def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
     if not configs:
         raise UsageError("experts need an adapter", hint="such as lora, bias or full")
     return tuple(configs.values())
-
-
-def _identity(origin: Origin, sha256: str) -> Identity:
-    return Identity(component=origin.component, checkpoint=origin.checkpoint, sha256=sha256)

@@ -30,24 +30,39 @@ SHARED = -1
 
 _USUAL_EXPERTS = 5
 
-_WHOLE = {"iterations": (1, 5000), "batch": (1, 64), "validate_every": (1, 100), "patience": (0, 0)}
-_NUMBERS: dict[str, tuple[Callable[[float], bool], str, float]] = {
-    "shared": (lambda x: 0.0 <= x < 1.0, "lie in [0, 1)", 0.5),
-    "held_out": (lambda x: 0.0 < x < 1.0, "lie between 0 and 1", 0.1),
-    "learning_rate": (lambda x: 0.0 < x < math.inf, "be above 0", 0.005),
-    "weight_decay": (lambda x: 0.0 <= x < math.inf, "be from 0", 0),
+
+def _whole(least: float) -> Callable[[Any], bool]:
+    return lambda x: type(x) is int and x >= least
+
+
+def _number(test: Callable[[float], bool]) -> Callable[[Any], bool]:
+    return lambda x: type(x) in (int, float) and test(x)
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str, object]] = {
+    "num_experts": (lambda n: n is None or _whole(1)(n), "be a whole number from 1", 5),
+    "boundaries": (lambda b: not isinstance(b, str) or b == "auto", "be timesteps or auto", "auto"),
+    "iterations": (_whole(1), "be a whole number from 1", 5000),
+    "shared": (_number(lambda x: 0.0 <= x < 1.0), "lie in [0, 1)", 0.5),
+    "chain": (lambda x: type(x) is bool, "be true or false", False),
+    "batch": (_whole(1), "be a whole number from 1", 64),
+    "learning_rate": (_number(lambda x: 0.0 < x < math.inf), "be above 0", 0.005),
+    "weight_decay": (_number(lambda x: 0.0 <= x < math.inf), "be from 0", 0),
+    "held_out": (_number(lambda x: 0.0 < x < 1.0), "lie between 0 and 1", 0.1),
+    "validate_every": (_whole(1), "be a whole number from 1", 100),
+    "patience": (_whole(0), "be a whole number from 0", 0),
+    "precision": (lambda x: x in ("float32", "bfloat16"), "be float32 or bfloat16", "float32"),
+    "seed": (_whole(-math.inf), "be a whole number", 0),
 }
+"""Test of a field, what it must do, and a usual value."""
 
 
 @final
 @attrs.frozen
 class Phase:
-    """A part of training.
+    """A part of training: one expert, at base timesteps, for a number of iterations.
 
     Attributes:
-        expert: Index of the trained expert.
-        timesteps: Base timesteps of the noise.
-        iterations: Number of iterations.
         begins_with: Index of the expert whose parameters are copied first; None for the untouched
             network, `SHARED` for the shared start.
         shared: Whether the result is the shared start.
@@ -79,10 +94,8 @@ class Recipe:
             experts begin as the untouched network.
         chain: Whether each expert begins as a copy of the one before it instead, as in the released
             code.
-        batch: Batch size.
         learning_rate: Peak learning rate of AdamW. It rises over the first tenth of a phase, at
-            most 100 iterations, and then falls linearly to 0.
-        weight_decay: Weight decay of AdamW.
+            most 100 iterations, and then falls linearly to 0. `weight_decay` is AdamW's, too.
         held_out: Share of the images for validation, in (0, 1).
         validate_every: Iterations between two validations.
         patience: Validations without a new best after which a phase ends; 0 for no early stopping.
@@ -105,18 +118,30 @@ class Recipe:
     precision: Precision = "float32"
     seed: int = 0
 
-    def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
-        """The noise levels of each expert; for boundaries "auto", equal ranges of the largest N.
+    def problems(self) -> Iterator[UsageError]:
+        """All errors that do not depend on the schedule."""
+        for name, (accepts, words, usual) in _RULES.items():
+            value = getattr(self, name)
+            if not accepts(value):
+                hint = f"use {usual} for {name}, say"
+                yield UsageError(f"{name} must {words}, not {value}", hint=hint)
+        given, n = self.boundaries, self.num_experts
+        if given is not None and not isinstance(given, str) and n not in (None, len(given) + 1):
+            yield UsageError(
+                f"{len(given)} boundaries make {len(given) + 1} experts, not {n}",
+                hint="give only one of num_experts and boundaries",
+            )
 
-        Raises:
-            UsageError: If the schedule is too short.
+    def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
+        """The noise levels of each expert, UsageError if the schedule is too short.
+
+        For boundaries "auto", equal ranges of the largest N.
         """
-        if isinstance(self.boundaries, str):  # "auto": `problems` rejects others
-            most = min(MOST_EXPERTS, schedule.num_timesteps)
-            return NoiseRanges.equal(schedule, self.num_experts or most)
-        if self.boundaries is None:
-            return NoiseRanges.equal(schedule, self.num_experts or _USUAL_EXPERTS)
-        return NoiseRanges.from_timesteps(schedule, self.boundaries)
+        if self.boundaries is not None and not isinstance(self.boundaries, str):
+            return NoiseRanges.from_timesteps(schedule, self.boundaries)
+        most = min(MOST_EXPERTS, schedule.num_timesteps)
+        usual = _USUAL_EXPERTS if self.boundaries is None else most
+        return NoiseRanges.equal(schedule, self.num_experts or usual)
 
     def beginning_at(self, starts: Sequence[int]) -> Recipe:
         """The recipe with these boundaries, as timesteps."""
@@ -125,21 +150,18 @@ class Recipe:
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
         """The phases of training, in order, for the base timesteps that each expert owns.
 
-        Raises:
-            UsageError: If there are too few iterations, or an expert owns no timestep.
+        UsageError if there are too few iterations, or an expert owns no timestep.
         """
         n = len(owned)
         for i, timesteps in enumerate(owned):
-            if len(timesteps) == 0:
+            if not timesteps:
                 message = f"expert {i} owns no timestep of the schedule"
                 raise UsageError(message, hint="use fewer experts")
         shared = round(self.iterations * self.shared) if n > 1 and not self.chain else 0
         left = self.iterations - shared
         if left < n:
-            raise UsageError(
-                f"{left} iterations cannot be shared out among {n} experts",
-                hint=f"use --iterations {n * 100}, say",
-            )
+            message = f"{left} iterations cannot be shared out among {n} experts"
+            raise UsageError(message, hint=f"use --iterations {n * 100}, say")
         begins = [None, *range(n - 1)] if self.chain else [SHARED if shared else None] * n
         phases = [
             Phase(i, timesteps, left // n + (i < left % n), begins[i])
@@ -156,44 +178,3 @@ class Recipe:
         if step < rising:
             return self.learning_rate * (step + 1) / rising
         return self.learning_rate * (phase.iterations - step) / max(1, phase.iterations - rising)
-
-    def problems(self) -> Iterator[UsageError]:
-        """All errors that do not depend on the schedule."""
-        for name, (least, usual) in _WHOLE.items():
-            value = getattr(self, name)
-            if not _is_whole(value) or value < least:
-                yield UsageError(
-                    f"{name} must be a whole number from {least}, not {value}",
-                    hint=f"use {usual} for {name}, say",
-                )
-        for name, (accepts, words, say) in _NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not accepts(value):
-                yield UsageError(
-                    f"{name} must {words}, not {value}", hint=f"use {say:g} for {name}, say"
-                )
-        if not _is_whole(self.seed):
-            yield UsageError(f"seed must be a whole number, not {self.seed}", hint="use 0 for seed")
-        if self.chain not in (False, True):
-            yield UsageError(f"chain must be true or false, not {self.chain}", hint="use false")
-        if self.precision not in ("float32", "bfloat16"):
-            yield UsageError(
-                f"precision cannot be {self.precision!r}", hint="choose float32 or bfloat16"
-            )
-        n, boundaries = self.num_experts, self.boundaries
-        if n is not None and (not _is_whole(n) or n < 1):
-            hint = f"use {_USUAL_EXPERTS}, say"
-            yield UsageError(f"num_experts must be a whole number from 1, not {n}", hint=hint)
-        if boundaries is None or boundaries == "auto":
-            return
-        if isinstance(boundaries, str):
-            yield UsageError(f"boundaries cannot be {boundaries!r}", hint="give timesteps, or auto")
-        elif n not in (None, len(boundaries) + 1):
-            yield UsageError(
-                f"{len(boundaries)} boundaries make {len(boundaries) + 1} experts, not {n}",
-                hint="give only one of num_experts and boundaries",
-            )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

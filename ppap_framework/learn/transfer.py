@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
-from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
@@ -28,19 +27,13 @@ from ppap_framework.experts import (
 )
 from ppap_framework.files import refusals
 from ppap_framework.guidance import Guide
-from ppap_framework.learn.boundaries import measure
+from ppap_framework.learn import folder as folders
+from ppap_framework.learn.batches import TrainingSet
 from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import (
-    DATA,
-    TransferFolder,
-    check_transfer_folder,
-    recorded_settings,
-)
-from ppap_framework.learn.loss_plot import plot_losses
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
-from ppap_framework.learn.training_set import TrainingSet
 from ppap_framework.resume import Calls
 from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
@@ -70,7 +63,10 @@ def transfer(
 ) -> BundleFile:
     """Train experts and write them into a bundle, or resume an earlier call.
 
-    An interruption does not change the bundle's bytes on one machine with one number of threads.
+    An interruption, such as Ctrl-C, does not change the bundle's bytes on one machine with one
+    number of threads. UsageError if an argument cannot be used; AssetError if data are missing,
+    damaged, or of another backend; PluginError if a plugin is missing or its loss is invalid;
+    PpapError if the loss is no longer finite or the folder cannot be written.
 
     Args:
         backend: The diffusion model that drew the images and that the experts will steer.
@@ -88,13 +84,6 @@ def transfer(
         progress: Called after every iteration, and every noise level of the calibration.
         command: The typed command, for the record.
         changes: Fields of `recipe` and `compute`; shared names mean the recipe's.
-
-    Raises:
-        UsageError: If an argument cannot be used.
-        AssetError: If data are missing, damaged, or of another backend.
-        PluginError: If a plugin is missing, or its loss is invalid.
-        PpapError: If the loss is no longer finite, or the folder cannot be written.
-        KeyboardInterrupt: On Ctrl-C; the same call continues.
     """
     path = Path(out).expanduser()
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
@@ -144,18 +133,18 @@ def adapt(
         sampling or Sampling(seed=changes.get("seed", recipe.seed if recipe else 0)),
         compute or Compute(batch=_BATCH),
     )
-    check_adapt(path, recipe, sampling, compute, num=num, workers=workers, name=name)
+    draws: dict[str, Any] = {"num": num, "workers": workers}
+    check_adapt(path, recipe, sampling, compute, name=name, **draws)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     data = synthesize(
         plan.backend,
         out=path / DATA,
-        num=num,
         sampling=sampling,
         compute=compute,
-        workers=workers,
         overwrite=overwrite,
         progress=progress,
         command=command,
+        **draws,
     )
     return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
 
@@ -164,35 +153,29 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
     """Check arguments without backend, guide and data; UsageError with all problems."""
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
-    with problems.collected():
-        if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-            raise UsageError(f"a bundle cannot be called {name!r}", hint="give a plain file name")
-    with problems.collected():
-        check_writable(out)
-        check_transfer_folder(out)
+    if name is not None and (not name or Path(name).name != name or name.startswith(".")):
+        message = f"a bundle cannot be called {name!r}"
+        problems.errors.append(UsageError(message, hint="give a plain file name"))
+    problems.attempt(check_writable, out)
+    problems.attempt(check_folder, out)
     problems.check()
 
 
 def check_adapt(
-    out: Path,
-    recipe: Recipe,
-    sampling: Sampling,
-    compute: Compute,
-    *,
-    num: int,
-    workers: int | None,
-    name: str | None,
+    out: Path, recipe: Recipe, sampling: Sampling, compute: Compute, name: str | None, **draws: Any
 ) -> None:
-    """Check arguments without backend and guide; UsageError with all problems."""
+    """Check arguments without backend and guide; UsageError with all problems.
+
+    `draws` are `num` and, perhaps, `workers`.
+    """
     problems = Problems()
-    with problems.collected():
-        check_transfer(out, recipe, compute, name)
+    problems.attempt(check_transfer, out, recipe, compute, name)
     # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)
-    with problems.collected():
-        check_synthesis(out / DATA, num, sampling, Compute(batch=compute.batch), workers=workers)
-    if num == 1:
+    compute = Compute(batch=compute.batch)
+    problems.attempt(check_synthesis, out / DATA, sampling=sampling, compute=compute, **draws)
+    if draws["num"] == 1:
         problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
     problems.check()
 
@@ -208,19 +191,16 @@ def _learn(
     command: Sequence[str] | None,
 ) -> BundleFile:
     """Carry out a plan; other arguments are those of `transfer`."""
-    _check_images(images, plan)
+    plan.check_images(images)
     model = plan.guide.model.to(plan.compute.place)
     if plan.recipe.boundaries == "auto":
-        earlier = {} if overwrite else recorded_settings(out) or {}
+        earlier = {} if overwrite else folders.recorded(out).get("settings", {})
         wanted = plan.settings(images)
         same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
         with evaluating(model):
-            curve = (same and earlier.get("proposal")) or measure(
-                plan.guide, plan.stage, images, plan.recipe
-            )
-        plan = plan.with_boundaries(curve)
+            plan = plan.with_boundaries((same and earlier.get("proposal")) or plan.measure(images))
     bundle = f"{plan.name}{SUFFIX}"
-    with TransferFolder.opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
+    with folders.opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
         if not folder.complete:
             calls = folder.calls(command)
             with calls.recorded():
@@ -237,24 +217,39 @@ def _learn(
 
 
 def _train(
-    plan: TransferPlan,
-    images: Images,
-    folder: TransferFolder,
-    calls: Calls,
-    progress: Watch | None,
+    plan: TransferPlan, images: Images, folder: TransferFolder, calls: Calls, progress: Watch | None
 ) -> None:
-    """Train and save the bundle. The network is on the device, in evaluation mode."""
+    """Train, from the folder's state on, and save the bundle, the log and states."""
     recipe, guide, stage = plan.recipe, plan.guide, plan.stage
     data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place)
+    total, saved = sum(phase.iterations for phase in plan.phases), time.perf_counter()
     with plan.attached() as experts:
         training = Distillation(experts, guide.loss, stage.schedule, data, recipe, plan.phases)
-        _run(training, folder, calls, progress)
+        state = folder.load()
+        if state is not None:
+            training.load_state_dict(state)
+        with contextlib.closing(training.run()) as reports:
+            for report in reports:
+                phase, held_out = training.phases[report.phase], report.held_out
+                line = {"phase": phase.name, "iteration": report.step}
+                if report.step % _LOG_EVERY == 0 or report.step == phase.iterations:
+                    folder.log.append({**line, "loss": report.loss})
+                if held_out is not None:
+                    score = held_out if math.isfinite(held_out) else None
+                    folder.log.append({**line, "held_out": score})
+                calls.call["iterations"] += 1
+                if progress:
+                    progress(Progress("learning", training.done, total, f"loss {report.loss:.3g}"))
+                if held_out is not None or time.perf_counter() - saved >= _SAVE_SECONDS:
+                    folder.save(training.state_dict())
+                    calls.write()
+                    saved = time.perf_counter()
+        folder.save(training.state_dict())
         info = describe(
             experts,
             stage.schedule,
             stage.image_shape[1:],
-            guide=plan.identities["guide"],
-            backend=plan.identities["backend"],
+            **plan.identities,
             adapters=plan.adapters,
             recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
@@ -262,54 +257,3 @@ def _train(
             metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
         save_bundle(folder.bundle, experts, info)
-
-
-def _run(
-    training: Distillation, folder: TransferFolder, calls: Calls, progress: Watch | None
-) -> None:
-    """Train from the folder's state to the end; save log and state."""
-    state = folder.load()
-    if state is not None:
-        training.load_state_dict(state)
-    total = sum(phase.iterations for phase in training.phases)
-    saved = time.perf_counter()
-    with contextlib.closing(training.run()) as reports:
-        for report in reports:
-            phase = training.phases[report.phase]
-            line = {"phase": phase.name, "iteration": report.step}
-            if report.step % _LOG_EVERY == 0 or report.step == phase.iterations:
-                folder.log.append({**line, "loss": report.loss})
-            if report.held_out is not None:
-                score = report.held_out if math.isfinite(report.held_out) else None
-                folder.log.append({**line, "held_out": score})
-            calls.call["iterations"] += 1
-            if progress:
-                progress(Progress("learning", training.done, total, f"loss {report.loss:.3g}"))
-            if report.held_out is not None or time.perf_counter() - saved >= _SAVE_SECONDS:
-                folder.save(training.state_dict())
-                calls.write()
-                saved = time.perf_counter()
-    folder.save(training.state_dict())
-
-
-def _check_images(images: Images, plan: TransferPlan) -> None:
-    if images.image_shape(0) != plan.stage.image_shape:
-        raise AssetError(
-            f"the data are of {images.image_shape(0)}, and {plan.backend.origin.component!r} draws "
-            f"{plan.stage.image_shape}",
-            hint="draw them with `ppap synthesize`",
-        )
-    if len(images) < 2:
-        raise AssetError(f"experts cannot learn from {len(images)} image", hint="draw more")
-    if re.fullmatch("[0-9a-f]{64}", images.manifest_hash) is None:
-        raise AssetError(
-            f"the manifest_hash of the data is {images.manifest_hash!r:.80}",
-            hint="it must be a SHA-256, 64 hexadecimal digits",
-        )
-    if isinstance(images, SyntheticData):
-        drawn = images.manifest["settings"]["backend"]["weights_sha256"]
-        if drawn != plan.identities["backend"].sha256:
-            raise AssetError(
-                f"the data in {str(images.path)!r} were drawn by a backend with other weights",
-                hint="draw them with `ppap synthesize`",
-            )

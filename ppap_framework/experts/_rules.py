@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import attrs
+
+from ppap_framework.errors import must_be
 
 _R = TypeVar("_R")
 
 
 def read_record(cls: type[_R], given: object) -> _R:
-    """A record, with nested ones, from a JSON object. Fields with default None may be absent.
+    """A record, with nested ones, from a JSON object; ValueError with all faults in one line.
 
-    Raises:
-        ValueError: If anything is wrong; one line with all faults.
+    Fields with default None may be absent.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r:.40} is no object")
@@ -35,7 +36,8 @@ def read_record(cls: type[_R], given: object) -> _R:
             if field.validator:
                 field.validator(None, field, value)
         except (ArithmeticError, TypeError, ValueError) as error:
-            faults.append(f"{name}: {error}")
+            said = str(error)
+            faults.append(said if said.startswith(name) else f"{name}: {said}")
     if faults:
         raise ValueError("; ".join(faults))
     return cls(**values)
@@ -46,24 +48,13 @@ def _nested(hint: Any, given: Any) -> Any:
     record = next((kind for kind in kinds if attrs.has(kind)), None)
     if record is None or (given is None and type(None) in kinds):
         return given
-    if ... in kinds:
-        return [read_record(record, one) for one in given]
-    return read_record(record, given)
+    return (
+        [read_record(record, one) for one in given] if ... in kinds else read_record(record, given)
+    )
 
 
 def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Field converter to a tuple."""
     return tuple(values)
-
-
-def must_be(what: str, test: Callable[[Any], bool]) -> Callable[[Any, Any, Any], None]:
-    """Field validator: a test, and `what` a value must be, in words."""
-
-    def validate(instance: Any, attribute: Any, value: Any) -> None:
-        if not test(value):
-            raise ValueError(f"it must be {what}, not {value!r:.60}")
-
-    return validate
 
 
 def _is_count(value: Any) -> bool:
@@ -74,21 +65,21 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 def _is_json_object(value: Any) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
+        return isinstance(value, dict) and bool(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         return False
-    return isinstance(value, dict)
 
 
+rgb = must_be("'rgb'", lambda value: value == "rgb")
 text = must_be("a text", lambda value: isinstance(value, str) and value != "")
-digest = must_be("64 hexadecimal digits", _is_digest)
+digest = must_be("64 hexadecimal digits", lambda value: re.fullmatch("[0-9a-f]{64}", value))
+whole = must_be("a whole number", lambda value: type(value) is int)
 count = must_be("a whole number from 0", _is_count)
 counts = must_be("a list of whole numbers from 0", lambda value: all(map(_is_count, value)))
+size = must_be(
+    "two whole numbers from 0", lambda value: len(value) == 2 and all(map(_is_count, value))
+)
 numbers = must_be("a list of finite numbers", lambda value: all(map(_is_number, value)))
 json_object = must_be("an object of finite JSON", _is_json_object)
