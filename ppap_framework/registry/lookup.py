@@ -181,16 +181,15 @@ class Registry:
         factory = self._imported(spec, spec.factory)
         with calling(who, ""):
             made = factory(built, checkpoint) if takes else factory(built)
-        # These import torch: only now.
-        from ppap_framework import border
-
+        border = importlib.import_module("ppap_framework.border")  # imports torch: only now
         components = importlib.import_module("ppap_framework.components")
         fault = f"{who} made a {type(made).__name__}"
         if not isinstance(made, getattr(components, spec.makes)):
             raise PluginError(f"{fault}, which is no {spec.makes}")
         owed = {"backend": "stages", "guider": "network"}.get(spec.kind)
-        if owed and not hasattr(made, owed):
-            raise PluginError(f"{fault} that has no `{owed}`")
+        with calling(who, f"`{owed}`"):
+            if owed and not hasattr(made, owed):
+                raise PluginError(f"{fault} that has no `{owed}`")
         return border.guarded(made, who)
 
     def _imported(self, spec: ComponentSpec, reference: str) -> Any:
