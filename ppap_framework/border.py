@@ -15,13 +15,21 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from ppap_framework import components
-from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.components import (
+    CascadedStage,
+    DiffusionBackend,
+    ExpertAdapter,
+    GuidanceModel,
+    Stage,
+    TaskLoss,
+    VarianceKind,
+)
 from ppap_framework.errors import PluginError, calling
-from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import tensors_of
 
 T = TypeVar("T")
+
+_BASES = (GuidanceModel, TaskLoss, DiffusionBackend, Stage, CascadedStage, ExpertAdapter)
 
 
 def guarded(component: T, who: str) -> T:
@@ -31,12 +39,10 @@ def guarded(component: T, who: str) -> T:
     if isinstance(component, DiffusionBackend):
         with calling(who, "its stages"):
             for stage in component.stages:
-                for name, (must, test) in _STAGE.items():
-                    if name == "sampling" and not isinstance(stage, components.CascadedStage):
-                        continue
-                    if not test(found := getattr(stage, name)):
-                        fault = f"{name} must be {must}, not {found!r:.60}"
-                        raise PluginError(f"{who} failed in its stages: {fault}")
+                kind, shape = stage.variance, tuple(stage.image_shape)
+                if kind not in get_args(VarianceKind) or len(shape) != 3 or shape[0] != 3:
+                    has = f"has the image_shape {shape} and the variance {kind!r}"
+                    raise ValueError(f"{stage.name} {has}; see `Stage`")
                 guarded(stage, who)
     return component
 
@@ -62,9 +68,9 @@ def _guarded_class(kind: type, who: str) -> type:
                 with suppress(Exception):
                     right = right or bool(_fits(self, name, found, count, given))
                 if not right:
-                    must = _MUST[name].format(count)
-                    fault = f"it must return {must}, not {_words(found)}"
-                    raise PluginError(f"{who} failed in {name}: {fault}")
+                    fault = f"it returned {_words(found)}" + f" for {count} images" * bool(count)
+                    hint = f"the docstring of `{name}` in ppap_framework.components says what fits"
+                    raise PluginError(f"{who} failed in {name}: {fault}", hint=hint)
             return guarded(found, who) if isinstance(found, GuidanceModel) else found
 
         return method
@@ -73,8 +79,9 @@ def _guarded_class(kind: type, who: str) -> type:
         make, given, *state = super(own, self).__reduce_ex__(protocol)
         return _copied, (who, make, tuple(kind if x is own else x for x in given)), *state
 
-    names = [name for base in _METHODS if issubclass(kind, base) for name in _METHODS[base]]
-    body = {name: checked(name) for name in names if hasattr(kind, name)}
+    stated = [vars(base) for base in _BASES if issubclass(kind, base)]
+    names = {name for each in stated for name in each if name[0] != "_" and callable(each[name])}
+    body = {name: checked(name) for name in {*names, "preprocessed"} if hasattr(kind, name)}
     body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": ()}
     body |= {"_made_by": who, "__reduce_ex__": reduced}
     own: type = type(kind)(kind.__name__, (kind,), body)
@@ -89,37 +96,9 @@ def _copied(who: str, make: Callable[..., Any], given: tuple[Any, ...]) -> Any:
 
 def _words(found: object) -> str:
     if isinstance(found, Tensor):
-        return f"a tensor {tuple(found.shape)} of {str(found.dtype).removeprefix('torch.')}"
-    count = f" of {len(found)}" if isinstance(found, list | tuple) else ""
-    return "None" if found is None else f"a {type(found).__name__}{count}"
-
-
-_METHODS = {
-    GuidanceModel: ("forward", "target", "render", "describe", "preprocessed"),
-    components.TaskLoss: ("energy", "transfer", "metrics"),
-    DiffusionBackend: ("encode",),
-    components.Stage: ("denoise", "evaluations", "conditioned"),
-    components.ExpertAdapter: (
-        *("attach", "activate", "training", "parameters"),
-        *("state_dict", "load_state_dict", "detach"),
-    ),
-}
-_MUST = {
-    "forward": "tensors of {0} rows, one for each image",
-    "target": "a Target with values (B, ...) that are not all NaN, and a picture (3, H, W)",
-    "render": "finite pictures ({0}, 3, h, w)",
-    "describe": "a list of {0} texts, or an empty one",
-    "energy": "a tensor ({0},), one number for each image",
-    "transfer": "a tensor ({0},), one number for each image",
-    "metrics": "a dict of names and tensors ({0},)",
-    "denoise": "a Prediction in float32 with the shape of x_t, alpha and sigma ({0}, 1, 1, 1), and "
-    "a variance if and only if its stage says learned_range",
-    "evaluations": "an int from 1",
-    "training": "a context",
-    "parameters": "parameters",
-    "state_dict": "a dict of INDEX.NAME and tensors",
-}
-"""What methods must return; {0} is the number of images."""
+        finite = "" if found.isfinite().all() else ", not finite"
+        return f"a tensor {tuple(found.shape)} of {str(found.dtype).removeprefix('torch.')}{finite}"
+    return f"a {type(found).__name__}" + (f" of {len(found)}" if hasattr(found, "__len__") else "")
 
 
 def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]) -> Any:
@@ -161,14 +140,3 @@ def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]
                 re.match(r"\d+\..", name) and isinstance(x, Tensor) for name, x in found.items()
             )
     return True
-
-
-_KINDS = get_args(components.VarianceKind)
-_STAGE: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "name": ("a text", lambda name: isinstance(name, str) and name),
-    "image_shape": ("(3, H, W)", lambda s: [*map(type, s)] == [int] * 3 and s[0] == 3 <= min(s)),
-    "schedule": ("a NoiseSchedule", lambda schedule: isinstance(schedule, NoiseSchedule)),
-    "variance": (f"one of {', '.join(_KINDS)}", _KINDS.__contains__),
-    "network": ("a module", lambda network: isinstance(network, nn.Module)),
-    "sampling": ("a CascadeSampling", lambda x: isinstance(x, components.CascadeSampling)),
-}

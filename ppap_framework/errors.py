@@ -64,11 +64,9 @@ def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any
 def calling(
     who: str, method: str, given: Sequence[object] = (), *, own: bool = False
 ) -> Iterator[None]:
-    """A context in which whatever a plugin's code raises becomes a `PluginError` that names `who`
-    and the method; a `UsageError` if it is the user's `own`. What a plugin prints goes to stderr.
-
-    Errors on purpose, Ctrl-C and out-of-memory errors pass. The hint has the shapes of tensors in
-    `given`.
+    """A context in which what a plugin's code raises becomes a `PluginError`, or a `UsageError` if
+    it is the user's `own`, and what a plugin prints goes to stderr. Errors on purpose, Ctrl-C and
+    out-of-memory errors pass. The hint has the shapes of `given` tensors.
     """
     stdout: Any = contextlib.nullcontext() if own else contextlib.redirect_stdout(sys.stderr)
     try:

@@ -220,7 +220,8 @@ class Shift(nn.Module):
 
 class Adapter(ExpertAdapter):
     def __init__(self):
-        self.inner = ParametrizationAdapter(lambda n: Adaptation(parametrizations={"weight": Shift}))
+        changes = Adaptation(parametrizations={"weight": Shift})
+        self.inner = ParametrizationAdapter(lambda network: changes)
 
 
 for name in ("attach", "activate", "training", "parameters", "state_dict", "load_state_dict",

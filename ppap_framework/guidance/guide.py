@@ -17,7 +17,7 @@ from ppap_framework.errors import PluginError, PpapError, UsageError, calling
 from ppap_framework.experts import BundleFile, ExpertSet, RangeScales, ScaleCurve, WantedExperts
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
-from ppap_framework.predictions import tensors_of, widened
+from ppap_framework.predictions import widened
 
 Scale: TypeAlias = "float | str | None"
 """Guidance scale: a number multiplies the calibrated curve of the guide's experts, and is absolute
@@ -176,9 +176,7 @@ class Guide:
         if energy.shape != images.shape[:1] or blind:
             count, fault = len(images), f"{tuple(energy.shape)}{' and no gradient' * blind}"
             hint = f"it must be ({count},), one for each image, and differentiable in them"
-            seen = any(tensor.requires_grad for tensor in tensors_of(prediction))
-            whose = maker(self.loss if seen or not blind else self.model)
-            reason = f"the energy of guide {self.name!r} has shape {fault}, because of {whose}"
+            reason = f"the energy of guide {self.name!r} has shape {fault}"
             raise PluginError(reason, hint=hint)
         return energy
 

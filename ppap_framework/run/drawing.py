@@ -30,8 +30,7 @@ from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolat
 
 _log = logging.getLogger(__name__)
 
-_FAULT = "image {} came out not finite"
-_BACKEND = "its network or weights are broken, or float16 is too narrow for them"
+_BROKEN = "its network or weights are broken, or float16 is too narrow for them"
 
 
 @contextlib.contextmanager
@@ -139,16 +138,11 @@ class Drawing:
             for state in walk:
                 x = state.x
                 self._count(count)
-            if check and guidance and (broken := _broken(x)):
+            if check and (broken := _broken(x)):
                 # If the first step is finite without guides, they are at fault.
-                first = next(
-                    trajectory(plan.stage, plan.process, start, noise, condition=condition)
-                )
-                if not _broken(first.x):
-                    hint = "lower the scale, or use more steps"
-                    raise PpapError(_FAULT.format(images[broken[0]]), hint=hint)
-            if check:
-                self._check_finite(x, images)
+                walk = trajectory(plan.stage, plan.process, start, noise, condition=condition)
+                guided = guidance is not None and not _broken(next(walk).x)
+                raise self._failure(images[broken[0]], guided)
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
                 plan.later,
@@ -160,9 +154,10 @@ class Drawing:
                 ready=lambda stage: self.place(stage.network),
             )
         last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
-        if check:
-            self._check_finite(last, images)
-        self.broken += len(_broken(last))
+        broken = _broken(last)
+        if check and broken:
+            raise self._failure(images[broken[0]])
+        self.broken += len(broken)
         return {stage.name: x for stage, x in zip(plan.stages, drawn, strict=True)}
 
     def _guidance(self, images: range, kind: Kind, evaluations: int) -> EnergyGuidance | None:
@@ -179,11 +174,12 @@ class Drawing:
         how = sampling.through, sampling.normalize, sampling.conflicts
         return EnergyGuidance(guides, *how, evaluations, tally)
 
-    def _check_finite(self, images: Tensor, numbers: range) -> None:
-        for index in _broken(images)[:1]:
-            who = maker(self._plan.backend.inner)
-            fault = f"{who} failed in denoise: {_FAULT.format(numbers[index])}"
-            raise PluginError(fault, hint=_BACKEND)
+    def _failure(self, number: int, guided: bool = False) -> PpapError:
+        fault = f"image {number} came out not finite"
+        if guided:
+            return PpapError(fault, hint="lower the scale, or use more steps")
+        who = maker(self._plan.backend.inner)
+        return PluginError(f"{who} failed in denoise: {fault}", hint=_BROKEN)
 
     def _count(self, images: int) -> None:
         if self._stepped:
