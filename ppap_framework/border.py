@@ -109,7 +109,8 @@ def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]
             return tensors and all(len(tensor) == count for tensor in tensors)
         case "target":
             shown = found.picture is None or found.picture.shape[:-2] == (3,)
-            return shown and found.value.ndim and not found.value.isnan().all() and found.label + ""
+            known = found.value.ndim and not found.value.isnan().all()
+            return shown and known and isinstance(found.label, str)
         case "render":
             fits = found.ndim == 4 and found.shape[:2] == (count, 3)
             return fits and found.is_floating_point() and found.isfinite().all()
@@ -119,7 +120,8 @@ def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]
         case "energy" | "transfer":
             return found.shape == (count,) and found.is_floating_point()
         case "metrics":
-            return all(name + "" and x.shape == (count,) for name, x in found.items())
+            named = all(isinstance(name, str) for name in found)
+            return named and all(figure.shape == (count,) for figure in found.values())
         case "denoise":
             learned = self.variance == "learned_range"
             parts = [found.x_t, found._x0 if found._eps is None else found._eps]
@@ -136,7 +138,6 @@ def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]
         case "parameters":
             return all(isinstance(parameter, nn.Parameter) for parameter in found)
         case "state_dict":
-            return all(
-                re.match(r"\d+\..", name) and isinstance(x, Tensor) for name, x in found.items()
-            )
+            named = all(re.match(r"\d+\..", name) for name in found)
+            return named and all(isinstance(tensor, Tensor) for tensor in found.values())
     return True
