@@ -183,12 +183,14 @@ class Guide:
                 reason = f"the target {self.target.label!r} of guide {self.name!r} is out of range"
                 hint = "give an index below the number of its outputs"
                 raise UsageError(reason, hint=hint) from error
-            if energy.shape != x.shape[:1] or not energy.requires_grad:
-                fault = f"{tuple(energy.shape)}{' and no gradient' * (not energy.requires_grad)}"
+            gradient = None
+            if energy.shape == x.shape[:1] and energy.requires_grad:
+                (gradient,) = torch.autograd.grad(energy.sum(), x, allow_unused=True)
+            if gradient is None:
+                fault = f"{tuple(energy.shape)}{' and no gradient' * (energy.ndim == 1)}"
                 hint = f"it must be ({len(x)},), one for each image, and differentiable in them"
                 reason = f"the energy of guide {self.name!r} has shape {fault}"
                 raise PluginError(reason, hint=hint)
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
         return gradient
 
     def _failure(self, images: Tensor, reason: str) -> PpapError:
