@@ -371,8 +371,9 @@ class Logits(TaskLoss):
         return -prediction.softmax(1)[:, int(target)]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 class TestAnyNetwork:
-    """A network of the user's own, of any kind that people have, guides, or is refused in a line."""
+    """A network of any kind that people have guides, or is refused in a line."""
 
     @pytest.mark.parametrize(
         "make",
@@ -400,8 +401,8 @@ class TestAnyNetwork:
         )
         assert len(guide_sha256(guide.model)) == 64
         result = ppap.sample(toy, [guide], num=1, steps=2)
-        assert result.statistics.guides[0].skipped == 0
-        assert result.statistics.guides[0].gradient_norms[0]
+        assert result.stats.guidance.guides[0].skipped == 0
+        assert result.stats.guidance.guides[0].gradient_norms[0]
         for name, value in network.named_buffers():
             assert torch.equal(value, before[name])
 
@@ -433,7 +434,7 @@ class TestAnyNetwork:
     def test_a_loss_of_ones_own_gets_all_that_it_returns(self, toy: DiffusionBackend) -> None:
         network = Returning(lambda y: (y, y))
         guide = ppap.guide(network, loss=lambda both, target: both[1][:, 3], target=3)
-        assert ppap.sample(toy, [guide], num=1, steps=2).statistics.guides[0].gradient_norms[0]
+        assert ppap.sample(toy, [guide], num=1, steps=2).stats.guidance.guides[0].gradient_norms[0]
 
     def test_what_does_not_reach_the_images(self, toy: DiffusionBackend) -> None:
         network = Returning(lambda y: y.detach())

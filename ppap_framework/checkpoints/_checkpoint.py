@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppap_framework.checkpoints._fetch import fetch
-from ppap_framework.checkpoints._tensor_file import read_file, write_safetensors
+from ppap_framework.checkpoints._tensor_file import read_file, wrapper, write_safetensors
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card, CardKind
@@ -64,12 +64,16 @@ class Checkpoint:
         return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, mapped from the files if their format allows."""
-        return {
-            f"{prefix}{name}": tensor
-            for path, prefix in self.files.items()
-            for name, tensor in read_file(path)[1].items()
-        }
+        """All tensors by name, on the CPU, mapped from the files if their format allows.
+
+        A prefix "module.", "_orig_mod." or "model." of all names of a file is left out.
+        """
+        found: dict[str, Tensor] = {}
+        for path, prefix in self.files.items():
+            state = read_file(path)[1]
+            end = len(wrapper(state))
+            found |= {f"{prefix}{name[end:]}": tensor for name, tensor in state.items()}
+        return found
 
 
 def find_checkpoint(
