@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -440,3 +441,12 @@ class TestAnyNetwork:
         network = Returning(lambda y: y.detach())
         guide = ppap.guide(network, loss=Logits(), target=3)
         check_error(lambda: ppap.sample(toy, [guide], num=1, steps=2), PluginError, "no gradient")
+
+
+def test_numbers_of_numpy_are_numbers(toy: DiffusionBackend) -> None:
+    one, other = (
+        ppap.sample(toy, num=n(1), steps=n(2), seed=n(5), batch=n(3)) for n in (int, np.int64)
+    )
+    assert torch.equal(one.images, other.images)
+    assert json.dumps(one.plan.record()) == json.dumps(other.plan.record())
+    check_error(lambda: ppap.sample(toy, num=np.float64(1.5)), UsageError, "whole number")

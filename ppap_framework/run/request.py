@@ -24,6 +24,7 @@ from ppap_framework.experts import (
     has_experts,
     uses_experts,
 )
+from ppap_framework.files import expanded
 from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, scale_problems
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
@@ -63,7 +64,7 @@ def _strings(values: Iterable[str]) -> tuple[str, ...]:
 
 def _path(value: Any) -> Any:
     """Paths stay paths, made absolute: never taken for names, nor changed by a later chdir."""
-    return Path(value).expanduser().absolute() if isinstance(value, os.PathLike) else value
+    return expanded(value).absolute() if isinstance(value, os.PathLike) else value
 
 
 class _Found(NamedTuple):
