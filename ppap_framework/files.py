@@ -74,7 +74,7 @@ def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") ->
 
 def write_json(path: Path, value: Any, hint: str = "") -> None:
     """Write a JSON value, indented, with lists of plain values and short objects on one line."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
     with replacing(path, hint=hint) as temporary:
         temporary.write_text(_FLAT.sub(_joined, text) + "\n", encoding="utf-8")
 
@@ -98,7 +98,8 @@ def read_json(path: Path, hint: str = "") -> Any:
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, ASCII), in hexadecimal."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    compact: Any = {"separators": (",", ":"), "allow_nan": False, "default": str}
+    canonical = json.dumps(value, sort_keys=True, **compact)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -469,5 +469,5 @@ def test_an_interrupt_while_a_plugin_is_loaded_names_it(run: Run) -> None:
 def test_the_home_of_nobody_is_not_there(typed: Run, tmp_path: Path) -> None:
     code, out, err = typed("checkpoints", "info", "~nosuch/x.safetensors")
     assert (code, out) == (4, "")
-    assert "there is no file" in err
+    assert "~nosuch" in err
     assert "bug" not in err

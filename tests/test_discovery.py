@@ -158,7 +158,7 @@ def test_an_optional_hook_of_another_version_is_left_alone(site: Path) -> None:
 
 
 def test_a_keyboard_interrupt_is_nobodys_fault(site: Path) -> None:
-    with pytest.raises(KeyboardInterrupt, match="plugin .*:slow was being loaded"):
+    with pytest.raises(KeyboardInterrupt, match=r"plugin .*:slow was being loaded"):
         found(site, plugin("slow", "raise KeyboardInterrupt"))
 
 

@@ -330,7 +330,7 @@ def ppap_assets():
     for project in (plugin("glass", assets), good_plugin()):
         project.install(environment.site)
     (mirror,), (haze,) = (info(name)["components"] for name in ("mirror", "haze"))
-    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'"}]
+    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'", "help": ""}]
     (card,) = mirror["checkpoints"]
     assert (card["name"], card["plugin"]) == ("clear", "acme-glass:glass")
     assert card["default_target"] == "me"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ppap_framework.runtime import Progress, Watch
 
 _PIPED_WIDTH = 160
-_NARROWEST = 20  # in less, tables are empty
+_NARROWEST = 60  # in less, tables are empty
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """An option, as the parameter `as_json`."""
@@ -36,7 +36,7 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def print_table(

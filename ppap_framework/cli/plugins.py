@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -53,6 +55,8 @@ found = {"version": torch.__version__, "threads": torch.get_num_threads(), "devi
 print(json.dumps(found))
 """
 _PROBE_SECONDS = 120
+_DESCRIBED = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+"""An attribute and its description, in a docstring."""
 
 _VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
@@ -118,7 +122,7 @@ def _print_component(component: dict[str, Any]) -> None:
         fields["options"], options = options, []
     print_fields("{kind} {name}".format(**component), fields)
     if options:
-        print_table(["option", "type", "default"], [option.values() for option in options])
+        print_table(["option", "type", "default", "help"], [option.values() for option in options])
     for key, rows in assets.items():
         if rows:
             cells = [
@@ -229,11 +233,16 @@ def _options(found: Registry, spec: ComponentSpec) -> list[dict[str, Any]] | str
         options_class = found.options_class(spec)
     except PluginError as error:
         return error.message
+    _, _, described = inspect.cleandoc(getattr(options_class, "__doc__", "") or "").partition(
+        "\nAttributes:\n"
+    )
+    helps = dict(_DESCRIBED.findall(described))
     return [
         {
             "name": field.alias,
             "type": getattr(field.type, "__name__", str(field.type)),
             "default": "required" if field.default is attrs.NOTHING else repr(field.default),
+            "help": " ".join(helps.get(field.name, "").split()),
         }
         for field in (attrs.fields(options_class) if options_class else ())
         if field.init

@@ -52,6 +52,7 @@ _PER_GUIDE = {
 )
 @options(*(option(name, multiple=True, help=text) for name, text in _PER_GUIDE.items()))
 @option("--guider-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the guider.")
+@option("--loss-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the loss.")
 @option(
     "--scale",
     type=NumberOrAuto(float),

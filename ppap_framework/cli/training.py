@@ -264,7 +264,8 @@ def _adapters(texts: Sequence[str]) -> Adapters:
         kind = name.rpartition(":")[2]
         if kind in found:
             raise UsageError(f"--adapter {kind} is given twice", hint="give each adapter once")
-        pairs = [pair for pair in options.split(",") if pair]
+        # Only a comma before KEY= ends a value, which may be a list such as conv1*,layer1*.
+        pairs = [pair for pair in re.split(r",+(?=[\w-]+=|$)", options) if pair]
         found[kind] = typed_pairs("--adapter", pairs, name, "adapter")
     return [*found.items()] or None
 
