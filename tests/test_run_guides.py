@@ -204,7 +204,7 @@ class Colour(Enum):
 )
 def test_values_of_options_have_the_declared_type(declared: Any, text: str, value: Any) -> None:
     if value is None:
-        with pytest.raises(ValueError, match=""):
+        with pytest.raises(ValueError, match=r"."):
             guide_options._of_type(declared, text)
         assert guide_options._type_words(declared)
     else:
