@@ -16,28 +16,17 @@ from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugi
 
 TWO_CLAIMS = [plugin("one", GOOD), plugin("two", GOOD)]
 SAME_ENTRY_POINT = [
-    plugin(name, GOOD.replace("mirror", name).replace("likeness", f"{name}-loss"),
-           entry_points={"depth": f"acme_{name}.plugin"})
+    attrs.evolve(
+        good_plugin(),
+        name=f"acme-{name}",
+        entry_points={"same": f"acme_{name}.plugin"},
+        files={
+            path.replace("mirror", name): text.replace("mirror", name).replace("likeness", name)
+            for path, text in good_plugin().files.items()
+        },
+    )
     for name in ("one", "two")
-]  # fmt: skip
-HOOK = f"{HEADER}\n@hookimpl\ndef ppap_guiders(): "
-
-CASES: dict[str, tuple[list[Project], str, int]] = {
-    name: ([plugin("bad", source)], said, 3)
-    for name, source, said in [
-        ("import error", "raise ImportError('lib')", "ImportError: lib"),
-        ("exit at import", "raise SystemExit(0)", "SystemExit: 0"),
-        ("missing dependency", "import flux_capacitor", "pip install flux_capacitor"),
-        ("older major", "PPAP_API = (0, 9)", "incompatible"),
-        ("later minor", "PPAP_API = (1, 1)", "incompatible"),
-        ("no version", "", "incompatible"),
-        ("version no tuple", "PPAP_API = [1, 0]", "incompatible"),
-        ("hook raises", f"{HOOK} 1 / 0", "ZeroDivisionError"),
-        ("hook returns None", f"{HOOK} pass", "not None"),
-        ("hook returns a generator", f"{HOOK} yield", "not generator"),
-        ("hook returns other records", f"{HOOK} return [1]", "one item is int"),
-        ("unknown hook", f"{GOOD}\n@hookimpl\ndef ppap_samplers(): return []", "ppap_samplers"),
-    ]
+]
 } | {
     "damaged list of entry points": (
         [attrs.evolve(plugin("bad", GOOD), replaced={"entry_points.txt": b"[ppap]\nbad"})],
@@ -371,3 +360,34 @@ def test_colours_as_the_environment_wants(environment: Environment) -> None:
     }
     coloured = {name for name, done in commands.items() if "\x1b[31m" in done.stderr}
     assert coloured == {"forced"}
+
+
+def test_the_doctor_looks_into_what_components_name(environment: Environment) -> None:
+    good_plugin().install(environment.site)
+    source = (
+        HEADER
+        + """
+import torch
+@hookimpl
+def ppap_guiders():
+    one = dict(summary="", task="sleep", needs_checkpoint=False)
+    return [GuiderSpec(name="nowhere", factory="acme_odd.parts:None_", default_loss="x", **one),
+            GuiderSpec(name="else", factory="json:loads", default_loss="likeness", **one),
+            GuiderSpec(name="bare", factory="json:loads", options="json:loads", task="reflection",
+                       summary="", default_loss="likeness")]
+"""
+    )
+    plugin("odd", source).install(environment.site)
+    done = environment.ppap("doctor", "--json")
+    assert done.returncode == 3
+    faults = json.loads(done.stdout)["faults"]
+    for said in (
+        "plugin acme-odd:odd imports torch when it is listed",
+        "guider 'nowhere' of acme-odd cannot be imported from acme_odd.parts:None_",
+        "no installed loss is called 'x'",
+        "guider 'else' of acme-odd does sleep and has the default loss 'likeness'",
+        "guider 'bare' of acme-odd needs a checkpoint, and no plugin supplies one",
+        "names json:loads as its options, which is no attrs class",
+    ):
+        assert any(said in fault for fault in faults), faults
+    assert "fault: guider 'nowhere'" in environment.ppap("doctor").stdout
