@@ -19,14 +19,34 @@ SAME_ENTRY_POINT = [
     attrs.evolve(
         good_plugin(),
         name=f"acme-{name}",
-        entry_points={"same": f"acme_{name}.plugin"},
+        entry_points={"depth": f"acme_{name}.plugin"},
         files={
-            path.replace("mirror", name): text.replace("mirror", name).replace("likeness", name)
+            path.replace("mirror", name): str(text)
+            .replace("mirror", name)
+            .replace("likeness", f"{name}-loss")
             for path, text in good_plugin().files.items()
         },
     )
     for name in ("one", "two")
 ]
+HOOK = f"{HEADER}\n@hookimpl\ndef ppap_guiders(): "
+
+CASES: dict[str, tuple[list[Project], str, int]] = {
+    name: ([plugin("bad", source)], said, 3)
+    for name, source, said in [
+        ("import error", "raise ImportError('lib')", "ImportError: lib"),
+        ("exit at import", "raise SystemExit(0)", "SystemExit: 0"),
+        ("missing dependency", "import flux_capacitor", "pip install flux_capacitor"),
+        ("older major", "PPAP_API = (0, 9)", "incompatible"),
+        ("later minor", "PPAP_API = (1, 1)", "incompatible"),
+        ("no version", "", "incompatible"),
+        ("version no tuple", "PPAP_API = [1, 0]", "incompatible"),
+        ("hook raises", f"{HOOK} 1 / 0", "ZeroDivisionError"),
+        ("hook returns None", f"{HOOK} pass", "not None"),
+        ("hook returns a generator", f"{HOOK} yield", "not generator"),
+        ("hook returns other records", f"{HOOK} return [1]", "one item is int"),
+        ("unknown hook", f"{GOOD}\n@hookimpl\ndef ppap_samplers(): return []", "ppap_samplers"),
+    ]
 } | {
     "damaged list of entry points": (
         [attrs.evolve(plugin("bad", GOOD), replaced={"entry_points.txt": b"[ppap]\nbad"})],
