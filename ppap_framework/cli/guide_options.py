@@ -138,10 +138,9 @@ def typed_option(
     try:
         return _of_type(declared, text)
     except ValueError:
-        wanted = " or ".join(_type_words(declared))
-        raise UsageError(
-            f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give {wanted}"
-        ) from None
+        fault = f"option {key!r} of {kind} {component!r} cannot be {text!r}"
+        hint = f"give a value of type {getattr(declared, '__name__', declared)}"
+        raise UsageError(fault, hint=hint) from None
 
 
 def _of_type(declared: Any, text: str) -> Any:
@@ -170,18 +169,6 @@ def _of_type(declared: Any, text: str) -> Any:
     elif declared is not float:
         return expanded(text) if declared is Path else text
     raise ValueError(text)
-
-
-def _type_words(declared: Any) -> list[str]:
-    """The kinds of values that a type has."""
-    parts = typing.get_args(declared)
-    if typing.get_origin(declared) in (Union, UnionType):
-        return [word for part in parts if part is not NoneType for word in _type_words(part)]
-    if typing.get_origin(declared) is Literal:
-        return [str(part) for part in parts]
-    if isinstance(declared, type) and issubclass(declared, Enum):
-        return [item.name for item in declared]
-    return [str(declared) if parts else f"a {declared.__name__}"]
 
 
 def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
