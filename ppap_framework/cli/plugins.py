@@ -172,7 +172,8 @@ def doctor(as_json: bool) -> int:
             contested.append(Conflict(f"command {name!r}", (core, *claims), core))
         elif len(claims) > 1:
             contested.append(Conflict(f"command {name!r}", tuple(claims)))
-    torch, faults = _probe(_PROBE), []
+    torch: Any = _probe(_PROBE)
+    faults: list[str] = []
     if "error" not in torch:
         checked = _probe(_CHECK, *(record.name for record in found.records if not record.failed))
         faults = (

@@ -127,8 +127,9 @@ class Registry:
             if loss and loss.task != spec.task:
                 fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
                 problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
+        cards: Any = self.cards
         needs = isinstance(spec, BackendSpec) or getattr(spec, "needs_checkpoint", False)
-        if needs and not self.cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
+        if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
             problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
 

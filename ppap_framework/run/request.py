@@ -195,8 +195,9 @@ class GuideRequest:
         return _Found(spec, checkpoint, loss, target)
 
     def _check_options(self, spec: GuiderSpec | None) -> None:
-        if not isinstance(self.source, str | nn.Module):
-            what = getattr(self.source, "__name__", None) or type(self.source).__name__
+        source: Any = self.source
+        if not isinstance(source, str | nn.Module):
+            what = getattr(source, "__name__", None) or type(source).__name__
             hint = "give the name of a guider, or a network: an object of a class of nn.Module"
             raise UsageError(f"{what!r} is no network", hint=hint)
         own = {"mean": self.mean, "std": self.std, "size": self.size}
