@@ -172,13 +172,15 @@ class Guide:
             reason = f"the target {self.target.label!r} of guide {self.name!r} is out of range"
             hint = "give an index below the number of its outputs"
             raise UsageError(reason, hint=hint) from error
-        blind = torch.is_grad_enabled() and not energy.requires_grad
-        if energy.shape != images.shape[:1] or blind:
-            count, fault = len(images), f"{tuple(energy.shape)}{' and no gradient' * blind}"
-            hint = f"it must be ({count},), one for each image, and differentiable in them"
-            reason = f"the energy of guide {self.name!r} has shape {fault}"
-            raise PluginError(reason, hint=hint)
+        if energy.shape != images.shape[:1]:
+            raise self._unfit(energy, "")
         return energy
+
+    def _unfit(self, energy: Tensor, more: str) -> PluginError:
+        return PluginError(
+            f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}{more}",
+            hint="it must be (B,), one for each image, and differentiable in the images",
+        )
 
     def gradient(self, images: Tensor, level: NoiseLevel) -> Tensor:
         """dE/dx, without the scale.
@@ -197,6 +199,10 @@ class Guide:
         with torch.enable_grad():
             x = images.detach().requires_grad_()
             energy = self.energy(x, level)
-            with calling(maker(self.model), "its backward pass"):
-                (gradient,) = torch.autograd.grad(energy.sum(), x)
+            gradient = None
+            if energy.requires_grad:
+                with calling(maker(self.model), "its backward pass"):
+                    (gradient,) = torch.autograd.grad(energy.sum(), x, allow_unused=True)
+        if gradient is None:
+            raise self._unfit(energy, " and no gradient")
         return gradient

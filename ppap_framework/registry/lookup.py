@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
@@ -16,6 +16,7 @@ from ppap_framework.errors import (
     AssetError,
     PluginError,
     PpapError,
+    Problems,
     UsageError,
     calling,
     one_line,
@@ -124,6 +125,22 @@ class Registry:
             return cls
         fault = f"names {spec.options} as its options, which is no attrs class"
         raise PluginError(f"{self._label(spec)} {fault}")
+
+    def faults(self, spec: ComponentSpec) -> Iterator[str]:
+        """What a component names that is not there, or is no use; imports it."""
+        problems = Problems()
+        problems.attempt(self.options_class, spec)
+        problems.attempt(self._imported, spec, spec.factory)
+        if isinstance(spec, GuiderSpec):
+            loss = problems.attempt(self.default_loss, spec)
+            if loss and loss.task != spec.task:
+                fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
+                problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
+        cards: Any = self.cards
+        needs = isinstance(spec, BackendSpec) or getattr(spec, "needs_checkpoint", False)
+        if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
+            problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
+        yield from (error.message for error in problems.errors)
 
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
         """An instance of `options_class`, or None; UsageError with all that is wrong."""
