@@ -16,7 +16,7 @@ from ppap_framework.cli.output import (
     progress,
     size_words,
 )
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
@@ -38,11 +38,12 @@ def command() -> None:
 def list_experts(as_json: bool) -> None:
     """List the bundles that are found.
 
-    `--experts auto` takes the first that matches; `--experts NAME` finds any.
+    `--experts NAME` finds any. Of those that match, `--experts auto` takes a calibrated one before
+    others, then that of the lowest held-out loss, then the newest.
     """
-    from ppap_framework.experts import experts_dir, find_bundles
+    from ppap_framework.experts import experts_dir
 
-    rows = [_row(bundle) for bundle in find_bundles()]
+    rows = rows_of_bundles()
     here = {row["name"] for row in rows if row["plugin"]}
     for asset in registry().bundles():
         if asset.name not in here:
@@ -196,15 +197,27 @@ def _print_curve(curve: ScaleCurve) -> None:
 _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
 
 
+def rows_of_bundles() -> list[dict[str, Any]]:
+    """Every bundle that is here; "problem" is why it cannot be attached to any guide."""
+    from ppap_framework.experts import find_bundles
+
+    return [_row(bundle) for bundle in find_bundles()]
+
+
 def _row(bundle: BundleFile) -> dict[str, Any]:
+    from ppap_framework.experts import installed_adapter
+
     row: dict[str, Any] = {**_EMPTY, "name": bundle.name, "plugin": bundle.distribution}
     row["path"] = str(bundle.path)
     try:
         info = bundle.info
-    except AssetError as error:
-        return row | {"problem": error.message}
-    names = {"guider": info.guide.component, "backend": info.backend.component}
-    return row | names | {"experts": len(info), "size": bundle.path.stat().st_size}
+        row |= {"guider": info.guide.component, "backend": info.backend.component}
+        row |= {"experts": len(info), "size": bundle.path.stat().st_size}
+        for adapter in info.adapters:
+            installed_adapter(adapter)
+    except (OSError, PpapError) as error:
+        row["problem"] = error.message if isinstance(error, PpapError) else str(error)
+    return row
 
 
 def _experts(info: BundleInfo) -> list[dict[str, Any]]:

@@ -139,8 +139,8 @@ def _print_component(component: dict[str, Any]) -> None:
 def doctor(as_json: bool) -> int:
     """Check the installation and every plugin.
 
-    Exits with 3 if a plugin failed or two are in conflict, with 1 if torch cannot be used, and
-    otherwise with 0.
+    Exits with 3 if a plugin failed or two are in conflict, with 1 if torch cannot be used, with 4
+    if a bundle of experts cannot be attached, and otherwise with 0.
     """
     found = discover(strict=False)
     commands = {name: [*claims] for name, claims in plugin_commands().items()}
@@ -164,19 +164,24 @@ def doctor(as_json: bool) -> int:
         "conflicts": [attrs.asdict(conflict) for conflict in contested],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
         "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
+        "experts": [],  # those with a problem
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
             if name in _VARIABLES or name.startswith("PPAP_")
         },
     }
+    if "error" not in report["torch"]:  # bundles are read with it
+        from ppap_framework.cli.experts import rows_of_bundles
+
+        report["experts"] = [row for row in rows_of_bundles() if row["problem"]]
     if as_json:
         print_json(report)
     else:
         _print(report, found)
     if any(record.failed for record in found.records) or report["conflicts"]:
         return 3
-    return 1 if "error" in report["torch"] else 0
+    return 1 if "error" in report["torch"] else 4 * bool(report["experts"])
 
 
 def _plugin(record: PluginRecord) -> dict[str, Any]:
@@ -308,5 +313,10 @@ def _print(report: dict[str, Any], found: Registry) -> None:
         taken, claims = conflict["taken"], ", ".join(conflict["claims"])
         outcome = f"{taken} is taken" if taken else "asking for it is an error"
         click.echo(f"conflict: {conflict['subject']} of {claims}; {outcome}")
+    if report["experts"]:
+        print_table(
+            ["experts that cannot be attached", "path", "problem"],
+            [(row["name"], row["path"], row["problem"]) for row in report["experts"]],
+        )
     for variable, name in found.unknown_names:
         click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

@@ -161,13 +161,26 @@ class SynthesisFolder:
         return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
-        """Remove an earlier set; settings last, so that shards are never without them."""
+        """Remove an earlier set; settings last, so that shards are never without them.
+
+        UsageError if none of its records shows that the files are those of a set.
+        """
+        known = {_MANIFEST: "shards", RUN: "calls", _SETTINGS: "backend"}
+        if not any(_has(self.path / name, key) for name, key in known.items()):
+            resume.check_content(self.path, lambda name: False)
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != _MANIFEST:
                     path.unlink()
             self.tidy()
             (self.path / _MANIFEST).unlink(missing_ok=True)
+
+
+def _has(path: Path, key: str) -> bool:
+    """Whether a file is a JSON object with a key."""
+    with contextlib.suppress(AssetError):
+        return isinstance(found := read_json(path), dict) and key in found
+    return False
 
 
 class Fault(NamedTuple):

@@ -36,10 +36,11 @@ from ppap_framework.diagnosis.intervals import Floats, Interval, bootstrap, inte
 from ppap_framework.diagnosis.proposal import propose_boundaries, propose_number
 from ppap_framework.diagnosis.record import Diagnosis, Reading
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import ExpertSet, choose_experts
+from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import scaled
+from ppap_framework.run import experts_for
 from ppap_framework.runtime import Progress, Watch, find_device, frozen, generator, isolated
 
 _BOUNDS = {
@@ -126,16 +127,7 @@ def diagnose(
 
 def with_chosen_experts(guide: Guide, backend: DiffusionBackend) -> Guide:
     """The guide with its experts for a backend; errors as of `choose_experts`."""
-    experts = choose_experts(
-        guide.experts,
-        guide.name,
-        guide.model,
-        backend,
-        noise_aware=guide.noise_aware,
-        allow_mismatch=guide.allow_mismatch,
-        offline=guide.offline,
-    )
-    return attrs.evolve(guide, experts=experts)
+    return attrs.evolve(guide, experts=experts_for(guide, backend))
 
 
 def disagreement(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import filecmp
+import itertools
 import logging
+import math
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,9 +20,15 @@ import attrs
 from ppap_framework.checkpoints import fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info, verify_bundle
-from ppap_framework.experts.info import BundleInfo, Present, check_match, check_waivers
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.experts.bundle import (
+    SUFFIX,
+    attach,
+    load_bundle,
+    read_bundle_info,
+    verify_bundle,
+)
+from ppap_framework.experts.info import BundleInfo, Options, Present, check_match, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
@@ -57,10 +66,11 @@ class BundleFile:
     @property
     def calibration(self) -> ScaleCurve | RangeScales | None:
         """Calibrated guidance scales; None if the experts were not calibrated."""
-        info = self.info
+        info, loss = self.info, self.info.loss
+        of: Any = loss if isinstance(loss, Mapping) else None
         if info.curve is None and info.scales is not None:
-            return RangeScales(info.ranges, info.scales)
-        return info.curve
+            return RangeScales(info.ranges, info.scales, of)
+        return info.curve and attrs.evolve(info.curve, loss=of)
 
     @property
     def expert_parameters(self) -> tuple[int, ...]:
@@ -90,7 +100,7 @@ class BundleFile:
 
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"
-"""A request for experts: the name or path of a bundle; "auto" for the newest that matches, if any;
+"""A request for experts: the name or path of a bundle; "auto" for the best that matches, if any;
 "none" or None; a bundle that was chosen before; an attached set."""
 
 
@@ -100,10 +110,19 @@ def experts_dir() -> Path:
 
 
 def keep_bundle(path: Path) -> Path:
-    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written."""
+    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written.
+
+    Another of its name that is kept there gets a number, and the log says so.
+    """
     kept = experts_dir() / path.name
     with replacing(kept, AssetError) as temporary:
         shutil.copyfile(path, temporary)
+        if kept.is_file() and not filecmp.cmp(kept, temporary, shallow=False):
+            name = path.name.removesuffix(SUFFIX)
+            numbered = (f"{name}-earlier-{n}" for n in itertools.count(1))
+            other = next(n for n in numbered if not (kept.parent / f"{n}{SUFFIX}").exists())
+            kept.rename(kept.with_name(f"{other}{SUFFIX}"))
+            _log.warning("the experts that were kept as %r are now %r", name, other)
     return kept
 
 
@@ -113,7 +132,7 @@ def find_bundles() -> list[BundleFile]:
     for asset in registry().bundles():
         try:
             found.append(_installed(asset, offline=True))
-        except AssetError as error:  # noqa: PERF203 - one asset must not hide the others
+        except PpapError as error:  # noqa: PERF203 - one asset must not hide the others
             _log.info("experts %r are not here: %s", asset.name, error)
     return found
 
@@ -150,9 +169,14 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
 
 
 def _own() -> list[BundleFile]:
-    paths = list(experts_dir().glob(f"*{SUFFIX}"))
-    paths.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=lambda path: (-_mtime(path), path.name))
     return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
+
+
+def _mtime(path: Path) -> int:
+    with contextlib.suppress(OSError):  # such as a dangling link, which reading refuses by name
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
@@ -211,11 +235,21 @@ def choose_experts(
     through: str = "noisy",
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
+    options: Options | None = None,
+    loss: Mapping[str, Any] | None = None,
 ) -> BundleFile | ExpertSet | None:
-    """The experts of a guide; arguments and errors as for `check_wanted`.
+    """The experts of a guide; other arguments and errors as for `check_wanted`.
+
+    "auto" prefers bundles that are calibrated for the loss, then those of the lowest held-out loss
+    as a share of the untouched network's, then the newest.
 
     A `BundleFile` was chosen before and is returned unchecked. UsageError if other experts are
-    attached to the model, AssetError if a named bundle is damaged or differs from model or backend.
+    attached to the model, AssetError if a named bundle is damaged or differs from model or backend,
+    PluginError if it cannot be attached.
+
+    Args:
+        options: Options of guide and backend that are compared, if known.
+        loss: The guide's loss, as `Guide.loss_record`.
     """
     how: dict[str, Any] = {"noise_aware": noise_aware, "through": through}
     named = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, offline=offline, **how)
@@ -229,11 +263,11 @@ def choose_experts(
     if has_experts(model.network):
         message = f"the network of guide {guide_name!r} has experts already"
         raise UsageError(message, hint="give the guide these, or detach them")
-    present = Present(model, backend)
+    present = Present(model, backend, options)
     if named is None:
-        return _newest(present, allow_mismatch)
-    _verify(named)
+        return _best(present, guide_name, allow_mismatch, loss)
     check_match(named.path, present.differences(named.info), allow_mismatch)
+    _try(named, model)
     return named
 
 
@@ -256,32 +290,74 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
         _log.warning("guide %r: of %s none is for %s", guide_name, of, idle)
 
 
-def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | None:
-    other_backends = []  # logged only if nothing matches
+def same_loss(one: object, other: object) -> bool:
+    """Whether two losses, as `Guide.loss_record`, have the same energy; an unknown one has any."""
+    return not (isinstance(one, Mapping) and isinstance(other, Mapping)) or _loss(one) == _loss(
+        other
+    )
+
+
+def _loss(record: Mapping[str, Any]) -> tuple[str, Any]:
+    name, options = str(record.get("name")), record.get("options") or {}
+    with contextlib.suppress(PpapError, TypeError):  # a user's own, or of other options
+        options = registry().compared(registry().spec("loss", name), options)
+    return name.rpartition(":")[2], options
+
+
+def _best(
+    present: Present,
+    guide_name: str,
+    allow_mismatch: Collection[str],
+    loss: Mapping[str, Any] | None,
+) -> BundleFile | None:
+    matching, other_backends = list[BundleFile](), list[tuple[str, str]]()
     for bundle in find_bundles():
         differences: dict[str, str] = {}
         try:
             if present.is_for(bundle.info):
                 differences = present.differences(bundle.info)
                 check_match(bundle.path, differences, allow_mismatch)
-                _verify(bundle)
-                return bundle
+                matching.append(bundle)
         except AssetError as error:
             left = [words for name, words in differences.items() if name not in allow_mismatch]
-            reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
-            told = bundle.name, f"{reason} ({error.hint})" if error.hint else reason
             if "backend" in differences:
-                other_backends.append(told)
+                other_backends.append((bundle.name, _why(bundle, error, left)))
             else:
-                _log.warning(_PASSED_OVER, *told)
+                _log.warning(_PASSED_OVER, bundle.name, _why(bundle, error, left))
+
+    def rank(bundle: BundleFile) -> tuple[bool, float]:
+        found = bundle.calibration
+        return found is None or not same_loss(found.loss, loss), bundle.info.held_out
+
+    for bundle in sorted(matching, key=rank):
+        try:
+            _try(bundle, present.model)
+        except PpapError as error:
+            _log.warning(_PASSED_OVER, bundle.name, _why(bundle, error))
+            continue
+        if bundle is not matching[0]:
+            others = ", ".join(repr(other.name) for other in matching if other is not bundle)
+            uncalibrated, share = rank(bundle)
+            why = f"{'not ' * uncalibrated}calibrated" + f", held-out loss {share:.2f}" * (
+                share < math.inf
+            )
+            _log.warning(_TAKEN, guide_name, bundle.name, why, others)
+        return bundle
     for told in other_backends:
         _log.warning(_PASSED_OVER, *told)
     return None
 
 
 _PASSED_OVER = "experts %r are passed over: %s"
+_TAKEN = "guide %r takes experts %r (%s), not the newest; `--experts NAME` takes others: %s"
 
 
-def _verify(bundle: BundleFile) -> None:
+def _why(bundle: BundleFile, error: PpapError, words: Sequence[str] = ()) -> str:
+    reason = "; ".join(words) or error.message.replace(str(bundle.path), bundle.name)
+    return f"{reason} ({error.hint})" if error.hint else reason
+
+
+def _try(bundle: BundleFile, model: GuidanceModel) -> None:
+    """Verify and attach experts, and detach them; errors as of `load_bundle`."""
     _ = bundle.sha256  # hashed first, so later changes are detected
-    verify_bundle(bundle.path)
+    attach(bundle.path, *verify_bundle(bundle.path), model).detach()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from attrs.validators import min_len, optional
@@ -22,10 +25,14 @@ from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
 _FORMAT = 1
+_LOSSES = ("held_out", "untouched")
 
-WAIVABLE = ("backend", "resolution")
-"""Differences that a user may accept: experts see noisy images of another kind or size. Experts for
-other weights or another normalization would mislead the guide."""
+WAIVABLE = ("backend", "options", "resolution")
+"""Differences that a user may accept: experts see noisy images of another kind or size, or options
+differ. Experts for other weights or another normalization would mislead the guide."""
+
+Options: TypeAlias = "Mapping[str, Mapping[str, Any]]"
+"""`Origin.compared` of the "guide" and the "backend", if a plugin made them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +68,7 @@ class BundleInfo:
         metrics: Held-out metrics, as JSON.
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
+        options: Options by which experts are compared; None if unknown.
     """
 
     format: int = _FORMAT
@@ -84,6 +92,7 @@ class BundleInfo:
         converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
+    options: Options | None = attrs.field(default=None, validator=optional(must.json_objects))
 
     def __attrs_post_init__(self) -> None:
         faults = []
@@ -113,6 +122,21 @@ class BundleInfo:
     @property
     def ranges(self) -> NoiseRanges:
         return NoiseRanges(self.boundaries)
+
+    @property
+    def loss(self) -> object:
+        """The loss of the calibration, or else of the training, as JSON; None if unknown."""
+        return (self.curve and self.curve.loss) or self.recipe.get("loss")
+
+    @property
+    def held_out(self) -> float:
+        """Mean held-out loss as a share of the untouched network's; infinity if unknown."""
+        with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
+            scores = zip(pairwise(self.timesteps), self.metrics["experts"], strict=True)
+            rows = [[(b - a) * float(s[k]) for k in _LOSSES] for (a, b), s in scores]
+            own, untouched = map(sum, zip(*rows, strict=True))
+            return own / untouched if untouched > 0.0 else math.inf
+        return math.inf
 
     def to_json(self) -> str:
         """One line; equal records give equal text, and numbers are exact."""
@@ -156,10 +180,13 @@ def describe(
 
 @attrs.frozen(eq=False)
 class Present:
-    """The present guide, without experts, and the backend, if compared; each is hashed once."""
+    """The present guide, without experts, and the backend and options, if compared; weights are
+    hashed once.
+    """
 
     model: GuidanceModel
     backend: DiffusionBackend | None
+    options: Options | None = None
 
     @cached_property
     def _guide_sha256(self) -> str:
@@ -183,6 +210,16 @@ class Present:
             )
         elif words := self._fed_otherwise(info):
             found["input"] = words
+        before, now = info.options or {}, self.options or {}
+        common = {of: (before[of], now[of]) for of in before.keys() & now.keys()}
+        words = [
+            f"option {name} of the {of} was {one[name]}, and is {other[name]}"
+            for of, (one, other) in sorted(common.items())
+            for name in sorted(one.keys() & other.keys())  # other versions may have others
+            if one[name] != other[name]
+        ]
+        if words:
+            found["options"] = "; ".join(words)
         if self.backend is None:
             return found
         if info.backend.sha256 not in (None, self._backend_sha256):

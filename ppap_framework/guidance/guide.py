@@ -50,11 +50,15 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
         yield UsageError(f"guide {name!r} cannot act from {low} to {high}", hint=hint)
 
 
-def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
-    """UsageError if the scale is "auto" without calibrated scales."""
-    if scale == "auto" and not calibrated:
+def check_calibrated(
+    name: str, scale: Scale, experts: bool, calibrated: bool, other_loss: str = ""
+) -> None:
+    """UsageError if the scale is "auto" without calibrated scales, or if those are for another
+    loss, as `other_loss` says.
+    """
+    if scale == "auto" and (other_loss or not calibrated):
         why = "its experts were not calibrated" if experts else "no experts guide"
-        hint = "give a scale, such as 4"
+        why, hint = other_loss or why, "give a scale, such as 4"
         raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
 
 
@@ -116,6 +120,11 @@ class Guide:
         """The experts, once a plan has chosen them."""
         assert self.experts is None or isinstance(self.experts, BundleFile | ExpertSet)
         return self.experts
+
+    @property
+    def loss_record(self) -> dict[str, Any]:
+        """Name and options of the loss, JSON."""
+        return {"name": self.loss_name or type(self.loss).__name__, "options": self.loss_options}
 
     @property
     def factor(self) -> float:

@@ -43,7 +43,17 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
-from ppap_framework.run import Compute, Plan, Sampling, check, drawing, guide_origin, plan, settle
+from ppap_framework.run import (
+    Compute,
+    Plan,
+    Sampling,
+    check,
+    compared_options,
+    drawing,
+    guide_origin,
+    plan,
+    settle,
+)
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
@@ -108,7 +118,10 @@ def calibrate(
     stage, device = loaded.stages[0], compute.place
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
-    experts = None if bundle is None else load_bundle(bundle, guide.model, loaded.inner)
+    options = compared_options(guide, loaded)
+    experts = None
+    if bundle is not None:
+        experts = load_bundle(bundle, guide.model, loaded.inner, options=options)
     try:
         with frozen([guide.model], device):
             guide = attrs.evolve(guide, experts=experts)
@@ -143,6 +156,7 @@ def calibrate(
     if not any(scales):
         raise _refused(guide, "it does not tell pictures apart at any noise level")
     curve = _curve(every[timesteps].tolist(), scales, errors)
+    curve = attrs.evolve(curve, loss=guide.loss_record)
     if bundle is not None:
         write_curve(bundle, curve)
     return curve

@@ -30,7 +30,14 @@ from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.registry import registry
 from ppap_framework.resume import core_version
-from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
+from ppap_framework.run import (
+    FunctionLoss,
+    GuideRequest,
+    LoadedBackend,
+    Loss,
+    compared_options,
+    guide_origin,
+)
 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
@@ -88,16 +95,18 @@ class TransferPlan:
 
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
-        loss = self.guide.loss_name or type(self.guide.loss).__name__
+        options = compared_options(self.guide, self.backend)
+        told = any(value is not None for of in options.values() for value in of.values())
         return {
             **{name: attrs.asdict(identity) for name, identity in self.identities.items()},
             "data": images.manifest_hash,
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
-            "loss": {"name": loss, "options": self.guide.loss_options},
+            "loss": self.guide.loss_record,
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
             **({} if self.curve is None else {"proposal": self.curve}),
+            **({"options": options} if told else {}),
         }
 
     def measure(self, images: Images) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
     describe,
+    experts_dir,
     keep_bundle,
     save_bundle,
     verify_bundle,
@@ -35,7 +36,7 @@ from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.resume import Calls
-from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
+from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable, compared_options
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
 _BATCH = 64  # default batch size of drawing
@@ -87,7 +88,7 @@ def transfer(
     """
     path = Path(out).expanduser()
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
-    check_transfer(path, recipe, compute, name)
+    check_transfer(path, recipe, compute, name, keep=keep)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
@@ -134,7 +135,7 @@ def adapt(
         compute or Compute(batch=_BATCH),
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
-    check_adapt(path, recipe, sampling, compute, name=name, **draws)
+    check_adapt(path, recipe, sampling, compute, name=name, keep=keep, **draws)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     data = synthesize(
         plan.backend,
@@ -149,7 +150,9 @@ def adapt(
     return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
 
 
-def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
+def check_transfer(
+    out: Path, recipe: Recipe, compute: Compute, name: str | None, *, keep: bool = False
+) -> None:
     """Check arguments without backend, guide and data; UsageError with all problems."""
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
@@ -157,19 +160,29 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
         message = f"a bundle cannot be called {name!r}"
         problems.errors.append(UsageError(message, hint="give a plain file name"))
     problems.attempt(check_writable, out)
+    if keep:
+        hint = "set PPAP_CACHE_DIR to another folder, or use --no-keep"
+        problems.attempt(check_writable, experts_dir(), hint)
     problems.attempt(check_folder, out)
     problems.check()
 
 
 def check_adapt(
-    out: Path, recipe: Recipe, sampling: Sampling, compute: Compute, name: str | None, **draws: Any
+    out: Path,
+    recipe: Recipe,
+    sampling: Sampling,
+    compute: Compute,
+    name: str | None,
+    *,
+    keep: bool = False,
+    **draws: Any,
 ) -> None:
     """Check arguments without backend and guide; UsageError with all problems.
 
     `draws` are `num` and, perhaps, `workers`.
     """
     problems = Problems()
-    problems.attempt(check_transfer, out, recipe, compute, name)
+    problems.attempt(check_transfer, out, recipe, compute, name, keep=keep)
     # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)
@@ -254,6 +267,7 @@ def _train(
             recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
+            options=compared_options(guide, plan.backend),
             metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
         save_bundle(folder.bundle, experts, info)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import attrs
 
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.origin import plain
 from ppap_framework.plugin import (
     AdapterSpec,
     Asset,
@@ -140,6 +141,18 @@ class Registry:
             problems.append(_text(error))
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
+
+    def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by which experts are compared, with defaults, as JSON; errors as of `options`.
+
+        A field with `metadata={"compared": False}` is none of them.
+        """
+        made = self.options(spec, given)
+        return {
+            field.alias or field.name: plain(getattr(made, field.name))
+            for field in (() if made is None else attrs.fields(type(made)))
+            if field.init and field.metadata.get("compared", True)
+        }
 
     @overload
     def make(

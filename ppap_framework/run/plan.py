@@ -22,9 +22,10 @@ from ppap_framework.experts import (
     guide_sha256,
     has_experts,
     same_experts,
+    same_loss,
     warn_of_idle,
 )
-from ppap_framework.guidance import Guide, check_calibrated, raw_scale
+from ppap_framework.guidance import Guide, Through, check_calibrated, raw_scale
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
@@ -248,6 +249,10 @@ def option_words(options: Mapping[str, Any]) -> str:
     )
 
 
+def _loss_words(loss: Mapping[str, Any]) -> str:
+    return f"loss {loss.get('name')} {option_words(loss.get('options') or {})}".rstrip()
+
+
 def scale_words(guide: Guide) -> str:
     """A guide's scale, for people."""
     if isinstance(guide.curve, ScaleCurve):
@@ -260,20 +265,20 @@ def scale_words(guide: Guide) -> str:
 
 def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     """The guide with its experts chosen and its scale known."""
-    experts = choose_experts(
-        guide.experts,
-        guide.name,
-        guide.model,
-        loaded.inner,
-        noise_aware=guide.noise_aware,
-        through=sampling.through,
-        allow_mismatch=guide.allow_mismatch,
-        offline=guide.offline,
-    )
+    experts = experts_for(guide, loaded, sampling.through)
     scale, curve = guide.scale, guide.curve
     if curve is None and experts is not None:
         curve = experts.calibration
-    check_calibrated(guide.name, scale, experts is not None, curve is not None)
+    fault = ""
+    if curve is not None and curve.loss and not same_loss(curve.loss, guide.loss_record):
+        made_for, now = (_loss_words(loss) for loss in (curve.loss, guide.loss_record))
+        fault = f"its calibrated scales are for {made_for}, and this is {now}"
+    check_calibrated(guide.name, scale, experts is not None, curve is not None, fault)
+    if fault:
+        if raw_scale(scale) is None and (scale is None or isinstance(curve, ScaleCurve)):
+            hint = "calibrate with this loss, or give a scale"
+            _log.warning("guide %r: %s; they are not used; %s", guide.name, fault, hint)
+        curve = None
     if raw_scale(scale) is not None:
         curve = None
     elif scale in (None, "auto"):
@@ -289,6 +294,31 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
             experts.info.guide.component,
         )
     return attrs.evolve(guide, experts=experts, scale=scale, curve=curve)
+
+
+def experts_for(
+    guide: Guide, source: DiffusionBackend, through: Through = "noisy"
+) -> BundleFile | ExpertSet | None:
+    """The experts of a guide for a backend; errors as of `choose_experts`."""
+    return choose_experts(
+        guide.experts,
+        guide.name,
+        guide.model,
+        source,
+        noise_aware=guide.noise_aware,
+        through=through,
+        allow_mismatch=guide.allow_mismatch,
+        offline=guide.offline,
+        options=compared_options(guide, source),
+        loss=guide.loss_record,
+    )
+
+
+def compared_options(guide: Guide, source: DiffusionBackend) -> dict[str, dict[str, Any]]:
+    """See `experts.Options`."""
+    origin = source.origin if isinstance(source, LoadedBackend) else None
+    origins = {"guide": guide.origin, "backend": origin}
+    return {of: o.compared for of, o in origins.items() if o is not None and o.distribution}
 
 
 def _check_shared(guides: Sequence[Guide]) -> None:
