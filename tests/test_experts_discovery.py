@@ -25,11 +25,12 @@ from ppap_framework.experts import (
     save_bundle,
 )
 from ppap_framework.files import file_sha256
-from ppap_framework.plugin import ExpertBundle
+from ppap_framework.plugin import AdapterSpec, ExpertBundle
 from ppap_framework.registry import PluginRecord, Registry, conflicts
 
 Capsys, Caplog, Patch = pytest.CaptureFixture[str], pytest.LogCaptureFixture, pytest.MonkeyPatch
 Offer = Callable[..., ExpertBundle]
+OPTIONS = "experts_toy:ShiftOptions"
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +38,11 @@ def plugins(tmp_path: Path, monkeypatch: Patch) -> list[PluginRecord]:
     """The plugins that are installed, and a cache of the test's own."""
     records: list[PluginRecord] = []
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    for module in ("ppap_framework.experts.choice", "ppap_framework.cli.experts"):
-        monkeypatch.setattr(f"{module}.registry", lambda: Registry(tuple(records)))
+    shift = AdapterSpec(name="shift", summary="x", factory="experts_toy:shift", options=OPTIONS)
+    own = {"distribution": "toys", "version": "1.0", "entry_point": "main", "module": "m"}
+    records.append(PluginRecord(**own, specs=(shift,)))
+    for module in ("experts.choice", "experts.bundle", "cli.experts"):
+        monkeypatch.setattr(f"ppap_framework.{module}.registry", lambda: Registry(tuple(records)))
     return records
 
 

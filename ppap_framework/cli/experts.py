@@ -41,9 +41,9 @@ def list_experts(as_json: bool) -> None:
     `--experts NAME` finds any. Of those that match, `--experts auto` takes a calibrated one before
     others, then that of the lowest held-out loss, then the newest.
     """
-    from ppap_framework.experts import experts_dir
+    from ppap_framework.experts import experts_dir, find_bundles
 
-    rows = rows_of_bundles()
+    rows = [_row(bundle) for bundle in find_bundles()]
     here = {row["name"] for row in rows if row["plugin"]}
     for asset in registry().bundles():
         if asset.name not in here:
@@ -83,15 +83,9 @@ def inspect(source: str, as_json: bool) -> None:
         "input": info.input and attrs.asdict(info.input),
         "network_parameters": f"{info.network_parameters:,}",
     }
-    for shown_below in (
-        "boundaries",
-        "timesteps",
-        "schedule",
-        "expert_parameters",
-        "scales",
-        "curve",
-    ):
+    for shown_below in ("boundaries", "timesteps", "schedule", "scales", "curve"):
         del fields[shown_below]
+    del fields["expert_parameters"]
     recipe, metrics = fields.pop("recipe"), fields.pop("metrics")
     print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
     print_fields("recipe", recipe)
@@ -195,13 +189,6 @@ def _print_curve(curve: ScaleCurve) -> None:
 
 
 _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
-
-
-def rows_of_bundles() -> list[dict[str, Any]]:
-    """Every bundle that is here; "problem" is why it cannot be attached to any guide."""
-    from ppap_framework.experts import find_bundles
-
-    return [_row(bundle) for bundle in find_bundles()]
 
 
 def _row(bundle: BundleFile) -> dict[str, Any]:

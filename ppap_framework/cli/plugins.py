@@ -164,17 +164,13 @@ def doctor(as_json: bool) -> int:
         "conflicts": [attrs.asdict(conflict) for conflict in contested],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
         "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
-        "experts": [],  # those with a problem
+        "experts": _faulty_bundles(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
             if name in _VARIABLES or name.startswith("PPAP_")
         },
     }
-    if "error" not in report["torch"]:  # bundles are read with it
-        from ppap_framework.cli.experts import rows_of_bundles
-
-        report["experts"] = [row for row in rows_of_bundles() if row["problem"]]
     if as_json:
         print_json(report)
     else:
@@ -276,6 +272,15 @@ def _probe_torch() -> dict[str, Any]:
     except (IndexError, ValueError):
         return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
     return found
+
+
+def _faulty_bundles() -> list[dict[str, Any]]:
+    """Rows of `ppap experts list` with a problem; in another process, since it imports torch."""
+    listing = [sys.executable, "-m", "ppap_framework", "experts", "list", "--json"]
+    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        done = subprocess.run(listing, capture_output=True, timeout=_PROBE_SECONDS, check=False)
+        return [row for row in json.loads(done.stdout) if row["path"] and row["problem"]]
+    return []
 
 
 def _caches() -> dict[str, int]:

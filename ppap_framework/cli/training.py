@@ -134,8 +134,7 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
     problems.check()
     recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
     out = Path(given["out"]).expanduser()
-    check = partial(learn.check_transfer, keep=given["keep"])
-    problems.attempt(check, out, recipe, compute, given["name"])
+    problems.attempt(learn.check_transfer, out, recipe, compute, given["name"])
     kind = LabelledImages if given["supervised"] else SyntheticData
     data = problems.attempt(kind, given["data"])
     train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
@@ -172,8 +171,8 @@ def adapt(ctx: click.Context, /, **given: Any) -> None:
     sampling = Sampling(steps=given["steps"], seed=given["seed"])
     out = Path(given["out"] or _default_out(given, recipe)).expanduser()
     draws = {name: given[name] for name in ("num", "workers")}
-    check = partial(learn.check_adapt, out, recipe, sampling, compute)
-    problems.attempt(check, name=given["name"], keep=given["keep"], **draws)
+    check = partial(learn.check_adapt, out, recipe, sampling, compute, name=given["name"])
+    problems.attempt(check, **draws)
     train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
     train(learn.adapt, sampling=sampling, **draws)
 

@@ -165,8 +165,8 @@ class SynthesisFolder:
 
         UsageError if none of its records shows that the files are those of a set.
         """
-        known = {_MANIFEST: "shards", RUN: "calls", _SETTINGS: "backend"}
-        if not any(_has(self.path / name, key) for name, key in known.items()):
+        known = {_MANIFEST: "shards", RUN: "calls", _SETTINGS: "backend"}.items()
+        if not any(_has(self.path / name, key) for name, key in known):
             resume.check_content(self.path, lambda name: False)
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):

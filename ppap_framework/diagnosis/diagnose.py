@@ -40,7 +40,6 @@ from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import scaled
-from ppap_framework.run import experts_for
 from ppap_framework.runtime import Progress, Watch, find_device, frozen, generator, isolated
 
 _BOUNDS = {
@@ -95,7 +94,7 @@ def diagnose(
         propose_boundaries([0], [0.0], length, num_experts)
     clean = images if clean is None else clean
     _check(images, clean, stage.image_shape, guide, batch)
-    chosen = with_chosen_experts(guide, backend).chosen
+    chosen = guide.with_experts(backend).chosen
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen([guide.model], place))
         experts = stack.enter_context(chosen.attached(guide.model)) if chosen else None
@@ -123,11 +122,6 @@ def diagnose(
         starts=starts,
         proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
-
-
-def with_chosen_experts(guide: Guide, backend: DiffusionBackend) -> Guide:
-    """The guide with its experts for a backend; errors as of `choose_experts`."""
-    return attrs.evolve(guide, experts=experts_for(guide, backend))
 
 
 def disagreement(

@@ -37,7 +37,7 @@ from ppap_framework.experts.identity import weights_sha256 as weights_sha256
 from ppap_framework.experts.info import WAIVABLE as WAIVABLE
 from ppap_framework.experts.info import AdapterConfig as AdapterConfig
 from ppap_framework.experts.info import BundleInfo as BundleInfo
-from ppap_framework.experts.info import Options as Options
+from ppap_framework.experts.info import Present as Present
 from ppap_framework.experts.info import describe as describe
 from ppap_framework.experts.ranges import NoiseRanges as NoiseRanges
 from ppap_framework.experts.scales import RangeScales as RangeScales

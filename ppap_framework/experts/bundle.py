@@ -17,18 +17,10 @@ from torch import Tensor
 
 from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
-from ppap_framework.errors import (
-    AssetError,
-    PluginError,
-    PpapError,
-    UsageError,
-    first_line,
-    is_out_of_memory,
-)
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts.info import (
     AdapterConfig,
     BundleInfo,
-    Options,
     Present,
     check_match,
     check_waivers,
@@ -138,7 +130,7 @@ def load_bundle(
     model: GuidanceModel,
     backend: DiffusionBackend | None = None,
     *,
-    options: Options | None = None,
+    present: Present | None = None,
     allow_mismatch: Collection[str] = (),
     make_adapter: Callable[[AdapterConfig], ExpertAdapter] = installed_adapter,
 ) -> ExpertSet:
@@ -148,7 +140,7 @@ def load_bundle(
         path: The bundle.
         model: The guide; ValueError if it has experts already.
         backend: The diffusion model that it steers; None to skip its comparison.
-        options: The options of both that are compared, if known.
+        present: What is compared instead, with options.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         make_adapter: Factory of the adapters.
 
@@ -159,21 +151,7 @@ def load_bundle(
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
-    check_match(path, Present(model, backend, options).differences(info), allow_mismatch)
-    return attach(path, info, state, model, make_adapter)
-
-
-def attach(
-    path: Path,
-    info: BundleInfo,
-    state: Mapping[str, Tensor],
-    model: GuidanceModel,
-    make_adapter: Callable[[AdapterConfig], ExpertAdapter] = installed_adapter,
-) -> ExpertSet:
-    """Attach the content of a bundle, from `verify_bundle`, to a guide that matches; else as
-    `load_bundle`.
-    """
-    fault = f"the experts in {str(path)!r} cannot be attached: "
+    check_match(path, (present or Present(model, backend)).differences(info), allow_mismatch)
     with contextlib.ExitStack() as undo:
         try:
             adapters = {config.name: make_adapter(config) for config in info.adapters}
@@ -182,12 +160,8 @@ def attach(
             experts.load_state_dict(state)
         except PpapError as error:
             kind = PluginError if isinstance(error, PluginError) else AssetError
+            fault = f"the experts in {str(path)!r} cannot be attached: {error.message}"
             hint = error.hint or "the adapter is of another version, or the file is not sound"
-            raise kind(fault + error.message, hint=hint) from error
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise PluginError(fault + reason, hint="--debug shows the traceback") from error
+            raise kind(fault, hint=hint) from error
         undo.pop_all()
     return experts

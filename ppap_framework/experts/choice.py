@@ -7,10 +7,9 @@ import difflib
 import filecmp
 import itertools
 import logging
-import math
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,14 +20,8 @@ from ppap_framework.checkpoints import fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.experts.bundle import (
-    SUFFIX,
-    attach,
-    load_bundle,
-    read_bundle_info,
-    verify_bundle,
-)
-from ppap_framework.experts.info import BundleInfo, Options, Present, check_match, check_waivers
+from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
+from ppap_framework.experts.info import BundleInfo, Options, Present, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
@@ -71,6 +64,10 @@ class BundleFile:
         if info.curve is None and info.scales is not None:
             return RangeScales(info.ranges, info.scales, of)
         return info.curve and attrs.evolve(info.curve, loss=of)
+
+    def calibrated(self, loss: object) -> bool:
+        """Whether the experts were calibrated for a loss."""
+        return self.calibration is not None and same_loss(self.calibration.loss, loss)
 
     @property
     def expert_parameters(self) -> tuple[int, ...]:
@@ -240,16 +237,10 @@ def choose_experts(
 ) -> BundleFile | ExpertSet | None:
     """The experts of a guide; other arguments and errors as for `check_wanted`.
 
-    "auto" prefers bundles that are calibrated for the loss, then those of the lowest held-out loss
-    as a share of the untouched network's, then the newest.
-
-    A `BundleFile` was chosen before and is returned unchecked. UsageError if other experts are
-    attached to the model, AssetError if a named bundle is damaged or differs from model or backend,
-    PluginError if it cannot be attached.
-
-    Args:
-        options: Options of guide and backend that are compared, if known.
-        loss: The guide's loss, as `Guide.loss_record`.
+    Of the bundles that match, "auto" takes those calibrated for the `loss`, a `Guide.loss_record`;
+    of these the lowest `BundleInfo.held_out`, and of these the newest. A `BundleFile` was chosen
+    before and is returned unchecked. UsageError if other experts are attached to the model,
+    AssetError or PluginError if a named bundle differs from model or backend or cannot be attached.
     """
     how: dict[str, Any] = {"noise_aware": noise_aware, "through": through}
     named = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, offline=offline, **how)
@@ -266,8 +257,7 @@ def choose_experts(
     present = Present(model, backend, options)
     if named is None:
         return _best(present, guide_name, allow_mismatch, loss)
-    check_match(named.path, present.differences(named.info), allow_mismatch)
-    _try(named, model)
+    _try(named, present, allow_mismatch)
     return named
 
 
@@ -292,12 +282,11 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
 
 def same_loss(one: object, other: object) -> bool:
     """Whether two losses, as `Guide.loss_record`, have the same energy; an unknown one has any."""
-    return not (isinstance(one, Mapping) and isinstance(other, Mapping)) or _loss(one) == _loss(
-        other
-    )
+    known = isinstance(one, Mapping) and isinstance(other, Mapping)
+    return not known or _loss(one) == _loss(other)
 
 
-def _loss(record: Mapping[str, Any]) -> tuple[str, Any]:
+def _loss(record: Any) -> tuple[str, Any]:
     name, options = str(record.get("name")), record.get("options") or {}
     with contextlib.suppress(PpapError, TypeError):  # a user's own, or of other options
         options = registry().compared(registry().spec("loss", name), options)
@@ -305,59 +294,44 @@ def _loss(record: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _best(
-    present: Present,
-    guide_name: str,
-    allow_mismatch: Collection[str],
-    loss: Mapping[str, Any] | None,
+    present: Present, guide_name: str, allow_mismatch: Collection[str], loss: object
 ) -> BundleFile | None:
-    matching, other_backends = list[BundleFile](), list[tuple[str, str]]()
+    matching, other_backends = list[BundleFile](), []  # the latter are logged if nothing matches
     for bundle in find_bundles():
         differences: dict[str, str] = {}
         try:
             if present.is_for(bundle.info):
                 differences = present.differences(bundle.info)
-                check_match(bundle.path, differences, allow_mismatch)
+                _try(bundle, present, allow_mismatch)
                 matching.append(bundle)
-        except AssetError as error:
-            left = [words for name, words in differences.items() if name not in allow_mismatch]
-            if "backend" in differences:
-                other_backends.append((bundle.name, _why(bundle, error, left)))
-            else:
-                _log.warning(_PASSED_OVER, bundle.name, _why(bundle, error, left))
-
-    def rank(bundle: BundleFile) -> tuple[bool, float]:
-        found = bundle.calibration
-        return found is None or not same_loss(found.loss, loss), bundle.info.held_out
-
-    for bundle in sorted(matching, key=rank):
-        try:
-            _try(bundle, present.model)
         except PpapError as error:
-            _log.warning(_PASSED_OVER, bundle.name, _why(bundle, error))
-            continue
-        if bundle is not matching[0]:
-            others = ", ".join(repr(other.name) for other in matching if other is not bundle)
-            uncalibrated, share = rank(bundle)
-            why = f"{'not ' * uncalibrated}calibrated" + f", held-out loss {share:.2f}" * (
-                share < math.inf
-            )
-            _log.warning(_TAKEN, guide_name, bundle.name, why, others)
-        return bundle
-    for told in other_backends:
+            left = [words for name, words in differences.items() if name not in allow_mismatch]
+            reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
+            told = bundle.name, f"{reason} ({error.hint})" if error.hint else reason
+            if "backend" in differences:
+                other_backends.append(told)
+            else:
+                _log.warning(_PASSED_OVER, *told)
+    for told in () if matching else other_backends:
         _log.warning(_PASSED_OVER, *told)
-    return None
+    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
+    if not matching:
+        return None
+    best = ranks.index(min(ranks))  # the newest of equal rank
+    if best > 0:
+        why = (
+            "held-out losses are lower" if ranks[best][0] == ranks[0][0] else "they are calibrated"
+        )
+        taken, newest = matching[best].name, matching[0].name
+        _log.warning(_TAKEN, guide_name, taken, newest, why, newest)
+    return matching[best]
 
 
 _PASSED_OVER = "experts %r are passed over: %s"
-_TAKEN = "guide %r takes experts %r (%s), not the newest; `--experts NAME` takes others: %s"
+_TAKEN = "guide %r takes experts %r before the newer %r: %s (--experts %s takes those)"
 
 
-def _why(bundle: BundleFile, error: PpapError, words: Sequence[str] = ()) -> str:
-    reason = "; ".join(words) or error.message.replace(str(bundle.path), bundle.name)
-    return f"{reason} ({error.hint})" if error.hint else reason
-
-
-def _try(bundle: BundleFile, model: GuidanceModel) -> None:
-    """Verify and attach experts, and detach them; errors as of `load_bundle`."""
+def _try(bundle: BundleFile, present: Present, allow_mismatch: Collection[str]) -> None:
+    """Attach experts and detach them; errors as of `load_bundle`."""
     _ = bundle.sha256  # hashed first, so later changes are detected
-    attach(bundle.path, *verify_bundle(bundle.path), model).detach()
+    load_bundle(bundle.path, present.model, allow_mismatch=allow_mismatch, present=present).detach()

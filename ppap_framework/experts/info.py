@@ -31,7 +31,7 @@ WAIVABLE = ("backend", "options", "resolution")
 """Differences that a user may accept: experts see noisy images of another kind or size, or options
 differ. Experts for other weights or another normalization would mislead the guide."""
 
-Options: TypeAlias = "Mapping[str, Mapping[str, Any]]"
+Options: TypeAlias = Mapping[str, Mapping[str, Any]]
 """`Origin.compared` of the "guide" and the "backend", if a plugin made them."""
 
 

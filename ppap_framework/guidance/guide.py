@@ -11,9 +11,16 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import GuidanceModel, Target, TaskLoss
+from ppap_framework.components import DiffusionBackend, GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, PpapError, UsageError, first_line, is_out_of_memory
-from ppap_framework.experts import BundleFile, ExpertSet, RangeScales, ScaleCurve, WantedExperts
+from ppap_framework.experts import (
+    BundleFile,
+    ExpertSet,
+    RangeScales,
+    ScaleCurve,
+    WantedExperts,
+    choose_experts,
+)
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
@@ -50,15 +57,11 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
         yield UsageError(f"guide {name!r} cannot act from {low} to {high}", hint=hint)
 
 
-def check_calibrated(
-    name: str, scale: Scale, experts: bool, calibrated: bool, other_loss: str = ""
-) -> None:
-    """UsageError if the scale is "auto" without calibrated scales, or if those are for another
-    loss, as `other_loss` says.
-    """
-    if scale == "auto" and (other_loss or not calibrated):
-        why = "its experts were not calibrated" if experts else "no experts guide"
-        why, hint = other_loss or why, "give a scale, such as 4"
+def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
+    """UsageError if the scale is "auto" without calibrated scales."""
+    if scale == "auto" and not calibrated:
+        why = "its experts were not calibrated for its loss" if experts else "no experts guide"
+        hint = "give a scale, such as 4"
         raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
 
 
@@ -120,6 +123,27 @@ class Guide:
         """The experts, once a plan has chosen them."""
         assert self.experts is None or isinstance(self.experts, BundleFile | ExpertSet)
         return self.experts
+
+    def with_experts(self, backend: DiffusionBackend, through: str = "noisy") -> Guide:
+        """The guide with its experts for a backend; errors as of `choose_experts`."""
+        experts = choose_experts(
+            self.experts,
+            self.name,
+            self.model,
+            backend,
+            noise_aware=self.noise_aware,
+            through=through,
+            allow_mismatch=self.allow_mismatch,
+            offline=self.offline,
+            options=self.compared_options(backend),
+            loss=self.loss_record,
+        )
+        return attrs.evolve(self, experts=experts)
+
+    def compared_options(self, backend: DiffusionBackend) -> dict[str, dict[str, Any]]:
+        """See `experts.Options`."""
+        origins = {"guide": self.origin, "backend": backend.origin}
+        return {of: o.compared for of, o in origins.items() if o is not None and o.distribution}
 
     @property
     def loss_record(self) -> dict[str, Any]:

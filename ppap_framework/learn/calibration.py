@@ -33,6 +33,7 @@ from ppap_framework.components import DiffusionBackend, Stage, TargetInput
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import (
+    Present,
     ScaleCurve,
     check_wanted,
     load_bundle,
@@ -43,17 +44,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
-from ppap_framework.run import (
-    Compute,
-    Plan,
-    Sampling,
-    check,
-    compared_options,
-    drawing,
-    guide_origin,
-    plan,
-    settle,
-)
+from ppap_framework.run import Compute, Plan, Sampling, check, drawing, guide_origin, plan, settle
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
@@ -118,10 +109,8 @@ def calibrate(
     stage, device = loaded.stages[0], compute.place
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
-    options = compared_options(guide, loaded)
-    experts = None
-    if bundle is not None:
-        experts = load_bundle(bundle, guide.model, loaded.inner, options=options)
+    here = Present(guide.model, loaded, guide.compared_options(loaded))
+    experts = None if bundle is None else load_bundle(bundle, guide.model, present=here)
     try:
         with frozen([guide.model], device):
             guide = attrs.evolve(guide, experts=experts)

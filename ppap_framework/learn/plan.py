@@ -30,14 +30,7 @@ from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.registry import registry
 from ppap_framework.resume import core_version
-from ppap_framework.run import (
-    FunctionLoss,
-    GuideRequest,
-    LoadedBackend,
-    Loss,
-    compared_options,
-    guide_origin,
-)
+from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
@@ -76,6 +69,11 @@ class TransferPlan:
         return self.backend.stages[0]
 
     @property
+    def options(self) -> dict[str, dict[str, Any]]:
+        """See `experts.Options`."""
+        return self.guide.compared_options(self.backend)
+
+    @property
     def ranges(self) -> NoiseRanges:
         return self.recipe.ranges(self.stage.schedule)
 
@@ -95,18 +93,17 @@ class TransferPlan:
 
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
-        options = compared_options(self.guide, self.backend)
-        told = any(value is not None for of in options.values() for value in of.values())
+        given = [value is not None for of in self.options.values() for value in of.values()]
         return {
             **{name: attrs.asdict(identity) for name, identity in self.identities.items()},
             "data": images.manifest_hash,
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
             "loss": self.guide.loss_record,
+            **({"options": self.options} if any(given) else {}),
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
             **({} if self.curve is None else {"proposal": self.curve}),
-            **({"options": options} if told else {}),
         }
 
     def measure(self, images: Images) -> dict[str, Any]:

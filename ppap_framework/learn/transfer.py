@@ -36,7 +36,7 @@ from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.resume import Calls
-from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable, compared_options
+from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
 _BATCH = 64  # default batch size of drawing
@@ -88,7 +88,8 @@ def transfer(
     """
     path = Path(out).expanduser()
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
-    check_transfer(path, recipe, compute, name, keep=keep)
+    check_transfer(path, recipe, compute, name)
+    _check_kept(keep)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
@@ -135,7 +136,8 @@ def adapt(
         compute or Compute(batch=_BATCH),
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
-    check_adapt(path, recipe, sampling, compute, name=name, keep=keep, **draws)
+    check_adapt(path, recipe, sampling, compute, name=name, **draws)
+    _check_kept(keep)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     data = synthesize(
         plan.backend,
@@ -150,9 +152,13 @@ def adapt(
     return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
 
 
-def check_transfer(
-    out: Path, recipe: Recipe, compute: Compute, name: str | None, *, keep: bool = False
-) -> None:
+def _check_kept(keep: bool) -> None:
+    """UsageError if the folder of kept bundles cannot be written to."""
+    if keep:
+        check_writable(experts_dir(), "set PPAP_CACHE_DIR to another folder, or use --no-keep")
+
+
+def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
     """Check arguments without backend, guide and data; UsageError with all problems."""
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
@@ -160,29 +166,19 @@ def check_transfer(
         message = f"a bundle cannot be called {name!r}"
         problems.errors.append(UsageError(message, hint="give a plain file name"))
     problems.attempt(check_writable, out)
-    if keep:
-        hint = "set PPAP_CACHE_DIR to another folder, or use --no-keep"
-        problems.attempt(check_writable, experts_dir(), hint)
     problems.attempt(check_folder, out)
     problems.check()
 
 
 def check_adapt(
-    out: Path,
-    recipe: Recipe,
-    sampling: Sampling,
-    compute: Compute,
-    name: str | None,
-    *,
-    keep: bool = False,
-    **draws: Any,
+    out: Path, recipe: Recipe, sampling: Sampling, compute: Compute, name: str | None, **draws: Any
 ) -> None:
     """Check arguments without backend and guide; UsageError with all problems.
 
     `draws` are `num` and, perhaps, `workers`.
     """
     problems = Problems()
-    problems.attempt(check_transfer, out, recipe, compute, name, keep=keep)
+    problems.attempt(check_transfer, out, recipe, compute, name)
     # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)
@@ -267,7 +263,7 @@ def _train(
             recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
-            options=compared_options(guide, plan.backend),
+            options=plan.options,
             metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
         save_bundle(folder.bundle, experts, info)

@@ -6,15 +6,7 @@ from ppap_framework.run.backend import FoundBackend, LoadedBackend, backend, fin
 from ppap_framework.run.drawing import Drawing, drawing
 from ppap_framework.run.estimate import Counts, counts_of, first_batch
 from ppap_framework.run.folder import RunFolder, check_folder, check_writable, fresh_folder
-from ppap_framework.run.plan import (
-    Plan,
-    compared_options,
-    experts_for,
-    guide_origin,
-    option_words,
-    plan,
-    scale_words,
-)
+from ppap_framework.run.plan import Plan, guide_origin, option_words, plan, scale_words
 from ppap_framework.run.request import FunctionLoss, GuideRequest, Loss, ModuleGuide, guide
 from ppap_framework.run.sample import Result, draw, sample
 from ppap_framework.run.settings import Compute, Sampling, changed, check, settle
@@ -38,11 +30,9 @@ __all__ = [
     "check",
     "check_folder",
     "check_writable",
-    "compared_options",
     "counts_of",
     "draw",
     "drawing",
-    "experts_for",
     "find_backend",
     "first_batch",
     "fresh_folder",

@@ -18,14 +18,13 @@ from ppap_framework.experts import (
     BundleFile,
     RangeScales,
     ScaleCurve,
-    choose_experts,
     guide_sha256,
     has_experts,
     same_experts,
     same_loss,
     warn_of_idle,
 )
-from ppap_framework.guidance import Guide, Through, check_calibrated, raw_scale
+from ppap_framework.guidance import Guide, check_calibrated, raw_scale
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
@@ -43,6 +42,7 @@ DEFAULT_SCALE = 4.0
 DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
 
+_OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -250,7 +250,7 @@ def option_words(options: Mapping[str, Any]) -> str:
 
 
 def _loss_words(loss: Mapping[str, Any]) -> str:
-    return f"loss {loss.get('name')} {option_words(loss.get('options') or {})}".rstrip()
+    return f"{loss.get('name')} {option_words(loss.get('options') or {})}".rstrip()
 
 
 def scale_words(guide: Guide) -> str:
@@ -265,20 +265,16 @@ def scale_words(guide: Guide) -> str:
 
 def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     """The guide with its experts chosen and its scale known."""
-    experts = experts_for(guide, loaded, sampling.through)
-    scale, curve = guide.scale, guide.curve
+    guide = guide.with_experts(loaded, sampling.through)
+    experts, scale, curve = guide.chosen, guide.scale, guide.curve
     if curve is None and experts is not None:
         curve = experts.calibration
-    fault = ""
-    if curve is not None and curve.loss and not same_loss(curve.loss, guide.loss_record):
-        made_for, now = (_loss_words(loss) for loss in (curve.loss, guide.loss_record))
-        fault = f"its calibrated scales are for {made_for}, and this is {now}"
-    check_calibrated(guide.name, scale, experts is not None, curve is not None, fault)
-    if fault:
+    if curve is not None and not same_loss(curve.loss, guide.loss_record):
         if raw_scale(scale) is None and (scale is None or isinstance(curve, ScaleCurve)):
-            hint = "calibrate with this loss, or give a scale"
-            _log.warning("guide %r: %s; they are not used; %s", guide.name, fault, hint)
+            losses = map(_loss_words, (curve.loss or {}, guide.loss_record))
+            _log.warning(_OTHER_LOSS, guide.name, *losses)
         curve = None
+    check_calibrated(guide.name, scale, experts is not None, curve is not None)
     if raw_scale(scale) is not None:
         curve = None
     elif scale in (None, "auto"):
@@ -293,32 +289,7 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
             *(experts.name, experts.name, experts.info.backend.component),
             experts.info.guide.component,
         )
-    return attrs.evolve(guide, experts=experts, scale=scale, curve=curve)
-
-
-def experts_for(
-    guide: Guide, source: DiffusionBackend, through: Through = "noisy"
-) -> BundleFile | ExpertSet | None:
-    """The experts of a guide for a backend; errors as of `choose_experts`."""
-    return choose_experts(
-        guide.experts,
-        guide.name,
-        guide.model,
-        source,
-        noise_aware=guide.noise_aware,
-        through=through,
-        allow_mismatch=guide.allow_mismatch,
-        offline=guide.offline,
-        options=compared_options(guide, source),
-        loss=guide.loss_record,
-    )
-
-
-def compared_options(guide: Guide, source: DiffusionBackend) -> dict[str, dict[str, Any]]:
-    """See `experts.Options`."""
-    origin = source.origin if isinstance(source, LoadedBackend) else None
-    origins = {"guide": guide.origin, "backend": origin}
-    return {of: o.compared for of, o in origins.items() if o is not None and o.distribution}
+    return attrs.evolve(guide, scale=scale, curve=curve)
 
 
 def _check_shared(guides: Sequence[Guide]) -> None:

@@ -103,6 +103,6 @@ class Setup:
     def _guide(self, row: Row, request: run.GuideRequest, name: str) -> Guide:
         guide = attrs.evolve(request, target=None, name=name).load(aim=False)
         model = guide.model.to(self.device)
-        experts = run.experts_for(guide, self.backend, row.through)
+        guide = guide.with_experts(self.backend, row.through)
         target = self.targets.target(model, self.experiment.target_kind(request))
-        return attrs.evolve(guide, target=target, experts=experts)
+        return attrs.evolve(guide, target=target)
