@@ -210,8 +210,9 @@ def _earlier(folder: Path) -> list[str]:
         record = read_json(folder / _RECORD)
         config = record["config"]
         guides, stages = ([str(x["name"]) for x in config[key]] for key in ("guides", "stages"))
-        compared = ("unguided", "naive") if config["compare"] else ()
-        kinds = itertools.product(("guided", *compared), range(config["num"]))
+        naive = config["compare"] and any(guide["experts"] for guide in config["guides"])
+        every = "guided", *["unguided"] * config["compare"], *["naive"] * naive
+        kinds = itertools.product(every, range(config["num"]))
         if record["format"] != _FORMAT:
             raise TypeError
     except (AssetError, TypeError, KeyError) as error:
