@@ -7,6 +7,7 @@
     naive/...                    the same files, guided without experts
     grid.png                     all of them, labelled
     run.json                     how they were made
+    .lock                        lock of the writing process
 
 Every file is complete or absent. `run.json` exists from the start, with the status "running", and
 ends as "complete", "interrupted" or "failed".
