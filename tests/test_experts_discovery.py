@@ -290,21 +290,21 @@ class TestChoosing:
 
     def test_options_are_compared_where_both_state_them(self, caplog: Caplog) -> None:
         bundle("old", age=50)
-        path = bundle("four", options={"guide": {"gain": 4, "size": None}, "backend": {"t": 1}})
+        path = bundle("four", options={"guide.gain": 4, "guide.size": None, "backend.t": 1})
         model = TinyGuide()
         for here, chosen in (
-            ({"guide": {"gain": 4, "new": 1}, "backend": {"t": 1}}, "four"),
-            ({"guide": {"gain": 3}}, "old"),
-            ({"guide": {"gain": 4}, "backend": {"t": 2}}, "old"),
-            ({"backend": {}}, "four"),
+            ({"guide.gain": 4, "guide.new": 1, "backend.t": 1}, "four"),
+            ({"guide.gain": 3}, "old"),
+            ({"guide.gain": 4, "backend.t": 2}, "old"),
+            ({}, "four"),
             (None, "four"),
         ):
             assert choose("auto", model, options=here) == chosen
-        told = "option gain of the guide was 4, and is 3 (--allow-mismatch options)"
+        told = "guide.gain was 4, and is 3 (--allow-mismatch options)"
         assert told in caplog.text
-        with pytest.raises(AssetError, match="option t of the backend was 1, and is 2"):
-            choose(str(path), model, options={"backend": {"t": 2}})
-        waived = {"options": {"guide": {"gain": 3}}, "allow_mismatch": ["options"]}
+        with pytest.raises(AssetError, match=r"backend\.t was 1, and is 2"):
+            choose(str(path), model, options={"backend.t": 2})
+        waived = {"options": {"guide.gain": 3}, "allow_mismatch": ["options"]}
         assert choose("auto", model, **waived) == "four"
 
     def test_auto_tells_of_other_backends_if_none_fit_and_never_of_other_guides(

@@ -329,15 +329,15 @@ class TestChoosing:
         path = write_experts(experts_dir())
         info, state = verify_bundle(path)
         options = green(experts="none").compared_options(toy)
-        assert options == {"guide": {"sharpness": 10.0, "upside_down": False}, "backend": {}}
+        assert options == {"guide.sharpness": 10.0, "guide.upside_down": False}
         _write(path, state, attrs.evolve(info, options=options))
         assert planned(toy, green()).guides[0].chosen is not None
         other = {"options": {"sharpness": 5.0}}
         assert planned(toy, green(**other)).guides[0].chosen is None
-        assert "option sharpness of the guide was 10.0, and is 5.0" in caplog.text
+        assert "guide.sharpness was 10.0, and is 5.0" in caplog.text
         waived = green(**other, allow_mismatch=["options"])
         assert planned(toy, waived).guides[0].chosen is not None
-        assert of_model(waived.model).compared_options(toy) == {"backend": {}}
+        assert of_model(waived.model).compared_options(toy) == {}
 
     def test_auto_takes_what_was_kept(self, toy: Toy, bundle: Path) -> None:
         alone, without, named = (

@@ -165,8 +165,8 @@ class SynthesisFolder:
 
         UsageError if none of its records shows that the files are those of a set.
         """
-        known = {_MANIFEST: "shards", RUN: "calls", _SETTINGS: "backend"}.items()
-        if not any(_has(self.path / name, key) for name, key in known):
+        records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
+        if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
             resume.check_content(self.path, lambda name: False)
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
@@ -174,13 +174,6 @@ class SynthesisFolder:
                     path.unlink()
             self.tidy()
             (self.path / _MANIFEST).unlink(missing_ok=True)
-
-
-def _has(path: Path, key: str) -> bool:
-    """Whether a file is a JSON object with a key."""
-    with contextlib.suppress(AssetError):
-        return isinstance(found := read_json(path), dict) and key in found
-    return False
 
 
 class Fault(NamedTuple):

@@ -83,7 +83,3 @@ size = must_be(
 )
 numbers = must_be("a list of finite numbers", lambda value: all(map(_is_number, value)))
 json_object = must_be("an object of finite JSON", _is_json_object)
-json_objects = must_be(
-    "an object of objects of finite JSON",
-    lambda value: _is_json_object(value) and all(map(_is_json_object, value.values())),
-)

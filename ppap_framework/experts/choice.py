@@ -21,7 +21,7 @@ from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
-from ppap_framework.experts.info import BundleInfo, Options, Present, check_waivers
+from ppap_framework.experts.info import BundleInfo, Present, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
@@ -59,7 +59,8 @@ class BundleFile:
     @property
     def calibration(self) -> ScaleCurve | RangeScales | None:
         """Calibrated guidance scales; None if the experts were not calibrated."""
-        info, loss = self.info, self.info.loss
+        info = self.info
+        loss = (info.curve and info.curve.loss) or info.recipe.get("loss")
         of: Any = loss if isinstance(loss, Mapping) else None
         if info.curve is None and info.scales is not None:
             return RangeScales(info.ranges, info.scales, of)
@@ -232,7 +233,7 @@ def choose_experts(
     through: str = "noisy",
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
-    options: Options | None = None,
+    options: Mapping[str, Any] | None = None,
     loss: Mapping[str, Any] | None = None,
 ) -> BundleFile | ExpertSet | None:
     """The experts of a guide; other arguments and errors as for `check_wanted`.

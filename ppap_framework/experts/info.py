@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 from attrs.validators import min_len, optional
@@ -30,9 +30,6 @@ _LOSSES = ("held_out", "untouched")
 WAIVABLE = ("backend", "options", "resolution")
 """Differences that a user may accept: experts see noisy images of another kind or size, or options
 differ. Experts for other weights or another normalization would mislead the guide."""
-
-Options: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""`Origin.compared` of the "guide" and the "backend", if a plugin made them."""
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +65,7 @@ class BundleInfo:
         metrics: Held-out metrics, as JSON.
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
-        options: Options by which experts are compared; None if unknown.
+        options: `Guide.compared_options` of the training; None if unknown.
     """
 
     format: int = _FORMAT
@@ -92,7 +89,9 @@ class BundleInfo:
         converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
-    options: Options | None = attrs.field(default=None, validator=optional(must.json_objects))
+    options: Mapping[str, Any] | None = attrs.field(
+        default=None, validator=optional(must.json_object)
+    )
 
     def __attrs_post_init__(self) -> None:
         faults = []
@@ -122,11 +121,6 @@ class BundleInfo:
     @property
     def ranges(self) -> NoiseRanges:
         return NoiseRanges(self.boundaries)
-
-    @property
-    def loss(self) -> object:
-        """The loss of the calibration, or else of the training, as JSON; None if unknown."""
-        return (self.curve and self.curve.loss) or self.recipe.get("loss")
 
     @property
     def held_out(self) -> float:
@@ -186,7 +180,7 @@ class Present:
 
     model: GuidanceModel
     backend: DiffusionBackend | None
-    options: Options | None = None
+    options: Mapping[str, Any] | None = None
 
     @cached_property
     def _guide_sha256(self) -> str:
@@ -211,14 +205,9 @@ class Present:
         elif words := self._fed_otherwise(info):
             found["input"] = words
         before, now = info.options or {}, self.options or {}
-        common = {of: (before[of], now[of]) for of in before.keys() & now.keys()}
-        words = [
-            f"option {name} of the {of} was {one[name]}, and is {other[name]}"
-            for of, (one, other) in sorted(common.items())
-            for name in sorted(one.keys() & other.keys())  # other versions may have others
-            if one[name] != other[name]
-        ]
-        if words:
+        common = sorted(before.keys() & now.keys())  # other versions may have others
+        if differ := [name for name in common if before[name] != now[name]]:
+            words = (f"{name} was {before[name]}, and is {now[name]}" for name in differ)
             found["options"] = "; ".join(words)
         if self.backend is None:
             return found

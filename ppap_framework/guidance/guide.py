@@ -140,10 +140,10 @@ class Guide:
         )
         return attrs.evolve(self, experts=experts)
 
-    def compared_options(self, backend: DiffusionBackend) -> dict[str, dict[str, Any]]:
-        """See `experts.Options`."""
-        origins = {"guide": self.origin, "backend": backend.origin}
-        return {of: o.compared for of, o in origins.items() if o is not None and o.distribution}
+    def compared_options(self, backend: DiffusionBackend) -> dict[str, Any]:
+        """Options by which experts are compared, as JSON; those of a user's objects are unknown."""
+        origins = {"guide": self.origin, "backend": backend.origin}.items()
+        return {f"{of}.{k}": value for of, o in origins if o for k, value in o.compared.items()}
 
     @property
     def loss_record(self) -> dict[str, Any]:

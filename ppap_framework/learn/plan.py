@@ -69,8 +69,8 @@ class TransferPlan:
         return self.backend.stages[0]
 
     @property
-    def options(self) -> dict[str, dict[str, Any]]:
-        """See `experts.Options`."""
+    def options(self) -> dict[str, Any]:
+        """See `Guide.compared_options`."""
         return self.guide.compared_options(self.backend)
 
     @property
@@ -93,14 +93,13 @@ class TransferPlan:
 
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
-        given = [value is not None for of in self.options.values() for value in of.values()]
         return {
             **{name: attrs.asdict(identity) for name, identity in self.identities.items()},
             "data": images.manifest_hash,
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
             "loss": self.guide.loss_record,
-            **({"options": self.options} if any(given) else {}),
+            **{name: value for name, value in self.options.items() if value is not None},
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
             **({} if self.curve is None else {"proposal": self.curve}),

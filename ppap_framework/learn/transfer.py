@@ -42,6 +42,7 @@ from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 _BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0
+_NOT_KEPT = "set PPAP_CACHE_DIR to another folder, or use --no-keep"
 
 
 @isolated()
@@ -89,7 +90,8 @@ def transfer(
     path = Path(out).expanduser()
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
     check_transfer(path, recipe, compute, name)
-    _check_kept(keep)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
@@ -137,7 +139,8 @@ def adapt(
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
     check_adapt(path, recipe, sampling, compute, name=name, **draws)
-    _check_kept(keep)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     data = synthesize(
         plan.backend,
@@ -150,12 +153,6 @@ def adapt(
         **draws,
     )
     return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
-
-
-def _check_kept(keep: bool) -> None:
-    """UsageError if the folder of kept bundles cannot be written to."""
-    if keep:
-        check_writable(experts_dir(), "set PPAP_CACHE_DIR to another folder, or use --no-keep")
 
 
 def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
