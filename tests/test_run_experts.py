@@ -329,7 +329,7 @@ class TestChoosing:
         path = write_experts(experts_dir())
         info, state = verify_bundle(path)
         options = green(experts="none").compared_options(toy)
-        assert options == {"guide.sharpness": 10.0, "guide.upside_down": False}
+        assert options == {"guide.model": None, "guide.sharpness": 10.0, "guide.upside_down": False}
         _write(path, state, attrs.evolve(info, options=options))
         assert planned(toy, green()).guides[0].chosen is not None
         other = {"options": {"sharpness": 5.0}}
