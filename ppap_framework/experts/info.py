@@ -207,8 +207,8 @@ class Present:
         before, now = info.options or {}, self.options or {}
         common = sorted(before.keys() & now.keys())  # other versions may have others
         if differ := [name for name in common if before[name] != now[name]]:
-            words = (f"{name} was {before[name]}, and is {now[name]}" for name in differ)
-            found["options"] = "; ".join(words)
+            told = (f"{name} was {before[name]}, and is {now[name]}" for name in differ)
+            found["options"] = "; ".join(told)
         if self.backend is None:
             return found
         if info.backend.sha256 not in (None, self._backend_sha256):

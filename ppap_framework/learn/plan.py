@@ -161,8 +161,7 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
-        message = f"the guide has a loss already, {guide.loss_name!r}"
-        raise UsageError(message, hint="leave out loss")
+        raise UsageError("the guide has a loss already", hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
         hint = "experts are for networks that have only seen clean images"
