@@ -286,7 +286,7 @@ class TestChoosing:
         assert choose("auto", TinyGuide()) == "calibrated"
         (said,) = (record.getMessage() for record in caplog.records)
         assert "'calibrated' before the newer 'trial': they are calibrated" in said
-        assert "--experts trial" in said
+        assert "--experts NAME" in said
 
     def test_options_are_compared_where_both_state_them(self, caplog: Caplog) -> None:
         bundle("old", age=50)

@@ -323,13 +323,12 @@ def _best(
         why = (
             "held-out losses are lower" if ranks[best][0] == ranks[0][0] else "they are calibrated"
         )
-        taken, newest = matching[best].name, matching[0].name
-        _log.warning(_TAKEN, guide_name, taken, newest, why, newest)
+        _log.warning(_TAKEN, guide_name, matching[best].name, matching[0].name, why)
     return matching[best]
 
 
 _PASSED_OVER = "experts %r are passed over: %s"
-_TAKEN = "guide %r takes experts %r before the newer %r: %s (--experts %s takes those)"
+_TAKEN = "guide %r takes experts %r before the newer %r: %s (`--experts NAME` takes others)"
 
 
 def _try(bundle: BundleFile, present: Present, allow_mismatch: Collection[str]) -> None:
