@@ -70,7 +70,8 @@ def synthesize(
         compute: How images are computed; the default batch size is 64, on one thread per worker.
         shard: Images in a file, a multiple of the batch size.
         workers: Number of processes, each with a copy of the backend; None for the number of cores,
-            up to 8. More than 1 requires an importable main module, since they are spawned.
+            up to 8. More than 1 import the main module, so a script calls this below
+            `if __name__ == "__main__":`.
         overwrite: Whether to remove an earlier set in the folder.
         progress: Called after every step; finished work of earlier calls counts.
         command: The typed command, for the record.
@@ -174,7 +175,8 @@ def _draw(
             for task in ended:
                 task.result()
     except BrokenProcessPool as error:
-        hint = "memory may be short: use fewer workers or a smaller batch"
+        hint = "memory may be short: use fewer workers or a smaller batch; a script that starts "
+        hint += 'workers does so below `if __name__ == "__main__":`'
         raise PpapError("a worker process died", hint=hint) from error
     finally:
         for process in list((pool._processes or {}).values()):  # public from Python 3.14 on
