@@ -37,8 +37,6 @@ from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
 from ppap_framework.runtime import Progress, Watch
 
-_MOST_WORKERS = 8
-
 _Count: TypeAlias = Callable[[int], None]
 """Called after every step with the number of finished steps, summed over images."""
 
@@ -124,15 +122,12 @@ def check_synthesis(
 ) -> None:
     """Check arguments without backend, and write nothing; UsageError with all problems."""
     problems = Problems()
-    with problems.collected():
-        check(num, sampling, compute)
+    problems.attempt(check, num, sampling, compute)
     for name, value in {"shard": shard, "workers": 1 if workers is None else workers}.items():
         if type(value) is not int or value < 1:
-            fault = f"{name} must be a whole number from 1, not {value}"
-            problems.errors.append(UsageError(fault, hint="leave it out"))
+            problems.add(f"{name} must be a whole number from 1, not {value}", "leave it out")
     if not problems.errors:
-        with problems.collected():
-            Layout(num, compute.fixed_batch, shard)
+        problems.attempt(Layout, num, compute.fixed_batch, shard)
     with problems.collected():
         check_writable(out)
         resume.check_content(out, belongs)
@@ -185,18 +180,16 @@ def _draw(
 def _written(
     run: Plan, folder: SynthesisFolder, batches: Sequence[int], count: _Count
 ) -> Iterator[int]:
-    sampling = run.sampling
     with drawing(run, lambda progress: count(progress.done)) as draw:
         for batch in batches:
             images = folder.layout.batch_images(batch)
-            prompts = sampling.prompts(images)
+            prompts = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
             path = folder.batch_path(batch)
             with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
-                for row, image in enumerate(images):
+                for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                     pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
-                    prompt = prompts[row] if prompts else None
-                    file.write(members(image, pictures, sampling.seed, prompt))
+                    file.write(members(image, pictures, run.sampling.seed, prompt))
             yield batch
 
 
@@ -209,8 +202,7 @@ def _work(path: Path, worker: int, batches: Sequence[int]) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
 
@@ -233,7 +225,7 @@ def _automatic_workers(run: Plan) -> int:
     if run.device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min((cores or 1) // (run.compute.threads or 1), _MOST_WORKERS))
+    return max(1, min((cores or 1) // (run.compute.threads or 1), 8))
 
 
 def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
@@ -241,12 +233,13 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     origin, sampling, compute = run.backend.origin, run.sampling.record(), run.compute
     named = origin.record()
     backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
+    backend["weights_sha256"] = backend_sha256(run.backend.inner)
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
         sampling["prompt"] = {"sha256": digest(prompts)}
     versions = {"torch": torch.__version__, "pillow": PIL.__version__}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {
-        "backend": {**backend, "weights_sha256": backend_sha256(run.backend.inner)},
+        "backend": backend,
         "stages": run.stages_record(),
         **attrs.asdict(layout),
         **sampling,

@@ -181,13 +181,10 @@ def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[
         )
     if not even:
         return _sections(num_timesteps, [int(count) for count in counts])
-    count = int(counts[0])
-    if (stride := _even_stride(num_timesteps, count)) is None:
-        raise UsageError(
-            f"no even stride over {num_timesteps} timesteps gives {count}",
-            hint=f"use {count} instead of {text}, or another number",
-        )
-    return list(range(0, num_timesteps, stride))
+    if kept := _evenly(num_timesteps, count := int(counts[0])):
+        return kept
+    fault = f"no even stride over {num_timesteps} timesteps gives {count}"
+    raise UsageError(fault, hint=f"use {count} instead of {text}, or another number")
 
 
 def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
@@ -196,21 +193,17 @@ def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
     A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
     """
     if not 1 <= steps <= num_timesteps:
-        raise UsageError(
-            f"cannot sample in {steps} steps", hint=f"use a number from 1 to {num_timesteps}"
-        )
+        hint = f"use a number from 1 to {num_timesteps}"
+        raise UsageError(f"cannot sample in {steps} steps", hint=hint)
     if steps == 1:
         return [num_timesteps - 1]
-    stride = _even_stride(num_timesteps, steps)
-    return list(range(0, num_timesteps, stride)) if stride else _sections(num_timesteps, [steps])
+    return _evenly(num_timesteps, steps) or _sections(num_timesteps, [steps])
 
 
-def _even_stride(num_timesteps: int, count: int) -> int | None:
-    """The smallest stride below T that visits `count` of range(T), starting at 0."""
-    if count < 1:
-        return None
-    stride = -(-num_timesteps // count)
-    return stride if stride < num_timesteps and -(-num_timesteps // stride) == count else None
+def _evenly(num_timesteps: int, count: int) -> list[int]:
+    """Two or more timesteps from 0 on, at the smallest even stride; empty if none gives `count`."""
+    kept = list(range(0, num_timesteps, -(-num_timesteps // max(count, 1))))
+    return kept if len(kept) == count > 1 else []
 
 
 def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
