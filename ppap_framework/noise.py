@@ -110,10 +110,8 @@ class NoiseSchedule:
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T."""
     if num_timesteps <= 20:
-        raise UsageError(
-            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}",
-            hint="use a longer base length, or the cosine schedule",
-        )
+        fault = f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}"
+        raise UsageError(fault, hint="use a longer base length, or the cosine schedule")
     scale = 1000.0 / num_timesteps
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
     return NoiseSchedule("linear", betas)

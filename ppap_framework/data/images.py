@@ -58,14 +58,11 @@ class LabelledImages:
         images, labels = _arrays(self.path)
         if images.ndim == 4 and images.shape[3] != 3 == images.shape[1]:
             images = images.transpose(0, 2, 3, 1)
-        name, fault = repr(str(path)), ""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            fault = f"the images of {name} are {images.dtype} {images.shape}"
-        elif labels.ndim == 0 or labels.dtype.kind not in "biuf":
-            fault = f"the labels of {name} are {labels.dtype} {labels.shape}"
-        elif len(labels) != len(images):
-            fault = f"{name} has {len(images)} images and {len(labels)} labels"
-        if fault:
+        readable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+        numbers = labels.ndim > 0 and labels.dtype.kind in "biuf"
+        if not readable or not numbers or len(labels) != len(images):
+            found = (f"of {array.dtype} {array.shape}" for array in (images, labels))
+            fault = "{} holds images {} and labels {}".format(repr(str(path)), *found)
             raise AssetError(fault, hint=_HINT)
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2)
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)

@@ -51,9 +51,8 @@ class Process:
     def _check_timesteps(self, attribute: attrs.Attribute[Any], kept: Sequence[int]) -> None:
         length = self.schedule.num_timesteps
         if not kept or any(a >= b for a, b in pairwise((-1, *kept, length))):
-            raise UsageError(
-                f"kept timesteps must be rising numbers from 0 to {length - 1}, not {kept[:8]}"
-            )
+            must = f"must be rising numbers from 0 to {length - 1}"
+            raise UsageError(f"kept timesteps {must}, not {kept[:8]}")
 
     @cached_property
     def betas(self) -> Tensor:
@@ -175,10 +174,8 @@ def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[
     # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
     known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
     if not known or (even and len(counts) > 1):
-        raise UsageError(
-            f"respacing {respacing!r} is not understood",
-            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
-        )
+        hint = 'use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all'
+        raise UsageError(f"respacing {respacing!r} is not understood", hint=hint)
     if not even:
         return _sections(num_timesteps, [int(count) for count in counts])
     if kept := _evenly(num_timesteps, count := int(counts[0])):
@@ -214,10 +211,9 @@ def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
     kept: list[int] = []
     for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
         if count > stop - start:
-            raise UsageError(
-                f"cannot keep {count} timesteps of a section that has {stop - start}",
-                hint=f"the {num_timesteps} timesteps are cut into {len(counts)} sections",
-            )
+            fault = f"cannot keep {count} timesteps of a section that has {stop - start}"
+            hint = f"the {num_timesteps} timesteps are cut into {len(counts)} sections"
+            raise UsageError(fault, hint=hint)
         stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
         # Like the published spacings, which trained networks have seen: the stride is summed, not
         # multiplied, and halves are rounded to even.

@@ -6,6 +6,7 @@ which distribution supplies a component that is not installed.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterable
@@ -33,13 +34,11 @@ def suppliers() -> dict[str, str]:
 
 def _extras() -> dict[str, list[str]]:
     """Distributions of each extra of ppap-framework; none if it is not installed."""
-    try:
-        requirements = metadata.requires("ppap-framework") or ()
-    except metadata.PackageNotFoundError:
-        requirements = ()
     found: dict[str, list[str]] = {}
-    for match in filter(None, map(_EXTRA.fullmatch, requirements)):
-        found.setdefault(match[2], []).append(match[1])
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        requirements = metadata.requires("ppap-framework") or ()
+        for match in filter(None, map(_EXTRA.fullmatch, requirements)):
+            found.setdefault(match[2], []).append(match[1])
     return found
 
 

@@ -7,6 +7,7 @@ and with them, each followed by what every guide sees there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeAlias
 
 import attrs
@@ -154,11 +155,10 @@ def draw_grid(
         for line, pictures in zip(lines, tiles, strict=True):
             shown = attrs.evolve(line, pictures=pictures[part], captions=line.captions[part])
             strips.append(_strip(shown, width, [wide] * len(shown.pictures), _GAP))
-    canvas = Image.new("RGB", (width, sum(strip.height for strip in strips) + _MARGIN), _PAPER)
-    top = 0
-    for strip in strips:
+    *tops, height = accumulate((strip.height for strip in strips), initial=0)
+    canvas = Image.new("RGB", (width, height + _MARGIN), _PAPER)
+    for strip, top in zip(strips, tops, strict=True):
         canvas.paste(strip, (0, top))
-        top += strip.height
     return canvas
 
 
@@ -215,11 +215,10 @@ def _wrapped(text: str, room: int, most: int, font: _Font = _TEXT) -> list[str]:
             lines[-1] = longer
         else:
             lines.append(word)
-    cut = len(lines) > most
-    lines = lines[:most]
-    for k, line in enumerate(lines):
-        end = "…" if cut and k == most - 1 else ""
+    shown = lines[:most]
+    for k, line in enumerate(shown):
+        end = "…" if len(lines) - 1 > k == most - 1 else ""
         while line and font.getlength(line + end) > room:
             line, end = line[:-1], "…"
-        lines[k] = line + end
-    return lines
+        shown[k] = line + end
+    return shown
