@@ -53,12 +53,12 @@ def find_class(text: str, names: Sequence[str]) -> int:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
             fault = f"class {text!r} is ambiguous: {len(found)} of {len(names)} classes match"
             raise UsageError(fault, hint=f"type the name or the number of one of {listed}{more}")
-    whole: dict[str, int] = {}  # class by each of its names and their words
-    for index, name in enumerate(plain):
-        for part in (name, *name.split(", "), *name.split()):
-            whole.setdefault(part, index)
+    whole: dict[str, str] = {}  # class by each of its names and their words
+    for name, simple in zip(names, plain, strict=True):
+        for word in (simple, *simple.split(", "), *simple.split()):
+            whole.setdefault(word, repr(name))
     close = difflib.get_close_matches(wanted, whole, n=3, cutoff=0.6)
-    listed = ", ".join(dict.fromkeys(repr(names[whole[match]]) for match in close))
+    listed = ", ".join(dict.fromkeys(whole[match] for match in close))
     hint = f"did you mean {listed}?" if close else _examples(names)
     raise UsageError(f"there is no class {text[:60]!r} among {len(names)}", hint=hint)
 

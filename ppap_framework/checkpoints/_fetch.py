@@ -249,7 +249,6 @@ def _quiet_hub(off: bool) -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
 
     requests = logging.getLogger("huggingface_hub.utils._http")
-    before = constants.HF_HUB_OFFLINE, hub_logging.get_verbosity(), requests.level
     said: list[str] = []
 
     def say_once(record: logging.LogRecord) -> bool:
@@ -258,18 +257,17 @@ def _quiet_hub(off: bool) -> Iterator[None]:
             _log.warning(said[0])
         return False
 
-    # timm has no argument for this; it also refuses the hub's own requests.
-    constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or off
-    hub_logging.set_verbosity(logging.CRITICAL)
-    requests.setLevel(logging.WARNING)
-    requests.addFilter(say_once)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+        stack.callback(hub_logging.set_verbosity, hub_logging.get_verbosity())
+        stack.callback(requests.setLevel, requests.level)
+        stack.callback(requests.removeFilter, say_once)
+        # timm has no argument for this; it also refuses the hub's own requests.
+        constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or off
+        hub_logging.set_verbosity(logging.CRITICAL)
+        requests.setLevel(logging.WARNING)
+        requests.addFilter(say_once)
         yield
-    finally:
-        requests.removeFilter(say_once)
-        constants.HF_HUB_OFFLINE, verbosity, level = before
-        hub_logging.set_verbosity(verbosity)
-        requests.setLevel(level)
 
 
 def in_torch_hub(url: str) -> bool:

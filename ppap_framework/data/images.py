@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppap_framework.errors import AssetError
+from ppap_framework.files import refusals
 
 _HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...)"
 
@@ -85,16 +86,12 @@ class LabelledImages:
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
-        with path.open("rb") as opened:
+        with refusals(path, AssetError, _HINT, "read"), path.open("rb") as opened:
             if opened.read(2) != b"PK":  # numpy also reads NPY files and pickles
                 raise ValueError("it is no NPZ file")
             opened.seek(0)
             with np.load(opened) as file:
                 return file["images"], file["labels"]
-    except OSError as error:
-        reason: object = error.strerror or error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        reason = f"it is damaged: {error}"
-    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        reason = error.args[0] if error.args else "it ends too early"
-    raise AssetError(f"cannot read {str(path)!r}: {reason}", hint=_HINT)
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, RuntimeError) as error:
+        reason = error.args[0] if error.args else "it ends too early"  # RuntimeError: encrypted
+        raise AssetError(f"cannot read {str(path)!r}: {reason}", hint=_HINT) from error

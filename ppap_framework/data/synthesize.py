@@ -62,9 +62,6 @@ def synthesize(
 
     Args:
         backend: A backend, or the name of one.
-        out: The folder.
-        num: Number of images.
-        sampling: Settings of drawing.
         compute: How images are computed; the default batch size is 64, on one thread per worker.
         shard: Images in a file, a multiple of the batch size.
         workers: Number of processes, each with a copy of the backend; None for the number of cores,
@@ -210,14 +207,11 @@ def _end_with_parent() -> None:
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """A context that delays Ctrl-C; processes started in it never receive it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    with contextlib.ExitStack() as stack:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _automatic_workers(run: Plan) -> int:

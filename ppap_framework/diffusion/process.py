@@ -124,14 +124,10 @@ class Process:
     ) -> tuple[Tensor, Tensor]:
         """The variance of p(x_{i-1} | x_i) and its logarithm, broadcastable to (B, C, H, W).
 
-        They do not match at index 0, where `fixed_small` is 0 and its logarithm is clipped.
-
-        Args:
-            index: As in `posterior_mean`.
-            learned: (B, C, H, W), the network's v for `learned_range`, not clamped: (v + 1) / 2
-                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15).
-                The fixed kinds ignore it.
-            like: Tensor whose type and device the result takes.
+        They do not match at index 0, where `fixed_small` is 0 and its logarithm is clipped. `index`
+        is as in `posterior_mean`; the result has the type and device of `like`. For `learned_range`
+        alone, `learned` is the network's v, (B, C, H, W), not clamped: (v + 1) / 2 interpolates
+        between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15).
         """
         if self.variance == "learned_range":
             if learned is None:

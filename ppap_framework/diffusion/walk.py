@@ -137,13 +137,9 @@ class Guidance(Protocol):
     ) -> tuple[Prediction, Tensor | None]:
         """`denoise(x_t)`, without a graph, and the guidance gradient g, (B, C, H, W), or None.
 
-        Args:
-            x_t: (B, C, H, W).
-            time: t / T in [0, 1) of the whole batch; 0 is the least noisy.
-            level: The B noise levels of x_t, all the same.
-            denoise: The stage's denoiser at this timestep.
+        `time` is t / T in [0, 1) of the whole batch, 0 is the least noisy; `level` holds the B
+        noise levels, all the same; `denoise` is the stage's denoiser at this timestep.
         """
-        ...
 
 
 @attrs.frozen(eq=False)
@@ -211,7 +207,6 @@ def trajectory(
         noise: Draws (B, C, H, W) for a step; a `NoiseSource`, whose first draw was `x`.
         condition: Output of the backend's `encode` for these B images.
         step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
-        guidance: The guidance, or None.
         clip: Clamp each x_0 to [-1, 1] before it is used.
         denoised_fn: Changes each x_0, (B, C, H, W), before it is clamped.
         indices: The indices to step from, in order; by default S - 1 to 0.

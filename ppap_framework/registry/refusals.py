@@ -77,8 +77,8 @@ def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
     if len(offers) == 1:
         return offers[0][1]
     plugins = [plugin for plugin, _ in offers]
-    forms = list(dict.fromkeys(f"{plugin.distribution}:{split(name)[1]}" for plugin in plugins))
-    hint = "type " + " or ".join(f"{flag} {form}".strip() for form in forms)
+    forms = dict.fromkeys(f"{flag} {by.distribution}:{split(name)[1]}".strip() for by in plugins)
+    hint = f"type {' or '.join(forms)}"
     if len(forms) < len(plugins):
         hint = f"keep one: PPAP_DISABLE_PLUGINS={plugins[-1].name}"
     claims = ", ".join(plugin.name for plugin in plugins)

@@ -75,8 +75,7 @@ class Estimate:
     """The cost of a run, without memory that libraries allocate for themselves.
 
     Attributes:
-        stages: Cost of each stage, by name.
-        guides: Cost of each guide, by name.
+        stages, guides: Cost of each, by name.
         flops: FLOPs of the whole run, without the guides' last look at finished images.
         weights: Bytes of networks, of all experts, and of the copy of a network's own weights that
             is kept while an expert is merged (at most all of them).
