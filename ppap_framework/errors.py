@@ -136,5 +136,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error's message, of TorchScript's the last, at most 200 characters."""
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    return lines[-1 if "TorchScript" in lines[0] else 0][:200]

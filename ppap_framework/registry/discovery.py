@@ -27,6 +27,7 @@ from pluggy import HookCaller
 
 from ppap_framework import plugin
 from ppap_framework.errors import PluginError, one_line
+from ppap_framework.files import is_on
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
 from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
@@ -72,7 +73,7 @@ def discover(
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
     plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
     if strict is None:
-        strict = environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no", "off")
+        strict = is_on(STRICT, environ)
     for record in plugins if strict else ():
         if record.failed:
             fault = f"plugin {record.name} is {record.status}: {record.reason}"
@@ -178,8 +179,9 @@ def _loaded(
         labels = [records.label(item) for item in offered]
         if twice := [one for index, one in enumerate(labels) if one in labels[:index]]:
             raise _RefusedError(f"it offers {twice[0]} twice")
-    except KeyboardInterrupt:
-        raise
+    except KeyboardInterrupt as stop:
+        hint = f"{DISABLE}={record.name} leaves it out"
+        raise KeyboardInterrupt(f"plugin {record.name} was being loaded; {hint}") from stop
     except _RefusedError as refusal:
         return attrs.evolve(record, status=status, reason=refusal.message, hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host

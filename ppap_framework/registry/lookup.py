@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
@@ -16,10 +16,12 @@ from ppap_framework.errors import (
     AssetError,
     PluginError,
     PpapError,
+    Problems,
     UsageError,
     calling,
     one_line,
 )
+from ppap_framework.origin import plain
 from ppap_framework.plugin import (
     AdapterSpec,
     Asset,
@@ -125,6 +127,22 @@ class Registry:
         fault = f"names {spec.options} as its options, which is no attrs class"
         raise PluginError(f"{self._label(spec)} {fault}")
 
+    def faults(self, spec: ComponentSpec) -> Iterator[str]:
+        """What a component names that is not there, or is no use; imports it."""
+        problems = Problems()
+        problems.attempt(self.options_class, spec)
+        problems.attempt(self._imported, spec, spec.factory)
+        if isinstance(spec, GuiderSpec):
+            loss = problems.attempt(self.default_loss, spec)
+            if loss and loss.task != spec.task:
+                fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
+                problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
+        cards: Any = self.cards
+        needs = isinstance(spec, BackendSpec) or getattr(spec, "needs_checkpoint", False)
+        if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
+            problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
+        yield from (error.message for error in problems.errors)
+
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
         """An instance of `options_class`, or None; UsageError with all that is wrong."""
         cls = self.options_class(spec)
@@ -149,6 +167,18 @@ class Registry:
                 problems.append(_text(error))
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
+
+    def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by which experts are compared, with defaults, as JSON; errors as of `options`.
+
+        A field with `metadata={"compared": False}` is none of them.
+        """
+        made = self.options(spec, given)
+        return {
+            field.alias or field.name: plain(getattr(made, field.name))
+            for field in (() if made is None else attrs.fields(type(made)))
+            if field.init and field.metadata.get("compared", True)
+        }
 
     @overload
     def make(
