@@ -156,7 +156,8 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
-        message = f"the guide has a loss already, {guide.loss_name!r}"
+        own = guide.loss_name if isinstance(guide, Guide) else guide.loss
+        message = f"the guide has a loss already, {own!r}"
         raise UsageError(message, hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
