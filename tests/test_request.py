@@ -239,8 +239,8 @@ class TestModuleGuide:
             ([nn.Conv2d(4, 2, 8)], "'mine' takes 4 channels, and images have 3", "forward"),
             (
                 [nn.Flatten(), nn.Linear(64, 2)],
-                "guide 'mine' failed on images of shape (2, 3, 8, 8): mat1 and mat2",
-                "`size` resizes",
+                "guide 'mine' failed in forward: RuntimeError: mat1 and mat2",
+                "it was given (1, 3, 8, 8)",
             ),
         ],
     )
@@ -265,7 +265,7 @@ class TestModuleGuide:
             raise RuntimeError("shapes do not match\nat all")
 
         monkeypatch.setattr(guide.model.network, "forward", fail)
-        with pytest.raises(PluginError, match=r"'colour' failed .*: shapes do not match$"):
+        with pytest.raises(PluginError, match="'colour' of ppap-plugin-toy failed in forward"):
             ppap.sample(toy, [guide], num=1, steps=2)
 
     @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import pluggy
 from pluggy import HookCaller
 
 from ppap_framework import plugin
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, one_line
 from ppap_framework.files import is_on
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
 from ppap_framework.registry import records
@@ -126,7 +126,7 @@ def _plugins(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint 
         try:
             found = [entry for entry in distribution.entry_points if entry.group == GROUP]
         except Exception as error:
-            reason = f"its entry_points.txt cannot be read: {records.one_line(error)}"
+            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
             hint = f"pip install --force-reinstall {name}"
             yield attrs.evolve(blank, status="broken", reason=reason, hint=hint, error=error), None
             continue
@@ -185,7 +185,7 @@ def _loaded(
     except _RefusedError as refusal:
         return attrs.evolve(record, status=status, reason=refusal.message, hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        status, reason, hint = "broken", f"{doing}: {records.one_line(error)}", ""
+        status, reason, hint = "broken", f"{doing}: {one_line(error)}", ""
         if missing := records.missing_dependency(error, entry_point.value):
             status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
         return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
