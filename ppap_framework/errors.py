@@ -86,7 +86,9 @@ def calling(
 def one_line(error: BaseException) -> str:
     """The type and the message of an exception in one line."""
     try:
-        message = " ".join(str(error).split())[:300]
+        lines = str(error).strip().splitlines()
+        scripted = lines and "TorchScript" in lines[0]  # it says what happened last
+        message = " ".join(" ".join(lines[-1:] if scripted else lines).split())[:300]
     except Exception:
         message = ""
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -161,8 +161,9 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
-        known = guide.loss_name if isinstance(guide, Guide) else guide.loss
-        raise UsageError(f"the guide has a loss already, {known!r}", hint="leave out loss")
+        own = guide.loss_name if isinstance(guide, Guide) else guide.loss
+        message = f"the guide has a loss already, {own!r}"
+        raise UsageError(message, hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
         hint = "experts are for networks that have only seen clean images"
