@@ -215,7 +215,7 @@ def plan(
     return Plan(
         backend=loaded,
         guides=tuple(settled),
-        num=num,
+        num=int(num),
         compare=compare,
         sampling=sampling,
         compute=compute,
