@@ -364,6 +364,15 @@ class TestCommand:
         assert all(name in out for name in rows)
         assert f" {path.stat().st_size / 1000:.0f} kB " in out
 
+    def test_doctor_shows_what_cannot_be_attached(self, capsys: Capsys) -> None:
+        """It looks in a process of its own, where no plugin supplies the adapter."""
+        bundle("mine")
+        with pytest.raises(SystemExit) as caught:
+            main(["doctor", "--json"])
+        (row,) = json.loads(capsys.readouterr().out)["experts"]
+        assert (caught.value.code, row["name"]) == (4, "mine")
+        assert row["problem"] == "no installed adapter is called 'shift'"
+
     def test_inspect(self, capsys: Capsys) -> None:
         path = bundle("mine", scales=[1.0, 2.5, 4.0], metrics={"agreement": 0.75})
         code, out, _ = ppap(capsys, "inspect", "mine", "--json")

@@ -83,10 +83,9 @@ def inspect(source: str, as_json: bool) -> None:
         "input": info.input and attrs.asdict(info.input),
         "network_parameters": f"{info.network_parameters:,}",
     }
-    for shown_below in ("boundaries", "timesteps", "schedule", "scales", "curve"):
-        del fields[shown_below]
-    del fields["expert_parameters"]
     recipe, metrics = fields.pop("recipe"), fields.pop("metrics")
+    below = {"boundaries", "timesteps", "schedule", "expert_parameters", "scales", "curve"}
+    fields = {name: value for name, value in fields.items() if name not in below}
     print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
     print_fields("recipe", recipe)
     print_fields("held-out metrics", metrics)

@@ -167,8 +167,7 @@ def _draw(
             for task in ended:
                 task.result()
     except BrokenProcessPool as error:
-        hint = "memory may be short: use fewer workers or a smaller batch; a script that starts "
-        hint += 'workers does so below `if __name__ == "__main__":`'
+        hint = "use fewer workers or a smaller batch, and `if __name__ == '__main__':` in a script"
         raise PpapError("a worker process died", hint=hint) from error
     finally:
         for process in list((pool._processes or {}).values()):  # public from Python 3.14 on

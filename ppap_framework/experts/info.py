@@ -174,9 +174,7 @@ def describe(
 
 @attrs.frozen(eq=False)
 class Present:
-    """The present guide, without experts, and the backend and options, if compared; weights are
-    hashed once.
-    """
+    """The present guide, without experts; the backend and options, if they are compared."""
 
     model: GuidanceModel
     backend: DiffusionBackend | None

@@ -169,10 +169,7 @@ class Registry:
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
 
     def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options by which experts are compared, with defaults, as JSON; errors as of `options`.
-
-        A field with `metadata={"compared": False}` is none of them.
-        """
+        """Options as JSON, with defaults, without fields of `metadata={"compared": False}`."""
         made = self.options(spec, given)
         return {
             field.alias or field.name: plain(getattr(made, field.name))

@@ -212,8 +212,8 @@ def _earlier(folder: Path) -> list[str]:
         record = read_json(folder / _RECORD)
         config = record["config"]
         guides, stages = ([str(x["name"]) for x in config[key]] for key in ("guides", "stages"))
-        naive = config["compare"] and any(guide["experts"] for guide in config["guides"])
-        every = "guided", *["unguided"] * config["compare"], *["naive"] * naive
+        naive = ["naive"] * any(guide["experts"] for guide in config["guides"])
+        every = ["guided", *["unguided", *naive] * bool(config["compare"])]
         kinds = itertools.product(every, range(config["num"]))
         if record["format"] != _FORMAT:
             raise TypeError
