@@ -44,8 +44,8 @@ def list_checkpoints(here: bool, as_json: bool) -> None:
         print_json(rows)
         return
     for row in rows:
-        row |= {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
-        row["here"] = "yes" if row["here"] else None
+        row |= {"size": _size(row), "here": "yes" if row["here"] else None}
+        row |= {"for": row["component"], "pixels": row["image_size"]}
     print_table(["name", "for", "pixels", "size", "licence", "here", "summary"], rows)
 
 
@@ -181,13 +181,13 @@ def _row(card: Card) -> dict[str, Any]:
     path = None
     with contextlib.suppress(AssetError):  # a package that is incomplete
         path = location(card)
-    here = path is not None and path.exists()
+    size = path.stat().st_size if path and path.exists() else None
     return {
         **attrs.asdict(card, filter=attrs.filters.exclude("architecture")),
         "plugin": registry().provider(card).distribution,
         "path": path and str(path),
-        "here": here,
-        "bytes_here": path.stat().st_size if here and path else None,
+        "here": size is not None,
+        "bytes_here": size,
         "approximate_size": _FLOAT32 * card.parameters if card.parameters else None,
     }
 

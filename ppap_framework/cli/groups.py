@@ -31,26 +31,24 @@ class GlobalOptions:
         self.command = self.author = "ppap"  # what was typed, and the distribution that supplies it
         self.afterwards = contextlib.ExitStack()  # restored on exit: a process may go on
 
-    def add(self, name: str | None, value: int) -> None:
-        """Add an option's value to the one given before the command's name."""
-        if name == "debug":
-            self.debug |= bool(value)
-        elif value:
-            import logging
 
-            self.verbosity += value if name == "verbose" else -value
-            ours = logging.getLogger("ppap_framework")
-            self.afterwards.callback(ours.setLevel, ours.level)
-            ours.setLevel(logging.WARNING - 10 * max(-1, min(self.verbosity, 2)))
+def _add(ctx: click.Context, option: click.Parameter, value: int) -> None:
+    """Add a global option's value to the one given before the command's name."""
+    options = ctx.ensure_object(GlobalOptions)
+    if option.name == "debug":
+        options.debug |= bool(value)
+    elif value:
+        import logging
+
+        options.verbosity += value if option.name == "verbose" else -value
+        ours = logging.getLogger("ppap_framework")
+        options.afterwards.callback(ours.setLevel, ours.level)
+        ours.setLevel(logging.WARNING - 10 * max(-1, min(options.verbosity, 2)))
 
 
 def global_options(*, hidden: bool) -> list[click.Parameter]:
     """`-v`, `-q` and `--debug`, shown in the help of `ppap` and hidden in that of each command."""
-
-    def add(ctx: click.Context, option: click.Parameter, value: int) -> None:
-        ctx.ensure_object(GlobalOptions).add(option.name, value)
-
-    common: dict[str, Any] = {"callback": add, "expose_value": False, "hidden": hidden}
+    common: dict[str, Any] = {"callback": _add, "expose_value": False, "hidden": hidden}
     return [
         click.Option(["-v", "--verbose"], count=True, help="Log more.", **common),
         click.Option(["-q", "--quiet"], count=True, help="Log less.", **common),
@@ -114,11 +112,9 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [*self.summaries().items()]
         added = [(n, f"from {' and '.join(claims)}") for n, claims in self.added().items()]
-        for title, rows in (
-            ("Commands", [*self.summaries().items()]),
-            ("Commands of plugins", added),
-        ):
+        for title, rows in (("Commands", own), ("Commands of plugins", added)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)

@@ -76,29 +76,23 @@ def parse_guides(
     `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
     """
     wanted = [text.strip() for text in _several(given["guider"])]
-    guides: list[dict[str, Any]] = []
+    guides: dict[str, dict[str, Any]] = {}
     if "none" in wanted:
         if len(wanted) > 1:
-            problems.errors.append(
-                UsageError("--guider none goes with no other guider", hint="leave out one of them")
-            )
+            problems.add("--guider none goes with no other guider", "leave out one of them")
         wanted = []
-    for text in wanted:
-        with problems.collected():
-            guide = _guide(text)
-            if _name(guide) in map(_name, guides):
-                raise UsageError(
-                    f"--guider {_name(guide)} is given twice",
-                    hint="give each guide once, with one scale and interval",
-                )
-            guides.append(guide)
+    for guide in filter(None, [problems.attempt(_guide, text) for text in wanted]):
+        name = guide["source"].rpartition(":")[2]
+        if guides.setdefault(name, guide) is not guide:
+            once = "give each guide once, with one scale and interval"
+            problems.add(f"--guider {name} is given twice", once)
     misplaced = Problems()
     for parameter in _FIELDS:
         for text in _several(given.get(parameter)):
             misplaced.attempt(_assign, parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
-    requests = [problems.attempt(_request, guide, given, offline) for guide in guides]
+    requests = [problems.attempt(_request, guide, given, offline) for guide in guides.values()]
     return [request for request in requests if request]
 
 
@@ -111,10 +105,8 @@ def guide_of(given: Mapping[str, Any]) -> GuideRequest:
     problems.check()
     [request] = requests
     if request.scale is not None or request.interval != (0.0, 1.0):
-        raise UsageError(
-            f"--guider {request.label} takes no scale and no interval here",
-            hint="they are for `ppap run`; give the name alone",
-        )
+        message = f"--guider {request.label} takes no scale and no interval here"
+        raise UsageError(message, hint="they are for `ppap run`; give the name alone")
     request.check()
     return request
 
@@ -144,9 +136,8 @@ def typed_option(
     if str in kinds or not {bool, int, float}.intersection(kinds):
         return text
     wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-    raise UsageError(
-        f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give a {wanted}"
-    )
+    message = f"option {key!r} of {kind} {component!r} cannot be {text!r}"
+    raise UsageError(message, hint=f"give a {wanted}")
 
 
 def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
@@ -167,10 +158,6 @@ def _several(value: str | Sequence[str] | None) -> Sequence[str]:
     return () if value is None else (value,) if isinstance(value, str) else value
 
 
-def _name(guide: Mapping[str, Any]) -> str:
-    return str(guide["source"]).rpartition(":")[2]
-
-
 def _guide(text: str) -> dict[str, Any]:
     """Fields of a request, from what was typed behind --guider."""
     match = _GUIDER.fullmatch(text)
@@ -188,15 +175,11 @@ def _guide(text: str) -> dict[str, Any]:
     return guide
 
 
-def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
+def _assign(parameter: str, text: str, guides: Mapping[str, dict[str, Any]]) -> None:
     """Give the value of an option to the guide that it names."""
-    flag, field, names = (
-        f"--{parameter.replace('_', '-')}",
-        _FIELDS[parameter],
-        [*map(_name, guides)],
-    )
+    flag, field = f"--{parameter.replace('_', '-')}", _FIELDS[parameter]
     before, equals, after = text.partition("=")
-    if of_component := field.endswith("options"):
+    if is_pair := field.endswith("options"):
         name, named, key = before.rpartition(".")
         value = f"{key}{equals}{after}"
     else:
@@ -205,27 +188,21 @@ def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None
         value = (after if named else text).strip()
     if not guides:
         raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
-    matching = [g for g in guides if not named or name in (_name(g), g["source"])]
+    matching = [n for n, g in guides.items() if not named or name in (n, g["source"])]
     if len(matching) != 1:
-        forms = [f"{flag} {shlex.quote(f'{name}={text}')}" for name in names]
-        where = (
-            f"is for guide {name!r}, which is not used"
-            if named
-            else ("does not say for which guide it is")
-        )
-        raise UsageError(
-            f"{flag} {text!r} {where}",
-            hint="type GUIDE.KEY=VALUE" if of_component else f"type {' or '.join(forms)}",
-        )
-    [guide] = matching
-    if of_component:
-        guide[field].append(value)
-    elif field in guide:
-        raise UsageError(
-            f"{flag} is given twice for guide {_name(guide)!r}", hint="give it once for each guide"
-        )
+        unused = f"is for guide {name!r}, which is not used"
+        where = unused if named else "does not say for which guide it is"
+        forms = " or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in guides)
+        hint = f"type {'GUIDE.KEY=VALUE' if is_pair else forms}"
+        raise UsageError(f"{flag} {text!r} {where}", hint=hint)
+    [name] = matching
+    if is_pair:
+        guides[name][field].append(value)
+    elif field in guides[name]:
+        message = f"{flag} is given twice for guide {name!r}"
+        raise UsageError(message, hint="give it once for each guide")
     else:
-        guide[field] = value
+        guides[name][field] = value
 
 
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:

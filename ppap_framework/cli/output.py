@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from ppap_framework.runtime import Progress, Watch
 
-_PIPED_WIDTH = 160
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """An option, as the parameter `as_json`."""
 
@@ -154,19 +152,13 @@ def _bars() -> Iterator[Watch]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def watch(now: Progress) -> None:
-            shown = {bar.description: bar for bar in bars.tasks}
-            state: dict[str, Any] = {
-                "completed": now.done,
-                "total": now.total,
-                "detail": now.detail,
-            }
-            if now.task in shown:
-                bars.update(shown[now.task].id, **state)
-                return
-            for finished in (bar for bar in shown.values() if bar.finished):
-                bars.remove_task(finished.id)
-            # Steps of earlier calls count as completed and do not affect the speed.
-            bars.add_task(now.task, **state)
+            shown = {bar.description: bar.id for bar in bars.tasks}
+            if now.task not in shown:
+                for finished in (bar for bar in bars.tasks if bar.finished):
+                    bars.remove_task(finished.id)
+                # Steps of earlier calls count as completed and do not affect the speed.
+                shown[now.task] = bars.add_task(now.task, completed=now.done, detail="")
+            bars.update(shown[now.task], completed=now.done, total=now.total, detail=now.detail)
 
         yield watch
 
@@ -192,5 +184,5 @@ def _console() -> Console:
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    width = _PIPED_WIDTH if piped else None
+    width = 160 if piped else None
     return Console(width=width, markup=False, emoji=False, highlight=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,17 +127,12 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
     """
     from ppap_framework import learn
     from ppap_framework.data import LabelledImages, SyntheticData
-    from ppap_framework.run import Compute
 
-    problems = problems_of(ctx)
-    problems.check()
-    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
-    out = Path(given["out"]).expanduser()
-    problems.attempt(learn.check_transfer, out, recipe, compute, given["name"])
+    problems, chosen = _begin(ctx, given)
+    problems.attempt(learn.check_transfer, **chosen)
     kind = LabelledImages if given["supervised"] else SyntheticData
     data = problems.attempt(kind, given["data"])
-    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
-    train(learn.transfer, data=data)
+    _train(problems, given, learn.transfer, data=data, **chosen)
 
 
 @click.command("adapt", cls=Command)
@@ -163,18 +157,13 @@ def adapt(ctx: click.Context, /, **given: Any) -> None:
     ppap run --backend adm --guider classifier --target "red cube"
     """
     from ppap_framework import learn
-    from ppap_framework.run import Compute, Sampling
+    from ppap_framework.run import Sampling
 
-    problems = problems_of(ctx)
-    problems.check()
-    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
-    sampling = Sampling(steps=given["steps"], seed=given["seed"])
-    out = Path(given["out"] or _default_out(given, recipe)).expanduser()
-    draws = {name: given[name] for name in ("num", "workers")}
-    check = partial(learn.check_adapt, out, recipe, sampling, compute, name=given["name"])
-    problems.attempt(check, **draws)
-    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
-    train(learn.adapt, sampling=sampling, **draws)
+    problems, chosen = _begin(ctx, given)
+    chosen["sampling"] = Sampling(steps=given["steps"], seed=given["seed"])
+    chosen |= {name: given[name] for name in ("num", "workers")}
+    problems.attempt(learn.check_adapt, **chosen)
+    _train(problems, given, learn.adapt, **chosen)
 
 
 def _train(
@@ -191,7 +180,7 @@ def _train(
             found.load(),
             load_teacher(request),
             **settings,
-            **{name: given[name] for name in ("name", "keep", "overwrite", "calibrate")},
+            **{name: given[name] for name in ("keep", "overwrite", "calibrate")},
             progress=watch,
             command=["ppap", *sys.argv[1:]],
         )
@@ -236,17 +225,22 @@ def _prompts(path: str | None, num: int) -> list[str] | None:
     return [prompts[image % len(prompts)] for image in range(num)]
 
 
-def _recipe(given: Mapping[str, Any], problems: Problems) -> Recipe:
-    """The recipe of a command line, not checked; what cannot be read is collected."""
+def _begin(ctx: click.Context, given: Mapping[str, Any]) -> tuple[Problems, dict[str, Any]]:
+    """Problems of a command line, and the settings of its training, not checked."""
     import attrs
 
     from ppap_framework.learn import Recipe
+    from ppap_framework.run import Compute
 
+    problems = problems_of(ctx)
+    problems.check()
     values = {name: given[name] for name in attrs.fields_dict(Recipe) if name in given}
     values["batch"] = given["learn_batch"]
     values["adapters"] = problems.attempt(_adapters, given["adapter"])
     values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
-    return Recipe(**values)
+    recipe, compute = Recipe(**values), Compute(device=given["device"], batch=64)
+    out = Path(given["out"] or _default_out(given, recipe)).expanduser()
+    return problems, {"out": out, "recipe": recipe, "compute": compute, "name": given["name"]}
 
 
 def _adapters(texts: Sequence[str]) -> Adapters:
@@ -281,10 +275,9 @@ def _boundaries(text: str | None) -> Boundaries:
 
 
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
-    names = [given[name].rpartition(":")[2] for name in ("backend", "guider")]
-    parts: list[object] = [Path(name).name for name in names]
+    parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
     if recipe.boundaries == "auto":
-        parts += [recipe.num_experts, "auto"]
+        parts += [str(recipe.num_experts or ""), "auto"]
     else:
-        parts.append(recipe.num_experts or len(recipe.boundaries or range(4)) + 1)
-    return f"runs/adapt/{'-'.join(str(part) for part in parts if part)}"
+        parts.append(str(recipe.num_experts or len(recipe.boundaries or range(4)) + 1))
+    return f"runs/adapt/{'-'.join(filter(None, parts))}"
