@@ -36,7 +36,8 @@ COMMANDS = {
 }
 """Each command and its summary."""
 
-_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(("synthesize", "transfer", "adapt"), "training")}
+_TRAINING = ("synthesize", "data", "transfer", "adapt")
+_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(_TRAINING, "training")}
 """Modules of commands that are not `command` in a module of their own name."""
 
 _BUG = 1
@@ -160,8 +161,7 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
         case _:
             message = f"this is a bug in {options.author}: {type(error).__name__}: {error}"
             hint = "; ".join(filter(None, ["please report it", hint]))
-    prefix = click.style("ppap: error:", fg="red", bold=True)
-    for line in (f"{prefix} {message}", f"hint: {hint}" if hint else ""):
-        if line:
-            click.echo(" ".join(line.split()), err=True, color=color())
+    lines = [f"{click.style('ppap: error:', fg='red', bold=True)} {message}", f"hint: {hint}"]
+    for line in lines if hint else lines[:1]:
+        click.echo(" ".join(line.split()), err=True, color=color())
     return code

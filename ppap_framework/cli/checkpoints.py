@@ -23,8 +23,6 @@ from ppap_framework.registry import registry
 if TYPE_CHECKING:
     from ppap_framework.plugin import Card
 
-_FLOAT32 = 4  # bytes
-
 
 @click.group("checkpoints", cls=Group)
 def command() -> None:
@@ -62,14 +60,9 @@ def info(name: str, as_json: bool) -> None:
         print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
         return
     first_used = f"{noted}, of the file that was used first" if noted else "none is published"
-    shown = {
-        **row,
-        "size": _size(row),
-        "sha256": card.sha256 or first_used,
-        "parameters": f"{card.parameters:,}" if card.parameters else None,
-        "architecture": card.architecture,
-    }
-    print_fields(f"checkpoint {card.name}", shown)
+    row |= {"size": _size(row), "sha256": card.sha256 or first_used}
+    row |= {"parameters": card.parameters and f"{card.parameters:,}"}
+    print_fields(f"checkpoint {card.name}", row | {"architecture": card.architecture})
 
 
 @command.command("where")
@@ -126,10 +119,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     cards = [registry().card_named(name) for name in names] or [
         card for card in registry().every_card() if _row(card)["here"]
     ]
-    files = [(card.name, card) for card in cards]
     blank = dict.fromkeys(("name", "sound", "sha256", "against"))
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
-    return print_verified(files, facts, blank, line, as_json)
+    return print_verified([(card.name, card) for card in cards], facts, blank, line, as_json)
 
 
 @command.command("convert")
@@ -188,7 +180,7 @@ def _row(card: Card) -> dict[str, Any]:
         "path": path and str(path),
         "here": size is not None,
         "bytes_here": size,
-        "approximate_size": _FLOAT32 * card.parameters if card.parameters else None,
+        "approximate_size": card.parameters and 4 * card.parameters,
     }
 
 

@@ -1,4 +1,4 @@
-"""`ppap synthesize`, `ppap transfer` and `ppap adapt`."""
+"""`ppap synthesize`, `ppap data`, `ppap transfer` and `ppap adapt`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from ppap_framework.cli.config import (
     problems_of,
     settings,
 )
-from ppap_framework.cli.output import json_option, print_json, print_table, progress
+from ppap_framework.cli.output import (
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    progress,
+    size_words,
+)
 from ppap_framework.errors import AssetError, Problems, UsageError
 
 if TYPE_CHECKING:
@@ -80,24 +87,22 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     \b
     ppap synthesize --backend adm --num 2048 --out runs/synthetic
     """
-    from ppap_framework import data
     from ppap_framework.cli.guide_options import backend_of, settings_of
+    from ppap_framework.data import check_synthesis, synthesize
 
-    num, files = given["num"], {name: given[name] for name in ("shard", "workers")}
-    out, problems = Path(given["out"] or ".").expanduser(), problems_of(ctx)
-    prompts = problems.attempt(_prompts, given["prompts"], num)
+    problems = problems_of(ctx)
+    prompts = problems.attempt(_prompts, given["prompts"], given["num"])
     sampling, compute = settings_of(given, prompt=prompts)
-    problems.attempt(data.check_synthesis, out, num, sampling, compute, **files)
+    chosen = {name: given[name] for name in ("num", "shard", "workers")}
+    chosen |= {"out": Path(given["out"] or ".").expanduser()}
+    chosen |= {"sampling": sampling, "compute": compute}
+    problems.attempt(check_synthesis, **chosen)
     found = given["backend"] and problems.attempt(backend_of, given)
     problems.check()
     with progress(f"the same command continues in {given['out']}") as watch:
-        drawn = data.synthesize(
+        drawn = synthesize(
             found.load(),
-            out=out,
-            num=num,
-            sampling=sampling,
-            compute=compute,
-            **files,
+            **chosen,
             overwrite=given["overwrite"],
             progress=watch,
             command=["ppap", *sys.argv[1:]],
@@ -106,6 +111,72 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
         print_json({"folder": str(drawn.path), **drawn.manifest})
     else:
         click.echo(drawn.path)
+
+
+@click.group("data")
+def data() -> None:
+    """Look at the images that `ppap synthesize` drew."""
+
+
+@data.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def verify_data(folder: Path, as_json: bool) -> int:
+    """Check that nothing is missing or damaged: hashes, counts, and that pictures can be read."""
+    from ppap_framework.data import SyntheticData
+
+    drawn = SyntheticData(folder)
+    faults = drawn.faults()
+    files = list(dict.fromkeys(fault.file for fault in faults))
+    if as_json:
+        print_json(
+            {
+                "folder": str(folder),
+                "whole": not faults,
+                "images": len(drawn),
+                "sha256": drawn.manifest_hash,
+                "faults": [fault._asdict() for fault in faults],
+            }
+        )
+        return AssetError.exit_code if faults else 0
+    if faults:
+        more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
+        raise AssetError(
+            f"{str(folder / files[0])!r} {faults[0].reason}{more}",
+            hint="--json names them all; `ppap synthesize` with the same settings mends them",
+        )
+    click.echo(f"{len(drawn)} images in {len(drawn.manifest['shards'])} shards are whole")
+    return 0
+
+
+@data.command("stats")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def data_stats(folder: Path, as_json: bool) -> None:
+    """Show what a set holds, and the mean and standard deviation of its colors."""
+    from ppap_framework.data import SyntheticData
+
+    drawn = SyntheticData(folder)
+    shards, settings = drawn.manifest["shards"], drawn.manifest["settings"]
+    stages, rows = [], []
+    for index, stage in enumerate(drawn.stages):
+        mean, std = (values.tolist() for values in drawn.moments(index))
+        shape = drawn.image_shape(index)
+        stages.append({"name": stage, "image_shape": [*shape], "mean": mean, "std": std})
+        moments = (f"{m:+.3f}, {s:.3f}" for m, s in zip(mean, std, strict=True))
+        rows.append((stage, "x".join(map(str, shape)), *moments))
+    found = {
+        "images": len(drawn),
+        "shards": len(shards),
+        "bytes": sum(entry["bytes"] for entry in shards),
+        "seconds": drawn.seconds,
+        "sha256": drawn.manifest_hash,
+    }
+    if as_json:
+        print_json({"folder": str(folder), **found, "stages": stages})
+        return
+    print_fields(str(folder), {**found, "size": size_words(found["bytes"]), **settings})
+    print_table(["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows)
 
 
 @click.command("transfer", cls=Command)
@@ -251,8 +322,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         match = _ADAPTER.fullmatch(text.strip())
-        assert match is not None  # it matches anything
-        name, options = match.groups()
+        name, options = match.groups() if match else (text, "")
         registry().spec("adapter", name)
         kind = name.rpartition(":")[2]
         if kind in found:

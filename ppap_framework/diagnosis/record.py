@@ -12,6 +12,7 @@ import math
 import platform
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -36,17 +37,17 @@ _PROPOSED: dict[str, Any] = {"color": _INK, "marker": "^", "linestyle": ""}
 _TICKS = 6
 _WIDE = 20.0  # ratio of the largest to the smallest norm above which the axis is logarithmic
 
-_ANSWERS = (
-    {"agreement": "-", "confidence": "--"},
-    "share of images, probability",
-    "answer: same class as clean (solid), confidence (dashed)",
-)
 _PANELS = (
+    (
+        {"agreement": "-", "confidence": "--"},
+        "share of images, probability",
+        "answer: same class as clean (solid), confidence (dashed)",
+    ),
     ({"disagreement": "-"}, "transfer loss", "answer: distance to the clean image's answer"),
     ({"gradient_norm": "-"}, "|dE/dx|", "gradient: size"),
     ({"cosine": "-"}, "cosine", "gradient: cosine with that of the clean image"),
 )
-"""Line styles of the figures of each panel, label and title."""
+"""Line styles of the figures of each panel, label and title; the first is for classes."""
 
 
 @final
@@ -110,14 +111,13 @@ class Diagnosis:
     def record(self) -> dict[str, Any]:
         """JSON; null if not finite."""
         clean = {"confidence": self.clean_confidence, "gradient_norm": self.clean_gradient_norm}
-        levels = []
+        levels: list[dict[str, Any]] = []
         for k, (t, log_snr) in enumerate(zip(self.timesteps, self.log_snr, strict=True)):
-            level: dict[str, Any] = {"timestep": t, "log_snr": rounded(log_snr)}
-            level["untouched"] = as_json(self.untouched[k])
+            levels.append({"timestep": t, "log_snr": rounded(log_snr)})
+            levels[k]["untouched"] = as_json(self.untouched[k])
             if self.experts is not None and self.starts is not None:
                 owner = sum(start <= t for start in self.starts)
-                level["experts"] = {"expert": owner, **as_json(self.experts[k])}
-            levels.append(level)
+                levels[k]["experts"] = {"expert": owner, **as_json(self.experts[k])}
         return {
             "format": 1,
             "images": self.images,
@@ -158,14 +158,13 @@ def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str | None = None) ->
         _add_log_snr(panel, diagnosis)
     for panel in panels[-1]:
         panel.set_xlabel("timestep t")
-    contents = (_ANSWERS, *_PANELS) if classifies else _PANELS
+    contents = _PANELS if classifies else _PANELS[1:]
     for panel, (curves, label, title) in zip(panels.flatten(), contents, strict=True):
         panel.set_xlim(0, diagnosis.schedule_length - 1)
         panel.grid(alpha=0.25)
         for start in diagnosis.starts or ():
             panel.axvline(start, zorder=1, **_START)
-        for name, style in curves.items():
-            _draw(panel, diagnosis, name, style)
+        _draw(panel, diagnosis, curves)
         panel.set_ylabel(label)
         panel.set_title(title, fontsize="medium")
     *answers, distance, norm, cosine = panels.flatten()
@@ -190,15 +189,15 @@ def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str | None = None) ->
     save_figure(figure, path, kind)
 
 
-def _draw(panel: Axes, diagnosis: Diagnosis, name: str, style: str) -> None:
-    for readings, color in ((diagnosis.untouched, _UNTOUCHED), (diagnosis.experts, _EXPERTS)):
-        if not readings:
-            continue
-        t, found = diagnosis.timesteps, [getattr(reading, name) for reading in readings]
-        line: dict[str, Any] = {"color": color, "linewidth": 1.6, "marker": ".", "markersize": 4}
-        panel.plot(t, [i.value for i in found], style, zorder=3, **line)
-        low, high = [i.low for i in found], [i.high for i in found]
-        panel.fill_between(t, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
+def _draw(panel: Axes, diagnosis: Diagnosis, curves: Mapping[str, str]) -> None:
+    t, line = diagnosis.timesteps, {"linewidth": 1.6, "marker": ".", "markersize": 4}
+    both = ((diagnosis.untouched, _UNTOUCHED), (diagnosis.experts or (), _EXPERTS))
+    for (name, style), (readings, color) in product(curves.items(), both):
+        if readings:
+            found = [getattr(reading, name) for reading in readings]
+            value, low, high = zip(*(attrs.astuple(i) for i in found), strict=True)
+            panel.plot(t, value, style, zorder=3, color=color, **line)
+            panel.fill_between(t, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
 
 
 def _add_log_snr(panel: Axes, diagnosis: Diagnosis) -> None:
