@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import click
@@ -18,10 +18,8 @@ from ppap_framework.cli.output import (
 )
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
+from ppap_framework.plugin import Card
 from ppap_framework.registry import registry
-
-if TYPE_CHECKING:
-    from ppap_framework.plugin import Card
 
 
 @click.group("checkpoints", cls=Group)
@@ -149,10 +147,8 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
         raise UsageError(f"{str(out)!r} is there already", hint="--overwrite replaces it")
     checkpoint = find_checkpoint(registry(), None, None, source)
     if not checkpoint.architecture:
-        raise AssetError(
-            f"{checkpoint.name!r} does not state its architecture",
-            hint="name what it is, as NAME=PATH with a name of `ppap checkpoints list`",
-        )
+        hint = "name what it is, as NAME=PATH with a name of `ppap checkpoints list`"
+        raise AssetError(f"{checkpoint.name!r} does not state its architecture", hint=hint)
     state = checkpoint.state_dict()
     notes = {"converted_from": checkpoint.name, "sha256": checkpoint.sha256}
     save_checkpoint(out, state, checkpoint.architecture, notes)

@@ -56,13 +56,11 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
     ]
 
 
-_EVERYWHERE = global_options(hidden=True)
-
-
 def _accept_global_options(command: click.Command) -> None:
     """Add the global options to a command and its subcommands; their own of the same name win."""
+    every = global_options(hidden=True)
     taken = {name for parameter in command.params for name in parameter.opts}
-    command.params += [option for option in _EVERYWHERE if not taken.intersection(option.opts)]
+    command.params += [option for option in every if not taken.intersection(option.opts)]
     for child in command.commands.values() if isinstance(command, click.Group) else ():
         _accept_global_options(child)
 
@@ -150,10 +148,8 @@ def _entry_points(folder: str) -> Iterator[tuple[str, str]]:
 
 def _load(name: str, claims: Mapping[str, str]) -> click.Command:
     if len(claims) > 1:
-        raise PluginError(
-            f"command {name!r} is claimed by {' and '.join(claims)}",
-            hint=f"type {' or '.join(f'{distribution}:{name}' for distribution in claims)}",
-        )
+        hint = f"type {' or '.join(f'{distribution}:{name}' for distribution in claims)}"
+        raise PluginError(f"command {name!r} is claimed by {' and '.join(claims)}", hint=hint)
     from importlib.metadata import EntryPoint
 
     [(distribution, target)] = claims.items()
@@ -162,11 +158,8 @@ def _load(name: str, claims: Mapping[str, str]) -> click.Command:
             command = EntryPoint(name, target, _ENTRY_POINTS).load()
         if not isinstance(command, click.Command):
             raise TypeError(f"{target} is no click command")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too
-        raise PluginError(
-            f"command {name!r} of {distribution} is broken: {type(error).__name__}: {error}",
-            hint=f"pip install --upgrade {distribution}; --debug shows the traceback",
-        ) from error
+    except (Exception, SystemExit) as error:
+        message = f"command {name!r} of {distribution} is broken: {type(error).__name__}: {error}"
+        hint = f"pip install --upgrade {distribution}; --debug shows the traceback"
+        raise PluginError(message, hint=hint) from error
     return command

@@ -58,10 +58,7 @@ def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> F
 
 
 def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Compute]:
-    """What determines the images, and how they are computed; not checked.
-
-    Options are fields of the records by name, `others` those without an option.
-    """
+    """Settings by the options called like them, and `others` without an option; not checked."""
     fields = {*attrs.fields_dict(Sampling), *attrs.fields_dict(Compute)}
     changes = {k: v for k, v in given.items() if k in fields and v is not None}
     return settle(None, None, changes | others)

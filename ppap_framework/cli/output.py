@@ -6,6 +6,7 @@ Rich is imported by what draws tables and bars only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -164,14 +165,11 @@ def _bars() -> Iterator[Watch]:
 
 
 def _lines() -> Watch:
-    begun: set[str] = set()
+    @functools.cache
+    def begin(task: str) -> None:
+        click.echo(f"ppap: {task}", err=True)
 
-    def watch(now: Progress) -> None:
-        if now.task not in begun:
-            begun.add(now.task)
-            click.echo(f"ppap: {now.task}", err=True)
-
-    return watch
+    return lambda now: begin(now.task)
 
 
 def _is_quiet() -> bool:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _ADAPTER = re.compile(r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", re.DOTALL)
 """NAME or DISTRIBUTION:NAME, and options behind another colon."""
 
-
 _training_options = options(
     option("--num-experts", type=int, help="Number of experts; by default 5."),
     option(
@@ -129,22 +128,14 @@ def verify_data(folder: Path, as_json: bool) -> int:
     faults = drawn.faults()
     files = list(dict.fromkeys(fault.file for fault in faults))
     if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "whole": not faults,
-                "images": len(drawn),
-                "sha256": drawn.manifest_hash,
-                "faults": [fault._asdict() for fault in faults],
-            }
-        )
+        found = {"images": len(drawn), "sha256": drawn.manifest_hash}
+        found["faults"] = [fault._asdict() for fault in faults]
+        print_json({"folder": str(folder), "whole": not faults, **found})
         return AssetError.exit_code if faults else 0
     if faults:
         more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
-        raise AssetError(
-            f"{str(folder / files[0])!r} {faults[0].reason}{more}",
-            hint="--json names them all; `ppap synthesize` with the same settings mends them",
-        )
+        hint = "--json names them all; `ppap synthesize` with the same settings mends them"
+        raise AssetError(f"{str(folder / files[0])!r} {faults[0].reason}{more}", hint=hint)
     click.echo(f"{len(drawn)} images in {len(drawn.manifest['shards'])} shards are whole")
     return 0
 
@@ -244,11 +235,11 @@ def _train(
     from ppap_framework.cli.guide_options import backend_of, guide_of
     from ppap_framework.learn import load_teacher
 
-    found, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
+    backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
     with progress(f"the same command goes on in {settings['out']}") as watch:
         bundle = learn(
-            found.load(),
+            backend.load(),
             load_teacher(request),
             **settings,
             **{name: given[name] for name in ("keep", "overwrite", "calibrate")},
@@ -258,17 +249,14 @@ def _train(
     info = bundle.info
     shares = [n / info.network_parameters for n in info.expert_parameters]
     if given["json"]:
-        print_json(
-            {
-                "name": bundle.name,
-                "path": str(bundle.path),
-                "experts": len(info),
-                "timesteps": list(info.timesteps),
-                "parameters_per_expert": list(info.expert_parameters),
-                "share_of_network": shares,
-                "metrics": dict(info.metrics),
-            }
-        )
+        found = {
+            "experts": len(info),
+            "timesteps": list(info.timesteps),
+            "parameters_per_expert": list(info.expert_parameters),
+            "share_of_network": shares,
+            "metrics": dict(info.metrics),
+        }
+        print_json({"name": bundle.name, "path": str(bundle.path), **found})
         return
     rows = []
     for i, (score, share) in enumerate(zip(info.metrics["experts"], shares, strict=True)):
@@ -338,10 +326,8 @@ def _boundaries(text: str | None) -> Boundaries:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(
-            f"--boundaries {text!r} cannot be read",
-            hint="type the timesteps at which experts begin, such as 200,400,600,800, or auto",
-        ) from error
+        hint = "type the timesteps at which experts begin, such as 200,400,600,800, or auto"
+        raise UsageError(f"--boundaries {text!r} cannot be read", hint=hint) from error
 
 
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:

@@ -31,7 +31,9 @@ _SHARE = 0.26  # of the rise of D for one expert, a quarter: boundaries are whol
 def propose_boundaries(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int, experts: int
 ) -> list[int]:
-    """Base timesteps at which experts 1 to N - 1 should begin, from a curve of disagreement.
+    """Base timesteps in [1, T) at which experts 1 to N - 1 should begin, from a curve of D(t).
+
+    No range is narrower than T / (4 N); see `NoiseRanges.from_timesteps`.
 
     Args:
         timesteps: Rising timesteps of the curve, in [0, T); D is constant outside of them.
@@ -39,18 +41,12 @@ def propose_boundaries(
         schedule_length: T.
         experts: N.
 
-    Returns:
-        N - 1 rising timesteps, in [1, T), for `NoiseRanges.from_timesteps`. No range is narrower
-        than T / (4 N).
-
     Raises:
         UsageError: If there are more experts than timesteps, or the curve is invalid.
     """
     if not 1 <= experts <= schedule_length:
-        raise UsageError(
-            f"cannot share {schedule_length} timesteps among {experts} experts",
-            hint=f"use a number from 1 to {schedule_length}",
-        )
+        message = f"cannot share {schedule_length} timesteps among {experts} experts"
+        raise UsageError(message, hint=f"use a number from 1 to {schedule_length}")
     rising = _rising(timesteps, disagreement, schedule_length)
     least = math.ceil(_FLOOR * schedule_length / experts)
     rest, last = schedule_length - least * experts, max(1, schedule_length - 1)

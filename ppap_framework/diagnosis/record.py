@@ -53,16 +53,10 @@ _PANELS = (
 @final
 @attrs.frozen(kw_only=True)
 class Reading:
-    """Figures of a network at one noise level: means over images, with intervals. See `diagnose`.
+    """Figures at one noise level, means over images with intervals; `diagnose` defines them.
 
-    Attributes:
-        disagreement: Mean transfer loss against the clean answer.
-        agreement: Share of images whose class is that without noise; None without classes.
-        confidence: Mean largest probability; None without classes.
-        gradient_norm: Mean L2 norm of dE/dx_t.
-        cosine: Mean cosine of dE/dx_t and the untouched network's dE/dx_0.
-        not_finite: Number of images whose gradient is not finite, excluded from both means.
-        compared: Number of images with a cosine: both gradients have a direction.
+    `agreement` and `confidence` are None without classes. The gradient of `not_finite` images is
+    not finite and left out of its means; `compared` images have a cosine.
     """
 
     disagreement: Interval
@@ -80,12 +74,9 @@ class Diagnosis:
     """Figures of a network, and its experts if any, at L noise levels.
 
     Attributes:
-        images: Number of images.
-        seed: Seed of the noise.
-        schedule: Name of the first stage's schedule.
-        schedule_length: T, its number of timesteps.
-        timesteps: L base timesteps, rising.
-        log_snr: Log-SNRs of these.
+        images, seed: Number of images, and seed of the noise.
+        schedule, schedule_length: Name of the first stage's schedule, and T.
+        timesteps, log_snr: L base timesteps, rising, and their log-SNRs.
         clean_confidence: Confidence of the untouched network for clean images of the last stage;
             None without classes.
         clean_gradient_norm: Mean L2 norm of dE/dx_0, for images of the first stage.
@@ -144,12 +135,8 @@ class Diagnosis:
         return paths
 
 
-def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str | None = None) -> None:
-    """Plot curves and intervals as `kind` "svg" or "png", by default the suffix of `path`.
-
-    Raises:
-        PpapError: If matplotlib is not installed.
-    """
+def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str) -> None:
+    """Plot curves and intervals as `kind` "svg" or "png"."""
     classifies = diagnosis.clean_confidence is not None
     rows, columns = (2, 2) if classifies else (1, 3)
     figure = new_figure(4.3 * columns, 2.7 * rows + 0.6)
