@@ -54,17 +54,18 @@ class _Commands(Group):
     def summaries(self) -> Mapping[str, str]:
         return COMMANDS
 
-    def core_command(self, name: str) -> click.Command:
-        return core_command(name)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            self.add_command(core_command(cmd_name))
+        return super().get_command(ctx, cmd_name)
 
 
 def version() -> str:
     from importlib import metadata
 
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
+    return "unknown (not installed)"
 
 
 def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:

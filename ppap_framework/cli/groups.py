@@ -72,9 +72,6 @@ class Group(click.Group):
         """The core's commands, each with its summary."""
         return {name: c.get_short_help_str(100) for name, c in sorted(self.commands.items())}
 
-    def core_command(self, name: str) -> click.Command:
-        return self.commands[name]
-
     def added(self) -> dict[str, dict[str, str]]:
         """Plugins' commands in this group, as `plugin_commands`."""
         prefix = "" if self.name == "ppap" else f"{self.name}."
@@ -88,7 +85,7 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         options = ctx.ensure_object(GlobalOptions)
         if cmd_name in self.summaries():
-            command = self.core_command(cmd_name)
+            command = self.commands[cmd_name]
         else:
             distribution, _, name = cmd_name.rpartition(":")
             every = self.added().get(name, {}).items()

@@ -17,11 +17,12 @@ import shlex
 import typing
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Any, Literal, Union
+from typing import Any, Union
 
 import attrs
 
 from ppap_framework.errors import Problems, UsageError
+from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry
 from ppap_framework.registry.refusals import nearest
 from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, find_backend, settle
@@ -81,16 +82,15 @@ def parse_guides(
     for guide in filter(None, [problems.attempt(_guide, text) for text in wanted]):
         name = guide["source"].rpartition(":")[2]
         if guides.setdefault(name, guide) is not guide:
-            once = "give each guide once, with one scale and interval"
-            problems.add(f"--guider {name} is given twice", once)
+            problems.add(f"--guider {name} is given twice", "give it once, with one scale")
     misplaced = Problems()
     for parameter in _FIELDS:
         for text in _several(given.get(parameter)):
             misplaced.attempt(_assign, parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
-    requests = [problems.attempt(_request, guide, given, offline) for guide in guides.values()]
-    return [request for request in requests if request]
+    requests = (problems.attempt(_request, guide, given, offline) for guide in guides.values())
+    return [*filter(None, requests)]
 
 
 def guide_of(given: Mapping[str, Any]) -> GuideRequest:
@@ -108,12 +108,7 @@ def guide_of(given: Mapping[str, Any]) -> GuideRequest:
     return request
 
 
-def typed_option(
-    component: str,
-    key: str,
-    text: str,
-    kind: Literal["backend", "guider", "loss", "adapter"] = "guider",
-) -> Any:
+def typed_option(component: str, key: str, text: str, kind: ComponentKind = "guider") -> Any:
     """The value of a component's option, converted to the type in its options class."""
     plugins = registry()
     options = plugins.options_class(plugins.spec(kind, component))
@@ -123,10 +118,9 @@ def typed_option(
         return text
     union = typing.get_origin(declared) in (Union, UnionType)
     kinds = typing.get_args(declared) if union else (declared,)
-    words = {"none": (type(None), None), "true": (bool, True), "false": (bool, False)}
-    of, value = words.get(text.lower(), (None, None))
-    if of in kinds:
-        return value
+    words, word = {"none": None, "true": True, "false": False}, text.lower()
+    if word in words and type(words[word]) in kinds:
+        return words[word]
     for number in (n for n in (int, float) if n in kinds):
         with contextlib.suppress(ValueError):
             return number(text)
@@ -137,7 +131,9 @@ def typed_option(
     raise UsageError(message, hint=f"give a {wanted}")
 
 
-def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
+def typed_pairs(
+    flag: str, texts: Sequence[str], component: str, kind: ComponentKind
+) -> dict[str, Any]:
     """A component's options, KEY=VALUE each."""
     found: dict[str, Any] = {}
     for text in texts:
@@ -161,7 +157,7 @@ def _guide(text: str) -> dict[str, Any]:
     if match is None:
         name = re.split("[=:]", text)[0]
         near = nearest(name, {spec.name for spec in registry().specs("guider")})
-        typo = near is not None and not text.startswith(near)
+        typo = near and not text.startswith(near)
         hint = f"did you mean {near!r}?" if typo else f"type {_FORM}"
         raise UsageError(f"--guider {text!r} cannot be read", hint=hint)
     guide: dict[str, Any] = {"source": match["source"], "options": [], "loss_options": []}

@@ -86,6 +86,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ppap run --backend adm --guider depth=2 --guider classifier=4:0.2-0.9 \\
         --target depth=ref.png --target classifier=cube
     """
+    from ppap_framework import run
+
     plan = _prepare(given, problems_of(ctx))
     for guide in plan.guides:
         note_of_target(guide)
@@ -98,7 +100,22 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         return
     if given["compile"]:
         note("networks are compiled when they are first used, which may take minutes")
-    _draw(plan, given)
+    path = Path(given["out"]).expanduser() if given["out"] else run.fresh_folder(_RUNS, plan)
+    typed = ["ppap", *sys.argv[1:]]
+    folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
+    with progress() as watch:
+        try:
+            result = run.draw(plan, progress=watch, finished=folder.add)
+            grid = folder.finish(result)
+        except BaseException as error:
+            folder.fail(error)
+            raise
+    if given["json"]:
+        print_json({"folder": str(path), **folder.record})
+    elif grid:
+        click.echo(grid)
+    if result.interrupted:
+        raise click.Abort(f"{len(result.images)} of {plan.num} images are in {path}")
 
 
 def note_of_target(guide: Guide) -> None:
@@ -220,24 +237,3 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
         "checkpoint": record.get("checkpoint"),
         "options": option_words(options) if options else None,
     }
-
-
-def _draw(plan: Plan, given: dict[str, Any]) -> None:
-    from ppap_framework import run
-
-    out, typed = given["out"], ["ppap", *sys.argv[1:]]
-    path = Path(out).expanduser() if out else run.fresh_folder(_RUNS, plan)
-    folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
-    with progress() as watch:
-        try:
-            result = run.draw(plan, progress=watch, finished=folder.add)
-            grid = folder.finish(result)
-        except BaseException as error:
-            folder.fail(error)
-            raise
-    if given["json"]:
-        print_json({"folder": str(path), **folder.record})
-    elif grid:
-        click.echo(grid)
-    if result.interrupted:
-        raise click.Abort(f"{len(result.images)} of {plan.num} images are in {path}")
