@@ -58,9 +58,8 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
 
 def _accept_global_options(command: click.Command) -> None:
     """Add the global options to a command and its subcommands; their own of the same name win."""
-    every = global_options(hidden=True)
     taken = {name for parameter in command.params for name in parameter.opts}
-    command.params += [option for option in every if not taken.intersection(option.opts)]
+    command.params += [o for o in global_options(hidden=True) if not taken.intersection(o.opts)]
     for child in command.commands.values() if isinstance(command, click.Group) else ():
         _accept_global_options(child)
 

@@ -131,10 +131,8 @@ def typed_option(component: str, key: str, text: str, kind: ComponentKind = "gui
     raise UsageError(message, hint=f"give a {wanted}")
 
 
-def typed_pairs(
-    flag: str, texts: Sequence[str], component: str, kind: ComponentKind
-) -> dict[str, Any]:
-    """A component's options, KEY=VALUE each."""
+def typed_pairs(flag: str, texts: Sequence[str], name: str, kind: ComponentKind) -> dict[str, Any]:
+    """Options of the component `name`, KEY=VALUE each."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -143,7 +141,7 @@ def typed_pairs(
             raise UsageError(f"{flag} {text!r} cannot be read", hint="type KEY=VALUE")
         if key in found:
             raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
-        found[key] = typed_option(component, key, value.strip(), kind)
+        found[key] = typed_option(name, key, value.strip(), kind)
     return found
 
 

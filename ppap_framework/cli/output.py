@@ -182,5 +182,4 @@ def _console() -> Console:
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    width = 160 if piped else None
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    return Console(width=160 if piped else None, markup=False, emoji=False, highlight=False)

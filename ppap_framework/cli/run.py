@@ -209,7 +209,6 @@ def _show(plan: Plan, as_json: bool) -> None:
     shown = {}
     for way in ("forwards", "backwards"):
         shown[f"denoiser {way}"] = counts[f"denoiser_{way}"]
-    for way in ("forwards", "backwards"):
         shown |= {f"{name} {way}": n for name, n in counts["guide_forwards"].items()}
     print_fields("images that each network sees, over all steps", shown)
     if found is None:

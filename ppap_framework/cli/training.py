@@ -156,17 +156,13 @@ def data_stats(folder: Path, as_json: bool) -> None:
         stages.append({"name": stage, "image_shape": [*shape], "mean": mean, "std": std})
         moments = (f"{m:+.3f}, {s:.3f}" for m, s in zip(mean, std, strict=True))
         rows.append((stage, "x".join(map(str, shape)), *moments))
-    found = {
-        "images": len(drawn),
-        "shards": len(shards),
-        "bytes": sum(entry["bytes"] for entry in shards),
-        "seconds": drawn.seconds,
-        "sha256": drawn.manifest_hash,
-    }
+    size = sum(entry["bytes"] for entry in shards)
+    found: dict[str, Any] = {"images": len(drawn), "shards": len(shards), "bytes": size}
+    found |= {"seconds": drawn.seconds, "sha256": drawn.manifest_hash}
     if as_json:
         print_json({"folder": str(folder), **found, "stages": stages})
         return
-    print_fields(str(folder), {**found, "size": size_words(found["bytes"]), **settings})
+    print_fields(str(folder), {**found, "size": size_words(size), **settings})
     print_table(["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows)
 
 

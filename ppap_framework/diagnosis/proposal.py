@@ -60,11 +60,10 @@ def propose_boundaries(
 def propose_number(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int
 ) -> int:
-    """The number of experts for a curve of disagreement, at most `MOST_EXPERTS` and T.
+    """The smallest number of experts for a curve of disagreement, at most `MOST_EXPERTS` and T.
 
-    It is the smallest N for which, with the boundaries of `propose_boundaries`, no expert covers
-    more than a quarter of the rise of D: 4 for an even rise, more for a steep one, and 1 without
-    any. Arguments and errors are those of `propose_boundaries`.
+    With the boundaries of `propose_boundaries`, whose arguments and errors these are, no expert
+    covers more than a quarter of the rise of D: 4 if it is even, more if steep, 1 if there is none.
     """
     rising = _rising(timesteps, disagreement, schedule_length)
     rise, most = rising[-1] - rising[0], min(MOST_EXPERTS, schedule_length)
