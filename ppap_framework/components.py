@@ -206,12 +206,14 @@ class TargetInput:
         array: Numbers that are no picture: (H, W) or (C, H, W), where NaN stands for unknown, or a
             finite vector.
         source: Where it came from, for messages.
+        is_index: Whether the text is an index that was given as a number, so never a name.
     """
 
     text: str | None = None
     image: Image.Image | None = None
     array: Tensor | None = None
     source: str = ""
+    is_index: bool = False
 
     def __attrs_post_init__(self) -> None:
         if sum(part is not None for part in (self.text, self.image, self.array)) != 1:

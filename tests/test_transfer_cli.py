@@ -115,7 +115,7 @@ class TestTransfer:
         code, out, _ = run(
             *("transfer", *NAMED, "--data", str(drawn)),
             *("--out", "out", "--guider-option", "sharpness=5", "--loss", "toy-margin"),
-            *("--boundaries", "10,20", "--adapter", "lora:rank=1,alpha=2,seed=3,targets=*"),
+            *("--boundaries", "10,20", "--adapter", "lora:rank=1,alpha=2,targets=*,*,seed=3"),
             *("--iterations", "30", "--shared", "0.2", "--learn-batch", "3"),
             *("--learning-rate", "0.01", "--held-out", "0.3", "--validate-every", "4"),
             *("--patience", "2", "--precision", "bfloat16", "--name", "mine", "--no-keep"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ from ppap_framework.cli.config import (
 from ppap_framework.cli.output import json_option, note, print_json, print_table, progress
 from ppap_framework.cli.run import note_of_target
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.diagnosis import Diagnosis
@@ -69,7 +69,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.registry import registry
 
     sampling, compute = settings_of(given)
-    problems, out = problems_of(ctx), Path(given["out"]).expanduser()
+    problems, out = problems_of(ctx), expanded(given["out"])
     with problems.collected():
         run.check_writable(out)
         if (out / RECORD).exists() and not given["overwrite"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from ppap_framework.runtime import Progress, Watch
 
+_NARROWEST = 60  # in less, tables are empty
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """An option, as the parameter `as_json`."""
 
@@ -34,7 +36,7 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def print_table(
@@ -181,5 +183,5 @@ def _console() -> Console:
     from rich.console import Console
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=160 if piped else None, markup=False, emoji=False, highlight=False)
+    width = shutil.get_terminal_size((160, 0)).columns
+    return Console(width=max(width, _NARROWEST), markup=False, emoji=False, highlight=False)

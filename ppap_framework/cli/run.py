@@ -18,6 +18,7 @@ from ppap_framework.cli.config import (
 )
 from ppap_framework.cli.output import note, print_fields, print_json, progress
 from ppap_framework.errors import Problems
+from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.guidance import Guide
@@ -52,6 +53,7 @@ _PER_GUIDE = {
 )
 @options(*(option(name, multiple=True, help=text) for name, text in _PER_GUIDE.items()))
 @option("--guider-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the guider.")
+@option("--loss-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the loss.")
 @option(
     "--scale",
     type=NumberOrAuto(float),
@@ -100,7 +102,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         return
     if given["compile"]:
         note("networks are compiled when they are first used, which may take minutes")
-    path = Path(given["out"]).expanduser() if given["out"] else run.fresh_folder(_RUNS, plan)
+    path = expanded(given["out"]) if given["out"] else run.fresh_folder(_RUNS, plan)
     typed = ["ppap", *sys.argv[1:]]
     folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
     with progress() as watch:
@@ -140,7 +142,7 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     elif not out.strip():
         problems.add("--out is empty", "name a folder, or leave it out")
     else:
-        problems.attempt(run.check_folder, Path(out).expanduser(), overwrite=overwrite)
+        problems.attempt(run.check_folder, expanded(out), overwrite=overwrite)
     cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
     found = given["backend"] and problems.attempt(backend_of, given, *cfg, offline=offline)
     for request in requests:

@@ -28,6 +28,7 @@ from ppap_framework.cli.output import (
     size_words,
 )
 from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
@@ -93,8 +94,7 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     prompts = problems.attempt(_prompts, given["prompts"], given["num"])
     sampling, compute = settings_of(given, prompt=prompts)
     chosen = {name: given[name] for name in ("num", "shard", "workers")}
-    chosen |= {"out": Path(given["out"] or ".").expanduser()}
-    chosen |= {"sampling": sampling, "compute": compute}
+    chosen |= {"out": expanded(given["out"] or "."), "sampling": sampling, "compute": compute}
     problems.attempt(check_synthesis, **chosen)
     found = given["backend"] and problems.attempt(backend_of, given)
     problems.check()
@@ -270,7 +270,7 @@ def _prompts(path: str | None, num: int) -> list[str] | None:
         return None
     hint = "write a text file, a prompt a line"
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = expanded(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise AssetError(f"cannot read the prompts in {path!r}: {reason}", hint=hint) from error
@@ -294,7 +294,7 @@ def _begin(ctx: click.Context, given: Mapping[str, Any]) -> tuple[Problems, dict
     values["adapters"] = problems.attempt(_adapters, given["adapter"])
     values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
     recipe, compute = Recipe(**values), Compute(device=given["device"], batch=64)
-    out = Path(given["out"] or _default_out(given, recipe)).expanduser()
+    out = expanded(given["out"] or _default_out(given, recipe))
     return problems, {"out": out, "recipe": recipe, "compute": compute, "name": given["name"]}
 
 
@@ -311,7 +311,8 @@ def _adapters(texts: Sequence[str]) -> Adapters:
         kind = name.rpartition(":")[2]
         if kind in found:
             raise UsageError(f"--adapter {kind} is given twice", hint="give each adapter once")
-        pairs = [pair for pair in options.split(",") if pair]
+        # Only a comma before KEY= ends a value, which may be a list such as conv1*,layer1*.
+        pairs = [pair for pair in re.split(r",+(?=[\w-]+=|$)", options) if pair]
         found[kind] = typed_pairs("--adapter", pairs, name, "adapter")
     return [*found.items()] or None
 

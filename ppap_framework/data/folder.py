@@ -30,7 +30,15 @@ from ppap_framework import resume
 from ppap_framework.data import shards
 from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import digest, file_sha256, read_json, refusals, replacing, write_json
+from ppap_framework.files import (
+    digest,
+    expanded,
+    file_sha256,
+    read_json,
+    refusals,
+    replacing,
+    write_json,
+)
 
 _FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
@@ -188,7 +196,7 @@ class SyntheticData:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         manifest = _read_manifest(self.path)
         if manifest is None:
             place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"

@@ -32,7 +32,7 @@ from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belo
 from ppap_framework.data.shards import Layout, members
 from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
-from ppap_framework.files import digest, refusals, replacing
+from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
 from ppap_framework.runtime import Progress, Watch
@@ -80,7 +80,7 @@ def synthesize(
         UsageError: If settings are invalid or differ from the folder's, or it is being written to.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     sampling, compute = settle(sampling, compute, changes, {"batch": 64, "threads": 1})
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)

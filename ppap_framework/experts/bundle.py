@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts.info import (
     AdapterConfig,
     BundleInfo,
@@ -154,7 +154,7 @@ def load_bundle(
         experts.load_state_dict(state)
     except BaseException as error:
         experts.detach()
-        if not isinstance(error, PpapError):
+        if not isinstance(error, PpapError) or isinstance(error, PluginError):
             raise
         raise AssetError(
             f"the tensors of {str(path)!r} do not fit: {error.message}",

@@ -23,7 +23,7 @@ from ppap_framework.experts.info import BundleInfo, Present, check_match, check_
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
-from ppap_framework.files import cache_dir, file_sha256, replacing
+from ppap_framework.files import cache_dir, expanded, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import registry
 
@@ -124,7 +124,7 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
 
     AssetError if there is none, PluginError if several distributions claim the name.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not isinstance(source, str):
         path = path.absolute()
     if path.name.endswith(SUFFIX) or len(path.parts) > 1:

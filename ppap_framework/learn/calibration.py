@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ppap_framework.components import DiffusionBackend, Stage, TargetInput
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import (
     ScaleCurve,
     check_wanted,
@@ -254,7 +254,9 @@ def _targets(guide: Guide, pictures: Tensor) -> Tensor:
             target = guide.model.target(TargetInput(image=image, source="a picture"))
         except UsageError as error:
             raise _refused(guide, error.message) from error
-        except NotImplementedError as error:
+        except (NotImplementedError, PluginError) as error:
+            if not isinstance(error.__cause__ or error, NotImplementedError):
+                raise
             raise _refused(guide, "it takes no pictures as targets") from error
         values.append(target.value)
     if {tuple(value.shape) for value in values} != {(1, *values[0].shape[1:])}:
@@ -275,7 +277,7 @@ def _energies(guide: Guide, images: Tensor, level: NoiseLevel, targets: Tensor) 
     for target in torch.split(targets.to(images.device), 1):
         try:
             column = guide.loss.energy(prediction, target)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, PluginError) as error:
             said = (str(error) or type(error).__name__).splitlines()[0]
             raise _refused(guide, f"its loss takes no picture as target: {said}") from error
         if column.shape != (len(images),):

@@ -25,7 +25,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import refusals
+from ppap_framework.files import expanded, refusals
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
@@ -85,7 +85,7 @@ def transfer(
         command: The typed command, for the record.
         changes: Fields of `recipe` and `compute`; shared names mean the recipe's.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
     check_transfer(path, recipe, compute, name)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
@@ -126,7 +126,7 @@ def adapt(
         workers: Number of drawing processes, as for `synthesize`.
         changes: Fields of `recipe`, `sampling` and `compute`; shared names mean the first of these.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     recipe, sampling, compute = changed(
         changes,
         recipe or Recipe(),

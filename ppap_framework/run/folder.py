@@ -98,6 +98,7 @@ class RunFolder:
         check_folder(path, overwrite=overwrite)
         self.path, self.record = path, dict[str, Any]()
         self._run, self._command = run, command
+        self._cost = attrs.asdict(counts_of(run))  # before an earlier run is removed
         self._started = datetime.datetime.now(datetime.timezone.utc)
         self._images: list[dict[str, Any]] = []
         with refusals(path, UsageError, hint=_ELSEWHERE):
@@ -172,7 +173,7 @@ class RunFolder:
             "command": self._command,
             "started": self._started.isoformat(timespec="seconds"),
             "config": self._run.record(),
-            "cost": attrs.asdict(counts_of(self._run)),
+            "cost": self._cost,
             "versions": {
                 "ppap-framework": core_version(),
                 "python": platform.python_version(),

@@ -214,7 +214,7 @@ def plan(
     return Plan(
         backend=loaded,
         guides=tuple(settled),
-        num=num,
+        num=int(num),
         compare=compare,
         sampling=sampling,
         compute=compute,
