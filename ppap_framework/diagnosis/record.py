@@ -33,6 +33,7 @@ _LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")
 
 _UNTOUCHED, _EXPERTS, _INK = "C1", "C0", "0.35"
 _START = {"color": _INK, "alpha": 0.35, "linewidth": 0.8}
+_LINE: dict[str, Any] = {"linewidth": 1.6, "marker": ".", "markersize": 4}
 _PROPOSED: dict[str, Any] = {"color": _INK, "marker": "^", "linestyle": ""}
 _TICKS = 6
 _WIDE = 20.0  # ratio of the largest to the smallest norm above which the axis is logarithmic
@@ -177,13 +178,13 @@ def diagnosis_plot(diagnosis: Diagnosis, path: Path, kind: str) -> None:
 
 
 def _draw(panel: Axes, diagnosis: Diagnosis, curves: Mapping[str, str]) -> None:
-    t, line = diagnosis.timesteps, {"linewidth": 1.6, "marker": ".", "markersize": 4}
+    t = diagnosis.timesteps
     both = ((diagnosis.untouched, _UNTOUCHED), (diagnosis.experts or (), _EXPERTS))
     for (name, style), (readings, color) in product(curves.items(), both):
         if readings:
             found = [getattr(reading, name) for reading in readings]
             value, low, high = zip(*(attrs.astuple(i) for i in found), strict=True)
-            panel.plot(t, value, style, zorder=3, color=color, **line)
+            panel.plot(t, value, style, zorder=3, color=color, **_LINE)
             panel.fill_between(t, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
 
 
