@@ -86,19 +86,15 @@ class ParametrizationAdapter(ExpertAdapter):
         if experts < 1:
             raise UsageError(f"cannot make {experts} experts", hint="make at least one")
         if any(map(nn.parameter.is_lazy, chain(network.parameters(), network.buffers()))):
-            raise UsageError(
-                f"{type(network).__name__} has layers whose size is not known yet",
-                hint="show it an image first",
-            )
+            fault = f"{type(network).__name__} has layers whose size is not known yet"
+            raise UsageError(fault, hint="show it an image first")
         adaptation = self._adapt(network)
         places = _find(network, [*adaptation.parametrizations, *adaptation.buffers])
         others = _attached.setdefault(network, WeakSet())
         taken = {slot[0] for other in others for slots in other._places.values() for slot in slots}
         if both := [name for name in places if name in taken]:
-            raise UsageError(
-                f"another adapter of this network changes {both[0]} too ({len(both)} in all)",
-                hint="use one of the two, or narrow its targets",
-            )
+            fault = f"another adapter of this network changes {both[0]} too ({len(both)} in all)"
+            raise UsageError(fault, hint="use one of the two, or narrow its targets")
         tensors, makers = _tensors(places), adaptation.parametrizations
         self._experts = [
             _Expert(
@@ -173,10 +169,9 @@ class ParametrizationAdapter(ExpertAdapter):
         ]
         if faults:
             rest = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-            raise AssetError(
-                f"the experts do not fit: {'; '.join(faults[:3])}{rest}",
-                hint="they are of another network, or the adapter has other options",
-            )
+            fault = f"the experts do not fit: {'; '.join(faults[:3])}{rest}"
+            hint = "they are of another network, or the adapter has other options"
+            raise AssetError(fault, hint=hint)
         self._restore()
         for name, tensor in own.items():
             tensor.copy_(state[name])

@@ -53,7 +53,7 @@ def maker(component: object) -> str:
 
 
 @functools.cache
-def _guarded_class(kind: type, who: str) -> type:
+def _guarded_class(kind: Any, who: str) -> type:
     """A subclass whose methods are checked; its objects can be copied and pickled."""
 
     def checked(name: str) -> Callable[..., Any]:
@@ -81,10 +81,12 @@ def _guarded_class(kind: type, who: str) -> type:
 
     stated = [vars(base) for base in _BASES if issubclass(kind, base)]
     names = {name for each in stated for name in each if name[0] != "_" and callable(each[name])}
-    body = {name: checked(name) for name in {*names, "preprocessed"} if hasattr(kind, name)}
+    body: dict[str, Any] = {
+        name: checked(name) for name in {*names, "preprocessed"} if hasattr(kind, name)
+    }
     body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": ()}
     body |= {"_made_by": who, "__reduce_ex__": reduced}
-    own: type = type(kind)(kind.__name__, (kind,), body)
+    own: Any = type(kind)(kind.__name__, (kind,), body)
     return own
 
 

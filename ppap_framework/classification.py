@@ -40,37 +40,28 @@ def find_class(text: str, names: Sequence[str], *, is_index: bool = False) -> in
         raise UsageError("the class to aim at is empty", hint=_examples(names))
     plain = [_plain(name) for name in names]
     if (is_index or wanted not in plain) and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
-        if not 0 <= int(wanted) < len(names):
-            fault = f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}"
-            raise UsageError(fault, hint=_examples(names))
-        return int(wanted)
-    words = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
-    for fits in (
-        wanted.__eq__,
-        lambda name: wanted in name.split(", "),
-        words.search,
-        lambda name: wanted in name,
-    ):
-        found = [index for index, name in enumerate(plain) if fits(name)]
+        if 0 <= int(wanted) < len(names):
+            return int(wanted)
+        fault = f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}"
+        raise UsageError(fault, hint=_examples(names))
+    part = re.escape(wanted)
+    for pattern in (rf"\A{part}\Z", rf"(\A|, ){part}(, |\Z)", rf"(?<!\w){part}(?!\w)", part):
+        found = [index for index, name in enumerate(plain) if re.search(pattern, name)]
         if len(found) == 1:
             return found[0]
         if found:
             listed = ", ".join(f"{names[index]!r} ({index})" for index in found[:_SHOWN])
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            raise UsageError(
-                f"class {text!r} is ambiguous: {len(found)} of {len(names)} classes match",
-                hint=f"type the name or the number of one of {listed}{more}",
-            )
-    whole: dict[str, int] = {}  # class by each of its names and their words
-    for index, name in enumerate(plain):
-        for part in (name, *name.split(", "), *name.split()):
-            whole.setdefault(part, index)
+            fault = f"class {text!r} is ambiguous: {len(found)} of {len(names)} classes match"
+            raise UsageError(fault, hint=f"type the name or the number of one of {listed}{more}")
+    whole: dict[str, str] = {}  # class by each of its names and their words
+    for name, simple in zip(names, plain, strict=True):
+        for word in (simple, *simple.split(", "), *simple.split()):
+            whole.setdefault(word, repr(name))
     close = difflib.get_close_matches(wanted, whole, n=3, cutoff=0.6)
-    listed = ", ".join(dict.fromkeys(repr(names[whole[match]]) for match in close))
-    raise UsageError(
-        f"there is no class {text[:60]!r} among {len(names)}",
-        hint=f"did you mean {listed}?" if close else _examples(names),
-    )
+    listed = ", ".join(dict.fromkeys(whole[match] for match in close))
+    hint = f"did you mean {listed}?" if close else _examples(names)
+    raise UsageError(f"there is no class {text[:60]!r} among {len(names)}", hint=hint)
 
 
 def class_target(
@@ -98,10 +89,8 @@ def class_target(
         return Target(value=torch.tensor([index]), label=_first_name(names[index]))
     if given.array is None or given.array.ndim > 1 or given.array.numel() == 0:
         what = "a picture" if given.array is None else f"an array of {tuple(given.array.shape)}"
-        raise UsageError(
-            f"a classifier cannot aim at {what}{given.source and f' ({given.source})'}",
-            hint=_examples(names),
-        )
+        fault = f"a classifier cannot aim at {what}{given.source and f' ({given.source})'}"
+        raise UsageError(fault, hint=_examples(names))
     numbers = given.array.reshape(-1)
     value = numbers.to(torch.int64)
     if bool(((value != numbers) | (value < 0) | (value >= len(names))).any()):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.origin import Origin
 from ppap_framework.pixels import from_uint8
 from ppap_framework.predictions import squared_difference
 
@@ -185,6 +186,9 @@ class DiffusionBackend(abc.ABC):
 
     stages: tuple[Stage, ...]
     """Stages in running order: the one that guides steer, then any `CascadedStage`s."""
+
+    origin: Origin | None = None
+    """Where it is from; `run.backend` sets it."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:

@@ -86,14 +86,13 @@ def _joined(match: re.Match[str]) -> str:
 
 def read_json(path: Path, hint: str = "") -> Any:
     """The JSON value in a file; None if there is no such file, AssetError if it is not JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise AssetError(f"{str(path)!r} is damaged: {error}", hint=hint) from error
+    with refusals(path, AssetError, action="read"):
+        try:
+            return json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, RecursionError) as error:
+            raise AssetError(f"{str(path)!r} is damaged: {error}", hint=hint) from error
 
 
 def digest(value: Any) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Literal
 
 import attrs
 import torch
@@ -26,17 +25,7 @@ from torch import Tensor
 
 from ppap_framework.errors import UsageError
 
-__all__ = [
-    "NoiseLevel",
-    "NoiseSchedule",
-    "ScheduleName",
-    "cosine_schedule",
-    "linear_schedule",
-    "noise_schedule",
-]
-
-ScheduleName = Literal["linear", "cosine"]
-_COSINE = ("cosine", "squaredcos_cap_v2")
+__all__ = ["NoiseLevel", "NoiseSchedule", "cosine_schedule", "linear_schedule", "noise_schedule"]
 
 
 @attrs.frozen(eq=False)
@@ -82,10 +71,9 @@ class NoiseSchedule:
     def _check_betas(self, attribute: attrs.Attribute[Tensor], b: Tensor) -> None:
         array = b.ndim == 1 and b.shape[0] > 0 and b.dtype == torch.float64
         if not array or not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
-            raise UsageError(
-                f"the betas of schedule {self.name!r} must be a one-dimensional float64 array of "
-                f"numbers in (0, 1), not {tuple(b.shape)} of {b.dtype}"
-            )
+            must = "must be a one-dimensional float64 array of numbers in (0, 1)"
+            found = f"{tuple(b.shape)} of {b.dtype}"
+            raise UsageError(f"the betas of schedule {self.name!r} {must}, not {found}")
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
@@ -122,10 +110,8 @@ class NoiseSchedule:
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """beta from 1e-4 to 0.02 at T = 1000 (Ho et al. 2020, section 4), scaled by 1000 / T."""
     if num_timesteps <= 20:
-        raise UsageError(
-            f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}",
-            hint="use a longer base length, or the cosine schedule",
-        )
+        fault = f"the linear schedule needs more than 20 base timesteps, not {num_timesteps}"
+        raise UsageError(fault, hint="use a longer base length, or the cosine schedule")
     scale = 1000.0 / num_timesteps
     betas = torch.linspace(1e-4 * scale, 0.02 * scale, num_timesteps, dtype=torch.float64)
     return NoiseSchedule("linear", betas)
@@ -146,8 +132,9 @@ def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
     """The schedule of that name, else UsageError; `squaredcos_cap_v2` is GLIDE's for "cosine"."""
-    makers = {"linear": linear_schedule, **dict.fromkeys(_COSINE, cosine_schedule)}
-    if name not in makers:
-        hint = f"choose one of {', '.join(makers)}"
-        raise UsageError(f"no noise schedule is called {name!r}", hint=hint)
-    return makers[name](num_timesteps)
+    makers = {"linear": linear_schedule, "cosine": cosine_schedule}
+    makers["squaredcos_cap_v2"] = cosine_schedule
+    if name in makers:
+        return makers[name](num_timesteps)
+    hint = f"choose one of {', '.join(makers)}"
+    raise UsageError(f"no noise schedule is called {name!r}", hint=hint)

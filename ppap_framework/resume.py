@@ -17,9 +17,8 @@ from typing import Any, TypeAlias, final
 from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.files import read_json, refusals, write_json
 
-_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
-
-Entries: TypeAlias = Mapping[str, Any]
+_TEMPORARY = re.compile(r"\.+(.+?)(\.\d+\.tmp)+")  # a temporary file may have its own
+_Entries: TypeAlias = Mapping[str, Any]
 
 KEPT = "finished work is kept, and the same command continues it"
 """Hint for a write that the system refused."""
@@ -29,10 +28,8 @@ def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
     """UsageError if a folder has visible files that do not belong to the job by name."""
     names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     if others := [name for name in names if not name.startswith(".") and not belongs(name)]:
-        raise UsageError(
-            f"{str(path)!r} holds other files, such as {min(others)!r}",
-            hint="give a new or empty folder",
-        )
+        fault = f"{str(path)!r} holds other files, such as {min(others)!r}"
+        raise UsageError(fault, hint="give a new or empty folder")
 
 
 def core_version() -> str:
@@ -61,10 +58,8 @@ def opened(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UsageError(
-                    f"another process is writing to {str(path)!r}",
-                    hint="wait for it, or give another folder",
-                ) from error
+                fault = f"another process is writing to {str(path)!r}"
+                raise UsageError(fault, hint="wait for it, or give another folder") from error
         yield
 
 
@@ -72,10 +67,8 @@ def check_settings(path: Path, before: Any, now: Any) -> None:
     """UsageError if the settings, JSON values, differ from those that the folder was begun with."""
     if found := differences(before, now):
         shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
-        raise UsageError(
-            f"{str(path)!r} was begun with other settings: {shown}",
-            hint="give the same settings or another folder, or begin anew with --overwrite",
-        )
+        hint = "give the same settings or another folder, or begin anew with --overwrite"
+        raise UsageError(f"{str(path)!r} was begun with other settings: {shown}", hint=hint)
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
@@ -92,10 +85,7 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
     """
     with refusals(path, hint=KEPT):
         for entry in path.glob(".*.tmp") if path.is_dir() else ():
-            name = entry.name
-            while match := _TEMPORARY.fullmatch(name):  # a temporary file may have its own
-                name = match[1]
-            if name != entry.name and belongs(name):
+            if (match := _TEMPORARY.fullmatch(entry.name)) and belongs(match[1]):
                 entry.unlink()
 
 
@@ -109,10 +99,10 @@ class Calls:
     """
 
     def __init__(
-        self, file: Path, command: Sequence[str] | None, more: Entries, content: Entries
+        self, file: Path, command: Sequence[str] | None, more: _Entries, content: _Entries
     ) -> None:
         self._file, self._content = file, content
-        self._earlier: list[dict[str, Any]] = []
+        self._earlier: list[_Entries] = []
         with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
             calls = (read_json(file) or {"calls": []})["calls"]
             self._earlier = [{**call, "seconds": float(call["seconds"])} for call in calls]

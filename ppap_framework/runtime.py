@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import UsageError, first_line
 
 _STATUS = Path("/proc/self/status")
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -67,9 +68,8 @@ def find_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).item()  # `meta` exists and computes nothing
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
-        reason = "it is not here, or computes nothing"
-        if str(name).startswith("cuda"):  # for others torch's message is unhelpful
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        told = str(name).startswith("cuda")  # for others torch's message is unhelpful
+        reason = first_line(error) if told else "it is not here, or computes nothing"
         hint = f"use auto or {' or '.join(here)}"
         raise UsageError(f"device {str(name)!r} cannot be used: {reason}", hint=hint) from error
     return device
@@ -78,14 +78,11 @@ def find_device(name: str | torch.device) -> torch.device:
 @contextlib.contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
     """A context in which networks are in evaluation mode; every module's mode is restored."""
-    every = nn.ModuleList(networks)
-    modes = [(module, module.training) for module in every.modules()]
-    try:
-        every.eval()
+    with contextlib.ExitStack() as stack:
+        for module in nn.ModuleList(networks).modules():
+            stack.callback(setattr, module, "training", module.training)
+        nn.ModuleList(networks).eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextlib.contextmanager
@@ -105,14 +102,11 @@ def frozen(
     if move:
         for network in networks:
             network.to(device)
-    with evaluating(every), kernels:
-        try:
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+    with evaluating(every), kernels, contextlib.ExitStack() as stack:
+        for parameter in trained:
+            stack.callback(parameter.requires_grad_, True)
+            parameter.requires_grad_(False)
+        yield
 
 
 @contextlib.contextmanager
@@ -133,12 +127,11 @@ def peak_memory(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     # On Linux getrusage's peak survives exec, so a process begins with that of its parent.
     with contextlib.suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
+        if found := re.search(r"^VmHWM:\s*(\d+) kB", _STATUS.read_text(), re.M):
+            return int(found[1]) * 1024
+    with contextlib.suppress(ImportError):  # Windows has no such module
         import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    return None

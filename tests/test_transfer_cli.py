@@ -439,6 +439,20 @@ class TestAdapt:
         assert caught.value.message.count("seed must be") <= 1
         assert not Path("out").exists()
 
+    @pytest.mark.parametrize("cache", ["file", "file/below", "loop", "dangling"])
+    def test_where_experts_cannot_be_kept_is_found_first(
+        self, cache: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path("file").touch()
+        Path("loop").symlink_to("loop")
+        Path("dangling").symlink_to("nowhere")
+        monkeypatch.setenv("PPAP_CACHE_DIR", cache)
+        settings: dict[str, Any] = {"num": 8, "steps": 1, "recipe": RECIPE}
+        with pytest.raises(UsageError, match="cannot write to") as caught:
+            adapt("toy", "colour", out="out", **settings)
+        assert "--no-keep" in caught.value.hint
+        assert not Path("out").exists()
+
     def test_overwriting(self) -> None:
         settings: dict[str, Any] = {"steps": 1, "recipe": RECIPE}
         adapt("toy", "colour", out="out", num=8, **settings)

@@ -72,11 +72,9 @@ def check(card: _File) -> None:
         raise AssetError(fault, hint=hint)
     noted = noted_sha256(path) if card.sha256 is None else None
     if noted is not None and noted != (found := file_sha256(path)):
-        fault = f"its SHA-256 is {found} instead of {noted}"
-        raise AssetError(
-            f"{str(path)!r} is not what it was when it was used first: {fault}",
-            hint=f"delete it to fetch it again; delete {str(_note(path))!r} to trust what is there",
-        )
+        fault = f"{str(path)!r} is not what it was when it was used first: its SHA-256 is {found}"
+        hint = f"delete it to fetch it again; delete {str(_note(path))!r} to trust what is there"
+        raise AssetError(f"{fault} instead of {noted}", hint=hint)
 
 
 def noted_sha256(path: Path) -> str | None:
@@ -231,15 +229,13 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
     absent = AssetError(f"there is no copy of {what}, and downloads are off", hint=hint)
     if off and not here:
         raise absent
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         with _quiet_hub(off):
             yield
     except AssetError:
         raise
     except Exception as error:  # the network, the disk, and the errors of several libraries
-        if off and isinstance(error, LocalEntryNotFoundError):
+        if off and type(error).__name__ == "LocalEntryNotFoundError":
             raise absent from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if type(error).__name__ in ("ConnectionError", "ConnectTimeout"):  # long and useless
@@ -253,28 +249,25 @@ def _quiet_hub(off: bool) -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
 
     requests = logging.getLogger("huggingface_hub.utils._http")
-    before = constants.HF_HUB_OFFLINE, hub_logging.get_verbosity(), requests.level
-    said = False
+    said: list[str] = []
 
     def say_once(record: logging.LogRecord) -> bool:
-        nonlocal said
-        if not said and "[Retry " in record.getMessage():
-            said = True
-            _log.warning("the hub cannot be reached; trying again for a while")
+        if "[Retry " in record.getMessage() and not said:
+            said.append("the hub cannot be reached; trying again for a while")
+            _log.warning(said[0])
         return False
 
-    # timm has no argument for this; it also refuses the hub's own requests.
-    constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or off
-    hub_logging.set_verbosity(logging.CRITICAL)
-    requests.setLevel(logging.WARNING)
-    requests.addFilter(say_once)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+        stack.callback(hub_logging.set_verbosity, hub_logging.get_verbosity())
+        stack.callback(requests.setLevel, requests.level)
+        stack.callback(requests.removeFilter, say_once)
+        # timm has no argument for this; it also refuses the hub's own requests.
+        constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE or off
+        hub_logging.set_verbosity(logging.CRITICAL)
+        requests.setLevel(logging.WARNING)
+        requests.addFilter(say_once)
         yield
-    finally:
-        requests.removeFilter(say_once)
-        constants.HF_HUB_OFFLINE, verbosity, level = before
-        hub_logging.set_verbosity(verbosity)
-        requests.setLevel(level)
 
 
 def in_torch_hub(url: str) -> bool:

@@ -115,7 +115,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "precision": {"choices": ("float32", "bfloat16"), "help": "Precision of matrix products."},
     "workers": {"type": int, "help": "Processes that draw; by default one a core, up to 8."},
     "overwrite": {"is_flag": True, "help": "Replace what an earlier call wrote to the folder."},
-    "allow-mismatch": {"multiple": True, "help": "Accept another `backend` or `resolution`."},
+    "allow-mismatch": {
+        "multiple": True,
+        "help": "Accept another `backend`, other `options`, or another `resolution`.",
+    },
     "offline": {"is_flag": True, "help": "Download nothing."},
     "json": {"is_flag": True, "help": "Print JSON."},
 }

@@ -62,7 +62,6 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.cli.guide_options import backend_of, guide_of, settings_of
     from ppap_framework.data import SyntheticData
     from ppap_framework.diagnosis import diagnose, evenly_spaced
-    from ppap_framework.diagnosis.diagnose import with_chosen_experts
     from ppap_framework.diagnosis.record import RECORD, environment, provenance
     from ppap_framework.experts import NoiseRanges, backend_sha256
     from ppap_framework.pixels import to_uint8
@@ -106,7 +105,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     problems.attempt(NoiseRanges.equal, schedule, given["num_experts"] or 1)
     guide = problems.attempt(request.load)
     problems.check()
-    wanted, guide = guide.experts, with_chosen_experts(guide, backend)
+    wanted, guide = guide.experts, guide.with_experts(backend)
     if guide.chosen is None and wanted == "auto" and not guide.noise_aware:
         note(f"no experts of {guide.name} are here for this backend, so it is measured alone")
     note_of_target(guide)

@@ -160,8 +160,8 @@ def doctor(as_json: bool) -> int:
     """Check the installation and every plugin.
 
     Every component is imported, in another process. Exits with 3 if a plugin failed, a component
-    names what is not there, or two plugins are in conflict, with 1 if torch cannot be used, and
-    otherwise with 0.
+    names what is not there, or two plugins are in conflict, with 1 if torch cannot be used, with 4
+    if a bundle of experts cannot be attached, and otherwise with 0.
     """
     found = discover(strict=False)
     commands = {name: [*claims] for name, claims in plugin_commands().items()}
@@ -195,6 +195,7 @@ def doctor(as_json: bool) -> int:
         "conflicts": [attrs.asdict(conflict) for conflict in contested],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
         "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
+        "experts": _faulty_bundles(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -207,7 +208,7 @@ def doctor(as_json: bool) -> int:
         _print(report, found)
     if any(record.failed for record in found.records) or faults or report["conflicts"]:
         return 3
-    return 1 if "error" in report["torch"] else 0
+    return 1 if "error" in report["torch"] else 4 * bool(report["experts"])
 
 
 def _plugin(record: PluginRecord) -> dict[str, Any]:
@@ -308,6 +309,15 @@ def _probe(script: str, *arguments: str) -> Any:
         return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
 
 
+def _faulty_bundles() -> list[dict[str, Any]]:
+    """Rows of `ppap experts list` with a problem; in another process, since it imports torch."""
+    listing = [sys.executable, "-m", "ppap_framework", "experts", "list", "--json"]
+    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        done = subprocess.run(listing, capture_output=True, timeout=_PROBE_SECONDS, check=False)
+        return [row for row in json.loads(done.stdout) if row["path"] and row["problem"]]
+    return []
+
+
 def _caches() -> dict[str, int]:
     """Bytes of folders of weights: the project's, and those of libraries that plugins use."""
     get = os.environ.get
@@ -345,5 +355,10 @@ def _print(report: dict[str, Any], found: Registry) -> None:
         taken, claims = conflict["taken"], ", ".join(conflict["claims"])
         outcome = f"{taken} is taken" if taken else "asking for it is an error"
         click.echo(f"conflict: {conflict['subject']} of {claims}; {outcome}")
+    if report["experts"]:
+        print_table(
+            ["experts that cannot be attached", "path", "problem"],
+            [(row["name"], row["path"], row["problem"]) for row in report["experts"]],
+        )
     for variable, name in found.unknown_names:
         click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

@@ -33,7 +33,7 @@ _PER_GUIDE = {
     "--guider-checkpoint": "The guide's weights, by name or path.",
     "--loss": "Loss that the guide descends, if not the guider's own.",
     "--experts": "Experts that read noisy images in the guide's place: the name or path of a "
-    "bundle, none, or auto, the default, for the newest bundle that matches.",
+    "bundle, none, or auto, the default, for the best bundle that matches.",
 }
 
 

@@ -169,7 +169,13 @@ class SynthesisFolder:
         return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
-        """Remove an earlier set; settings last, so that shards are never without them."""
+        """Remove an earlier set; settings last, so that shards are never without them.
+
+        UsageError if none of its records shows that the files are those of a set.
+        """
+        records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
+        if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
+            resume.check_content(self.path, lambda name: False)
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != _MANIFEST:

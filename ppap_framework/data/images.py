@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppap_framework.errors import AssetError
-from ppap_framework.files import expanded
+from ppap_framework.files import expanded, refusals
 
 _HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...)"
 
@@ -59,14 +59,11 @@ class LabelledImages:
         images, labels = _arrays(self.path)
         if images.ndim == 4 and images.shape[3] != 3 == images.shape[1]:
             images = images.transpose(0, 2, 3, 1)
-        name, fault = repr(str(path)), ""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            fault = f"the images of {name} are {images.dtype} {images.shape}"
-        elif labels.ndim == 0 or labels.dtype.kind not in "biuf":
-            fault = f"the labels of {name} are {labels.dtype} {labels.shape}"
-        elif len(labels) != len(images):
-            fault = f"{name} has {len(images)} images and {len(labels)} labels"
-        if fault:
+        readable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
+        numbers = labels.ndim > 0 and labels.dtype.kind in "biuf"
+        if not readable or not numbers or len(labels) != len(images):
+            found = (f"of {array.dtype} {array.shape}" for array in (images, labels))
+            fault = "{} holds images {} and labels {}".format(repr(str(path)), *found)
             raise AssetError(fault, hint=_HINT)
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2)
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
@@ -89,16 +86,12 @@ class LabelledImages:
 
 def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
-        with path.open("rb") as opened:
+        with refusals(path, AssetError, _HINT, "read"), path.open("rb") as opened:
             if opened.read(2) != b"PK":  # numpy also reads NPY files and pickles
                 raise ValueError("it is no NPZ file")
             opened.seek(0)
             with np.load(opened) as file:
                 return file["images"], file["labels"]
-    except OSError as error:
-        reason: object = error.strerror or error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        reason = f"it is damaged: {error}"
-    except (ValueError, KeyError, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        reason = error.args[0] if error.args else "it ends too early"
-    raise AssetError(f"cannot read {str(path)!r}: {reason}", hint=_HINT)
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, RuntimeError) as error:
+        reason = error.args[0] if error.args else "it ends too early"  # RuntimeError: encrypted
+        raise AssetError(f"cannot read {str(path)!r}: {reason}", hint=_HINT) from error

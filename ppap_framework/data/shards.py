@@ -40,10 +40,9 @@ class Layout:
     @shard.validator
     def _check(self, attribute: object, shard: int) -> None:
         if shard % self.batch:
-            raise UsageError(
-                f"a shard of {shard} images is not made of whole batches of {self.batch}",
-                hint=f"use shards of {max(1, round(shard / self.batch)) * self.batch}, say",
-            )
+            fault = f"a shard of {shard} images is not made of whole batches of {self.batch}"
+            nearest = max(1, round(shard / self.batch)) * self.batch
+            raise UsageError(fault, hint=f"use shards of {nearest}, say")
 
     @property
     def batches(self) -> range:
@@ -78,19 +77,19 @@ def members(
     image: int, pictures: Mapping[str, NDArray[np.uint8]], seed: int, prompt: str | None = None
 ) -> bytes:
     """An image as consecutive members of a tar file; pictures, (H, W, 3), are by stage."""
-    told = {} if prompt is None else {"prompt": prompt}
     contents: list[bytes] = []
     for pixels in pictures.values():
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         contents.append(png.getvalue())
-    contents.append(json.dumps({"index": image, "seed": seed, **told}).encode())
+    told = {"index": image, "seed": seed} | ({} if prompt is None else {"prompt": prompt})
+    contents.append(json.dumps(told).encode())
     made = b""
     for name, content in zip(member_names(image, list(pictures)), contents, strict=True):
         info = tarfile.TarInfo(name)  # mode 0644, owner and time 0
         info.size = len(content)
-        padding = bytes(-len(content) % tarfile.BLOCKSIZE)
-        made += info.tobuf(tarfile.USTAR_FORMAT) + content + padding
+        made += info.tobuf(tarfile.USTAR_FORMAT) + content
+        made += bytes(-len(content) % tarfile.BLOCKSIZE)
     return made
 
 

@@ -37,8 +37,6 @@ from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
 from ppap_framework.runtime import Progress, Watch
 
-_MOST_WORKERS = 8
-
 _Count: TypeAlias = Callable[[int], None]
 """Called after every step with the number of finished steps, summed over images."""
 
@@ -64,13 +62,11 @@ def synthesize(
 
     Args:
         backend: A backend, or the name of one.
-        out: The folder.
-        num: Number of images.
-        sampling: Settings of drawing.
         compute: How images are computed; the default batch size is 64, on one thread per worker.
         shard: Images in a file, a multiple of the batch size.
         workers: Number of processes, each with a copy of the backend; None for the number of cores,
-            up to 8. More than 1 requires an importable main module, since they are spawned.
+            up to 8. More than 1 import the main module, so a script calls this below
+            `if __name__ == "__main__":`.
         overwrite: Whether to remove an earlier set in the folder.
         progress: Called after every step; finished work of earlier calls counts.
         command: The typed command, for the record.
@@ -124,15 +120,12 @@ def check_synthesis(
 ) -> None:
     """Check arguments without backend, and write nothing; UsageError with all problems."""
     problems = Problems()
-    with problems.collected():
-        check(num, sampling, compute)
+    problems.attempt(check, num, sampling, compute)
     for name, value in {"shard": shard, "workers": 1 if workers is None else workers}.items():
         if type(value) is not int or value < 1:
-            fault = f"{name} must be a whole number from 1, not {value}"
-            problems.errors.append(UsageError(fault, hint="leave it out"))
+            problems.add(f"{name} must be a whole number from 1, not {value}", "leave it out")
     if not problems.errors:
-        with problems.collected():
-            Layout(num, compute.fixed_batch, shard)
+        problems.attempt(Layout, num, compute.fixed_batch, shard)
     with problems.collected():
         check_writable(out)
         resume.check_content(out, belongs)
@@ -174,7 +167,8 @@ def _draw(
             for task in ended:
                 task.result()
     except BrokenProcessPool as error:
-        hint = "memory may be short: use fewer workers or a smaller batch"
+        hint = "memory may be short: use fewer workers or a smaller batch; a script that starts "
+        hint += 'workers does so below `if __name__ == "__main__":`'
         raise PpapError("a worker process died", hint=hint) from error
     finally:
         for process in list((pool._processes or {}).values()):  # public from Python 3.14 on
@@ -185,18 +179,16 @@ def _draw(
 def _written(
     run: Plan, folder: SynthesisFolder, batches: Sequence[int], count: _Count
 ) -> Iterator[int]:
-    sampling = run.sampling
     with drawing(run, lambda progress: count(progress.done)) as draw:
         for batch in batches:
             images = folder.layout.batch_images(batch)
-            prompts = sampling.prompts(images)
+            prompts = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
             path = folder.batch_path(batch)
             with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
-                for row, image in enumerate(images):
+                for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                     pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
-                    prompt = prompts[row] if prompts else None
-                    file.write(members(image, pictures, sampling.seed, prompt))
+                    file.write(members(image, pictures, run.sampling.seed, prompt))
             yield batch
 
 
@@ -209,8 +201,7 @@ def _work(path: Path, worker: int, batches: Sequence[int]) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
 
@@ -218,14 +209,11 @@ def _end_with_parent() -> None:
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
     """A context that delays Ctrl-C; processes started in it never receive it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    with contextlib.ExitStack() as stack:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _automatic_workers(run: Plan) -> int:
@@ -233,7 +221,7 @@ def _automatic_workers(run: Plan) -> int:
     if run.device.type != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min((cores or 1) // (run.compute.threads or 1), _MOST_WORKERS))
+    return max(1, min((cores or 1) // (run.compute.threads or 1), 8))
 
 
 def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
@@ -241,12 +229,13 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     origin, sampling, compute = run.backend.origin, run.sampling.record(), run.compute
     named = origin.record()
     backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
+    backend["weights_sha256"] = backend_sha256(run.backend.inner)
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
         sampling["prompt"] = {"sha256": digest(prompts)}
     versions = {"torch": torch.__version__, "pillow": PIL.__version__}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {
-        "backend": {**backend, "weights_sha256": backend_sha256(run.backend.inner)},
+        "backend": backend,
         "stages": run.stages_record(),
         **attrs.asdict(layout),
         **sampling,

@@ -1,29 +1,15 @@
 """Reverse diffusion: which timesteps to visit, a step, and the walk."""
 
-from ppap_framework.diffusion.process import Process, space_timesteps, timesteps_for
-from ppap_framework.diffusion.steps import Step, ddim_step, ddpm_step
-from ppap_framework.diffusion.walk import (
-    Continuation,
-    Guidance,
-    NoiseSource,
-    State,
-    cascade,
-    inversion,
-    trajectory,
-)
-
-__all__ = [
-    "Continuation",
-    "Guidance",
-    "NoiseSource",
-    "Process",
-    "State",
-    "Step",
-    "cascade",
-    "ddim_step",
-    "ddpm_step",
-    "inversion",
-    "space_timesteps",
-    "timesteps_for",
-    "trajectory",
-]
+from ppap_framework.diffusion.process import Process as Process
+from ppap_framework.diffusion.process import space_timesteps as space_timesteps
+from ppap_framework.diffusion.process import timesteps_for as timesteps_for
+from ppap_framework.diffusion.walk import Continuation as Continuation
+from ppap_framework.diffusion.walk import Guidance as Guidance
+from ppap_framework.diffusion.walk import NoiseSource as NoiseSource
+from ppap_framework.diffusion.walk import State as State
+from ppap_framework.diffusion.walk import Step as Step
+from ppap_framework.diffusion.walk import cascade as cascade
+from ppap_framework.diffusion.walk import ddim_step as ddim_step
+from ppap_framework.diffusion.walk import ddpm_step as ddpm_step
+from ppap_framework.diffusion.walk import inversion as inversion
+from ppap_framework.diffusion.walk import trajectory as trajectory

@@ -51,9 +51,8 @@ class Process:
     def _check_timesteps(self, attribute: attrs.Attribute[Any], kept: Sequence[int]) -> None:
         length = self.schedule.num_timesteps
         if not kept or any(a >= b for a, b in pairwise((-1, *kept, length))):
-            raise UsageError(
-                f"kept timesteps must be rising numbers from 0 to {length - 1}, not {kept[:8]}"
-            )
+            must = f"must be rising numbers from 0 to {length - 1}"
+            raise UsageError(f"kept timesteps {must}, not {kept[:8]}")
 
     @cached_property
     def betas(self) -> Tensor:
@@ -125,14 +124,10 @@ class Process:
     ) -> tuple[Tensor, Tensor]:
         """The variance of p(x_{i-1} | x_i) and its logarithm, broadcastable to (B, C, H, W).
 
-        They do not match at index 0, where `fixed_small` is 0 and its logarithm is clipped.
-
-        Args:
-            index: As in `posterior_mean`.
-            learned: (B, C, H, W), the network's v for `learned_range`, not clamped: (v + 1) / 2
-                interpolates between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15).
-                The fixed kinds ignore it.
-            like: Tensor whose type and device the result takes.
+        They do not match at index 0, where `fixed_small` is 0 and its logarithm is clipped. `index`
+        is as in `posterior_mean`; the result has the type and device of `like`. For `learned_range`
+        alone, `learned` is the network's v, (B, C, H, W), not clamped: (v + 1) / 2 interpolates
+        between log beta~ and log beta (Nichol and Dhariwal 2021, eq. 15).
         """
         if self.variance == "learned_range":
             if learned is None:
@@ -175,19 +170,14 @@ def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[
     # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
     known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
     if not known or (even and len(counts) > 1):
-        raise UsageError(
-            f"respacing {respacing!r} is not understood",
-            hint='use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all',
-        )
+        hint = 'use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all'
+        raise UsageError(f"respacing {respacing!r} is not understood", hint=hint)
     if not even:
         return _sections(num_timesteps, [int(count) for count in counts])
-    count = int(counts[0])
-    if (stride := _even_stride(num_timesteps, count)) is None:
-        raise UsageError(
-            f"no even stride over {num_timesteps} timesteps gives {count}",
-            hint=f"use {count} instead of {text}, or another number",
-        )
-    return list(range(0, num_timesteps, stride))
+    if kept := _evenly(num_timesteps, count := int(counts[0])):
+        return kept
+    fault = f"no even stride over {num_timesteps} timesteps gives {count}"
+    raise UsageError(fault, hint=f"use {count} instead of {text}, or another number")
 
 
 def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
@@ -196,21 +186,17 @@ def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
     A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
     """
     if not 1 <= steps <= num_timesteps:
-        raise UsageError(
-            f"cannot sample in {steps} steps", hint=f"use a number from 1 to {num_timesteps}"
-        )
+        hint = f"use a number from 1 to {num_timesteps}"
+        raise UsageError(f"cannot sample in {steps} steps", hint=hint)
     if steps == 1:
         return [num_timesteps - 1]
-    stride = _even_stride(num_timesteps, steps)
-    return list(range(0, num_timesteps, stride)) if stride else _sections(num_timesteps, [steps])
+    return _evenly(num_timesteps, steps) or _sections(num_timesteps, [steps])
 
 
-def _even_stride(num_timesteps: int, count: int) -> int | None:
-    """The smallest stride below T that visits `count` of range(T), starting at 0."""
-    if count < 1:
-        return None
-    stride = -(-num_timesteps // count)
-    return stride if stride < num_timesteps and -(-num_timesteps // stride) == count else None
+def _evenly(num_timesteps: int, count: int) -> list[int]:
+    """Two or more timesteps from 0 on, at the smallest even stride; empty if none gives `count`."""
+    kept = list(range(0, num_timesteps, -(-num_timesteps // max(count, 1))))
+    return kept if len(kept) == count > 1 else []
 
 
 def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
@@ -221,10 +207,9 @@ def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
     kept: list[int] = []
     for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
         if count > stop - start:
-            raise UsageError(
-                f"cannot keep {count} timesteps of a section that has {stop - start}",
-                hint=f"the {num_timesteps} timesteps are cut into {len(counts)} sections",
-            )
+            fault = f"cannot keep {count} timesteps of a section that has {stop - start}"
+            hint = f"the {num_timesteps} timesteps are cut into {len(counts)} sections"
+            raise UsageError(fault, hint=hint)
         stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
         # Like the published spacings, which trained networks have seen: the stride is summed, not
         # multiplied, and halves are rounded to even.

@@ -1,24 +1,132 @@
 r"""Walks along a diffusion process: from noise to images, through one stage or several, and back.
 
 x_S ~ N(0, I);   for i = S - 1 ... 0:   x_i -> Prediction, clipped -> step -> x_{i-1}
+
+Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters a step in one of two ways:
+
+    mean shift:  mu + Sigma g                 (Dhariwal and Nichol 2021, arXiv 2105.05233, alg. 1)
+    score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
+
+The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
+see `_guided`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeAlias, final
 
 import attrs
 import torch
 from torch import Generator, Tensor
 
 from ppap_framework.components import CascadedStage, Prediction, Stage
-from ppap_framework.diffusion.process import Process, space_timesteps
-from ppap_framework.diffusion.steps import Step, ddim_inversion_step, ddim_step
+from ppap_framework.diffusion.process import Process, at_index, space_timesteps
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import generator
+
+_REACH = 2.0
+
+Step: TypeAlias = Callable[
+    [Process, int, Prediction, Tensor, Tensor | None], tuple[Tensor, Prediction]
+]
+"""A step from tau_i to tau_{i-1}, such as `ddpm_step` or `ddim_step`.
+
+Its arguments are the reverse process; the index i, in [0, S); the prediction at x_i, already
+clipped; standard normal noise, (B, C, H, W), on any device; and g, (B, C, H, W), or None for no
+guidance. It returns x_{i-1}, (B, C, H, W), and the prediction that it was made from.
+"""
+
+
+def ddpm_step(
+    process: Process, index: int, prediction: Prediction, noise: Tensor, gradient: Tensor | None, /
+) -> tuple[Tensor, Prediction]:
+    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, alg. 2), guided by a mean shift.
+
+    The returned prediction stays unguided. See `Step`.
+    """
+    x_t = prediction.x_t
+    x = process.posterior_mean(prediction.x0, x_t, index)
+    variance, log_variance = process.reverse_variance(index, prediction.variance, x_t)
+    if gradient is not None:
+        x = x + variance * gradient
+    if index > 0:
+        x = x + torch.exp(0.5 * log_variance) * noise.to(x)
+    return x, prediction
+
+
+def ddim_step(
+    process: Process,
+    index: int,
+    prediction: Prediction,
+    noise: Tensor,
+    gradient: Tensor | None,
+    /,
+    *,
+    eta: float = 0.0,
+) -> tuple[Tensor, Prediction]:
+    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16), guided through the score.
+
+    See `Step`. `eta` is in [0, 1], else UsageError: 0 is deterministic, 1 has the ancestral
+    sampler's posterior variance.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
+    x_t = prediction.x_t
+    abar = at_index(process.alphas_cumprod, index, x_t)
+    abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
+    sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
+    direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
+    prediction = _guided(process, index, prediction, gradient, abar_prev.sqrt(), direction)
+    x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
+    if sigma > 0.0:
+        x = x + sigma * noise.to(x)
+    return x, prediction
+
+
+def ddim_inversion_step(
+    process: Process, index: int, prediction: Prediction, noise: Tensor, gradient: Tensor | None, /
+) -> tuple[Tensor, Prediction]:
+    """The deterministic step to x_{i+1} instead (Dhariwal and Nichol 2021, appendix F); see `Step`.
+
+    From the last index it leads to pure noise, eps.
+    """
+    abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
+    alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
+    prediction = _guided(process, index, prediction, gradient, alpha_next, sigma_next)
+    return alpha_next * prediction.x0 + sigma_next * prediction.eps, prediction
+
+
+def _guided(
+    process: Process,
+    index: int,
+    prediction: Prediction,
+    gradient: Tensor | None,
+    alpha_to: Tensor,
+    sigma_to: Tensor,
+) -> Prediction:
+    """The prediction with its score shifted by g, for a step to alpha_to x_0 + sigma_to eps.
+
+    Such a step moves the state by
+
+        alpha_to dx_0 + sigma_to deps = (alpha_to sigma_i / alpha_i - sigma_to) sigma_i g
+
+    The factor is about 1 or less on evenly spaced timesteps, but unbounded as alpha_i falls to 0.
+    If it exceeds `_REACH`, g is reduced such that the factor is 1, as on evenly spaced timesteps.
+    """
+    if gradient is None:
+        return prediction
+    abar = at_index(process.alphas_cumprod, index, gradient)
+    alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
+    reach = alpha_to * sigma - alpha * sigma_to  # alpha_i times the factor
+    if reach > _REACH * alpha:
+        return prediction.with_x0(prediction.x0 + sigma**2 / reach * gradient)
+    shifted = prediction.with_eps(prediction.eps - sigma * gradient)
+    # Under strong guidance x_0 and eps are large and nearly cancel, so the order of arithmetic
+    # matters. As in the published samplers, eps is computed from x_0 again.
+    return prediction.with_x0(shifted.x0)
 
 
 class Guidance(Protocol):
@@ -29,13 +137,9 @@ class Guidance(Protocol):
     ) -> tuple[Prediction, Tensor | None]:
         """`denoise(x_t)`, without a graph, and the guidance gradient g, (B, C, H, W), or None.
 
-        Args:
-            x_t: (B, C, H, W).
-            time: t / T in [0, 1) of the whole batch; 0 is the least noisy.
-            level: The B noise levels of x_t, all the same.
-            denoise: The stage's denoiser at this timestep.
+        `time` is t / T in [0, 1) of the whole batch, 0 is the least noisy; `level` holds the B
+        noise levels, all the same; `denoise` is the stage's denoiser at this timestep.
         """
-        ...
 
 
 @attrs.frozen(eq=False)
@@ -70,13 +174,8 @@ class NoiseSource:
 
 @attrs.frozen(eq=False)
 class State:
-    """The state of a walk after a step.
-
-    Attributes:
-        index: Index in the process from which the step was taken.
-        timestep: Base timestep of that index.
-        x: (B, C, H, W), the new state.
-        prediction: Prediction that `x` was made from; its x0 previews the final images.
+    """The new state x, (B, C, H, W), after a step from an index of the process, which is a base
+    timestep; and the prediction that x was made from, whose x0 previews the final images.
     """
 
     index: int
@@ -108,20 +207,29 @@ def trajectory(
         noise: Draws (B, C, H, W) for a step; a `NoiseSource`, whose first draw was `x`.
         condition: Output of the backend's `encode` for these B images.
         step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
-        guidance: The guidance, or None.
         clip: Clamp each x_0 to [-1, 1] before it is used.
         denoised_fn: Changes each x_0, (B, C, H, W), before it is clamped.
         indices: The indices to step from, in order; by default S - 1 to 0.
     """
     for index in reversed(range(len(process))) if indices is None else indices:
         drawn = noise(tuple(x.shape))
-        prediction, gradient = _look(stage, process, index, x, condition, guidance)
+        timestep = process.timesteps[index]
+        t = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
+
+        def denoise(x_t: Tensor, t: Tensor = t) -> Prediction:
+            return stage.denoise(x_t, t, condition)
+
+        if guidance is None:
+            prediction, gradient = denoise(x), None
+        else:
+            time, level = timestep / process.schedule.num_timesteps, process.level(index, len(x))
+            prediction, gradient = guidance(x, time, level, denoise)
         if denoised_fn is not None:
             prediction = prediction.with_x0(denoised_fn(prediction.x0))
         if clip:
             prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
         x, prediction = step(process, index, prediction, drawn, gradient)
-        yield State(index, process.timesteps[index], x, prediction)
+        yield State(index, timestep, x, prediction)
 
 
 def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Iterator[State]:
@@ -136,22 +244,6 @@ def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Ite
         raise UsageError("DDIM inversion needs at least two steps", hint="use more steps")
     settings |= {"step": ddim_inversion_step, "indices": range(len(process) - 1)}
     return trajectory(stage, process, x, torch.zeros, **settings)
-
-
-def _look(
-    stage: Stage, process: Process, index: int, x: Tensor, condition: Any, guidance: Guidance | None
-) -> tuple[Prediction, Tensor | None]:
-    """The prediction and the guidance gradient at an index of a process."""
-    timestep = process.timesteps[index]
-    t = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
-
-    def denoise(x_t: Tensor) -> Prediction:
-        return stage.denoise(x_t, t, condition)
-
-    if guidance is None:
-        return denoise(x), None
-    time = timestep / process.schedule.num_timesteps
-    return guidance(x, time, process.level(index, len(x)), denoise)
 
 
 @final
@@ -184,9 +276,7 @@ def cascade(
     Args:
         later: The stages, each of which goes on from the images of the one before it.
         images: Finished images of the first stage, (B, 3, H, W) in [-1, 1].
-        condition: Output of the backend's `encode` for these B images.
-        seed: Seed of the noise; see `NoiseSource`, also for `start`.
-        start: Number of the first image.
+        condition: As in `trajectory`; `seed` and `start` are as in `NoiseSource`.
         watch: Called after every step with the number of images.
         ready: Called before each stage begins.
     """

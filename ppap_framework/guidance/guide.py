@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from ppap_framework.border import maker
-from ppap_framework.components import GuidanceModel, Target, TaskLoss
+from ppap_framework.components import DiffusionBackend, GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, PpapError, UsageError, calling
-from ppap_framework.experts import BundleFile, ExpertSet, RangeScales, ScaleCurve, WantedExperts
+from ppap_framework.experts import (
+    BundleFile,
+    ExpertSet,
+    RangeScales,
+    ScaleCurve,
+    WantedExperts,
+    choose_experts,
+)
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
@@ -54,7 +61,7 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
 def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
     """UsageError if the scale is "auto" without calibrated scales."""
     if scale == "auto" and not calibrated:
-        why = "its experts were not calibrated" if experts else "no experts guide"
+        why = "its experts were not calibrated for its loss" if experts else "no experts guide"
         hint = "give a scale, such as 4"
         raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
 
@@ -117,6 +124,32 @@ class Guide:
         """The experts, once a plan has chosen them."""
         assert self.experts is None or isinstance(self.experts, BundleFile | ExpertSet)
         return self.experts
+
+    def with_experts(self, backend: DiffusionBackend, through: str = "noisy") -> Guide:
+        """The guide with its experts for a backend; errors as of `choose_experts`."""
+        experts = choose_experts(
+            self.experts,
+            self.name,
+            self.model,
+            backend,
+            noise_aware=self.noise_aware,
+            through=through,
+            allow_mismatch=self.allow_mismatch,
+            offline=self.offline,
+            options=self.compared_options(backend),
+            loss=self.loss_record,
+        )
+        return attrs.evolve(self, experts=experts)
+
+    def compared_options(self, backend: DiffusionBackend) -> dict[str, Any]:
+        """Options by which experts are compared, as JSON; those of a user's objects are unknown."""
+        origins = {"guide": self.origin, "backend": backend.origin}.items()
+        return {f"{of}.{k}": value for of, o in origins if o for k, value in o.compared.items()}
+
+    @property
+    def loss_record(self) -> dict[str, Any]:
+        """Name and options of the loss, JSON."""
+        return {"name": self.loss_name or type(self.loss).__name__, "options": self.loss_options}
 
     @property
     def factor(self) -> float:

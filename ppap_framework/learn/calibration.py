@@ -33,6 +33,7 @@ from ppap_framework.components import DiffusionBackend, Stage, TargetInput
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import (
+    Present,
     ScaleCurve,
     check_wanted,
     load_bundle,
@@ -108,7 +109,8 @@ def calibrate(
     stage, device = loaded.stages[0], compute.place
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
-    experts = None if bundle is None else load_bundle(bundle, guide.model, loaded.inner)
+    here = Present(guide.model, loaded, guide.compared_options(loaded))
+    experts = None if bundle is None else load_bundle(bundle, guide.model, present=here)
     try:
         with frozen([guide.model], device):
             guide = attrs.evolve(guide, experts=experts)
@@ -143,6 +145,7 @@ def calibrate(
     if not any(scales):
         raise _refused(guide, "it does not tell pictures apart at any noise level")
     curve = _curve(every[timesteps].tolist(), scales, errors)
+    curve = attrs.evolve(curve, loss=guide.loss_record)
     if bundle is not None:
         write_curve(bundle, curve)
     return curve

@@ -21,6 +21,7 @@ from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
     describe,
+    experts_dir,
     keep_bundle,
     save_bundle,
     verify_bundle,
@@ -41,6 +42,7 @@ from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 _BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0
+_NOT_KEPT = "set PPAP_CACHE_DIR to another folder, or use --no-keep"
 
 
 @isolated()
@@ -88,6 +90,8 @@ def transfer(
     path = expanded(out)
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
     check_transfer(path, recipe, compute, name)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
@@ -135,6 +139,8 @@ def adapt(
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
     check_adapt(path, recipe, sampling, compute, name=name, **draws)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     data = synthesize(
         plan.backend,
@@ -254,6 +260,7 @@ def _train(
             recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
+            options=plan.options,
             metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
         save_bundle(folder.bundle, experts, info)

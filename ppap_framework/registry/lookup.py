@@ -21,6 +21,7 @@ from ppap_framework.errors import (
     calling,
     one_line,
 )
+from ppap_framework.origin import plain
 from ppap_framework.plugin import (
     AdapterSpec,
     Asset,
@@ -166,6 +167,18 @@ class Registry:
                 problems.append(_text(error))
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
+
+    def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by which experts are compared, with defaults, as JSON; errors as of `options`.
+
+        A field with `metadata={"compared": False}` is none of them.
+        """
+        made = self.options(spec, given)
+        return {
+            field.alias or field.name: plain(getattr(made, field.name))
+            for field in (() if made is None else attrs.fields(type(made)))
+            if field.init and field.metadata.get("compared", True)
+        }
 
     @overload
     def make(

@@ -6,6 +6,7 @@ which distribution supplies a component that is not installed.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterable
@@ -33,13 +34,11 @@ def suppliers() -> dict[str, str]:
 
 def _extras() -> dict[str, list[str]]:
     """Distributions of each extra of ppap-framework; none if it is not installed."""
-    try:
-        requirements = metadata.requires("ppap-framework") or ()
-    except metadata.PackageNotFoundError:
-        requirements = ()
     found: dict[str, list[str]] = {}
-    for match in filter(None, map(_EXTRA.fullmatch, requirements)):
-        found.setdefault(match[2], []).append(match[1])
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        requirements = metadata.requires("ppap-framework") or ()
+        for match in filter(None, map(_EXTRA.fullmatch, requirements)):
+            found.setdefault(match[2], []).append(match[1])
     return found
 
 
@@ -78,8 +77,8 @@ def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
     if len(offers) == 1:
         return offers[0][1]
     plugins = [plugin for plugin, _ in offers]
-    forms = list(dict.fromkeys(f"{plugin.distribution}:{split(name)[1]}" for plugin in plugins))
-    hint = "type " + " or ".join(f"{flag} {form}".strip() for form in forms)
+    forms = dict.fromkeys(f"{flag} {by.distribution}:{split(name)[1]}".strip() for by in plugins)
+    hint = f"type {' or '.join(forms)}"
     if len(forms) < len(plugins):
         hint = f"keep one: PPAP_DISABLE_PLUGINS={plugins[-1].name}"
     claims = ", ".join(plugin.name for plugin in plugins)

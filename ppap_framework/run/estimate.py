@@ -8,6 +8,7 @@ of matrix products and convolutions, two for each multiply-add, by torch's own f
 from __future__ import annotations
 
 import copy
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -74,8 +75,7 @@ class Estimate:
     """The cost of a run, without memory that libraries allocate for themselves.
 
     Attributes:
-        stages: Cost of each stage, by name.
-        guides: Cost of each guide, by name.
+        stages, guides: Cost of each, by name.
         flops: FLOPs of the whole run, without the guides' last look at finished images.
         weights: Bytes of networks, of all experts, and of the copy of a network's own weights that
             is kept while an expert is merged (at most all of them).
@@ -159,10 +159,9 @@ def available_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     free = []
     if device.type == "cpu":
-        with suppress(OSError, StopIteration):
-            lines = Path("/proc/meminfo").read_text().splitlines()
-            line = next(line for line in lines if line.startswith("MemAvailable:"))
-            free.append(1024 * int(line.split()[1]))
+        with suppress(OSError):
+            found = re.findall(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+            free += [1024 * int(size) for size in found]
         with suppress(OSError, ValueError):  # a container's limit; "max" if there is none
             group = Path("/sys/fs/cgroup")
             most, now = (int((group / f"memory.{x}").read_text()) for x in ("max", "current"))
@@ -172,13 +171,12 @@ def available_memory(device: torch.device) -> int | None:
 
 def acting(run: Plan) -> dict[str, set[int]]:
     """The timesteps at which each guide acts, by its name."""
-    schedule, acting = run.process.schedule, {guide.name: set[int]() for guide in run.guides}
-    for t in run.process.timesteps:
-        time, level = t / schedule.num_timesteps, schedule.level(torch.tensor([t]))
-        for guide in run.guides:
-            if guide.acts(time, level):
-                acting[guide.name].add(t)
-    return acting
+    schedule, kept = run.process.schedule, run.process.timesteps
+    levels = {t: schedule.level(torch.tensor([t])) for t in kept}
+    return {
+        guide.name: {t for t in kept if guide.acts(t / schedule.num_timesteps, levels[t])}
+        for guide in run.guides
+    }
 
 
 def _passes(run: Plan) -> list[int]:
@@ -218,20 +216,15 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     stages, condition = _copy(fake, (run.stages, condition))
     differentiated = run.sampling.through == "clean" and bool(run.guides)
     costs: dict[str, StepCost] = {}
-    before: Stage | None = None
-    for stage in stages:
+    for number, stage in enumerate(stages):
         with frozen([stage.network], _CPU, move=False):
-            if before is not None:
-                condition, *_ = _measured(fake, partial(_conditioned, stage, condition, before))
+            if isinstance(stage, CascadedStage) and number:
+                before = stages[number - 1]
+                images, *_ = _measured(fake, partial(_image, before, before.network))
+                condition, *_ = _measured(fake, partial(stage.conditioned, condition, images))
             denoise = partial(_denoise, stage, condition)
-            costs[stage.name] = _cost(fake, denoise, differentiated and before is None)
-        before = stage
+            costs[stage.name] = _cost(fake, denoise, differentiated and not number)
     return costs
-
-
-def _conditioned(stage: Stage, condition: Any, before: Stage) -> Any:
-    assert isinstance(stage, CascadedStage)  # or it could not continue
-    return stage.conditioned(condition, _image(before, before.network))
 
 
 def _denoise(stage: Stage, condition: Any, gradient: bool) -> None:

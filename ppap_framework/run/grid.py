@@ -7,6 +7,7 @@ and with them, each followed by what every guide sees there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeAlias
 
 import attrs
@@ -26,13 +27,14 @@ _LARGEST = (256, 384)  # largest width and height of a picture, legend included
 _LARGEST_TARGET = (640, 256)  # the same for targets, which may be several side by side
 _MARGIN, _GAP, _TITLES = 16, 8, 136
 _LEAST = 640  # width of the header
-_HEADER, _TEXT = ImageFont.load_default(16), ImageFont.load_default(13)
-_HEADER_LINE, _TEXT_LINE = 22, 17
+_HEADER, _TEXT = (ImageFont.load_default(16), 22), (ImageFont.load_default(13), 17)
 _CAPTION_LINES, _TITLE_LINES = 2, 4
 _PROMPT = 80  # characters of a prompt that are shown
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 28, 32), (96, 98, 104), (208, 210, 214)
 
-_Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
+_Type: TypeAlias = tuple["ImageFont.FreeTypeFont | ImageFont.ImageFont", int]
+"""A font, and the height of its lines."""
+_Ink: TypeAlias = tuple[int, int, int]
 
 
 @attrs.frozen(kw_only=True)
@@ -141,9 +143,9 @@ def draw_grid(
     across = columns * (wide + _GAP), sum(cell + 2 * _GAP for cell in cells)
     inner = max(_LEAST, _TITLES + max(across))
     text = [part for line in header for part in _wrapped(line, inner, 3, _HEADER)]
-    width, height = inner + 2 * _MARGIN, _MARGIN + len(text) * _HEADER_LINE + _GAP
+    width, height = inner + 2 * _MARGIN, _MARGIN + len(text) * _HEADER[1] + _GAP
     strips = [Image.new("RGB", (width, height), _PAPER)]
-    _write(strips[0], text, _MARGIN, _MARGIN, _INK, _HEADER, _HEADER_LINE)
+    _write(strips[0], text, (_MARGIN, _MARGIN), _INK, _HEADER)
     if aims:
         title = "target" if len(aims) == 1 else "targets"
         captions = [[caption] for _, caption in targets]
@@ -154,11 +156,10 @@ def draw_grid(
         for line, pictures in zip(lines, tiles, strict=True):
             shown = attrs.evolve(line, pictures=pictures[part], captions=line.captions[part])
             strips.append(_strip(shown, width, [wide] * len(shown.pictures), _GAP))
-    canvas = Image.new("RGB", (width, sum(strip.height for strip in strips) + _MARGIN), _PAPER)
-    top = 0
-    for strip in strips:
+    *tops, height = accumulate((strip.height for strip in strips), initial=0)
+    canvas = Image.new("RGB", (width, height + _MARGIN), _PAPER)
+    for strip, top in zip(strips, tops, strict=True):
         canvas.paste(strip, (0, top))
-        top += strip.height
     return canvas
 
 
@@ -171,28 +172,22 @@ def _strip(line: Line, width: int, cells: Sequence[int], gap: int) -> Image.Imag
     ]
     top, left = _GAP if line.begins else 0, _MARGIN + _TITLES
     below = top + max(picture.height for picture in line.pictures)
-    height = below + max(map(len, captions)) * _TEXT_LINE
-    height = max(height, top + len(title) * _TEXT_LINE) + _GAP
-    strip = Image.new("RGB", (width, height), _PAPER)
+    bottom = max(below + max(map(len, captions)) * _TEXT[1], top + len(title) * _TEXT[1])
+    strip = Image.new("RGB", (width, bottom + _GAP), _PAPER)
     if line.begins:
         ImageDraw.Draw(strip).line((_MARGIN, 0, width - _MARGIN, 0), _RULE)
-    _write(strip, title, _MARGIN, top, _INK if line.begins else _FAINT)
+    _write(strip, title, (_MARGIN, top), _INK if line.begins else _FAINT)
     for picture, caption, cell in zip(line.pictures, captions, cells, strict=True):
         strip.paste(picture, (left, top))
-        _write(strip, caption, left, below + 2)
+        _write(strip, caption, (left, below + 2), _FAINT)
         left += cell + gap
     return strip
 
 
 def _write(
-    image: Image.Image,
-    lines: Sequence[str],
-    left: int,
-    top: int,
-    ink: tuple[int, int, int] = _FAINT,
-    font: _Font = _TEXT,
-    height: int = _TEXT_LINE,
+    image: Image.Image, lines: Sequence[str], at: tuple[int, int], ink: _Ink, kind: _Type = _TEXT
 ) -> None:
+    (left, top), (font, height) = at, kind
     for k, words in enumerate(lines):
         ImageDraw.Draw(image).text((left, top + k * height), words, ink, font)
 
@@ -206,20 +201,19 @@ def _fitted(picture: Image.Image, side: int, largest: tuple[int, int]) -> Image.
     return picture.resize((width, height), how)
 
 
-def _wrapped(text: str, room: int, most: int, font: _Font = _TEXT) -> list[str]:
+def _wrapped(text: str, room: int, most: int, kind: _Type = _TEXT) -> list[str]:
     """At most `most` lines of at most `room` pixels; what does not fit is cut."""
-    lines: list[str] = []
+    lines, (font, _) = list[str](), kind
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= room:
             lines[-1] = longer
         else:
             lines.append(word)
-    cut = len(lines) > most
-    lines = lines[:most]
-    for k, line in enumerate(lines):
-        end = "…" if cut and k == most - 1 else ""
+    shown = lines[:most]
+    for k, line in enumerate(shown):
+        end = "…" if len(lines) - 1 > k == most - 1 else ""
         while line and font.getlength(line + end) > room:
             line, end = line[:-1], "…"
-        lines[k] = line + end
-    return lines
+        shown[k] = line + end
+    return shown
