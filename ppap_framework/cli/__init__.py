@@ -56,7 +56,7 @@ class _Commands(Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS:
-            self.add_command(core_command(cmd_name))
+            self.commands[cmd_name] = core_command(cmd_name)
         return super().get_command(ctx, cmd_name)
 
 
