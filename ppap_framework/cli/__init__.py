@@ -36,7 +36,8 @@ COMMANDS = {
 }
 """Each command and its summary."""
 
-_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(("synthesize", "transfer", "adapt"), "training")}
+_TRAINING = ("synthesize", "data", "transfer", "adapt")
+_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(_TRAINING, "training")}
 """Modules of commands that are not `command` in a module of their own name."""
 
 _BUG = 1
@@ -53,17 +54,18 @@ class _Commands(Group):
     def summaries(self) -> Mapping[str, str]:
         return COMMANDS
 
-    def core_command(self, name: str) -> click.Command:
-        return core_command(name)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            self.commands[cmd_name] = core_command(cmd_name)
+        return super().get_command(ctx, cmd_name)
 
 
 def version() -> str:
     from importlib import metadata
 
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
+    return "unknown (not installed)"
 
 
 def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
@@ -164,8 +166,7 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
         case _:
             message = f"this is a bug in {options.author}: {type(error).__name__}: {error}"
             hint = "; ".join(filter(None, ["please report it", hint]))
-    prefix = click.style("ppap: error:", fg="red", bold=True)
-    for line in (f"{prefix} {message}", f"hint: {hint}" if hint else ""):
-        if line:
-            click.echo(" ".join(line.split()), err=True, color=color())
+    lines = [f"{click.style('ppap: error:', fg='red', bold=True)} {message}", f"hint: {hint}"]
+    for line in lines if hint else lines[:1]:
+        click.echo(" ".join(line.split()), err=True, color=color())
     return code

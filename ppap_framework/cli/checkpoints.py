@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import click
@@ -18,12 +18,8 @@ from ppap_framework.cli.output import (
 )
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
+from ppap_framework.plugin import Card
 from ppap_framework.registry import registry
-
-if TYPE_CHECKING:
-    from ppap_framework.plugin import Card
-
-_FLOAT32 = 4  # bytes
 
 
 @click.group("checkpoints", cls=Group)
@@ -44,8 +40,8 @@ def list_checkpoints(here: bool, as_json: bool) -> None:
         print_json(rows)
         return
     for row in rows:
-        row |= {"size": _size(row), "for": row["component"], "pixels": row["image_size"]}
-        row["here"] = "yes" if row["here"] else None
+        row |= {"size": _size(row), "here": "yes" if row["here"] else None}
+        row |= {"for": row["component"], "pixels": row["image_size"]}
     print_table(["name", "for", "pixels", "size", "licence", "here", "summary"], rows)
 
 
@@ -62,14 +58,9 @@ def info(name: str, as_json: bool) -> None:
         print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
         return
     first_used = f"{noted}, of the file that was used first" if noted else "none is published"
-    shown = {
-        **row,
-        "size": _size(row),
-        "sha256": card.sha256 or first_used,
-        "parameters": f"{card.parameters:,}" if card.parameters else None,
-        "architecture": card.architecture,
-    }
-    print_fields(f"checkpoint {card.name}", shown)
+    row |= {"size": _size(row), "sha256": card.sha256 or first_used}
+    row |= {"parameters": card.parameters and f"{card.parameters:,}"}
+    print_fields(f"checkpoint {card.name}", row | {"architecture": card.architecture})
 
 
 @command.command("where")
@@ -126,10 +117,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     cards = [registry().card_named(name) for name in names] or [
         card for card in registry().every_card() if _row(card)["here"]
     ]
-    files = [(card.name, card) for card in cards]
     blank = dict.fromkeys(("name", "sound", "sha256", "against"))
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
-    return print_verified(files, facts, blank, line, as_json)
+    return print_verified([(card.name, card) for card in cards], facts, blank, line, as_json)
 
 
 @command.command("convert")
@@ -157,10 +147,8 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
         raise UsageError(f"{str(out)!r} is there already", hint="--overwrite replaces it")
     checkpoint = find_checkpoint(registry(), None, None, source)
     if not checkpoint.architecture:
-        raise AssetError(
-            f"{checkpoint.name!r} does not state its architecture",
-            hint="name what it is, as NAME=PATH with a name of `ppap checkpoints list`",
-        )
+        hint = "name what it is, as NAME=PATH with a name of `ppap checkpoints list`"
+        raise AssetError(f"{checkpoint.name!r} does not state its architecture", hint=hint)
     state = checkpoint.state_dict()
     notes = {"converted_from": checkpoint.name, "sha256": checkpoint.sha256}
     save_checkpoint(out, state, checkpoint.architecture, notes)
@@ -181,14 +169,14 @@ def _row(card: Card) -> dict[str, Any]:
     path = None
     with contextlib.suppress(AssetError):  # a package that is incomplete
         path = location(card)
-    here = path is not None and path.exists()
+    size = path.stat().st_size if path and path.exists() else None
     return {
         **attrs.asdict(card, filter=attrs.filters.exclude("architecture")),
         "plugin": registry().provider(card).distribution,
         "path": path and str(path),
-        "here": here,
-        "bytes_here": path.stat().st_size if here and path else None,
-        "approximate_size": _FLOAT32 * card.parameters if card.parameters else None,
+        "here": size is not None,
+        "bytes_here": size,
+        "approximate_size": card.parameters and 4 * card.parameters,
     }
 
 

@@ -31,26 +31,24 @@ class GlobalOptions:
         self.command = self.author = "ppap"  # what was typed, and the distribution that supplies it
         self.afterwards = contextlib.ExitStack()  # restored on exit: a process may go on
 
-    def add(self, name: str | None, value: int) -> None:
-        """Add an option's value to the one given before the command's name."""
-        if name == "debug":
-            self.debug |= bool(value)
-        elif value:
-            import logging
 
-            self.verbosity += value if name == "verbose" else -value
-            ours = logging.getLogger("ppap_framework")
-            self.afterwards.callback(ours.setLevel, ours.level)
-            ours.setLevel(logging.WARNING - 10 * max(-1, min(self.verbosity, 2)))
+def _add(ctx: click.Context, option: click.Parameter, value: int) -> None:
+    """Add a global option's value to the one given before the command's name."""
+    options = ctx.ensure_object(GlobalOptions)
+    if option.name == "debug":
+        options.debug |= bool(value)
+    elif value:
+        import logging
+
+        options.verbosity += value if option.name == "verbose" else -value
+        ours = logging.getLogger("ppap_framework")
+        options.afterwards.callback(ours.setLevel, ours.level)
+        ours.setLevel(logging.WARNING - 10 * max(-1, min(options.verbosity, 2)))
 
 
 def global_options(*, hidden: bool) -> list[click.Parameter]:
     """`-v`, `-q` and `--debug`, shown in the help of `ppap` and hidden in that of each command."""
-
-    def add(ctx: click.Context, option: click.Parameter, value: int) -> None:
-        ctx.ensure_object(GlobalOptions).add(option.name, value)
-
-    common: dict[str, Any] = {"callback": add, "expose_value": False, "hidden": hidden}
+    common: dict[str, Any] = {"callback": _add, "expose_value": False, "hidden": hidden}
     return [
         click.Option(["-v", "--verbose"], count=True, help="Log more.", **common),
         click.Option(["-q", "--quiet"], count=True, help="Log less.", **common),
@@ -58,13 +56,10 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
     ]
 
 
-_EVERYWHERE = global_options(hidden=True)
-
-
 def _accept_global_options(command: click.Command) -> None:
     """Add the global options to a command and its subcommands; their own of the same name win."""
     taken = {name for parameter in command.params for name in parameter.opts}
-    command.params += [option for option in _EVERYWHERE if not taken.intersection(option.opts)]
+    command.params += [o for o in global_options(hidden=True) if not taken.intersection(o.opts)]
     for child in command.commands.values() if isinstance(command, click.Group) else ():
         _accept_global_options(child)
 
@@ -75,9 +70,6 @@ class Group(click.Group):
     def summaries(self) -> Mapping[str, str]:
         """The core's commands, each with its summary."""
         return {name: c.get_short_help_str(100) for name, c in sorted(self.commands.items())}
-
-    def core_command(self, name: str) -> click.Command:
-        return self.commands[name]
 
     def added(self) -> dict[str, dict[str, str]]:
         """Plugins' commands in this group, as `plugin_commands`."""
@@ -92,7 +84,7 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         options = ctx.ensure_object(GlobalOptions)
         if cmd_name in self.summaries():
-            command = self.core_command(cmd_name)
+            command = self.commands[cmd_name]
         else:
             distribution, _, name = cmd_name.rpartition(":")
             every = self.added().get(name, {}).items()
@@ -114,11 +106,9 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [*self.summaries().items()]
         added = [(n, f"from {' and '.join(claims)}") for n, claims in self.added().items()]
-        for title, rows in (
-            ("Commands", [*self.summaries().items()]),
-            ("Commands of plugins", added),
-        ):
+        for title, rows in (("Commands", own), ("Commands of plugins", added)):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
@@ -154,10 +144,8 @@ def _entry_points(folder: str) -> Iterator[tuple[str, str]]:
 
 def _load(name: str, claims: Mapping[str, str]) -> click.Command:
     if len(claims) > 1:
-        raise PluginError(
-            f"command {name!r} is claimed by {' and '.join(claims)}",
-            hint=f"type {' or '.join(f'{distribution}:{name}' for distribution in claims)}",
-        )
+        hint = f"type {' or '.join(f'{distribution}:{name}' for distribution in claims)}"
+        raise PluginError(f"command {name!r} is claimed by {' and '.join(claims)}", hint=hint)
     from importlib.metadata import EntryPoint
 
     [(distribution, target)] = claims.items()
@@ -166,11 +154,8 @@ def _load(name: str, claims: Mapping[str, str]) -> click.Command:
             command = EntryPoint(name, target, _ENTRY_POINTS).load()
         if not isinstance(command, click.Command):
             raise TypeError(f"{target} is no click command")
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit too
-        raise PluginError(
-            f"command {name!r} of {distribution} is broken: {type(error).__name__}: {error}",
-            hint=f"pip install --upgrade {distribution}; --debug shows the traceback",
-        ) from error
+    except (Exception, SystemExit) as error:
+        message = f"command {name!r} of {distribution} is broken: {type(error).__name__}: {error}"
+        hint = f"pip install --upgrade {distribution}; --debug shows the traceback"
+        raise PluginError(message, hint=hint) from error
     return command

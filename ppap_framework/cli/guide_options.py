@@ -25,6 +25,7 @@ import attrs
 
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.files import expanded
+from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry
 from ppap_framework.registry.refusals import nearest
 from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, find_backend, settle
@@ -61,10 +62,7 @@ def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> F
 
 
 def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Compute]:
-    """What determines the images, and how they are computed; not checked.
-
-    Options are fields of the records by name, `others` those without an option.
-    """
+    """Settings by the options called like them, and `others` without an option; not checked."""
     fields = {*attrs.fields_dict(Sampling), *attrs.fields_dict(Compute)}
     changes = {k: v for k, v in given.items() if k in fields and v is not None}
     return settle(None, None, changes | others)
@@ -79,30 +77,23 @@ def parse_guides(
     `allow_mismatch`, and those of `_FIELDS`. An option that is given once may be a text.
     """
     wanted = [text.strip() for text in _several(given["guider"])]
-    guides: list[dict[str, Any]] = []
+    guides: dict[str, dict[str, Any]] = {}
     if "none" in wanted:
         if len(wanted) > 1:
-            problems.errors.append(
-                UsageError("--guider none goes with no other guider", hint="leave out one of them")
-            )
+            problems.add("--guider none goes with no other guider", "leave out one of them")
         wanted = []
-    for text in wanted:
-        with problems.collected():
-            guide = _guide(text)
-            if _name(guide) in map(_name, guides):
-                raise UsageError(
-                    f"--guider {_name(guide)} is given twice",
-                    hint="give each guide once, with one scale and interval",
-                )
-            guides.append(guide)
+    for guide in filter(None, [problems.attempt(_guide, text) for text in wanted]):
+        name = guide["source"].rpartition(":")[2]
+        if guides.setdefault(name, guide) is not guide:
+            problems.add(f"--guider {name} is given twice", "give it once, with one scale")
     misplaced = Problems()
     for parameter in _FIELDS:
         for text in _several(given.get(parameter)):
             misplaced.attempt(_assign, parameter, text, guides)
     if len(guides) == len(wanted):  # else they may be for the guide that could not be read
         problems.errors += misplaced.errors
-    requests = [problems.attempt(_request, guide, given, offline) for guide in guides]
-    return [request for request in requests if request]
+    requests = (problems.attempt(_request, guide, given, offline) for guide in guides.values())
+    return [*filter(None, requests)]
 
 
 def guide_of(given: Mapping[str, Any]) -> GuideRequest:
@@ -114,20 +105,13 @@ def guide_of(given: Mapping[str, Any]) -> GuideRequest:
     problems.check()
     [request] = requests
     if request.scale is not None or request.interval != (0.0, 1.0):
-        raise UsageError(
-            f"--guider {request.label} takes no scale and no interval here",
-            hint="they are for `ppap run`; give the name alone",
-        )
+        message = f"--guider {request.label} takes no scale and no interval here"
+        raise UsageError(message, hint="they are for `ppap run`; give the name alone")
     request.check()
     return request
 
 
-def typed_option(
-    component: str,
-    key: str,
-    text: str,
-    kind: Literal["backend", "guider", "loss", "adapter"] = "guider",
-) -> Any:
+def typed_option(component: str, key: str, text: str, kind: ComponentKind = "guider") -> Any:
     """The value of a component's option, converted to the type in its options class."""
     plugins = registry()
     options = plugins.options_class(plugins.spec(kind, component))
@@ -171,8 +155,8 @@ def _of_type(declared: Any, text: str) -> Any:
     raise ValueError(text)
 
 
-def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:
-    """A component's options, KEY=VALUE each."""
+def typed_pairs(flag: str, texts: Sequence[str], name: str, kind: ComponentKind) -> dict[str, Any]:
+    """Options of the component `name`, KEY=VALUE each."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -181,16 +165,12 @@ def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> d
             raise UsageError(f"{flag} {text!r} cannot be read", hint="type KEY=VALUE")
         if key in found:
             raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
-        found[key] = typed_option(component, key, value.strip(), kind)
+        found[key] = typed_option(name, key, value.strip(), kind)
     return found
 
 
 def _several(value: str | Sequence[str] | None) -> Sequence[str]:
     return () if value is None else (value,) if isinstance(value, str) else value
-
-
-def _name(guide: Mapping[str, Any]) -> str:
-    return str(guide["source"]).rpartition(":")[2]
 
 
 def _guide(text: str) -> dict[str, Any]:
@@ -199,7 +179,7 @@ def _guide(text: str) -> dict[str, Any]:
     if match is None:
         name = re.split("[=:]", text)[0]
         near = nearest(name, {spec.name for spec in registry().specs("guider")})
-        typo = near is not None and not text.startswith(near)
+        typo = near and not text.startswith(near)
         hint = f"did you mean {near!r}?" if typo else f"type {_FORM}"
         raise UsageError(f"--guider {text!r} cannot be read", hint=hint)
     guide: dict[str, Any] = {"source": match["source"], "options": [], "loss_options": []}
@@ -210,15 +190,11 @@ def _guide(text: str) -> dict[str, Any]:
     return guide
 
 
-def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None:
+def _assign(parameter: str, text: str, guides: Mapping[str, dict[str, Any]]) -> None:
     """Give the value of an option to the guide that it names."""
-    flag, field, names = (
-        f"--{parameter.replace('_', '-')}",
-        _FIELDS[parameter],
-        [*map(_name, guides)],
-    )
+    flag, field = f"--{parameter.replace('_', '-')}", _FIELDS[parameter]
     before, equals, after = text.partition("=")
-    if of_component := field.endswith("options"):
+    if is_pair := field.endswith("options"):
         name, named, key = before.rpartition(".")
         value = f"{key}{equals}{after}"
     else:
@@ -227,27 +203,21 @@ def _assign(parameter: str, text: str, guides: Sequence[dict[str, Any]]) -> None
         value = (after if named else text).strip()
     if not guides:
         raise UsageError(f"{flag} {text!r} is for a guide, and there is none", hint="add --guider")
-    matching = [g for g in guides if not named or name in (_name(g), g["source"])]
+    matching = [n for n, g in guides.items() if not named or name in (n, g["source"])]
     if len(matching) != 1:
-        forms = [f"{flag} {shlex.quote(f'{name}={text}')}" for name in names]
-        where = (
-            f"is for guide {name!r}, which is not used"
-            if named
-            else ("does not say for which guide it is")
-        )
-        raise UsageError(
-            f"{flag} {text!r} {where}",
-            hint="type GUIDE.KEY=VALUE" if of_component else f"type {' or '.join(forms)}",
-        )
-    [guide] = matching
-    if of_component:
-        guide[field].append(value)
-    elif field in guide:
-        raise UsageError(
-            f"{flag} is given twice for guide {_name(guide)!r}", hint="give it once for each guide"
-        )
+        unused = f"is for guide {name!r}, which is not used"
+        where = unused if named else "does not say for which guide it is"
+        forms = " or ".join(f"{flag} {shlex.quote(f'{name}={text}')}" for name in guides)
+        hint = f"type {'GUIDE.KEY=VALUE' if is_pair else forms}"
+        raise UsageError(f"{flag} {text!r} {where}", hint=hint)
+    [name] = matching
+    if is_pair:
+        guides[name][field].append(value)
+    elif field in guides[name]:
+        message = f"{flag} is given twice for guide {name!r}"
+        raise UsageError(message, hint="give it once for each guide")
     else:
-        guide[field] = value
+        guides[name][field] = value
 
 
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:

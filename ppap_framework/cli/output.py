@@ -6,6 +6,7 @@ Rich is imported by what draws tables and bars only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 import sys
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from ppap_framework.runtime import Progress, Watch
 
-_PIPED_WIDTH = 160
 _NARROWEST = 60  # in less, tables are empty
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -155,32 +155,23 @@ def _bars() -> Iterator[Watch]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
 
         def watch(now: Progress) -> None:
-            shown = {bar.description: bar for bar in bars.tasks}
-            state: dict[str, Any] = {
-                "completed": now.done,
-                "total": now.total,
-                "detail": now.detail,
-            }
-            if now.task in shown:
-                bars.update(shown[now.task].id, **state)
-                return
-            for finished in (bar for bar in shown.values() if bar.finished):
-                bars.remove_task(finished.id)
-            # Steps of earlier calls count as completed and do not affect the speed.
-            bars.add_task(now.task, **state)
+            shown = {bar.description: bar.id for bar in bars.tasks}
+            if now.task not in shown:
+                for finished in (bar for bar in bars.tasks if bar.finished):
+                    bars.remove_task(finished.id)
+                # Steps of earlier calls count as completed and do not affect the speed.
+                shown[now.task] = bars.add_task(now.task, completed=now.done, detail="")
+            bars.update(shown[now.task], completed=now.done, total=now.total, detail=now.detail)
 
         yield watch
 
 
 def _lines() -> Watch:
-    begun: set[str] = set()
+    @functools.cache
+    def begin(task: str) -> None:
+        click.echo(f"ppap: {task}", err=True)
 
-    def watch(now: Progress) -> None:
-        if now.task not in begun:
-            begun.add(now.task)
-            click.echo(f"ppap: {now.task}", err=True)
-
-    return watch
+    return lambda now: begin(now.task)
 
 
 def _is_quiet() -> bool:
@@ -192,5 +183,5 @@ def _console() -> Console:
     from rich.console import Console
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
-    width = shutil.get_terminal_size((_PIPED_WIDTH, 0)).columns
+    width = shutil.get_terminal_size((160, 0)).columns
     return Console(width=max(width, _NARROWEST), markup=False, emoji=False, highlight=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from ppap_framework.cli.config import (
     problems_of,
     settings,
 )
-from ppap_framework.cli.output import note, print_json, progress
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.cli.output import note, print_fields, print_json, progress
+from ppap_framework.errors import Problems
 from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     ppap run --backend adm --guider depth=2 --guider classifier=4:0.2-0.9 \\
         --target depth=ref.png --target classifier=cube
     """
+    from ppap_framework import run
+
     plan = _prepare(given, problems_of(ctx))
     for guide in plan.guides:
         note_of_target(guide)
@@ -95,13 +98,26 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     if given["cfg"] is not None and not given["prompt"]:
         note("--cfg weighs the prompt, and there is none: it changes nothing")
     if given["dry_run"]:
-        from ppap_framework.cli.dry_run import show_plan
-
-        show_plan(plan, given["json"])
+        _show(plan, given["json"])
         return
     if given["compile"]:
         note("networks are compiled when they are first used, which may take minutes")
-    _draw(plan, given)
+    path = expanded(given["out"]) if given["out"] else run.fresh_folder(_RUNS, plan)
+    typed = ["ppap", *sys.argv[1:]]
+    folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
+    with progress() as watch:
+        try:
+            result = run.draw(plan, progress=watch, finished=folder.add)
+            grid = folder.finish(result)
+        except BaseException as error:
+            folder.fail(error)
+            raise
+    if given["json"]:
+        print_json({"folder": str(path), **folder.record})
+    elif grid:
+        click.echo(grid)
+    if result.interrupted:
+        raise click.Abort(f"{len(result.images)} of {plan.num} images are in {path}")
 
 
 def note_of_target(guide: Guide) -> None:
@@ -118,15 +134,15 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
     problems.attempt(run.check, num, sampling, compute)
-    with problems.collected():
-        if given["out"] is None and given["overwrite"]:
-            raise UsageError("--overwrite goes with --out", hint="name the folder with --out")
-        if given["out"] is None:
-            run.check_writable(_RUNS)
-        elif not given["out"].strip():
-            raise UsageError("--out is empty", hint="name a folder, or leave it out")
-        else:
-            run.check_folder(expanded(given["out"]), overwrite=given["overwrite"])
+    out, overwrite = given["out"], given["overwrite"]
+    if out is None and overwrite:
+        problems.add("--overwrite goes with --out", "name the folder with --out")
+    elif out is None:
+        problems.attempt(run.check_writable, _RUNS)
+    elif not out.strip():
+        problems.add("--out is empty", "name a folder, or leave it out")
+    else:
+        problems.attempt(run.check_folder, expanded(out), overwrite=overwrite)
     cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
     found = given["backend"] and problems.attempt(backend_of, given, *cfg, offline=offline)
     for request in requests:
@@ -140,22 +156,85 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     return run.plan(backend, guides, num, sampling, compute, compare=given["compare"])
 
 
-def _draw(plan: Plan, given: dict[str, Any]) -> None:
-    from ppap_framework import run
+def _show(plan: Plan, as_json: bool) -> None:
+    """Print a plan and its cost."""
+    import attrs
 
-    out, typed = given["out"], ["ppap", *sys.argv[1:]]
-    path = expanded(out) if out else run.fresh_folder(_RUNS, plan)
-    folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
-    with progress() as watch:
-        try:
-            result = run.draw(plan, progress=watch, finished=folder.add)
-            grid = folder.finish(result)
-        except BaseException as error:
-            folder.fail(error)
-            raise
-    if given["json"]:
-        print_json({"folder": str(path), **folder.record})
-    elif grid:
-        click.echo(grid)
-    if result.interrupted:
-        raise click.Abort(f"{len(result.images)} of {plan.num} images are in {path}")
+    from ppap_framework.run import counts_of, first_batch, scale_words
+    from ppap_framework.run.estimate import estimate
+
+    config, counts, problems = plan.record(), attrs.asdict(counts_of(plan)), Problems()
+    found = problems.attempt(estimate, plan)
+    if as_json:
+        print_json({"config": config, "cost": counts, "estimate": found and attrs.asdict(found)})
+        return
+    batch, (_, height, width) = first_batch(plan), plan.stages[-1].image_shape
+    sampling, every = plan.sampling, plan.backend.stages
+    stages = [stage.name for stage in plan.stages]
+    left_out = [stage.name for stage in every if stage.name not in stages]
+    shown = {
+        **_origin(config["backend"]),
+        "stages": stages if len(every) > 1 else None,
+        "not drawn": left_out,
+        "parameters": [f"{name} {n:,}" for name, n in counts["stage_parameters"].items()],
+    }
+    print_fields("backend", shown)
+    for guide, record in zip(plan.guides, config["guides"], strict=True):
+        experts, (low, high) = record["experts"], guide.interval
+        own = counts["expert_parameters"].get(guide.name, ())
+        bundle = experts and "{num_experts} of {name}, {path} ({sha256:.12})".format(**experts)
+        shown = {
+            **_origin(record),
+            "parameters": f"{counts['guide_parameters'][guide.name]:,}",
+            "target": record["target"],
+            "loss": record["loss"],
+            "experts": bundle or "none",
+            "each expert": f"{max(own):,} parameters" if own else None,
+            "scale": scale_words(guide) + (" of unit gradients" if sampling.normalize else ""),
+            "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
+            "conflicts": None if sampling.conflicts == "keep" else "removed",
+        }
+        print_fields(f"guide {guide.name}", shown)
+    shown = {
+        "number": f"{plan.num} of {height}x{width}, {batch} at once",
+        "seed": sampling.seed,
+        "prompt": sampling.prompt if isinstance(sampling.prompt, str) else None,
+        "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
+        "steps": [
+            f"{stage} {len(process)} of {process.schedule.num_timesteps}, "
+            f"schedule {process.schedule.name}"
+            for stage, process in zip(stages, plan.processes, strict=True)
+        ],
+        "device": plan.device,
+    }
+    print_fields("images", shown)
+    shown = {}
+    for way in ("forwards", "backwards"):
+        shown[f"denoiser {way}"] = counts[f"denoiser_{way}"]
+        shown |= {f"{name} {way}": n for name, n in counts["guide_forwards"].items()}
+    print_fields("images that each network sees, over all steps", shown)
+    if found is None:
+        print_fields("cost in products and memory", {"unknown": problems.errors[0].message})
+        return
+    costs = {**found.stages, **found.guides}.items()
+    words = {"forward": "forward", "backward": "backward", "before": "before the first"}
+    products = {f"{name} {words[k]}": getattr(cost, k) for k in words for name, cost in costs}
+    products["of the whole run"] = found.flops
+    giga = {name: flops / 1e9 for name, flops in products.items() if flops}
+    shown = {name: f"{g:.4g}" if g < 1000 else f"{g:,.0f}" for name, g in giga.items()}
+    print_fields("GFLOPs of a step of an image", shown)
+    step = f"about {batch * found.memory / 2**20:,.0f} for {batch} at once"
+    print_fields("memory in MiB", {"weights": f"{found.weights / 2**20:,.0f}", "of a step": step})
+
+
+def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
+    from ppap_framework.run import option_words
+
+    supplier = "{distribution} {version}".format(**record) if record.get("distribution") else None
+    options = record.get("resolved") or record.get("options")
+    return {
+        "name": record["component"],
+        "plugin": supplier,
+        "checkpoint": record.get("checkpoint"),
+        "options": option_words(options) if options else None,
+    }

@@ -1,11 +1,10 @@
-"""`ppap synthesize`, `ppap transfer` and `ppap adapt`."""
+"""`ppap synthesize`, `ppap data`, `ppap transfer` and `ppap adapt`."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,14 @@ from ppap_framework.cli.config import (
     problems_of,
     settings,
 )
-from ppap_framework.cli.output import json_option, print_json, print_table, progress
+from ppap_framework.cli.output import (
+    json_option,
+    print_fields,
+    print_json,
+    print_table,
+    progress,
+    size_words,
+)
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.files import expanded
 
@@ -30,7 +36,6 @@ if TYPE_CHECKING:
 
 _ADAPTER = re.compile(r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", re.DOTALL)
 """NAME or DISTRIBUTION:NAME, and options behind another colon."""
-
 
 _training_options = options(
     option("--num-experts", type=int, help="Number of experts; by default 5."),
@@ -82,24 +87,21 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     \b
     ppap synthesize --backend adm --num 2048 --out runs/synthetic
     """
-    from ppap_framework import data
     from ppap_framework.cli.guide_options import backend_of, settings_of
+    from ppap_framework.data import check_synthesis, synthesize
 
-    num, files = given["num"], {name: given[name] for name in ("shard", "workers")}
-    out, problems = expanded(given["out"] or "."), problems_of(ctx)
-    prompts = problems.attempt(_prompts, given["prompts"], num)
+    problems = problems_of(ctx)
+    prompts = problems.attempt(_prompts, given["prompts"], given["num"])
     sampling, compute = settings_of(given, prompt=prompts)
-    problems.attempt(data.check_synthesis, out, num, sampling, compute, **files)
+    chosen = {name: given[name] for name in ("num", "shard", "workers")}
+    chosen |= {"out": expanded(given["out"] or "."), "sampling": sampling, "compute": compute}
+    problems.attempt(check_synthesis, **chosen)
     found = given["backend"] and problems.attempt(backend_of, given)
     problems.check()
     with progress(f"the same command continues in {given['out']}") as watch:
-        drawn = data.synthesize(
+        drawn = synthesize(
             found.load(),
-            out=out,
-            num=num,
-            sampling=sampling,
-            compute=compute,
-            **files,
+            **chosen,
             overwrite=given["overwrite"],
             progress=watch,
             command=["ppap", *sys.argv[1:]],
@@ -108,6 +110,60 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
         print_json({"folder": str(drawn.path), **drawn.manifest})
     else:
         click.echo(drawn.path)
+
+
+@click.group("data")
+def data() -> None:
+    """Look at the images that `ppap synthesize` drew."""
+
+
+@data.command("verify")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def verify_data(folder: Path, as_json: bool) -> int:
+    """Check that nothing is missing or damaged: hashes, counts, and that pictures can be read."""
+    from ppap_framework.data import SyntheticData
+
+    drawn = SyntheticData(folder)
+    faults = drawn.faults()
+    files = list(dict.fromkeys(fault.file for fault in faults))
+    if as_json:
+        found = {"images": len(drawn), "sha256": drawn.manifest_hash}
+        found["faults"] = [fault._asdict() for fault in faults]
+        print_json({"folder": str(folder), "whole": not faults, **found})
+        return AssetError.exit_code if faults else 0
+    if faults:
+        more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
+        hint = "--json names them all; `ppap synthesize` with the same settings mends them"
+        raise AssetError(f"{str(folder / files[0])!r} {faults[0].reason}{more}", hint=hint)
+    click.echo(f"{len(drawn)} images in {len(drawn.manifest['shards'])} shards are whole")
+    return 0
+
+
+@data.command("stats")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def data_stats(folder: Path, as_json: bool) -> None:
+    """Show what a set holds, and the mean and standard deviation of its colors."""
+    from ppap_framework.data import SyntheticData
+
+    drawn = SyntheticData(folder)
+    shards, settings = drawn.manifest["shards"], drawn.manifest["settings"]
+    stages, rows = [], []
+    for index, stage in enumerate(drawn.stages):
+        mean, std = (values.tolist() for values in drawn.moments(index))
+        shape = drawn.image_shape(index)
+        stages.append({"name": stage, "image_shape": [*shape], "mean": mean, "std": std})
+        moments = (f"{m:+.3f}, {s:.3f}" for m, s in zip(mean, std, strict=True))
+        rows.append((stage, "x".join(map(str, shape)), *moments))
+    size = sum(entry["bytes"] for entry in shards)
+    found: dict[str, Any] = {"images": len(drawn), "shards": len(shards), "bytes": size}
+    found |= {"seconds": drawn.seconds, "sha256": drawn.manifest_hash}
+    if as_json:
+        print_json({"folder": str(folder), **found, "stages": stages})
+        return
+    print_fields(str(folder), {**found, "size": size_words(size), **settings})
+    print_table(["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows)
 
 
 @click.command("transfer", cls=Command)
@@ -129,17 +185,12 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
     """
     from ppap_framework import learn
     from ppap_framework.data import LabelledImages, SyntheticData
-    from ppap_framework.run import Compute
 
-    problems = problems_of(ctx)
-    problems.check()
-    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
-    out = expanded(given["out"])
-    problems.attempt(learn.check_transfer, out, recipe, compute, given["name"])
+    problems, chosen = _begin(ctx, given)
+    problems.attempt(learn.check_transfer, **chosen)
     kind = LabelledImages if given["supervised"] else SyntheticData
     data = problems.attempt(kind, given["data"])
-    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
-    train(learn.transfer, data=data)
+    _train(problems, given, learn.transfer, data=data, **chosen)
 
 
 @click.command("adapt", cls=Command)
@@ -164,18 +215,13 @@ def adapt(ctx: click.Context, /, **given: Any) -> None:
     ppap run --backend adm --guider classifier --target "red cube"
     """
     from ppap_framework import learn
-    from ppap_framework.run import Compute, Sampling
+    from ppap_framework.run import Sampling
 
-    problems = problems_of(ctx)
-    problems.check()
-    recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
-    sampling = Sampling(steps=given["steps"], seed=given["seed"])
-    out = expanded(given["out"] or _default_out(given, recipe))
-    draws = {name: given[name] for name in ("num", "workers")}
-    check = partial(learn.check_adapt, out, recipe, sampling, compute, name=given["name"])
-    problems.attempt(check, **draws)
-    train = partial(_train, problems, given, out=out, recipe=recipe, compute=compute)
-    train(learn.adapt, sampling=sampling, **draws)
+    problems, chosen = _begin(ctx, given)
+    chosen["sampling"] = Sampling(steps=given["steps"], seed=given["seed"])
+    chosen |= {name: given[name] for name in ("num", "workers")}
+    problems.attempt(learn.check_adapt, **chosen)
+    _train(problems, given, learn.adapt, **chosen)
 
 
 def _train(
@@ -185,31 +231,28 @@ def _train(
     from ppap_framework.cli.guide_options import backend_of, guide_of
     from ppap_framework.learn import load_teacher
 
-    found, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
+    backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
     with progress(f"the same command goes on in {settings['out']}") as watch:
         bundle = learn(
-            found.load(),
+            backend.load(),
             load_teacher(request),
             **settings,
-            **{name: given[name] for name in ("name", "keep", "overwrite", "calibrate")},
+            **{name: given[name] for name in ("keep", "overwrite", "calibrate")},
             progress=watch,
             command=["ppap", *sys.argv[1:]],
         )
     info = bundle.info
     shares = [n / info.network_parameters for n in info.expert_parameters]
     if given["json"]:
-        print_json(
-            {
-                "name": bundle.name,
-                "path": str(bundle.path),
-                "experts": len(info),
-                "timesteps": list(info.timesteps),
-                "parameters_per_expert": list(info.expert_parameters),
-                "share_of_network": shares,
-                "metrics": dict(info.metrics),
-            }
-        )
+        found = {
+            "experts": len(info),
+            "timesteps": list(info.timesteps),
+            "parameters_per_expert": list(info.expert_parameters),
+            "share_of_network": shares,
+            "metrics": dict(info.metrics),
+        }
+        print_json({"name": bundle.name, "path": str(bundle.path), **found})
         return
     rows = []
     for i, (score, share) in enumerate(zip(info.metrics["experts"], shares, strict=True)):
@@ -237,17 +280,22 @@ def _prompts(path: str | None, num: int) -> list[str] | None:
     return [prompts[image % len(prompts)] for image in range(num)]
 
 
-def _recipe(given: Mapping[str, Any], problems: Problems) -> Recipe:
-    """The recipe of a command line, not checked; what cannot be read is collected."""
+def _begin(ctx: click.Context, given: Mapping[str, Any]) -> tuple[Problems, dict[str, Any]]:
+    """Problems of a command line, and the settings of its training, not checked."""
     import attrs
 
     from ppap_framework.learn import Recipe
+    from ppap_framework.run import Compute
 
+    problems = problems_of(ctx)
+    problems.check()
     values = {name: given[name] for name in attrs.fields_dict(Recipe) if name in given}
     values["batch"] = given["learn_batch"]
     values["adapters"] = problems.attempt(_adapters, given["adapter"])
     values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
-    return Recipe(**values)
+    recipe, compute = Recipe(**values), Compute(device=given["device"], batch=64)
+    out = expanded(given["out"] or _default_out(given, recipe))
+    return problems, {"out": out, "recipe": recipe, "compute": compute, "name": given["name"]}
 
 
 def _adapters(texts: Sequence[str]) -> Adapters:
@@ -258,8 +306,7 @@ def _adapters(texts: Sequence[str]) -> Adapters:
     found: dict[str, dict[str, Any]] = {}
     for text in texts:
         match = _ADAPTER.fullmatch(text.strip())
-        assert match is not None  # it matches anything
-        name, options = match.groups()
+        name, options = match.groups() if match else (text, "")
         registry().spec("adapter", name)
         kind = name.rpartition(":")[2]
         if kind in found:
@@ -276,17 +323,14 @@ def _boundaries(text: str | None) -> Boundaries:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(
-            f"--boundaries {text!r} cannot be read",
-            hint="type the timesteps at which experts begin, such as 200,400,600,800, or auto",
-        ) from error
+        hint = "type the timesteps at which experts begin, such as 200,400,600,800, or auto"
+        raise UsageError(f"--boundaries {text!r} cannot be read", hint=hint) from error
 
 
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
-    names = [given[name].rpartition(":")[2] for name in ("backend", "guider")]
-    parts: list[object] = [Path(name).name for name in names]
+    parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
     if recipe.boundaries == "auto":
-        parts += [recipe.num_experts, "auto"]
+        parts += [str(recipe.num_experts or ""), "auto"]
     else:
-        parts.append(recipe.num_experts or len(recipe.boundaries or range(4)) + 1)
-    return f"runs/adapt/{'-'.join(str(part) for part in parts if part)}"
+        parts.append(str(recipe.num_experts or len(recipe.boundaries or range(4)) + 1))
+    return f"runs/adapt/{'-'.join(filter(None, parts))}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ppap_framework.diagnosis.diagnose import diagnose, disagreement, evenly_spaced, noised
-from ppap_framework.diagnosis.intervals import Interval
 from ppap_framework.diagnosis.proposal import (
     MOST_EXPERTS,
     propose_boundaries,
@@ -15,7 +14,6 @@ from ppap_framework.diagnosis.record import Diagnosis, Reading
 __all__ = [
     "MOST_EXPERTS",
     "Diagnosis",
-    "Interval",
     "Reading",
     "diagnose",
     "disagreement",

@@ -31,7 +31,9 @@ _SHARE = 0.26  # of the rise of D for one expert, a quarter: boundaries are whol
 def propose_boundaries(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int, experts: int
 ) -> list[int]:
-    """Base timesteps at which experts 1 to N - 1 should begin, from a curve of disagreement.
+    """Base timesteps in [1, T) at which experts 1 to N - 1 should begin, from a curve of D(t).
+
+    No range is narrower than T / (4 N); see `NoiseRanges.from_timesteps`.
 
     Args:
         timesteps: Rising timesteps of the curve, in [0, T); D is constant outside of them.
@@ -39,45 +41,31 @@ def propose_boundaries(
         schedule_length: T.
         experts: N.
 
-    Returns:
-        N - 1 rising timesteps, in [1, T), for `NoiseRanges.from_timesteps`. No range is narrower
-        than T / (4 N).
-
     Raises:
         UsageError: If there are more experts than timesteps, or the curve is invalid.
     """
     if not 1 <= experts <= schedule_length:
-        raise UsageError(
-            f"cannot share {schedule_length} timesteps among {experts} experts",
-            hint=f"use a number from 1 to {schedule_length}",
-        )
-    _check_curve(timesteps, disagreement, schedule_length)
+        message = f"cannot share {schedule_length} timesteps among {experts} experts"
+        raise UsageError(message, hint=f"use a number from 1 to {schedule_length}")
+    rising = _rising(timesteps, disagreement, schedule_length)
     least = math.ceil(_FLOOR * schedule_length / experts)
-    rest = schedule_length - least * experts
-    last = max(1, schedule_length - 1)
-    shares = [0.0, *(t / last for t in timesteps), 1.0]
-    rising = rising_fit(disagreement)
-    places = [
-        _reached(shares, [rising[0], *rising, rising[-1]], k / experts) for k in range(1, experts)
-    ]
-    # The tolerance keeps rounding errors from lowering whole numbers.
-    return [
-        k * least + math.floor(place * rest + 1e-9 * schedule_length)
-        for k, place in enumerate(places, 1)
-    ]
+    rest, last = schedule_length - least * experts, max(1, schedule_length - 1)
+    places = [0.0, *(t / last for t in timesteps), 1.0]
+    levels = [rising[0], *rising, rising[-1]]
+    reached = [_reached(places, levels, k / experts) * rest for k in range(1, experts)]
+    near = 1e-9 * schedule_length  # keeps rounding errors from lowering whole numbers
+    return [k * least + math.floor(t + near) for k, t in enumerate(reached, 1)]
 
 
 def propose_number(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int
 ) -> int:
-    """The number of experts for a curve of disagreement, at most `MOST_EXPERTS` and T.
+    """The smallest number of experts for a curve of disagreement, at most `MOST_EXPERTS` and T.
 
-    It is the smallest N for which, with the boundaries of `propose_boundaries`, no expert covers
-    more than a quarter of the rise of D: 4 for an even rise, more for a steep one, and 1 without
-    any. Arguments and errors are those of `propose_boundaries`.
+    With the boundaries of `propose_boundaries`, whose arguments and errors these are, no expert
+    covers more than a quarter of the rise of D: 4 if it is even, more if steep, 1 if there is none.
     """
-    _check_curve(timesteps, disagreement, schedule_length)
-    rising = rising_fit(disagreement)
+    rising = _rising(timesteps, disagreement, schedule_length)
     rise, most = rising[-1] - rising[0], min(MOST_EXPERTS, schedule_length)
     for experts in range(1, most):
         starts = propose_boundaries(timesteps, disagreement, schedule_length, experts)
@@ -110,21 +98,17 @@ def _reached(places: Sequence[float], levels: Sequence[float], share: float) -> 
     high = int(np.searchsorted(levels, wanted + near, side="right")) - 1
     if high >= low:  # a plateau or a measured level
         return (places[low] + places[high]) / 2.0
-    part = (wanted - levels[high]) / (levels[low] - levels[high])
-    return places[high] + part * (places[low] - places[high])
+    return float(np.interp(wanted, levels, places))
 
 
-def _check_curve(timesteps: Sequence[int], disagreement: Sequence[float], length: int) -> None:
-    """Raise UsageError unless there is a finite value for each of some rising timesteps."""
+def _rising(timesteps: Sequence[int], disagreement: Sequence[float], length: int) -> list[float]:
+    """`rising_fit` of a curve of finite values at rising timesteps in [0, T); else UsageError."""
     if not timesteps or any(b <= a for a, b in pairwise([-1, *timesteps, length])):
         message = f"a curve cannot be measured at timesteps {list(timesteps)[:8]}"
     elif len(disagreement) != len(timesteps):
         message = f"a curve has {len(disagreement)} values at {len(timesteps)} timesteps"
+    elif bad := [k for k, value in enumerate(disagreement) if not math.isfinite(value)]:
+        message = f"the disagreement at timestep {timesteps[bad[0]]} is {disagreement[bad[0]]}"
     else:
-        curve = zip(timesteps, disagreement, strict=True)
-        bad = [f"timestep {t} is {value}" for t, value in curve if not math.isfinite(value)]
-        message = f"the disagreement at {bad[0]}" if bad else ""
-    if message:
-        raise UsageError(
-            message, hint=f"give finite values at rising timesteps from 0 to {length - 1}"
-        )
+        return rising_fit(disagreement)
+    raise UsageError(message, hint=f"give finite values at rising timesteps from 0 to {length - 1}")
