@@ -35,7 +35,7 @@ _BASES = (GuidanceModel, TaskLoss, DiffusionBackend, Stage, CascadedStage, Exper
 def guarded(component: T, who: str) -> T:
     """The same object; its errors name `who`, such as "guider 'depth' of ppap-plugin-midas"."""
     if not hasattr(component, "_made_by"):  # stages may be shared
-        object.__setattr__(component, "__class__", _guarded_class(type(component), who))
+        _guard(component, who)
     if isinstance(component, DiffusionBackend):
         with calling(who, "its stages"):
             for stage in component.stages:
@@ -53,7 +53,7 @@ def maker(component: object) -> str:
 
 
 @functools.cache
-def _guarded_class(kind: Any, who: str) -> type:
+def _guarded_class(kind: Any, who: str) -> Any:
     """A subclass whose methods are checked; its objects can be copied and pickled."""
 
     def checked(name: str) -> Callable[..., Any]:
@@ -92,8 +92,13 @@ def _guarded_class(kind: Any, who: str) -> type:
 
 def _copied(who: str, make: Callable[..., Any], given: tuple[Any, ...]) -> Any:
     component = make(*given)
-    object.__setattr__(component, "__class__", _guarded_class(type(component), who))
+    _guard(component, who)
     return component
+
+
+def _guard(component: Any, who: str) -> None:
+    kind: Any = type(component)
+    object.__setattr__(component, "__class__", _guarded_class(kind, who))
 
 
 def _words(found: object) -> str:

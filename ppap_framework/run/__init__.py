@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from ppap_framework.run.backend import FoundBackend, LoadedBackend, backend, find_backend
-from ppap_framework.run.drawing import Drawing, drawing
-from ppap_framework.run.estimate import Counts, counts_of, first_batch
-from ppap_framework.run.folder import RunFolder, check_folder, check_writable, fresh_folder
-from ppap_framework.run.plan import Plan, guide_origin, option_words, plan, scale_words
-from ppap_framework.run.request import FunctionLoss, GuideRequest, Loss, ModuleGuide, guide
-from ppap_framework.run.sample import Result, draw, sample
-from ppap_framework.run.settings import Compute, Sampling, changed, check, settle
-
-__all__ = [
-    "Compute",
-    "Counts",
-    "Drawing",
-    "FoundBackend",
-    "FunctionLoss",
-    "GuideRequest",
-    "LoadedBackend",
-    "Loss",
-    "ModuleGuide",
-    "Plan",
-    "Result",
-    "RunFolder",
-    "Sampling",
-    "backend",
-    "changed",
-    "check",
-    "check_folder",
-    "check_writable",
-    "counts_of",
-    "draw",
-    "drawing",
-    "find_backend",
-    "first_batch",
-    "fresh_folder",
-    "guide",
-    "guide_origin",
-    "option_words",
-    "plan",
-    "sample",
-    "scale_words",
-    "settle",
-]
+from ppap_framework.run.backend import FoundBackend as FoundBackend
+from ppap_framework.run.backend import LoadedBackend as LoadedBackend
+from ppap_framework.run.backend import backend as backend
+from ppap_framework.run.backend import find_backend as find_backend
+from ppap_framework.run.drawing import Drawing as Drawing
+from ppap_framework.run.drawing import drawing as drawing
+from ppap_framework.run.estimate import Counts as Counts
+from ppap_framework.run.estimate import counts_of as counts_of
+from ppap_framework.run.estimate import first_batch as first_batch
+from ppap_framework.run.folder import RunFolder as RunFolder
+from ppap_framework.run.folder import check_folder as check_folder
+from ppap_framework.run.folder import check_writable as check_writable
+from ppap_framework.run.folder import fresh_folder as fresh_folder
+from ppap_framework.run.plan import Plan as Plan
+from ppap_framework.run.plan import guide_origin as guide_origin
+from ppap_framework.run.plan import option_words as option_words
+from ppap_framework.run.plan import plan as plan
+from ppap_framework.run.plan import scale_words as scale_words
+from ppap_framework.run.request import FunctionLoss as FunctionLoss
+from ppap_framework.run.request import GuideRequest as GuideRequest
+from ppap_framework.run.request import Loss as Loss
+from ppap_framework.run.request import ModuleGuide as ModuleGuide
+from ppap_framework.run.request import guide as guide
+from ppap_framework.run.sample import Result as Result
+from ppap_framework.run.sample import draw as draw
+from ppap_framework.run.sample import sample as sample
+from ppap_framework.run.settings import Compute as Compute
+from ppap_framework.run.settings import Sampling as Sampling
+from ppap_framework.run.settings import changed as changed
+from ppap_framework.run.settings import check as check
+from ppap_framework.run.settings import settle as settle
