@@ -62,9 +62,9 @@ class LabelledImages:
         readable = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
         numbers = labels.ndim > 0 and labels.dtype.kind in "biuf"
         if not readable or not numbers or len(labels) != len(images):
-            found = (f"of {array.dtype} {array.shape}" for array in (images, labels))
-            fault = "{} holds images {} and labels {}".format(repr(str(path)), *found)
-            raise AssetError(fault, hint=_HINT)
+            told = f"images of {images.dtype} {images.shape}"
+            told += f" and labels of {labels.dtype} {labels.shape}"
+            raise AssetError(f"{str(path)!r} holds {told}", hint=_HINT)
         self._images = torch.from_numpy(images).permute(0, 3, 1, 2)
         labels = labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)
         self.labels = torch.from_numpy(labels)

@@ -180,7 +180,7 @@ def _written(
     with drawing(run, lambda progress: count(progress.done)) as draw:
         for batch in batches:
             images = folder.layout.batch_images(batch)
-            prompts = run.sampling.prompts(images) or [None] * len(images)
+            prompts: Sequence[str | None] = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
             path = folder.batch_path(batch)
             with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
