@@ -24,12 +24,13 @@ _WIDTH, _HEIGHT, _MARGIN = 288, 144, 8  # of a drawing, in pixels
 _PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (28, 28, 32), (225, 227, 232), (52, 101, 164)
 
 
-def find_class(text: str, names: Sequence[str]) -> int:
+def find_class(text: str, names: Sequence[str], *, is_index: bool = False) -> int:
     """The class that a text means: a name, an index, one of several names, or an unambiguous part.
 
     Case does not matter, and hyphens and underscores count as spaces. If a name consists of several
     separated by commas, as in ImageNet ("tench, Tinca tinca"), each is accepted. Whole words go
-    before other parts: if there is a "hen", it is not the "hen-of-the-woods".
+    before other parts: if there is a "hen", it is not the "hen-of-the-woods". A text that
+    `is_index` is no name, even if a class is called "3".
 
     Returns the index in the `names` of all K classes. UsageError if the text means no class or
     several; the hint lists what is close.
@@ -38,7 +39,7 @@ def find_class(text: str, names: Sequence[str]) -> int:
     if not wanted:
         raise UsageError("the class to aim at is empty", hint=_examples(names))
     plain = [_plain(name) for name in names]
-    if wanted not in plain and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
+    if (is_index or wanted not in plain) and re.fullmatch(r"[+-]?[0-9]{1,18}", wanted):
         if 0 <= int(wanted) < len(names):
             return int(wanted)
         fault = f"there is no class {int(wanted)}: they are numbered from 0 to {len(names) - 1}"
@@ -84,7 +85,7 @@ def class_target(
         seen = f"{_first_name(names[index])}{given.source and f', as in {given.source}'}"
         return Target(value=torch.tensor([index]), label=seen, picture=picture)
     if given.text is not None:
-        index = find_class(given.text, names)
+        index = find_class(given.text, names, is_index=given.is_index)
         return Target(value=torch.tensor([index]), label=_first_name(names[index]))
     if given.array is None or given.array.ndim > 1 or given.array.numel() == 0:
         what = "a picture" if given.array is None else f"an array of {tuple(given.array.shape)}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.origin import Origin
 from ppap_framework.pixels import from_uint8
 from ppap_framework.predictions import squared_difference
 
@@ -186,6 +187,9 @@ class DiffusionBackend(abc.ABC):
     stages: tuple[Stage, ...]
     """Stages in running order: the one that guides steer, then any `CascadedStage`s."""
 
+    origin: Origin | None = None
+    """Where it is from; `run.backend` sets it."""
+
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
         """The condition of `Stage.denoise` for `batch` images.
@@ -206,12 +210,14 @@ class TargetInput:
         array: Numbers that are no picture: (H, W) or (C, H, W), where NaN stands for unknown, or a
             finite vector.
         source: Where it came from, for messages.
+        is_index: Whether the text is an index that was given as a number, so never a name.
     """
 
     text: str | None = None
     image: Image.Image | None = None
     array: Tensor | None = None
     source: str = ""
+    is_index: bool = False
 
     def __attrs_post_init__(self) -> None:
         if sum(part is not None for part in (self.text, self.image, self.array)) != 1:

@@ -6,8 +6,14 @@ Any other exception is a defect of this project or of a plugin and keeps its tra
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
+
+TRACEBACK = "--debug shows the traceback"
+
+_CONTROL = ("ppap_framework.", "torch.utils.checkpoint", "torch._dynamo", "torch._inductor")
+"""Modules of exceptions that steer the code around a plugin's."""
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -54,6 +60,38 @@ def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any
     return check
 
 
+@contextlib.contextmanager
+def calling(
+    who: str, method: str, given: Sequence[object] = (), *, own: bool = False
+) -> Iterator[None]:
+    """A context in which what a plugin's code raises becomes a `PluginError`, or a `UsageError` if
+    it is the user's `own`, and what a plugin prints goes to stderr. Errors on purpose, Ctrl-C and
+    out-of-memory errors pass. The hint has the shapes of `given` tensors.
+    """
+    stdout: Any = contextlib.nullcontext() if own else contextlib.redirect_stdout(sys.stderr)
+    try:
+        with stdout:
+            yield
+    except (PpapError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # SystemExit, too: no plugin may end the host
+        if is_out_of_memory(error) or type(error).__module__.startswith(_CONTROL):
+            raise
+        shapes = [str(tuple(x.shape)) for x in given if hasattr(x, "shape")]
+        hint = f"it was given {' and '.join(shapes)}; {TRACEBACK}" if shapes else TRACEBACK
+        reason = f"{who} failed{f' in {method}' if method else ''}: {one_line(error)}"
+        raise (UsageError if own else PluginError)(reason, hint=hint) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The type and the message of an exception in one line."""
+    try:
+        message = " ".join(str(error).split())[:300]
+    except Exception:
+        message = ""
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 class Problems:
     """Errors that are collected and reported together."""
 
@@ -98,5 +136,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """The first line of an error's message, of TorchScript's the last, at most 200 characters."""
+    lines = (str(error) or type(error).__name__).strip().splitlines()
+    return lines[-1 if "TorchScript" in lines[0] else 0][:200]

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,20 @@ _SETTLED = 2e9  # ns; within a tick of a file system's clock, a file can change 
 def cache_dir() -> Path:
     """The folder of downloads: `$PPAP_CACHE_DIR`, or a folder in the user's cache."""
     if chosen := os.environ.get("PPAP_CACHE_DIR"):
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("ppap"))
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with its ~ expanded; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises
+
+
+def is_on(variable: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether an environment variable is set to anything but a word for no."""
+    return environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
 @contextlib.contextmanager
@@ -64,7 +74,7 @@ def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") ->
 
 def write_json(path: Path, value: Any, hint: str = "") -> None:
     """Write a JSON value, indented, with lists of plain values and short objects on one line."""
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
     with replacing(path, hint=hint) as temporary:
         temporary.write_text(_FLAT.sub(_joined, text) + "\n", encoding="utf-8")
 
@@ -87,7 +97,8 @@ def read_json(path: Path, hint: str = "") -> Any:
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces, ASCII), in hexadecimal."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    compact: Any = {"separators": (",", ":"), "allow_nan": False, "default": str}
+    canonical = json.dumps(value, sort_keys=True, **compact)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

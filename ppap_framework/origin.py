@@ -19,6 +19,7 @@ class Origin:
         weights_sha256: Without such a file (a folder, a name of the hub, the user's network), the
             hash of the weights' values, as `experts.weights_sha256`; None if experts are attached.
         options: Options that were given; `resolved` includes defaults.
+        compared: Options by which experts are compared; see `Registry.compared`.
         dtype: Type to which the weights were cast; None for as stored.
         load_seconds: Loading time in seconds.
         suppliers: Versions of all distributions involved, those of weights and loss included.
@@ -33,6 +34,7 @@ class Origin:
     weights_sha256: str | None = None
     options: dict[str, Any] = attrs.field(factory=dict)
     resolved: dict[str, Any] = attrs.field(factory=dict)
+    compared: dict[str, Any] = attrs.field(factory=dict)
     dtype: str | None = None
     load_seconds: float = 0.0
     suppliers: dict[str, str | None] = attrs.field(factory=dict)
@@ -44,14 +46,17 @@ class Origin:
 
     def record(self, *, resolved: bool = False) -> dict[str, Any]:
         """JSON, with the options that were given, or all of them."""
-        record = attrs.asdict(self, filter=attrs.filters.exclude("suppliers", "resolved"))
+        record = attrs.asdict(
+            self, filter=attrs.filters.exclude("suppliers", "resolved", "compared")
+        )
         options = self.resolved if resolved else self.options
         return record | {
             "path": str(self.path) if self.path else None,
-            "options": {name: _plain(value) for name, value in options.items()},
+            "options": {name: plain(value) for name, value in options.items()},
             "load_seconds": round(self.load_seconds, 3),
         }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of an option as JSON."""
     return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -60,7 +60,10 @@ def _like(what: str, pattern: str) -> Callable[[Any, Any, Any], None]:
     return must_be(what, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
 
 
-_name = _like("lower-case words joined by hyphens", r"[a-z0-9]+(-[a-z0-9]+)*")
+_name = _like(
+    'lower-case words joined by hyphens, and neither "none" nor "auto"',
+    r"(?!(none|auto)$)[a-z0-9]+(-[a-z0-9]+)*",
+)
 _factory = _like(
     'a string "package.module:attribute"', r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
 )

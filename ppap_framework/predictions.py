@@ -10,12 +10,19 @@ from torch import Tensor
 
 from ppap_framework.errors import PluginError
 
-__all__ = ["each_tensor", "joined", "squared_difference", "widened"]
+__all__ = ["each_tensor", "joined", "squared_difference", "tensors_of", "widened"]
 
 
 def each_tensor(change: Callable[[Tensor], Tensor], prediction: Any) -> Any:
     """A prediction with each of its tensors changed."""
     return _merged([prediction], lambda tensors: change(tensors[0]))
+
+
+def tensors_of(prediction: Any) -> list[Tensor]:
+    """The tensors of a prediction, in order."""
+    found: list[Tensor] = []
+    each_tensor(lambda tensor: found.append(tensor) or tensor, prediction)  # type: ignore[func-returns-value]
+    return found
 
 
 def joined(parts: Sequence[Any]) -> Any:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.files import expanded
 
 MAX_PIXELS = MAX_ELEMENTS = 50_000_000
 """Limits for a picture and for an array."""
@@ -39,8 +40,8 @@ _KINDS = "give words, an index, a picture or an array"
 
 def decode_target(given: object) -> TargetInput:
     """Decode words or a number; a path, which a string is if it ends like a picture or array file
-    (`.npy`) or names a file inside a folder; a PIL image; or an array or tensor, which is a picture
-    if it is (H, W, 3) or (H, W, 4) of uint8.
+    (`.npy`), or names a file and has an ending or a folder; a PIL image; or an array or tensor,
+    which is a picture if it is (H, W, 3) or (H, W, 4) of uint8.
 
     Raises:
         UsageError: If it is none of these, or not finite.
@@ -52,18 +53,18 @@ def decode_target(given: object) -> TargetInput:
         case bool():
             raise UsageError(f"a target cannot be {given}", hint=_KINDS)
         case int() | np.integer():
-            return TargetInput(text=str(int(given)), source=str(int(given)))
+            return TargetInput(text=str(int(given)), source=str(int(given)), is_index=True)
         case str():
             text = given.strip()
             if not text:
                 raise UsageError("the target is empty", hint=_KINDS)
-            path = Path(text).expanduser()
-            in_folder = "/" in text or os.sep in text
-            if _SUFFIX.fullmatch(path.suffix) or (in_folder and path.is_file()):
+            path = expanded(text)
+            like_a_path = bool(path.suffix) or "/" in text or os.sep in text
+            if _SUFFIX.fullmatch(path.suffix) or (like_a_path and path.is_file()):
                 return _from_file(path)
             return TargetInput(text=text, source=text)
         case os.PathLike():
-            return _from_file(Path(given).expanduser())
+            return _from_file(expanded(given))
         case Image.Image():
             with _decoding("picture"):
                 return _from_image(given, "picture")

@@ -63,6 +63,9 @@ import attrs
 @attrs.frozen
 class Options:
     tint: str = "grey"
+
+class Mirror: ...
+class Loss: ...
 """
 
 

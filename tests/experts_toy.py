@@ -147,6 +147,15 @@ class Shift(ExpertAdapter):
         self.activate(None)
 
 
+@attrs.frozen
+class ShiftOptions:
+    ending: str = "bias"
+
+
+def shift(options: ShiftOptions) -> Shift:
+    return Shift(options.ending)
+
+
 class Backend(DiffusionBackend):
     """Nothing but weights, a schedule and a size."""
 

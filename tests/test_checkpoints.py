@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -77,7 +78,7 @@ class TestRoundTrip:
 
     @pytest.mark.parametrize("suffix", ["pt", "pth", "bin", "anything"])
     @pytest.mark.parametrize("zipped", [True, False])
-    @pytest.mark.parametrize("wrapping", [None, "state_dict", "model"])
+    @pytest.mark.parametrize("wrapping", [None, "state_dict", "model", "net"])
     def test_torch_files(
         self, tmp_path: Path, suffix: str, zipped: bool, wrapping: str | None
     ) -> None:
@@ -125,6 +126,45 @@ class TestRoundTrip:
         tensors = {"a": base, "b": base, "c": base.T, "d": base[1:2, ::2]}
         write_safetensors(tmp_path / "x.safetensors", tensors, {})
         assert equal(load_file(tmp_path / "x.safetensors"), tensors)
+
+
+class TestWhatTorchLoadsStrictly:
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+    @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+    @pytest.mark.parametrize("counters", [True, False])
+    @pytest.mark.parametrize("inner", [False, True])
+    def test_names(
+        self, tmp_path: Path, prefix: str, suffix: str, counters: bool, inner: bool
+    ) -> None:
+        path, state = tmp_path / f"x.{suffix}", network().state_dict()
+        written = {
+            f"{prefix}{name}": tensor
+            for name, tensor in state.items()
+            if counters or not name.endswith("num_batches_tracked")
+        }
+        save_file(written, path) if suffix == "safetensors" else torch.save(written, path)
+        loaded = nn.Module() if inner else network(width=4).apply(zeroed)
+        if inner:  # a network with such a part of its own
+            loaded.model = network(width=4).apply(zeroed)
+        load_into(loaded, open_checkpoint(path))
+        found = loaded.state_dict()
+        assert equal({name.removeprefix("model."): x for name, x in found.items()}, state)
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit")
+    def test_torch_script(self, tmp_path: Path) -> None:
+        torch.jit.trace(network().eval(), torch.zeros(1, 3, 8, 8)).save(tmp_path / "x.pt")  # type: ignore[no-untyped-call]
+        assert "is a TorchScript program" in refusal(tmp_path / "x.pt")
+
+    def test_another_zip(self, saved: Path, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            archive.write(saved)
+        assert "is a zip archive that torch did not write" in refusal(tmp_path / "x.pt")
+
+
+@torch.no_grad()
+def zeroed(module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.zero_()
 
 
 class TestArchitecture:

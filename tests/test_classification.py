@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from ppap_framework.classification import (
 )
 from ppap_framework.components import TargetInput
 from ppap_framework.errors import UsageError
+from ppap_framework.targets import decode_target
 
 COLOURS, SHAPES = ("red", "light blue"), ("sphere", "cube", "cylinder")
 NAMES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
@@ -174,3 +176,12 @@ class TestDrawing:
         logits = self.logits.half().requires_grad_()
         images = torch.zeros(2, 3, 8, 8, requires_grad=True)
         assert not draw_top_classes(logits, images, NAMES).requires_grad
+
+
+@pytest.mark.parametrize("three", [3, np.int64(3), torch.tensor(3), np.array(3)])
+def test_a_number_is_an_index_even_if_classes_are_called_by_numbers(three: Any) -> None:
+    digits = [*"1234567890"]
+    assert class_target(decode_target(three), digits).value.tolist() == [3]
+    assert class_target(decode_target("3"), digits).value.tolist() == [2]
+    with pytest.raises(UsageError):
+        class_target(decode_target(10), digits)

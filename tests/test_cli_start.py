@@ -441,3 +441,33 @@ def test_examples_in_help_keep_their_lines(typed: Run) -> None:
     out = typed("run", "--help").out
     assert "\\b" not in out
     assert '\n  ppap run --backend adm --guider classifier --target "red cube" --num 8\n' in out
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_no_error(tmp_path: Path, closed: str) -> None:
+    command = f"{sys.executable} -m ppap_framework plugins list --json {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=os.environ, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == ("1>&-" not in closed)
+
+
+@pytest.mark.parametrize("columns", ["0", "-1", "1", "x", ""])
+def test_tables_are_never_empty(typed: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    out = typed("plugins", "list")[1]
+    assert "kind" in out
+    assert "guider" in out
+
+
+def test_an_interrupt_while_a_plugin_is_loaded_names_it(run: Run) -> None:
+    said = "plugin a:b was being loaded"
+    code, _, err = run("try", body=raising(KeyboardInterrupt(said)))
+    assert code == 130
+    assert err.strip() == f"ppap: interrupted; {said}"
+
+
+def test_the_home_of_nobody_is_not_there(typed: Run, tmp_path: Path) -> None:
+    code, out, err = typed("checkpoints", "info", "~nosuch/x.safetensors")
+    assert (code, out) == (4, "")
+    assert "~nosuch" in err
+    assert "bug" not in err

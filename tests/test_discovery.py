@@ -71,6 +71,12 @@ BROKEN = {
         "broken",
         "name must be lower-case words",
     ),
+    "no-name": (
+        guiders("return [GuiderSpec(name='none', summary='', factory='a:b', task='', "
+                "default_loss='l')]"),
+        "broken",
+        'neither "none" nor "auto"',
+    ),
     "twice": (GOOD.replace("return [Guider", "return 2 * [Guider"), "broken", "'mirror' twice"),
     "arguments": (
         guiders("return []").replace("ppap_guiders()", "ppap_guiders(registry)"),
@@ -152,7 +158,7 @@ def test_an_optional_hook_of_another_version_is_left_alone(site: Path) -> None:
 
 
 def test_a_keyboard_interrupt_is_nobodys_fault(site: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"plugin .*:slow was being loaded"):
         found(site, plugin("slow", "raise KeyboardInterrupt"))
 
 

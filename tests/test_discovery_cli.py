@@ -16,10 +16,19 @@ from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugi
 
 TWO_CLAIMS = [plugin("one", GOOD), plugin("two", GOOD)]
 SAME_ENTRY_POINT = [
-    plugin(name, GOOD.replace("mirror", name).replace("likeness", f"{name}-loss"),
-           entry_points={"depth": f"acme_{name}.plugin"})
+    attrs.evolve(
+        good_plugin(),
+        name=f"acme-{name}",
+        entry_points={"depth": f"acme_{name}.plugin"},
+        files={
+            path.replace("mirror", name): str(text)
+            .replace("mirror", name)
+            .replace("likeness", f"{name}-loss")
+            for path, text in good_plugin().files.items()
+        },
+    )
     for name in ("one", "two")
-]  # fmt: skip
+]
 HOOK = f"{HEADER}\n@hookimpl\ndef ppap_guiders(): "
 
 CASES: dict[str, tuple[list[Project], str, int]] = {
@@ -330,7 +339,7 @@ def ppap_assets():
     for project in (plugin("glass", assets), good_plugin()):
         project.install(environment.site)
     (mirror,), (haze,) = (info(name)["components"] for name in ("mirror", "haze"))
-    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'"}]
+    assert mirror["options"] == [{"name": "tint", "type": "str", "default": "'grey'", "help": ""}]
     (card,) = mirror["checkpoints"]
     assert (card["name"], card["plugin"]) == ("clear", "acme-glass:glass")
     assert card["default_target"] == "me"
@@ -371,3 +380,34 @@ def test_colours_as_the_environment_wants(environment: Environment) -> None:
     }
     coloured = {name for name, done in commands.items() if "\x1b[31m" in done.stderr}
     assert coloured == {"forced"}
+
+
+def test_the_doctor_looks_into_what_components_name(environment: Environment) -> None:
+    good_plugin().install(environment.site)
+    source = (
+        HEADER
+        + """
+import torch
+@hookimpl
+def ppap_guiders():
+    one = dict(summary="", task="sleep", needs_checkpoint=False)
+    return [GuiderSpec(name="nowhere", factory="acme_odd.parts:None_", default_loss="x", **one),
+            GuiderSpec(name="else", factory="json:loads", default_loss="likeness", **one),
+            GuiderSpec(name="bare", factory="json:loads", options="json:loads", task="reflection",
+                       summary="", default_loss="likeness")]
+"""
+    )
+    plugin("odd", source).install(environment.site)
+    done = environment.ppap("doctor", "--json")
+    assert done.returncode == 3
+    faults = json.loads(done.stdout)["faults"]
+    for said in (
+        "plugin acme-odd:odd imports torch when it is listed",
+        "guider 'nowhere' of acme-odd cannot be imported from acme_odd.parts:None_",
+        "no installed loss is called 'x'",
+        "guider 'else' of acme-odd does sleep and has the default loss 'likeness'",
+        "guider 'bare' of acme-odd needs a checkpoint, and no plugin supplies one",
+        "names json:loads as its options, which is no attrs class",
+    ):
+        assert any(said in fault for fault in faults), faults
+    assert "fault: guider 'nowhere'" in environment.ppap("doctor").stdout

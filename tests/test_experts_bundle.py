@@ -188,7 +188,7 @@ class TestMatch:
         model = TinyGuide()
         with pytest.raises(PluginError, match="'shift'"):
             load_bundle(path, model)
-        with pytest.raises(AssetError, match=r"do not fit: these differ: \['0\.0\.bias"):
+        with pytest.raises(AssetError, match=r"cannot be attached: these differ: \['0\.0\.bias"):
             load_bundle(path, model, make_adapter=lambda config: Shift("weight"))
         assert not has_experts(model.network)
 
@@ -442,7 +442,7 @@ def test_tensors_of_another_bundle(file: Path, tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"number": 2, "seed": 1}, "expert 2 has no tensors of 'shift'"),
-        ({"width": 8}, "do not fit: '0.0.bias' has another shape"),
+        ({"width": 8}, "cannot be attached: '0.0.bias' has another shape"),
     ],
 )
 def test_tensors_of_another_bundle_under_a_header_made_to_fit(

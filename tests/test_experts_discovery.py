@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import torch
 from experts_toy import SCHEDULE, Backend, TinyGuide, trained
 
 from ppap_framework.cli import main
@@ -23,13 +26,16 @@ from ppap_framework.experts import (
     keep_bundle,
     read_bundle_info,
     save_bundle,
+    verify_bundle,
 )
+from ppap_framework.experts.bundle import _write
 from ppap_framework.files import file_sha256
-from ppap_framework.plugin import ExpertBundle
+from ppap_framework.plugin import AdapterSpec, ExpertBundle
 from ppap_framework.registry import PluginRecord, Registry, conflicts
 
 Capsys, Caplog, Patch = pytest.CaptureFixture[str], pytest.LogCaptureFixture, pytest.MonkeyPatch
 Offer = Callable[..., ExpertBundle]
+OPTIONS = "experts_toy:ShiftOptions"
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +43,11 @@ def plugins(tmp_path: Path, monkeypatch: Patch) -> list[PluginRecord]:
     """The plugins that are installed, and a cache of the test's own."""
     records: list[PluginRecord] = []
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    for module in ("ppap_framework.experts.choice", "ppap_framework.cli.experts"):
-        monkeypatch.setattr(f"{module}.registry", lambda: Registry(tuple(records)))
+    shift = AdapterSpec(name="shift", summary="x", factory="experts_toy:shift", options=OPTIONS)
+    own = {"distribution": "toys", "version": "1.0", "entry_point": "main", "module": "m"}
+    records.append(PluginRecord(**own, specs=(shift,)))
+    for module in ("experts.choice", "experts.bundle", "cli.experts"):
+        monkeypatch.setattr(f"ppap_framework.{module}.registry", lambda: Registry(tuple(records)))
     return records
 
 
@@ -117,6 +126,20 @@ class TestFinding:
         assert [entry.name for entry in experts_dir().iterdir()] == [path.name]
         assert bundle_by_name("mine").path == kept
 
+    def test_a_kept_bundle_is_not_lost(self, tmp_path: Path, caplog: Caplog) -> None:
+        contents = []
+        for seed in range(3):
+            path = tmp_path / "mine.experts.safetensors"
+            save_bundle(path, *trained(TinyGuide(), Backend(), seed=seed))
+            contents.append(path.read_bytes())
+            assert keep_bundle(path) == keep_bundle(path)  # the same twice changes nothing
+        said = [record.getMessage() for record in caplog.records]
+        assert said == [
+            f"the experts that were kept as 'mine' are now 'mine-earlier-{n}'" for n in (1, 2)
+        ]
+        kept = [bundle_by_name(name).path for name in ("mine-earlier-1", "mine-earlier-2", "mine")]
+        assert [path.read_bytes() for path in kept] == contents
+
     def test_by_path(self, tmp_path: Path, monkeypatch: Patch) -> None:
         path = tmp_path / "mine.experts.safetensors"
         assert bundle_by_name(str(path)).path == path
@@ -194,6 +217,95 @@ class TestChoosing:
             assert choose("auto", TinyGuide()) == "whole"
         assert {record.args[0] for record in caplog.records} == {"damaged", "rubbish"}
         assert str(experts_dir()) not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"name": "absent"}, "no installed adapter is called 'absent'"),
+            ({"options": {"ending": "bias", "gone": 1}}, "unknown option 'gone'"),
+            ({"options": {"ending": "weight"}}, "these differ: "),
+            ({"options": {"ending": "nothing"}}, "there is no bias to shift"),
+        ],
+    )
+    def test_what_cannot_be_attached_stops_no_other(
+        self, caplog: Caplog, capsys: Capsys, change: dict[str, Any], words: str
+    ) -> None:
+        bundle("whole", age=50)
+        path = bundle("changed")
+        info, state = verify_bundle(path)
+        (adapter,) = info.adapters
+        name = change.get("name", "shift")
+        tensors = {key.replace("shift/", f"{name}/"): tensor for key, tensor in state.items()}
+        _write(path, tensors, attrs.evolve(info, adapters=[attrs.evolve(adapter, **change)]))
+        model = TinyGuide()
+        before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+        assert choose("auto", model) == "whole"
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert said.startswith("experts 'changed' are passed over: the experts in 'changed' cannot")
+        assert words in said
+        after = model.network.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        for source in ("changed", str(path)):
+            with pytest.raises((AssetError, PluginError), match=re.escape(words)) as caught:
+                choose(source, model)
+            assert repr(str(path)) in caught.value.message
+        rows = json.loads(ppap(capsys, "list", "--json")[1])
+        problems = {row["name"]: row["problem"] for row in rows}
+        assert problems["whole"] is None
+        if "is" in words:  # the others need the guide
+            assert (words in (problems["changed"] or "")) == ("bias" not in words)
+
+    def test_broken_neighbours_stop_no_other(self, caplog: Caplog, capsys: Capsys) -> None:
+        bundle("whole", age=50)
+        for name, target in (("dangling", "nowhere"), ("loop", "loop.experts.safetensors")):
+            (experts_dir() / f"{name}.experts.safetensors").symlink_to(target)
+        (experts_dir() / "folder.experts.safetensors").mkdir()
+        assert choose("auto", TinyGuide()) == "whole"
+        assert {record.args[0] for record in caplog.records} == {"dangling", "loop", "folder"}
+        code, out, _ = ppap(capsys, "list", "--json")
+        problems = {row["name"]: row["problem"] for row in json.loads(out)}
+        assert (code, problems.pop("whole")) == (0, None)
+        assert all(problems.values())
+        assert len(problems) == 3
+        assert ppap(capsys, "verify")[0] == 4
+
+    def test_auto_prefers_the_calibrated_then_the_better(self, caplog: Caplog) -> None:
+        def scored(name: str, age: float, loss: float | None, scales: Any = None) -> None:
+            scores = [{"held_out": loss, "untouched": 2.0}] * 3
+            bundle(name, age, metrics={"experts": scores}, scales=scales)
+
+        scored("trial", 0, 1.5)
+        assert choose("auto", TinyGuide()) == "trial"
+        assert not caplog.records
+        scored("strange", 1, None)
+        scored("better", 2, 0.5)
+        assert choose("auto", TinyGuide()) == "better"
+        assert "experts 'better' before the newer 'trial': held-out losses are lower" in caplog.text
+        caplog.clear()
+        scored("calibrated", 3, 1.0, [1.0, 2.0, 3.0])
+        assert choose("auto", TinyGuide()) == "calibrated"
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert "'calibrated' before the newer 'trial': they are calibrated" in said
+        assert "--experts NAME" in said
+
+    def test_options_are_compared_where_both_state_them(self, caplog: Caplog) -> None:
+        bundle("old", age=50)
+        path = bundle("four", options={"guide.gain": 4, "guide.size": None, "backend.t": 1})
+        model = TinyGuide()
+        for here, chosen in (
+            ({"guide.gain": 4, "guide.new": 1, "backend.t": 1}, "four"),
+            ({"guide.gain": 3}, "old"),
+            ({"guide.gain": 4, "backend.t": 2}, "old"),
+            ({}, "four"),
+            (None, "four"),
+        ):
+            assert choose("auto", model, options=here) == chosen
+        told = "guide.gain was 4, and is 3 (--allow-mismatch options)"
+        assert told in caplog.text
+        with pytest.raises(AssetError, match=r"backend\.t was 1, and is 2"):
+            choose(str(path), model, options={"backend.t": 2})
+        waived = {"options": {"guide.gain": 3}, "allow_mismatch": ["options"]}
+        assert choose("auto", model, **waived) == "four"
 
     def test_auto_tells_of_other_backends_if_none_fit_and_never_of_other_guides(
         self, caplog: Caplog

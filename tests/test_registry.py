@@ -492,7 +492,7 @@ def test_factories_get_what_their_kind_is_promised(parts: Any) -> None:
     checkpoint: Any = object()
     registry.make(spec, {"name": "n"}, checkpoint)
     parts.make = lambda *_: factory_of(GuidanceModel)()
-    with pytest.raises(PluginError, match="made a Concrete that has no `network`"):
+    with pytest.raises(PluginError, match="'Concrete' object has no attribute 'network'"):
         registry.make(spec, {"name": "n"})
     calls.pop()
     parts.make = factory_of(ExpertAdapter)

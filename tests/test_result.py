@@ -25,7 +25,7 @@ from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.experts import weights_sha256
 from ppap_framework.files import replacing
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import plan
+from ppap_framework.run import RunFolder, plan
 from ppap_framework.run.grid import (
     Line,
     _guided,
@@ -41,7 +41,8 @@ COLOURS = [(255, 0, 0), (0, 200, 0), (0, 0, 255), (200, 0, 200), (0, 200, 200)]
 
 
 def files_of(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    return found - {".lock"}
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -121,6 +122,46 @@ class TestSave:
             assert recorded["weights_sha256"] == weights_sha256(network.state_dict())
             hashes.append(recorded["weights_sha256"])
         assert hashes[0] == hashes[1] != hashes[2]
+
+    @pytest.mark.parametrize("compare", [False, True])
+    def test_overwriting_loses_no_file_of_the_user(
+        self, toy: DiffusionBackend, tmp_path: Path, compare: bool
+    ) -> None:
+        """Fifty files with tempting names are there afterwards, byte for byte."""
+        ppap.sample(toy, [green()], num=2, steps=2, compare=compare).save(tmp_path)
+        kinds = [""] if compare else ["", "unguided/", "naive/"]
+        tempting = [
+            *("20240101.png", "0001-holiday.png", "000.jpg", "000.PNG", "grid.jpg", "grid.png.bak"),
+            *("run.json.bak", "run-2.json", "000.png~", "0000.png", "1.png", "-01.png", "Grid.png"),
+            *("naive/555.png", "naive/000.png", "naive/seen/000-colour.png", "stages/base/000.png"),
+            *("seen/000.png", "seen/000-other.png", "seen/002-colour.png", "seen/colour.png"),
+            *(f"{kind}{name}" for kind in kinds for name in ("002.png", "003.png", "notes.txt")),
+            *(f"unguided/{n:03d}.png" for n in range(2 if compare else 0, 30)),
+        ]
+        tempting = list(dict.fromkeys(tempting))
+        assert len(tempting) >= 50
+        for name in tempting:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(f"mine: {name}".encode())
+        ppap.sample(toy, num=1, steps=3).save(tmp_path, overwrite=True)
+        left = {name: (tmp_path / name).read_bytes() for name in tempting}
+        assert left == {name: f"mine: {name}".encode() for name in tempting}
+        assert not (tmp_path / "001.png").exists()
+
+    def test_two_runs_at_once_exclude_each_other(
+        self, toy: DiffusionBackend, tmp_path: Path
+    ) -> None:
+        result = ppap.sample(toy, num=1, steps=2)
+        for overwrite in (False, True):
+            folder = RunFolder(result.plan, tmp_path, overwrite=overwrite)
+            before = (tmp_path / "run.json").read_bytes()
+            for again in (False, True):
+                with pytest.raises(UsageError, match=r"another process|earlier run"):
+                    RunFolder(result.plan, tmp_path, overwrite=again)
+            assert (tmp_path / "run.json").read_bytes() == before
+            folder.finish(result)
+        RunFolder(result.plan, tmp_path, overwrite=True).fail(KeyboardInterrupt())
+        assert result.save(tmp_path, overwrite=True)
 
     def test_what_is_there_is_not_overwritten(self, toy: DiffusionBackend, tmp_path: Path) -> None:
         ppap.sample(toy, num=3, steps=2).save(tmp_path)

@@ -143,8 +143,8 @@ class TestResults:
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         code, out, err = run(*BASE, "--out", "out")
-        assert (code, out) == (1, "")
-        assert "image 0 came out not finite" in err
+        assert (code, out) == (3, "")
+        assert "'toy' of ppap-plugin-toy failed in denoise: image 0 came out not finite" in err
         assert record("out")["status"] == "failed"
         assert "not finite" in record("out")["error"]
         assert record("out")["finished"] == 0

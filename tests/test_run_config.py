@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 
+from ppap_framework.checkpoints._fetch import downloads_are_off
 from ppap_framework.cli import COMMANDS, core_command
 from ppap_framework.cli.config import Command, Option, find_config, problems_of
 from ppap_framework.cli.config import command as config
@@ -240,3 +241,37 @@ def test_what_a_command_does_not_know_is_listed_by_its_own_help(
     with pytest.raises(UsageError, match="PPAP_SYNTHESIZE_QQQQ") as caught:
         shown()
     assert "synthesize" in caught.value.hint.lower()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"{name} = {value}" for name in ("steps", "seed", "threads") for value in (
+            "3.5", "true", "[1]", "{a = 1}", "1979-05-27", "nan",
+        )),
+        *("eta = true", "eta = [1]", "batch = true", "batch = 2.5", "scale = true"),
+        *("compare = [1]", "compare = 7", "sampler = [1]", "backend = true", "prompt = {}"),
+    ],
+)  # fmt: skip
+def test_values_of_files_are_as_strict_as_typed_ones(folder: Path, line: str) -> None:
+    write(folder / "ppap.toml", f"[run]\n{line}\n")
+    ctx = core_command("run").make_context("ppap run", [], auto_envvar_prefix="PPAP_RUN")
+    flag = f"--{line.partition(' ')[0]} in the configuration file: "
+    assert any(problem.message.startswith(flag) for problem in problems_of(ctx).errors)
+
+
+@pytest.mark.parametrize(("value", "off"), [("no", False), ("0", False), ("", False), ("1", True)])
+def test_offline_by_a_variable(monkeypatch: pytest.MonkeyPatch, value: str, off: bool) -> None:
+    monkeypatch.setenv("PPAP_OFFLINE", value)
+    assert downloads_are_off() == off
+
+
+def test_an_unreadable_file_is_not_ignored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder / "ppap.toml")
+
+    def refused(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # root may read everything
+    with pytest.raises(UsageError, match=f"cannot read '{path}': Permission denied"):
+        find_config(folder)

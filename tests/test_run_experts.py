@@ -39,12 +39,14 @@ from ppap_framework.experts import (
     load_bundle,
     read_bundle_info,
     same_experts,
+    verify_bundle,
     write_curve,
 )
+from ppap_framework.experts.bundle import _write
 from ppap_framework.files import file_sha256
 from ppap_framework.guidance import Guide
 from ppap_framework.run import Plan, Sampling, counts_of, draw, plan
-from ppap_framework.run.plan import DEFAULT_MULTIPLIER
+from ppap_framework.run.plan import DEFAULT_MULTIPLIER, DEFAULT_SCALE
 
 Toy = DiffusionBackend
 NUM, STEPS, SCALE = 3, 12, 4.0
@@ -286,6 +288,57 @@ class TestTheUsersOwnSet:
 
 
 class TestChoosing:
+    @pytest.mark.parametrize("kind", ["curve", "scales"])
+    def test_scales_of_another_loss_are_not_used(
+        self, toy: Toy, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """By the loss of the curve, or else of the training; an unknown loss is any."""
+        scales = (20.0, 5.0, 1.0)
+        path = write_experts(tmp_path / "scaled", scales=scales)
+        curve = ScaleCurve((-2.0, 4.0), (1.0, 2.0), (0.1, 0.1))
+        info, state = verify_bundle(path)
+        for name, own, found in (
+            ("toy-cross-entropy", {}, True),
+            ("ppap-plugin-toy:toy-cross-entropy", {}, True),
+            ("toy-margin", {}, False),
+            ("toy-cross-entropy", {"gone": 1}, False),
+            (None, {}, True),
+        ):
+            loss = name and {"name": name, "options": own}
+            changed = attrs.evolve(info, recipe={"loss": loss})
+            if kind == "curve":  # whose loss counts if it is stated
+                recipe = {"loss": {"name": "toy-margin", "options": {}}} if loss else {}
+                given = attrs.evolve(curve, loss=loss)
+                changed = attrs.evolve(info, recipe=recipe, scales=None, curve=given)
+            _write(path, state, changed)
+            caplog.clear()
+            (guide,) = planned(toy, green(None, experts=path)).guides
+            assert (guide.curve is not None) == found
+            assert ("calibrated scales" in caplog.text) == (not found)
+            if not found:
+                assert guide.scale == DEFAULT_SCALE
+                with pytest.raises(UsageError, match="were not calibrated for its loss"):
+                    planned(toy, green("auto", experts=path))
+            caplog.clear()
+            (guide,) = planned(toy, green("raw:3", experts=path)).guides
+            assert (guide.curve, guide.factor, caplog.text) == (None, 3.0, "")
+
+    def test_experts_of_other_options_are_passed_over(
+        self, toy: Toy, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = write_experts(experts_dir())
+        info, state = verify_bundle(path)
+        options = green(experts="none").compared_options(toy)
+        assert options == {"guide.model": None, "guide.sharpness": 10.0, "guide.upside_down": False}
+        _write(path, state, attrs.evolve(info, options=options))
+        assert planned(toy, green()).guides[0].chosen is not None
+        other = {"options": {"sharpness": 5.0}}
+        assert planned(toy, green(**other)).guides[0].chosen is None
+        assert "guide.sharpness was 10.0, and is 5.0" in caplog.text
+        waived = green(**other, allow_mismatch=["options"])
+        assert planned(toy, waived).guides[0].chosen is not None
+        assert of_model(waived.model).compared_options(toy) == {}
+
     def test_auto_takes_what_was_kept(self, toy: Toy, bundle: Path) -> None:
         alone, without, named = (
             sampled(toy, green(experts=experts)).images for experts in ("auto", "none", bundle)

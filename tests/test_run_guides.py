@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppap_framework.cli import guide_options
 from ppap_framework.cli.guide_options import guide_of, parse_guides, typed_option
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.run import GuideRequest
@@ -170,3 +175,38 @@ def test_commands_that_do_not_guide_take_a_name_alone(guider: str, said: str) ->
     with pytest.raises(UsageError, match=said):
         guide_of({"guider": guider})
     assert guide_of({"guider": "colour", "target": "blue"}).target == "blue"
+
+
+class Colour(Enum):
+    RED = "r"
+    GREEN = "g"
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "value"),
+    [
+        (float | int, "3", 3),
+        (float, "nan", None),
+        (float, "-NaN", None),
+        (list[int], "1, 2", [1, 2]),
+        (list[int], "1,x", None),
+        (tuple[str, ...], "conv1*,layer1*", ("conv1*", "layer1*")),
+        (tuple[int, int], "1", None),
+        (list[int] | None, "none", NoneType),
+        (Literal["plain", "reshaped"], "plain", "plain"),
+        (Literal["plain", "reshaped"], "other", None),
+        (Path, "a/b", Path("a/b")),
+        (Colour, "RED", Colour.RED),
+        (Colour, "g", Colour.GREEN),
+        (Colour, "blue", None),
+        (dict[str, int], "as it is", "as it is"),
+    ],
+)
+def test_values_of_options_have_the_declared_type(declared: Any, text: str, value: Any) -> None:
+    if value is None:
+        with pytest.raises(ValueError, match=r"."):
+            guide_options._of_type(declared, text)
+    else:
+        expected = None if value is NoneType else value
+        found = guide_options._of_type(declared, text)
+        assert (type(found), found) == (type(expected), expected)

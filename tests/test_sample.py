@@ -32,7 +32,7 @@ from ppap_framework.diffusion import (
     timesteps_for,
     trajectory,
 )
-from ppap_framework.errors import PpapError, UsageError
+from ppap_framework.errors import PluginError, PpapError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Compute, Sampling, counts_of, plan, settle
@@ -108,8 +108,9 @@ class TestSample:
             for precision in ("float32", "bfloat16", torch.bfloat16)
         )
         full, half = torch.float32, torch.bfloat16
-        # Finished images are looked at in float32.
-        assert said == [*[full] * 4, *[half] * 3, full, *[half] * 3, full]
+        # Three probes before drawing, and finished images, are looked at in float32.
+        probes, drawn = [full] * 3, [*[half] * 3, full]
+        assert said == [*probes, *[full] * 4, *probes, *drawn, *probes, *drawn]
         assert given == {full}
         assert torch.equal(named, as_torch)
         assert not torch.equal(plain, named)
@@ -201,10 +202,15 @@ class TestSample:
 
     def test_images_that_are_not_finite_are_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
-        for guides, hint in (([], "backend"), ([green()], "scale")):
-            with pytest.raises(PpapError, match="image 0 came out not finite") as caught:
+        for guides in ([], [green()]):
+            with pytest.raises(PluginError, match=r"'toy' of .* image 0 came out not finite"):
                 ppap.sample("toy", guides, num=2, steps=5)
-            assert hint in caught.value.hint
+        monkeypatch.delenv("TOY_BROKEN")
+        infinite = partial(torch.full_like, fill_value=torch.inf)
+        monkeypatch.setattr(EnergyGuidance, "_pull", lambda self, images, *_: infinite(images))
+        with pytest.raises(PpapError, match=r"^image 0 came out not finite") as caught:
+            ppap.sample("toy", [green()], num=2, steps=5)
+        assert "lower the scale" in caught.value.hint
 
     def test_gradients_that_are_not_finite_are_left_out_and_counted(self, toy, caplog) -> None:
         def uneven(prediction: Tensor, target: Tensor) -> Tensor:
@@ -271,18 +277,22 @@ class TestFutility:
         ("factor", "changes", "says"),
         [
             (float("nan"), {}, ": 8 gradients (100 %) were not finite and left out"),
-            (0.0, {}, ": its gradient was zero at all 4 steps"),
-            (0.0, {"interval": (0.0, 0.5)}, ": its gradient was zero at all 2 steps"),
+            (0.0, {}, " cannot steer: its energy is 0 for black, white and noise alike"),
+            ("round", {}, ": its gradient was zero at all 4 steps"),
+            ("round", {"interval": (0.0, 0.5)}, ": its gradient was zero at all 2 steps"),
             (1e-9, {}, ": its pull was too weak to change the images"),
             (1.0, {"scale": 1e-9}, ": its pull was too weak to change the images"),
-            (1.0, {"scale": 0}, " acted at none of the 4 steps"),
-            (1.0, {"interval": (0.9, 1.0)}, " acted at none of the 4 steps"),
+            (1.0, {"scale": 0}, " acts at none of the 4 steps"),
+            (1.0, {"interval": (0.9, 1.0)}, " acts at none of the 4 steps"),
             (1.0, {}, None),
         ],
     )
     @pytest.mark.parametrize("through", ["noisy", "clean"])
-    def test_from_python(self, toy, caplog, through, factor: float, changes, says) -> None:
-        how = {"loss": lambda seen, target: factor * seen[:, 0], "target": 0, "scale": 50.0}
+    def test_from_python(self, toy, caplog, through, factor, changes, says) -> None:
+        def loss(seen: Tensor, target: Tensor) -> Tensor:
+            return seen[:, 0].round() if factor == "round" else factor * seen[:, 0]
+
+        how = {"loss": loss, "target": 0, "scale": 50.0}
         guide = ppap.guide(Brightness(), name="idle", **(how | changes))
         ppap.sample(toy, [guide, green()], num=2, steps=4, batch=1, through=through, compare=True)
         assert len(caplog.messages) == (says is not None)
@@ -294,7 +304,7 @@ class TestFutility:
         asked = ("run", "--backend", "toy", *guide, "--steps", "2", "--out", tmp_path / "out")
         outcome = typed(*asked)
         assert (outcome.code, outcome.err) == (0, "")  # logs are shown where the caller wants them
-        assert caplog.messages == ["guide 'colour' acted at none of the 2 steps"]
+        assert caplog.messages == ["guide 'colour' acts at none of the 2 steps"]
 
 
 @contextlib.contextmanager

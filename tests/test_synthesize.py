@@ -431,6 +431,9 @@ class TestRefusals:
             ("shard-00000.tar", False, "without its settings"),
             ("thesis.tex", False, r"thesis\.tex"),
             ("thesis.tex", True, r"thesis\.tex"),
+            ("shard-00000.tar", True, r"shard-00000\.tar"),
+            ("manifest.json", True, r"manifest\.json"),
+            ("run.json", True, r"run\.json"),
         ],
     )
     def test_a_folder_of_other_things(

@@ -331,3 +331,15 @@ def test_array_files_and_gaps_of_maps(tmp_path: Path) -> None:
     for source in (given, tmp_path / "y.npy", torch.from_numpy(given)):
         assert array(source)[array(source).isfinite()].tolist() == [1.0, 2.0, 3.0]
         assert int(array(source).isnan().sum()) == 3
+
+
+def test_a_file_of_an_unknown_ending_is_no_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    Path("cat").touch()
+    with pytest.raises(AssetError, match=r"'x\.heic' is no picture of a known format"):
+        decode_target("x.heic")
+    for words in ("cat", "y.heic", "~nosuch", "~nosuch/cat"):
+        assert decode_target(words).text == words

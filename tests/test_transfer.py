@@ -581,6 +581,17 @@ class TestRefusals:
             run(out, overwrite=overwrite)
         assert [path.name for path in out.iterdir()] == [name]
 
+    @pytest.mark.parametrize("text", ["{", "[]", '{"settings": {"bank": 1}}'])
+    def test_overwriting_a_record_of_another_program(self, tmp_path: Path, text: str) -> None:
+        out = tmp_path / "out"
+        out.mkdir()
+        for name in ("transfer.json", "log.jsonl", "loss.png", "loss.svg"):
+            (out / name).write_text(text)
+        with pytest.raises(UsageError, match=r"transfer\.json'"):
+            run(out, overwrite=True)
+        assert {path.read_text() for path in out.iterdir() if path.name != ".lock"} == {text}
+        assert len([*out.iterdir()]) == 5
+
     def test_overwriting_leaves_what_is_not_its_own(self, tmp_path: Path) -> None:
         run(tmp_path, name="first")
         (tmp_path / "mine.experts.safetensors").touch()

@@ -115,7 +115,7 @@ class TestTransfer:
         code, out, _ = run(
             *("transfer", *NAMED, "--data", str(drawn)),
             *("--out", "out", "--guider-option", "sharpness=5", "--loss", "toy-margin"),
-            *("--boundaries", "10,20", "--adapter", "lora:rank=1,alpha=2,seed=3,targets=*"),
+            *("--boundaries", "10,20", "--adapter", "lora:rank=1,alpha=2,targets=*,*,seed=3"),
             *("--iterations", "30", "--shared", "0.2", "--learn-batch", "3"),
             *("--learning-rate", "0.01", "--held-out", "0.3", "--validate-every", "4"),
             *("--patience", "2", "--precision", "bfloat16", "--name", "mine", "--no-keep"),
@@ -437,6 +437,20 @@ class TestAdapt:
         with pytest.raises(kind, match=said) as caught:
             adapt("toy", out="out", **{**settings, **changes})
         assert caught.value.message.count("seed must be") <= 1
+        assert not Path("out").exists()
+
+    @pytest.mark.parametrize("cache", ["file", "file/below", "loop", "dangling"])
+    def test_where_experts_cannot_be_kept_is_found_first(
+        self, cache: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path("file").touch()
+        Path("loop").symlink_to("loop")
+        Path("dangling").symlink_to("nowhere")
+        monkeypatch.setenv("PPAP_CACHE_DIR", cache)
+        settings: dict[str, Any] = {"num": 8, "steps": 1, "recipe": RECIPE}
+        with pytest.raises(UsageError, match="cannot write to") as caught:
+            adapt("toy", "colour", out="out", **settings)
+        assert "--no-keep" in caught.value.hint
         assert not Path("out").exists()
 
     def test_overwriting(self) -> None:

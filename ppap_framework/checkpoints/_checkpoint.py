@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ppap_framework.checkpoints._fetch import fetch
-from ppap_framework.checkpoints._tensor_file import read_file, write_safetensors
+from ppap_framework.checkpoints._tensor_file import read_file, wrapper, write_safetensors
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import file_sha256
+from ppap_framework.files import expanded, file_sha256
 from ppap_framework.plugin import Card, CardKind
 
 if TYPE_CHECKING:
@@ -64,12 +64,16 @@ class Checkpoint:
         return hashlib.sha256("".join([first, *others]).encode()).hexdigest() if others else first
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU, mapped from the files if their format allows."""
-        return {
-            f"{prefix}{name}": tensor
-            for path, prefix in self.files.items()
-            for name, tensor in read_file(path)[1].items()
-        }
+        """All tensors by name, on the CPU, mapped from the files if their format allows.
+
+        A prefix "module.", "_orig_mod." or "model." of all names of a file is left out.
+        """
+        found: dict[str, Tensor] = {}
+        for path, prefix in self.files.items():
+            state = read_file(path)[1]
+            end = len(wrapper(state))
+            found |= {f"{prefix}{name[end:]}": tensor for name, tensor in state.items()}
+        return found
 
 
 def find_checkpoint(
@@ -102,7 +106,7 @@ def find_checkpoint(
     else:
         named, cards = partial(registry.card, component, kind), registry.cards(component, kind)
     text = os.fspath(wanted or "")
-    joined = "+" in text and not Path(text).expanduser().exists()
+    joined = "+" in text and not expanded(text).exists()
     texts = text.split("+") if joined else [wanted or ""]
     if joined and "" in texts:
         hint = "type names or files with a '+' between, such as glide-base+glide-upsample"
@@ -168,7 +172,7 @@ def open_checkpoint(
     if isinstance(source, Card):
         card, like, path, name = source, source, fetch(source, offline=offline), source.name
     else:
-        card, path = None, Path(source).expanduser()
+        card, path = None, expanded(source)
         name = path.name
     metadata, _ = read_file(path)
     if like is not None and ARCHITECTURE not in metadata:

@@ -21,7 +21,7 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from ppap_framework.errors import AssetError
-from ppap_framework.files import cache_dir, file_sha256
+from ppap_framework.files import cache_dir, file_sha256, is_on
 from ppap_framework.plugin import Card, ExpertBundle
 
 _File: TypeAlias = Card | ExpertBundle
@@ -201,7 +201,7 @@ def download(url: str, path: Path) -> Path:
 
 def downloads_are_off() -> bool:
     """Whether `$PPAP_OFFLINE` or `without_downloads` forbids downloads."""
-    return _off.get() or os.environ.get("PPAP_OFFLINE", "0") not in ("", "0")
+    return _off.get() or is_on("PPAP_OFFLINE")
 
 
 @contextlib.contextmanager

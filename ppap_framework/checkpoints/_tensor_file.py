@@ -17,7 +17,8 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
-_WRAPPINGS = ("state_dict", "model")  # keys under which training programs save the weights
+_WRAPPINGS = ("state_dict", "model", "model_state_dict", "net")  # keys of training programs
+_WRAPPERS = re.compile(r"((_orig_mod|module|model)\.)*")  # names of compiled and parallel networks
 _SMALL = 2**28  # bytes; less is always laid out anew
 _madvise = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None
 _AGAIN = "fetch or save it again"
@@ -120,12 +122,19 @@ def _refuse_bomb(path: Path) -> None:
     """Refuse a zip archive that is incomplete or a bomb, without unpacking it."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    names = {member.filename.rpartition("/")[2] for member in members}
+    if "constants.pkl" in names:
+        hint = "load it with torch.jit.load and save its state dict"
+        raise AssetError(f"{str(path)!r} is a TorchScript program, not a checkpoint", hint=hint)
     # torch stores members uncompressed: an honest file is never larger inside than outside.
     size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
     if unpacked > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
         fault = f"is a compressed archive, {unpacked} bytes in {size}; torch writes none"
         hint = "unpack it if it contains a checkpoint; otherwise do not trust it"
         raise AssetError(f"{str(path)!r} {fault}", hint=hint)
+    if "data.pkl" not in names:
+        fault = f"{str(path)!r} is a zip archive that torch did not write"
+        raise AssetError(fault, hint="unpack it if it contains a checkpoint")
 
 
 def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
@@ -142,7 +151,7 @@ def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
                 hint = "they repeat the same bytes; save it again with contiguous tensors"
                 raise AssetError(f"{str(path)!r} {fault}", hint=hint)
             return {str(name): tensor.detach() for name, tensor in state.items()}
-    hint = 'a checkpoint maps names to tensors, alone or under "state_dict" or "model"'
+    hint = f"a checkpoint maps names to tensors, alone or under {' or '.join(_WRAPPINGS)}"
     raise AssetError(f"{str(path)!r} holds no state dict, but a {what}", hint=hint)
 
 
@@ -156,8 +165,19 @@ def _is_plain(value: object) -> bool:
     )
 
 
+def wrapper(state: Iterable[str]) -> str:
+    """The prefix that a network gave to all names as a part of a compiled, parallel or other one,
+    such as "module."
+    """
+    found = _WRAPPERS.match(commonprefix([*state]))  # noqa: RUF071  # by characters
+    return found[0] if found else ""
+
+
 def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool = False) -> None:
     """Load the weights of a checkpoint, with equal names and shapes, into a network.
+
+    Names are compared without the `wrapper` of either. Counters of batch normalization may be
+    missing, as in files of old versions of torch.
 
     Tensors of the network's own dtype and device stay in the mapped file, without a copy. Others
     are cast one by one, and the pages that were read for this are released at once. A network on
@@ -166,6 +186,11 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     cast, and all if the weights take less than 256 MiB. AssetError names what does not fit.
     """
     state, own = checkpoint.state_dict(), module.state_dict()
+    prefix = wrapper(own)
+    own = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    for name in own:
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros((), dtype=torch.int64))
     if faults := misfits(state, own):
         fault = f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}"
         hint = "it is of another architecture, or the architecture is stated wrongly"
@@ -175,8 +200,8 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     fitted = {}
     for name in own:
         tensor = state.pop(name)
-        fitted[name] = _like(tensor, own[name], channels_last, small)
-        if mapped and fitted[name].data_ptr() != tensor.data_ptr():
+        fitted[prefix + name] = like = _like(tensor, own[name], channels_last, small)
+        if mapped and like.data_ptr() != tensor.data_ptr():
             _release_pages(tensor)
     module.load_state_dict(fitted, assign=True)
 

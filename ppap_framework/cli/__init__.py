@@ -114,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     options = GlobalOptions()
     with options.afterwards:
+        for name in ("stdin", "stdout", "stderr"):  # None if it is closed, as by `2>&-`
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115  # stays open
         with contextlib.suppress(ValueError):  # not in the main thread
             # SIGTERM ends a command as Ctrl-C does, so that it is recorded.
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -147,7 +150,8 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
             if isinstance(error, click.UsageError):
                 hint = f"{error.ctx.command_path if error.ctx else options.command} --help"
         case click.Abort():
-            click.echo(f"ppap: {'; '.join(['interrupted', *filter(None, error.args)])}", err=True)
+            said = error.args or getattr(error.__cause__, "args", ())
+            click.echo(f"ppap: {'; '.join(['interrupted', *filter(None, said)])}", err=True)
             return _INTERRUPTED
         case ImportError() if not (error.name or "").startswith("ppap_framework"):
             message = f"the installation is not complete: {error}"

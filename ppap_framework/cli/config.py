@@ -115,7 +115,10 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "precision": {"choices": ("float32", "bfloat16"), "help": "Precision of matrix products."},
     "workers": {"type": int, "help": "Processes that draw; by default one a core, up to 8."},
     "overwrite": {"is_flag": True, "help": "Replace what an earlier call wrote to the folder."},
-    "allow-mismatch": {"multiple": True, "help": "Accept another `backend` or `resolution`."},
+    "allow-mismatch": {
+        "multiple": True,
+        "help": "Accept another `backend`, other `options`, or another `resolution`.",
+    },
     "offline": {"is_flag": True, "help": "Download nothing."},
     "json": {"is_flag": True, "help": "Print JSON."},
 }
@@ -175,9 +178,16 @@ class Command(click.Command):
                 flag = key.replace("_", "-")
                 if flag not in flags:
                     raise _unknown(str(path), f"{key!r} in [{name}]", flag, flags, advice)
-                lone = flags[flag].multiple and not isinstance(value, list)
-                values[flags[flag].name] = [value] if lone else value
+                values[flags[flag].name] = _as_typed(flags[flag], value)
         return super().make_context(info_name, args, parent, **extra)
+
+
+def _as_typed(option: Option, value: Any) -> Any:
+    """A value of a file as it would be typed, so that 3.5 and true are no whole numbers."""
+    if option.multiple:
+        return value if isinstance(value, list) else [value]
+    flag = option.is_flag and isinstance(value, bool)
+    return value if flag or isinstance(option.type, Text) else str(value)
 
 
 def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -194,7 +204,9 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             if not own and b"tool.ppap" not in content:
                 continue
             tables = tomllib.loads(content.decode())
-        except OSError:
+        except OSError as error:
+            if os.access(path, os.F_OK) and not path.is_dir():
+                raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
             continue
         except ValueError as error:
             raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error

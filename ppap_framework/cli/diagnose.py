@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ from ppap_framework.cli.config import (
 from ppap_framework.cli.output import json_option, note, print_json, print_table, progress
 from ppap_framework.cli.run import note_of_target
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.diagnosis import Diagnosis
@@ -62,14 +62,13 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.cli.guide_options import backend_of, guide_of, settings_of
     from ppap_framework.data import SyntheticData
     from ppap_framework.diagnosis import diagnose, evenly_spaced
-    from ppap_framework.diagnosis.diagnose import with_chosen_experts
     from ppap_framework.diagnosis.record import RECORD, environment, provenance
     from ppap_framework.experts import NoiseRanges, backend_sha256
     from ppap_framework.pixels import to_uint8
     from ppap_framework.registry import registry
 
     sampling, compute = settings_of(given)
-    problems, out = problems_of(ctx), Path(given["out"]).expanduser()
+    problems, out = problems_of(ctx), expanded(given["out"])
     with problems.collected():
         run.check_writable(out)
         if (out / RECORD).exists() and not given["overwrite"]:
@@ -106,7 +105,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     problems.attempt(NoiseRanges.equal, schedule, given["num_experts"] or 1)
     guide = problems.attempt(request.load)
     problems.check()
-    wanted, guide = guide.experts, with_chosen_experts(guide, backend)
+    wanted, guide = guide.experts, guide.with_experts(backend)
     if guide.chosen is None and wanted == "auto" and not guide.noise_aware:
         note(f"no experts of {guide.name} are here for this backend, so it is measured alone")
     note_of_target(guide)

@@ -16,7 +16,7 @@ from ppap_framework.cli.output import (
     progress,
     size_words,
 )
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.registry import registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def command() -> None:
 def list_experts(as_json: bool) -> None:
     """List the bundles that are found.
 
-    `--experts auto` takes the first that matches; `--experts NAME` finds any.
+    `--experts NAME` finds any. Of those that match, `--experts auto` takes a calibrated one before
+    others, then that of the lowest held-out loss, then the newest.
     """
     from ppap_framework.experts import experts_dir, find_bundles
 
@@ -82,15 +83,9 @@ def inspect(source: str, as_json: bool) -> None:
         "input": info.input and attrs.asdict(info.input),
         "network_parameters": f"{info.network_parameters:,}",
     }
-    for shown_below in (
-        "boundaries",
-        "timesteps",
-        "schedule",
-        "expert_parameters",
-        "scales",
-        "curve",
-    ):
+    for shown_below in ("boundaries", "timesteps", "schedule", "scales", "curve"):
         del fields[shown_below]
+    del fields["expert_parameters"]
     recipe, metrics = fields.pop("recipe"), fields.pop("metrics")
     print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
     print_fields("recipe", recipe)
@@ -197,14 +192,19 @@ _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
 
 
 def _row(bundle: BundleFile) -> dict[str, Any]:
+    from ppap_framework.experts import installed_adapter
+
     row: dict[str, Any] = {**_EMPTY, "name": bundle.name, "plugin": bundle.distribution}
     row["path"] = str(bundle.path)
     try:
         info = bundle.info
-    except AssetError as error:
-        return row | {"problem": error.message}
-    names = {"guider": info.guide.component, "backend": info.backend.component}
-    return row | names | {"experts": len(info), "size": bundle.path.stat().st_size}
+        row |= {"guider": info.guide.component, "backend": info.backend.component}
+        row |= {"experts": len(info), "size": bundle.path.stat().st_size}
+        for adapter in info.adapters:
+            installed_adapter(adapter)
+    except (OSError, PpapError) as error:
+        row["problem"] = error.message if isinstance(error, PpapError) else str(error)
+    return row
 
 
 def _experts(info: BundleInfo) -> list[dict[str, Any]]:

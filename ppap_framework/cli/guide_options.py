@@ -16,12 +16,15 @@ import re
 import shlex
 import typing
 from collections.abc import Mapping, Sequence
-from types import UnionType
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
 import attrs
 
 from ppap_framework.errors import Problems, UsageError
+from ppap_framework.files import expanded
 from ppap_framework.registry import registry
 from ppap_framework.registry.refusals import nearest
 from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, find_backend, settle
@@ -132,21 +135,40 @@ def typed_option(
         declared = typing.get_type_hints(options).get(key, str) if options else str
     except NameError:  # it names a type that only type checkers import
         return text
-    union = typing.get_origin(declared) in (Union, UnionType)
-    kinds = typing.get_args(declared) if union else (declared,)
-    words = {"none": (type(None), None), "true": (bool, True), "false": (bool, False)}
-    of, value = words.get(text.lower(), (None, None))
-    if of in kinds:
-        return value
-    for number in (n for n in (int, float) if n in kinds):
-        with contextlib.suppress(ValueError):
-            return number(text)
-    if str in kinds or not {bool, int, float}.intersection(kinds):
-        return text
-    wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-    raise UsageError(
-        f"option {key!r} of {kind} {component!r} cannot be {text!r}", hint=f"give a {wanted}"
-    )
+    try:
+        return _of_type(declared, text)
+    except ValueError:
+        fault = f"option {key!r} of {kind} {component!r} cannot be {text!r}"
+        hint = f"give a value of type {getattr(declared, '__name__', declared)}"
+        raise UsageError(fault, hint=hint) from None
+
+
+def _of_type(declared: Any, text: str) -> Any:
+    """A text as a value of a type, as it is for types not known here; ValueError if it is none."""
+    origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    words = {"none": None, "true": True, "false": False}
+    if origin in (Union, UnionType):
+        for part in sorted(parts, key=lambda part: part is float or 2 * (part is str)):
+            with contextlib.suppress(ValueError):
+                return _of_type(part, text)
+    elif origin is Literal:
+        if found := [value for value in parts if text == str(value)]:
+            return found[0]
+    elif isinstance(declared, type) and issubclass(declared, bool | NoneType):
+        if isinstance(words.get(text.lower(), text), declared):
+            return words[text.lower()]
+    elif declared is int or (declared is float and text.lower().strip("+-") != "nan"):
+        return declared(text)
+    elif isinstance(declared, type) and issubclass(declared, Enum):
+        if found := [item for item in declared if text in (item.name, str(item.value))]:
+            return found[0]
+    elif origin in (list, tuple):
+        items = text.split(",")
+        each = [parts[0]] * len(items) if origin is list or parts[-1] is ... else parts
+        return origin(_of_type(*pair) for pair in zip(each, map(str.strip, items), strict=True))
+    elif declared is not float:
+        return expanded(text) if declared is Path else text
+    raise ValueError(text)
 
 
 def typed_pairs(flag: str, texts: Sequence[str], component: str, kind: Any) -> dict[str, Any]:

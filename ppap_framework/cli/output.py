@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ppap_framework.runtime import Progress, Watch
 
 _PIPED_WIDTH = 160
+_NARROWEST = 60  # in less, tables are empty
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """An option, as the parameter `as_json`."""
@@ -35,7 +36,7 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(value, indent=2, default=str))
 
 
 def print_table(
@@ -191,6 +192,5 @@ def _console() -> Console:
     from rich.console import Console
 
     # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    width = _PIPED_WIDTH if piped else None
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+    width = shutil.get_terminal_size((_PIPED_WIDTH, 0)).columns
+    return Console(width=max(width, _NARROWEST), markup=False, emoji=False, highlight=False)

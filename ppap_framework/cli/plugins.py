@@ -1,15 +1,17 @@
 """`ppap plugins` and `ppap doctor`, read from records, so they work if a plugin is broken.
 
-They import neither torch nor any component itself.
+They import neither torch nor any component, except in another process of `ppap doctor`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -52,7 +54,25 @@ else:
 found = {"version": torch.__version__, "threads": torch.get_num_threads(), "device": device}
 print(json.dumps(found))
 """
+_CHECK = """
+import contextlib, json, sys, time
+from ppap_framework.registry import discover
+faults = []
+with contextlib.redirect_stdout(sys.stderr):
+    for name in sys.argv[1:]:
+        start, before = time.monotonic(), set(sys.modules)
+        discover(environ={"PPAP_PLUGINS": name}, strict=False)
+        if "torch" in sys.modules and "torch" not in before:
+            faults.append(f"plugin {name} imports torch when it is listed, not when it is used")
+        if (seconds := time.monotonic() - start) > 1.0:
+            faults.append(f"plugin {name} takes {seconds:.1f} s to be listed")
+    found = discover(strict=False)
+    faults += [f for r in found.records for spec in r.specs for f in found.faults(spec)]
+print(json.dumps(faults))
+"""
 _PROBE_SECONDS = 120
+_DESCRIBED = re.compile(r"^    (\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+"""An attribute and its description, in a docstring."""
 
 _VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE"),
@@ -118,7 +138,7 @@ def _print_component(component: dict[str, Any]) -> None:
         fields["options"], options = options, []
     print_fields("{kind} {name}".format(**component), fields)
     if options:
-        print_table(["option", "type", "default"], [option.values() for option in options])
+        print_table(["option", "type", "default", "help"], [option.values() for option in options])
     for key, rows in assets.items():
         if rows:
             cells = [
@@ -139,8 +159,9 @@ def _print_component(component: dict[str, Any]) -> None:
 def doctor(as_json: bool) -> int:
     """Check the installation and every plugin.
 
-    Exits with 3 if a plugin failed or two are in conflict, with 1 if torch cannot be used, and
-    otherwise with 0.
+    Every component is imported, in another process. Exits with 3 if a plugin failed, a component
+    names what is not there, or two plugins are in conflict, with 1 if torch cannot be used, with 4
+    if a bundle of experts cannot be attached, and otherwise with 0.
     """
     found = discover(strict=False)
     commands = {name: [*claims] for name, claims in plugin_commands().items()}
@@ -151,6 +172,15 @@ def doctor(as_json: bool) -> int:
             contested.append(Conflict(f"command {name!r}", (core, *claims), core))
         elif len(claims) > 1:
             contested.append(Conflict(f"command {name!r}", tuple(claims)))
+    torch: Any = _probe(_PROBE)
+    faults: list[str] = []
+    if "error" not in torch:
+        checked = _probe(_CHECK, *(record.name for record in found.records if not record.failed))
+        faults = (
+            [f"not all components can be imported: {checked['error']}"]
+            if isinstance(checked, dict)
+            else checked
+        )
     report = {
         "ppap": version(),
         "python": {
@@ -158,12 +188,14 @@ def doctor(as_json: bool) -> int:
             "executable": sys.executable,
             "platform": platform.platform(),
         },
-        "torch": _probe_torch(),
+        "torch": torch,
         "plugins": [_plugin(record) for record in found.records],
         "commands": commands,
+        "faults": faults,
         "conflicts": [attrs.asdict(conflict) for conflict in contested],
         "unknown_plugin_names": [{"variable": v, "name": name} for v, name in found.unknown_names],
         "caches": [{"path": path, "bytes": size} for path, size in _caches().items()],
+        "experts": _faulty_bundles(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -174,9 +206,9 @@ def doctor(as_json: bool) -> int:
         print_json(report)
     else:
         _print(report, found)
-    if any(record.failed for record in found.records) or report["conflicts"]:
+    if any(record.failed for record in found.records) or faults or report["conflicts"]:
         return 3
-    return 1 if "error" in report["torch"] else 0
+    return 1 if "error" in report["torch"] else 4 * bool(report["experts"])
 
 
 def _plugin(record: PluginRecord) -> dict[str, Any]:
@@ -229,11 +261,16 @@ def _options(found: Registry, spec: ComponentSpec) -> list[dict[str, Any]] | str
         options_class = found.options_class(spec)
     except PluginError as error:
         return error.message
+    _, _, described = inspect.cleandoc(getattr(options_class, "__doc__", "") or "").partition(
+        "\nAttributes:\n"
+    )
+    helps = dict(_DESCRIBED.findall(described))
     return [
         {
             "name": field.alias,
             "type": getattr(field.type, "__name__", str(field.type)),
             "default": "required" if field.default is attrs.NOTHING else repr(field.default),
+            "help": " ".join(helps.get(field.name, "").split()),
         }
         for field in (attrs.fields(options_class) if options_class else ())
         if field.init
@@ -250,11 +287,11 @@ def _unknown(name: str, found: Registry) -> PluginError:
     return PluginError(f"no component and no plugin is called {name!r}", hint=hint)
 
 
-def _probe_torch() -> dict[str, Any]:
-    """Version, threads and device of torch, or its error; in another process, which may crash."""
+def _probe(script: str, *arguments: str) -> Any:
+    """The JSON that a script prints, or its error; in another process, which may crash."""
     try:
         probe = subprocess.run(
-            [sys.executable, "-c", _PROBE],
+            [sys.executable, "-c", script, *arguments],
             capture_output=True,
             text=True,
             errors="replace",
@@ -262,7 +299,7 @@ def _probe_torch() -> dict[str, Any]:
             check=True,
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # a torch.py in this folder is not torch
         )
-        found: dict[str, Any] = json.loads(probe.stdout.splitlines()[-1])
+        return json.loads(probe.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().rpartition("\n")[2] or "nothing was said"
         return {"error": f"importing torch ended with exit code {error.returncode}: {said}"}
@@ -270,7 +307,15 @@ def _probe_torch() -> dict[str, Any]:
         return {"error": str(error)}
     except (IndexError, ValueError):
         return {"error": f"importing torch ended early, after printing {probe.stdout!r:.80}"}
-    return found
+
+
+def _faulty_bundles() -> list[dict[str, Any]]:
+    """Rows of `ppap experts list` with a problem; in another process, since it imports torch."""
+    listing = [sys.executable, "-m", "ppap_framework", "experts", "list", "--json"]
+    with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
+        done = subprocess.run(listing, capture_output=True, timeout=_PROBE_SECONDS, check=False)
+        return [row for row in json.loads(done.stdout) if row["path"] and row["problem"]]
+    return []
 
 
 def _caches() -> dict[str, int]:
@@ -304,9 +349,16 @@ def _print(report: dict[str, Any], found: Registry) -> None:
         if record.error is not None:
             click.secho(f"{record.name}, {record.status}:", bold=True)
             click.echo(record.traceback)
+    for fault in report["faults"]:
+        click.echo(f"fault: {fault}")
     for conflict in report["conflicts"]:
         taken, claims = conflict["taken"], ", ".join(conflict["claims"])
         outcome = f"{taken} is taken" if taken else "asking for it is an error"
         click.echo(f"conflict: {conflict['subject']} of {claims}; {outcome}")
+    if report["experts"]:
+        print_table(
+            ["experts that cannot be attached", "path", "problem"],
+            [(row["name"], row["path"], row["problem"]) for row in report["experts"]],
+        )
     for variable, name in found.unknown_names:
         click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

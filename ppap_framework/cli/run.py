@@ -17,6 +17,7 @@ from ppap_framework.cli.config import (
 )
 from ppap_framework.cli.output import note, print_json, progress
 from ppap_framework.errors import Problems, UsageError
+from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.guidance import Guide
@@ -31,7 +32,7 @@ _PER_GUIDE = {
     "--guider-checkpoint": "The guide's weights, by name or path.",
     "--loss": "Loss that the guide descends, if not the guider's own.",
     "--experts": "Experts that read noisy images in the guide's place: the name or path of a "
-    "bundle, none, or auto, the default, for the newest bundle that matches.",
+    "bundle, none, or auto, the default, for the best bundle that matches.",
 }
 
 
@@ -51,6 +52,7 @@ _PER_GUIDE = {
 )
 @options(*(option(name, multiple=True, help=text) for name, text in _PER_GUIDE.items()))
 @option("--guider-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the guider.")
+@option("--loss-option", multiple=True, metavar="[GUIDE.]KEY=VALUE", help="Option of the loss.")
 @option(
     "--scale",
     type=NumberOrAuto(float),
@@ -124,7 +126,7 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
         elif not given["out"].strip():
             raise UsageError("--out is empty", hint="name a folder, or leave it out")
         else:
-            run.check_folder(Path(given["out"]).expanduser(), overwrite=given["overwrite"])
+            run.check_folder(expanded(given["out"]), overwrite=given["overwrite"])
     cfg = [] if given["cfg"] is None else [f"cfg={given['cfg']}"]
     found = given["backend"] and problems.attempt(backend_of, given, *cfg, offline=offline)
     for request in requests:
@@ -142,7 +144,7 @@ def _draw(plan: Plan, given: dict[str, Any]) -> None:
     from ppap_framework import run
 
     out, typed = given["out"], ["ppap", *sys.argv[1:]]
-    path = Path(out).expanduser() if out else run.fresh_folder(_RUNS, plan)
+    path = expanded(out) if out else run.fresh_folder(_RUNS, plan)
     folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
     with progress() as watch:
         try:

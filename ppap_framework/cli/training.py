@@ -22,6 +22,7 @@ from ppap_framework.cli.config import (
 )
 from ppap_framework.cli.output import json_option, print_json, print_table, progress
 from ppap_framework.errors import AssetError, Problems, UsageError
+from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
@@ -85,7 +86,7 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.cli.guide_options import backend_of, settings_of
 
     num, files = given["num"], {name: given[name] for name in ("shard", "workers")}
-    out, problems = Path(given["out"] or ".").expanduser(), problems_of(ctx)
+    out, problems = expanded(given["out"] or "."), problems_of(ctx)
     prompts = problems.attempt(_prompts, given["prompts"], num)
     sampling, compute = settings_of(given, prompt=prompts)
     problems.attempt(data.check_synthesis, out, num, sampling, compute, **files)
@@ -133,7 +134,7 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
     problems = problems_of(ctx)
     problems.check()
     recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
-    out = Path(given["out"]).expanduser()
+    out = expanded(given["out"])
     problems.attempt(learn.check_transfer, out, recipe, compute, given["name"])
     kind = LabelledImages if given["supervised"] else SyntheticData
     data = problems.attempt(kind, given["data"])
@@ -169,7 +170,7 @@ def adapt(ctx: click.Context, /, **given: Any) -> None:
     problems.check()
     recipe, compute = _recipe(given, problems), Compute(device=given["device"], batch=64)
     sampling = Sampling(steps=given["steps"], seed=given["seed"])
-    out = Path(given["out"] or _default_out(given, recipe)).expanduser()
+    out = expanded(given["out"] or _default_out(given, recipe))
     draws = {name: given[name] for name in ("num", "workers")}
     check = partial(learn.check_adapt, out, recipe, sampling, compute, name=given["name"])
     problems.attempt(check, **draws)
@@ -226,7 +227,7 @@ def _prompts(path: str | None, num: int) -> list[str] | None:
         return None
     hint = "write a text file, a prompt a line"
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = expanded(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise AssetError(f"cannot read the prompts in {path!r}: {reason}", hint=hint) from error
@@ -263,7 +264,8 @@ def _adapters(texts: Sequence[str]) -> Adapters:
         kind = name.rpartition(":")[2]
         if kind in found:
             raise UsageError(f"--adapter {kind} is given twice", hint="give each adapter once")
-        pairs = [pair for pair in options.split(",") if pair]
+        # Only a comma before KEY= ends a value, which may be a list such as conv1*,layer1*.
+        pairs = [pair for pair in re.split(r",+(?=[\w-]+=|$)", options) if pair]
         found[kind] = typed_pairs("--adapter", pairs, name, "adapter")
     return [*found.items()] or None
 

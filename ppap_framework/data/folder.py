@@ -30,7 +30,15 @@ from ppap_framework import resume
 from ppap_framework.data import shards
 from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import digest, file_sha256, read_json, refusals, replacing, write_json
+from ppap_framework.files import (
+    digest,
+    expanded,
+    file_sha256,
+    read_json,
+    refusals,
+    replacing,
+    write_json,
+)
 
 _FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
@@ -161,7 +169,13 @@ class SynthesisFolder:
         return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
-        """Remove an earlier set; settings last, so that shards are never without them."""
+        """Remove an earlier set; settings last, so that shards are never without them.
+
+        UsageError if none of its records shows that the files are those of a set.
+        """
+        records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
+        if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
+            resume.check_content(self.path, lambda name: False)
         with refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != _MANIFEST:
@@ -188,7 +202,7 @@ class SyntheticData:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         manifest = _read_manifest(self.path)
         if manifest is None:
             place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"

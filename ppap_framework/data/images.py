@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppap_framework.errors import AssetError
-from ppap_framework.files import refusals
+from ppap_framework.files import expanded, refusals
 
 _HINT = "give an NPZ file with `images` (N, H, W, 3) or (N, 3, H, W), uint8, and `labels` (N, ...)"
 
@@ -55,7 +55,7 @@ class LabelledImages:
     stages = ("pictures",)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expanded(path)
         images, labels = _arrays(self.path)
         if images.ndim == 4 and images.shape[3] != 3 == images.shape[1]:
             images = images.transpose(0, 2, 3, 1)

@@ -32,7 +32,7 @@ from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belo
 from ppap_framework.data.shards import Layout, members
 from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
-from ppap_framework.files import digest, refusals, replacing
+from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
 from ppap_framework.runtime import Progress, Watch
@@ -65,7 +65,8 @@ def synthesize(
         compute: How images are computed; the default batch size is 64, on one thread per worker.
         shard: Images in a file, a multiple of the batch size.
         workers: Number of processes, each with a copy of the backend; None for the number of cores,
-            up to 8. More than 1 requires an importable main module, since they are spawned.
+            up to 8. More than 1 import the main module, so a script calls this below
+            `if __name__ == "__main__":`.
         overwrite: Whether to remove an earlier set in the folder.
         progress: Called after every step; finished work of earlier calls counts.
         command: The typed command, for the record.
@@ -75,7 +76,7 @@ def synthesize(
         UsageError: If settings are invalid or differ from the folder's, or it is being written to.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     sampling, compute = settle(sampling, compute, changes, {"batch": 64, "threads": 1})
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)
@@ -166,7 +167,8 @@ def _draw(
             for task in ended:
                 task.result()
     except BrokenProcessPool as error:
-        hint = "memory may be short: use fewer workers or a smaller batch"
+        hint = "memory may be short: use fewer workers or a smaller batch; a script that starts "
+        hint += 'workers does so below `if __name__ == "__main__":`'
         raise PpapError("a worker process died", hint=hint) from error
     finally:
         for process in list((pool._processes or {}).values()):  # public from Python 3.14 on

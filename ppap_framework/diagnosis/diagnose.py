@@ -36,7 +36,7 @@ from ppap_framework.diagnosis.intervals import Floats, Interval, bootstrap, inte
 from ppap_framework.diagnosis.proposal import propose_boundaries, propose_number
 from ppap_framework.diagnosis.record import Diagnosis, Reading
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import ExpertSet, choose_experts
+from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import scaled
@@ -94,7 +94,7 @@ def diagnose(
         propose_boundaries([0], [0.0], length, num_experts)
     clean = images if clean is None else clean
     _check(images, clean, stage.image_shape, guide, batch)
-    chosen = with_chosen_experts(guide, backend).chosen
+    chosen = guide.with_experts(backend).chosen
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen([guide.model], place))
         experts = stack.enter_context(chosen.attached(guide.model)) if chosen else None
@@ -122,20 +122,6 @@ def diagnose(
         starts=starts,
         proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
-
-
-def with_chosen_experts(guide: Guide, backend: DiffusionBackend) -> Guide:
-    """The guide with its experts for a backend; errors as of `choose_experts`."""
-    experts = choose_experts(
-        guide.experts,
-        guide.name,
-        guide.model,
-        backend,
-        noise_aware=guide.noise_aware,
-        allow_mismatch=guide.allow_mismatch,
-        offline=guide.offline,
-    )
-    return attrs.evolve(guide, experts=experts)
 
 
 def disagreement(

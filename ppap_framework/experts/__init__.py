@@ -26,6 +26,7 @@ from ppap_framework.experts.choice import experts_dir as experts_dir
 from ppap_framework.experts.choice import find_bundles as find_bundles
 from ppap_framework.experts.choice import keep_bundle as keep_bundle
 from ppap_framework.experts.choice import same_experts as same_experts
+from ppap_framework.experts.choice import same_loss as same_loss
 from ppap_framework.experts.choice import uses_experts as uses_experts
 from ppap_framework.experts.choice import warn_of_idle as warn_of_idle
 from ppap_framework.experts.identity import Identity as Identity
@@ -36,6 +37,7 @@ from ppap_framework.experts.identity import weights_sha256 as weights_sha256
 from ppap_framework.experts.info import WAIVABLE as WAIVABLE
 from ppap_framework.experts.info import AdapterConfig as AdapterConfig
 from ppap_framework.experts.info import BundleInfo as BundleInfo
+from ppap_framework.experts.info import Present as Present
 from ppap_framework.experts.info import describe as describe
 from ppap_framework.experts.ranges import NoiseRanges as NoiseRanges
 from ppap_framework.experts.scales import RangeScales as RangeScales

@@ -7,6 +7,7 @@ replaced by zeros: it detects damage, but does not prove who wrote the file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.experts.info import (
     AdapterConfig,
     BundleInfo,
@@ -129,6 +130,7 @@ def load_bundle(
     model: GuidanceModel,
     backend: DiffusionBackend | None = None,
     *,
+    present: Present | None = None,
     allow_mismatch: Collection[str] = (),
     make_adapter: Callable[[AdapterConfig], ExpertAdapter] = installed_adapter,
 ) -> ExpertSet:
@@ -138,26 +140,28 @@ def load_bundle(
         path: The bundle.
         model: The guide; ValueError if it has experts already.
         backend: The diffusion model that it steers; None to skip its comparison.
+        present: What is compared instead, with options.
         allow_mismatch: Names from `WAIVABLE` that may differ.
-        make_adapter: Factory of the adapters; PluginError if a plugin is missing or broken.
+        make_adapter: Factory of the adapters.
 
     Raises:
         AssetError: If anything is wrong with the file, or with all differences from guide and
             backend.
+        PluginError: If the plugin of an adapter is missing or broken.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
-    check_match(path, Present(model, backend).differences(info), allow_mismatch)
-    adapters = {config.name: make_adapter(config) for config in info.adapters}
-    experts = ExpertSet(model, info.ranges, adapters, info.preprocessing)
-    try:
-        experts.load_state_dict(state)
-    except BaseException as error:
-        experts.detach()
-        if not isinstance(error, PpapError):
-            raise
-        raise AssetError(
-            f"the tensors of {str(path)!r} do not fit: {error.message}",
-            hint=error.hint or "the adapter is of another version, or the file is not sound",
-        ) from error
+    check_match(path, (present or Present(model, backend)).differences(info), allow_mismatch)
+    with contextlib.ExitStack() as undo:
+        try:
+            adapters = {config.name: make_adapter(config) for config in info.adapters}
+            experts = ExpertSet(model, info.ranges, adapters, info.preprocessing)
+            undo.callback(experts.detach)
+            experts.load_state_dict(state)
+        except PpapError as error:
+            kind = PluginError if isinstance(error, PluginError) else AssetError
+            fault = f"the experts in {str(path)!r} cannot be attached: {error.message}"
+            hint = error.hint or "the adapter is of another version, or the file is not sound"
+            raise kind(fault, hint=hint) from error
+        undo.pop_all()
     return experts

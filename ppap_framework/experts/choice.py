@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import filecmp
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,13 +19,13 @@ import attrs
 from ppap_framework.checkpoints import fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
-from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info, verify_bundle
-from ppap_framework.experts.info import BundleInfo, Present, check_match, check_waivers
+from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
+from ppap_framework.experts.info import BundleInfo, Present, check_waivers
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.experts.scales import RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
-from ppap_framework.files import cache_dir, file_sha256, replacing
+from ppap_framework.files import cache_dir, expanded, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
 from ppap_framework.registry import registry
 
@@ -58,9 +60,15 @@ class BundleFile:
     def calibration(self) -> ScaleCurve | RangeScales | None:
         """Calibrated guidance scales; None if the experts were not calibrated."""
         info = self.info
+        loss = (info.curve and info.curve.loss) or info.recipe.get("loss")
+        of: Any = loss if isinstance(loss, Mapping) else None
         if info.curve is None and info.scales is not None:
-            return RangeScales(info.ranges, info.scales)
-        return info.curve
+            return RangeScales(info.ranges, info.scales, of)
+        return info.curve and attrs.evolve(info.curve, loss=of)
+
+    def calibrated(self, loss: object) -> bool:
+        """Whether the experts were calibrated for a loss."""
+        return self.calibration is not None and same_loss(self.calibration.loss, loss)
 
     @property
     def expert_parameters(self) -> tuple[int, ...]:
@@ -90,7 +98,7 @@ class BundleFile:
 
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"
-"""A request for experts: the name or path of a bundle; "auto" for the newest that matches, if any;
+"""A request for experts: the name or path of a bundle; "auto" for the best that matches, if any;
 "none" or None; a bundle that was chosen before; an attached set."""
 
 
@@ -100,10 +108,19 @@ def experts_dir() -> Path:
 
 
 def keep_bundle(path: Path) -> Path:
-    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written."""
+    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written.
+
+    Another of its name that is kept there gets a number, and the log says so.
+    """
     kept = experts_dir() / path.name
     with replacing(kept, AssetError) as temporary:
         shutil.copyfile(path, temporary)
+        if kept.is_file() and not filecmp.cmp(kept, temporary, shallow=False):
+            name = path.name.removesuffix(SUFFIX)
+            numbered = (f"{name}-earlier-{n}" for n in itertools.count(1))
+            other = next(n for n in numbered if not (kept.parent / f"{n}{SUFFIX}").exists())
+            kept.rename(kept.with_name(f"{other}{SUFFIX}"))
+            _log.warning("the experts that were kept as %r are now %r", name, other)
     return kept
 
 
@@ -113,7 +130,7 @@ def find_bundles() -> list[BundleFile]:
     for asset in registry().bundles():
         try:
             found.append(_installed(asset, offline=True))
-        except AssetError as error:  # noqa: PERF203 - one asset must not hide the others
+        except PpapError as error:  # noqa: PERF203 - one asset must not hide the others
             _log.info("experts %r are not here: %s", asset.name, error)
     return found
 
@@ -124,7 +141,7 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
 
     AssetError if there is none, PluginError if several distributions claim the name.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not isinstance(source, str):
         path = path.absolute()
     if path.name.endswith(SUFFIX) or len(path.parts) > 1:
@@ -150,9 +167,14 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
 
 
 def _own() -> list[BundleFile]:
-    paths = list(experts_dir().glob(f"*{SUFFIX}"))
-    paths.sort(key=lambda path: (-path.stat().st_mtime_ns, path.name))
+    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=lambda path: (-_mtime(path), path.name))
     return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
+
+
+def _mtime(path: Path) -> int:
+    with contextlib.suppress(OSError):  # such as a dangling link, which reading refuses by name
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
@@ -211,11 +233,15 @@ def choose_experts(
     through: str = "noisy",
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
+    options: Mapping[str, Any] | None = None,
+    loss: Mapping[str, Any] | None = None,
 ) -> BundleFile | ExpertSet | None:
-    """The experts of a guide; arguments and errors as for `check_wanted`.
+    """The experts of a guide; other arguments and errors as for `check_wanted`.
 
-    A `BundleFile` was chosen before and is returned unchecked. UsageError if other experts are
-    attached to the model, AssetError if a named bundle is damaged or differs from model or backend.
+    Of the bundles that match, "auto" takes those calibrated for the `loss`, a `Guide.loss_record`;
+    of these the lowest `BundleInfo.held_out`, and of these the newest. A `BundleFile` was chosen
+    before and is returned unchecked. UsageError if other experts are attached to the model,
+    AssetError or PluginError if a named bundle differs from model or backend or cannot be attached.
     """
     how: dict[str, Any] = {"noise_aware": noise_aware, "through": through}
     named = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, offline=offline, **how)
@@ -229,11 +255,10 @@ def choose_experts(
     if has_experts(model.network):
         message = f"the network of guide {guide_name!r} has experts already"
         raise UsageError(message, hint="give the guide these, or detach them")
-    present = Present(model, backend)
+    present = Present(model, backend, options)
     if named is None:
-        return _newest(present, allow_mismatch)
-    _verify(named)
-    check_match(named.path, present.differences(named.info), allow_mismatch)
+        return _best(present, guide_name, allow_mismatch, loss)
+    _try(named, present, allow_mismatch)
     return named
 
 
@@ -256,17 +281,31 @@ def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None
         _log.warning("guide %r: of %s none is for %s", guide_name, of, idle)
 
 
-def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | None:
-    other_backends = []  # logged only if nothing matches
+def same_loss(one: object, other: object) -> bool:
+    """Whether two losses, as `Guide.loss_record`, have the same energy; an unknown one has any."""
+    known = isinstance(one, Mapping) and isinstance(other, Mapping)
+    return not known or _loss(one) == _loss(other)
+
+
+def _loss(record: Any) -> tuple[str, Any]:
+    name, options = str(record.get("name")), record.get("options") or {}
+    with contextlib.suppress(PpapError, TypeError):  # a user's own, or of other options
+        options = registry().compared(registry().spec("loss", name), options)
+    return name.rpartition(":")[2], options
+
+
+def _best(
+    present: Present, guide_name: str, allow_mismatch: Collection[str], loss: object
+) -> BundleFile | None:
+    matching, other_backends = list[BundleFile](), []  # the latter are logged if nothing matches
     for bundle in find_bundles():
         differences: dict[str, str] = {}
         try:
             if present.is_for(bundle.info):
                 differences = present.differences(bundle.info)
-                check_match(bundle.path, differences, allow_mismatch)
-                _verify(bundle)
-                return bundle
-        except AssetError as error:
+                _try(bundle, present, allow_mismatch)
+                matching.append(bundle)
+        except PpapError as error:
             left = [words for name, words in differences.items() if name not in allow_mismatch]
             reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
             told = bundle.name, f"{reason} ({error.hint})" if error.hint else reason
@@ -274,14 +313,25 @@ def _newest(present: Present, allow_mismatch: Collection[str]) -> BundleFile | N
                 other_backends.append(told)
             else:
                 _log.warning(_PASSED_OVER, *told)
-    for told in other_backends:
+    for told in () if matching else other_backends:
         _log.warning(_PASSED_OVER, *told)
-    return None
+    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
+    if not matching:
+        return None
+    best = ranks.index(min(ranks))  # the newest of equal rank
+    if best > 0:
+        why = (
+            "held-out losses are lower" if ranks[best][0] == ranks[0][0] else "they are calibrated"
+        )
+        _log.warning(_TAKEN, guide_name, matching[best].name, matching[0].name, why)
+    return matching[best]
 
 
 _PASSED_OVER = "experts %r are passed over: %s"
+_TAKEN = "guide %r takes experts %r before the newer %r: %s (`--experts NAME` takes others)"
 
 
-def _verify(bundle: BundleFile) -> None:
+def _try(bundle: BundleFile, present: Present, allow_mismatch: Collection[str]) -> None:
+    """Attach experts and detach them; errors as of `load_bundle`."""
     _ = bundle.sha256  # hashed first, so later changes are detected
-    verify_bundle(bundle.path)
+    load_bundle(bundle.path, present.model, allow_mismatch=allow_mismatch, present=present).detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -13,6 +13,7 @@ from attrs.validators import optional
 from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
+from ppap_framework.errors import UsageError
 from ppap_framework.experts._rules import as_tuple, counts, digest, numbers, text
 from ppap_framework.experts.set import has_experts
 
@@ -20,15 +21,17 @@ _TOLERANCE = 0.02
 """Tolerance of channel values: above rounding in bfloat16, below differences of normalizations."""
 
 
-def weights_sha256(state: Mapping[str, Tensor]) -> str:
+def weights_sha256(state: Mapping[str, Any]) -> str:
     """SHA-256 of a state dict, 64 hexadecimal digits; equal values in 16 and 32 bits are equal.
 
     It covers sorted names, each with its shape and its values as little-endian float64 (if they are
-    that), float32 (any other floating point), or int64.
+    that), float32 (any other floating point), or int64. What is no tensor is searched for tensors.
     """
     found = hashlib.sha256(b"ppap weights 1\n")
-    for name in sorted(state):
-        values = state[name].detach().cpu()
+    for name, tensor in sorted(_tensors(state), key=lambda item: item[0]):
+        values = tensor.detach().cpu()
+        if values.layout != torch.strided or values.is_quantized:
+            values = values.dequantize() if values.is_quantized else values.to_dense()
         if values.is_complex():
             values = torch.view_as_real(values.resolve_conj())
         if values.dtype != torch.float64:
@@ -40,11 +43,26 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def _tensors(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(part, Tensor):
+        yield name, part
+    elif isinstance(part, Mapping | tuple | list):
+        items = part.items() if isinstance(part, Mapping) else enumerate(part)
+        for key, value in items:
+            yield from _tensors(value, f"{name}.{key}" if name else str(key))
+
+
 def guide_sha256(model: GuidanceModel) -> str:
-    """The `weights_sha256` of a guide's network; ValueError if experts are attached."""
+    """The `weights_sha256` of a guide's network; ValueError if experts are attached, UsageError if
+    it has lazy layers.
+    """
     if has_experts(model.network):
         raise ValueError("ask for the identity of a network before experts are attached")
-    return weights_sha256(model.network.state_dict())
+    state = model.network.state_dict()
+    if any(map(nn.parameter.is_lazy, state.values())):
+        fault = f"{type(model.network).__name__} has layers whose size is not known yet"
+        raise UsageError(fault, hint="show it an image first")
+    return weights_sha256(state)
 
 
 def backend_sha256(backend: DiffusionBackend) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,11 @@ from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
 _FORMAT = 1
+_LOSSES = ("held_out", "untouched")
 
-WAIVABLE = ("backend", "resolution")
-"""Differences that a user may accept: experts see noisy images of another kind or size. Experts for
-other weights or another normalization would mislead the guide."""
+WAIVABLE = ("backend", "options", "resolution")
+"""Differences that a user may accept: experts see noisy images of another kind or size, or options
+differ. Experts for other weights or another normalization would mislead the guide."""
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +65,7 @@ class BundleInfo:
         metrics: Held-out metrics, as JSON.
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
+        options: `Guide.compared_options` of the training; None if unknown.
     """
 
     format: int = _FORMAT
@@ -84,6 +89,9 @@ class BundleInfo:
         converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
+    options: Mapping[str, Any] | None = attrs.field(
+        default=None, validator=optional(must.json_object)
+    )
 
     def __attrs_post_init__(self) -> None:
         faults = []
@@ -113,6 +121,16 @@ class BundleInfo:
     @property
     def ranges(self) -> NoiseRanges:
         return NoiseRanges(self.boundaries)
+
+    @property
+    def held_out(self) -> float:
+        """Mean held-out loss as a share of the untouched network's; infinity if unknown."""
+        with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
+            scores = zip(pairwise(self.timesteps), self.metrics["experts"], strict=True)
+            rows = [[(b - a) * float(s[k]) for k in _LOSSES] for (a, b), s in scores]
+            own, untouched = map(sum, zip(*rows, strict=True))
+            return own / untouched if untouched > 0.0 else math.inf
+        return math.inf
 
     def to_json(self) -> str:
         """One line; equal records give equal text, and numbers are exact."""
@@ -156,10 +174,13 @@ def describe(
 
 @attrs.frozen(eq=False)
 class Present:
-    """The present guide, without experts, and the backend, if compared; each is hashed once."""
+    """The present guide, without experts, and the backend and options, if compared; weights are
+    hashed once.
+    """
 
     model: GuidanceModel
     backend: DiffusionBackend | None
+    options: Mapping[str, Any] | None = None
 
     @cached_property
     def _guide_sha256(self) -> str:
@@ -183,6 +204,11 @@ class Present:
             )
         elif words := self._fed_otherwise(info):
             found["input"] = words
+        before, now = info.options or {}, self.options or {}
+        common = sorted(before.keys() & now.keys())  # other versions may have others
+        if differ := [name for name in common if before[name] != now[name]]:
+            told = (f"{name} was {before[name]}, and is {now[name]}" for name in differ)
+            found["options"] = "; ".join(told)
         if self.backend is None:
             return found
         if info.backend.sha256 not in (None, self._backend_sha256):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import numpy as np
 import torch
+from attrs.validators import optional
 from torch import Tensor
 
 from ppap_framework.errors import UsageError
+from ppap_framework.experts._rules import json_object
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.noise import NoiseLevel
 
@@ -29,6 +32,7 @@ class ScaleCurve:
         log_snr: K knots, rising.
         scales: s at each, above 0.
         errors: Standard error of log s at each.
+        loss: The loss of the energy, as `Guide.loss_record`; None if unknown.
 
     Raises:
         ValueError: If there are not K of each, or they are not such numbers.
@@ -37,6 +41,7 @@ class ScaleCurve:
     log_snr: tuple[float, ...] = attrs.field(converter=_floats)
     scales: tuple[float, ...] = attrs.field(converter=_floats)
     errors: tuple[float, ...] = attrs.field(converter=_floats)
+    loss: Mapping[str, Any] | None = attrs.field(default=None, validator=optional(json_object))
 
     def __attrs_post_init__(self) -> None:
         columns = (self.log_snr, self.scales, self.errors)
@@ -61,6 +66,7 @@ class RangeScales:
     Attributes:
         ranges: The N ranges.
         values: N scales.
+        loss: As for `ScaleCurve`.
 
     Raises:
         UsageError: If there are not N finite numbers.
@@ -68,6 +74,7 @@ class RangeScales:
 
     ranges: NoiseRanges
     values: tuple[float, ...] = attrs.field(converter=_floats)
+    loss: Mapping[str, Any] | None = None
 
     def __attrs_post_init__(self) -> None:
         if len(self.values) != len(self.ranges) or not all(map(math.isfinite, self.values)):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ppap_framework.border import maker
 from ppap_framework.components import ExpertAdapter, GuidanceModel
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.errors import AssetError, UsageError, calling
 from ppap_framework.experts.ranges import NoiseRanges
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.predictions import each_tensor, joined
@@ -141,7 +142,8 @@ class ExpertSet:
         self.activate(None)
         with contextlib.ExitStack() as stack:
             for adapter in self.adapters.values():
-                stack.enter_context(adapter.training(index))
+                with calling(maker(adapter), "training"):
+                    stack.enter_context(adapter.training(index))
             yield
 
     def parameters(self, index: int) -> Iterator[nn.Parameter]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppap_framework.components import Prediction
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, calling
 from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
@@ -83,7 +83,8 @@ class EnergyGuidance:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
         # Guides are differentiated one by one down to x0, then the denoiser once for their sum.
         pull = self._pull(x0.detach(), NoiseLevel.clean(len(x_t)), time, level)
-        (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
+        with calling("the denoiser", "its backward pass"):
+            (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
         norms, pulled = _norms(gradient), _norms(pull)
         finite = torch.isfinite(norms)
         skipped = (~finite & (pulled > 0)).sum()

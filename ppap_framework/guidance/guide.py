@@ -11,9 +11,17 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import GuidanceModel, Target, TaskLoss
-from ppap_framework.errors import PluginError, PpapError, UsageError, first_line, is_out_of_memory
-from ppap_framework.experts import BundleFile, ExpertSet, RangeScales, ScaleCurve, WantedExperts
+from ppap_framework.border import maker
+from ppap_framework.components import DiffusionBackend, GuidanceModel, Target, TaskLoss
+from ppap_framework.errors import PluginError, PpapError, UsageError, calling
+from ppap_framework.experts import (
+    BundleFile,
+    ExpertSet,
+    RangeScales,
+    ScaleCurve,
+    WantedExperts,
+    choose_experts,
+)
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
@@ -53,7 +61,7 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
 def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
     """UsageError if the scale is "auto" without calibrated scales."""
     if scale == "auto" and not calibrated:
-        why = "its experts were not calibrated" if experts else "no experts guide"
+        why = "its experts were not calibrated for its loss" if experts else "no experts guide"
         hint = "give a scale, such as 4"
         raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
 
@@ -117,6 +125,32 @@ class Guide:
         assert self.experts is None or isinstance(self.experts, BundleFile | ExpertSet)
         return self.experts
 
+    def with_experts(self, backend: DiffusionBackend, through: str = "noisy") -> Guide:
+        """The guide with its experts for a backend; errors as of `choose_experts`."""
+        experts = choose_experts(
+            self.experts,
+            self.name,
+            self.model,
+            backend,
+            noise_aware=self.noise_aware,
+            through=through,
+            allow_mismatch=self.allow_mismatch,
+            offline=self.offline,
+            options=self.compared_options(backend),
+            loss=self.loss_record,
+        )
+        return attrs.evolve(self, experts=experts)
+
+    def compared_options(self, backend: DiffusionBackend) -> dict[str, Any]:
+        """Options by which experts are compared, as JSON; those of a user's objects are unknown."""
+        origins = {"guide": self.origin, "backend": backend.origin}.items()
+        return {f"{of}.{k}": value for of, o in origins if o for k, value in o.compared.items()}
+
+    @property
+    def loss_record(self) -> dict[str, Any]:
+        """Name and options of the loss, JSON."""
+        return {"name": self.loss_name or type(self.loss).__name__, "options": self.loss_options}
+
     @property
     def factor(self) -> float:
         """The number in the scale, once a plan has settled it."""
@@ -135,12 +169,14 @@ class Guide:
         """
         look = self.at(level)
         try:
-            return look(images, level)
-        except RuntimeError as error:
-            # Subclasses are torch's own: out of memory, or code that cannot be compiled.
-            if type(error) is not RuntimeError or is_out_of_memory(error):
-                raise
-            raise self._failure(images, first_line(error)) from error
+            with calling(f"guide {self.name!r}", "forward", (images,), own=True):
+                return look(images, level)
+        except PpapError as error:
+            if channels := re.search(r"to have (\d+) channels, but got 3 channels", error.message):
+                hint = "convert images in its forward, as by images.mean(1, keepdim=True)"
+                takes = f"takes {channels[1]} channel{'s'[: channels[1] != '1']}, and images have 3"
+                raise type(error)(f"guide {self.name!r} {takes}", hint=hint) from error
+            raise
 
     def scale_at(self, level: NoiseLevel) -> float | Tensor:
         """s at B noise levels: one for all, or (B, 1, 1, 1) on the CPU if there is a curve."""
@@ -156,6 +192,29 @@ class Guide:
         target = None if self.target is None else self.target.rows(start, stop)
         return attrs.evolve(self, target=target)
 
+    def energy(self, images: Tensor, level: NoiseLevel) -> Tensor:
+        """E of images, (B, 3, H, W), at B noise levels: (B,); errors as of `gradient`."""
+        assert self.target is not None  # only teachers have none
+        prediction, target = widened(self.read(images, level)), self.target.value.to(images.device)
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                energy = self.loss.energy(prediction, target)
+        except (IndexError, RuntimeError, PluginError) as error:
+            if "out of bounds" not in str(error):
+                raise
+            reason = f"the target {self.target.label!r} of guide {self.name!r} is out of range"
+            hint = "give an index below the number of its outputs"
+            raise UsageError(reason, hint=hint) from error
+        if energy.shape != images.shape[:1]:
+            raise self._unfit(energy, "")
+        return energy
+
+    def _unfit(self, energy: Tensor, more: str) -> PluginError:
+        return PluginError(
+            f"the energy of guide {self.name!r} has shape {tuple(energy.shape)}{more}",
+            hint="it must be (B,), one for each image, and differentiable in the images",
+        )
+
     def gradient(self, images: Tensor, level: NoiseLevel) -> Tensor:
         """dE/dx, without the scale.
 
@@ -170,32 +229,13 @@ class Guide:
             PluginError: If the energies are not (B,) or do not depend on the images, or as `read`.
             UsageError: If the target is an index beyond the model's outputs, or as `read`.
         """
-        assert self.target is not None  # only teachers have none
         with torch.enable_grad():
             x = images.detach().requires_grad_()
-            prediction, target = widened(self.read(x, level)), self.target.value.to(x.device)
-            try:
-                with torch.autocast(x.device.type, enabled=False):
-                    energy = self.loss.energy(prediction, target)
-            except (IndexError, RuntimeError) as error:
-                if "out of bounds" not in str(error):
-                    raise
-                reason = f"the target {self.target.label!r} of guide {self.name!r} is out of range"
-                hint = "give an index below the number of its outputs"
-                raise UsageError(reason, hint=hint) from error
-            if energy.shape != x.shape[:1] or not energy.requires_grad:
-                fault = f"{tuple(energy.shape)}{' and no gradient' * (not energy.requires_grad)}"
-                hint = f"it must be ({len(x)},), one for each image, and differentiable in them"
-                reason = f"the energy of guide {self.name!r} has shape {fault}"
-                raise PluginError(reason, hint=hint)
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
+            energy = self.energy(x, level)
+            gradient = None
+            if energy.requires_grad:
+                with calling(maker(self.model), "its backward pass"):
+                    (gradient,) = torch.autograd.grad(energy.sum(), x, allow_unused=True)
+        if gradient is None:
+            raise self._unfit(energy, " and no gradient")
         return gradient
-
-    def _failure(self, images: Tensor, reason: str) -> PpapError:
-        own = self.origin is None or self.origin.distribution is None
-        hint = "a network takes images (B, 3, H, W); `size` resizes them first" if own else ""
-        fault = f"failed on images of shape {tuple(images.shape)}: {reason}"
-        if channels := re.search(r"to have (\d+) channels, but got 3 channels", reason):
-            hint = "convert images in its forward, as by images.mean(1, keepdim=True)"
-            fault = f"takes {channels[1]} channel{'s'[: channels[1] != '1']}, and images have 3"
-        return (UsageError if own else PluginError)(f"guide {self.name!r} {fault}", hint=hint)

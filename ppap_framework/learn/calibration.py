@@ -31,8 +31,9 @@ from torch import Tensor
 
 from ppap_framework.components import DiffusionBackend, Stage, TargetInput
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import (
+    Present,
     ScaleCurve,
     check_wanted,
     load_bundle,
@@ -108,7 +109,8 @@ def calibrate(
     stage, device = loaded.stages[0], compute.place
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
-    experts = None if bundle is None else load_bundle(bundle, guide.model, loaded.inner)
+    here = Present(guide.model, loaded, guide.compared_options(loaded))
+    experts = None if bundle is None else load_bundle(bundle, guide.model, present=here)
     try:
         with frozen([guide.model], device):
             guide = attrs.evolve(guide, experts=experts)
@@ -143,6 +145,7 @@ def calibrate(
     if not any(scales):
         raise _refused(guide, "it does not tell pictures apart at any noise level")
     curve = _curve(every[timesteps].tolist(), scales, errors)
+    curve = attrs.evolve(curve, loss=guide.loss_record)
     if bundle is not None:
         write_curve(bundle, curve)
     return curve
@@ -254,7 +257,9 @@ def _targets(guide: Guide, pictures: Tensor) -> Tensor:
             target = guide.model.target(TargetInput(image=image, source="a picture"))
         except UsageError as error:
             raise _refused(guide, error.message) from error
-        except NotImplementedError as error:
+        except (NotImplementedError, PluginError) as error:
+            if not isinstance(error.__cause__ or error, NotImplementedError):
+                raise
             raise _refused(guide, "it takes no pictures as targets") from error
         values.append(target.value)
     if {tuple(value.shape) for value in values} != {(1, *values[0].shape[1:])}:
@@ -275,7 +280,7 @@ def _energies(guide: Guide, images: Tensor, level: NoiseLevel, targets: Tensor) 
     for target in torch.split(targets.to(images.device), 1):
         try:
             column = guide.loss.energy(prediction, target)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, PluginError) as error:
             said = (str(error) or type(error).__name__).splitlines()[0]
             raise _refused(guide, f"its loss takes no picture as target: {said}") from error
         if column.shape != (len(images),):

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from ppap_framework.border import maker
 from ppap_framework.components import TaskLoss
-from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError, calling
 from ppap_framework.experts import ExpertSet
 from ppap_framework.learn.batches import Batch, TrainingSet, training_batch, validation_batch
 from ppap_framework.learn.recipe import SHARED, Phase, Recipe
@@ -201,6 +202,11 @@ class Distillation:
         value = loss.item()
         if not math.isfinite(value):
             message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
+            if self.done == 0 and self._recipe.precision == "float32":  # nothing was learned yet
+                message = f"{maker(self._loss)} failed in transfer: {message}"
+                raise PluginError(
+                    message, hint="the loss, or the network's answers, are not finite"
+                )
             raise PpapError(message, hint=_CALMER)
         if not loss.requires_grad:
             raise PluginError(
@@ -208,7 +214,8 @@ class Distillation:
                 hint="neither the guide nor its loss may leave autograd",
             )
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        with calling(maker(self._experts.model), "its backward pass"):
+            torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters, _CLIP)
         optimizer.step()
         return value
@@ -250,7 +257,7 @@ class Distillation:
         compare = self._loss.energy if self._data.supervised else self._loss.transfer
         try:
             losses = compare(prediction, answers)
-        except (IndexError, RuntimeError, ValueError) as error:
+        except (IndexError, RuntimeError, ValueError, PluginError) as error:
             if not self._data.supervised:
                 raise
             reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 
 from ppap_framework import resume
-from ppap_framework.errors import AssetError
+from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
 from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.files import digest, read_json, refusals, replacing
@@ -138,8 +138,12 @@ def _clear(path: Path) -> None:
     made: list[str] = []
     if (path / _RECORD).exists():
         made = [_LOG, "loss.png", "loss.svg"]
-        with contextlib.suppress(AssetError):  # damaged records are removed, too
+        try:
             name = recorded(path)["settings"].get("bundle")
+        except AssetError as error:  # removed, too, if a training was begun here
+            if not (path / _PARTIAL).exists():
+                raise UsageError(error.message, hint="give another folder") from error
+        else:
             if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
                 # Earlier versions wrote a record of the calibration, too.
                 made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]

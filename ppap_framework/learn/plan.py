@@ -69,6 +69,11 @@ class TransferPlan:
         return self.backend.stages[0]
 
     @property
+    def options(self) -> dict[str, Any]:
+        """See `Guide.compared_options`."""
+        return self.guide.compared_options(self.backend)
+
+    @property
     def ranges(self) -> NoiseRanges:
         return self.recipe.ranges(self.stage.schedule)
 
@@ -88,13 +93,13 @@ class TransferPlan:
 
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
-        loss = self.guide.loss_name or type(self.guide.loss).__name__
         return {
             **{name: attrs.asdict(identity) for name, identity in self.identities.items()},
             "data": images.manifest_hash,
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
-            "loss": {"name": loss, "options": self.guide.loss_options},
+            "loss": self.guide.loss_record,
+            **{name: value for name, value in self.options.items() if value is not None},
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
             **({} if self.curve is None else {"proposal": self.curve}),
@@ -156,8 +161,8 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
-        message = f"the guide has a loss already, {guide.loss_name!r}"
-        raise UsageError(message, hint="leave out loss")
+        known = guide.loss_name if isinstance(guide, Guide) else guide.loss
+        raise UsageError(f"the guide has a loss already, {known!r}", hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
         hint = "experts are for networks that have only seen clean images"

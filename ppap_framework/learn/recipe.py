@@ -16,6 +16,7 @@ from ppap_framework.diagnosis import MOST_EXPERTS
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import NoiseRanges
 from ppap_framework.noise import NoiseSchedule
+from ppap_framework.run.settings import plain_numbers
 from ppap_framework.runtime import Precision
 
 Adapters: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]] | None"
@@ -80,7 +81,7 @@ class Phase:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=plain_numbers)
 class Recipe:
     """Everything that determines experts, except the guide, the backend and the images.
 

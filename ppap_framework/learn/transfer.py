@@ -21,11 +21,12 @@ from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
     describe,
+    experts_dir,
     keep_bundle,
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import refusals
+from ppap_framework.files import expanded, refusals
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
@@ -41,6 +42,7 @@ from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 _BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0
+_NOT_KEPT = "set PPAP_CACHE_DIR to another folder, or use --no-keep"
 
 
 @isolated()
@@ -85,9 +87,11 @@ def transfer(
         command: The typed command, for the record.
         changes: Fields of `recipe` and `compute`; shared names mean the recipe's.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
     check_transfer(path, recipe, compute, name)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
@@ -126,7 +130,7 @@ def adapt(
         workers: Number of drawing processes, as for `synthesize`.
         changes: Fields of `recipe`, `sampling` and `compute`; shared names mean the first of these.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     recipe, sampling, compute = changed(
         changes,
         recipe or Recipe(),
@@ -135,6 +139,8 @@ def adapt(
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
     check_adapt(path, recipe, sampling, compute, name=name, **draws)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     data = synthesize(
         plan.backend,
@@ -254,6 +260,7 @@ def _train(
             recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
+            options=plan.options,
             metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
         save_bundle(folder.bundle, experts, info)

@@ -26,7 +26,8 @@ import pluggy
 from pluggy import HookCaller
 
 from ppap_framework import plugin
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, one_line
+from ppap_framework.files import is_on
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
 from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
@@ -72,7 +73,7 @@ def discover(
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
     plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
     if strict is None:
-        strict = environ.get(STRICT, "").strip().lower() not in ("", "0", "false", "no", "off")
+        strict = is_on(STRICT, environ)
     for record in plugins if strict else ():
         if record.failed:
             fault = f"plugin {record.name} is {record.status}: {record.reason}"
@@ -125,7 +126,7 @@ def _plugins(path: list[str] | None) -> Iterator[tuple[PluginRecord, EntryPoint 
         try:
             found = [entry for entry in distribution.entry_points if entry.group == GROUP]
         except Exception as error:
-            reason = f"its entry_points.txt cannot be read: {records.one_line(error)}"
+            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
             hint = f"pip install --force-reinstall {name}"
             yield attrs.evolve(blank, status="broken", reason=reason, hint=hint, error=error), None
             continue
@@ -178,12 +179,13 @@ def _loaded(
         labels = [records.label(item) for item in offered]
         if twice := [one for index, one in enumerate(labels) if one in labels[:index]]:
             raise _RefusedError(f"it offers {twice[0]} twice")
-    except KeyboardInterrupt:
-        raise
+    except KeyboardInterrupt as stop:
+        hint = f"{DISABLE}={record.name} leaves it out"
+        raise KeyboardInterrupt(f"plugin {record.name} was being loaded; {hint}") from stop
     except _RefusedError as refusal:
         return attrs.evolve(record, status=status, reason=refusal.message, hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
-        status, reason, hint = "broken", f"{doing}: {records.one_line(error)}", ""
+        status, reason, hint = "broken", f"{doing}: {one_line(error)}", ""
         if missing := records.missing_dependency(error, entry_point.value):
             status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
         return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 
-from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
+from ppap_framework.errors import (
+    TRACEBACK,
+    AssetError,
+    PluginError,
+    PpapError,
+    Problems,
+    UsageError,
+    calling,
+    one_line,
+)
+from ppap_framework.origin import plain
 from ppap_framework.plugin import (
     AdapterSpec,
     Asset,
@@ -29,8 +41,6 @@ from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 if TYPE_CHECKING:
     from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
-
-_TRACEBACK = "--debug shows the traceback"
 
 
 @attrs.frozen
@@ -117,6 +127,22 @@ class Registry:
         fault = f"names {spec.options} as its options, which is no attrs class"
         raise PluginError(f"{self._label(spec)} {fault}")
 
+    def faults(self, spec: ComponentSpec) -> Iterator[str]:
+        """What a component names that is not there, or is no use; imports it."""
+        problems = Problems()
+        problems.attempt(self.options_class, spec)
+        problems.attempt(self._imported, spec, spec.factory)
+        if isinstance(spec, GuiderSpec):
+            loss = problems.attempt(self.default_loss, spec)
+            if loss and loss.task != spec.task:
+                fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
+                problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
+        cards: Any = self.cards
+        needs = isinstance(spec, BackendSpec) or getattr(spec, "needs_checkpoint", False)
+        if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
+            problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
+        yield from (error.message for error in problems.errors)
+
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
         """An instance of `options_class`, or None; UsageError with all that is wrong."""
         cls = self.options_class(spec)
@@ -133,13 +159,26 @@ class Registry:
                 problems += _complaint(name, field, given[name])
             elif field.default is attrs.NOTHING:
                 problems.append(f"option {name!r} is required")
-        try:
-            if not problems:
-                return cls(**given) if cls else None
-        except (TypeError, ValueError) as error:
-            problems.append(_text(error))
+        with calling(self._label(spec), "its options"):
+            try:
+                if not problems:
+                    return cls(**given) if cls else None
+            except (TypeError, ValueError) as error:
+                problems.append(_text(error))
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
+
+    def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by which experts are compared, with defaults, as JSON; errors as of `options`.
+
+        A field with `metadata={"compared": False}` is none of them.
+        """
+        made = self.options(spec, given)
+        return {
+            field.alias or field.name: plain(getattr(made, field.name))
+            for field in (() if made is None else attrs.fields(type(made)))
+            if field.init and field.metadata.get("compared", True)
+        }
 
     @overload
     def make(
@@ -170,34 +209,29 @@ class Registry:
             hint = "`ppap plugins info` shows its checkpoints"
             raise AssetError(f"{who} needs a checkpoint", hint=hint)
         factory = self._imported(spec, spec.factory)
-        try:
+        with calling(who, ""):
             made = factory(built, checkpoint) if takes else factory(built)
-        except PpapError:
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"{who} failed: {records.one_line(error)}", hint=_TRACEBACK
-            ) from error
-        components = importlib.import_module("ppap_framework.components")  # imports torch: only now
+        border = importlib.import_module("ppap_framework.border")  # imports torch: only now
+        components = importlib.import_module("ppap_framework.components")
         fault = f"{who} made a {type(made).__name__}"
         if not isinstance(made, getattr(components, spec.makes)):
             raise PluginError(f"{fault}, which is no {spec.makes}")
-        owed = {"backend": "stages", "guider": "network"}.get(spec.kind)
-        if owed and not hasattr(made, owed):
-            raise PluginError(f"{fault} that has no `{owed}`")
-        return made
+        with calling(who, ""):
+            _ = made.network if spec.kind == "guider" else None
+        return border.guarded(made, who)
 
     def _imported(self, spec: ComponentSpec, reference: str) -> Any:
         """What "package.module:attribute" names."""
         module, _, attribute = reference.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+                return getattr(importlib.import_module(module), attribute)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: no plugin may end the host
             reason, hint = (
-                f"cannot be imported from {reference}: {records.one_line(error)}",
-                _TRACEBACK,
+                f"cannot be imported from {reference}: {one_line(error)}",
+                TRACEBACK,
             )
             if missing := records.missing_dependency(error, reference):
                 reason, hint = missing
@@ -296,7 +330,7 @@ def _complaint(name: str, field: attrs.Attribute[Any], value: Any) -> list[str]:
         attrs.make_class("Alone", {field.name: own})(value)
     except (TypeError, ValueError, PpapError) as error:
         return [f"option {name!r}: {_text(error)}"]
-    except Exception:  # it reads other fields; making the class reports it
+    except (Exception, SystemExit):  # it reads other fields; making the class reports it
         pass
     return []
 

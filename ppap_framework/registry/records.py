@@ -94,15 +94,6 @@ def label(item: ComponentSpec | Asset) -> str:
             return f"default target of guider {item.guider!r} with checkpoint {item.checkpoint!r}"
 
 
-def one_line(error: BaseException) -> str:
-    """The type and the message of an exception in one line."""
-    try:
-        message = " ".join(str(error).split())
-    except Exception:
-        message = ""
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
 def missing_dependency(error: BaseException, importing: str) -> tuple[str, str] | None:
     """A reason and a hint if importing `importing` failed for a module of another distribution."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:

@@ -148,6 +148,7 @@ def made_by_plugin(
         version=plugins.provider(spec).version,
         options=dict(options),
         resolved={f.alias or f.name: getattr(resolved, f.name) for f in fields if f.init},
+        compared=plugins.compared(spec, options),
         load_seconds=seconds,
         suppliers=suppliers(spec, loss, checkpoint.card if checkpoint else None),
     )

@@ -20,8 +20,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from ppap_framework.border import maker
 from ppap_framework.diffusion import NoiseSource, cascade, trajectory
-from ppap_framework.errors import PpapError, first_line
+from ppap_framework.errors import PluginError, PpapError, first_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
 from ppap_framework.run.plan import Kind, Plan
@@ -29,7 +30,7 @@ from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolat
 
 _log = logging.getLogger(__name__)
 
-_BACKEND = "the backend is broken"
+_BROKEN = "its network or weights are broken, or float16 is too narrow for them"
 
 
 @contextlib.contextmanager
@@ -120,7 +121,7 @@ class Drawing:
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
-        x = noise((count, *plan.stage.image_shape)).to(plan.device)
+        start = x = noise((count, *plan.stage.image_shape)).to(plan.device)
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
@@ -137,9 +138,11 @@ class Drawing:
             for state in walk:
                 x = state.x
                 self._count(count)
-            if check:
-                hint = "lower the scale, or use more steps" if guidance else _BACKEND
-                _check_finite(x, images, hint)
+            if check and (broken := _broken(x)):
+                # If the first step is finite without guides, they are at fault.
+                walk = trajectory(plan.stage, plan.process, start, noise, condition=condition)
+                guided = guidance is not None and not _broken(next(walk).x)
+                raise self._failure(images[broken[0]], guided)
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
                 plan.later,
@@ -151,9 +154,10 @@ class Drawing:
                 ready=lambda stage: self.place(stage.network),
             )
         last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
-        if check:
-            _check_finite(last, images)
-        self.broken += len(_broken(last))
+        broken = _broken(last)
+        if check and broken:
+            raise self._failure(images[broken[0]])
+        self.broken += len(broken)
         return {stage.name: x for stage, x in zip(plan.stages, drawn, strict=True)}
 
     def _guidance(self, images: range, kind: Kind, evaluations: int) -> EnergyGuidance | None:
@@ -169,6 +173,13 @@ class Drawing:
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
         how = sampling.through, sampling.normalize, sampling.conflicts
         return EnergyGuidance(guides, *how, evaluations, tally)
+
+    def _failure(self, number: int, guided: bool = False) -> PpapError:
+        fault = f"image {number} came out not finite"
+        if guided:
+            return PpapError(fault, hint="lower the scale, or use more steps")
+        who = maker(self._plan.backend.inner)
+        return PluginError(f"{who} failed in denoise: {fault}", hint=_BROKEN)
 
     def _count(self, images: int) -> None:
         if self._stepped:
@@ -191,11 +202,6 @@ def _broken(images: Tensor) -> list[int]:
     return [
         k for k, finite in enumerate(images.isfinite().flatten(1).all(1).tolist()) if not finite
     ]
-
-
-def _check_finite(images: Tensor, numbers: range, hint: str = _BACKEND) -> None:
-    for index in _broken(images)[:1]:
-        raise PpapError(f"image {numbers[index]} came out not finite", hint=hint)
 
 
 @contextlib.contextmanager

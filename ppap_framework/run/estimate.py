@@ -92,10 +92,10 @@ class Estimate:
 @isolated()
 def counts_of(run: Plan) -> Counts:
     """The network evaluations of a plan."""
-    acting, passes = _acting(run), _passes(run)
+    acted, passes = acting(run), _passes(run)
     stages = {stage.name: _parameters(stage.network) for stage in run.stages}
     steps = sum(n * len(process) for n, process in zip(passes, run.processes, strict=True))
-    guided = len(set().union(*acting.values()))
+    guided = len(set().union(*acted.values()))
     return Counts(
         denoiser_parameters=sum(stages.values()),
         stage_parameters=stages,
@@ -106,8 +106,8 @@ def counts_of(run: Plan) -> Counts:
             guide.name: guide.chosen.expert_parameters for guide in run.guides if guide.chosen
         },
         guide_forwards={
-            name: run.num * len(acted) * (2 if "naive" in run.compared else 1)
-            for name, acted in acting.items()
+            name: run.num * len(steps_of) * (2 if "naive" in run.compared else 1)
+            for name, steps_of in acted.items()
         },
     )
 
@@ -123,7 +123,7 @@ def estimate(run: Plan) -> Estimate:
     except Exception as error:
         raise PpapError(f"what a step takes cannot be counted: {first_line(error)}") from error
     base, kinds = stages[run.stage.name], 1 + len(run.compared)
-    flops = run.num * len(set().union(*_acting(run).values())) * base.backward
+    flops = run.num * len(set().union(*acting(run).values())) * base.backward
     for cost, process in zip(stages.values(), run.processes, strict=True):
         flops += run.num * kinds * (cost.before + len(process) * cost.forward)
     for name, images in counts_of(run).guide_forwards.items():
@@ -169,7 +169,7 @@ def available_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-def _acting(run: Plan) -> dict[str, set[int]]:
+def acting(run: Plan) -> dict[str, set[int]]:
     """The timesteps at which each guide acts, by its name."""
     schedule, kept = run.process.schedule, run.process.timesteps
     levels = {t: schedule.level(torch.tensor([t])) for t in kept}

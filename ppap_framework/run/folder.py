@@ -7,6 +7,7 @@
     naive/...                    the same files, guided without experts
     grid.png                     all of them, labelled
     run.json                     how they were made
+    .lock                        lock of the writing process
 
 Every file is complete or absent. `run.json` exists from the start, with the status "running", and
 ends as "complete", "interrupted" or "failed".
@@ -32,7 +33,7 @@ from PIL import Image
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.files import read_json, refusals, replacing, write_json
 from ppap_framework.pixels import to_pil
-from ppap_framework.resume import check_content, core_version
+from ppap_framework.resume import check_content, core_version, opened
 from ppap_framework.run.estimate import counts_of
 from ppap_framework.run.grid import grid_of
 from ppap_framework.run.plan import Kind, Plan, guide_origin
@@ -55,12 +56,12 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
         raise UsageError(f"{str(folder)!r} holds an earlier run", hint=hint)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, hint: str = _ELSEWHERE) -> None:
     """UsageError if a folder can be neither made nor written to; writes nothing."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         fault = f"{str(there)!r} {'has no permission' if there.is_dir() else 'is no folder'}"
-        raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=_ELSEWHERE)
+        raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=hint)
 
 
 def fresh_folder(root: Path, run: Plan) -> Path:
@@ -82,6 +83,8 @@ def fresh_folder(root: Path, run: Plan) -> Path:
 class RunFolder:
     """Writes a run batch by batch to a folder, made if missing; see `check_folder`.
 
+    No other process can write to the folder until `finish` or `fail`.
+
     Args:
         run: The plan.
         path: The folder.
@@ -98,14 +101,16 @@ class RunFolder:
         check_folder(path, overwrite=overwrite)
         self.path, self.record = path, dict[str, Any]()
         self._run, self._command = run, command
+        self._cost = attrs.asdict(counts_of(run))  # before an earlier run is removed
         self._started = datetime.datetime.now(datetime.timezone.utc)
         self._images: list[dict[str, Any]] = []
-        with refusals(path, UsageError, hint=_ELSEWHERE):
-            path.mkdir(parents=True, exist_ok=True)
-            if (path / _RECORD).exists():
-                for file in _earlier(path):
-                    (path / file).unlink(missing_ok=True)
-        self._write_record("running")
+        with contextlib.ExitStack() as stack, refusals(path, UsageError, hint=_ELSEWHERE):
+            stack.enter_context(opened(path))
+            check_folder(path, overwrite=overwrite)  # another run may have ended since
+            for file in _earlier(path) if (path / _RECORD).exists() else ():
+                (path / file).unlink(missing_ok=True)
+            self._write_record("running")
+            self._held = stack.pop_all()
 
     def add(self, start: int, batches: Mapping[Kind, Pictures]) -> None:
         """Write a finished batch, by kind, from image `start` on; PpapError if that fails."""
@@ -134,7 +139,9 @@ class RunFolder:
             most_images_at_once=stats.largest_batch,
             grid=_GRID if count else None,
         )
-        return self._write_png(_GRID, grid_of(result)) if count else None
+        grid = self._write_png(_GRID, grid_of(result)) if count else None
+        self._held.close()
+        return grid
 
     def fail(self, error: BaseException) -> None:
         """Record that the run failed, if it has not ended; images stay."""
@@ -142,6 +149,7 @@ class RunFolder:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             with contextlib.suppress(PpapError):  # the first error is the one to report
                 self._write_record(status, error=f"{type(error).__name__}: {error}")
+        self._held.close()
 
     def _write_images(
         self, kind: str, number: int, pictures: Pictures, index: int
@@ -172,7 +180,7 @@ class RunFolder:
             "command": self._command,
             "started": self._started.isoformat(timespec="seconds"),
             "config": self._run.record(),
-            "cost": attrs.asdict(counts_of(self._run)),
+            "cost": self._cost,
             "versions": {
                 "ppap-framework": core_version(),
                 "python": platform.python_version(),
@@ -204,7 +212,9 @@ def _earlier(folder: Path) -> list[str]:
         record = read_json(folder / _RECORD)
         config = record["config"]
         guides, stages = ([str(x["name"]) for x in config[key]] for key in ("guides", "stages"))
-        kinds = itertools.product(("guided", "unguided", "naive"), range(config["num"]))
+        naive = config["compare"] and any(guide["experts"] for guide in config["guides"])
+        every = "guided", *["unguided"] * config["compare"], *["naive"] * naive
+        kinds = itertools.product(every, range(config["num"]))
         if record["format"] != _FORMAT:
             raise TypeError
     except (AssetError, TypeError, KeyError) as error:

@@ -18,10 +18,10 @@ from ppap_framework.experts import (
     BundleFile,
     RangeScales,
     ScaleCurve,
-    choose_experts,
     guide_sha256,
     has_experts,
     same_experts,
+    same_loss,
     warn_of_idle,
 )
 from ppap_framework.guidance import Guide, check_calibrated, raw_scale
@@ -42,6 +42,7 @@ DEFAULT_SCALE = 4.0
 DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
 
+_OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -214,7 +215,7 @@ def plan(
     return Plan(
         backend=loaded,
         guides=tuple(settled),
-        num=num,
+        num=int(num),
         compare=compare,
         sampling=sampling,
         compute=compute,
@@ -248,6 +249,10 @@ def option_words(options: Mapping[str, Any]) -> str:
     )
 
 
+def _loss_words(loss: Mapping[str, Any]) -> str:
+    return f"{loss.get('name')} {option_words(loss.get('options') or {})}".rstrip()
+
+
 def scale_words(guide: Guide) -> str:
     """A guide's scale, for people."""
     if isinstance(guide.curve, ScaleCurve):
@@ -260,19 +265,15 @@ def scale_words(guide: Guide) -> str:
 
 def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     """The guide with its experts chosen and its scale known."""
-    experts = choose_experts(
-        guide.experts,
-        guide.name,
-        guide.model,
-        loaded.inner,
-        noise_aware=guide.noise_aware,
-        through=sampling.through,
-        allow_mismatch=guide.allow_mismatch,
-        offline=guide.offline,
-    )
-    scale, curve = guide.scale, guide.curve
+    guide = guide.with_experts(loaded, sampling.through)
+    experts, scale, curve = guide.chosen, guide.scale, guide.curve
     if curve is None and experts is not None:
         curve = experts.calibration
+    if curve is not None and not same_loss(curve.loss, guide.loss_record):
+        if raw_scale(scale) is None and (scale is None or isinstance(curve, ScaleCurve)):
+            losses = map(_loss_words, (curve.loss or {}, guide.loss_record))
+            _log.warning(_OTHER_LOSS, guide.name, *losses)
+        curve = None
     check_calibrated(guide.name, scale, experts is not None, curve is not None)
     if raw_scale(scale) is not None:
         curve = None
@@ -288,7 +289,7 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
             *(experts.name, experts.name, experts.info.backend.component),
             experts.info.guide.component,
         )
-    return attrs.evolve(guide, experts=experts, scale=scale, curve=curve)
+    return attrs.evolve(guide, scale=scale, curve=curve)
 
 
 def _check_shared(guides: Sequence[Guide]) -> None:

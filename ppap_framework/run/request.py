@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
@@ -24,6 +24,7 @@ from ppap_framework.experts import (
     has_experts,
     uses_experts,
 )
+from ppap_framework.files import expanded
 from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, scale_problems
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
@@ -63,7 +64,7 @@ def _strings(values: Iterable[str]) -> tuple[str, ...]:
 
 def _path(value: Any) -> Any:
     """Paths stay paths, made absolute: never taken for names, nor changed by a later chdir."""
-    return Path(value).expanduser().absolute() if isinstance(value, os.PathLike) else value
+    return expanded(value).absolute() if isinstance(value, os.PathLike) else value
 
 
 class _Found(NamedTuple):
@@ -194,6 +195,11 @@ class GuideRequest:
         return _Found(spec, checkpoint, loss, target)
 
     def _check_options(self, spec: GuiderSpec | None) -> None:
+        source: Any = self.source
+        if not isinstance(source, str | nn.Module):
+            what = getattr(source, "__name__", None) or type(source).__name__
+            hint = "give the name of a guider, or a network: an object of a class of nn.Module"
+            raise UsageError(f"{what!r} is no network", hint=hint)
         own = {"mean": self.mean, "std": self.std, "size": self.size}
         named = {
             "model": self.model,
@@ -250,7 +256,8 @@ class GuideRequest:
             model, origin = made_by_plugin(spec, self._options, checkpoint, self.offline, of_plugin)
         else:
             if not isinstance(model, GuidanceModel):
-                model = ModuleGuide(model, mean=self.mean, std=self.std, size=self.size)
+                how: Any = {"mean": self.mean, "std": self.std, "size": self.size}
+                model = ModuleGuide(model, **how, task=of_plugin.task if of_plugin else None)
             origin = Origin(component=self.label, suppliers=suppliers(of_plugin))
         if checkpoint is None and not has_experts(model.network):
             origin = attrs.evolve(origin, weights_sha256=guide_sha256(model))
@@ -284,12 +291,16 @@ class ModuleGuide(GuidanceModel):
     """Any network that looks at images, without names for what it sees.
 
     Args:
-        network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable.
+        network: Maps (B, 3, h, w) to a tensor of B predictions; differentiable. Images are cast to
+            the dtype of its parameters. Outside of training its buffers stay what they are.
         mean: Channel means, in [0, 1], that are subtracted; with `std`. Without both, the network
             gets images in [-1, 1].
         std: Channel deviations, positive, by which images are then divided.
         size: Side in pixels, positive, to which images are resized first, bilinearly with
             antialiasing; None to keep their size.
+        task: Task of the loss, if known. For "classification", "depth" and "segmentation" the
+            prediction is one tensor of what the network returns: the only one, or that called
+            `logits`, `out` or `predicted_depth`. For other tasks it is all that it returns.
 
     Raises:
         UsageError: If only one of `mean` and `std` is given, or a value is invalid.
@@ -305,6 +316,7 @@ class ModuleGuide(GuidanceModel):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         size: int | None = None,
+        task: str | None = None,
     ) -> None:
         super().__init__()
         if mean is None and std is None:
@@ -313,7 +325,7 @@ class ModuleGuide(GuidanceModel):
             raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
         if size is not None and size < 1:
             raise UsageError(f"images cannot be resized to {size} pixels")
-        self.network, self._size = network, size
+        self.network, self._size, self._task = network, size, task
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -322,7 +334,11 @@ class ModuleGuide(GuidanceModel):
         if self._size is not None:
             size = self._size, self._size
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return self.network(((images + 1.0) / 2.0 - self.mean) / self.std)
+        images = ((images + 1.0) / 2.0 - self.mean) / self.std
+        floats = (p.dtype for p in self.network.parameters() if p.is_floating_point())
+        with _same_buffers(self.network):
+            answer = self.network(images.to(next(floats, images.dtype)))
+        return _one_tensor(answer) if self._task in _OF_ONE_TENSOR else answer
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
@@ -340,6 +356,44 @@ class ModuleGuide(GuidanceModel):
             hint = "give an index, a picture, or the value that its loss compares with"
             raise UsageError(f"a bare network has no name for {text!r}", hint=hint)
         return Target(value=torch.tensor([int(text)]), label=text)
+
+
+_OF_ONE_TENSOR = ("classification", "depth", "segmentation")
+
+
+def _one_tensor(answer: Any) -> Tensor:
+    """The tensor among what a network returned, by its name or because it is the only one."""
+    if isinstance(answer, Tensor):
+        return answer
+    named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
+    parts = answer if isinstance(answer, tuple | list) else named.values()
+    found = [named[name] for name in ("logits", "out", "predicted_depth") if name in named]
+    tensors = [part for part in found[:1] or parts if isinstance(part, Tensor)]
+    if len(tensors) == 1:
+        return tensors[0]
+    what = f"a {type(answer).__name__} with {len(tensors) or 'no'} tensors"
+    hint = "wrap it in a module that returns the tensor that the loss compares"
+    raise UsageError(f"the network returns {what}, and the loss compares one", hint=hint)
+
+
+@contextlib.contextmanager
+def _same_buffers(network: nn.Module) -> Iterator[None]:
+    """A context in which a network that is not in training changes no buffer, such as a counter."""
+    modules = () if network.training else network.modules()
+    kept = [
+        (module._buffers, name, buffer, buffer._version, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    try:
+        yield
+    finally:
+        for buffers, name, buffer, version, value in kept:
+            if buffer._version != version:
+                buffer.data.copy_(value)
+            if buffers[name] is not buffer:
+                buffers[name] = buffer
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -23,10 +23,10 @@ from ppap_framework.guidance import GuidanceStatistics, Guide, Tally
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil, to_uint8
 from ppap_framework.run.drawing import Drawing, drawing, models
-from ppap_framework.run.estimate import first_batch
+from ppap_framework.run.estimate import acting, first_batch
 from ppap_framework.run.plan import Kind, Plan, plan
 from ppap_framework.run.settings import Compute, Sampling, settle
-from ppap_framework.runtime import Watch, isolated, peak_memory
+from ppap_framework.runtime import Watch, generator, isolated, peak_memory
 
 T = TypeVar("T")
 
@@ -240,10 +240,12 @@ def draw(
     size, halve, largest = first_batch(run), run.compute.batch == "auto", 0
     batches: dict[Kind, list[Pictures]] = {kind: [] for kind in ("guided", *run.compared)}
     drawer, seconds, own_seconds, interrupted = None, 0.0, 0.0, False
+    told = set[str]()
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
     try:
         with drawing(run, progress) as drawer:
+            told = _warn_of_silence(run, drawer)
             start = time.perf_counter()
             batch = partial(_batch, drawer, run.compared)
             for images, pictures, taken in in_batches(run.num, size, batch, halve=halve):
@@ -257,7 +259,7 @@ def draw(
         interrupted = True
     statistics = Tally().read([]) if drawer is None else drawer.statistics
     if largest:
-        _warn_of_futility(statistics, len(run.process))
+        _warn_of_futility(statistics, told)
     return Result(
         plan=run,
         pictures={kind: Pictures.joined(parts or [_none(run)]) for kind, parts in batches.items()},
@@ -355,13 +357,34 @@ def _seen(guide: Guide, images: Tensor) -> Seen:
     )
 
 
-def _warn_of_futility(statistics: GuidanceStatistics, steps: int) -> None:
-    """Log which guides did not steer, or not at every step, and why."""
+@torch.no_grad()
+def _warn_of_silence(run: Plan, drawer: Drawing) -> set[str]:
+    """Log which guides cannot steer, and why, before anything is drawn; return their names."""
+    steps, told = acting(run), dict[str, str]()
+    black = torch.full((1, *run.stage.image_shape), -1.0)
+    noise = torch.randn(black.shape, generator=generator("silence"))
+    for guide in drawer.guides:
+        if not steps[guide.name]:
+            told[guide.name] = f" acts at none of the {len(run.process)} steps"
+        elif not run.compute.compile:  # which would compile for a single image
+            drawer.place(*models([guide]))
+            one, clean = guide.rows(0, 1), NoiseLevel.clean(1)
+            seen = {one.energy(x.to(run.device), clean).item() for x in (black, -black, noise)}
+            if len(seen) == 1:
+                said = f"its energy is {seen.pop():.4g} for black, white and noise alike"
+                told[guide.name] = f" cannot steer: {said}"
+    for name, reason in told.items():
+        _log.warning("guide %r%s", name, reason)
+    return set(told)
+
+
+def _warn_of_futility(statistics: GuidanceStatistics, told: Collection[str]) -> None:
+    """Log which other guides did not steer, or not at every step, and why."""
     for guide in statistics.guides:
+        if guide.name in told or not guide.times:
+            continue
         strongest, reason = max(guide.pulls, default=0.0), ""
-        if not guide.times:
-            reason = f" acted at none of the {steps} steps"
-        elif guide.skipped:
+        if guide.skipped:
             lost = f"{guide.skipped} gradients ({100 * guide.skipped / guide.forwards:.0f} %)"
             reason = f": {lost} were not finite and left out"
         elif not any(guide.gradient_norms):

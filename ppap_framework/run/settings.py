@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
 import attrs
+import numpy as np
 import torch
 
 from ppap_framework.diffusion import Step, ddim_step, ddpm_step
@@ -23,8 +24,17 @@ _USUAL = {"num": 4, "steps": 25, "seed": 0, "batch": 8, "threads": 1}
 """Whole numbers, and a value of each for hints."""
 
 
+def plain_numbers(_: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
+    """A transformer of attrs fields that takes numpy's numbers for Python's."""
+    return [field.evolve(converter=field.converter or _plain) for field in fields]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=plain_numbers)
 class Sampling:
     """What determines an image, apart from the backend and the guides.
 
@@ -101,7 +111,7 @@ def _precision(value: Any) -> Any:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=plain_numbers)
 class Compute:
     """How images are computed; it changes them by rounding errors only.
 
@@ -157,7 +167,7 @@ def check(num: int, sampling: Sampling, compute: Compute) -> None:
 
 def _unfit(values: Mapping[str, Any]) -> Iterator[UsageError]:
     """Errors of values of fields that are whole numbers or one of several words."""
-    for name, value in values.items():
+    for name, value in ((name, _plain(value)) for name, value in values.items()):
         choices, usual = get_args(_CHOICES.get(name)), _USUAL.get(name)
         if choices and value not in choices and not callable(value):
             hint = f"choose one of {', '.join(choices)}"

@@ -172,8 +172,12 @@ class TestTargets:
         with pytest.raises(UsageError, match="a depth network cannot aim at") as caught:
             simple().target(decode_target(given))
         assert "16-bit PNG or NPY" in str(caught.value)
-        with pytest.raises(UsageError, match=r"\(8, 8, 3\): \(H, W, 3\) is a colour array, no map"):
-            simple().target(decode_target(np.zeros((8, 8, 3))))
+        for shape in ((8, 8, 3), (3, 8, 8)):
+            with pytest.raises(UsageError, match="it is a colour array"):
+                simple().target(decode_target(np.zeros(shape, np.float32)))
+        maps = np.random.default_rng(0).random((3, 8, 8))
+        target = simple().target(decode_target(maps[:, None]))
+        assert target.value.tolist() == torch.from_numpy(maps).float().tolist()
 
 
 class TestRefusals:

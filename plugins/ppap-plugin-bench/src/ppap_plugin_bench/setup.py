@@ -8,7 +8,6 @@ import attrs
 import torch
 
 from ppap_framework import run
-from ppap_framework.experts import choose_experts
 from ppap_framework.files import digest
 from ppap_framework.guidance import Guide
 from ppap_plugin_bench.experiment import Experiment
@@ -104,13 +103,6 @@ class Setup:
     def _guide(self, row: Row, request: run.GuideRequest, name: str) -> Guide:
         guide = attrs.evolve(request, target=None, name=name).load(aim=False)
         model = guide.model.to(self.device)
-        experts = choose_experts(
-            guide.experts,
-            name,
-            model,
-            self.backend.inner,
-            noise_aware=guide.noise_aware,
-            through=row.through,
-        )
+        guide = guide.with_experts(self.backend, row.through)
         target = self.targets.target(model, self.experiment.target_kind(request))
-        return attrs.evolve(guide, target=target, experts=experts)
+        return attrs.evolve(guide, target=target)

@@ -24,7 +24,9 @@ class ClassifierOptions:
     """
 
     model: str | None = attrs.field(
-        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
+        default=None,
+        validator=attrs.validators.optional(attrs.validators.instance_of(str)),
+        metadata={"compared": False},  # experts know the weights
     )
 
 
@@ -38,4 +40,9 @@ class CrossEntropyOptions:
             experts were trained with 0.25.
     """
 
-    temperature: float = attrs.field(default=1.0, converter=float, validator=_positive)
+    temperature: float = attrs.field(
+        default=1.0,
+        converter=float,
+        validator=_positive,
+        metadata={"compared": False},  # it does not change the energy
+    )

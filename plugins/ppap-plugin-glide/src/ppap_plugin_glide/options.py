@@ -23,4 +23,9 @@ class GlideOptions:
             prompt and u that for the empty prompt. 1 uses only the prompt.
     """
 
-    cfg: float = attrs.field(default=3.0, converter=float, validator=_finite)
+    cfg: float = attrs.field(
+        default=3.0,
+        converter=float,
+        validator=_finite,
+        metadata={"compared": False},  # experts learn from images without prompts
+    )

@@ -16,6 +16,7 @@ equals the first if W has no kernel. A starts as Kaiming-uniform values with a =
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from fnmatch import fnmatchcase
 from functools import partial
@@ -27,6 +28,9 @@ from ppap_framework.author import Adaptation, ExpertAdapter, ParametrizationAdap
 from ppap_plugin_lora.options import LoraOptions
 
 __all__ = ["LowRank", "make_lora"]
+
+_log = logging.getLogger(__name__)
+_NOTED = 0.1  # share of the parameters in layers of other kinds from which on they are named
 
 _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -98,17 +102,29 @@ def _adaptation(options: LoraOptions, network: nn.Module) -> Adaptation:
 def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
     """Weights with at least twice as many parameters as their low-rank change."""
     found = []
-    for layer, weights in _weights(network).items():
+    adapted = _weights(network)
+    for layer, weights in adapted.items():
         for name, weight in weights.items():
             rows, inner, columns = _factors(weight, options)
             if 2 * inner * (rows + columns) <= weight.numel():
                 found.append(f"{layer}.{name}" if layer else name)
+    others = {
+        layer: module
+        for layer, module in network.named_modules()
+        if layer not in adapted and any(p.ndim > 1 for p in module.parameters(recurse=False))
+    }
+    kinds = ", ".join(sorted({type(module).__name__ for module in others.values()}))
+    size = sum(p.numel() for module in others.values() for p in module.parameters(recurse=False))
     if not found:
+        change = f"; it does not change {kinds}" if kinds else ""
+        other = "use the adapter `bias` or `full`" if kinds else "lower the rank, or name targets"
         raise UsageError(
-            f"{type(network).__name__} has no linear, convolution or attention layer that is large "
-            f"enough for LoRA of rank {options.rank}",
-            hint="lower the rank, or name targets",
+            f"{type(network).__name__} has no Linear, Conv2d or MultiheadAttention layer that is "
+            f"large enough for LoRA of rank {options.rank}{change}",
+            hint=other,
         )
+    if size > _NOTED * sum(parameter.numel() for parameter in network.parameters()):
+        _log.warning("LoRA changes no %s, which hold %d of the parameters", kinds, size)
     return found
 
 

@@ -117,7 +117,8 @@ class DepthGuide(GuidanceModel):
 
         Args:
             given: A picture, whose depth the network estimates; or a depth map as 16-bit picture or
-                array (H, W) or (B, H, W). Inputs that are not square are center-cropped.
+                array (H, W), (B, H, W) or (B, 1, H, W). Inputs that are not square are
+                center-cropped.
 
         Raises:
             UsageError: For text, an array of another shape, or a map without known depths.
@@ -127,14 +128,14 @@ class DepthGuide(GuidanceModel):
         if given.image is not None:
             return self._of_map(torch.from_numpy(np.asarray(given.image).astype(np.float32)), given)
         shape = () if given.array is None else tuple(given.array.shape)
-        if len(shape) == 3 and shape[2] == 3:
+        if len(shape) == 3 and 3 in (shape[0], shape[2]):
             raise UsageError(
-                f"a depth network cannot aim at an array of shape {shape}: (H, W, 3) is a colour "
-                "array, no map",
-                hint="save it as a picture to copy its depth, or give a map (H, W)",
+                f"a depth network cannot aim at an array of shape {shape}: it is a colour array",
+                hint="save it as a picture to copy its depth, or give a map (H, W), or three maps "
+                "(3, 1, H, W)",
             )
-        if given.array is not None and given.array.ndim in (2, 3):
-            return self._of_map(given.array.float(), given)
+        if given.array is not None and (len(shape) in (2, 3) or shape[1:2] == (1,)):
+            return self._of_map(given.array.float().reshape(-1, *shape[-2:]), given)
         what = f"the words {given.text!r}" if given.array is None else f"an array of shape {shape}"
         raise UsageError(
             f"a depth network cannot aim at {what}",

@@ -10,6 +10,8 @@ from attrs.validators import ge, in_, instance_of, optional
 Meaning = Literal["disparity", "depth"]
 """Quantity of a map: disparity, larger is nearer, or depth, larger is farther."""
 
+_NOT_COMPARED = {"compared": False}  # with that of experts: weights and input are, targets need not
+
 
 @attrs.frozen(kw_only=True)
 class DepthOptions:
@@ -26,11 +28,15 @@ class DepthOptions:
             target. In "depth" maps, 0 means unknown, as sensors write it.
     """
 
-    model: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
-    size: int | None = attrs.field(default=None, validator=optional([instance_of(int), ge(1)]))
+    model: str | None = attrs.field(
+        default=None, validator=optional(instance_of(str)), metadata=_NOT_COMPARED
+    )
+    size: int | None = attrs.field(
+        default=None, validator=optional([instance_of(int), ge(1)]), metadata=_NOT_COMPARED
+    )
     predicts: Literal["disparity", "depth"] | None = attrs.field(
         default=None, validator=optional(in_(("disparity", "depth")))
     )
     target_map: Literal["disparity", "depth"] = attrs.field(
-        default="disparity", validator=in_(("disparity", "depth"))
+        default="disparity", validator=in_(("disparity", "depth")), metadata=_NOT_COMPARED
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -122,7 +123,7 @@ class SegmentationGuide(GuidanceModel):
         """
         names, options = self.class_names, self._options
         if given.text is not None:
-            index = find_class(given.text, names)
+            index = find_class(given.text, names, is_index=given.is_index)
             mask = torch.full((1, 1, 1), index)
             label = f"{names[index].split(',')[0]} everywhere"
             return Target(value=mask, label=label, picture=draw_target(mask[0], None, names))
@@ -202,7 +203,7 @@ def _of_transformers(
 
 
 def _may_be_transformers(model: str) -> bool:
-    return "/" in model or Path(model).expanduser().exists()
+    return "/" in model or Path(os.path.expanduser(model)).exists()  # noqa: PTH111  # pathlib's raises
 
 
 def _torchvision_answer(answer: Mapping[str, Tensor]) -> Tensor:

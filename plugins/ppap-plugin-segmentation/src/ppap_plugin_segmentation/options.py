@@ -9,6 +9,7 @@ import attrs
 from attrs.validators import and_, gt, in_, instance_of, optional
 
 _KINDS = ("auto", "mask", "picture")
+_NOT_COMPARED = {"compared": False}  # with that of experts: weights and input are, targets need not
 
 
 def _positive(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -36,13 +37,17 @@ class SegmentationOptions:
             or "3=floor,7=red cube". None: mask indices are the network's class numbers.
     """
 
-    model: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
-    size: int | None = attrs.field(default=None, validator=_size)
-    ignore_index: int = attrs.field(default=255, validator=instance_of(int))
-    target_kind: Literal["auto", "mask", "picture"] = attrs.field(
-        default="auto", validator=in_(_KINDS)
+    model: str | None = attrs.field(
+        default=None, validator=optional(instance_of(str)), metadata=_NOT_COMPARED
     )
-    mask_classes: str | None = attrs.field(default=None, validator=optional(instance_of(str)))
+    size: int | None = attrs.field(default=None, validator=_size, metadata=_NOT_COMPARED)
+    ignore_index: int = attrs.field(default=255, validator=instance_of(int), metadata=_NOT_COMPARED)
+    target_kind: Literal["auto", "mask", "picture"] = attrs.field(
+        default="auto", validator=in_(_KINDS), metadata=_NOT_COMPARED
+    )
+    mask_classes: str | None = attrs.field(
+        default=None, validator=optional(instance_of(str)), metadata=_NOT_COMPARED
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -54,4 +59,6 @@ class SegmentationCrossEntropyOptions:
             teacher, and a student equal to its teacher is no longer the minimum.
     """
 
-    temperature: float = attrs.field(default=1.0, converter=float, validator=_positive)
+    temperature: float = attrs.field(
+        default=1.0, converter=float, validator=_positive, metadata=_NOT_COMPARED
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _folder(model: str, *, weights: bool) -> tuple[Path, str]:
     """The folder of a model, downloaded if necessary, and its name."""
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # noqa: PTH111  # pathlib's raises
     if path.is_dir():
         return path, path.resolve().name
     if path.is_file():
