@@ -148,11 +148,10 @@ def _draw(picture: Image.Image, bars: list[tuple[str, float]]) -> NDArray[np.uin
 
 
 def _cut(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(text + "…") > room:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    end = ""
+    while text and font.getlength(text + end) > room:
+        text, end = text[:-1].rstrip(), "…"
+    return text + end
 
 
 def _plain(name: str) -> str:

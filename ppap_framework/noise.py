@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import pairwise
 
 import attrs
 import torch
@@ -65,10 +66,10 @@ class NoiseSchedule:
     """
 
     name: str
-    betas: Tensor = attrs.field()
+    betas: Tensor
 
-    @betas.validator
-    def _check_betas(self, attribute: attrs.Attribute[Tensor], b: Tensor) -> None:
+    def __attrs_post_init__(self) -> None:
+        b = self.betas
         array = b.ndim == 1 and b.shape[0] > 0 and b.dtype == torch.float64
         if not array or not bool((b > 0).all() & (b[:-1] < 1).all() & (b[-1] <= 1)):
             must = "must be a one-dimensional float64 array of numbers in (0, 1)"
@@ -119,14 +120,9 @@ def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas to 0.999 (arXiv 2102.09672, eq. 17)."""
-
-    def abar(u: float) -> float:
-        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
-    betas = [
-        min(1.0 - abar((i + 1) / num_timesteps) / abar(i / num_timesteps), 0.999)
-        for i in range(num_timesteps)
-    ]
+    shares = [(i / num_timesteps + 0.008) / 1.008 for i in range(num_timesteps + 1)]
+    abar = [math.cos(share * math.pi / 2) ** 2 for share in shares]
+    betas = [min(1.0 - after / before, 0.999) for before, after in pairwise(abar)]
     return NoiseSchedule("cosine", torch.tensor(betas, dtype=torch.float64))
 
 

@@ -34,10 +34,9 @@ def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
 
 def core_version() -> str:
     """The version of this package."""
-    try:
+    with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("ppap-framework")
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
+    return "unknown"  # run from a checkout that is not installed
 
 
 @contextlib.contextmanager

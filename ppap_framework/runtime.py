@@ -42,13 +42,10 @@ def isolated() -> Iterator[None]:
     """A context or decorator that keeps torch's global settings from changing images: the default
     dtype is float32, the default device the CPU, and inference mode off.
     """
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
+    with torch.inference_mode(False), torch.device("cpu"), contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def generator(*key: object) -> torch.Generator:

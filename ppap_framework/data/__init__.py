@@ -1,6 +1,5 @@
 """Training images: drawn by the diffusion model, or labelled ones from a file."""
 
-from ppap_framework.data.folder import Fault as Fault
 from ppap_framework.data.folder import SyntheticData as SyntheticData
 from ppap_framework.data.images import Images as Images
 from ppap_framework.data.images import LabelledImages as LabelledImages

@@ -35,13 +35,12 @@ class Layout:
 
     num: int
     batch: int
-    shard: int = attrs.field()
+    shard: int
 
-    @shard.validator
-    def _check(self, attribute: object, shard: int) -> None:
-        if shard % self.batch:
-            fault = f"a shard of {shard} images is not made of whole batches of {self.batch}"
-            nearest = max(1, round(shard / self.batch)) * self.batch
+    def __attrs_post_init__(self) -> None:
+        if self.shard % self.batch:
+            fault = f"a shard of {self.shard} images is not made of whole batches of {self.batch}"
+            nearest = max(1, round(self.shard / self.batch)) * self.batch
             raise UsageError(fault, hint=f"use shards of {nearest}, say")
 
     @property

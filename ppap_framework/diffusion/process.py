@@ -21,8 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
 
 import attrs
 import torch
@@ -47,9 +46,8 @@ class Process:
     timesteps: Sequence[int] = attrs.field(converter=tuple[int, ...])
     variance: VarianceKind = "fixed_small"
 
-    @timesteps.validator
-    def _check_timesteps(self, attribute: attrs.Attribute[Any], kept: Sequence[int]) -> None:
-        length = self.schedule.num_timesteps
+    def __attrs_post_init__(self) -> None:
+        kept, length = self.timesteps, self.schedule.num_timesteps
         if not kept or any(a >= b for a, b in pairwise((-1, *kept, length))):
             must = f"must be rising numbers from 0 to {length - 1}"
             raise UsageError(f"kept timesteps {must}, not {kept[:8]}")
@@ -213,8 +211,6 @@ def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
         stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
         # Like the published spacings, which trained networks have seen: the stride is summed, not
         # multiplied, and halves are rounded to even.
-        position = 0.0
-        for _ in range(count):
-            kept.append(start + round(position))
-            position += stride
+        positions = accumulate([0.0] + [stride] * (count - 1))
+        kept += [start + round(position) for position in positions][:count]
     return kept

@@ -297,16 +297,13 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         if isinstance(func, OpOverload):
             flops = self._formulas.get(func.overloadpacket)
             self.flops += flops(*args, **kwargs, out_val=out) if flops else 0
-            for tensor in () if func.is_view else tree_leaves(out):
-                if isinstance(tensor, Tensor):
-                    self._watch(tensor.untyped_storage())
+            leaves = () if func.is_view else tree_leaves(out)
+            storages = {leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)}
+            for storage in storages.difference(self._known):
+                self._known.add(storage)
+                weakref.finalize(storage, self._allocate, -storage.nbytes())
+                self._allocate(storage.nbytes())
         return out
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._known:
-            self._known.add(storage)
-            weakref.finalize(storage, self._allocate, -storage.nbytes())
-            self._allocate(storage.nbytes())
 
     def _allocate(self, size: int) -> None:
         self._live += size

@@ -121,8 +121,7 @@ def _lines(title: str, pictures: Pictures) -> list[Line]:
     for name, seen in pictures.seen.items():
         if name not in spoken:
             shown = [Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]]
-            energies = seen.figures["energy"][:MAX_IMAGES].tolist()
-            told = [[f"energy {energy:.3g}"] for energy in energies]
+            told = [[f"energy {e:.3g}"] for e in seen.figures["energy"][:MAX_IMAGES].tolist()]
             lines.append(Line(title=f"what {name} sees", pictures=shown, captions=told))
     return lines
 
