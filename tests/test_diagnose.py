@@ -459,7 +459,7 @@ class TestRefusals:
             ({"num_experts": 0}, "among 0 experts"),
             ({"num_experts": 101}, "among 101 experts"),
             ({"batch": 0}, "batch must be"),
-            ({"device": "abacus"}, "no device 'abacus'"),
+            ({"device": "abacus"}, "device 'abacus' cannot be used"),
             ({"images": pictures(1)}, r"images are \(1, 3, 8, 8\)"),
             ({"images": pictures(4, size=9)}, r"\(4, 3, 9, 9\)"),
             ({"images": pictures(4).float()}, "float32"),

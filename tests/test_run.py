@@ -41,7 +41,7 @@ class TestResults:
         assert run(*STEER, "--target", "blue", "--out", "there/out") == (
             *(0, "there/out/grid.png\n", ""),
         )
-        files = {path.name for path in Path("there/out").iterdir()}
+        files = {path.name for path in Path("there/out").glob("[!.]*")}
         assert files == {"000.png", "001.png", "grid.png", "run.json", "seen"}
         assert record("there/out")["config"]["guides"][0]["target"] == "blue"
         code, out, err = run(*STEER, "--target", "blue", "--out", "out", "--json")
@@ -415,7 +415,7 @@ class TestProcess:
         assert 2 <= finished < 1000
         assert f"{finished} of 1000" in err
         assert len(kept["images"]) == finished
-        names = [path.relative_to(out).as_posix() for path in out.rglob("*.*")]
+        names = [path.relative_to(out).as_posix() for path in out.rglob("[!.]*.*")]
         kinds = [part + file for part in ("", "unguided/") for file in ("{}", "seen/{}-colour")]
         drawn = [kind.format(f"{i:03d}") + ".png" for kind in kinds for i in range(finished)]
         assert sorted(names) == sorted(["run.json", "grid.png", *drawn])
