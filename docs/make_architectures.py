@@ -167,6 +167,7 @@ def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]
         recipe=RECIPE,
         keep=False,
         device="cpu",
+        calibrate=False,
     )
     assert anatomy(learner.model.network) == before
     experts = load_bundle(bundle.path, learner.model, stand.backend.inner)

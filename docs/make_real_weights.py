@@ -181,6 +181,7 @@ def measure(folder: Path, size: Size) -> dict[str, Any]:
         recipe=Recipe(iterations=size.iterations, batch=size.batch, learning_rate=0.001),
         keep=False,
         device="cpu",
+        calibrate=False,
     )
     experts = load_bundle(bundle.path, learner.model, backend.inner)
     shapes = drawn[1].images(range(len(drawn[1]))).float() / 127.5 - 1
