@@ -120,6 +120,9 @@ def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
 
 def cosine_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
     """abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2), betas to 0.999 (arXiv 2102.09672, eq. 17)."""
+    if num_timesteps < 1:
+        fault = f"the cosine schedule needs base timesteps, not {num_timesteps}"
+        raise UsageError(fault, hint="use 1000, say")
     shares = [(i / num_timesteps + 0.008) / 1.008 for i in range(num_timesteps + 1)]
     abar = [math.cos(share * math.pi / 2) ** 2 for share in shares]
     betas = [min(1.0 - after / before, 0.999) for before, after in pairwise(abar)]

@@ -709,7 +709,7 @@ class TestTeacher:
             (nn.Identity(), lambda p, t: p, "does not say how a student learns"),
             (nn.Identity(), FunctionLoss(lambda p, t: p), "does not say how a student learns"),
             (network(), "cross-entropy", "has a loss already, 'Square'"),
-            (GuideRequest(source="classifier", mean=[0.5] * 3), None, "has its own normalization"),
+            (GuideRequest(source="classifier", mean=[0.5] * 3), None, "takes no mean"),
             (
                 GuideRequest(source=nn.Flatten(), loss=Square(), loss_options={"a": 1}),
                 None,

@@ -220,7 +220,7 @@ class TestScenes:
             ({"truth": "depth"}, "has no depth"),
             ({"lower": ("nothing",)}, "judge 'grey' measures no nothing"),
             ({"guider": "grey:grye"}, "grye"),
-            ({"guider": "colour:colour-3", "loss": None}, "measures no distance, likeness"),
+            ({"guider": "colour:colour-3", "loss": None}, "failed in metrics"),
         ],
     )
     def test_of_judges_that_do_not_fit_are_refused(

@@ -343,7 +343,7 @@ class TestTorchvision:
             ({"class_names": "abcd"}, "'class_names' must be"),
             ({"input_size": 0}, "'input_size' must be"),
             ({"std": [1, 1, 0]}, "'std' must be"),
-            ({"pretrained": True}, "unknown 'pretrained'"),
+            ({"pretrained": True}, "'pretrained'"),
         ],
     )
     def test_statements_that_cannot_be(
