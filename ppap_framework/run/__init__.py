@@ -15,15 +15,15 @@ from ppap_framework.run.folder import RunFolder as RunFolder
 from ppap_framework.run.folder import check_folder as check_folder
 from ppap_framework.run.folder import check_writable as check_writable
 from ppap_framework.run.folder import fresh_folder as fresh_folder
+from ppap_framework.run.module_guide import FunctionLoss as FunctionLoss
+from ppap_framework.run.module_guide import ModuleGuide as ModuleGuide
 from ppap_framework.run.plan import Plan as Plan
 from ppap_framework.run.plan import guide_origin as guide_origin
 from ppap_framework.run.plan import option_words as option_words
 from ppap_framework.run.plan import plan as plan
 from ppap_framework.run.plan import scale_words as scale_words
-from ppap_framework.run.request import FunctionLoss as FunctionLoss
 from ppap_framework.run.request import GuideRequest as GuideRequest
 from ppap_framework.run.request import Loss as Loss
-from ppap_framework.run.request import ModuleGuide as ModuleGuide
 from ppap_framework.run.request import guide as guide
 from ppap_framework.run.sample import Result as Result
 from ppap_framework.run.sample import draw as draw
