@@ -1,4 +1,4 @@
-"""Any depth network of transformers as a guide.
+"""Any depth network of transformers, and MiDaS_small, as a guide.
 
 Networks predict different quantities: MiDaS and similar ones a disparity up to scale and shift,
 others a distance in metres. Here all outputs are disparities, larger is nearer: distances z become
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import attrs
 import numpy as np
 import torch
 from PIL import Image
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 
 from ppap_framework.author import (
     Checkpoint,
-    GuidanceModel,
     ImageInput,
     NoiseLevel,
+    Preprocessing,
+    PreprocessingGuide,
     Target,
     TargetInput,
     UsageError,
 )
 from ppap_plugin_midas.colours import colour_map
+from ppap_plugin_midas.midas_small import MODELS, load_midas_small
 from ppap_plugin_midas.options import DepthOptions, Meaning
 from ppap_transformers import find_model, load_network, make_input
 
@@ -57,6 +60,10 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
             f"model {options.model!r}: torchvision has no depth networks",
             hint="give a folder that transformers saved, or owner/name of the hub",
         )
+    if options.model in MODELS:
+        small, shown = load_midas_small(checkpoint, options.size)
+        meaning = options.predicts or "disparity"
+        return DepthGuide(small, shown, predicts=meaning, target_map=options.target_map)
     files = find_model(options.model, checkpoint)
     network: Any = load_network(files, "depth-estimation", unused=_UNUSED)
     config = network.config
@@ -77,7 +84,7 @@ def _meaning(config: Any) -> Meaning | None:
 
 
 @final
-class DepthGuide(GuidanceModel):
+class DepthGuide(PreprocessingGuide):
     """A frozen depth network with its preprocessing.
 
     Args:
@@ -101,6 +108,11 @@ class DepthGuide(GuidanceModel):
         self._predicts = predicts
         self._target_map = target_map
         self.eval().requires_grad_(False)
+
+    def preprocessed(self, preprocessing: Preprocessing) -> DepthGuide:
+        """See `PreprocessingGuide.preprocessed`."""
+        feed = ImageInput(**attrs.asdict(preprocessing)).to(next(self.feed.buffers()))
+        return DepthGuide(self.network, feed, predicts=self._predicts, target_map=self._target_map)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Disparity (B, h, w) of images (B, 3, H, W), larger is nearer; the noise level is ignored.

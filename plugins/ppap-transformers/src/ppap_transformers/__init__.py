@@ -3,6 +3,7 @@
     model = find_model(options.model, checkpoint)       # a checkpoint with configs and weights
     network = load_network(model, "depth-estimation")   # transformers' own class, weights checked
     feed = make_input(model, multiple=patch_size)       # resize and normalization, differentiable
+    tokens = load_tokenizer(options.model, checkpoint)  # transformers' own, of a model that reads
 
 `feed(images)` returns the `pixel_values` of the network.
 
@@ -19,5 +20,6 @@ from __future__ import annotations
 from ppap_transformers._files import find_model
 from ppap_transformers._input import make_input
 from ppap_transformers._network import Task, load_network
+from ppap_transformers._tokens import load_tokenizer
 
-__all__ = ["Task", "find_model", "load_network", "make_input"]
+__all__ = ["Task", "find_model", "load_network", "load_tokenizer", "make_input"]

@@ -19,7 +19,11 @@ __all__ = ["Task", "load_network", "make_config"]
 _log = logging.getLogger(__name__)
 
 Task: TypeAlias = Literal[
-    "depth-estimation", "image-classification", "semantic-segmentation", "universal-segmentation"
+    "depth-estimation",
+    "image-classification",
+    "semantic-segmentation",
+    "universal-segmentation",
+    "zero-shot-image-classification",
 ]
 """A task for which transformers has a family of classes."""
 
