@@ -29,8 +29,8 @@ from ppap_transformers import find_model, load_network, load_tokenizer, make_inp
 
 __all__ = ["ClipTextGuide", "make_clip_text"]
 
-# Those whose image tower reads pictures as they are, and which have features of one size.
-_KNOWN = ("align", "altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip")
+# Those with features of one size that read pictures with nothing but a mean and a deviation removed.
+_KNOWN = ("altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip")
 _SHOWN, _WORDS = 512, 80  # limits of pictures and labels in grids
 
 
@@ -46,7 +46,7 @@ def make_clip_text(options: ClipTextOptions, checkpoint: Checkpoint | None) -> C
     kind = str(files.architecture["config"].get("model_type"))
     if kind not in _KNOWN:
         one_tower = kind.endswith("_vision_model") or "vision_config" not in str(files.architecture)
-        fault = "has no text tower" if one_tower else "does not read pictures as they are"
+        fault = "has no text tower" if one_tower else "reads pictures in another form"
         raise AssetError(
             f"{files.name!r} is a {kind}, which {fault}",
             hint=f"give a whole model of type {', '.join(_KNOWN)}",
