@@ -29,7 +29,7 @@ from ppap_transformers import find_model, load_network, load_tokenizer, make_inp
 
 __all__ = ["ClipTextGuide", "make_clip_text"]
 
-# Those with features of one size that read pictures with nothing but a mean and a deviation removed.
+# Those that embed pictures from which nothing but a mean and a deviation is removed.
 _KNOWN = ("altclip", "blip", "chinese_clip", "clip", "clipseg", "metaclip_2", "siglip")
 _SHOWN, _WORDS = 512, 80  # limits of pictures and labels in grids
 

@@ -185,6 +185,11 @@ class LikenessGuide(PreprocessingGuide):
             picture = _square(part.pixels())
             with torch.no_grad():
                 phi = self(picture[None].to(device))[0].float().cpu()
+            if self._kind == "structure" and len(phi) == len(self._indices):
+                raise UsageError(
+                    "in the features to compare there is one place, which has no structure",
+                    hint="name an earlier layer with --guider-option layers=NAME, or give a size",
+                )
             rows.append(torch.cat([torch.tensor([weight / total]), phi]))
             pictures.append(_of_height(picture, pictures[0].shape[1] if pictures else None))
             labels.append(part.source.rpartition("/")[2])

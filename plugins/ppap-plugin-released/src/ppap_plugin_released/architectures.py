@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal
 
 import attrs
 
@@ -24,6 +25,9 @@ class Architecture:
         alpha: Changes are multiplied by alpha / rank; None means a factor of 1.
         preprocessing: Preprocessing for experts with low-rank changes.
         network_preprocessing: Preprocessing for fine-tuned whole networks; None for the same.
+        backend: The diffusion model that the experts were trained for.
+        schedule: Its noise schedule, of 1000 timesteps.
+        side: Height and width of its images.
     """
 
     name: str
@@ -33,6 +37,9 @@ class Architecture:
     alpha: float | None = None
     preprocessing: Preprocessing
     network_preprocessing: Preprocessing | None = None
+    backend: str = "adm"
+    schedule: Literal["linear", "cosine"] = "linear"
+    side: int = 256
 
 
 _RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
@@ -69,6 +76,9 @@ ARCHITECTURES = {
             "scratch.refinenet[123].resConfUnit1.conv*,scratch.refinenet*.resConfUnit2.conv*",
             alpha=8.0,
             preprocessing=attrs.evolve(_RAW, size=256, mean=_MEAN, std=_STD),
+            backend="deepfloyd-if",  # its first stage; in the paper it was GLIDE
+            schedule="cosine",
+            side=64,
         ),
     )
 }
