@@ -38,7 +38,8 @@ _ZEROS = "0" * 64
 
 def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
     """The adapter of an installed plugin; see `Registry.make`."""
-    return registry().make(registry().spec("adapter", config.name), config.options)
+    made: ExpertAdapter = registry().make(registry().spec("adapter", config.name), config.options)
+    return made
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:

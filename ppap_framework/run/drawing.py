@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ppap_framework.border import maker
 from ppap_framework.diffusion import NoiseSource, cascade, trajectory
-from ppap_framework.errors import PluginError, PpapError, first_line
+from ppap_framework.errors import PluginError, PpapError, one_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
 from ppap_framework.run.plan import Kind, Plan
@@ -240,7 +240,7 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
         try:
             yield lambda: check(run.stage.network)
         except TorchDynamoException as error:
-            reason = f"the networks cannot be compiled: {first_line(error)}"
+            reason = f"the networks cannot be compiled: {one_line(error)}"
             hint = "torch.compile wants a C++ compiler such as g++; or leave out --compile"
             raise PpapError(reason, hint=hint) from error
     check(*list(named))

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppap_framework.components import CascadedStage, Stage
-from ppap_framework.errors import PpapError, first_line
+from ppap_framework.errors import PpapError, one_line
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.run.plan import Plan
@@ -121,7 +121,7 @@ def estimate(run: Plan) -> Estimate:
             stages = _stages(run, fake)
             guides = {guide.name: _guide(run, guide, fake) for guide in run.guides}
     except Exception as error:
-        raise PpapError(f"what a step takes cannot be counted: {first_line(error)}") from error
+        raise PpapError(f"what a step takes cannot be counted: {one_line(error)}") from error
     base, kinds = stages[run.stage.name], 1 + len(run.compared)
     flops = run.num * len(set().union(*acting(run).values())) * base.backward
     for cost, process in zip(stages.values(), run.processes, strict=True):

@@ -37,7 +37,7 @@ from ppap_framework.resume import check_content, core_version, opened
 from ppap_framework.run.estimate import counts_of
 from ppap_framework.run.grid import grid_of
 from ppap_framework.run.plan import Kind, Plan, guide_origin
-from ppap_framework.run.sample import Pictures, Result
+from ppap_framework.run.result import Pictures, Result
 
 _RECORD, _GRID = "run.json", "grid.png"
 _FORMAT = 1

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ppap_framework.experts import RangeScales
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.plan import Plan, option_words, scale_words
-from ppap_framework.run.sample import Pictures, Result
+from ppap_framework.run.result import Pictures, Result
 
 MAX_IMAGES = 64
 """Images that a grid shows; the first ones."""

@@ -181,24 +181,6 @@ def _unfit(values: Mapping[str, Any]) -> Iterator[UsageError]:
             yield UsageError(reason, hint=f"use {usual} for {name}, say")
 
 
-def settle(
-    sampling: Sampling | None,
-    compute: Compute | None,
-    changes: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-) -> tuple[Sampling, Compute]:
-    """Both records, with fields changed by keyword as by `changed`.
-
-    A record that is None has the default values of its fields, or those in `defaults`.
-    """
-    fields = defaults or {}
-    return changed(
-        changes,
-        sampling or Sampling(**_of(Sampling, fields)),
-        compute or Compute(**_of(Compute, fields)),
-    )
-
-
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
     """Records with fields changed by keyword; UsageError for a name that is no field.
 
@@ -206,7 +188,7 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
     """
     left, result = dict(changes), []
     for record in records:
-        own = {name: left.pop(name) for name in _of(type(record), left)}
+        own = {name: left.pop(name) for name in attrs.fields_dict(type(record)) if name in left}
         result.append(attrs.evolve(record, **own))
     for name in left:
         known = [field for record in records for field in attrs.fields_dict(type(record))]
@@ -214,8 +196,3 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
         raise UsageError(f"there is no setting {name!r}", hint=hint)
     return tuple(result)
-
-
-def _of(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are fields of a record, by name."""
-    return {name: value for name, value in values.items() if name in attrs.fields_dict(record)}
