@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -70,6 +71,13 @@ def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") ->
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all that it holds, if it is there."""
+    with refusals(path):
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def write_json(path: Path, value: Any, hint: str = "") -> None:

@@ -171,9 +171,7 @@ def _from_array(given: Any, source: str) -> TargetInput:
     known = real.isfinite()
     if broken := int((~known).sum()):
         if real.ndim < 2 or broken == real.numel():
-            raise UsageError(
-                f"target {source!r} holds {broken} numbers that are not finite",
-                hint="a map may have gaps, but not be one; other targets have none",
-            )
+            fault = f"target {source!r} holds {broken} numbers that are not finite"
+            raise UsageError(fault, hint="only a map may have gaps, and not be one")
         real = torch.where(known, real, torch.nan)
     return TargetInput(array=real, source=source)

@@ -72,18 +72,15 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     with problems.collected():
         run.check_writable(out)
         if (out / RECORD).exists() and not given["overwrite"]:
-            raise UsageError(
-                f"{str(out)!r} holds an earlier diagnosis", hint="add --overwrite, or another --out"
-            )
+            fault = f"{str(out)!r} holds an earlier diagnosis"
+            raise UsageError(fault, hint="add --overwrite, or another --out")
     problems.errors += [*sampling.problems(num=1), *compute.problems()]
     data = plan = None
     with problems.collected():
         data = given["data"] and SyntheticData(given["data"])
         if data and len(data) < (given["num"] or 2):
-            raise UsageError(
-                f"there are {len(data)} images in {given['data']!r}, and more are needed",
-                hint="give a smaller --num, or draw more with `ppap synthesize`",
-            )
+            fault = f"there are {len(data)} images in {given['data']!r}, and more are needed"
+            raise UsageError(fault, hint="lower --num, or draw more with `ppap synthesize`")
     found = given["backend"] and problems.attempt(backend_of, given)
     request = given["guider"] and problems.attempt(guide_of, given)
     problems.check()
@@ -96,10 +93,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         if not data:
             plan = run.plan(backend, (), num, sampling, compute)
         elif data.manifest["settings"]["backend"]["weights_sha256"] != backend_sha256(backend):
-            raise AssetError(
-                f"the images in {str(data.path)!r} were drawn by a backend with other weights",
-                hint="draw them with `ppap synthesize`, or leave out --data",
-            )
+            fault = f"the images in {str(data.path)!r} were drawn by a backend with other weights"
+            raise AssetError(fault, hint="draw them with `ppap synthesize`, or leave out --data")
     schedule = backend.stages[0].schedule
     problems.attempt(evenly_spaced, schedule, given["levels"])
     problems.attempt(NoiseRanges.equal, schedule, given["num_experts"] or 1)

@@ -160,10 +160,9 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     with problems.collected():
         bundle = bundle_by_name(source)
         if bundle.distribution is not None:
-            raise UsageError(
-                f"experts {bundle.name!r} belong to {bundle.distribution}, which is not changed",
-                hint=f"copy {str(bundle.path)!r}, and give the path of the copy",
-            )
+            fault = f"experts {bundle.name!r} belong to {bundle.distribution}, which stays as it is"
+            hint = f"copy {str(bundle.path)!r}, and give the path of the copy"
+            raise UsageError(fault, hint=hint)
     backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
     chosen = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}

@@ -17,7 +17,6 @@ import contextlib
 import operator
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +35,7 @@ from ppap_framework.files import (
     file_sha256,
     read_json,
     refusals,
+    remove_folder,
     replacing,
     write_json,
 )
@@ -102,10 +102,8 @@ class SynthesisFolder:
             if before is not None:
                 resume.check_settings(path, before, settings)
             elif files := [file.name for file in path.glob("shard-*.tar")]:
-                raise UsageError(
-                    f"{str(path)!r} holds {min(files)!r} without its settings",
-                    hint="give another folder, or begin anew with --overwrite",
-                )
+                fault = f"{str(path)!r} holds {min(files)!r} without its settings"
+                raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
             resume.remove_temporary(path, belongs)
             for shard in layout.shards:
                 if (path / shard_name(shard)).exists():
@@ -144,9 +142,7 @@ class SynthesisFolder:
 
     def tidy(self) -> None:
         """Remove the files of an unfinished set."""
-        with refusals(self.path):
-            if (self.path / _PARTIAL).exists():
-                shutil.rmtree(self.path / _PARTIAL)
+        remove_folder(self.path / _PARTIAL)
 
     def _join(self, shard: int) -> None:
         """Write a shard if all its batches are finished."""

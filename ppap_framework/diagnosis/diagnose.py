@@ -136,15 +136,13 @@ def disagreement(
     batch: int = 64,
 ) -> list[float]:
     """D(t) at L timesteps, for `propose_boundaries`; other arguments are those of `diagnose`.
+    PluginError if the loss is finite for no image, or not one value for each.
 
     Args:
         model: The untouched network, in evaluation mode, on the images' device.
         loss: A loss whose `transfer` compares answers.
         schedule: Schedule of the first stage.
         timesteps: L of its base timesteps.
-
-    Raises:
-        PluginError: If the loss is finite for no image, or not one value for each.
     """
     guide = Guide(name=type(model).__name__, model=model, loss=loss, target=None)
     measure = partial(_measure, seed=seed, batch=batch, device=images.device)
@@ -153,11 +151,7 @@ def disagreement(
 
 
 def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
-    """Evenly spaced base timesteps, rounded, including 0 and T - 1.
-
-    Raises:
-        UsageError: If `levels` is not from 2 to T.
-    """
+    """`levels` base timesteps, evenly spaced from 0 to T - 1; UsageError unless from 2 to T."""
     last, gaps = schedule.num_timesteps - 1, levels - 1
     if not 1 <= gaps <= last:
         message = f"{last + 1} timesteps cannot be measured at {levels} levels"
@@ -195,10 +189,8 @@ def _measure(
     device: torch.device,
     progress: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Figures of N images at L levels, float64, not finite if missing.
-
-    Returns confidence and gradient norm of clean images, (2, N), and the figures of the untouched
-    network and the attached experts, if any, (1 or 2, L, 5, N).
+    """Confidence and gradient norm of clean images, (2, N), and figures of the untouched network
+    and the attached experts, if any, (1 or 2, L, 5, N); float64, not finite if missing.
     """
     count = len(images)
     experts = guide.experts if isinstance(guide.experts, ExpertSet) else None
@@ -309,10 +301,8 @@ def _check(images: Tensor, clean: Tensor, shape: tuple[int, ...], guide: Guide, 
     fit = images.shape[1:] == shape and clean.ndim == 4 and count == len(clean) > 1
     if not fit or {images.dtype, clean.dtype} != {torch.uint8}:
         given = [f"{tuple(pixels.shape)}, {pixels.dtype}" for pixels in (images, clean)]
-        raise UsageError(
-            f"images are {given[0]}, and clean ones {given[1]}",
-            hint=f"give at least two of {shape}, torch.uint8, and as many clean ones",
-        )
+        hint = f"give at least two of {shape}, torch.uint8, and as many clean ones"
+        raise UsageError(f"images are {given[0]}, and clean ones {given[1]}", hint=hint)
     if rows not in (1, count):
         message = f"guide {guide.name!r} has {rows} targets for {count} images"
         raise UsageError(message, hint="give one target")

@@ -1,14 +1,4 @@
-"""Experts: adapters for ranges of noise levels in one network, and the files that hold them.
-
-guide = Identity(component="classifier", checkpoint=None, sha256=guide_sha256(model))
-experts = ExpertSet(model, NoiseRanges.equal(stage.schedule, 5), {"lora": lora, "bias": bias})
-with experts.training(0): ...                       # gradients for experts.parameters(0)
-save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
-
-chosen = choose_experts("auto", "classifier", model, backend)  # None if none match
-with chosen.attached(model) as experts:
-    prediction = experts.at(level)(images, level)
-"""
+"""Experts: adapters for ranges of noise levels in one network, and the files that hold them."""
 
 from ppap_framework.experts.bundle import SUFFIX as SUFFIX
 from ppap_framework.experts.bundle import installed_adapter as installed_adapter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import attrs
@@ -48,21 +48,13 @@ def _nested(hint: Any, given: Any) -> Any:
     record = next((kind for kind in kinds if attrs.has(kind)), None)
     if record is None or (given is None and type(None) in kinds):
         return given
-    return (
-        [read_record(record, one) for one in given] if ... in kinds else read_record(record, given)
-    )
-
-
-def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(values)
+    if ... in kinds:
+        return [read_record(record, one) for one in given]
+    return read_record(record, given)
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_json_object(value: Any) -> bool:
@@ -72,7 +64,6 @@ def _is_json_object(value: Any) -> bool:
         return False
 
 
-rgb = must_be("'rgb'", lambda value: value == "rgb")
 text = must_be("a text", lambda value: isinstance(value, str) and value != "")
 digest = must_be("64 hexadecimal digits", lambda value: re.fullmatch("[0-9a-f]{64}", value))
 whole = must_be("a whole number", lambda value: type(value) is int)
@@ -81,5 +72,8 @@ counts = must_be("a list of whole numbers from 0", lambda value: all(map(_is_cou
 size = must_be(
     "two whole numbers from 0", lambda value: len(value) == 2 and all(map(_is_count, value))
 )
-numbers = must_be("a list of finite numbers", lambda value: all(map(_is_number, value)))
+numbers = must_be(
+    "a list of finite numbers",
+    lambda value: all(type(x) in (int, float) and math.isfinite(x) for x in value),
+)
 json_object = must_be("an object of finite JSON", _is_json_object)

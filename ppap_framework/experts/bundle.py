@@ -75,16 +75,14 @@ def read_bundle_info(path: Path) -> BundleInfo:
     """The description in a bundle's header, AssetError if it has none; no hash is checked."""
     metadata = open_checkpoint(path).metadata
     if _INFO not in metadata:
-        raise AssetError(
-            f"{str(path)!r} is no bundle of experts", hint=f"a bundle is called NAME{SUFFIX}"
-        )
+        message = f"{str(path)!r} is no bundle of experts"
+        raise AssetError(message, hint=f"a bundle is called NAME{SUFFIX}")
     try:
         return BundleInfo.from_json(metadata[_INFO])
     except ValueError as error:
-        raise AssetError(
-            f"the description in {str(path)!r} cannot be used: {error}",
-            hint="it is damaged, or another version of ppap wrote it",
-        ) from error
+        message = f"the description in {str(path)!r} cannot be used: {error}"
+        hint = "it is damaged, or another version of ppap wrote it"
+        raise AssetError(message, hint=hint) from error
 
 
 def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
@@ -114,16 +112,12 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
 def _check_seal(path: Path) -> None:
     before, entry, rest = path.read_bytes().partition(_SEAL_ENTRY)
     if not entry:
-        raise AssetError(
-            f"{str(path)!r} carries no SHA-256 of itself", hint="it is no bundle of experts"
-        )
+        message = f"{str(path)!r} carries no SHA-256 of itself"
+        raise AssetError(message, hint="it is no bundle of experts")
     stated, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
     if hashlib.sha256(before + entry + _ZEROS.encode() + rest).hexdigest().encode() != stated:
-        raise AssetError(
-            f"{str(path)!r} was damaged or changed after it was written: its SHA-256 is not the "
-            "one that it states",
-            hint="fetch it or train the experts again",
-        )
+        message = f"{str(path)!r} was damaged or changed: its SHA-256 is not the one that it states"
+        raise AssetError(message, hint="fetch it or train the experts again")
 
 
 def load_bundle(

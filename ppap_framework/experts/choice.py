@@ -87,9 +87,8 @@ class BundleFile:
         AssetError if the file has changed since it was hashed.
         """
         if file_sha256(self.path) != self.sha256:
-            raise AssetError(
-                f"experts {str(self.path)!r} were replaced after they were chosen", hint="run again"
-            )
+            message = f"experts {str(self.path)!r} were replaced after they were chosen"
+            raise AssetError(message, hint="run again")
         experts = load_bundle(self.path, model)  # the backend was compared when they were chosen
         try:
             yield experts
@@ -159,11 +158,9 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     if path.exists():
         return BundleFile(path.name, path)
     others = f"one of {', '.join(known)}" if known else "train some with `ppap adapt`"
-    near = [f"did you mean {close!r}?" for close in difflib.get_close_matches(name, known, n=1)]
-    raise AssetError(
-        f"no experts are called {name!r}",
-        hint=(near or [f"give the path of a file NAME{SUFFIX}, or {others}"])[0],
-    )
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"give a path, NAME{SUFFIX}, or {others}"
+    raise AssetError(f"no experts are called {name!r}", hint=hint)
 
 
 def _own() -> list[BundleFile]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import UsageError
-from ppap_framework.experts._rules import as_tuple, counts, digest, numbers, text
+from ppap_framework.experts._rules import counts, digest, numbers, text
 from ppap_framework.experts.set import has_experts
 
 _TOLERANCE = 0.02
@@ -101,9 +101,9 @@ class InputConvention:
         white: Means of its C channels for an image of 1.
     """
 
-    shape: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
-    black: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
-    white: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
+    shape: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=counts)
+    black: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=numbers)
+    white: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=numbers)
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:

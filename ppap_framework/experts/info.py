@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs.validators import min_len, optional
+from attrs.validators import in_, min_len, optional
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import AssetError, UsageError
@@ -71,22 +71,26 @@ class BundleInfo:
     format: int = _FORMAT
     guide: Identity
     backend: Identity
-    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=must.as_tuple, validator=min_len(1))
-    boundaries: tuple[float, ...] = attrs.field(converter=must.as_tuple, validator=must.numbers)
+    adapters: tuple[AdapterConfig, ...] = attrs.field(
+        converter=tuple[AdapterConfig, ...], validator=min_len(1)
+    )
+    boundaries: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=must.numbers)
     schedule: str = attrs.field(validator=must.text)
-    timesteps: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
-    image_space: str = attrs.field(default="rgb", validator=must.rgb)
-    resolution: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.size)
+    timesteps: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=must.counts)
+    image_space: str = attrs.field(default="rgb", validator=in_(["rgb"]))
+    resolution: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=must.size)
     preprocessing: Preprocessing | None = None
     input: InputConvention | None
     network_parameters: int = attrs.field(validator=must.count)
-    expert_parameters: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
+    expert_parameters: tuple[int, ...] = attrs.field(
+        converter=tuple[int, ...], validator=must.counts
+    )
     recipe: Mapping[str, Any] = attrs.field(validator=must.json_object)
     seed: int = attrs.field(validator=must.whole)
     data_sha256: str | None = attrs.field(validator=optional(must.digest))
     metrics: Mapping[str, Any] = attrs.field(validator=must.json_object)
     scales: tuple[float, ...] | None = attrs.field(
-        converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
+        converter=attrs.converters.optional(tuple[float, ...]), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
     options: Mapping[str, Any] | None = attrs.field(
@@ -239,19 +243,15 @@ def check_match(
     """Raise AssetError with all differences that are not waived."""
     left = {name: words for name, words in differences.items() if name not in allow_mismatch}
     if left:
-        waivable = left.keys() <= set(WAIVABLE)
-        flags = " ".join(f"--allow-mismatch {name}" for name in left)
-        raise AssetError(
-            f"the experts in {str(path)!r} do not match: "
-            + "; ".join(f"{name}: {words}" for name, words in left.items()),
-            hint=flags if waivable else "train experts for this guide with `ppap adapt`",
-        )
+        hint = "train experts for this guide with `ppap adapt`"
+        if left.keys() <= set(WAIVABLE):
+            hint = " ".join(f"--allow-mismatch {name}" for name in left)
+        told = "; ".join(f"{name}: {words}" for name, words in left.items())
+        raise AssetError(f"the experts in {str(path)!r} do not match: {told}", hint=hint)
 
 
 def check_waivers(allow_mismatch: Collection[str]) -> None:
     """Raise UsageError if a difference cannot be waived."""
     for name in sorted(set(allow_mismatch) - set(WAIVABLE)):
-        raise UsageError(
-            f"a mismatch of {name!r} cannot be allowed",
-            hint=f"only {' and '.join(WAIVABLE)} can, since the experts still fit the guide",
-        )
+        hint = f"only {' and '.join(WAIVABLE)} can, since the experts still fit the guide"
+        raise UsageError(f"a mismatch of {name!r} cannot be allowed", hint=hint)

@@ -25,7 +25,7 @@ from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
 
-def _floats(values: Iterable[float]) -> tuple[float, ...]:
+def floats(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
@@ -37,16 +37,14 @@ class NoiseRanges:
         boundaries: N - 1 log-SNRs; UsageError if they are not finite and strictly falling.
     """
 
-    boundaries: tuple[float, ...] = attrs.field(converter=_floats)
+    boundaries: tuple[float, ...] = attrs.field(converter=floats)
 
     def __attrs_post_init__(self) -> None:
         if not all(map(math.isfinite, self.boundaries)):
             raise UsageError(f"boundaries of experts must be finite, not {list(self.boundaries)}")
         if not all(a > b for a, b in pairwise(self.boundaries)):
-            raise UsageError(
-                f"boundaries of experts must fall strictly, and {list(self.boundaries)} do not",
-                hint="they are log-SNRs, the least noisy first",
-            )
+            fault = f"boundaries of experts must fall strictly, not be {list(self.boundaries)}"
+            raise UsageError(fault, hint="they are log-SNRs, the least noisy first")
 
     @classmethod
     def equal(cls, schedule: NoiseSchedule, experts: int) -> NoiseRanges:
@@ -71,16 +69,14 @@ class NoiseRanges:
         if not all(a < b for a, b in pairwise(bounds)):
             message = f"experts cannot begin at timesteps {list(starts)}"
             raise UsageError(message, hint=f"use rising numbers from 1 to {last}")
-        boundaries = []
+        boundaries, log_snr = [], schedule.log_snr.tolist()
         for t in starts:
-            before, after = schedule.log_snr[t - 1].item(), schedule.log_snr[t].item()
+            before, after = log_snr[t - 1], log_snr[t]
             middle = (before + after) / 2
             if not before > middle > after:
-                raise UsageError(
-                    f"schedule {schedule.name!r} has no noise level between timesteps {t - 1} and "
-                    f"{t} (log-SNR {before} and {after})",
-                    hint="let the experts begin elsewhere",
-                )
+                message = f"schedule {schedule.name!r} has no noise level between {t - 1} and {t}"
+                told = f"{message} (log-SNR {before} and {after})"
+                raise UsageError(told, hint="let the experts begin elsewhere")
             boundaries.append(middle)
         return cls(boundaries)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -15,12 +15,8 @@ from torch import Tensor
 
 from ppap_framework.errors import UsageError
 from ppap_framework.experts._rules import json_object
-from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.ranges import NoiseRanges, floats
 from ppap_framework.noise import NoiseLevel
-
-
-def _floats(values: Iterable[float]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
 
 
 @attrs.frozen
@@ -34,23 +30,21 @@ class ScaleCurve:
         errors: Standard error of log s at each.
         loss: The loss of the energy, as `Guide.loss_record`; None if unknown.
 
-    Raises:
-        ValueError: If there are not K of each, or they are not such numbers.
+    ValueError if there are not K of each, or they are not such numbers.
     """
 
-    log_snr: tuple[float, ...] = attrs.field(converter=_floats)
-    scales: tuple[float, ...] = attrs.field(converter=_floats)
-    errors: tuple[float, ...] = attrs.field(converter=_floats)
+    log_snr: tuple[float, ...] = attrs.field(converter=floats)
+    scales: tuple[float, ...] = attrs.field(converter=floats)
+    errors: tuple[float, ...] = attrs.field(converter=floats)
     loss: Mapping[str, Any] | None = attrs.field(default=None, validator=optional(json_object))
 
     def __attrs_post_init__(self) -> None:
         columns = (self.log_snr, self.scales, self.errors)
         finite = all(map(math.isfinite, sum(columns, ())))
         rising = all(a < b for a, b in pairwise(self.log_snr))
-        positive = all(scale > 0.0 for scale in self.scales)
         if len(set(map(len, columns))) != 1 or not self.log_snr or not (finite and rising):
             raise ValueError("a scale curve must have a finite scale and error at rising log-SNRs")
-        if not positive:
+        if min(self.scales) <= 0.0:
             raise ValueError("the scales of a curve must be above 0")
 
     def at(self, level: NoiseLevel) -> Tensor:
@@ -61,28 +55,18 @@ class ScaleCurve:
 
 @attrs.frozen
 class RangeScales:
-    """One scale for each of N ranges of noise levels, as bundles without a curve may have.
-
-    Attributes:
-        ranges: The N ranges.
-        values: N scales.
-        loss: As for `ScaleCurve`.
-
-    Raises:
-        UsageError: If there are not N finite numbers.
+    """One scale, of `values`, for each of N ranges of noise levels, as bundles without a curve may
+    have; `loss` as for `ScaleCurve`. UsageError if there are not N finite numbers.
     """
 
     ranges: NoiseRanges
-    values: tuple[float, ...] = attrs.field(converter=_floats)
+    values: tuple[float, ...] = attrs.field(converter=floats)
     loss: Mapping[str, Any] | None = None
 
     def __attrs_post_init__(self) -> None:
         if len(self.values) != len(self.ranges) or not all(map(math.isfinite, self.values)):
-            raise UsageError(
-                f"{len(self.ranges)} ranges of noise levels cannot have the scales "
-                f"{list(self.values)}",
-                hint="give a finite number for each",
-            )
+            fault = f"{len(self.ranges)} ranges of noise levels cannot have the scales"
+            raise UsageError(f"{fault} {[*self.values]}", hint="give a finite number for each")
 
     def at(self, level: NoiseLevel) -> Tensor:
         """The scale at B noise levels: (B, 1, 1, 1), float64, on the CPU."""

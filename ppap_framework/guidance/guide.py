@@ -91,8 +91,7 @@ class Guide:
         loss_name: Name of the loss; `loss_options` are its options.
         target_source: The target as given; `target_is_default` if none was.
 
-    Raises:
-        UsageError: If the scale, the interval or the experts are invalid.
+    UsageError if the scale, the interval or the experts are invalid.
     """
 
     name: str

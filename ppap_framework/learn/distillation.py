@@ -75,15 +75,12 @@ def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
 @contextlib.contextmanager
 def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """A context in which running statistics are reset and become plain averages over batches."""
-    momenta = [module.momentum for module in norms]
-    try:
+    with contextlib.ExitStack() as stack:
         for module in norms:
+            stack.callback(setattr, module, "momentum", module.momentum)
             module.reset_running_stats()
             module.momentum = None
         yield
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
 
 
 @final
@@ -158,11 +155,9 @@ class Distillation:
             assert source is not None
             self._put(expert, source)
         key, first = (recipe.seed, self.phase), self._data.count - self.held_out
-        times, shape = phase.timesteps, self._data.shape
-        batch = partial(
-            training_batch, key, size=recipe.batch, count=first, timesteps=times, shape=shape
-        )
-        validation = validation_batch(key, self.held_out, times, shape)
+        seen: Any = {"timesteps": phase.timesteps, "shape": self._data.shape}
+        batch = partial(training_batch, key, size=recipe.batch, count=first, **seen)
+        validation = validation_batch(key, self.held_out, **seen)
         validation = validation._replace(images=validation.images + first)
         with self._experts.training(expert), evaluating(self._experts.model.network):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
@@ -189,8 +184,7 @@ class Distillation:
         if not phase.shared:
             bare = self._score(validation)
             untouched = bare if math.isfinite(bare) else None
-            scores = {"held_out": score, "untouched": untouched, "best_iteration": best}
-            self.scores.append(scores)
+            self.scores.append({"held_out": score, "untouched": untouched, "best_iteration": best})
         self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _learn(
@@ -204,15 +198,13 @@ class Distillation:
             message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
             if self.done == 0 and self._recipe.precision == "float32":  # nothing was learned yet
                 message = f"{maker(self._loss)} failed in transfer: {message}"
-                raise PluginError(
-                    message, hint="the loss, or the network's answers, are not finite"
-                )
+                raise PluginError(message, hint="it, or the network's answers, are not finite")
             raise PpapError(message, hint=_CALMER)
         if not loss.requires_grad:
-            raise PluginError(
-                f"the loss of {phase.name} cannot be differentiated in the expert's parameters",
-                hint="neither the guide nor its loss may leave autograd",
+            message = (
+                f"the loss of {phase.name} cannot be differentiated in the expert's parameters"
             )
+            raise PluginError(message, hint="neither the guide nor its loss may leave autograd")
         optimizer.zero_grad(set_to_none=True)
         with calling(maker(self._experts.model), "its backward pass"):
             torch.autograd.backward(loss)
@@ -273,10 +265,8 @@ class Distillation:
         x0 = self._data.images(batch.images)
         x_t = self._schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
         with computing_in(self._recipe.precision, x0.device):
-            return self._experts.model(
-                x_t.contiguous(memory_format=torch.channels_last),
-                self._schedule.level(batch.timesteps),
-            )
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
+            return self._experts.model(x_t, self._schedule.level(batch.timesteps))
 
     def _held(self, expert: int) -> dict[str, Tensor]:
         """One expert's tensors, by names without its index."""

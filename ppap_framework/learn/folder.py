@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -24,7 +23,7 @@ from ppap_framework import resume
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
 from ppap_framework.figures import new_figure, save_figure
-from ppap_framework.files import digest, read_json, refusals, replacing
+from ppap_framework.files import digest, read_json, refusals, remove_folder, replacing
 from ppap_framework.learn.recipe import Phase
 from ppap_framework.resume import KEPT
 
@@ -120,17 +119,14 @@ class TransferFolder:
         # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
-        for path, content in (
-            (self._state, stated + saved.getbuffer()),
-            (self.path / _LOG, "".join(lines).encode()),
-        ):
-            with replacing(path, hint=KEPT) as temporary:
-                temporary.write_bytes(content)
+        with replacing(self._state, hint=KEPT) as temporary:
+            temporary.write_bytes(stated + saved.getbuffer())
+        with replacing(self.path / _LOG, hint=KEPT) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
         """Remove the files of an unfinished training."""
-        with refusals(self.path, hint=KEPT):
-            _remove_partial(self.path)
+        remove_folder(self.path / _PARTIAL)
 
 
 def _clear(path: Path) -> None:
@@ -150,13 +146,8 @@ def _clear(path: Path) -> None:
     with refusals(path, hint=KEPT):
         for name in made:
             (path / name).unlink(missing_ok=True)
-        _remove_partial(path)
+        remove_folder(path / _PARTIAL)
         (path / _RECORD).unlink(missing_ok=True)
-
-
-def _remove_partial(path: Path) -> None:
-    if (path / _PARTIAL).exists():
-        shutil.rmtree(path / _PARTIAL)
 
 
 def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:

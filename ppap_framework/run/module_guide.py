@@ -31,8 +31,7 @@ class ModuleGuide(GuidanceModel):
             prediction is one tensor of what the network returns: the only one, or that called
             `logits`, `out` or `predicted_depth`. For other tasks it is all that it returns.
 
-    Raises:
-        UsageError: If only one of `mean` and `std` is given, or a value is invalid.
+    UsageError if only one of `mean` and `std` is given, or a value is invalid.
     """
 
     mean: Tensor

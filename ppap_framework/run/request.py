@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
@@ -52,12 +52,7 @@ def guide(source: str | nn.Module, **request: Any) -> Guide:
     return GuideRequest(source=source, **request).load()
 
 
-def _dict(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    return dict(given or {})
-
-
-def _strings(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
+_or_empty = attrs.converters.default_if_none(factory=dict)
 
 
 def _path(value: Any) -> Any:
@@ -77,15 +72,13 @@ class _Found(NamedTuple):
 @final
 @attrs.frozen(kw_only=True, eq=False, slots=False)
 class GuideRequest:
-    """A guide as it was asked for.
+    """A guide as it was asked for. What is not listed is as in `Guide`.
 
     Attributes:
         source: Name of a guider, a `GuidanceModel`, or any network.
         target: What it should see: words, an index, the path of a picture or array, a PIL image,
             an array or a tensor, as the guide understands it. None takes the default of the
             guider's checkpoint, if there is one.
-        scale: Guidance scale; see `Scale`.
-        interval: Half-open range (lo, hi) of t / T in which it acts; 1 is pure noise.
         loss: The loss; None for the guider's own. A bare network has none.
         loss_options: Options of a loss given by name.
         model: Name of the network, for a guider with several: its option `model`.
@@ -95,9 +88,7 @@ class GuideRequest:
         mean: Channel means of a network; see `ModuleGuide`, also for `std` and `size`.
         experts: Experts that read noisy images in the guide's place; see `WantedExperts`. Clean
             images, and guides that read noise themselves, need none.
-        allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
         name: Name in messages and files; by default that of the guider or class.
-        offline: Raise instead of downloading.
     """
 
     source: str | nn.Module
@@ -105,15 +96,15 @@ class GuideRequest:
     scale: Scale = None
     interval: tuple[float, float] = (0.0, 1.0)
     loss: Loss | None = None
-    loss_options: Mapping[str, Any] = attrs.field(default=None, converter=_dict)
+    loss_options: Mapping[str, Any] = attrs.field(default=None, converter=_or_empty)
     model: str | None = None
     checkpoint: str | Path | None = attrs.field(default=None, converter=_path)
-    options: Mapping[str, Any] = attrs.field(default=None, converter=_dict)
+    options: Mapping[str, Any] = attrs.field(default=None, converter=_or_empty)
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     size: int | None = None
     experts: WantedExperts = attrs.field(default="auto", converter=_path)
-    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
     name: str | None = None
     offline: bool = False
 
