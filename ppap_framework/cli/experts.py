@@ -93,16 +93,10 @@ def inspect(source: str, as_json: bool) -> None:
     for expert in experts:
         ends = zip(expert["log_snr"], ("inf", "-inf"), strict=True)
         levels = [word if end is None else f"{end:.3f}" for end, word in ends]
-        rows.append(
-            (
-                expert["index"],
-                "{}-{}".format(*expert["timesteps"]) if expert["timesteps"] else "none",
-                " to ".join(levels),
-                f"{expert['parameters']:,}",
-                f"{expert['share']:.2%}",
-                None if expert["scale"] is None else f"{expert['scale']:g}",
-            )
-        )
+        owned = "{}-{}".format(*expert["timesteps"]) if expert["timesteps"] else "none"
+        numbers = f"{expert['parameters']:,}", f"{expert['share']:.2%}"
+        scale = None if expert["scale"] is None else f"{expert['scale']:g}"
+        rows.append((expert["index"], owned, " to ".join(levels), *numbers, scale))
     timesteps = f"timesteps ({info.schedule})"
     print_table(["expert", timesteps, "log-SNR", "trainable", "share", "scale"], rows)
     if info.curve is not None:
@@ -167,12 +161,11 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     problems.check()
     chosen = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
     with progress() as watch:
-        curve = calibrate(
-            backend.load(), load_teacher(request), bundle.path, **chosen, progress=watch
-        )
+        made = backend.load(), load_teacher(request)
+        curve = calibrate(*made, bundle.path, **chosen, progress=watch)
     if as_json:
-        said = {"name": bundle.name, "path": str(bundle.path), "curve": attrs.asdict(curve)}
-        print_json(said)
+        path = str(bundle.path)
+        print_json({"name": bundle.name, "path": path, "curve": attrs.asdict(curve)})
         return
     _print_curve(curve)
     click.echo(bundle.path)

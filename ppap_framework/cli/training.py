@@ -99,13 +99,8 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     found = given["backend"] and problems.attempt(backend_of, given)
     problems.check()
     with progress(f"the same command continues in {given['out']}") as watch:
-        drawn = synthesize(
-            found.load(),
-            **chosen,
-            overwrite=given["overwrite"],
-            progress=watch,
-            command=["ppap", *sys.argv[1:]],
-        )
+        chosen |= {"progress": watch, "command": ["ppap", *sys.argv[1:]]}
+        drawn = synthesize(found.load(), **chosen, overwrite=given["overwrite"])
     if given["as_json"]:
         print_json({"folder": str(drawn.path), **drawn.manifest})
     else:
@@ -233,15 +228,10 @@ def _train(
 
     backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
+    settings |= {name: given[name] for name in ("keep", "overwrite", "calibrate")}
     with progress(f"the same command goes on in {settings['out']}") as watch:
-        bundle = learn(
-            backend.load(),
-            load_teacher(request),
-            **settings,
-            **{name: given[name] for name in ("keep", "overwrite", "calibrate")},
-            progress=watch,
-            command=["ppap", *sys.argv[1:]],
-        )
+        settings |= {"progress": watch, "command": ["ppap", *sys.argv[1:]]}
+        bundle = learn(backend.load(), load_teacher(request), **settings)
     info = bundle.info
     shares = [n / info.network_parameters for n in info.expert_parameters]
     if given["json"]:

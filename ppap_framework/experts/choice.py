@@ -164,14 +164,11 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
 
 
 def _own() -> list[BundleFile]:
-    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=lambda path: (-_mtime(path), path.name))
+    def age(path: Path) -> tuple[int, str]:
+        return -path.lstat().st_mtime_ns, path.name  # a dangling link is refused when it is read
+
+    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=age)
     return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
-
-
-def _mtime(path: Path) -> int:
-    with contextlib.suppress(OSError):  # such as a dangling link, which reading refuses by name
-        return path.stat().st_mtime_ns
-    return 0
 
 
 def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
@@ -206,13 +203,12 @@ def check_wanted(
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
         return None
-    for given, why in (
-        (noise_aware, "reads noise by itself and takes no experts"),
-        (through == "clean", "looks through clean, where experts have no noise to read"),
-    ):
-        if given:
-            hint = "leave the experts out" + ("" if noise_aware else ", or look through noisy")
-            raise UsageError(f"guide {guide_name!r} {why}", hint=hint)
+    if noise_aware:
+        fault = f"guide {guide_name!r} reads noise by itself and takes no experts"
+        raise UsageError(fault, hint="leave the experts out")
+    if through == "clean":
+        fault = f"guide {guide_name!r} looks through clean, where experts have no noise to read"
+        raise UsageError(fault, hint="leave the experts out, or look through noisy")
     if isinstance(wanted, ExpertSet):
         return None
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
@@ -317,9 +313,8 @@ def _best(
         return None
     best = ranks.index(min(ranks))  # the newest of equal rank
     if best > 0:
-        why = (
-            "held-out losses are lower" if ranks[best][0] == ranks[0][0] else "they are calibrated"
-        )
+        lower = ranks[best][0] == ranks[0][0]
+        why = "held-out losses are lower" if lower else "they are calibrated"
         _log.warning(_TAKEN, guide_name, matching[best].name, matching[0].name, why)
     return matching[best]
 

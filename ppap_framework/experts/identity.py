@@ -114,7 +114,8 @@ class InputConvention:
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
 
         def watch(network: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            raise _ReachedError(next((x for x in (*given, *named.values()) if _is_batch(x)), None))
+            tensors = (x for x in (*given, *named.values()) if isinstance(x, Tensor))
+            raise _ReachedError(next((x for x in tensors if x.ndim >= 2 and len(x) == 2), None))
 
         hook = model.network.register_forward_pre_hook(watch, with_kwargs=True)
         seen = None
@@ -140,7 +141,3 @@ class InputConvention:
 
 class _ReachedError(Exception):
     """Raised instead of running a network, with its input."""
-
-
-def _is_batch(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim >= 2 and len(value) == 2

@@ -121,38 +121,23 @@ class Drawing:
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
-        start = x = noise((count, *plan.stage.image_shape)).to(plan.device)
+        x = noise((count, *plan.stage.image_shape)).to(plan.device)
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
-        walk = trajectory(
-            plan.stage,
-            plan.process,
-            x,
-            noise,
-            condition=condition,
-            step=sampling.step,
-            guidance=guidance,
-        )
+        walk = partial(trajectory, plan.stage, plan.process, x, noise, condition=condition)
         with computing_in(plan.compute.precision, plan.device):
-            for state in walk:
+            for state in walk(step=sampling.step, guidance=guidance):
                 x = state.x
                 self._count(count)
             if check and (broken := _broken(x)):
                 # If the first step is finite without guides, they are at fault.
-                walk = trajectory(plan.stage, plan.process, start, noise, condition=condition)
-                guided = guidance is not None and not _broken(next(walk).x)
+                guided = guidance is not None and not _broken(next(walk()).x)
                 raise self._failure(images[broken[0]], guided)
             drawn = [x.clamp(-1.0, 1.0)]
-            drawn += cascade(
-                plan.later,
-                drawn[0],
-                condition,
-                seed=sampling.seed,
-                start=images.start,
-                watch=self._count,
-                ready=lambda stage: self.place(stage.network),
-            )
+            more: dict[str, Any] = {"seed": sampling.seed, "start": images.start}
+            more |= {"watch": self._count, "ready": lambda stage: self.place(stage.network)}
+            drawn += cascade(plan.later, drawn[0], condition, **more)
         last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
         broken = _broken(last)
         if check and broken:

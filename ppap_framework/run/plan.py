@@ -43,11 +43,14 @@ DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
 
 _OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
+_NO_CURVE = (
+    "experts %r have no curve; `ppap experts calibrate %s --backend %s --guider %s` adds one"
+)
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Plan:
     """A run with all settings resolved.
 
@@ -70,7 +73,7 @@ class Plan:
     sampling: Sampling
     compute: Compute
     process: Process
-    later: tuple[Continuation, ...] = ()
+    later: tuple[Continuation, ...]
     device: torch.device
 
     @property
@@ -212,17 +215,8 @@ def plan(
     for guide in settled:
         if guide.chosen is not None:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
-    return Plan(
-        backend=loaded,
-        guides=tuple(settled),
-        num=int(num),
-        compare=compare,
-        sampling=sampling,
-        compute=compute,
-        process=process,
-        later=later,
-        device=compute.place,
-    )
+    how = int(num), compare, sampling, compute
+    return Plan(loaded, tuple(settled), *how, process, later, compute.place)
 
 
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
@@ -283,12 +277,8 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     elif guide.curve is None and isinstance(curve, RangeScales):
         curve = None  # next to these, a number has always been absolute
     if isinstance(experts, BundleFile) and experts.info.curve is guide.curve is None:
-        _log.info(
-            "experts %r have no scale curve; `ppap experts calibrate %s --backend %s --guider %s` "
-            "adds one",
-            *(experts.name, experts.name, experts.info.backend.component),
-            experts.info.guide.component,
-        )
+        trained = experts.info.backend.component, experts.info.guide.component
+        _log.info(_NO_CURVE, experts.name, experts.name, *trained)
     return attrs.evolve(guide, scale=scale, curve=curve)
 
 

@@ -19,8 +19,12 @@ from ppap_framework.pixels import to_pil, to_uint8
 from ppap_framework.run.plan import Kind, Plan
 
 
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Seen:
     """What one guide sees in finished images.
 
@@ -34,9 +38,16 @@ class Seen:
     words: tuple[str, ...]
     figures: Mapping[str, Tensor]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Seen]) -> Seen:
+        """The batches, at least one, joined in order."""
+        pictures = np.concatenate([part.pictures for part in parts])
+        words = tuple(word for part in parts for word in part.words)
+        return cls(pictures, words, _joined([part.figures for part in parts]))
+
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Pictures:
     """Images, and what each guide sees in them.
 
@@ -53,25 +64,9 @@ class Pictures:
     @classmethod
     def joined(cls, parts: Sequence[Pictures]) -> Pictures:
         """The batches, at least one, joined in order."""
-        sights = {name: [part.seen[name] for part in parts] for name in parts[0].seen}
-        return cls(
-            images=torch.cat([part.images for part in parts]),
-            seen={
-                name: Seen(
-                    pictures=np.concatenate([seen.pictures for seen in each]),
-                    words=tuple(word for seen in each for word in seen.words),
-                    figures={
-                        figure: torch.cat([seen.figures[figure] for seen in each])
-                        for figure in each[0].figures
-                    },
-                )
-                for name, each in sights.items()
-            },
-            earlier={
-                stage: torch.cat([part.earlier[stage] for part in parts])
-                for stage in parts[0].earlier
-            },
-        )
+        seen = {name: Seen.joined([part.seen[name] for part in parts]) for name in parts[0].seen}
+        earlier = _joined([part.earlier for part in parts])
+        return cls(torch.cat([part.images for part in parts]), seen, earlier)
 
 
 def _shapes(pictures: Mapping[Kind, Pictures]) -> str:
@@ -79,7 +74,7 @@ def _shapes(pictures: Mapping[Kind, Pictures]) -> str:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Stats:
     """The cost of a run.
 
@@ -99,7 +94,7 @@ class Stats:
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Result:
     """Finished images and how they were made.
 

@@ -92,30 +92,21 @@ def draw(
             told = _warn_of_silence(run, drawer)
             start = time.perf_counter()
             batch = partial(_batch, drawer, run.compared)
-            for images, pictures, taken in in_batches(run.num, size, batch, halve=halve):
-                for kind, drawn in pictures.items():
-                    batches[kind].append(drawn)
+            for images, drawn, taken in in_batches(run.num, size, batch, halve=halve):
+                for kind, part in drawn.items():
+                    batches[kind].append(part)
                 seconds = time.perf_counter() - start
                 own_seconds, largest = own_seconds + taken, max(largest, len(images))
                 if finished:
-                    finished(images.start, pictures)
+                    finished(images.start, drawn)
     except KeyboardInterrupt:
         interrupted = True
     statistics = Tally().read([]) if drawer is None else drawer.statistics
     if largest:
         _warn_of_futility(statistics, told)
-    return Result(
-        plan=run,
-        pictures={kind: Pictures.joined(parts or [_none(run)]) for kind, parts in batches.items()},
-        stats=Stats(
-            guidance=statistics,
-            seconds=seconds,
-            own_seconds=own_seconds,
-            peak_memory=peak_memory(run.device),
-            largest_batch=largest,
-        ),
-        interrupted=interrupted,
-    )
+    pictures = {kind: Pictures.joined(parts or [_none(run)]) for kind, parts in batches.items()}
+    stats = Stats(statistics, seconds, own_seconds, peak_memory(run.device), largest)
+    return Result(run, pictures, stats, interrupted)
 
 
 def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
@@ -166,14 +157,9 @@ def _pictures(drawer: Drawing, images: range, kind: Kind) -> Pictures:
     """Images, and what guides see in them, on the CPU."""
     *earlier, (_, last) = drawer(images, kind).items()
     drawer.place(*models(drawer.guides))
-    return Pictures(
-        images=last.cpu(),
-        seen={
-            guide.name: _seen(guide.rows(images.start, images.stop), last)
-            for guide in drawer.guides
-        },
-        earlier={stage: x.cpu() for stage, x in earlier},
-    )
+    guides = [guide.rows(images.start, images.stop) for guide in drawer.guides]
+    seen = {guide.name: _seen(guide, last) for guide in guides}
+    return Pictures(last.cpu(), seen, {stage: x.cpu() for stage, x in earlier})
 
 
 @torch.no_grad()
@@ -187,18 +173,13 @@ def _seen(guide: Guide, images: Tensor) -> Seen:
     pictures = guide.model.render(prediction, images)
     figures = {"energy": guide.loss.energy(prediction, target)}
     figures |= guide.loss.metrics(prediction, target)
-    wrong = [name for name, figure in figures.items() if figure.shape != (len(images),)]
-    if len(words) != len(images) or pictures.shape[:2] != (len(images), 3) or wrong:
-        raise PluginError(
-            f"guide {guide.name!r} saw {len(images)} images, and gave {len(words)} descriptions, "
-            f"pictures of shape {tuple(pictures.shape)}"
-            + (f" and misshapen figures {', '.join(wrong)}" if wrong else "")
-        )
-    return Seen(
-        pictures=to_uint8(pictures),
-        words=words,
-        figures={name: figure.float().cpu() for name, figure in figures.items()},
-    )
+    gave = f"{len(words)} descriptions, pictures of shape {tuple(pictures.shape)}"
+    gave += "".join(f", {name} of {tuple(figure.shape)}" for name, figure in figures.items())
+    fits = len(words) == len(images) and pictures.shape[:2] == (len(images), 3)
+    if not fits or any(figure.shape != (len(images),) for figure in figures.values()):
+        raise PluginError(f"guide {guide.name!r} saw {len(images)} images, and gave {gave}")
+    on_cpu = {name: figure.float().cpu() for name, figure in figures.items()}
+    return Seen(to_uint8(pictures), words, on_cpu)
 
 
 @torch.no_grad()
@@ -243,9 +224,7 @@ def _warn_of_futility(statistics: GuidanceStatistics, told: Collection[str]) -> 
 
 
 def _none(run: Plan) -> Pictures:
-    nothing = Seen(pictures=np.empty((0, 1, 1, 3), np.uint8), words=(), figures={})
-    return Pictures(
-        images=torch.empty(0, *run.stages[-1].image_shape),
-        earlier={stage.name: torch.empty(0, *stage.image_shape) for stage in run.stages[:-1]},
-        seen={guide.name: nothing for guide in run.guides},
-    )
+    nothing = Seen(np.empty((0, 1, 1, 3), np.uint8), (), {})
+    images = {stage.name: torch.empty(0, *stage.image_shape) for stage in run.stages}
+    last = images.pop(run.stages[-1].name)
+    return Pictures(last, {guide.name: nothing for guide in run.guides}, images)
