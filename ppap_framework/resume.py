@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ _Entries: TypeAlias = Mapping[str, Any]
 KEPT = "finished work is kept, and the same command continues it"
 """Hint for a write that the system refused."""
 
+ELSEWHERE = "give another folder"
+"""Hint for a folder that cannot be used."""
+
 
 def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
     """UsageError if a folder has visible files that do not belong to the job by name."""
@@ -30,6 +34,14 @@ def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
     if others := [name for name in names if not name.startswith(".") and not belongs(name)]:
         fault = f"{str(path)!r} holds other files, such as {min(others)!r}"
         raise UsageError(fault, hint="give a new or empty folder")
+
+
+def check_writable(folder: Path, hint: str = ELSEWHERE) -> None:
+    """UsageError if a folder can be neither made nor written to; writes nothing."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        fault = f"{str(there)!r} {'has no permission' if there.is_dir() else 'is no folder'}"
+        raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=hint)
 
 
 def core_version() -> str:
@@ -46,7 +58,7 @@ def opened(path: Path) -> Iterator[None]:
     UsageError if it cannot be created, or another process holds it. The system releases the lock,
     an empty file, when the process ends.
     """
-    with refusals(path, UsageError, "give another folder"):
+    with refusals(path, UsageError, ELSEWHERE):
         path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         # Windows has no flock; nothing keeps two processes apart there.

@@ -17,6 +17,7 @@ from ppap_framework.cli.output import json_option, note, print_json, print_table
 from ppap_framework.cli.run import note_of_target
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import expanded
+from ppap_framework.resume import check_writable
 
 if TYPE_CHECKING:
     from ppap_framework.diagnosis import Diagnosis
@@ -70,7 +71,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     sampling, compute = settings_of(given)
     problems, out = problems_of(ctx), expanded(given["out"])
     with problems.collected():
-        run.check_writable(out)
+        check_writable(out)
         if (out / RECORD).exists() and not given["overwrite"]:
             fault = f"{str(out)!r} holds an earlier diagnosis"
             raise UsageError(fault, hint="add --overwrite, or another --out")
@@ -113,19 +114,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             pictures = [torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2) for x in stages]
         else:
             pictures = [data.images(range(num), stage) for stage in (0, -1)]
-        diagnosis = diagnose(
-            backend,
-            guide,
-            pictures[0],
-            pictures[-1],
-            classification=registry().spec("guider", str(request.source)).task == "classification",
-            levels=given["levels"],
-            seed=given["seed"],
-            num_experts=given["num_experts"],
-            batch=compute.fixed_batch,
-            device=compute.place,
-            progress=watch,
-        )
+        how = {name: given[name] for name in ("levels", "seed", "num_experts")}
+        how |= {"batch": compute.fixed_batch, "device": compute.place, "progress": watch}
+        task = registry().spec("guider", str(request.source)).task
+        how["classification"] = task == "classification"
+        diagnosis = diagnose(backend, guide, pictures[0], pictures[-1], **how)
     origins = [backend.origin, run.guide_origin(guide)]
     about = {
         "backend": provenance(origins[0]),

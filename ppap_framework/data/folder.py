@@ -25,20 +25,10 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from ppap_framework import resume
+from ppap_framework import files, resume
 from ppap_framework.data import shards
 from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import (
-    digest,
-    expanded,
-    file_sha256,
-    read_json,
-    refusals,
-    remove_folder,
-    replacing,
-    write_json,
-)
 
 _FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
@@ -57,7 +47,7 @@ def belongs(name: str) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, if there is one; AssetError if it is damaged or of another format."""
-    manifest: dict[str, Any] | None = read_json(path / _MANIFEST, hint=_ANEW)
+    manifest: dict[str, Any] | None = files.read_json(path / _MANIFEST, hint=_ANEW)
     if manifest is None:
         return None
     fault = ""
@@ -65,7 +55,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         fault = "is no manifest of a synthetic set"
     elif manifest["format"] not in _FORMATS:
         fault = f"has format {manifest['format']}, and this version reads {_FORMATS[-1]}"
-    elif manifest.get("sha256") != digest({k: v for k, v in manifest.items() if k != "sha256"}):
+    elif manifest.get("sha256") != files.digest(
+        {k: manifest[k] for k in manifest if k != "sha256"}
+    ):
         fault = "is damaged: its SHA-256 is not that of its content"
     if fault:
         raise AssetError(f"{str(path / _MANIFEST)!r} {fault}", hint=_ANEW)
@@ -81,7 +73,7 @@ class SynthesisFolder:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
         self.path, self.settings, self.layout = path, settings, layout
-        self.batches = path / _PARTIAL / digest(settings)[:16]
+        self.batches = path / _PARTIAL / files.digest(settings)[:16]
         self._entries: dict[int, dict[str, Any]] = {}  # entries of the manifest by shard
 
     @classmethod
@@ -98,11 +90,12 @@ class SynthesisFolder:
             if overwrite:
                 folder._clear()
             manifest = _read_manifest(path)
-            before = manifest["settings"] if manifest else read_json(path / _SETTINGS, hint=_ANEW)
+            begun = path / _SETTINGS
+            before = manifest["settings"] if manifest else files.read_json(begun, hint=_ANEW)
             if before is not None:
                 resume.check_settings(path, before, settings)
-            elif files := [file.name for file in path.glob("shard-*.tar")]:
-                fault = f"{str(path)!r} holds {min(files)!r} without its settings"
+            elif strays := [file.name for file in path.glob("shard-*.tar")]:
+                fault = f"{str(path)!r} holds {min(strays)!r} without its settings"
                 raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
             resume.remove_temporary(path, belongs)
             for shard in layout.shards:
@@ -119,7 +112,7 @@ class SynthesisFolder:
 
     def missing(self) -> list[int]:
         """Note the settings; return the batches that are to be drawn."""
-        write_json(self.path / _SETTINGS, self.settings, hint=resume.KEPT)
+        files.write_json(self.path / _SETTINGS, self.settings, hint=resume.KEPT)
         for shard in self.layout.shards:
             self._join(shard)
         pending = [shard for shard in self.layout.shards if shard not in self._entries]
@@ -137,12 +130,12 @@ class SynthesisFolder:
         """Write the manifest."""
         entries = [self._entries[shard] for shard in self.layout.shards]
         content = {"format": _FORMATS[-1], "settings": self.settings, "shards": entries}
-        content["sha256"] = digest(content)
-        write_json(self.path / _MANIFEST, content, hint=resume.KEPT)
+        content["sha256"] = files.digest(content)
+        files.write_json(self.path / _MANIFEST, content, hint=resume.KEPT)
 
     def tidy(self) -> None:
         """Remove the files of an unfinished set."""
-        remove_folder(self.path / _PARTIAL)
+        files.remove_folder(self.path / _PARTIAL)
 
     def _join(self, shard: int) -> None:
         """Write a shard if all its batches are finished."""
@@ -150,18 +143,18 @@ class SynthesisFolder:
         if shard in self._entries or not all(batch.exists() for batch in batches):
             return
         path = self.path / shard_name(shard)
-        with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
+        with files.replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
             for batch in batches:
                 file.write(batch.read_bytes())
             file.write(shards.end(file.tell()))
         self._entries[shard] = self._entry(shard)
-        with refusals(self.batches, hint=resume.KEPT):
+        with files.refusals(self.batches, hint=resume.KEPT):
             for batch in batches:
                 batch.unlink()
 
     def _entry(self, shard: int) -> dict[str, Any]:
         path, images = self.path / shard_name(shard), len(self.layout.shard_images(shard))
-        size, sha256 = path.stat().st_size, file_sha256(path)
+        size, sha256 = path.stat().st_size, files.file_sha256(path)
         return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
@@ -172,7 +165,7 @@ class SynthesisFolder:
         records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
         if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
             resume.check_content(self.path, lambda name: False)
-        with refusals(self.path):
+        with files.refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != _MANIFEST:
                     path.unlink()
@@ -198,7 +191,7 @@ class SyntheticData:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = expanded(path)
+        self.path = files.expanded(path)
         manifest = _read_manifest(self.path)
         if manifest is None:
             place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"
@@ -219,7 +212,7 @@ class SyntheticData:
     def seconds(self) -> float | None:
         """Duration of all calls in seconds; None if `run.json` is missing or damaged."""
         with contextlib.suppress(AssetError, KeyError, TypeError, ValueError):
-            return float(read_json(self.path / RUN)["seconds"])
+            return float(files.read_json(self.path / RUN)["seconds"])
         return None
 
     @property
@@ -293,7 +286,7 @@ class SyntheticData:
         try:
             if (size := path.stat().st_size) != entry["bytes"]:
                 return f"has {size} bytes, not {entry['bytes']}"
-            same = file_sha256(path) == entry["sha256"]
+            same = files.file_sha256(path) == entry["sha256"]
             return "" if same else "is damaged: its SHA-256 is not that of the manifest"
         except FileNotFoundError:
             return "is missing"

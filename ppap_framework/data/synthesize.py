@@ -34,16 +34,7 @@ from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import (
-    Compute,
-    Plan,
-    Sampling,
-    changed,
-    check,
-    check_writable,
-    drawing,
-    plan,
-)
+from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, plan
 from ppap_framework.runtime import Progress, Watch
 
 _Count: TypeAlias = Callable[[int], None]
@@ -137,7 +128,7 @@ def check_synthesis(
     if not problems.errors:
         problems.attempt(Layout, num, compute.fixed_batch, shard)
     with problems.collected():
-        check_writable(out)
+        resume.check_writable(out)
         resume.check_content(out, belongs)
     problems.check()
 

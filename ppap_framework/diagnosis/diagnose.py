@@ -82,10 +82,8 @@ def diagnose(
         device: "auto", or a torch device.
         progress: Called after every level of a batch.
 
-    Raises:
-        UsageError: If an argument cannot be used.
-        AssetError: If the guide's experts cannot be used.
-        PluginError: If the guide or its loss is broken.
+    UsageError if an argument, AssetError if the guide's experts cannot be used; PluginError if the
+    guide or its loss is broken.
     """
     stage, place = backend.stages[0], find_device(device)
     schedule, length = stage.schedule, stage.schedule.num_timesteps

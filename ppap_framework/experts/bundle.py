@@ -131,6 +131,9 @@ def load_bundle(
 ) -> ExpertSet:
     """Attach the experts of a bundle to their guide.
 
+    AssetError if anything is wrong with the file, or with all differences from guide and backend;
+    PluginError if the plugin of an adapter is missing or broken.
+
     Args:
         path: The bundle.
         model: The guide; ValueError if it has experts already.
@@ -138,11 +141,6 @@ def load_bundle(
         present: What is compared instead, with options.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         make_adapter: Factory of the adapters.
-
-    Raises:
-        AssetError: If anything is wrong with the file, or with all differences from guide and
-            backend.
-        PluginError: If the plugin of an adapter is missing or broken.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)

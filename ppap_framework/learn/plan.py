@@ -36,7 +36,7 @@ _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class TransferPlan:
     """A training of experts, independent of its images.
 
@@ -188,21 +188,15 @@ def plan_transfer(
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
     problems.check()
-    plan = TransferPlan(
-        backend=loaded,
-        guide=teacher,
-        identities={
-            name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
-            for name, of, sha256 in (
-                ("guide", guide_origin(teacher), guide_sha256(teacher.model)),
-                ("backend", loaded.origin, backend_sha256(loaded.inner)),
-            )
-        },
-        recipe=recipe,
-        adapters=adapters,
-        compute=compute,
-        bundle_name=name,
-    )
+    origins = {
+        "guide": (guide_origin(teacher), guide_sha256(teacher.model)),
+        "backend": (loaded.origin, backend_sha256(loaded.inner)),
+    }
+    identities = {
+        name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
+        for name, (of, sha256) in origins.items()
+    }
+    plan = TransferPlan(loaded, teacher, identities, recipe, adapters, compute, name)
     with plan.attached() as experts:
         check_experts(experts, recipe)
     return plan

@@ -35,8 +35,8 @@ from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
-from ppap_framework.resume import Calls
-from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
+from ppap_framework.resume import Calls, check_writable
+from ppap_framework.run import Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
 _BATCH = 64  # default batch size of drawing

@@ -175,10 +175,8 @@ class Registry:
     ) -> Any:
         """Import a component's factory and call it; nothing before this imports torch.
 
-        Raises:
-            PluginError: If the factory cannot be imported, fails, or makes something else.
-            UsageError: For options that the component does not take.
-            AssetError: If it needs a checkpoint and gets none.
+        PluginError if the factory cannot be imported, fails, or makes something else; UsageError
+        for options that the component does not take; AssetError if it lacks a checkpoint.
         """
         built, who = self.options(spec, options), self._label(spec)
         takes = isinstance(spec, BackendSpec | GuiderSpec)

@@ -13,7 +13,6 @@ from ppap_framework.run.estimate import counts_of as counts_of
 from ppap_framework.run.estimate import first_batch as first_batch
 from ppap_framework.run.folder import RunFolder as RunFolder
 from ppap_framework.run.folder import check_folder as check_folder
-from ppap_framework.run.folder import check_writable as check_writable
 from ppap_framework.run.folder import fresh_folder as fresh_folder
 from ppap_framework.run.module_guide import FunctionLoss as FunctionLoss
 from ppap_framework.run.module_guide import ModuleGuide as ModuleGuide

@@ -38,11 +38,8 @@ def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
     """A context in which images of a plan are drawn; `watch` is called after every step.
 
     Networks are on the device and frozen, experts attached, threads set. All is restored on exit,
-    except that networks stay on the device.
-
-    Raises:
-        AssetError: If a bundle changed since it was chosen.
-        PpapError: If networks are to be compiled and cannot be.
+    except that networks stay on the device. AssetError if a bundle changed since it was chosen,
+    PpapError if networks are to be compiled and cannot be.
     """
     compute, threads = plan.compute, torch.get_num_threads()
     networks = [*(stage.network for stage in plan.stages), *(guide.model for guide in plan.guides)]

@@ -55,15 +55,13 @@ class Plan:
     """A run with all settings resolved.
 
     Attributes:
-        backend: The diffusion model.
-        guides: Its guides, with scales and experts settled.
+        guides: The guides, with scales and experts settled.
         num: Number of images.
         compare: Draw the same noise also without guides and, if there are any, without experts.
         sampling: What determines the images.
         compute: How they are computed.
         process: Reverse process of the backend's first stage over the kept timesteps.
         later: Later stages that run, with their processes.
-        device: The device.
     """
 
     backend: LoadedBackend
@@ -180,9 +178,8 @@ def plan(
 ) -> Plan:
     """Settle everything about a run; see `sample` for the arguments.
 
-    Raises:
-        UsageError: If settings are invalid, alone or for this backend and guides; it lists all.
-        PpapError: If experts cannot be used: see `choose_experts`.
+    UsageError with all settings that are invalid, alone or for this backend and guides; PpapError
+    if experts cannot be used: see `choose_experts`.
     """
     sampling, compute = sampling or Sampling(), compute or Compute()
     check(num, sampling, compute)

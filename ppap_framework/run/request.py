@@ -124,16 +124,12 @@ class GuideRequest:
     def check(self, through: Through = "noisy") -> None:
         """Find all errors, as of `guide`, without reading weights."""
         spec = self._found.spec
-        aware = bool(spec and spec.noise_aware)
+        how: Any = {"noise_aware": bool(spec and spec.noise_aware), "through": through}
+        waived, offline = self.allow_mismatch, self.offline
         bundle = check_wanted(
-            self.experts,
-            self.label,
-            noise_aware=aware,
-            through=through,
-            allow_mismatch=self.allow_mismatch,
-            offline=self.offline,
+            self.experts, self.label, **how, allow_mismatch=waived, offline=offline
         )
-        used = uses_experts(self.experts, noise_aware=aware, through=through)
+        used = uses_experts(self.experts, **how)
         if bundle is not None or not used:
             check_calibrated(self.label, self.scale, used, bool(bundle and bundle.calibration))
 

@@ -79,11 +79,9 @@ class Stats:
     """The cost of a run.
 
     Attributes:
-        guidance: Guidance statistics.
         seconds: From the first noise to the last look, of the finished images.
         own_seconds: The same without the compared images.
         peak_memory: Bytes, of the process or of its GPU; None if the system does not report it.
-        largest_batch: Size of the largest batch.
     """
 
     guidance: GuidanceStatistics = attrs.field(repr=False)
@@ -99,7 +97,6 @@ class Result:
     """Finished images and how they were made.
 
     Attributes:
-        plan: The plan.
         pictures: Finished images by kind: "guided", and those of `Plan.compared`.
         stats: The cost of the run.
         interrupted: Whether Ctrl-C ended it early.
