@@ -262,7 +262,6 @@ class ExpertAdapter(abc.ABC):
     @abc.abstractmethod
     def attach(self, network: nn.Module, experts: int) -> None:
         """Make the parameters of N experts, each equal to no change; the network is not touched.
-
         UsageError if nothing can be adapted, or another adapter changes the same tensors.
         """
 

@@ -53,10 +53,9 @@ def core_version() -> str:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[None]:
-    """Hold a folder, created if it is missing, as the only process that writes to it.
-
-    UsageError if it cannot be created, or another process holds it. The system releases the lock,
-    an empty file, when the process ends.
+    """Hold a folder, created if it is missing, as the only process that writes to it. UsageError if
+    it cannot be created, or another process holds it. The system releases the lock, an empty file,
+    when the process ends.
     """
     with refusals(path, UsageError, ELSEWHERE):
         path.mkdir(parents=True, exist_ok=True)

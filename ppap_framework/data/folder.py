@@ -81,9 +81,8 @@ class SynthesisFolder:
     def opened(
         cls, path: Path, settings: Mapping[str, Any], layout: Layout, *, overwrite: bool = False
     ) -> Iterator[SynthesisFolder]:
-        """Lock the folder, created if it is missing; `overwrite` removes an earlier set.
-
-        UsageError if it holds a set with other settings, or another process writes to it.
+        """Lock the folder, created if it is missing; `overwrite` removes an earlier set. UsageError
+        if it holds a set with other settings, or another process writes to it.
         """
         with resume.opened(path):
             folder = cls(path, settings, layout)
@@ -158,9 +157,8 @@ class SynthesisFolder:
         return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
-        """Remove an earlier set; settings last, so that shards are never without them.
-
-        UsageError if none of its records shows that the files are those of a set.
+        """Remove an earlier set; settings last, so that shards are never without them. UsageError
+        if none of its records shows that the files are those of a set.
         """
         records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
         if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
@@ -227,9 +225,8 @@ class SyntheticData:
         return self._layout.num
 
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
-        """A stage's pictures for B indices in any order, (B, 3, H, W), uint8.
-
-        IndexError if an index is out of range; AssetError if a shard is missing or damaged.
+        """A stage's pictures for B indices in any order, (B, 3, H, W), uint8. IndexError if an
+        index is out of range; AssetError if a shard is missing or damaged.
         """
         numbers = [operator.index(index) for index in indices]
         if outside := [number for number in numbers if not 0 <= number < len(self)]:

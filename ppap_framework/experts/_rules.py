@@ -64,6 +64,7 @@ def _is_json_object(value: Any) -> bool:
         return False
 
 
+rgb = must_be("'rgb'", lambda value: value == "rgb")
 text = must_be("a text", lambda value: isinstance(value, str) and value != "")
 digest = must_be("64 hexadecimal digits", lambda value: re.fullmatch("[0-9a-f]{64}", value))
 whole = must_be("a whole number", lambda value: type(value) is int)

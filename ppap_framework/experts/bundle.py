@@ -25,7 +25,7 @@ from ppap_framework.experts.info import (
     check_match,
     check_waivers,
 )
-from ppap_framework.experts.scales import ScaleCurve
+from ppap_framework.experts.levels import ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import replacing
 from ppap_framework.registry import registry
@@ -43,10 +43,9 @@ def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
-    """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly.
-
-    UsageError for another suffix, ValueError if the description is of other experts, AssetError if
-    the file cannot be written.
+    """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly. UsageError
+    for another suffix, ValueError if the description is of other experts, AssetError if the file
+    cannot be written.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
         raise UsageError(f"a bundle cannot be called {path.name!r}", hint=f"use NAME{SUFFIX}")
@@ -116,7 +115,7 @@ def _check_seal(path: Path) -> None:
         raise AssetError(message, hint="it is no bundle of experts")
     stated, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
     if hashlib.sha256(before + entry + _ZEROS.encode() + rest).hexdigest().encode() != stated:
-        message = f"{str(path)!r} was damaged or changed: its SHA-256 is not the one that it states"
+        message = f"{str(path)!r} was damaged or changed after it was written: its SHA-256 differs"
         raise AssetError(message, hint="fetch it or train the experts again")
 
 

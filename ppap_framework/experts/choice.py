@@ -22,8 +22,7 @@ from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo, Present, check_waivers
-from ppap_framework.experts.ranges import NoiseRanges
-from ppap_framework.experts.scales import RangeScales, ScaleCurve
+from ppap_framework.experts.levels import NoiseRanges, RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
 from ppap_framework.files import cache_dir, expanded, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
@@ -136,9 +135,8 @@ def find_bundles() -> list[BundleFile]:
 
 def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
     """The bundle of a path, or of a name, the user's own before a distribution's; downloaded if
-    necessary, unless `offline`. A path object is never a name.
-
-    AssetError if there is none, PluginError if several distributions claim the name.
+    necessary, unless `offline`. A path object is never a name. AssetError if there is none,
+    PluginError if several distributions claim the name.
     """
     path = expanded(source)
     if not isinstance(source, str):

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from attrs.validators import in_, min_len, optional
+from attrs.validators import min_len, optional
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import _rules as must
 from ppap_framework.experts.identity import Identity, InputConvention, backend_sha256, guide_sha256
-from ppap_framework.experts.ranges import NoiseRanges
-from ppap_framework.experts.scales import ScaleCurve
+from ppap_framework.experts.levels import NoiseRanges, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, student_of
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
@@ -77,7 +76,7 @@ class BundleInfo:
     boundaries: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=must.numbers)
     schedule: str = attrs.field(validator=must.text)
     timesteps: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=must.counts)
-    image_space: str = attrs.field(default="rgb", validator=in_(["rgb"]))
+    image_space: str = attrs.field(default="rgb", validator=must.rgb)
     resolution: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=must.size)
     preprocessing: Preprocessing | None = None
     input: InputConvention | None

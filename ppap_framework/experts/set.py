@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ppap_framework.border import maker
 from ppap_framework.components import ExpertAdapter, GuidanceModel
 from ppap_framework.errors import AssetError, UsageError, calling
-from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.levels import NoiseRanges
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.predictions import each_tensor, joined
 from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide

@@ -212,7 +212,7 @@ def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
             try:
                 configs[kind] = AdapterConfig(name=kind, options=dict(options))
             except ValueError as error:
-                raise UsageError(f"adapter {kind!r} cannot be used: {error}") from error
+                raise UsageError(f"options of adapter {kind!r} are wrong: {error}") from error
             installed_adapter(configs[kind])
     problems.check()
     if not configs:

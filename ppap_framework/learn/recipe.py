@@ -139,7 +139,6 @@ class Recipe:
 
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
         """The phases of training, in order, for the base timesteps that each expert owns.
-
         UsageError if there are too few iterations, or an expert owns no timestep.
         """
         n = len(owned)

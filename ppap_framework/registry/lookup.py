@@ -173,10 +173,9 @@ class Registry:
     def make(
         self, spec: ComponentSpec, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
     ) -> Any:
-        """Import a component's factory and call it; nothing before this imports torch.
-
-        PluginError if the factory cannot be imported, fails, or makes something else; UsageError
-        for options that the component does not take; AssetError if it lacks a checkpoint.
+        """Import a component's factory and call it; nothing before this imports torch. PluginError
+        if the factory cannot be imported, fails, or makes something else; UsageError for options
+        that the component does not take; AssetError if it lacks a checkpoint.
         """
         built, who = self.options(spec, options), self._label(spec)
         takes = isinstance(spec, BackendSpec | GuiderSpec)

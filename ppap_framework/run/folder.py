@@ -73,9 +73,9 @@ def fresh_folder(root: Path, run: Plan) -> Path:
 class RunFolder:
     """Writes a run batch by batch to a folder, made if missing; see `check_folder`.
 
-    No other process can write to the folder until `finish` or `fail`. `overwrite` removes an earlier
-    run's files, and no others; `command` is the command line, for the record. The attribute
-    `record` holds the content of `run.json` so far.
+    No other process can write to it until `finish` or `fail`. `overwrite` removes an earlier run's
+    files, and no others; `command` is the command line, for the record. The attribute `record`
+    holds the content of `run.json` so far.
     """
 
     def __init__(

@@ -176,10 +176,9 @@ def plan(
     *,
     compare: bool = False,
 ) -> Plan:
-    """Settle everything about a run; see `sample` for the arguments.
-
-    UsageError with all settings that are invalid, alone or for this backend and guides; PpapError
-    if experts cannot be used: see `choose_experts`.
+    """Settle everything about a run; see `sample` for the arguments. UsageError with all settings
+    that are invalid, alone or for this backend and guides; PpapError if experts cannot be used: see
+    `choose_experts`.
     """
     sampling, compute = sampling or Sampling(), compute or Compute()
     check(num, sampling, compute)

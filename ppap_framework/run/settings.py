@@ -58,11 +58,13 @@ def unfit(values: Mapping[str, Any], rules: Mapping[str, Rule] = _RULES) -> Iter
 
 
 def plain_numbers(_: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """A transformer of attrs fields that takes numpy's numbers for Python's."""
+    """A transformer of attrs fields: numpy's numbers become Python's, torch's dtypes their names."""
     return [field.evolve(converter=field.converter or _plain) for field in fields]
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -136,10 +138,6 @@ class Sampling:
             yield UsageError(reason, hint="give one for all, or one for each")
 
 
-def _precision(value: Any) -> Any:
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
-
-
 @final
 @attrs.frozen(kw_only=True, field_transformer=plain_numbers)
 class Compute:
@@ -156,7 +154,7 @@ class Compute:
     """
 
     device: str | torch.device = "auto"
-    precision: Precision = attrs.field(default="float32", converter=_precision)
+    precision: Precision = "float32"
     batch: int | Literal["auto"] = 8
     offload: bool = False
     compile: bool = False
