@@ -57,9 +57,8 @@ def refusals(
 
 @contextlib.contextmanager
 def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[Path]:
-    """A temporary path, flushed and renamed to `path` on success, else removed.
-
-    Missing parent folders are created. An `OSError` is converted as in `refusals`.
+    """A temporary path, flushed and renamed to `path` on success, else removed. Missing parent
+    folders are created. An `OSError` is converted as in `refusals`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with refusals(path, error, hint):

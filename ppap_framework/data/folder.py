@@ -66,9 +66,8 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 @final
 class SynthesisFolder:
-    """Joins finished batches into shards; PpapError if a file cannot be written.
-
-    Create it with `opened`. `settings` are everything that determines the images, as JSON.
+    """Joins finished batches into shards; PpapError if a file cannot be written. Create it with
+    `opened`. `settings` are everything that determines the images, as JSON.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:

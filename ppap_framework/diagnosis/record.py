@@ -122,9 +122,8 @@ class Diagnosis:
         }
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> list[Path]:
-        """Write the files, with further entries `about` of the JSON file; return their paths.
-
-        The folder is created if it is missing; PpapError if a file cannot be written.
+        """Write the files, with further entries `about` of the JSON file; return their paths. The
+        folder is created if it is missing; PpapError if a file cannot be written.
         """
         paths = [folder / RECORD]
         write_json(paths[0], {**self.record(), **(about or {})})

@@ -17,7 +17,6 @@ _R = TypeVar("_R")
 
 def read_record(cls: type[_R], given: object) -> _R:
     """A record, with nested ones, from a JSON object; ValueError with all faults in one line.
-
     Fields with default None may be absent.
     """
     if not isinstance(given, Mapping):

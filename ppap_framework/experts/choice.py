@@ -33,9 +33,8 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class BundleFile:
-    """A bundle on disk, by its name in requests; description and hash are read once.
-
-    `distribution` supplies it; None for a user's own.
+    """A bundle on disk, by its name in requests; description and hash are read once. `distribution`
+    supplies it; None for a user's own.
     """
 
     name: str
@@ -106,9 +105,8 @@ def experts_dir() -> Path:
 
 
 def keep_bundle(path: Path) -> Path:
-    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written.
-
-    Another of its name that is kept there gets a number, and the log says so.
+    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written. Another of
+    its name that is kept there gets a number, and the log says so.
     """
     kept = experts_dir() / path.name
     with replacing(kept, AssetError) as temporary:
@@ -281,7 +279,7 @@ def same_loss(one: object, other: object) -> bool:
 def _loss(record: Any) -> tuple[str, Any]:
     name, options = str(record.get("name")), record.get("options") or {}
     with contextlib.suppress(PpapError, TypeError):  # a user's own, or of other options
-        options = registry().compared(registry().spec("loss", name), options)
+        options = registry().resolved(registry().spec("loss", name), options, compared=True)
     return name.rpartition(":")[2], options
 
 

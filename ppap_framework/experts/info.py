@@ -157,10 +157,8 @@ class BundleInfo:
 def describe(
     experts: ExpertSet, schedule: NoiseSchedule, resolution: Sequence[int], **known: Any
 ) -> BundleInfo:
-    """The description of experts that were trained on noisy images of a height and width.
-
-    `known` are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be
-    missing.
+    """The description of experts that were trained on noisy images of a height and width. `known`
+    are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be missing.
     """
     return BundleInfo(
         boundaries=experts.ranges.boundaries,

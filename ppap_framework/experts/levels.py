@@ -54,7 +54,6 @@ class NoiseRanges:
     @classmethod
     def equal(cls, schedule: NoiseSchedule, experts: int) -> NoiseRanges:
         """Ranges of equal width in timesteps, as in the paper; UsageError if N is not in [1, T].
-
         Expert i owns floor(i T / N) <= t < floor((i+1) T / N).
         """
         if not 1 <= experts <= schedule.num_timesteps:

@@ -111,7 +111,6 @@ class ExpertSet:
 
     def activate(self, index: int | None) -> None:
         """Merge an expert, IndexError if there is none; None restores the untouched network.
-
         Merging changes weights in place, so autograd rejects earlier graphs.
         """
         if index == self.active:

@@ -154,9 +154,8 @@ class Guide:
         return self.experts.at(level) if isinstance(self.experts, ExpertSet) else self.model
 
     def read(self, images: Tensor, level: NoiseLevel) -> Any:
-        """The prediction of images, (B, 3, H, W), at B noise levels.
-
-        A network that fails is a UsageError if it is the user's own, else a PluginError.
+        """The prediction of images, (B, 3, H, W), at B noise levels. A network that fails is a
+        UsageError if it is the user's own, else a PluginError.
         """
         look = self.at(level)
         try:

@@ -65,9 +65,8 @@ class Tally:
     def guide(
         self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor
     ) -> None:
-        """Add one guide's gradients at one step, t / T = `time`.
-
-        `norms`, the mask `finite` and `pulls` (root mean square change of eps) are (B, 1, 1, 1).
+        """Add one guide's gradients at one step, t / T = `time`. `norms`, the mask `finite` and
+        `pulls` (root mean square change of eps) are (B, 1, 1, 1).
         """
         images, none = norms.new_full((), len(norms)), norms.new_zeros(())
         norm, pull = (torch.where(finite, figure, none).sum() for figure in (norms, pulls))

@@ -43,7 +43,6 @@ class TrainingSet:
         cls, data: Images, model: GuidanceModel, batch: int, device: torch.device
     ) -> TrainingSet:
         """Images with their labels, or else with the model's answers to those of the last stage.
-
         The model is on the device, in evaluation mode.
         """
         noised, last = first_and_last(data, len(data))

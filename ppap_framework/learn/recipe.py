@@ -123,9 +123,8 @@ class Recipe:
             yield UsageError(message, hint="give only one of num_experts and boundaries")
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
-        """The noise levels of each expert, UsageError if the schedule is too short.
-
-        For boundaries "auto", equal ranges of the largest N.
+        """The noise levels of each expert, UsageError if the schedule is too short. For boundaries
+        "auto", equal ranges of the largest N.
         """
         if self.boundaries is not None and not isinstance(self.boundaries, str):
             return NoiseRanges.from_timesteps(schedule, self.boundaries)

@@ -161,13 +161,15 @@ class Registry:
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
 
-    def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options as JSON, with defaults, without fields of `metadata={"compared": False}`."""
+    def resolved(
+        self, spec: ComponentSpec, given: Mapping[str, Any], *, compared: bool = False
+    ) -> dict[str, Any]:
+        """Options with defaults, as JSON; without `metadata={"compared": False}` if `compared`."""
         made = self.options(spec, given)
         return {
             field.alias or field.name: plain(getattr(made, field.name))
             for field in (() if made is None else attrs.fields(type(made)))
-            if field.init and field.metadata.get("compared", True)
+            if field.init and (field.metadata.get("compared", True) or not compared)
         }
 
     def make(

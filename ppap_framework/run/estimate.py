@@ -60,7 +60,6 @@ class Counts:
 @attrs.frozen(kw_only=True)
 class StepCost:
     """One network's FLOPs for a step of an image, and its peak memory of activations in bytes.
-
     `before` counts what comes before an image's first step, such as reading its prompt.
     """
 
@@ -135,10 +134,8 @@ def estimate(run: Plan) -> Estimate:
 
 
 def first_batch(run: Plan) -> int:
-    """The batch size to begin with.
-
-    "auto" takes the estimated size, at most 32 on the CPU. If a GPU's free memory is unknown, it
-    takes all images, and the batch size is halved.
+    """The batch size to begin with. "auto" takes the estimated size, at most 32 on the CPU. If a
+    GPU's free memory is unknown, it takes all images, and the batch size is halved.
     """
     if run.compute.batch != "auto":
         return min(run.compute.batch, run.num)

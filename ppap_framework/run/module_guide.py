@@ -70,7 +70,6 @@ class ModuleGuide(GuidanceModel):
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
-
         Raises a UsageError for words, since a bare network has no names.
         """
         if given.array is not None:

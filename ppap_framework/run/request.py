@@ -125,10 +125,8 @@ class GuideRequest:
         """Find all errors, as of `guide`, without reading weights."""
         spec = self._found.spec
         how: Any = {"noise_aware": bool(spec and spec.noise_aware), "through": through}
-        waived, offline = self.allow_mismatch, self.offline
-        bundle = check_wanted(
-            self.experts, self.label, **how, allow_mismatch=waived, offline=offline
-        )
+        more: Any = {"allow_mismatch": self.allow_mismatch, "offline": self.offline}
+        bundle = check_wanted(self.experts, self.label, **how, **more)
         used = uses_experts(self.experts, **how)
         if bundle is not None or not used:
             check_calibrated(self.label, self.scale, used, bool(bundle and bundle.calibration))

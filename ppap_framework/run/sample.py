@@ -76,10 +76,8 @@ def draw(
     progress: Watch | None = None,
     finished: Callable[[int, dict[Kind, Pictures]], None] | None = None,
 ) -> Result:
-    """Draw the images of a plan; errors as of `sample`.
-
-    `progress` is called after every step, `finished` with the number of the first image of every
-    finished batch and its images by kind.
+    """Draw the images of a plan; errors as of `sample`. `progress` is called after every step,
+    `finished` with the number of the first image of every finished batch and its images by kind.
     """
     size, halve, largest = first_batch(run), run.compute.batch == "auto", 0
     batches: dict[Kind, list[Pictures]] = {kind: [] for kind in ("guided", *run.compared)}

@@ -58,7 +58,7 @@ def unfit(values: Mapping[str, Any], rules: Mapping[str, Rule] = _RULES) -> Iter
 
 
 def plain_numbers(_: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """A transformer of attrs fields: numpy's numbers become Python's, torch's dtypes their names."""
+    """A transformer of attrs fields that makes numpy's numbers and torch's dtypes plain values."""
     return [field.evolve(converter=field.converter or _plain) for field in fields]
 
 
@@ -194,9 +194,8 @@ def check(num: int, sampling: Sampling, compute: Compute) -> None:
 
 
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
-    """Records with fields changed by keyword; UsageError for a name that is no field.
-
-    A name in several records changes the first.
+    """Records with fields changed by keyword; UsageError for a name that is no field. A name in
+    several records changes the first.
     """
     left, result = dict(changes), []
     for record in records:
