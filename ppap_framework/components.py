@@ -291,9 +291,8 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs.
-
-        No expert is merged afterwards.
+        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs. No
+        expert is merged afterwards.
         """
 
     @abc.abstractmethod

@@ -61,7 +61,7 @@ class _Commands(Group):
 
 
 def version() -> str:
-    from ppap_framework.resume import core_version
+    from ppap_framework.files import core_version
 
     return core_version()
 

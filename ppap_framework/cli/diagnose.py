@@ -16,8 +16,7 @@ from ppap_framework.cli.config import (
 from ppap_framework.cli.output import json_option, note, print_json, print_table, progress
 from ppap_framework.cli.run import note_of_target
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import expanded
-from ppap_framework.resume import check_writable
+from ppap_framework.files import check_writable, expanded
 
 if TYPE_CHECKING:
     from ppap_framework.diagnosis import Diagnosis

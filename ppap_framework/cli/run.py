@@ -18,8 +18,7 @@ from ppap_framework.cli.config import (
 )
 from ppap_framework.cli.output import note, print_fields, print_json, progress
 from ppap_framework.errors import Problems
-from ppap_framework.files import expanded
-from ppap_framework.resume import check_writable
+from ppap_framework.files import check_writable, expanded
 
 if TYPE_CHECKING:
     from ppap_framework.guidance import Guide

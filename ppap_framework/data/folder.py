@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from ppap_framework import files, resume
+from ppap_framework import files
 from ppap_framework.data import shards
 from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError, UsageError
@@ -83,7 +83,7 @@ class SynthesisFolder:
         """Lock the folder, created if it is missing; `overwrite` removes an earlier set. UsageError
         if it holds a set with other settings, or another process writes to it.
         """
-        with resume.opened(path):
+        with files.opened(path):
             folder = cls(path, settings, layout)
             if overwrite:
                 folder._clear()
@@ -91,11 +91,11 @@ class SynthesisFolder:
             begun = path / _SETTINGS
             before = manifest["settings"] if manifest else files.read_json(begun, hint=_ANEW)
             if before is not None:
-                resume.check_settings(path, before, settings)
+                files.check_settings(path, before, settings)
             elif strays := [file.name for file in path.glob("shard-*.tar")]:
                 fault = f"{str(path)!r} holds {min(strays)!r} without its settings"
                 raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
-            resume.remove_temporary(path, belongs)
+            files.remove_temporary(path, belongs)
             for shard in layout.shards:
                 if (path / shard_name(shard)).exists():
                     entry = folder._entry(shard)
@@ -110,7 +110,7 @@ class SynthesisFolder:
 
     def missing(self) -> list[int]:
         """Note the settings; return the batches that are to be drawn."""
-        files.write_json(self.path / _SETTINGS, self.settings, hint=resume.KEPT)
+        files.write_json(self.path / _SETTINGS, self.settings, hint=files.KEPT)
         for shard in self.layout.shards:
             self._join(shard)
         pending = [shard for shard in self.layout.shards if shard not in self._entries]
@@ -129,7 +129,7 @@ class SynthesisFolder:
         entries = [self._entries[shard] for shard in self.layout.shards]
         content = {"format": _FORMATS[-1], "settings": self.settings, "shards": entries}
         content["sha256"] = files.digest(content)
-        files.write_json(self.path / _MANIFEST, content, hint=resume.KEPT)
+        files.write_json(self.path / _MANIFEST, content, hint=files.KEPT)
 
     def tidy(self) -> None:
         """Remove the files of an unfinished set."""
@@ -141,12 +141,12 @@ class SynthesisFolder:
         if shard in self._entries or not all(batch.exists() for batch in batches):
             return
         path = self.path / shard_name(shard)
-        with files.replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
+        with files.replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
             for batch in batches:
                 file.write(batch.read_bytes())
             file.write(shards.end(file.tell()))
         self._entries[shard] = self._entry(shard)
-        with files.refusals(self.batches, hint=resume.KEPT):
+        with files.refusals(self.batches, hint=files.KEPT):
             for batch in batches:
                 batch.unlink()
 
@@ -161,7 +161,7 @@ class SynthesisFolder:
         """
         records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
         if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
-            resume.check_content(self.path, lambda name: False)
+            files.check_content(self.path, lambda name: False)
         with files.refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != _MANIFEST:

@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 import torch
 
-from ppap_framework import resume
+from ppap_framework import files
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belongs
 from ppap_framework.data.shards import Layout, members
@@ -98,7 +98,7 @@ def synthesize(
             batches = folder.missing()
             earlier = total - run.steps * sum(len(layout.batch_images(b)) for b in batches)
             count(0)
-            calls = resume.Calls(path / RUN, command, about, {"config": settings})
+            calls = files.Calls(path / RUN, command, about, {"config": settings})
             drawn = _draw(run, folder, batches, workers, count)
             with calls.recorded(), contextlib.closing(drawn):
                 for batch in drawn:
@@ -128,8 +128,8 @@ def check_synthesis(
     if not problems.errors:
         problems.attempt(Layout, num, compute.fixed_batch, shard)
     with problems.collected():
-        resume.check_writable(out)
-        resume.check_content(out, belongs)
+        files.check_writable(out)
+        files.check_content(out, belongs)
     problems.check()
 
 
@@ -148,9 +148,9 @@ def _draw(
         raise UsageError(fault, hint="use 1 worker") from error
     # In a file: if a worker died at its start, the parent would block on its pipe.
     path = folder.batches / "job"
-    with replacing(path, hint=resume.KEPT) as temporary:
+    with replacing(path, hint=files.KEPT) as temporary:
         temporary.write_bytes(job)
-    with refusals(path, hint=resume.KEPT):
+    with refusals(path, hint=files.KEPT):
         steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
@@ -185,7 +185,7 @@ def _written(
             prompts: Sequence[str | None] = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
             path = folder.batch_path(batch)
-            with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
+            with replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
                 for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                     pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
                     file.write(members(image, pictures, run.sampling.seed, prompt))
@@ -243,5 +243,5 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
         "device": run.device.type,
         "precision": compute.precision,
         "compile": compute.compile,
-        "versions": {"ppap-framework": resume.core_version(), **versions, **plugin},
+        "versions": {"ppap-framework": files.core_version(), **versions, **plugin},
     }

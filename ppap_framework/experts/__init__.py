@@ -24,7 +24,6 @@ from ppap_framework.experts.identity import InputConvention as InputConvention
 from ppap_framework.experts.identity import backend_sha256 as backend_sha256
 from ppap_framework.experts.identity import guide_sha256 as guide_sha256
 from ppap_framework.experts.identity import weights_sha256 as weights_sha256
-from ppap_framework.experts.info import WAIVABLE as WAIVABLE
 from ppap_framework.experts.info import AdapterConfig as AdapterConfig
 from ppap_framework.experts.info import BundleInfo as BundleInfo
 from ppap_framework.experts.info import Present as Present

@@ -206,12 +206,11 @@ class Guide:
         )
 
     def gradient(self, images: Tensor, level: NoiseLevel) -> Tensor:
-        """dE/dx, without the scale.
+        """dE/dx, without the scale, of images (B, 3, H, W) in the variance-preserving form: of the
+        same shape, possibly not finite; each image's gradient depends on this image alone.
 
-        Images are (B, 3, H, W), in the variance-preserving form, and so is the gradient, which is
-        possibly not finite. Each image's gradient depends on this image alone. PluginError if the
-        energies are not (B,) or do not depend on the images, UsageError if the target is an index
-        beyond the model's outputs, and errors as of `read`.
+        PluginError if the energies are not (B,) or do not depend on the images, UsageError if the
+        target is an index beyond the model's outputs, and errors as of `read`.
         """
         with torch.enable_grad():
             x = images.detach().requires_grad_()

@@ -19,13 +19,12 @@ from typing import Any, final
 
 import torch
 
-from ppap_framework import resume
+from ppap_framework import files
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
 from ppap_framework.figures import new_figure, save_figure
-from ppap_framework.files import digest, read_json, refusals, remove_folder, replacing
+from ppap_framework.files import KEPT, digest, read_json, refusals, remove_folder, replacing
 from ppap_framework.learn.recipe import Phase
-from ppap_framework.resume import KEPT
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
@@ -39,7 +38,7 @@ _CURVES = (
 def check_folder(path: Path) -> None:
     """Accept a folder that holds a training, is empty, or is missing; else raise UsageError."""
     if not (path / _RECORD).exists():
-        resume.check_content(path, lambda name: name == DATA)
+        files.check_content(path, lambda name: name == DATA)
 
 
 def recorded(path: Path) -> dict[str, Any]:
@@ -64,15 +63,15 @@ def opened(
     other files or settings, or another process writes to it; AssetError if its record is damaged.
     """
     check_folder(path)
-    with resume.opened(path):
+    with files.opened(path):
         # The form in which they are read back: JSON has no tuples.
         folder = TransferFolder(path, json.loads(json.dumps({**settings, "bundle": bundle})))
         if overwrite:
             _clear(path)
         if before := recorded(path):
-            resume.check_settings(path, before["settings"], folder.settings)
-        resume.remove_temporary(path, lambda name: name in (_RECORD, _LOG, bundle))
-        resume.remove_temporary(path / _PARTIAL, lambda name: name == _STATE)
+            files.check_settings(path, before["settings"], folder.settings)
+        files.remove_temporary(path, lambda name: name in (_RECORD, _LOG, bundle))
+        files.remove_temporary(path / _PARTIAL, lambda name: name == _STATE)
         yield folder
 
 
@@ -92,10 +91,10 @@ class TransferFolder:
         """Whether the training is finished and its bundle exists."""
         return self.bundle.exists() and recorded(self.path).get("status") == "complete"
 
-    def calls(self, command: Sequence[str] | None) -> resume.Calls:
+    def calls(self, command: Sequence[str] | None) -> files.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
         call = {"threads": torch.get_num_threads(), "iterations": 0}
-        return resume.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
+        return files.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
 
     def load(self) -> dict[str, Any] | None:
         """Read the saved state and log; None without one, AssetError if it is damaged."""

@@ -24,12 +24,12 @@ from ppap_framework.experts import (
     guide_sha256,
     installed_adapter,
 )
+from ppap_framework.files import core_version
 from ppap_framework.guidance import Guide
 from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.registry import registry
-from ppap_framework.resume import core_version
 from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed

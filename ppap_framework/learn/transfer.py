@@ -26,7 +26,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import expanded, refusals
+from ppap_framework.files import Calls, check_writable, expanded, refusals
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
@@ -35,7 +35,6 @@ from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
-from ppap_framework.resume import Calls, check_writable
 from ppap_framework.run import Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 

@@ -109,12 +109,9 @@ class Drawing:
     def __call__(
         self, images: range, kind: Kind = "guided", *, check: bool = True
     ) -> dict[str, Tensor]:
-        """Draw a batch: (B, 3, H, W) in [-1, 1], on the device, by stage name, in order.
+        """Draw consecutive images: (B, 3, H, W) in [-1, 1], on the device, by stage name, in order.
 
-        Args:
-            images: Consecutive image numbers.
-            kind: How they are guided.
-            check: Raise a PpapError if an image is not finite; otherwise `broken` counts it.
+        PpapError if one is not finite; without `check`, `broken` counts it.
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)

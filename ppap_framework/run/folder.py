@@ -30,9 +30,18 @@ import torch
 from PIL import Image
 
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.files import read_json, refusals, replacing, write_json
+from ppap_framework.files import (
+    ELSEWHERE,
+    check_content,
+    check_writable,
+    core_version,
+    opened,
+    read_json,
+    refusals,
+    replacing,
+    write_json,
+)
 from ppap_framework.pixels import to_pil
-from ppap_framework.resume import ELSEWHERE, check_content, check_writable, core_version, opened
 from ppap_framework.run.estimate import counts_of
 from ppap_framework.run.grid import grid_of
 from ppap_framework.run.plan import Kind, Plan, guide_origin
