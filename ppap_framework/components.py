@@ -113,10 +113,8 @@ class DiffusionBackend(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
-        """The condition of `Stage.denoise` for `batch` images.
-
-        `prompts` are as many texts, or None for the unconditional one; UsageError if the model
-        takes no prompts and gets some.
+        """The condition of `Stage.denoise` for `batch` images, of as many prompts, or None for the
+        unconditional one; UsageError if the model takes no prompts and gets some.
         """
 
 

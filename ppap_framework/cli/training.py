@@ -151,9 +151,8 @@ def data_stats(folder: Path, as_json: bool) -> None:
         output.print_json({"folder": str(folder), **found, "stages": stages})
         return
     output.print_fields(str(folder), {**found, "size": output.size_words(size), **settings})
-    output.print_table(
-        ["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows
-    )
+    colors = [f"{color} mean, std" for color in ("red", "green", "blue")]
+    output.print_table(["stage", "shape", *colors], rows)
 
 
 @click.command("transfer", cls=Command)

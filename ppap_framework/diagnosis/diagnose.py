@@ -103,9 +103,7 @@ def diagnose(
     curve = _level_means(found[0, :, 0], timesteps, guide.loss)
     number = num_experts or propose_number(timesteps, curve, length)
     draws = bootstrap(len(images))
-    untouched, *others = (
-        tuple(_reading(f, draws, classification) for f in every) for every in found
-    )
+    readings = [tuple(_reading(f, draws, classification) for f in every) for every in found]
     return Diagnosis(
         images=len(images),
         seed=seed,
@@ -115,8 +113,8 @@ def diagnose(
         log_snr=tuple(schedule.log_snr[timesteps].tolist()),
         clean_confidence=_mean(before[0], draws, "confidence") if classification else None,
         clean_gradient_norm=_mean(before[1], draws, "gradient_norm"),
-        untouched=untouched,
-        experts=others[0] if others else None,
+        untouched=readings[0],
+        experts=readings[1] if experts else None,
         starts=starts,
         proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
@@ -160,11 +158,9 @@ def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
 def noised(
     images: Tensor, schedule: NoiseSchedule, timestep: int, *, seed: int = 0, first: int = 0
 ) -> tuple[Tensor, NoiseLevel]:
-    """Noisy images (B, 3, H, W) of clean ones at a base timestep, and their B levels.
-
-    The noise of image i is a function of (seed, i, timestep) alone, and never that of sampling;
-    `first` is the i of the first image. Images are in the variance-preserving form that guides
-    read.
+    """Noisy images (B, 3, H, W), in the variance-preserving form, of clean ones at a base timestep,
+    and their B levels. The noise of image i is a function of (seed, i, timestep) alone, and never
+    that of sampling; `first` is the i of the first image.
     """
     batch, *shape = images.shape
     draw = partial(torch.randn, shape, dtype=torch.float32, device="cpu")

@@ -18,13 +18,7 @@ from torch import Tensor
 from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.experts.info import (
-    AdapterConfig,
-    BundleInfo,
-    Present,
-    check_match,
-    check_waivers,
-)
+from ppap_framework.experts.info import AdapterConfig, BundleInfo, Present, check_waivers
 from ppap_framework.experts.levels import ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import replacing
@@ -143,7 +137,7 @@ def load_bundle(
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
-    check_match(path, (present or Present(model, backend)).differences(info), allow_mismatch)
+    (present or Present(model, backend)).check(path, info, allow_mismatch)
     with contextlib.ExitStack() as undo:
         try:
             adapters = {config.name: make_adapter(config) for config in info.adapters}

@@ -223,6 +223,18 @@ class Present:
             )
         return found
 
+    def check(self, path: Path, info: BundleInfo, allow_mismatch: Collection[str]) -> None:
+        """Raise AssetError with all differences that are not waived."""
+        found = self.differences(info)
+        left = {name: words for name, words in found.items() if name not in allow_mismatch}
+        if not left:
+            return
+        hint = "train experts for this guide with `ppap adapt`"
+        if left.keys() <= set(WAIVABLE):
+            hint = " ".join(f"--allow-mismatch {name}" for name in left)
+        told = "; ".join(f"{name}: {words}" for name, words in left.items())
+        raise AssetError(f"the experts in {str(path)!r} do not match: {told}", hint=hint)
+
     def _fed_otherwise(self, info: BundleInfo) -> str:
         try:
             student = student_of(self.model, info.preprocessing)
@@ -232,19 +244,6 @@ class Present:
         if here is there is None or (here and there and here.matches(there)):
             return ""
         return f"their network was fed {there}, and this one is fed {here}"
-
-
-def check_match(
-    path: Path, differences: Mapping[str, str], allow_mismatch: Collection[str]
-) -> None:
-    """Raise AssetError with all differences that are not waived."""
-    left = {name: words for name, words in differences.items() if name not in allow_mismatch}
-    if left:
-        hint = "train experts for this guide with `ppap adapt`"
-        if left.keys() <= set(WAIVABLE):
-            hint = " ".join(f"--allow-mismatch {name}" for name in left)
-        told = "; ".join(f"{name}: {words}" for name, words in left.items())
-        raise AssetError(f"the experts in {str(path)!r} do not match: {told}", hint=hint)
 
 
 def check_waivers(allow_mismatch: Collection[str]) -> None:

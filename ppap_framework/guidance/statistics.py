@@ -41,7 +41,6 @@ class GuidanceStatistics:
     """A run's guidance.
 
     Attributes:
-        guides: Each guide's part.
         denoiser_forwards: Images that the denoiser's network saw in all steps and forward passes
             (classifier-free guidance takes two).
         denoiser_backwards: Images for which it was differentiated.

@@ -163,9 +163,8 @@ class Distillation:
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
             parameters = list(self._experts.parameters(expert))
-            self._optimizer = torch.optim.AdamW(
-                parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-            )
+            rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+            self._optimizer = torch.optim.AdamW(parameters, **rates)
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None

@@ -88,7 +88,9 @@ def transfer(
     """
     path = expanded(out)
     recipe, compute = changed(changes, recipe or Recipe(), compute or Compute(batch=_BATCH))
-    check_transfer(path, recipe, compute, name, keep)
+    check_transfer(path, recipe, compute, name)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     plan.check_images(images)
@@ -157,7 +159,9 @@ def adapt(
         compute or Compute(batch=_BATCH),
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
-    check_adapt(path, recipe, sampling, compute, name, keep, **draws)
+    check_adapt(path, recipe, sampling, compute, name, **draws)
+    if keep:
+        check_writable(experts_dir(), _NOT_KEPT)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)  # before anything is drawn
     how: dict[str, Any] = {"compute": compute, "overwrite": overwrite, "command": command}
     how["progress"] = progress
@@ -166,9 +170,7 @@ def adapt(
     return transfer(plan.backend, plan.guide, data, out=path, recipe=recipe, **how, **more)
 
 
-def check_transfer(
-    out: Path, recipe: Recipe, compute: Compute, name: str | None, keep: bool = False
-) -> None:
+def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
     """Check arguments without backend, guide and data; UsageError with all problems."""
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
@@ -176,23 +178,15 @@ def check_transfer(
         problems.add(f"a bundle cannot be called {name!r}", "give a plain file name")
     problems.attempt(check_writable, out)
     problems.attempt(check_folder, out)
-    if keep:
-        problems.attempt(check_writable, experts_dir(), _NOT_KEPT)
     problems.check()
 
 
 def check_adapt(
-    out: Path,
-    recipe: Recipe,
-    sampling: Sampling,
-    compute: Compute,
-    name: str | None,
-    keep: bool = False,
-    **draws: Any,
+    out: Path, recipe: Recipe, sampling: Sampling, compute: Compute, name: str | None, **draws: Any
 ) -> None:
     """As `check_transfer`; `draws` are `num` and, perhaps, `workers`."""
     problems = Problems()
-    problems.attempt(check_transfer, out, recipe, compute, name, keep)
+    problems.attempt(check_transfer, out, recipe, compute, name)
     # Shared problems are reported once.
     if sampling.seed == recipe.seed:
         sampling = attrs.evolve(sampling, seed=0)

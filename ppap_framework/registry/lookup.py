@@ -99,9 +99,8 @@ class Registry:
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
         """The task loss of a guider, preferably of its own distribution."""
         own = f"{self.provider(guider).distribution}:{guider.default_loss}"
-        found: TaskLossSpec = self.spec(
-            "loss", own if self.owners("loss", own) else guider.default_loss
-        )
+        name = own if self.owners("loss", own) else guider.default_loss
+        found: TaskLossSpec = self.spec("loss", name)
         return found
 
     def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:

@@ -56,7 +56,6 @@ class Conflict:
 
     Attributes:
         subject: The claimed thing, such as "guider 'depth'".
-        claims: The names of the plugins, in order.
         taken: The claim that is used all the same; None if asking for the name is an error.
     """
 

@@ -1,10 +1,4 @@
-"""The image loop of runs, synthetic sets, tables and diagnoses.
-
-Images by stage, the last one finished:
-
-    with drawing(plan) as draw:
-        pictures = draw(range(0, 8))
-"""
+"""The image loop of runs, synthetic sets, tables and diagnoses: see `drawing`."""
 
 from __future__ import annotations
 

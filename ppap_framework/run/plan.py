@@ -56,7 +56,6 @@ class Plan:
 
     Attributes:
         guides: The guides, with scales and experts settled.
-        num: Number of images.
         compare: Draw the same noise also without guides and, if there are any, without experts.
         sampling: What determines the images.
         compute: How they are computed.
@@ -159,11 +158,8 @@ def guide_origin(guide: Guide) -> Origin:
     """The guide's origin; made of its model if it is the user's own."""
     if guide.origin is not None:
         return guide.origin
-    model = guide.model
-    return Origin(
-        component=type(model).__qualname__,
-        weights_sha256=None if has_experts(model.network) else guide_sha256(model),
-    )
+    sha256 = None if has_experts(guide.model.network) else guide_sha256(guide.model)
+    return Origin(component=type(guide.model).__qualname__, weights_sha256=sha256)
 
 
 @isolated()
