@@ -56,7 +56,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     elif manifest["format"] not in _FORMATS:
         fault = f"has format {manifest['format']}, and this version reads {_FORMATS[-1]}"
     elif manifest.get("sha256") != files.digest(
-        {k: manifest[k] for k in manifest if k != "sha256"}
+        {k: v for k, v in manifest.items() if k != "sha256"}
     ):
         fault = "is damaged: its SHA-256 is not that of its content"
     if fault:

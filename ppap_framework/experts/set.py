@@ -37,7 +37,9 @@ def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> Gui
     if preprocessing is None:
         return model
     if not isinstance(model, PreprocessingGuide):
-        fault = f"these experts were shown images in another way than {type(model).__name__} has"
+        fault = (
+            f"the experts saw images otherwise: {type(model).__name__} shows them in its own way"
+        )
         hint = "use a guider whose preprocessing can be exchanged, such as `classifier`"
         raise UsageError(fault, hint=hint)
     return model.preprocessed(preprocessing)

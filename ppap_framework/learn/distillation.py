@@ -155,15 +155,17 @@ class Distillation:
             assert source is not None
             self._put(expert, source)
         key, first = (recipe.seed, self.phase), self._data.count - self.held_out
-        seen: Any = {"timesteps": phase.timesteps, "shape": self._data.shape}
-        batch = partial(training_batch, key, size=recipe.batch, count=first, **seen)
-        validation = validation_batch(key, self.held_out, **seen)
+        times, shape = phase.timesteps, self._data.shape
+        batch = partial(
+            training_batch, key, size=recipe.batch, count=first, timesteps=times, shape=shape
+        )
+        validation = validation_batch(key, self.held_out, times, shape)
         validation = validation._replace(images=validation.images + first)
         with self._experts.training(expert), evaluating(self._experts.model.network):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
             parameters = list(self._experts.parameters(expert))
-            rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+            rates: Any = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
             self._optimizer = torch.optim.AdamW(parameters, **rates)
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)

@@ -107,7 +107,7 @@ class TransferPlan:
         schedule, count = self.stage.schedule, min(len(images), _IMAGES)
         timesteps = diagnosis.evenly_spaced(schedule, min(_LEVELS, schedule.num_timesteps))
         pictures = [x.to(self.compute.place) for x in first_and_last(images, count)]
-        how = {"seed": self.recipe.seed, "batch": self.recipe.batch}
+        how: Any = {"seed": self.recipe.seed, "batch": self.recipe.batch}
         given = self.guide.model, self.guide.loss, schedule, timesteps
         values = diagnosis.disagreement(*given, *pictures, **how)
         return {"images": count, "timesteps": timesteps, "disagreement": values}

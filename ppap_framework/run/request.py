@@ -52,7 +52,8 @@ def guide(source: str | nn.Module, **request: Any) -> Guide:
     return GuideRequest(source=source, **request).load()
 
 
-_or_empty = attrs.converters.default_if_none(factory=dict)
+def _dict(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(given or {})
 
 
 def _path(value: Any) -> Any:
@@ -96,10 +97,10 @@ class GuideRequest:
     scale: Scale = None
     interval: tuple[float, float] = (0.0, 1.0)
     loss: Loss | None = None
-    loss_options: Mapping[str, Any] = attrs.field(default=None, converter=_or_empty)
+    loss_options: Mapping[str, Any] = attrs.field(default=None, converter=_dict)
     model: str | None = None
     checkpoint: str | Path | None = attrs.field(default=None, converter=_path)
-    options: Mapping[str, Any] = attrs.field(default=None, converter=_or_empty)
+    options: Mapping[str, Any] = attrs.field(default=None, converter=_dict)
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     size: int | None = None
@@ -217,7 +218,7 @@ class GuideRequest:
                 raise UsageError("a loss that is already made takes no options")
             return loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
         if loss is not None:
-            found = registry().spec("loss", loss)
+            found: TaskLossSpec = registry().spec("loss", loss)
         elif spec is not None:
             found = registry().default_loss(spec)
         else:
