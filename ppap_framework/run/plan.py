@@ -43,9 +43,7 @@ DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
 
 _OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
-_NO_CURVE = (
-    "experts %r have no curve; `ppap experts calibrate %s --backend %s --guider %s` adds one"
-)
+_NO_CURVE = "experts %r have no curve; try `ppap experts calibrate %s --backend %s --guider %s`"
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
