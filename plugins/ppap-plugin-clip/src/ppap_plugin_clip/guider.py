@@ -188,7 +188,8 @@ class ClipTextGuide(GuidanceModel):
         return []
 
     def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     def _of_text(self, text: str) -> Tensor:
         inputs = {key: value.to(self._device()) for key, value in self._tokens(text).items()}

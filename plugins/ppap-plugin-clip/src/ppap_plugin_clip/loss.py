@@ -35,7 +35,7 @@ class Spherical(TaskLoss):
 
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
         """sum_k |w_k| theta_k^2 / 2, in [0, pi^2 / 2]: (B,)."""
-        u, weights = _unit(prediction)[:, None], target.float().norm(dim=-1)
+        u, weights = _unit(prediction)[:, None], target.square().sum(-1).sqrt()
         return (weights * _half_squared_angle(u, _unit(target))).sum(-1)
 
     def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:

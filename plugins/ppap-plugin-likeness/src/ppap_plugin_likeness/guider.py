@@ -166,7 +166,9 @@ class LikenessGuide(PreprocessingGuide):
             UsageError: For words, arrays, or a weight that is not above 0.
             AssetError: If a picture cannot be read.
         """
-        rows, labels, pictures = [], [], []
+        rows: list[Tensor] = []
+        labels: list[str] = []
+        pictures: list[Tensor] = []
         device = next(self.network.parameters()).device
         parts = weighted_parts(given)
         total = sum(weight for _, weight in parts)

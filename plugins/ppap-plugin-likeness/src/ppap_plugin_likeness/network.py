@@ -24,7 +24,7 @@ from ppap_framework.author import (
 
 __all__ = ["load_backbone"]
 
-_numbers = and_(min_len(3), max_len(3), deep_iterable(instance_of((int, float))))
+_numbers: Any = and_(min_len(3), max_len(3), deep_iterable(instance_of((int, float))))
 
 
 @attrs.frozen(kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import attrs
-from attrs.validators import deep_iterable, ge, in_, instance_of, min_len, optional
+from attrs.validators import and_, deep_iterable, ge, in_, instance_of, min_len, optional
 
 Kind = Literal["perceptual", "style", "structure"]
 Facet = Literal["keys", "tokens"]
@@ -40,7 +40,7 @@ class FeatureOptions:
     layers: tuple[str, ...] = attrs.field(
         default=(),
         converter=_names,
-        validator=deep_iterable([instance_of(str), min_len(1)]),
+        validator=deep_iterable(and_(instance_of(str), min_len(1))),
     )
     facet: Literal["keys", "tokens"] | None = attrs.field(
         default=None, validator=optional(in_(("keys", "tokens")))
