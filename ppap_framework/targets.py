@@ -57,9 +57,8 @@ def decode_target(given: object) -> TargetInput:
             if not text:
                 raise UsageError("the target is empty", hint=_KINDS)
             path = expanded(text)
-            like_a_path = bool(path.suffix) or "/" in text or os.sep in text
-            named = like_a_path and os.path.isfile(path)  # noqa: PTH113  # no error if it is long
-            if named or (_SUFFIX.fullmatch(path.suffix) and "|" not in text):
+            is_file = (bool(path.suffix) or "/" in text or os.sep in text) and os.path.isfile(path)  # noqa: PTH113
+            if is_file or (_SUFFIX.fullmatch(path.suffix) and "|" not in text):
                 return _from_file(path)
             return TargetInput(text=text, source=text)
         case os.PathLike():
@@ -175,10 +174,9 @@ def _from_array(given: Any, source: str) -> TargetInput:
     if given.is_complex():
         raise UsageError(f"target {source!r} holds complex numbers", hint="give real ones")
     real = given.float() if given.is_floating_point() else given.long()
-    known = real.isfinite()
-    if broken := int((~known).sum()):
+    if broken := int((~real.isfinite()).sum()):
         if real.ndim < 2 or broken == real.numel():
             fault = f"target {source!r} holds {broken} numbers that are not finite"
             raise UsageError(fault, hint="only a map may have gaps, and not be one")
-        real = torch.where(known, real, torch.nan)
+        real = real.nan_to_num(torch.nan, torch.nan, torch.nan)
     return TargetInput(array=real, source=source)
