@@ -69,7 +69,19 @@ class TestResults:
     def test_the_same_seed_gives_the_same_bytes(self, run: Run) -> None:
         seeds = {"a": ("3", "8"), "b": ("3", "8"), "c": ("4", "8"), "d": ("3", "1")}
         for name, (seed, batch) in seeds.items():
-            run(*STEER, "--seed", seed, "--batch", batch, "--sampler", "ddim", "--eta", "1", "--out", name)
+            run(
+                *STEER,
+                "--seed",
+                seed,
+                "--batch",
+                batch,
+                "--sampler",
+                "ddim",
+                "--eta",
+                "1",
+                "--out",
+                name,
+            )
         a, b, c, d = map(Path, seeds)
         files = [path.relative_to(a) for path in a.rglob("*.png")]
         assert len(files) == 5

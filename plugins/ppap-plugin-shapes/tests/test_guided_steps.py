@@ -42,8 +42,10 @@ def saturated(schedule: str, sampler: str, steps: int) -> tuple[dict[str, float]
     backend = ppap.backend("adm")
     guide = ppap.guide("classifier", target="red cube", experts="shapes-classifier-5")
     model = LinearBackend(backend) if schedule == "linear" else backend
-    result = ppap.sample(model, [guide], num=2, steps=steps, sampler=sampler, compare=True, batch=2)
-    kinds = {"guided": result.images, "unguided": result.compared["unguided"].images}
+    kinds = {
+        kind: ppap.sample(model, guides, num=2, steps=steps, sampler=sampler).images
+        for kind, guides in (("guided", [guide]), ("unguided", []))
+    }
     shares = {kind: (x.abs() >= 0.99).float().mean().item() for kind, x in kinds.items()}
     return shares, torch.cat(list(kinds.values()))
 
