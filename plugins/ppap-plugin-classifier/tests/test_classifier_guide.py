@@ -120,7 +120,7 @@ class TestWhatTheNetworkSees:
             )
         )
         assert other.network is recorder
-        assert (other.preprocessing.size, own.preprocessing.size) == (24, 32)
+        assert (other.shown.size, own.shown.size) == (24, 32)
         batch = images(1, 3, 48, 48).double()
         other(batch)
         small = (
@@ -143,7 +143,7 @@ class TestGuide:
         return guide(saved(tmp_path, ARCHITECTURE))
 
     def test_follows_the_checkpoint(self, made: ClassifierGuide) -> None:
-        assert made.preprocessing.size == 32
+        assert made.shown.size == 32
         assert made.class_names == tuple(NAMES)
         batch = images(4, 3, 32, 32)
         mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
@@ -203,7 +203,7 @@ class TestCheckpoints:
         torch.save({"state_dict": network.state_dict()}, tmp_path / "own.pth")
         made = guide(tmp_path / "own.pth", "test_resnet")
         assert made.class_names == tuple(f"class {index}" for index in range(7))
-        assert made.preprocessing.size == timm.get_pretrained_cfg("test_resnet").input_size[-1]
+        assert made.shown.size == timm.get_pretrained_cfg("test_resnet").input_size[-1]
         with pytest.raises(UsageError, match="of which model") as caught:
             guide(tmp_path / "own.pth")
         assert "--guider-model" in caught.value.hint

@@ -35,7 +35,7 @@ def test_a_state_dict_says_what_torchvision_says(
     network = get_model(model, weights=None, num_classes=classes, **options).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
     made = loaded(f"torchvision/{model}", tmp_path / "own.pth")
-    assert made.preprocessing.size == size
+    assert made.shown.size == size
     assert len(made.class_names) == classes
     assert made.class_names[0] == ("tench" if classes == 1000 else "class 0")
     batch = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
-from torchvision.transforms import functional
+from torchvision.transforms import InterpolationMode, functional
 
 from ppap_framework.author import (
     Checkpoint,
@@ -36,6 +36,8 @@ def of_torchvision(model: str | None) -> bool:
 def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
     """Build the named model and load a torchvision state dict with any number of classes.
 
+    The file does not say how its network was shown images, so they are shown whole.
+
     Raises:
         UsageError: If torchvision has no such classifier.
         AssetError: If the weights do not fit it.
@@ -53,7 +55,7 @@ def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
     weights = get_model_weights(name).DEFAULT
     known = list(weights.meta["categories"])
     names = known if len(known) == number else [f"class {index}" for index in range(number)]
-    return network.eval(), names, _input(weights)
+    return network.eval(), names, _input(weights, whole=True)
 
 
 def from_torchvision(model: str) -> _Loaded:
@@ -68,7 +70,7 @@ def from_torchvision(model: str) -> _Loaded:
     hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
     with downloading(f"torchvision's weights of {model!r}", hint, here=in_torch_hub(weights.url)):
         network = get_model(name, weights=weights, progress=False)
-    return network.eval(), list(weights.meta["categories"]), _input(weights)
+    return network.eval(), list(weights.meta["categories"]), _input(weights, whole=False)
 
 
 def _known(model: str) -> str:
@@ -86,9 +88,17 @@ def _known(model: str) -> str:
     return name
 
 
-def _input(weights: Any) -> ImageInput:
-    """torchvision's transforms of these weights; their resize and crop are functions of tensors."""
+def _input(weights: Any, *, whole: bool) -> ImageInput:
+    """torchvision's transforms of these weights, or without their crop, `whole`."""
     stated = weights.transforms()
+    if whole:
+        bicubic = stated.interpolation == InterpolationMode.BICUBIC
+        return ImageInput(
+            size=stated.crop_size[0],
+            mean=stated.mean,
+            std=stated.std,
+            interpolation="bicubic" if bicubic else "bilinear",
+        )
 
     def resize(images: Tensor) -> Tensor:
         how = {"interpolation": stated.interpolation, "antialias": stated.antialias}

@@ -35,6 +35,6 @@ def from_transformers(
     """
     files = find_model(model, checkpoint)
     network: Any = load_network(files, "image-classification")
-    known = network.config.id2label
+    known = network.config.id2label or {}
     names = [str(known.get(index, f"class {index}")) for index in range(network.config.num_labels)]
     return network, names, make_input(files)
