@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from library_inputs import TOLERANCE, levels, picture
 from PIL import Image
 from torch import Tensor, nn
 
@@ -135,6 +136,20 @@ class TestWhatTheNetworkSees:
     def test_nothing_is_clipped(self) -> None:
         batch = 10 * images(1, 3, 32, 32)
         torch.testing.assert_close(shown(PLAIN, batch), batch, atol=0, rtol=0)
+
+
+def test_the_size_of_a_vit_is_that_of_its_arguments(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    network = timm.create_model(name, num_classes=3, **small)
+    stated = {"model": name, "model_args": small, "class_names": NAMES}
+    save_checkpoint(tmp_path / "vit.safetensors", network.state_dict(), stated)
+    made = guide(tmp_path / "vit.safetensors")
+    config = timm.data.resolve_data_config({"input_size": (3, 32, 32)}, model=network)
+    assert made.shown.size == 32
+    image = picture(60, 60)
+    assert levels(made, image, timm.data.create_transform(**config)(image)[None]) < TOLERANCE
+    assert made(images(1, 3, 60, 60)).shape == (1, 3)
 
 
 class TestGuide:

@@ -298,6 +298,7 @@ class TestInput:
         assert size(make_input(files_of(DPT, {})), 32, 32) == (384, 384)
         assert size(make_input(files_of(DPT, {}), size=64, multiple=8), 32, 32) == (64, 64)
         assert size(make_input(files_of(GLPN, {})), 100, 70) == (96, 64)
+        assert size(make_input(files_of(GLPN, {})), 20, 70) == (32, 64)  # theirs would be empty
         assert size(make_input(files_of(GLPN, {}), size=60), 100, 70) == (64, 64)
         assert size(make_input(files_of(DPT, {"do_resize": False})), 33, 40) == (33, 40)
         assert make_input(files_of(DPT, {"ensure_multiple_of": 14}), size=48, multiple=8).size == 56

@@ -132,8 +132,8 @@ class SegmentationGuide(GuidanceModel):
         picture = picture_from(given, options.target_kind)
         name = Path(given.source).name if given.source else ""
         if picture is None:
-            mask = mask_from(given, self._mask_classes, self._largest)
-            mask = central(mask, self.shown.kept)
+            whole = round(self._largest / min(self.shown.kept, 1.0))
+            mask = central(mask_from(given, self._mask_classes, whole), self.shown.kept)
             drawn = draw_target(mask[0], None, names)
             return Target(value=mask, label=f"mask {name}".rstrip(), picture=drawn)
         mask = self._found_in(picture)

@@ -31,7 +31,7 @@ from ppap_transformers._resampling import KERNELS, resampled
 
 __all__ = ["central", "make_input"]
 
-_SQUARE, _OBLONG = (64, 64), (70, 90)  # shapes at which processors are measured
+_SQUARE, _OBLONG = (64, 64), (70, 96)  # shapes at which processors are measured
 _WRAPPER = "TimmWrapperImageProcessor"  # timm's transforms as a processor
 _TOLERANCE = 1e-3  # of the range from black to white; float32 needs 1e-5
 
@@ -61,6 +61,10 @@ def make_input(model: Checkpoint, *, multiple: int = 1, size: int | None = None)
             steps = _timm_steps(model) if kind.__name__ == _WRAPPER else _steps(kind, stated)
             if size is not None:
                 steps = _at(steps, kind, stated, size, multiple)
+            elif (
+                least := getattr(steps.processor, "size_divisor", None)
+            ) and not steps.processor.size:
+                steps = _after(partial(_enlarged, least=least), steps)
             return _measured(steps)
     except _ImpassableError as error:
         raise AssetError(
@@ -192,13 +196,33 @@ def _at(steps: _Steps, kind: Any, stated: Mapping[str, Any], size: int, multiple
         )
         return _steps(kind, {**stated, "size": sizes, **crop})
 
-    def resized(then: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        if images.shape[-2:] != (side, side):
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        return then(images)
+    return _after(partial(_resized, height=side, width=side), steps)
 
-    whole, moved = partial(resized, steps.whole), partial(resized, steps.moved)
-    return attrs.evolve(steps, whole=whole, moved=moved, uncropped=moved)
+
+def _resized(images: Tensor, *, height: int, width: int) -> Tensor:
+    if images.shape[-2:] == (height, width):
+        return images
+    return F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+
+
+def _enlarged(images: Tensor, *, least: int) -> Tensor:
+    """Images no side of which is below the least one: GLPN's processor would round it down to 0."""
+    height, width = (max(side, least) for side in images.shape[-2:])
+    return _resized(images, height=height, width=width)
+
+
+def _after(first: Callable[[Tensor], Tensor], steps: _Steps) -> _Steps:
+    """The steps on what another function makes of the images."""
+
+    def then(step: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return step(first(images))
+
+    return attrs.evolve(
+        steps,
+        whole=partial(then, steps.whole),
+        moved=partial(then, steps.moved),
+        uncropped=partial(then, steps.uncropped),
+    )
 
 
 @torch.no_grad()

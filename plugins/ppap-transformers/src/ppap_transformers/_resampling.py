@@ -1,4 +1,4 @@
-"""Pillow's resampling filters that torch has no gradient of, as linear maps.
+"""Pillow's resampling filters of which torch has no gradient or another choice of pixels, as linear maps.
 
 An image is resized by one matrix for each axis, first along its rows and then along its columns.
 A filter k of support s is stretched by the factor of reduction f >= 1: the weight of input pixel j
@@ -9,6 +9,7 @@ the input. Pillow's documentation names the filters ("Concepts", "Filters").
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,19 +32,32 @@ def _hamming(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 1, torch.sinc(x) * window, 0)
 
 
-KERNELS: Mapping[int, Kernel] = {1: _lanczos, 4: _box, 5: _hamming}
-"""By the numbers that Pillow and transformers give them."""
+KERNELS: Mapping[int, Kernel | None] = {0: None, 1: _lanczos, 4: _box, 5: _hamming}
+"""By the numbers that Pillow and transformers give them; None takes the nearest pixel."""
 
 
-def resampled(images: Tensor, size: tuple[int, int], kernel: Kernel) -> Tensor:
+def resampled(images: Tensor, size: tuple[int, int], kernel: Kernel | None) -> Tensor:
     """Resize images (..., H, W) to (..., *size); images of that size are returned as they are."""
     if images.shape[-2:] == size:
         return images
+    if kernel is None:
+        rows, columns = map(_nearest, images.shape[-2:], size)
+        return images[..., rows, :][..., columns]
     rows, columns = (
         _weights(own, wanted, kernel).to(images)
         for own, wanted in zip(images.shape[-2:], size, strict=True)
     )
     return rows @ (images @ columns.T)
+
+
+def _nearest(own: int, wanted: int) -> list[int]:
+    """The pixel that each new one is taken from.
+
+    Where two are equally near, the rounding errors of Pillow's running sum decide.
+    """
+    step = own / wanted
+    places = accumulate([step] * (wanted - 1), initial=0.5 * step)
+    return [min(int(place), own - 1) for place in places]
 
 
 def _weights(own: int, wanted: int, kernel: Kernel) -> Tensor:
