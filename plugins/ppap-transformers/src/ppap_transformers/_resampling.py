@@ -1,4 +1,4 @@
-"""Pillow's resampling filters of which torch has no gradient or another choice of pixels, as linear maps.
+"""Resampling of Pillow that torch has not, or has without a gradient, as linear maps.
 
 An image is resized by one matrix for each axis, first along its rows and then along its columns.
 A filter k of support s is stretched by the factor of reduction f >= 1: the weight of input pixel j
