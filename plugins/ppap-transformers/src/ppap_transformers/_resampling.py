@@ -41,13 +41,14 @@ def resampled(images: Tensor, size: tuple[int, int], kernel: Kernel | None) -> T
     if images.shape[-2:] == size:
         return images
     if kernel is None:
-        rows, columns = map(_nearest, images.shape[-2:], size)
-        return images[..., rows, :][..., columns]
+        chosen_rows, chosen_columns = map(_nearest, images.shape[-2:], size)
+        return images[..., chosen_rows, :][..., chosen_columns]
     rows, columns = (
         _weights(own, wanted, kernel).to(images)
         for own, wanted in zip(images.shape[-2:], size, strict=True)
     )
-    return rows @ (images @ columns.T)
+    resized: Tensor = rows @ (images @ columns.T)
+    return resized
 
 
 def _nearest(own: int, wanted: int) -> list[int]:
