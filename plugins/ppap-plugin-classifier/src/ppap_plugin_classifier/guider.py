@@ -75,8 +75,9 @@ class ClassifierGuide(PreprocessingGuide):
         super().__init__()
         self.network = network
         self.class_names = tuple(class_names)
-        whole = isinstance(shown, Preprocessing)
-        self.shown = ImageInput(**attrs.asdict(shown)) if whole else shown
+        if isinstance(shown, Preprocessing):
+            shown = ImageInput(**attrs.asdict(shown))
+        self.shown = shown
         self.eval().requires_grad_(False)
 
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:

@@ -130,11 +130,12 @@ def _steps(kind: Any, stated: Mapping[str, Any]) -> _Steps:
 
         def resize(self, image: Tensor, size: Any, resample: Any = None, **named: Any) -> Tensor:
             if resample not in KERNELS:
-                return super().resize(image, size, resample=resample, **named)
+                plain: Tensor = super().resize(image, size, resample=resample, **named)
+                return plain
             (height, width) = super().resize(image, size, **named).shape[-2:]
             return resampled(image, (height, width), KERNELS[resample])
 
-    made = type(kind.__name__, (kind, Exact), {})  # kind's super().resize is that of Exact
+    made: Any = type(kind.__name__, (kind, Exact), {})  # kind's super().resize is that of Exact
     whole = made.from_dict({**stated})
     parts = {
         name: False
