@@ -129,7 +129,5 @@ def load_midas_small(
     with torch.device("meta"):
         network = MidasSmall()
     load_into(network, checkpoint)
-    feed = ImageInput(
-        size=size or _SIZE, mean=_MEAN, std=_STD, interpolation="bicubic", multiple=_STRIDE
-    )
-    return network, feed
+    side = _STRIDE * max(1, round((size or _SIZE) / _STRIDE))
+    return network, ImageInput(size=side, mean=_MEAN, std=_STD, interpolation="bicubic")
