@@ -8,7 +8,7 @@ from typing import Any
 from ppap_framework.checkpoints import Checkpoint, downloading, downloads_are_off
 from ppap_framework.errors import AssetError
 from ppap_transformers._files import _HUB, _folder
-from ppap_transformers._network import _quiet
+from ppap_transformers._network import quiet
 
 __all__ = ["load_tokenizer"]
 
@@ -50,7 +50,7 @@ def load_tokenizer(model: str | None, checkpoint: Checkpoint | None) -> Any:
             hint=f"put {_FILES[0]} into {str(folder)!r}, as transformers saves it",
         )
     try:
-        with _quiet():
+        with quiet():
             return AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
