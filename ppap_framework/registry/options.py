@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import typing
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path, PurePath
@@ -24,9 +24,6 @@ from ppap_framework.errors import PpapError
 from ppap_framework.files import expanded
 
 _WORDS = {"none": None, "true": True, "false": False}
-_SERIES: dict[Any, Any] = {kind: kind for kind in (list, tuple, set, frozenset)} | dict.fromkeys(
-    (Sequence, Collection, Iterable), tuple
-)
 _LAST = {NoneType: 0, float: 2, str: 3}
 """Order in which the types of a union are tried; 1 for others."""
 
@@ -69,7 +66,7 @@ def _converted(cls: Any, field: attrs.Attribute[Any], value: Any) -> Any:
     """A value for a field, after its own converter and validator found nothing wrong."""
     declared, nan = _declared(cls, field), bool(field.metadata.get("nan"))
     try:
-        value = as_declared(declared, value, nan=nan)
+        value = as_declared(declared, value, nan)
     except ValueError:
         if field.converter is None:  # else it may take more than it makes
             raise
@@ -80,21 +77,20 @@ def _converted(cls: Any, field: attrs.Attribute[Any], value: Any) -> Any:
         raise
     except (Exception, SystemExit):  # it reads other fields; making the class reports it
         return value
-    as_declared(declared, getattr(alone, field.name), nan=nan)
+    as_declared(declared, getattr(alone, field.name), nan)
     return value
 
 
 def _declared(cls: Any, field: attrs.Attribute[Any]) -> Any:
     """A field's type; Any if it names what only type checkers import."""
-    with contextlib.suppress(NameError, AttributeError):
-        return typing.get_type_hints(cls)[field.name]
     alone: Any = SimpleNamespace(__annotations__={field.name: field.type})
-    with contextlib.suppress(NameError, AttributeError):
-        return typing.get_type_hints(alone, vars(sys.modules[cls.__module__]))[field.name]
+    for of, names in ((cls, None), (alone, vars(sys.modules[cls.__module__]))):
+        with contextlib.suppress(NameError, AttributeError):
+            return typing.get_type_hints(of, names)[field.name]
     return Any
 
 
-def as_declared(declared: Any, value: Any, *, nan: bool = False) -> Any:
+def as_declared(declared: Any, value: Any, nan: bool = False) -> Any:
     """A value, or a text that stands for one, as a type; ValueError if it is none.
 
     Items of a series are separated by commas in a text. Without `nan`, NaN is no float.
@@ -105,7 +101,7 @@ def as_declared(declared: Any, value: Any, *, nan: bool = False) -> Any:
     if origin in (Union, UnionType):
         for part in sorted(parts, key=lambda part: _LAST.get(part, 1)):
             with contextlib.suppress(ValueError):
-                return as_declared(part, value, nan=nan)
+                return as_declared(part, value, nan)
     elif origin is Literal:
         for part in parts:
             if (type(value), value) == (type(part), part) or (text and value == str(part)):
@@ -115,46 +111,36 @@ def as_declared(declared: Any, value: Any, *, nan: bool = False) -> Any:
         if isinstance(found, kind):
             return found
     elif kind in (int, float):
-        number = Integral if kind is int else Real
-        if text or (isinstance(value, number) and not isinstance(value, bool)):
+        number = str | (Integral if kind is int else Real)
+        if isinstance(value, number) and not isinstance(value, bool):
             with contextlib.suppress(ValueError):
-                if nan or not math.isnan(found := kind(value)):
+                if nan or not math.isnan(kind(value)):
                     return kind(value)
-    elif kind in _SERIES:
-        items = value
-        if text:
-            items = value.split(",") if value else ()
-        if isinstance(items, Iterable) and not isinstance(items, str | bytes | Mapping):
-            items = [item.strip() if text else item for item in items]
-            each = parts[:1] * len(items) or [Any] * len(items)
-            if kind is tuple and parts and parts[-1] is not ...:
-                each = parts
-            if len(each) == len(items):
-                pairs = zip(each, items, strict=True)
-                return _SERIES[kind](as_declared(part, item, nan=nan) for part, item in pairs)
-    elif isinstance(kind, type):
-        return _of_class(kind, parts, value, nan)
-    else:  # such as Any
+    elif not isinstance(kind, type):  # such as Any
         return value
-    raise ValueError(f"{value!r:.80} is not {_called(declared)}")
-
-
-def _of_class(kind: type, parts: Sequence[Any], value: Any, nan: bool) -> Any:
-    if issubclass(kind, Enum):
-        for item in () if isinstance(value, kind) else kind:
-            if value in (item.name, item.value, str(item.value)):
+    elif issubclass(kind, Enum):
+        for item in kind:
+            if value in (item, item.name, item.value, str(item.value)):
                 return item
-    elif kind is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
     elif kind in (Path, PurePath, os.PathLike) and isinstance(value, str | os.PathLike):
         return expanded(value)
-    elif isinstance(value, Mapping) and issubclass(kind, Mapping) and len(parts) == 2:
-        key, item = (lambda x, part=part: as_declared(part, x, nan=nan) for part in parts)
-        return {key(k): item(v) for k, v in value.items()}
-    with contextlib.suppress(TypeError):  # a protocol that cannot be checked
-        if not isinstance(value, kind):
-            raise ValueError(f"{value!r:.80} is not {_called(kind)}")
-    return value
+    elif kind in (str, bytes) or not issubclass(kind, Iterable):
+        value = os.fspath(value) if kind is str and isinstance(value, os.PathLike) else value
+        with contextlib.suppress(TypeError):  # a protocol that cannot be checked
+            if isinstance(value, kind):
+                return value
+    elif issubclass(kind, Mapping) and isinstance(value, Mapping):
+        key, item = parts or (Any, Any)
+        return {as_declared(key, k, nan): as_declared(item, v, nan) for k, v in value.items()}
+    elif isinstance(value, Iterable) and not issubclass(kind, Mapping):
+        items = [item.strip() for item in value.split(",") if value] if text else [*value]
+        each = parts[:1] * len(items) or [Any] * len(items)
+        if kind is tuple and parts and parts[-1] is not ...:
+            each = parts
+        if len(each) == len(items):
+            made = [as_declared(*pair, nan) for pair in zip(each, items, strict=True)]
+            return kind(made) if kind in (list, set, frozenset) else tuple(made)
+    raise ValueError(f"{value!r:.80} is not {_called(declared)}")
 
 
 def _called(declared: Any) -> str:
