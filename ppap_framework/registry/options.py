@@ -27,6 +27,9 @@ _WORDS = {"none": None, "true": True, "false": False}
 _LAST = {NoneType: 0, float: 2, str: 3}
 """Order in which the types of a union are tried; 1 for others."""
 
+_SERIES = ("builtins", "collections.abc")
+"""Modules of the series whose items are converted."""
+
 _CALLED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -116,7 +119,7 @@ def as_declared(declared: Any, value: Any, nan: bool = False) -> Any:
             with contextlib.suppress(ValueError):
                 if nan or not math.isnan(kind(value)):
                     return kind(value)
-    elif not isinstance(kind, type):  # such as Any
+    elif kind is Any or not isinstance(kind, type):
         return value
     elif issubclass(kind, Enum):
         for item in kind:
@@ -124,11 +127,10 @@ def as_declared(declared: Any, value: Any, nan: bool = False) -> Any:
                 return item
     elif kind in (Path, PurePath, os.PathLike) and isinstance(value, str | os.PathLike):
         return expanded(value)
-    elif kind in (str, bytes) or not issubclass(kind, Iterable):
+    elif kind in (str, bytes) or kind.__module__ not in _SERIES or not issubclass(kind, Iterable):
         value = os.fspath(value) if kind is str and isinstance(value, os.PathLike) else value
-        with contextlib.suppress(TypeError):  # a protocol that cannot be checked
-            if isinstance(value, kind):
-                return value
+        if getattr(kind, "_is_protocol", False) or isinstance(value, kind):
+            return value
     elif issubclass(kind, Mapping) and isinstance(value, Mapping):
         key, item = parts or (Any, Any)
         return {as_declared(key, k, nan): as_declared(item, v, nan) for k, v in value.items()}
