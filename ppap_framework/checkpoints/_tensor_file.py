@@ -140,6 +140,7 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
+    tensors: dict[Any, Any]
     candidates, what = [loaded], type(loaded).__name__
     if isinstance(loaded, Mapping):
         candidates += [loaded[key] for key in _WRAPPINGS if key in loaded]

@@ -119,7 +119,7 @@ def _examined(
     torch, experts = answers.pop("torch"), answers.pop("experts", [])
     if isinstance(torch, str):
         return {"error": f"importing torch {torch}"}, [], []
-    faults = []
+    faults: list[str] = []
     for name, said in answers.items():
         plugin, component = name.split(" ", 1)
         faults += [f"importing {component} of {plugin} {said}"] if isinstance(said, str) else said

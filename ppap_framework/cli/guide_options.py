@@ -176,7 +176,7 @@ def _assign(parameter: str, text: str, guides: Mapping[str, dict[str, Any]]) -> 
 
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:
     source, texts = guide["source"], guide["loss_options"]
-    plugins, loss = registry(), guide.get("loss")
+    plugins, loss = registry(), guide.get("loss", "")
     if texts and not loss:
         default = plugins.default_loss(plugins.spec("guider", source))
         loss = f"{plugins.provider(default).distribution}:{default.name}"

@@ -100,7 +100,7 @@ def as_declared(declared: Any, value: Any, nan: bool = False) -> Any:
     """
     declared = getattr(declared, "__supertype__", declared)  # of a NewType
     origin, parts = typing.get_origin(declared), typing.get_args(declared)
-    kind, text = origin or declared, isinstance(value, str)
+    text, kind = isinstance(value, str), origin or declared
     if origin in (Union, UnionType):
         for part in sorted(parts, key=lambda part: _LAST.get(part, 1)):
             with contextlib.suppress(ValueError):
@@ -114,7 +114,7 @@ def as_declared(declared: Any, value: Any, nan: bool = False) -> Any:
         if isinstance(found, kind):
             return found
     elif kind in (int, float):
-        number = str | (Integral if kind is int else Real)
+        number: Any = str | (Integral if kind is int else Real)
         if isinstance(value, number) and not isinstance(value, bool):
             with contextlib.suppress(ValueError):
                 if nan or not math.isnan(kind(value)):
@@ -135,7 +135,7 @@ def as_declared(declared: Any, value: Any, nan: bool = False) -> Any:
         key, item = parts or (Any, Any)
         return {as_declared(key, k, nan): as_declared(item, v, nan) for k, v in value.items()}
     elif isinstance(value, Iterable) and not issubclass(kind, Mapping):
-        items = [item.strip() for item in value.split(",") if value] if text else [*value]
+        items = [item.strip() for item in str(value).split(",") if value] if text else [*value]
         each = parts[:1] * len(items) or [Any] * len(items)
         if kind is tuple and parts and parts[-1] is not ...:
             each = parts
