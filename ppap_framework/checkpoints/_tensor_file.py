@@ -140,7 +140,6 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
-    tensors: dict[Any, Any]
     candidates, what = [loaded], type(loaded).__name__
     if isinstance(loaded, Mapping):
         candidates += [loaded[key] for key in _WRAPPINGS if key in loaded]
@@ -156,7 +155,8 @@ def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
                 fault = f"has {size} bytes, and its tensors would take {unpacked} bytes"
                 hint = "they repeat the same bytes; save it again with contiguous tensors"
                 raise AssetError(f"{str(path)!r} {fault}", hint=hint)
-            return {str(name): tensors.get(name, extra) for name, extra in state.items()}
+            found: dict[str, Any] = {str(n): tensors.get(n, extra) for n, extra in state.items()}
+            return found
     hint = f"a checkpoint maps names to tensors, alone or under {' or '.join(_WRAPPINGS)}"
     raise AssetError(f"{str(path)!r} holds no state dict, but a {what}", hint=hint)
 
