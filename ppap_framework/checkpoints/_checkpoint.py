@@ -216,16 +216,11 @@ def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
 
 def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
     """The architecture of a checkpoint as an attrs record, whose validators check the values.
-
-    Raises:
-        AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
+    AssetError if nothing is stated, a field is missing or unknown, or a value is refused.
     """
     if not checkpoint.architecture:
-        raise AssetError(
-            f"{checkpoint.name!r} does not state its architecture",
-            hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
-            "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
-        )
+        hint = "name what it is, as CARD=PATH with a card of `ppap checkpoints list`"
+        raise AssetError(f"{checkpoint.name!r} does not state its architecture", hint=hint)
     try:
         return record(**checkpoint.architecture)
     except (TypeError, ValueError, UsageError) as error:
@@ -242,13 +237,9 @@ def save_checkpoint(
     architecture: Mapping[str, Any],
     card_notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a safetensors file that `open_checkpoint` understands; equal content gives equal bytes.
-
-    Args:
-        path: File to write or replace; AssetError if that fails.
-        state_dict: Tensors by name.
-        architecture: What the component's factory needs, as JSON.
-        card_notes: Other notes, as JSON: recipe, steps, seed, metrics.
+    """Write or replace a safetensors file that `open_checkpoint` understands, with equal bytes for
+    equal content. `architecture` is what the component's factory needs, and `card_notes` are
+    others, such as recipe, seed and metrics; both are JSON. AssetError if it cannot be written.
     """
     metadata = {"format": "pt"}  # transformers 4 refuses files without it
     metadata[ARCHITECTURE] = json.dumps(architecture, sort_keys=True)

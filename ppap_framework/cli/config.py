@@ -14,7 +14,6 @@ separated by ";". Paths are relative to the current folder, as on the command li
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
@@ -28,7 +27,7 @@ from click.core import ParameterSource
 
 from ppap_framework.cli import core_command
 from ppap_framework.cli.output import json_option, print_json, print_table
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.errors import Problems, UsageError, did_you_mean
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
@@ -223,8 +222,7 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str) -> UsageError:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else advice
+    hint = did_you_mean(name, known) or advice
     return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
 
 

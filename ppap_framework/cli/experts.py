@@ -45,8 +45,8 @@ def list_experts(as_json: bool) -> None:
     if as_json:
         output.print_json(rows)
     elif rows:
-        words = [row["size"] and output.size_words(row["size"]) for row in rows]
-        output.print_table(_COLUMNS, [r | {"size": s} for r, s in zip(rows, words, strict=True)])
+        sized = [row | {"size": output.size_words(row["size"])} for row in rows]
+        output.print_table(_COLUMNS, sized)
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
-@final
 class SynthesisFolder:
     """Joins finished batches into shards; PpapError if a file cannot be written. Create it with
     `opened`. `settings` are everything that determines the images, as JSON.
@@ -177,7 +176,6 @@ class Fault(NamedTuple):
     reason: str
 
 
-@final
 class SyntheticData:
     """A finished set; AssetError if there is none in the folder, or its manifest is damaged.
 

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,7 +41,6 @@ class Images(Protocol):
         """A stage's pictures for B indices, (B, 3, H, W), uint8."""
 
 
-@final
 class LabelledImages:
     """Images with a label each, of one stage; AssetError if the file holds anything else.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import filecmp
 import itertools
 import logging
@@ -19,7 +18,7 @@ import attrs
 from ppap_framework.checkpoints import fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PpapError, UsageError, did_you_mean
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo, Present, check_waivers
 from ppap_framework.experts.levels import NoiseRanges, RangeScales, ScaleCurve
@@ -154,8 +153,7 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     if path.exists():
         return BundleFile(path.name, path)
     others = f"one of {', '.join(known)}" if known else "train some with `ppap adapt`"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"give a path, NAME{SUFFIX}, or {others}"
+    hint = did_you_mean(name, known) or f"give a path, NAME{SUFFIX}, or {others}"
     raise AssetError(f"no experts are called {name!r}", hint=hint)
 
 

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any
 
 import attrs
 import torch
@@ -40,7 +40,6 @@ _STATE = ("phase", "step", "best", "stale", "scores", "start")
 _CALMER = "lower the learning rate, or use float32"
 
 
-@final
 @attrs.frozen
 class Report:
     """A finished iteration."""
@@ -83,7 +82,6 @@ def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
         yield
 
 
-@final
 class Distillation:
     """A training of new experts, attached, that resumes exactly after any iteration.
 

@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
@@ -75,7 +75,6 @@ def opened(
         yield folder
 
 
-@final
 class TransferFolder:
     """The folder of a training, from `opened`; `log` is written with the next state."""
 

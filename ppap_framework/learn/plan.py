@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, final
+from typing import Any
 
 import attrs
 import torch
@@ -36,7 +36,6 @@ from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
 
-@final
 @attrs.frozen(eq=False)
 class TransferPlan:
     """A training of experts, independent of its images.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -53,7 +53,6 @@ _RULES: dict[str, Rule] = {
 }
 
 
-@final
 @attrs.frozen
 class Phase:
     """A part of training: one expert, at base timesteps, for a number of iterations.
@@ -75,7 +74,6 @@ class Phase:
         return "shared" if self.shared else f"expert {self.expert}"
 
 
-@final
 @attrs.frozen(kw_only=True, field_transformer=plain_numbers)
 class Recipe:
     """Everything that determines experts, except the guide, the backend and the images.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 from torch import Tensor, nn
@@ -70,7 +70,6 @@ class _Found(NamedTuple):
     target: TargetInput | None
 
 
-@final
 @attrs.frozen(kw_only=True, eq=False, slots=False)
 class GuideRequest:
     """A guide as it was asked for. What is not listed is as in `Guide`.
