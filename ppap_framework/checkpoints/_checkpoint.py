@@ -95,9 +95,8 @@ def find_checkpoint(
             publishes a file of this name counts. None takes the component's default card.
         offline: Raise instead of downloading.
 
-    Raises:
-        AssetError: If there is no such checkpoint, it is damaged, or it cannot be used.
-        PluginError: If several plugins claim the name.
+    AssetError if there is no such checkpoint, it is damaged, or it cannot be used; PluginError if
+    several plugins claim the name.
     """
     if component is None or kind is None:
         named, cards = registry.card_named, registry.every_card()
@@ -159,15 +158,10 @@ def _find(
 def open_checkpoint(
     source: Card | Path | str, *, like: Card | None = None, offline: bool = False
 ) -> Checkpoint:
-    """Find a checkpoint and verify its container; if the format allows, no tensor is read.
-
-    Args:
-        source: A card, whose file is downloaded if it is missing, or the path of a file.
-        like: Card that says what a file is, if the file itself does not.
-        offline: Raise instead of downloading.
-
-    Raises:
-        AssetError: If the file is missing, damaged, not the one of its card, or wants code to run.
+    """Open a file, or that of a card, and verify its container; if the format allows, no tensor is
+    read. A card's file is downloaded if it is missing, unless `offline`. The card `like` says what
+    a file is that does not say it. AssetError if the file is missing, damaged, not the one of its
+    card, or wants code to run.
     """
     if isinstance(source, Card):
         card, like, path, name = source, source, fetch(source, offline=offline), source.name

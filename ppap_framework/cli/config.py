@@ -28,6 +28,7 @@ from click.core import ParameterSource
 from ppap_framework.cli import core_command
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError, did_you_mean
+from ppap_framework.files import refusals
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
@@ -197,16 +198,15 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     for path in (place / name for place in (folder, *folder.parents) for name in _FILES):
-        own = path.name == _FILES[0]
-        try:
-            content = path.read_bytes()
-            if not own and b"tool.ppap" not in content:
-                continue
-            tables = tomllib.loads(content.decode())
-        except OSError as error:
-            if os.access(path, os.F_OK) and not path.is_dir():
-                raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        if not os.access(path, os.F_OK) or path.is_dir():
             continue
+        with refusals(path, UsageError, action="read"):
+            content = path.read_bytes()
+        own = path.name == _FILES[0]
+        if not own and b"tool.ppap" not in content:
+            continue
+        try:
+            tables = tomllib.loads(content.decode())
         except ValueError as error:
             raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
         tables = tables if own else tables.get("tool", {}).get("ppap")

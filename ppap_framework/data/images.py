@@ -44,11 +44,8 @@ class Images(Protocol):
 class LabelledImages:
     """Images with a label each, of one stage; AssetError if the file holds anything else.
 
-    It is an NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
-
-    Attributes:
-        labels: (N, ...), int64 or float32, the targets of a task loss's `energy`.
-        manifest_hash: SHA-256 of images and labels.
+    It is an NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...),
+    which become int64 or float32, the targets of a task loss's `energy`.
     """
 
     stages = ("pictures",)

@@ -186,13 +186,9 @@ def check_wanted(
 ) -> BundleFile | None:
     """Check a request for experts without weights; return the named bundle, if any.
 
-    Args:
-        wanted: The request; AssetError if its bundle is missing, or the header is damaged.
-        guide_name: The guide's name, for messages.
-        noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
-        through: "noisy" or "clean", the images that guides read; experts need noisy ones.
-        allow_mismatch: Names from `WAIVABLE` that may differ.
-        offline: Whether to raise instead of downloading a bundle.
+    AssetError if the bundle is missing, or its header is damaged, and UsageError if the guide reads
+    noise itself (`noise_aware`) or reads images `through` "clean", where experts have no noise to
+    read. `allow_mismatch` are names from `WAIVABLE`; `offline` raises instead of downloading.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
@@ -300,11 +296,11 @@ def _best(
                 other_backends.append(told)
             else:
                 _log.warning(_PASSED_OVER, *told)
-    for told in () if matching else other_backends:
-        _log.warning(_PASSED_OVER, *told)
-    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
     if not matching:
+        for told in other_backends:
+            _log.warning(_PASSED_OVER, *told)
         return None
+    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
     best = ranks.index(min(ranks))  # the newest of equal rank
     if best > 0:
         lower = ranks[best][0] == ranks[0][0]

@@ -92,10 +92,9 @@ def calibrate(
         progress: Called after every level.
         **changes: Fields of `sampling` and `compute`.
 
-    Raises:
-        UsageError: If an argument cannot be used, the guide takes no experts, or it cannot be aimed
-            at a picture or tell pictures apart.
-        AssetError: If the bundle is damaged, does not match, or cannot be written.
+    UsageError if an argument cannot be used, the guide takes no experts, or it cannot be aimed at a
+    picture or tell pictures apart; AssetError if the bundle is damaged, does not match, or cannot
+    be written.
     """
     sampling, compute = changed(
         changes, sampling or Sampling(steps=25), compute or Compute(batch=32)

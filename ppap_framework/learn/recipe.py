@@ -55,12 +55,9 @@ _RULES: dict[str, Rule] = {
 
 @attrs.frozen
 class Phase:
-    """A part of training: one expert, at base timesteps, for a number of iterations.
-
-    Attributes:
-        begins_with: Index of the expert whose parameters are copied first; None for the untouched
-            network, `SHARED` for the shared start.
-        shared: Whether the result is the shared start.
+    """A part of training: one expert, at base timesteps, for a number of iterations. It begins with
+    a copy of another expert's parameters, by index, of the shared start for `SHARED`, or of the
+    untouched network for None; if `shared`, its result is the shared start.
     """
 
     expert: int

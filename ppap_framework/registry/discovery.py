@@ -62,12 +62,9 @@ def discover(
     environ: Mapping[str, str] = os.environ,
     strict: bool | None = None,
 ) -> Registry:
-    """Import every installed plugin module and ask its hooks; imports no component.
-
-    Args:
-        path: Folders in which to look for distributions; None for `sys.path`.
-        environ: Environment variables.
-        strict: Whether the first plugin that failed raises PluginError; None asks the environment.
+    """Import every plugin module that is installed in the folders `path`, by default `sys.path`,
+    and ask its hooks; imports no component. `strict`, by default as the environment says, makes the
+    first plugin that failed raise PluginError.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
     plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
@@ -218,8 +215,8 @@ def _hooks(module: object, name: str) -> list[HookCaller]:
     for caller in callers:
         optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
         if not caller.has_spec() and not optional:
-            hint = did_you_mean(caller.name, _RETURNS)
-            raise _RefusedError(f"{caller.name} is none of the hooks", hint=hint)
+            question = did_you_mean(caller.name, _RETURNS)
+            raise _RefusedError(f"{caller.name} is none of the hooks; {question}".strip("; "))
     decorated = {caller.name for caller in callers}
     for hook in _RETURNS:
         if hook not in decorated and callable(getattr(module, hook, None)):

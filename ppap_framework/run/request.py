@@ -184,11 +184,8 @@ class GuideRequest:
             hint = "give the name of a guider, or a network: an object of a class of nn.Module"
             raise UsageError(f"{what!r} is no network", hint=hint)
         own = {"mean": self.mean, "std": self.std, "size": self.size}
-        named = {
-            "model": self.model,
-            "checkpoint": self.checkpoint,
-            "options": self.options or None,
-        }
+        named: dict[str, Any] = {"model": self.model, "checkpoint": self.checkpoint}
+        named["options"] = self.options or None
         if wrong := [name for name, value in (own if spec else named).items() if value is not None]:
             what = f"guider {self.source!r}" if spec else "a network that is already made"
             raise UsageError(f"{what} takes no {' and '.join(wrong)}", hint="leave it out")
