@@ -202,7 +202,7 @@ def check_wanted(
         wanted: The request; AssetError if its bundle is missing, or the header is damaged.
         guide_name: The guide's name, for messages.
         noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
-        through: "noisy" or "clean", the images that guides read; experts need noisy ones.
+        through: "noisy", "clean" or "detached"; experts need noisy images.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         offline: Whether to raise instead of downloading a bundle.
     """
@@ -211,7 +211,7 @@ def check_wanted(
         return None
     for given, why in (
         (noise_aware, "reads noise by itself and takes no experts"),
-        (through == "clean", "looks through clean, where experts have no noise to read"),
+        (through != "noisy", f"looks through {through}, where experts have no noise to read"),
     ):
         if given:
             hint = "leave the experts out" + ("" if noise_aware else ", or look through noisy")
