@@ -163,8 +163,8 @@ class TestGuide:
         else:
             torch.manual_seed(0)
             network = torchvision.models.resnet18()
-            path = tmp_path / "resnet18.safetensors"
-            save_checkpoint(path, network.state_dict(), {})
+            path = tmp_path / "resnet18.pth"
+            torch.save(network.state_dict(), path)
         plain, sharp, smooth = (
             make_classifier(ClassifierOptions(model=model, softplus=beta), open_checkpoint(path))
             for beta in (None, 1e4, 3.0)
