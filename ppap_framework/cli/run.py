@@ -64,20 +64,10 @@ _PER_GUIDE = {
     "calibrated without one. By default auto if there is either, and 4 otherwise.",
 )
 @settings("allow-mismatch", "steps", "sampler", "eta")
-@option(
-    "--through",
-    choices=["noisy", "clean", "detached"],
-    help="Guides see the noisy or the predicted image; detached: without the denoiser's gradient.",
-)
+@option("--through", choices=["noisy", "clean", "detached"], help="The image that guides see.")
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
-@option(
-    "--moments",
-    nargs=2,
-    type=float,
-    metavar="B1 B2",
-    help="Average each guide's gradients over the steps as Adam does; such as 0.9 0.999.",
-)
+@option("--moments", nargs=2, type=float, metavar="B1 B2", help="Average gradients as Adam does.")
 @settings("seed", num=4)
 @option("--batch", type=NumberOrAuto(int), metavar="NUMBER|auto", default=8, help="Batch size.")
 @option("--compare", is_flag=True, help="Draw also without guides, and without their experts.")

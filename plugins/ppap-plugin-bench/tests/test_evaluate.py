@@ -337,7 +337,8 @@ class TestAtEqualFid:
         assert found["fidelity"]["value"] == pytest.approx(0.7 - 0.6)
         assert found["fid"]["value"] == pytest.approx(3.0 - 3.5)
         assert found["ends"] is False
-        assert found["fidelity"]["low"] < 0.1 < found["fidelity"]["high"]
+        ends = [found["fidelity"][end] for end in ("low", "high")]
+        assert ends == pytest.approx([0.1, 0.1])  # the noise is common, and falls out
         lower = at_equal(self.made(3.0, 0.3), curve[::-1], "hit", "lower")
         assert lower["fidelity"]["value"] == pytest.approx(0.3)  # 0 is reached at a FID of 1
         assert lower["fid"]["value"] == pytest.approx(2.0)

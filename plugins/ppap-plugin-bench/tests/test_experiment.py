@@ -76,7 +76,7 @@ def test_paths_are_relative_to_the_file(
         (CLASSES, 'name = "guided"', 'name = "unguided"', "several rows called unguided"),
         (CLASSES, 'name = "guided"', 'name = "Guided"', "lower-case"),
         (CLASSES, 'name = "guided"', 'name = "guided"\nimages = "x"', "one or the other"),
-        (CLASSES, 'guider = "colour"\n', "", "has scales and no guider"),
+        (CLASSES, 'guider = "colour"\n', "", "has scales, default and no guider"),
         (CLASSES, 'guider = "colour"\n', 'guidr = "colour"\n', "has 'guidr', not 'guider'"),
         (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "[]", "different scales"),
         (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "[1, 2, 1]", "different scales"),

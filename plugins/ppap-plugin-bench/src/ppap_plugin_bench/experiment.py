@@ -216,14 +216,13 @@ class Experiment:
     def start_of(self, row: Row) -> Row | None:
         """The unguided row that a guided row is with a scale of 0, if there is one."""
 
-        def drawn(other: Row) -> Any:
-            plain = attrs.evolve(other, through="noisy", normalize=False, moments=None)
-            return self.sampling_of(plain), other.prompt, other.backend_options
+        def drawn(one: Row) -> Any:
+            sampling = self.sampling_of(one)
+            how = sampling.steps, sampling.sampler, sampling.eta
+            return how, one.prompt, one.backend_options
 
-        same = (
-            o for o in self.rows if not o.guides and o.images is None and drawn(o) == drawn(row)
-        )
-        return next(same, None) if row.guides else None
+        plain = (other for other in self.rows if not other.guides and other.images is None)
+        return next((one for one in plain if row.guides and drawn(one) == drawn(row)), None)
 
     @property
     def figures(self) -> dict[str, Better]:

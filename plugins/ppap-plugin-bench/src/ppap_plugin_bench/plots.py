@@ -84,7 +84,7 @@ def _line(axis: Any, row: dict[str, Any], names: tuple[str, str], **style: str) 
             told = axis.annotate(
                 f"{point['scale']:g}" if isinstance(point["scale"], float) else point["scale"],
                 (x[k], y[k]),
-                (5, -2),
+                (7 if point["scale"] == row["default"] else 5, -2),
                 textcoords="offset points",
                 fontsize=7,
                 color=style["color"],

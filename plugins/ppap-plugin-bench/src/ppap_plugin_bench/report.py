@@ -268,11 +268,11 @@ def _differences(result: Results, baseline: str) -> str:
             for name in result.fidelity
             for told in (f"{spoken(name)} at equal FID", f"FID at equal {spoken(name)}")
         ]
+        whole = f"the whole line of {titles.get(baseline, baseline)}"
         text += (
-            f"At the row's FID or fidelity, from the whole line of {titles.get(baseline, baseline)}. "
-            "*Never*: that line has no such FID or fidelity. With an asterisk: it ends at lower FIDs "
-            f"and might go further.\n\n{markdown.table(['row', *headings], lines)}\n"
-            "Each at its default:\n\n"
+            f"At the row's FID or fidelity, from {whole}. *Never*: that line has no such FID or "
+            "fidelity. With an asterisk: it ends at lower FIDs and might go further.\n\n"
+            f"{markdown.table(['row', *headings], lines)}\nEach at its default:\n\n"
         )
     return text + markdown.table(["row", *_headings(result, names)], rows)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import attrs
+from attrs.converters import optional
 from attrs.validators import deep_iterable, in_, instance_of
 
 from ppap_framework.guidance import Through, raw_scale
@@ -106,8 +107,10 @@ class Row:
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
     moments: tuple[float, float] | None = None
     interval: tuple[float, float] = attrs.field(default=(0.0, 1.0), converter=values.interval)
-    scales: tuple[RowScale, ...] | None = attrs.field(default=None, converter=values.scales)
-    default: RowScale | None = attrs.field(default=None, converter=values.maybe_scale)
+    scales: tuple[RowScale, ...] | None = attrs.field(
+        default=None, converter=optional(values.scales)
+    )
+    default: RowScale | None = attrs.field(default=None, converter=optional(values.scale))
     schedule: Literal["calibrated", "elucd"] = attrs.field(
         default="calibrated", validator=in_(("calibrated", "elucd"))
     )

@@ -32,15 +32,11 @@ def scale(value: Any) -> float | str:
     return found
 
 
-def scales(value: Any) -> tuple[float | str, ...] | None:
-    found = None if value is None else tuple(scale(item) for item in value)
-    if found == () or len(set(found or ())) < len(found or ()):
+def scales(value: Any) -> tuple[float | str, ...]:
+    found = tuple(scale(item) for item in value)
+    if not found or len(set(found)) < len(found):
         raise ValueError(f"needs different scales, not {value!r}")
     return found
-
-
-def maybe_scale(value: Any) -> float | str | None:
-    return None if value is None else scale(value)
 
 
 def interval(value: Any) -> tuple[float, float]:
