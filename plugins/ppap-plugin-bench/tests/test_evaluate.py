@@ -19,7 +19,7 @@ from toy_experts import write_experts
 
 from ppap_framework.diagnosis.intervals import Interval
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.experts import keep_bundle
+from ppap_framework.experts import ScaleCurve, keep_bundle, write_curve
 from ppap_framework.files import file_sha256
 from ppap_framework.runtime import Progress
 from ppap_plugin_bench import Experiment, Row, evaluate, read_experiment, report, row_guide
@@ -277,6 +277,7 @@ class TestScenes:
 def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     bundle = write_experts(write_experiments(tmp_path) / "kept")
+    write_curve(bundle, ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.2)))
     keep_bundle(write_experts(tmp_path, seed=5))  # auto would take it
     found = read_experiment(tmp_path / "experts.toml")
     other = attrs.evolve(found.rows[2], moments=(0.5, 0.9))
@@ -289,7 +290,7 @@ def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert [point["scale"] for point in record["points"]] == [1.0, 8.0]
     assert record["default"] == 8.0
     (curve,) = record["curves"]
-    assert curve["scales"] == sorted(curve["scales"])
+    assert (curve["scales"], curve["errors"]) == ([0.5, 8.0], [0.1, 0.2])
     assert drawn_otherwise["curves"] == [None]
     assert drawn_otherwise["sampling"]["steps"] == 4
     assert drawn_otherwise["cost"]["steps"] == 4

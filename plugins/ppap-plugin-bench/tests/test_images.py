@@ -20,6 +20,7 @@ from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import ScaleCurve, has_experts, write_curve
 from ppap_framework.files import file_sha256
+from ppap_framework.learn import calibrate
 from ppap_framework.noise import cosine_schedule
 from ppap_framework.run import Plan, counts_of, drawing
 from ppap_framework.runtime import Progress
@@ -149,6 +150,21 @@ class TestOfScenes:
         ]
         assert len({json.dumps(identity(plan)) for plan in plans}) == 4
 
+    def test_a_multiplier_is_of_a_calibrated_curve(
+        self, scene_experiment: Experiment, tmp_path: Path
+    ) -> None:
+        """The curve is found once, and is that of `calibrate`."""
+        setup = Setup.load(scene_experiment, NAMES, "cpu", tmp_path)
+        plan = plan_of(setup, "guided", 8.0)
+        (curve,) = (guide.curve for guide in plan.guides)
+        (file,) = tmp_path.iterdir()
+        before = file.stat().st_mtime_ns
+        (guide,) = setup.guides(setup.experiment.chosen(["guided"])[0])
+        assert curve == calibrate(setup.backend, guide, num=64, batch=8, device="cpu")
+        again = Setup.load(scene_experiment, NAMES, "cpu", tmp_path)
+        assert plan_of(again, "guided", 2.0).guides[0].curve == curve
+        assert file.stat().st_mtime_ns == before
+
     def test_take_their_memory_in_a_process_that_reads_the_scenes(
         self, scene_experiment: Experiment
     ) -> None:
@@ -190,7 +206,7 @@ class TestOfExperts:
         self, setup: Setup, home: Path, bundle: Path
     ) -> None:
         def known(setup: Setup) -> list[str]:
-            pairs = (("naive", "raw:10"), ("experts", "raw:10"), ("experts", 8.0))
+            pairs = (("naive", "raw:10"), ("experts", "raw:10"), ("other", "raw:10"))
             return [json.dumps(identity(plan_of(setup, *pair))) for pair in pairs]
 
         before = known(setup)
@@ -221,24 +237,28 @@ class TestOfExperts:
         assert [len(taken) for taken in seconds] == [2, 2, 2]
         assert not any(has_experts(plan.guides[0].model.network) for plan in plans)
 
-    def test_a_multiplier_is_of_a_curve_that_is_found_once(
+    def test_a_multiplier_is_of_a_curve_that_a_copy_gets(
         self, setup: Setup, home: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By calibrating a copy, or the guide by itself; the bundle stays as it is."""
-        before = bundle.read_bytes()
-        plans = {name: plan_of(setup, name, 8.0) for name in ("naive", "experts")}
-        curves = {name: plan.guides[0].curve for name, plan in plans.items()}
-        assert isinstance(curves["naive"], ScaleCurve)
-        assert isinstance(curves["experts"], ScaleCurve)
-        assert curves["naive"] != curves["experts"]
-        assert [plan.guides[0].scale for plan in plans.values()] == [8.0, 8.0]
-        assert bundle.read_bytes() == before
+        """The bundle stays as it is; the untouched network is calibrated by itself."""
+        calls = []
+
+        def found(backend: Any, guide: Any, copy: Path | None, **more: Any) -> ScaleCurve:
+            assert guide.experts is None
+            assert copy is None or copy.read_bytes() == bundle.read_bytes()
+            calls.append(copy and copy != bundle)
+            return ScaleCurve((0.0,), (float(len(calls)),), (0.1,), guide.loss_record)
+
+        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", found)
+        for again in (setup, Setup.load(setup.experiment, NAMES, "cpu", home / "curves")):
+            for number, name in enumerate(("naive", "experts"), start=1):
+                guide = plan_of(again, name, 8.0).guides[0]
+                assert guide.curve is not None
+                assert guide.curve.scales == (number,)
+                assert guide.scale == 8.0
+                assert plan_of(again, name, "raw:1").guides[0].curve is None
+        assert calls == [None, True]  # once each
         assert len(list((home / "curves").iterdir())) == 2
-        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", None)
-        again = Setup.load(setup.experiment, NAMES, "cpu", home / "curves")
-        for name, curve in curves.items():
-            assert plan_of(again, name, 1.0).guides[0].curve == curve
-            assert plan_of(again, name, "raw:1").guides[0].curve is None
 
     def test_a_bundle_with_a_curve_of_its_own_has_that(
         self, setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch

@@ -95,5 +95,5 @@ def elucd(process: Process) -> ScaleCurve:
     wave = (math.pi * index / len(process)).sin()
     scales = 1.0 + _FACTOR * wave * variances.max() / variances
     levels = process.schedule.log_snr[list(process.timesteps)].double()
-    columns = (values.flip(0).tolist() for values in (levels, scales))
-    return ScaleCurve(*columns, [0.0] * len(process))
+    rising = [values.flip(0).tolist() for values in (levels, scales)]
+    return ScaleCurve(rising[0], rising[1], [0.0] * len(process))

@@ -31,6 +31,8 @@ from ppap_plugin_bench.results import FORMAT
 from ppap_plugin_bench.row import Row, RowScale
 from ppap_plugin_bench.setup import Setup
 
+_WAYS = ("sampler", "steps", "eta", "through", "normalize", "moments")
+
 
 @attrs.frozen(eq=False)
 class Measured:
@@ -164,21 +166,16 @@ class Measurement:
             assessment.save(self._kept(row, scale))
             points.append({"scale": scale, "figures": assessment.record(), **lost})
             if scale == default:
-                examples, per_image = (
-                    images[self.setup.targets.examples(EXAMPLES)],
-                    _per_image(plan),
-                )
-        sampling = experiment.sampling_of(row)
-        ways = ("steps", "eta", "through", "normalize", "moments")
+                examples = images[self.setup.targets.examples(EXAMPLES)]
+                per_image = _per_image(plan)
+        sampling = experiment.sampling_of(row).record()
+        curves = self.setup.curves_of(row, default)
         record |= {
             **_guides(row, guides),
-            "sampling": {"sampler": sampling.sampler_name}
-            | {name: getattr(sampling, name) for name in ways},
+            "sampling": {name: sampling[name] for name in _WAYS},
             "interval": list(row.interval),
             "schedule": row.schedule,
-            "curves": [
-                curve and attrs.asdict(curve) for curve in self.setup.curves_of(row, default)
-            ],
+            "curves": [curve and attrs.asdict(curve) for curve in curves],
             "default": default,
             "points": points,
             "figures": next(point["figures"] for point in points if point["scale"] == default),

@@ -52,7 +52,7 @@ def curves_plot(results: Results, path: Path) -> None:
         axis.grid(alpha=0.3)
         if better == "lower":
             axis.invert_yaxis()
-        if other == "fid":
+        if other == "fid" and np.isfinite(axis.dataLim.minpos[0]):  # anything is drawn
             axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
