@@ -49,7 +49,7 @@ class TestOfClasses:
         for words in ("Paired", "It sees colours.", "A sketch", "| A guide | raw:100 |"):
             assert words in text
         links = [part.split(")")[0] for part in text.split("](")[1:]]
-        assert len(links) == 8
+        assert len(links) == 7
         assert all((folder.parent.parent / link).is_file() for link in links)
 
     def test_is_the_same_every_time(self, folder: Path, text: str) -> None:
