@@ -131,7 +131,8 @@ class Sampling:
             reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
             yield UsageError(reason, hint="use ddim")
         rates: Any = self.moments
-        if rates is not None and (np.shape(rates) != (2,) or not all(0 <= b < 1 for b in rates)):
+        fit = np.shape(rates) == (2,) and all(isinstance(b, int | float) for b in rates)
+        if rates is not None and not (fit and all(0 <= b < 1 for b in rates)):
             reason = f"moments must be two numbers from 0 to below 1, not {rates}"
             yield UsageError(reason, hint="use 0.9 and 0.999, say")
         if isinstance(self.prompt, str | None):

@@ -40,12 +40,13 @@ def curves_plot(results: Results, path: Path) -> None:
             color = _COLORS[number % len(_COLORS)]
             marker = _MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)]
             _line(axis, row, (other, name), color=color, marker=marker)
-        plain = [row for row in results.rows if row not in results.guided]
-        for row, marker in zip(plain, itertools.cycle("*PXd"), strict=False):
+        markers = itertools.cycle("*Pd")
+        for row in (row for row in results.rows if row not in results.guided):
             x, y = (_known(row["figures"][of]["value"]) for of in (other, name))
-            color = "gray" if "pictures" in row else "black"
-            style = {"marker": marker, "color": color, "linestyle": "none", "markersize": 10}
-            axis.plot(x, y, zorder=6, label=row["title"], **style)
+            given = "pictures" in row
+            style = {"color": "gray", "marker": "X"} if given else {"marker": next(markers)}
+            style = {"color": "black", "linestyle": "none", **style}
+            axis.plot(x, y, zorder=6, markersize=10, label=row["title"], **style)
         better = results.shown.get(name, "higher")
         axis.set(xlabel=heading(other), ylabel=heading(name, better))
         axis.margins(0.07)
@@ -57,6 +58,8 @@ def curves_plot(results: Results, path: Path) -> None:
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
+        elif other == "recall":
+            axis.locator_params(axis="x", nbins=6)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     save_figure(figure, path, "png")

@@ -96,7 +96,8 @@ class Setup:
                 )
                 guides.append(guide)
         sampling = experiment.sampling_of(row, prompt=prompt)
-        return run.plan(self._backend(row), guides, num, sampling, self._compute(batch))
+        compute = run.Compute(device=self.device, precision=experiment.precision, batch=batch)
+        return run.plan(self._backend(row), guides, num, sampling, compute)
 
     def curves_of(self, row: Row, scale: RowScale | None) -> list[ScaleCurve | None]:
         """The curve of each guide that a scale multiplies; None for an absolute scale."""
@@ -110,12 +111,9 @@ class Setup:
         assert self.curves is not None
         # The pictures do not depend on how the row is sampled, so that rows share them.
         usual = run.Sampling(through=row.through, seed=sampling.seed, stage=sampling.stage)
-        how = usual, self._compute(self.experiment.batch), self.curves, self.progress
+        compute = run.Compute(device=self.device, batch=self.experiment.batch)
+        how = usual, compute, self.curves, self.progress
         return [calibrated(self.backend, guide, *how) for guide in self.guides(row)]
-
-    def _compute(self, batch: int) -> run.Compute:
-        precision = self.experiment.precision
-        return run.Compute(device=self.device, precision=precision, batch=batch)
 
     def _backend(self, row: Row) -> run.LoadedBackend:
         """The backend with a row's options."""
