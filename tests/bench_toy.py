@@ -21,6 +21,7 @@ _COLORS = np.array([[0.1, -0.1, -0.1], [0.9, 0.0, 0.0], [0.0, 0.9, 0.0], [0.0, 0
 _TOY = """
 backend = "toy"
 judge = "colour:judge.safetensors"
+sampler = "ddim"
 steps = 5
 """
 

@@ -37,7 +37,7 @@ def plan_of(setup: Setup, name: str, scale: Any, num: int = 16, **settings: Any)
 
 def sampled(guides: Any, num: int, **given: Any) -> Any:
     """Pixels that sampling in one batch gives."""
-    settings = {"steps": 5, "batch": num, "device": "cpu", **given}
+    settings = {"steps": 5, "sampler": "ddim", "batch": num, "device": "cpu", **given}
     images = ppap.sample("toy", guides, num=num, **settings).images
     return ((images + 1.0) * 127.5).permute(0, 2, 3, 1).numpy()
 

@@ -152,8 +152,8 @@ class Experiment:
     )
     num: int = attrs.field(default=2048, validator=values.positive)
     scales: tuple[RowScale, ...] = attrs.field(default=_SCALES, converter=values.scales)
-    steps: int = attrs.field(default=25, validator=values.positive)
-    sampler: SamplerName = "ddim"
+    steps: int = attrs.field(default=Sampling().steps, validator=values.positive)
+    sampler: SamplerName = "ddpm"
     eta: float = 0.0
     seed: int = attrs.field(default=0, validator=instance_of(int))
     precision: Precision = attrs.field(default="float32", validator=in_(get_args(Precision)))

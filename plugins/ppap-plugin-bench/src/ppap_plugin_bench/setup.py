@@ -110,7 +110,8 @@ class Setup:
             return [elucd(Process(stage.schedule, kept, stage.variance))] * len(row.guides)
         assert self.curves is not None
         # The pictures do not depend on how the row is sampled, so that rows share them.
-        usual = run.Sampling(through=row.through, seed=sampling.seed, stage=sampling.stage)
+        own = {"through": row.through, "seed": sampling.seed, "stage": sampling.stage}
+        usual = run.Sampling(steps=25, **own)
         compute = run.Compute(device=self.device, batch=self.experiment.batch)
         how = usual, compute, self.curves, self.progress
         return [calibrated(self.backend, guide, *how) for guide in self.guides(row)]
