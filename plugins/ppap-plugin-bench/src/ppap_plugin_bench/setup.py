@@ -105,13 +105,13 @@ class Setup:
             return [None] * len(row.guides)
         sampling = self.experiment.sampling_of(row)
         if row.schedule == "elucd":
-            stage = self.backend.stages[0]
-            kept = timesteps_for(stage.schedule.num_timesteps, sampling.steps)
-            return [elucd(Process(stage.schedule, kept, stage.variance))] * len(row.guides)
+            first = self.backend.stages[0]
+            kept = timesteps_for(first.schedule.num_timesteps, sampling.steps)
+            return [elucd(Process(first.schedule, kept, first.variance))] * len(row.guides)
         assert self.curves is not None
         # The pictures do not depend on how the row is sampled, so that rows share them.
-        own = {"through": row.through, "seed": sampling.seed, "stage": sampling.stage}
-        usual = run.Sampling(steps=25, **own)
+        seed, stage = self.experiment.seed, self.experiment.stage
+        usual = run.Sampling(steps=25, through=row.through, seed=seed, stage=stage)
         compute = run.Compute(device=self.device, batch=self.experiment.batch)
         how = usual, compute, self.curves, self.progress
         return [calibrated(self.backend, guide, *how) for guide in self.guides(row)]
