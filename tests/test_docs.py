@@ -56,7 +56,7 @@ def test_the_guider_of_the_page_steers(site: Path, tmp_path: Path) -> None:
     done = toy_distribution.ppap(
         site,
         tmp_path,
-        *("run", "--backend", "toy", "--guider", "brightness=250", "--target", "0.9"),
+        *("run", "--backend", "toy", "--guider", "brightness=1000", "--target", "0.9"),
         *("--num", "4", "--compare", "--out", "out"),
         PPAP_PLUGINS=PLUGINS,
     )
