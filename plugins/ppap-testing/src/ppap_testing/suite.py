@@ -1,0 +1,305 @@
+"""What the suites share: how a check fails, what is computed once, and checks of every component.
+
+A check is a method `test_...` whose docstring says what holds if it passes. What several checks need
+(the component, a prediction) is computed once for a suite; if that fails, one check reports it, and
+the others are skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import os
+import re
+import subprocess
+import sys
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import attrs
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from ppap_framework.errors import PpapError
+from ppap_framework.plugin import ComponentKind, ComponentSpec
+from ppap_framework.predictions import tensors_of
+from ppap_framework.registry import PluginRecord, registry
+
+T = TypeVar("T")
+
+_LONGEST = 100  # characters of a summary, which is one line of a table
+_IMPORTS = "import importlib, sys; importlib.import_module(sys.argv[1]); print('torch' in sys.modules)"
+
+
+class NotConformingError(AssertionError):
+    """A check that failed: the fault, and what the author does about it."""
+
+    def __init__(self, fault: str, advice: str) -> None:
+        super().__init__(f"{fault}\nWhat to do: {advice}")
+        self.fault, self.advice = fault, advice
+
+
+def require(condition: object, fault: str, advice: str) -> None:
+    """NotConformingError unless a condition is true."""
+    if not condition:
+        raise NotConformingError(fault, advice)
+
+
+def skip(reason: str) -> None:
+    """End a check that does not apply; pytest knows the exception, too."""
+    raise unittest.SkipTest(reason)
+
+
+def shared(computed: Callable[..., T]) -> Callable[..., T]:
+    """A method computed once for a suite. With `first=True`, in the check that reports it, its
+    exception is raised; other checks are skipped then.
+    """
+
+    @functools.wraps(computed)
+    def once(self: Conformance, *, first: bool = False) -> T:
+        known = self._known
+        if computed.__name__ not in known:
+            try:
+                known[computed.__name__] = computed(self), None
+            except Exception as error:
+                known[computed.__name__] = None, error
+        value, error = known[computed.__name__]
+        if error is not None and first:
+            raise error
+        if error is not None:
+            text = str(error).partition("\n")[0]
+            raise unittest.SkipTest(text if isinstance(error, unittest.SkipTest) else f"see above: {text}")
+        return value  # type: ignore[no-any-return]
+
+    return once
+
+
+class Conformance:
+    """Checks of every component; use the suite of its kind.
+
+    Attributes:
+        component: Its name, as in `ppap plugins list`.
+        options: Its options.
+    """
+
+    kind: ClassVar[ComponentKind]
+    component: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Any]] = {}
+    _known: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls._known = {}
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Free what was made."""
+        cls._known.clear()
+
+    @property
+    def spec(self) -> ComponentSpec:
+        """The component's record."""
+        return registry().spec(self.kind, self.component)
+
+    @property
+    def plugin(self) -> PluginRecord:
+        """The record of its plugin."""
+        return registry().provider(self.spec)
+
+    @shared
+    def made(self) -> Any:
+        """The component."""
+        return registry().make(self.spec, self.options)  # type: ignore[call-overload]
+
+    def test_it_can_be_made(self) -> None:
+        """it can be made"""
+        try:
+            self.made(first=True)
+        except PpapError as error:
+            raise NotConformingError(error.message, error.hint or "see the traceback") from error
+
+    def test_the_spec_is_complete(self) -> None:
+        """the spec has a summary and a licence"""
+        spec = self.spec
+        words = spec.summary.strip()
+        fits = words and words == spec.summary and "\n" not in words and len(words) <= _LONGEST
+        require(
+            fits,
+            f"the summary {spec.summary!r:.60} is no line of 1 to {_LONGEST} characters",
+            "write one in the spec; `ppap plugins list` shows it",
+        )
+        require(
+            spec.licence,
+            "the spec states no licence",
+            'add licence="Apache-2.0", say: the SPDX identifier of your own code',
+        )
+
+    def test_what_the_spec_names_is_there(self) -> None:
+        """the factory, options and other components that the spec names are there and fit"""
+        faults = "; ".join(registry().faults(self.spec))
+        require(not faults, faults, "correct the name in the spec, or install what it names")
+
+    def test_listing_it_imports_no_torch(self) -> None:
+        """listing plugins does not import torch"""
+        plugin = self.plugin
+        try:
+            importlib.metadata.distribution(plugin.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            skip("a single file may import torch; an installed plugin should not")
+        modules = [plugin.module, self.spec.options or plugin.module]
+        for module in dict.fromkeys(name.partition(":")[0] for name in modules):
+            done = subprocess.run(
+                [sys.executable, "-c", _IMPORTS, module],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            require(
+                done.returncode == 0,
+                f"{module} cannot be imported alone: {done.stderr.strip().rpartition(chr(10))[2]}",
+                "make it independent of what was imported before",
+            )
+            require(
+                done.stdout.split()[-1:] == ["False"],
+                f"{module} imports torch when plugins are listed, which takes seconds",
+                "import ppap_framework.plugin there, not .author, and name factories as strings",
+            )
+
+    def test_options_are_described(self) -> None:
+        """every option has a type and a help text"""
+        options = registry().options_class(self.spec)
+        if options is None:
+            skip("it has no options")
+        for field in attrs.fields(options):  # type: ignore[arg-type]  # not None
+            text = inspect.cleandoc(options.__doc__ or "")
+            require(
+                field.type is not None,
+                f"option {field.name!r} has no type",
+                f"annotate it, such as `{field.name}: float = 1.0`: values that are typed become that",
+            )
+            require(
+                not field.init or re.search(rf"^ +{field.name}: \S", text, re.MULTILINE),
+                f"option {field.name!r} has no help text",
+                f"describe it below `Attributes:` in the docstring of {options.__name__}",  # type: ignore[union-attr]
+            )
+
+
+@attrs.frozen
+class Outcome:
+    """The result of one check: its name, what it checks, and for a failure the fault and the advice;
+    the fault of a skipped one is the reason.
+    """
+
+    check: str
+    what: str
+    status: Literal["ok", "failed", "skipped"]
+    fault: str = ""
+    advice: str = ""
+
+
+def checks_of(suite: type[Conformance]) -> dict[str, str]:
+    """The checks of a suite in order, each with what it checks."""
+    found: dict[str, str] = {}
+    for base in reversed(suite.__mro__):
+        for name, method in vars(base).items():
+            if name.startswith("test_"):
+                found[name] = inspect.cleandoc(method.__doc__ or name).partition("\n")[0]
+    return found
+
+
+def run_checks(suite: type[Conformance]) -> Iterator[Outcome]:
+    """Run the checks of a suite without pytest."""
+    try:
+        for name, what in checks_of(suite).items():
+            try:
+                getattr(suite(), name)()
+            except unittest.SkipTest as reason:
+                yield Outcome(name, what, "skipped", str(reason))
+            except NotConformingError as error:
+                yield Outcome(name, what, "failed", error.fault, error.advice)
+            except PpapError as error:
+                yield Outcome(name, what, "failed", error.message, error.hint)
+            except Exception as error:
+                fault = f"{type(error).__name__}: {error}"
+                yield Outcome(name, what, "failed", " ".join(fault.split())[:300], "")
+            else:
+                yield Outcome(name, what, "ok")
+    finally:
+        suite.teardown_class()
+
+
+# What several suites compute
+
+
+def pictures(batch: int, size: tuple[int, int], *, seed: int = 0) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], different ones, coarse and fine."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    coarse = torch.rand(batch, 3, 4, 4, generator=generator)
+    fine = torch.rand(batch, 3, *size, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size, mode="bilinear")
+    return 1.2 * (smooth + 0.3 * fine) - 0.78
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two predictions are bitwise equal."""
+    pairs = zip(tensors_of(one), tensors_of(other), strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+
+
+def close(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two predictions differ by at most a share of their largest number."""
+    for a, b in zip(tensors_of(one), tensors_of(other), strict=True):
+        if a.shape != b.shape:
+            return False
+        a, b = a.double(), b.double()
+        if not bool((a - b).abs().max() <= tolerance * a.abs().max().clamp_min(1e-3)):
+            return False
+    return True
+
+
+def finite(value: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_of(value))
+
+
+def slope_fault(
+    function: Callable[[Tensor], Tensor], at: Tensor, step: float, tolerance: float
+) -> str:
+    """How the gradient of a function of (B, ...) to a scalar differs from central differences.
+
+    Compared along the gradient and a random direction; empty if by at most `tolerance` times the
+    gradient's norm. `step` is a share of the norm of `at`.
+    """
+    at = at.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(at), at)
+    generator = torch.Generator("cpu").manual_seed(1)
+    random = torch.randn(at.shape, generator=generator, dtype=torch.float64).to(at)
+    length = gradient.norm()
+    with torch.no_grad():
+        for name, direction in (("itself", gradient), ("a random direction", random)):
+            direction = direction / direction.norm()
+            h = step * at.norm()
+            rise = (function(at + h * direction) - function(at - h * direction)) / (2 * h)
+            stated = (gradient * direction).sum()
+            if not bool((rise - stated).abs() <= tolerance * length):
+                return f"along {name} it is {stated:.4g}, and the function changes by {rise:.4g}"
+    return ""
+
+
+def safetensors_copy(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict, saved as safetensors and loaded again; NotConformingError if it cannot be."""
+    advice = "keep only tensors in the state dict: register_buffer, and no get_extra_state"
+    others = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    require(not others, f"the state dict has {others[:1]}, which is no tensor", advice)
+    return load(save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}))
+
+
+def scrambled(network: nn.Module) -> None:
+    """Change all floating parameters and buffers of a network."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                tensor.add_(1.0)
