@@ -133,13 +133,13 @@ def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
     return options(*(option(f"--{name}", **_SETTINGS[name], **own[name]) for name in own))
 
 
-def _plug_in(ctx: click.Context, _: object, path: str | None) -> None:
+def plug_in(ctx: click.Context, _: object, path: str | None) -> None:
     if path is not None:
         ctx.ensure_object(GlobalOptions).afterwards.enter_context(plugin_file(path))
 
 
 backend_options = options(
-    option("--plugin-file", metavar="PATH", callback=_plug_in, help="A Python file as a plugin."),
+    option("--plugin-file", metavar="PATH", callback=plug_in, help="A Python file as a plugin."),
     option("--backend", required=True, metavar="NAME", help="The diffusion model."),
     option("--checkpoint", metavar="NAME|PATH", help="Its weights."),
     option("--dtype", type=click.Choice(_DTYPES), help="Type to which its weights are cast."),

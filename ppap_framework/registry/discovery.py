@@ -58,8 +58,7 @@ _files: list[PluginRecord] = []  # of `plugin_file`
 @functools.cache
 def registry() -> Registry:
     """The result of `discover()`, once in a process."""
-    found = discover()
-    return attrs.evolve(found, records=(*_files, *found.records))
+    return discover()
 
 
 @contextlib.contextmanager
@@ -100,7 +99,7 @@ def discover(
         strict: Whether the first plugin that failed raises PluginError; None asks the environment.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
-    plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
+    plugins = (*_files, *(_loaded(record, entry_point, environ) for record, entry_point in found))
     if strict is None:
         strict = is_on(STRICT, environ)
     for record in plugins if strict else ():

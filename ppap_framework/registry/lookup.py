@@ -137,9 +137,12 @@ class Registry:
             if loss and loss.task != spec.task:
                 fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
                 problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
-        cards: Any = self.cards
-        needs = getattr(spec, "needs_checkpoint", False)
-        if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
+        cards, name = self.cards, f"{self.provider(spec).distribution}:{spec.name}"
+        if (
+            isinstance(spec, BackendSpec | GuiderSpec)
+            and spec.needs_checkpoint
+            and not cards(name, spec.kind)
+        ):
             problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import glide_files
 import pytest
-import torch
 
 from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry

@@ -27,6 +27,7 @@ from ppap_testing.suite import (
     scrambled,
     shared,
     skip,
+    tensors_in,
 )
 
 _NOISE = 0.1  # alpha_T at most, since x_T is drawn from N(0, I)
@@ -63,7 +64,9 @@ class BackendConformance(Conformance):
         generator = torch.Generator("cpu").manual_seed(0)
         return torch.randn(_BATCH, *self.stage.image_shape, generator=generator)
 
-    def _denoised(self, x_t: Tensor, t: Tensor, condition: Any = None, stage: Any = None) -> Prediction:
+    def _denoised(
+        self, x_t: Tensor, t: Tensor, condition: Any = None, stage: Any = None
+    ) -> Prediction:
         stage = stage or self.stage
         with isolated(), evaluating(stage.network):
             condition = condition or self.made().encode(None, len(x_t))
@@ -71,19 +74,48 @@ class BackendConformance(Conformance):
 
     @shared
     def predicted(self) -> Prediction:
+        last = self.stage.schedule.num_timesteps - 1
         with torch.no_grad():
+            for t in (0, last):
+                found = self._denoised(self._noisy(), torch.tensor([t] * _BATCH))
+                require(
+                    finite(found._x0 if found._eps is None else found._eps),
+                    f"at timestep {t} the prediction is not finite",
+                    "compute in float32, and divide by nothing that is 0 at an end of the schedule",
+                )
             return self._denoised(self._noisy(), self._times())
 
     @shared
+    def repeated(self) -> Prediction:
+        """The prediction, which is the same every time."""
+        first = self.predicted()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(12345)
+            again = self._denoised(self._noisy(), self._times())
+        require(
+            same(first.x0, again.x0),
+            "the same images are denoised differently the second time",
+            "draw nothing at random in `denoise`: noise comes from the sampler",
+        )
+        return first
+
+    @shared
     def drawn(self) -> Tensor:
-        """Two images of the last stage and of the first, in few steps: (B, 3, H, W) in [-1, 1]."""
+        """Images of the first stage, drawn in few steps: (B, 3, H, W) in [-1, 1]."""
+        self.predicted()
         first = self.made().stages[0].name
         cascade = len(self.made().stages) > 1
         more = {"stage": first} if cascade else {}
-        return ppap.sample(self.made(), num=_BATCH, steps=5, seed=0, **more).images
+        images = ppap.sample(self.made(), num=_BATCH, steps=5, seed=0, **more).images
+        require(
+            finite(images),
+            "the images that it draws are not finite",
+            "look at the predictions at every timestep",
+        )
+        return images
 
-    def test_stages(self) -> None:
-        """stages have names of their own, sizes and networks, and the first one stands alone"""
+    @shared
+    def staged(self) -> Sequence[Stage]:
         stages = self.made().stages
         names = [stage.name for stage in stages]
         require(
@@ -98,23 +130,23 @@ class BackendConformance(Conformance):
             "derive a stage that refines images from CascadedStage",
         )
         require(
-            all(isinstance(stage.network, torch.nn.Module) and min(stage.image_shape) > 0 for stage in stages),
+            all(
+                isinstance(stage.network, torch.nn.Module) and min(stage.image_shape) > 0
+                for stage in stages
+            ),
             "a stage has no network or no size",
             "set `network` and `image_shape` of each stage",
         )
+        return stages
+
+    def test_stages(self) -> None:
+        """stages have names of their own, sizes and networks, and the first one stands alone"""
+        self.staged(first=True)
 
     def test_predictions(self) -> None:
         """predictions are finite at every timestep"""
+        self.made()
         self.predicted(first=True)
-        last = self.stage.schedule.num_timesteps - 1
-        for t in (0, last):
-            with torch.no_grad():
-                found = self._denoised(self._noisy(), torch.tensor([t] * _BATCH))
-            require(
-                finite(found._x0 if found._eps is None else found._eps),
-                f"at timestep {t} the prediction is not finite",
-                "compute in float32, and divide by nothing that is 0 at the ends of the schedule",
-            )
 
     def test_the_schedule_is_kept(self) -> None:
         """predictions state alpha and sigma of their timesteps, and the x_t that was given"""
@@ -126,7 +158,7 @@ class BackendConformance(Conformance):
                 torch.allclose(stated, value, rtol=1e-4, atol=1e-6),
                 f"at t = {self._times().tolist()} it states {name} = {stated.tolist()}, "
                 f"and the schedule says {value.tolist()}",
-                "take alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t) of `self.schedule`, at t itself",
+                "take alpha = sqrt(abar_t), sigma = sqrt(1 - abar_t) of `self.schedule`, at t",
             )
         require(
             torch.equal(found.x_t, self._noisy()),
@@ -177,26 +209,18 @@ class BackendConformance(Conformance):
 
     def test_the_same_image_is_denoised_the_same(self) -> None:
         """predictions are the same every time"""
-        first = self.predicted()
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(12345)
-            again = self._denoised(self._noisy(), self._times())
-        require(
-            same(first.x0, again.x0),
-            "the same images are denoised differently the second time",
-            "draw nothing at random in `denoise`: noise comes from the sampler",
-        )
+        self.repeated(first=True)
 
     def test_nothing_else_is_changed(self) -> None:
         """a call changes neither its image nor the network, nor its mode"""
         self.predicted()
         network = self.stage.network
-        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        before = tensors_in(network.state_dict())
         x_t = self._noisy()
         with torch.no_grad(), evaluating(network):
             self.stage.denoise(x_t, self._times(), self.made().encode(None, _BATCH))
             evaluates = not any(module.training for module in network.modules())
-        after = network.state_dict()
+        after = tensors_in(network.state_dict())
         changed = [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]
         changed += [] if torch.equal(x_t, self._noisy()) else ["x_t"]
         changed += [] if evaluates else ["the training mode"]
@@ -227,9 +251,7 @@ class BackendConformance(Conformance):
 
     def test_it_draws(self) -> None:
         """it draws finite images from noise"""
-        self.predicted()
-        images = self.drawn(first=True)
-        require(finite(images), "the images that it draws are not finite", "see the checks above")
+        self.drawn(first=True)
 
     def test_it_removes_noise(self) -> None:
         """its prediction is nearer to the clean image than the noisy image is"""
@@ -238,14 +260,14 @@ class BackendConformance(Conformance):
         clean, stage = self.drawn().float(), self.stage
         generator = torch.Generator("cpu").manual_seed(3)
         noise = torch.randn(clean.shape, generator=generator)
-        t = (stage.schedule.log_snr - 0.0).abs().argmin().expand(_BATCH)
+        t = stage.schedule.log_snr.abs().argmin().expand(_BATCH)
         x_t = stage.schedule.add_noise(clean, t, noise)
         with torch.no_grad():
             x0 = self._denoised(x_t, t).x0
         wrong, trivial = ((y - clean).square().mean() for y in (x0, x_t))
         require(
             wrong < trivial,
-            f"the squared error of x0 at log-SNR 0 is {wrong:.3g}, that of x_t itself {trivial:.3g}",
+            f"at log-SNR 0 the squared error of x0 is {wrong:.3g}, that of x_t {trivial:.3g}",
             "check what the network predicts (eps, x0 or v) and that images are in [-1, 1]",
         )
 
@@ -270,7 +292,7 @@ class BackendConformance(Conformance):
 
     def test_weights_are_saved(self) -> None:
         """the networks' weights can be saved as safetensors, and loaded again"""
-        expected = self.predicted()
+        expected = self.repeated()
         network = self.stage.network
         kept = copy.deepcopy(network.state_dict())
         state = safetensors_copy(network.state_dict())
@@ -289,7 +311,7 @@ class BackendConformance(Conformance):
 
     def test_its_cost_is_known(self) -> None:
         """its cost can be counted on fake tensors, as `ppap run --dry-run` does"""
-        self.predicted()
+        self.predicted(), self.staged()
         try:
             estimate(plan(self.made(), (), 1, ppap.Sampling(steps=2), ppap.Compute(device="cpu")))
         except (PluginError, PpapError) as error:
@@ -300,6 +322,7 @@ class BackendConformance(Conformance):
 
     def test_it_is_pickled(self) -> None:
         """it can be pickled, for the worker processes of `ppap synthesize`"""
+        self.repeated()
         try:
             stage = pickle.loads(pickle.dumps(self.made())).stages[0]
         except Exception as error:
@@ -310,7 +333,7 @@ class BackendConformance(Conformance):
         with torch.no_grad():
             found = self._denoised(self._noisy(), self._times(), stage=stage)
         require(
-            same(found.x0, self.predicted().x0),
+            same(found.x0, self.repeated().x0),
             "its copy predicts something else",
             "keep what it computes with in attributes, not in globals",
         )

@@ -107,10 +107,10 @@ class FakeGuider(GuidanceModel):
 def fake_network() -> nn.Sequential:
     """Maps (B, 3, H, W) to (B, 4); smooth, random weights from torch's global generator."""
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.SiLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
         nn.SiLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),

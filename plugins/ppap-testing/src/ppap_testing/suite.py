@@ -1,8 +1,8 @@
 """What the suites share: how a check fails, what is computed once, and checks of every component.
 
-A check is a method `test_...` whose docstring says what holds if it passes. What several checks need
-(the component, a prediction) is computed once for a suite; if that fails, one check reports it, and
-the others are skipped.
+A check is a method `test_...` whose docstring says what holds if it passes. What several checks
+need (the component, a prediction) is computed once for a suite; if that fails, one check reports
+it, and the others are skipped.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import subprocess
 import sys
 import unittest
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 import attrs
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import PpapError, one_line
 from ppap_framework.plugin import ComponentKind, ComponentSpec
 from ppap_framework.predictions import tensors_of
 from ppap_framework.registry import PluginRecord, registry
@@ -31,7 +31,9 @@ from ppap_framework.registry import PluginRecord, registry
 T = TypeVar("T")
 
 _LONGEST = 100  # characters of a summary, which is one line of a table
-_IMPORTS = "import importlib, sys; importlib.import_module(sys.argv[1]); print('torch' in sys.modules)"
+_IMPORTS = (
+    "import importlib, sys; importlib.import_module(sys.argv[1]); print('torch' in sys.modules)"
+)
 
 
 class NotConformingError(AssertionError):
@@ -48,7 +50,7 @@ def require(condition: object, fault: str, advice: str) -> None:
         raise NotConformingError(fault, advice)
 
 
-def skip(reason: str) -> None:
+def skip(reason: str) -> NoReturn:
     """End a check that does not apply; pytest knows the exception, too."""
     raise unittest.SkipTest(reason)
 
@@ -71,7 +73,9 @@ def shared(computed: Callable[..., T]) -> Callable[..., T]:
             raise error
         if error is not None:
             text = str(error).partition("\n")[0]
-            raise unittest.SkipTest(text if isinstance(error, unittest.SkipTest) else f"see above: {text}")
+            raise unittest.SkipTest(
+                text if isinstance(error, unittest.SkipTest) else f"see above: {text}"
+            )
         return value  # type: ignore[no-any-return]
 
     return once
@@ -179,7 +183,7 @@ class Conformance:
             require(
                 field.type is not None,
                 f"option {field.name!r} has no type",
-                f"annotate it, such as `{field.name}: float = 1.0`: values that are typed become that",
+                f"annotate it, as in `{field.name}: float = 1.0`: what is typed becomes that",
             )
             require(
                 not field.init or re.search(rf"^ +{field.name}: \S", text, re.MULTILINE),
@@ -190,7 +194,7 @@ class Conformance:
 
 @attrs.frozen
 class Outcome:
-    """The result of one check: its name, what it checks, and for a failure the fault and the advice;
+    """The result of one check: its name, what it checks, and the fault and the advice of a failure;
     the fault of a skipped one is the reason.
     """
 
@@ -215,21 +219,23 @@ def run_checks(suite: type[Conformance]) -> Iterator[Outcome]:
     """Run the checks of a suite without pytest."""
     try:
         for name, what in checks_of(suite).items():
-            try:
-                getattr(suite(), name)()
-            except unittest.SkipTest as reason:
-                yield Outcome(name, what, "skipped", str(reason))
-            except NotConformingError as error:
-                yield Outcome(name, what, "failed", error.fault, error.advice)
-            except PpapError as error:
-                yield Outcome(name, what, "failed", error.message, error.hint)
-            except Exception as error:
-                fault = f"{type(error).__name__}: {error}"
-                yield Outcome(name, what, "failed", " ".join(fault.split())[:300], "")
-            else:
-                yield Outcome(name, what, "ok")
+            yield _outcome(suite, name, what)
     finally:
         suite.teardown_class()
+
+
+def _outcome(suite: type[Conformance], name: str, what: str) -> Outcome:
+    try:
+        getattr(suite(), name)()
+    except unittest.SkipTest as reason:
+        return Outcome(name, what, "skipped", str(reason))
+    except NotConformingError as error:
+        return Outcome(name, what, "failed", error.fault, error.advice)
+    except PpapError as error:
+        return Outcome(name, what, "failed", error.message, error.hint)
+    except Exception as error:
+        return Outcome(name, what, "failed", one_line(error), "`pytest` shows the traceback")
+    return Outcome(name, what, "ok")
 
 
 # What several suites compute
@@ -271,10 +277,12 @@ def slope_fault(
     """How the gradient of a function of (B, ...) to a scalar differs from central differences.
 
     Compared along the gradient and a random direction; empty if by at most `tolerance` times the
-    gradient's norm. `step` is a share of the norm of `at`.
+    gradient's norm. `step` is a share of the norm of `at`. ZeroDivisionError without a gradient.
     """
     at = at.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(at), at)
+    value = function(at)
+    if not value.requires_grad or not bool((gradient := torch.autograd.grad(value, at)[0]).any()):
+        raise ZeroDivisionError
     generator = torch.Generator("cpu").manual_seed(1)
     random = torch.randn(at.shape, generator=generator, dtype=torch.float64).to(at)
     length = gradient.norm()
@@ -294,7 +302,14 @@ def safetensors_copy(state: Mapping[str, Any]) -> dict[str, Tensor]:
     advice = "keep only tensors in the state dict: register_buffer, and no get_extra_state"
     others = [name for name, value in state.items() if not isinstance(value, Tensor)]
     require(not others, f"the state dict has {others[:1]}, which is no tensor", advice)
-    return load(save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}))
+    return load(
+        save({name: tensor.detach().clone().contiguous() for name, tensor in state.items()})
+    )
+
+
+def tensors_in(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copies of the tensors of a state dict."""
+    return {name: x.clone() for name, x in state.items() if isinstance(x, Tensor)}
 
 
 def scrambled(network: nn.Module) -> None:

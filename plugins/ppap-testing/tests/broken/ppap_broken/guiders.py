@@ -3,8 +3,9 @@
 import threading
 
 import torch
-from ppap_framework.author import *
 from torch import nn
+
+from ppap_framework.author import GuidanceModel, Target
 
 
 class Sound(GuidanceModel):
@@ -39,7 +40,6 @@ class Pixelwise(Sound):
 
 class OneSize(Sound):
     def forward(self, images, level=None):
-        images.reshape(-1, 64, 64)
         if images.shape[-1] != 64:
             raise ValueError("64 pixels, please")
         return self.seen(images)
@@ -53,7 +53,7 @@ class BatchNormalized(Sound):
 
 class Random(Sound):
     def forward(self, images, level=None):
-        return self.seen(images) + 0.001 * torch.rand((), device=images.device)
+        return self.seen(images) + 1e-6 * torch.rand((), device=images.device)
 
 
 class Switching(Sound):
@@ -82,7 +82,9 @@ class InPlace(Sound):
 
 class FarTarget(Sound):
     def target(self, given):
-        return Target(value=torch.full((1, 3), torch.inf if given.number() == 0.3 else 0.0), label="x")
+        return Target(
+            value=torch.full((1, 3), torch.inf if given.number() == 0.3 else 0.0), label="x"
+        )
 
 
 class Rounded(Sound):
@@ -121,11 +123,11 @@ class OnTheCpu(Sound):
         return self.seen(images) + torch.ones(3, dtype=images.dtype)
 
 
-class Inverting(Sound):
+class Scattering(Sound):
     def forward(self, images, level=None):
         seen = self.seen(images)
-        eye = torch.eye(3, dtype=seen.dtype, device=seen.device) + seen[:, :, None] * seen[:, None]
-        return seen + torch.linalg.inv(eye)[:, 0]
+        order = torch.arange(3, device=seen.device).expand_as(seen)
+        return torch.zeros_like(images[:, :, 0, 0]).scatter(1, order, seen)
 
 
 class Listening(Sound):

@@ -1,8 +1,8 @@
 """Losses of classification, and that of the broken guiders."""
 
-import torch
-from ppap_framework.author import *
 from torch import nn
+
+from ppap_framework.author import TaskLoss
 
 
 class ColourLoss(TaskLoss):
@@ -45,9 +45,7 @@ class BatchMean(Sound):
 
 class Counted(Sound):
     def energy(self, prediction, target):
-        classes = target.expand(len(prediction))[:, None]
-        above = (prediction > prediction.gather(1, classes)).sum(1).float()
-        return above + 0.0 * prediction.sum(1) + 0.5 * (above == 0)
+        return super().energy(prediction, target).round(decimals=3) + 0.0 * prediction.sum(1)
 
 
 class HalfDetached(Sound):
@@ -64,7 +62,6 @@ class InPlace(Sound):
     def energy(self, prediction, target):
         energy = super().energy(prediction.clone(), target)
         if not prediction.requires_grad:
-            prediction += 0.0
             prediction.neg_()
         return energy
 

@@ -1,11 +1,20 @@
 """Specs of the broken components: their names say what is wrong, a check is named in each class."""
 
-from ppap_framework.plugin import *
+from ppap_framework.plugin import (
+    AdapterSpec,
+    BackendSpec,
+    GuiderSpec,
+    TaskLossSpec,
+    hookimpl,
+)
 
 PPAP_API = (1, 0)
 
 SPECS = {
-    "guider": (GuiderSpec, {"task": "colour", "default_loss": "colour-loss", "needs_checkpoint": False}),
+    "guider": (
+        GuiderSpec,
+        {"task": "colour", "default_loss": "colour-loss", "needs_checkpoint": False},
+    ),
     "backend": (BackendSpec, {"needs_checkpoint": False}),
     "loss": (TaskLossSpec, {"task": "classification"}),
     "adapter": (AdapterSpec, {}),
@@ -25,7 +34,7 @@ CHECKS = {
         "HalfDetached": "the_gradient_is_right",
         "Unregistered": "the_network_belongs_to_it",
         "OnTheCpu": "other_devices",
-        "Inverting": "lower_precision",
+        "Scattering": "lower_precision",
         "Listening": "noise_levels",
         "Rambling": "the_target",
         "Careless": "any_target_ends_in_one_line",
@@ -87,6 +96,14 @@ CHECKS = {
     },
 }
 """The check that alone catches each broken component; `Sound` of each kind has no fault."""
+COMMON = {
+    "guider-no-licence": "the_spec_is_complete",
+    "guider-wrong-loss": "what_the_spec_names_is_there",
+    "guider-undescribed": "options_are_described",
+    "guider-untyped": "options_are_described",
+    "heavy": "listing_it_imports_no_torch",
+}
+"""The same for checks of every kind."""
 
 
 def name_of(cls):
@@ -95,24 +112,27 @@ def name_of(cls):
 
 def spec_of(kind, name, cls, **changes):
     spec, more = SPECS[kind]
+    home = "ppap_broken.losses" if kind == "loss" else f"ppap_broken.{kind}s"
     fields = {"name": name, "summary": "Broken.", "licence": "CC0-1.0", **more}
-    return spec(**{**fields, "factory": f"ppap_broken.{kind}s:{cls}", **changes})
+    return spec(**{**fields, "factory": f"{home}:{cls}", **changes})
 
 
 def specs(kind):
-    found = [spec_of(kind, f"{kind}-{name_of(cls)}", cls) for cls in ("Sound", *CHECKS[kind])]
-    options = {"undescribed": "Undescribed", "untyped": "Untyped"}
-    found += [
-        spec_of(kind, f"{kind}-no-licence", "Sound", licence=None),
-        spec_of(kind, f"{kind}-no-options", "Sound", options="ppap_broken.options:Missing"),
-        *(spec_of(kind, f"{kind}-{name}", "Sound", options=f"ppap_broken.options:{cls}") for name, cls in options.items()),
-    ]
-    return found
+    return [spec_of(kind, f"{kind}-{name_of(cls)}", cls) for cls in ("Sound", *CHECKS[kind])]
 
 
 @hookimpl
 def ppap_guiders():
-    return [*specs("guider"), spec_of("guider", "guider-wrong-loss", "Sound", default_loss="loss-sound")]
+    options = {"undescribed": "Undescribed", "untyped": "Untyped"}.items()
+    return [
+        *specs("guider"),
+        spec_of("guider", "guider-no-licence", "Sound", licence=None),
+        spec_of("guider", "guider-wrong-loss", "Sound", default_loss="grey-loss"),
+        *(
+            spec_of("guider", f"guider-{name}", "Sound", options=f"ppap_broken.options:{cls}")
+            for name, cls in options
+        ),
+    ]
 
 
 @hookimpl
@@ -122,7 +142,10 @@ def ppap_backends():
 
 @hookimpl
 def ppap_task_losses():
-    return [*specs("loss"), spec_of("loss", "colour-loss", "ColourLoss", task="colour")]
+    others = [
+        spec_of("loss", f"{task}-loss", "ColourLoss", task=task) for task in ("colour", "grey")
+    ]
+    return [*specs("loss"), *others]
 
 
 @hookimpl
