@@ -1,4 +1,4 @@
-r"""Noise schedules and noise levels.
+r"""Noise schedules, noise levels, and what a denoiser predicts.
 
 The forward process is variance preserving (Ho et al. 2020, arXiv 2006.11239, eq. 4):
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from itertools import pairwise
+from typing import final
 
 import attrs
 import torch
@@ -26,7 +27,14 @@ from torch import Tensor
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["NoiseLevel", "NoiseSchedule", "cosine_schedule", "linear_schedule", "noise_schedule"]
+__all__ = [
+    "NoiseLevel",
+    "NoiseSchedule",
+    "Prediction",
+    "cosine_schedule",
+    "linear_schedule",
+    "noise_schedule",
+]
 
 
 @attrs.frozen(eq=False)
@@ -137,3 +145,82 @@ def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
         return makers[name](num_timesteps)
     hint = f"choose one of {', '.join(makers)}"
     raise UsageError(f"no noise schedule is called {name!r}", hint=hint)
+
+
+@final
+@attrs.frozen(eq=False)
+class Prediction:
+    """A denoiser's output for x_t = alpha x_0 + sigma eps.
+
+    `from_eps`, `from_x0` and `from_v` make it. One of eps and x0 is stored; the other follows.
+
+    Attributes:
+        x_t: (B, C, H, W), the noisy image.
+        alpha: (B, 1, 1, 1), the factor of the clean image at each image's timestep, above 0; best
+            float64, since x0 and eps divide by it.
+        sigma: (B, 1, 1, 1), the standard deviation of the noise there.
+        variance: (B, C, H, W) or None: the network's learned-range output, nominally in [-1, 1],
+            decoded by the respaced process, on whose betas its meaning depends.
+    """
+
+    x_t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    _eps: Tensor | None
+    _x0: Tensor | None
+    variance: Tensor | None = None
+
+    @classmethod
+    def from_eps(
+        cls, eps: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
+    ) -> Prediction:
+        """From the predicted noise, (B, C, H, W)."""
+        return cls(x_t, alpha, sigma, eps, None, variance)
+
+    @classmethod
+    def from_x0(
+        cls, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
+    ) -> Prediction:
+        """From the predicted clean image, (B, C, H, W)."""
+        return cls(x_t, alpha, sigma, None, x0, variance)
+
+    @classmethod
+    def from_v(
+        cls, v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
+    ) -> Prediction:
+        """From v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), (B, C, H, W)."""
+        x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
+        return cls.from_x0(x0, x_t, alpha, sigma, variance)
+
+    @property
+    def eps(self) -> Tensor:
+        """(B, C, H, W), the predicted noise: (x_t - alpha x0) / sigma."""
+        if self._eps is not None:
+            return self._eps
+        x_t, x0, alpha, ratio = self.x_t, self.x0, self.alpha.to(self.x_t), self.sigma / self.alpha
+        eps = ((1.0 / self.alpha).to(x_t) * x_t - x0) / ratio.to(x_t)
+        # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
+        return torch.where(alpha > 0.0, eps, (x_t - alpha * x0) / self.sigma.to(x_t))
+
+    @property
+    def x0(self) -> Tensor:
+        """(B, C, H, W), the predicted clean image, not clipped: (x_t - sigma eps) / alpha."""
+        if self._x0 is not None:
+            return self._x0
+        assert self._eps is not None
+        x_t, ratio = self.x_t, self.sigma / self.alpha
+        return (1.0 / self.alpha).to(x_t) * x_t - ratio.to(x_t) * self._eps
+
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """The same x_t and variance with another x0, from which eps follows."""
+        return attrs.evolve(self, eps=None, x0=x0)
+
+    def with_eps(self, eps: Tensor) -> Prediction:
+        """The same x_t and variance with another eps, from which x0 follows."""
+        return attrs.evolve(self, eps=eps, x0=None)
+
+    def detach(self) -> Prediction:
+        """The same prediction without a graph."""
+        parts = (self._eps, self._x0, self.variance)
+        eps, x0, variance = (part if part is None else part.detach() for part in parts)
+        return attrs.evolve(self, x_t=self.x_t.detach(), eps=eps, x0=x0, variance=variance)

@@ -44,7 +44,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
-from ppap_framework.run import Compute, Plan, Sampling, check, drawing, guide_origin, plan, settle
+from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, guide_origin, plan
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
@@ -86,7 +86,8 @@ def calibrate(
         bundle: File of its experts, which gets the curve; None for a guide without experts.
         num: M, the number of pictures, from 8.
         levels: Number of noise levels, evenly spaced over the timesteps.
-        sampling: What determines the pictures, and through which image the guide looks.
+        sampling: What determines the pictures, by default 25 steps, and through which image the
+            guide looks.
         compute: How they are computed, by default 32 at once.
         progress: Called after every level.
         **changes: Fields of `sampling` and `compute`.
@@ -96,7 +97,9 @@ def calibrate(
             at a picture or tell pictures apart.
         AssetError: If the bundle is damaged, does not match, or cannot be written.
     """
-    sampling, compute = settle(sampling, compute, changes, {"batch": 32})
+    sampling, compute = changed(
+        changes, sampling or Sampling(steps=25), compute or Compute(batch=32)
+    )
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")

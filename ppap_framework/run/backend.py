@@ -105,9 +105,8 @@ def find_backend(
     dtype: DType | None = None,
     offline: bool = False,
 ) -> FoundBackend:
-    """Find all errors of a backend, as of `backend`, without reading weights.
-
-    `offline` raises instead of downloading.
+    """Find all errors of a backend, as of `backend`, without reading weights. `offline` raises
+    instead of downloading.
     """
     name = os.fspath(source)
     # A name has no slash, and a dot only in the prefix of "distribution:name".
@@ -144,15 +143,14 @@ def made_by_plugin(
     plugins, start = registry(), time.perf_counter()
     with without_downloads(offline):
         made = plugins.make(spec, options, checkpoint)
-    seconds, resolved = time.perf_counter() - start, plugins.options(spec, options)
-    fields = () if resolved is None else attrs.fields(type(resolved))
+    seconds, provider = time.perf_counter() - start, plugins.provider(spec)
     origin = Origin(
         component=spec.name,
-        distribution=plugins.provider(spec).distribution,
-        version=plugins.provider(spec).version,
+        distribution=provider.distribution,
+        version=provider.version,
         options=dict(options),
-        resolved={f.alias or f.name: getattr(resolved, f.name) for f in fields if f.init},
-        compared=plugins.compared(spec, options),
+        resolved=plugins.resolved(spec, options),
+        compared=plugins.resolved(spec, options, compared=True),
         load_seconds=seconds,
         suppliers=suppliers(spec, loss, checkpoint.card if checkpoint else None),
     )
