@@ -9,27 +9,14 @@ from pathlib import Path
 import pytest
 
 from ppap_framework.plugin import ComponentKind
-from ppap_testing import (
-    AdapterConformance,
-    BackendConformance,
-    Conformance,
-    GuiderConformance,
-    TaskLossConformance,
-    isolated_registry,
-    run_checks,
-)
+from ppap_testing import Conformance, isolated_registry, run_checks
+from ppap_testing.checking import SUITES, suite_of
 from ppap_testing.suite import checks_of
 
 SITE = Path(__file__).parent / "broken"
 sys.path.insert(0, str(SITE))
 from ppap_broken.plugin import CHECKS, COMMON, name_of  # noqa: E402
 
-SUITES: dict[ComponentKind, type[Conformance]] = {
-    "backend": BackendConformance,
-    "guider": GuiderConformance,
-    "loss": TaskLossConformance,
-    "adapter": AdapterConformance,
-}
 BROKEN = [
     *(
         (kind, f"{kind}-{name_of(cls)}", check)
@@ -49,7 +36,7 @@ def plugins() -> Iterator[None]:
 
 def failures(kind: ComponentKind, name: str) -> dict[str, tuple[str, str]]:
     """The checks that a component fails, each with the fault and the advice."""
-    suite = type("Suite", (SUITES[kind],), {"component": name, **AIMED})
+    suite = suite_of(kind, name, **AIMED)
     found = {outcome.check: outcome for outcome in run_checks(suite)}
     assert list(found) == list(checks_of(suite))
     return {o.check: (o.fault, o.advice) for o in found.values() if o.status == "failed"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,12 +33,16 @@ _CLASSES, _SIDE, _BATCH = 5, 6, 3
 class TaskLossConformance(Conformance):
     """Checks of a task loss.
 
-    Predictions and targets of classification, depth and segmentation are made here; for another
-    task, override `prediction` and `wanted`, else the guider of that task that is installed makes
-    them.
+    Predictions and targets of classification, depth and segmentation are made here. For another
+    task, name a `guider`, or override `prediction` and `wanted`; else a guider of that task that is
+    installed makes them.
+
+    Attributes:
+        guider: A guider of the task that makes predictions and a target: arguments of `ppap.guide`.
     """
 
     kind = "loss"
+    guider: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def _task(self) -> str:
@@ -82,6 +87,9 @@ class TaskLossConformance(Conformance):
 
     @shared
     def _guide(self) -> Any:
+        if self.guider:
+            guide = GuideRequest(**{"experts": "none", **self.guider}).load()
+            return guide.model, guide.target
         for spec in registry().specs("guider"):
             if getattr(spec, "task", None) == self._task:
                 try:
