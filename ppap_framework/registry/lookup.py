@@ -180,7 +180,7 @@ class Registry:
         """
         built, who = self.options(spec, options), self._label(spec)
         takes = isinstance(spec, BackendSpec | GuiderSpec)
-        if takes and spec.needs_checkpoint and checkpoint is None:
+        if checkpoint is None and getattr(spec, "needs_checkpoint", False):
             hint = "`ppap plugins info` shows its checkpoints"
             raise AssetError(f"{who} needs a checkpoint", hint=hint)
         factory = self._imported(spec, spec.factory)

@@ -104,7 +104,7 @@ class TestPluginFile:
             + adapter.read_text().replace("acme_scale_adapter", "both")
         )
         more = ("--backend", "fake", "--guider", "acme-other", "--plugin-file", "both.py")
-        learn = ("--iterations", "2", "--learn-batch", "2", "--num-experts", "2", "--no-keep")
+        learn = ("--iterations", "8", "--learn-batch", "2", "--num-experts", "2", "--no-keep")
         done = typed(
             *("adapt", *more, "--num", "20", "--steps", "2", *learn, "--no-calibrate"),
             *("--adapter", "acme-scale", "--workers", "1", "--out", "a"),

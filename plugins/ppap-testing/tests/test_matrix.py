@@ -47,6 +47,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     picture.paste((20, 60, 220), (4, 4, 14, 20))
     text = {"target": "a red cube", "bad_targets": ("",)}
     likeness = {"checkpoint": features, "target": picture, "bad_targets": ("no picture",)}
+    noised = {"checkpoint": str(glide_files.clip(folder).path)}
     clip = {"source": "clip-text", "model": str(towers), "target": "a red cube"}
     alike = {"source": "likeness", "checkpoint": features, "target": picture}
     return {
@@ -54,11 +55,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "adm-classifier": {"bad_targets": ("zebra crossing", "-1")},
         "depth": {"bad_targets": ("near",)},
         "segmentation": {"bad_targets": ("zebra crossing",)},
-        "clip": {**text, "checkpoint": str(glide_files.clip(folder).path)},
+        "clip": {**text, **noised},
         "clip-text": {**text, "options": {"model": str(towers)}},
-        **dict.fromkeys(("likeness", "style", "structure"), likeness),
-        **dict.fromkeys(("embedding-spherical", "embedding-cosine"), {"guider": clip}),
-        **dict.fromkeys(("likeness-mean", "likeness-nearest"), {"guider": alike}),
+        **dict.fromkeys(("likeness", "style"), likeness),
+        "structure": {**likeness, "options": {"layers": "layer2"}},
+        "clip-similarity": {"guider": {**noised, "source": "clip", "target": "a red cube"}},
+        **{name: {"guider": clip} for name in ("embedding-spherical", "embedding-cosine")},
+        **{name: {"guider": alike} for name in ("likeness-mean", "likeness-nearest")},
     }
 
 

@@ -46,7 +46,7 @@ class AdapterConformance(Conformance):
     @contextlib.contextmanager
     def _attached(self, network: nn.Module | None = None) -> Iterator[tuple[ExpertAdapter, Any]]:
         network = self.network() if network is None else network
-        adapter: Any = registry().make(self.spec, self.options)  # type: ignore[call-overload]
+        adapter: Any = registry().make(self.spec, self.options)
         adapter.attach(network, _EXPERTS)
         try:
             yield adapter, network
@@ -68,7 +68,7 @@ class AdapterConformance(Conformance):
                 slopes = torch.autograd.grad(loss, parameters, materialize_grads=True)
                 with torch.no_grad():
                     for parameter, slope in zip(parameters, slopes, strict=True):
-                        parameter -= 0.05 * slope
+                        parameter.sub_(0.05 * slope)
             network.eval()
             return self._answer(network)
 
@@ -275,12 +275,12 @@ class AdapterConformance(Conformance):
         with self._attached() as (adapter, _):
             for call in (adapter.activate, adapter.parameters, adapter.training):
                 try:
-                    found = call(_EXPERTS)
+                    found: Any = call(_EXPERTS)
                     if call == adapter.training:
-                        with found:  # type: ignore[union-attr]
+                        with found:
                             pass
                     elif found is not None:
-                        list(found)  # type: ignore[call-overload]
+                        list(found)
                 except IndexError:
                     continue
                 except Exception as error:

@@ -103,10 +103,9 @@ class BackendConformance(Conformance):
     def drawn(self) -> Tensor:
         """Images of the first stage, drawn in few steps: (B, 3, H, W) in [-1, 1]."""
         self.predicted()
-        first = self.made().stages[0].name
-        cascade = len(self.made().stages) > 1
-        more = {"stage": first} if cascade else {}
-        images = ppap.sample(self.made(), num=_BATCH, steps=5, seed=0, **more).images
+        stages = self.made().stages
+        last = stages[0].name if len(stages) > 1 else None
+        images = ppap.sample(self.made(), num=_BATCH, steps=5, seed=0, stage=last).images
         require(
             finite(images),
             "the images that it draws are not finite",

@@ -1,6 +1,6 @@
 """A backend and a guider whose answers are known in closed form, for tests of plugins.
 
-    result = ppap.sample(FakeBackend(), guides=[ppap.guide("edges", target=0.3)], num=2, steps=5)
+    result = ppap.sample(FakeBackend(), guides=[ppap.guide("edges", target="0.3")], num=2, steps=5)
 
 `isolated_registry("ppap_testing.fakes_plugin", ...)` makes them known as `fake`.
 """
@@ -43,6 +43,7 @@ class _Gaussian(nn.Module):
 class _FakeStage(Stage):
     name = "base"
     variance = "fixed_small"
+    network: _Gaussian
 
     def __init__(self, size: int, timesteps: int, spread: float) -> None:
         self.network = _Gaussian(size, spread)
@@ -53,11 +54,8 @@ class _FakeStage(Stage):
         """E[x_0 | x_t] = m + alpha s^2 / (alpha^2 s^2 + sigma^2) (x_t - alpha m)."""
         abar = self.schedule.alphas_cumprod[t.cpu()].to(x_t.device)[:, None, None, None]
         alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
-        a, s, mean, variance = (
-            *(x.to(x_t) for x in (alpha, sigma)),
-            self.network.mean,
-            self.network.spread**2,
-        )
+        mean, variance = self.network.mean, self.network.spread**2
+        a, s = alpha.to(x_t), sigma.to(x_t)
         x0 = mean + a * variance / (a**2 * variance + s**2) * (x_t - a * mean)
         return Prediction.from_x0(x0, x_t, alpha, sigma)
 

@@ -25,7 +25,7 @@ def isolated_registry(*modules: str) -> Iterator[Registry]:
     """A context in which these plugin modules are installed, and no other plugin is.
 
         with isolated_registry("my_package.plugin", "ppap_testing.fakes_plugin"):
-            ppap.sample(ppap.backend("fake"), guides=[ppap.guide("mine", target=1)], num=1)
+            ppap.sample(ppap.backend("fake"), guides=[ppap.guide("mine", target="1")], num=1)
 
     They are discovered as of a distribution `ppap-isolated`. The command line sees them, too, if it
     is called in this process. PluginError if one of them cannot be loaded.

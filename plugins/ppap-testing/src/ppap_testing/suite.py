@@ -66,8 +66,8 @@ def shared(computed: Callable[..., T]) -> Callable[..., T]:
         if computed.__name__ not in known:
             try:
                 known[computed.__name__] = computed(self), None
-            except Exception as error:
-                known[computed.__name__] = None, error
+            except Exception as raised:
+                known[computed.__name__] = None, raised
         value, error = known[computed.__name__]
         if error is not None and first:
             raise error
@@ -106,7 +106,8 @@ class Conformance:
     @property
     def spec(self) -> ComponentSpec:
         """The component's record."""
-        return registry().spec(self.kind, self.component)
+        found: ComponentSpec = registry().spec(self.kind, self.component)
+        return found
 
     @property
     def plugin(self) -> PluginRecord:
@@ -116,7 +117,7 @@ class Conformance:
     @shared
     def made(self) -> Any:
         """The component."""
-        return registry().make(self.spec, self.options)  # type: ignore[call-overload]
+        return registry().make(self.spec, self.options)
 
     def test_it_can_be_made(self) -> None:
         """it can be made"""
@@ -178,7 +179,7 @@ class Conformance:
         options = registry().options_class(self.spec)
         if options is None:
             skip("it has no options")
-        for field in attrs.fields(options):  # type: ignore[arg-type]  # not None
+        for field in attrs.fields(options):
             text = inspect.cleandoc(options.__doc__ or "")
             require(
                 field.type is not None,
@@ -188,7 +189,7 @@ class Conformance:
             require(
                 not field.init or re.search(rf"^ +{field.name}: \S", text, re.MULTILINE),
                 f"option {field.name!r} has no help text",
-                f"describe it below `Attributes:` in the docstring of {options.__name__}",  # type: ignore[union-attr]
+                f"describe it below `Attributes:` in the docstring of {options.__name__}",
             )
 
 
