@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,16 +14,8 @@ from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.registry import registry
 from ppap_framework.runtime import evaluating
 from ppap_testing.fakes import fake_network
-from ppap_testing.suite import (
-    Conformance,
-    NotConformingError,
-    close,
-    finite,
-    pictures,
-    require,
-    safetensors_copy,
-    shared,
-)
+from ppap_testing.probes import changed_facts, close, facts, finite, pictures, safetensors_copy
+from ppap_testing.suite import Conformance, NotConformingError, require, shared
 
 _EXPERTS = 2
 
@@ -87,9 +79,9 @@ class AdapterConformance(Conformance):
         """attaching leaves the network as it is, bit for bit"""
         self.made(), self.attaches(first=True)
         network = self.network()
-        before = _facts(network)
+        before = facts(network)
         with self._attached(network):
-            changed = _changed(before, _facts(network))
+            changed = changed_facts(before, facts(network))
         require(not changed, f"attaching changes {changed}", "change nothing before an expert acts")
 
     def test_experts_begin_as_no_change(self) -> None:
@@ -179,13 +171,13 @@ class AdapterConformance(Conformance):
         """without an expert the network is what it was, bit for bit"""
         self.trains()
         network = self.network()
-        before = _facts(network)
+        before = facts(network)
         with self._attached(network) as (adapter, _):
             self._train(adapter, network, 0)
             network.train()
             for index in (0, 1, 0, None):
                 adapter.activate(index)
-            changed = _changed(before, _facts(network))
+            changed = changed_facts(before, facts(network))
         require(
             not changed,
             f"after `activate(None)` {changed} of the network differ",
@@ -196,13 +188,13 @@ class AdapterConformance(Conformance):
         """after `detach` the network is as it was found, and can be adapted again"""
         self.trains()
         network = self.network()
-        before = _facts(network)
+        before = facts(network)
         with self._attached(network) as (adapter, _):
             self._train(adapter, network, 0)
             network.train()
             adapter.activate(1)
             adapter.detach()
-            changed = _changed(before, _facts(network))
+            changed = changed_facts(before, facts(network))
             require(
                 not changed,
                 f"after `detach` {changed} of the network differ",
@@ -356,26 +348,3 @@ class AdapterConformance(Conformance):
             "`parameters` returns other objects after training",
             "keep the parameters: optimizers hold them",
         )
-
-
-def _facts(network: nn.Module) -> dict[str, Any]:
-    """What a network consists of: values, names, flags, hooks."""
-    hooks: Sequence[str] = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    return {
-        "names": [*network.state_dict()],
-        "weights": {name: tensor.clone() for name, tensor in network.state_dict().items()},
-        "gradient flags": [p.requires_grad for p in network.parameters()],
-        "modules": [type(module) for module in network.modules()],
-        "hooks": [len(getattr(module, hook)) for module in network.modules() for hook in hooks],
-        "modes": [module.training for module in network.modules()],
-    }
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The names of the facts that differ."""
-    weights = before["weights"], after["weights"]
-    same = weights[0].keys() == weights[1].keys() and all(
-        torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()
-    )
-    others = [name for name in before if name != "weights" and before[name] != after[name]]
-    return others + ([] if same else ["weights"])

@@ -16,19 +16,8 @@ from ppap_framework.errors import PluginError, PpapError, UsageError
 from ppap_framework.run import LoadedBackend, plan
 from ppap_framework.run.estimate import estimate
 from ppap_framework.runtime import evaluating, isolated
-from ppap_testing.suite import (
-    Conformance,
-    NotConformingError,
-    close,
-    finite,
-    require,
-    safetensors_copy,
-    same,
-    scrambled,
-    shared,
-    skip,
-    tensors_in,
-)
+from ppap_testing.probes import close, finite, safetensors_copy, same, scrambled, tensors_in
+from ppap_testing.suite import Conformance, NotConformingError, require, shared, skip
 
 _NOISE = 0.1  # alpha_T at most, since x_T is drawn from N(0, I)
 _BATCH = 2

@@ -6,37 +6,28 @@ import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.guidance import Guide
+from ppap_framework.errors import PluginError, PpapError
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.plugin import GuiderSpec
 from ppap_framework.predictions import tensors_of, widened
-from ppap_framework.run import GuideRequest
 from ppap_framework.runtime import computing_in, evaluating, isolated
-from ppap_framework.targets import decode_target
-from ppap_testing.suite import (
-    Conformance,
-    NotConformingError,
+from ppap_testing.guider_targets import LONGEST, TargetChecks
+from ppap_testing.probes import (
     close,
     finite,
     pictures,
-    require,
     safetensors_copy,
     same,
     scrambled,
-    shared,
-    skip,
     slope_fault,
     tensors_in,
 )
+from ppap_testing.suite import NotConformingError, require, shared, skip
 
 _FORMS = {"classification": "(B, K)", "depth": "(B, h, w)", "segmentation": "(B, K, h, w)"}
-_LONGEST = 80  # characters of a label or a description
 _BATCH = 2
 
 
@@ -44,23 +35,7 @@ def _shapes(tensors: Sequence[Tensor]) -> str:
     return " and ".join(str(tuple(tensor.shape)) for tensor in tensors)
 
 
-def _odd_targets() -> list[object]:
-    """What a user may give by mistake, or in a form that a guider's author did not think of."""
-    grey = np.linspace(0, 65535, 48).astype(np.uint16).reshape(6, 8)
-    return [
-        "no such thing, surely",
-        "-1",
-        10**9,
-        Image.new("RGB", (1, 1)),
-        Image.new("P", (5, 3)),
-        Image.fromarray(grey),
-        torch.arange(7.0),
-        torch.full((4, 6), 0.5),
-        np.full((2, 4, 6), 0.25, np.float32),
-    ]
-
-
-class GuiderConformance(Conformance):
+class GuiderConformance(TargetChecks):
     """Checks of a guider.
 
     Attributes:
@@ -70,20 +45,7 @@ class GuiderConformance(Conformance):
         sizes: Heights and widths of images; the first is that of most checks.
     """
 
-    kind = "guider"
-    checkpoint: ClassVar[str | None] = None
-    target: ClassVar[object] = None
-    bad_targets: ClassVar[Sequence[object]] = ()
     sizes: ClassVar[Sequence[tuple[int, int]]] = ((64, 64), (40, 56), (65, 33))
-
-    @shared
-    def guide(self) -> Guide:
-        request = {"options": self.options, "checkpoint": self.checkpoint, "experts": "none"}
-        return GuideRequest(source=self.component, **request).load(aim=False)  # type: ignore[arg-type]
-
-    @shared
-    def made(self) -> Any:
-        return self.guide(first=True).model
 
     @shared
     def twin(self) -> Any:
@@ -93,17 +55,6 @@ class GuiderConformance(Conformance):
     def _copy(self) -> Any:
         self.twin()
         return copy.deepcopy(self.made())
-
-    @shared
-    def aim(self) -> Any:
-        """The target."""
-        if self.target is not None:
-            return self.made().target(decode_target(self.target))
-        request = {"options": self.options, "checkpoint": self.checkpoint, "experts": "none"}
-        try:
-            return GuideRequest(source=self.component, **request).load().target  # type: ignore[arg-type]
-        except UsageError:
-            skip("it has no default target; set `target` in the suite, or give one with --target")
 
     @property
     def _aware(self) -> bool:
@@ -366,58 +317,6 @@ class GuiderConformance(Conformance):
                 "leave out noise_aware=True in the spec, or use `level`",
             )
 
-    def test_the_target(self) -> None:
-        """a target has one row or one for each image, a short label, and a picture or none"""
-        aim = self.aim(first=True)
-        require(
-            aim.value.ndim > 0 and len(aim.value) == 1,
-            f"the target's value has the shape {tuple(aim.value.shape)}",
-            "return Target(value=value[None], ...): one row serves every image",
-        )
-        require(
-            0 < len(aim.label) <= _LONGEST and "\n" not in aim.label,
-            f"the target's label is {aim.label!r:.100}",
-            f"give it a line of at most {_LONGEST} characters, which grids show",
-        )
-        picture = aim.picture
-        shown = picture is None or (
-            picture.ndim == 3 and finite(picture) and picture.abs().max() <= 1.001
-        )
-        require(shown, "the target's picture is not in [-1, 1]", "convert bytes by x / 127.5 - 1")
-
-    def test_any_target_ends_in_one_line(self) -> None:
-        """an odd target is accepted or refused with a hint, whatever it is"""
-        model = self.made()
-        for given in _odd_targets():
-            decoded = decode_target(given)
-            try:
-                model.target(decoded)
-            except (UsageError, AssetError) as error:
-                require(
-                    error.hint,
-                    f"the target {decoded.source!r} is refused without a hint: {error.message}",
-                    'raise UsageError(fault, hint="what to type instead")',
-                )
-            except PpapError as error:
-                raise NotConformingError(
-                    f"a {decoded.source or 'picture'} as target: {error.message}",
-                    "raise UsageError with a hint for what `target` cannot use",
-                ) from error
-
-    def test_bad_targets_are_refused(self) -> None:
-        """targets that make no sense are refused"""
-        if not self.bad_targets:
-            skip("no `bad_targets` are set")
-        for given in self.bad_targets:
-            try:
-                made = self.made().target(decode_target(given))
-            except PpapError:
-                continue
-            raise NotConformingError(
-                f"the target {given!r:.60} is accepted, as {made.label!r}",
-                "raise UsageError in `target`, and say what would do",
-            )
-
     def test_drawings(self) -> None:
         """`render` draws in [-1, 1]"""
         drawn = self.made().render(self.predicted(), self._images())
@@ -431,9 +330,9 @@ class GuiderConformance(Conformance):
         """`describe` says a few words on each image"""
         said = self.made().describe(self.predicted())
         require(
-            all(0 < len(words) <= _LONGEST and "\n" not in words for words in said),
+            all(0 < len(words) <= LONGEST and "\n" not in words for words in said),
             f"`describe` says {said!r:.100}",
-            f"say one line of at most {_LONGEST} characters on each image, or return []",
+            f"say one line of at most {LONGEST} characters on each image, or return []",
         )
 
     def test_weights_are_saved(self) -> None:

@@ -14,18 +14,8 @@ from ppap_framework.predictions import each_tensor, tensors_of, widened
 from ppap_framework.registry import registry
 from ppap_framework.run import GuideRequest
 from ppap_framework.runtime import evaluating
-from ppap_testing.suite import (
-    Conformance,
-    NotConformingError,
-    close,
-    finite,
-    pictures,
-    require,
-    same,
-    shared,
-    skip,
-    slope_fault,
-)
+from ppap_testing.probes import close, finite, pictures, same, slope_fault
+from ppap_testing.suite import Conformance, NotConformingError, require, shared, skip
 
 _CLASSES, _SIDE, _BATCH = 5, 6, 3
 
