@@ -91,6 +91,7 @@ class FakeGuider(GuidanceModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.network = fake_network()
+        self.eval()
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, 4)."""

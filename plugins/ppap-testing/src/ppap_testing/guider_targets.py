@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.guidance import Guide
@@ -63,6 +64,20 @@ class TargetChecks(Conformance):
             return GuideRequest(source=self.component, **request).load().target  # type: ignore[arg-type]
         except UsageError:
             skip("it has no default target; set `target` in the suite, or give one with --target")
+
+    def test_it_is_made_in_evaluation_mode(self) -> None:
+        """no batch norm and no dropout is in training mode after it was made"""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        layers = [
+            name
+            for name, module in self.made().named_modules()
+            if module.training and isinstance(module, kinds)
+        ]
+        require(
+            not layers,
+            f"the layers {layers[:3]} are in training mode, and `target` may look at a picture",
+            "call self.eval() at the end of __init__",
+        )
 
     def test_the_target(self) -> None:
         """a target has one row or one for each image, a short label, and a picture or none"""

@@ -136,6 +136,12 @@ class Listening(Sound):
         return seen if level is None else seen + level.sigma.to(seen)[:, None]
 
 
+class Training(Sound):
+    def __init__(self, options, checkpoint):
+        super().__init__(options, checkpoint)
+        self.network = nn.Sequential(self.network, nn.Dropout(0.5))
+
+
 class Rambling(Sound):
     def target(self, given):
         return Target(value=torch.full((1, 3), given.number()), label="so " * 100)

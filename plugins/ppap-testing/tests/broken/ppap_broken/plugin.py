@@ -36,6 +36,7 @@ CHECKS = {
         "OnTheCpu": "other_devices",
         "Scattering": "lower_precision",
         "Listening": "noise_levels",
+        "Training": "it_is_made_in_evaluation_mode",
         "Rambling": "the_target",
         "Careless": "any_target_ends_in_one_line",
         "Gullible": "bad_targets_are_refused",
