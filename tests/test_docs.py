@@ -64,7 +64,7 @@ def test_the_guider_of_the_page_steers(site: Path, tmp_path: Path) -> None:
         site,
         tmp_path,
         *("run", "--backend", "toy", "--guider", "brightness=250", "--target", "0.9"),
-        *("--num", "4", "--compare", "--out", "out"),
+        *("--num", "4", "--compare", "--out", "out", "--sampler", "ddim", "--steps", "25"),
         PPAP_PLUGINS=PLUGINS,
     )
     assert done.returncode == 0, done.stderr

@@ -152,13 +152,7 @@ class Conformance:
             skip("a single file may import torch; an installed plugin should not")
         modules = [plugin.module, self.spec.options or plugin.module]
         for module in dict.fromkeys(name.partition(":")[0] for name in modules):
-            done = subprocess.run(
-                [sys.executable, "-c", _IMPORTS, module],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = _imported_alone(module, os.pathsep.join(filter(None, sys.path)))
             require(
                 done.returncode == 0,
                 f"{module} cannot be imported alone: {done.stderr.strip().rpartition(chr(10))[2]}",
@@ -187,6 +181,17 @@ class Conformance:
                 f"option {field.name!r} has no help text",
                 f"describe it below `Attributes:` in the docstring of {options.__name__}",
             )
+
+
+@functools.cache
+def _imported_alone(module: str, path: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", _IMPORTS, module],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @attrs.frozen
