@@ -96,23 +96,16 @@ def test_the_command_writes_completely_or_nothing(
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_packages_are_green_once_installed(kind: str, tmp_path: Path) -> None:
     """With pip, in an environment of their own that sees this one's libraries."""
+    pytest.importorskip("hatchling", reason="builds the package; in the extra dev")
     package, environment = write_package(kind, "acme", tmp_path), tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     site = next(environment.glob("lib/python3*/site-packages"))
-    (site / "borrowed.pth").write_text(
-        "\n".join(path for path in sys.path if "site-packages" in path)
-    )
+    # Editable installations are found by .pth files in there, which `addsitedir` reads.
+    here = [path for path in sys.path if path.endswith("site-packages")]
+    lines = [f"import site; site.addsitedir({path!r})" for path in here]
+    (site / "borrowed.pth").write_text("\n".join(lines))
     python = environment / "bin" / "python"
-    install = [
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-e",
-        str(package),
-    ]
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", package]
     plain = {name: value for name, value in os.environ.items() if name != "PPAP_PLUGINS"}
     subprocess.run([python, *install], check=True, env=plain)
     done = subprocess.run([python, "-m", "pytest", "-q"], cwd=package, env=plain, check=False)
