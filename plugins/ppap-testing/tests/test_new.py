@@ -105,7 +105,7 @@ def test_new_packages_are_green_once_installed(kind: str, tmp_path: Path) -> Non
     lines = [f"import site; site.addsitedir({path!r})" for path in here]
     (site / "borrowed.pth").write_text("\n".join(lines))
     python = environment / "bin" / "python"
-    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", package]
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", package]
     plain = {name: value for name, value in os.environ.items() if name != "PPAP_PLUGINS"}
     subprocess.run([python, *install], check=True, env=plain)
     done = subprocess.run([python, "-m", "pytest", "-q"], cwd=package, env=plain, check=False)

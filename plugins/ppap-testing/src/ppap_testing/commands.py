@@ -87,7 +87,7 @@ def new(kind: str, name: str, minimal: bool, out: str) -> None:
     click.echo(path)
     module = f"--plugin-file {path}"
     use = {
-        "guider": f"ppap run {module} --backend adm --guider {name} --target 0.3",
+        "guider": f"ppap run {module} --backend adm --guider {name} --target 0.3 --scale 20000",
         "backend": f"ppap run {module} --backend {name}",
         "loss": f"ppap run {module} --backend adm --guider classifier --loss {name}",
         "adapter": f"ppap adapt {module} --backend adm --guider classifier --adapter {name}",
