@@ -192,7 +192,7 @@ def check_wanted(
         wanted: The request; AssetError if its bundle is missing, or the header is damaged.
         guide_name: The guide's name, for messages.
         noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
-        through: "noisy" or "clean", the images that guides read; experts need noisy ones.
+        through: "noisy", "clean" or "detached"; experts need noisy images.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         offline: Whether to raise instead of downloading a bundle.
     """
@@ -202,8 +202,8 @@ def check_wanted(
     if noise_aware:
         fault = f"guide {guide_name!r} reads noise by itself and takes no experts"
         raise UsageError(fault, hint="leave the experts out")
-    if through == "clean":
-        fault = f"guide {guide_name!r} looks through clean, where experts have no noise to read"
+    if through != "noisy":
+        fault = f"guide {guide_name!r} looks through {through}, where experts have no noise to read"
         raise UsageError(fault, hint="leave the experts out, or look through noisy")
     if isinstance(wanted, ExpertSet):
         return None
