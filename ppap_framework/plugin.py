@@ -96,10 +96,14 @@ class ComponentSpec:
 
 @attrs.frozen(kw_only=True)
 class BackendSpec(ComponentSpec):
-    """A diffusion model; `factory(options, checkpoint)` gets a `checkpoints.Checkpoint`."""
+    """A diffusion model; `factory(options, checkpoint)` gets a `Checkpoint`, or None if it has no
+    cards, the user names no file, and `needs_checkpoint` is False.
+    """
 
     kind = "backend"
     makes = "DiffusionBackend"
+
+    needs_checkpoint: bool = attrs.field(default=True, validator=_flag)
 
 
 @attrs.frozen(kw_only=True)

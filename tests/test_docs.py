@@ -16,8 +16,12 @@ import toy_distribution
 from distributions import REPOSITORY, Project
 from PIL import Image
 
+from ppap_framework.plugin import ComponentKind
+from ppap_framework.registry import plugin_file
 from ppap_plugin_bench.report import render
 from ppap_plugin_bench.results import find_results
+from ppap_testing import isolated_registry, run_checks
+from ppap_testing.checking import suite_of
 
 PLUGINS = "ppap-plugin-toy,ppap-plugin-brightness"
 RESULTS = REPOSITORY / "docs" / "results"
@@ -42,7 +46,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name="ppap-plugin-brightness",
         version="0.1.0",
         entry_points={entry_points[1]: entry_points[2]},
-        files={**files, "ppap_plugin_brightness/__init__.py": ""},
+        files={
+            "ppap_plugin_brightness/__init__.py": "",
+            **{name: text for name, text in files.items() if name.startswith("ppap_plugin")},
+        },
     ).install(site)
     return site
 
@@ -57,7 +64,7 @@ def test_the_guider_of_the_page_steers(site: Path, tmp_path: Path) -> None:
         site,
         tmp_path,
         *("run", "--backend", "toy", "--guider", "brightness=250", "--target", "0.9"),
-        *("--num", "4", "--compare", "--out", "out"),
+        *("--num", "4", "--compare", "--out", "out", "--sampler", "ddim", "--steps", "25"),
         PPAP_PLUGINS=PLUGINS,
     )
     assert done.returncode == 0, done.stderr
@@ -86,6 +93,49 @@ def test_what_is_no_target_is_answered_in_one_line(site: Path, tmp_path: Path) -
     )
     assert done.returncode == 2
     assert "type a number" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "file, kind, name",
+    [
+        ("my_loss.py", "loss", "margin"),
+        ("my_backend.py", "backend", "gaussian"),
+        ("my_adapter.py", "adapter", "channel-scale"),
+    ],
+)
+def test_the_single_files_conform(
+    file: str, kind: ComponentKind, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / file
+    path.write_text(_files()[file])
+    with plugin_file(str(path)):
+        outcomes = list(run_checks(suite_of(kind, name)))
+    assert [outcome for outcome in outcomes if outcome.status == "failed"] == []
+    assert sum(outcome.status == "ok" for outcome in outcomes) > 10
+
+
+def _block(text: str) -> dict[str, Any]:
+    """What the page's only block of Python with this text defines."""
+    [block] = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if text in b]
+    found: dict[str, Any] = {}
+    exec(block, found)
+    return found
+
+
+def test_the_options_of_the_page() -> None:
+    options = _block("class EdgesOptions")["EdgesOptions"]
+    assert (options(gain="2").gain, options().filter, options().size) == (2.0, "sobel", None)
+    for wrong in ({"gain": 0}, {"filter": "laplace"}):
+        with pytest.raises(ValueError):
+            options(**wrong)
+
+
+def test_the_tests_of_the_page_are_green(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(site)
+    with isolated_registry("ppap_plugin_brightness.plugin"):
+        outcomes = list(run_checks(_block("class TestBrightness")["TestBrightness"]))
+        assert [outcome for outcome in outcomes if outcome.status == "failed"] == []
+    _block("def test_it_brightens")["test_it_brightens"]()
 
 
 def test_the_results_are_those_of_the_figures() -> None:

@@ -26,9 +26,11 @@ import click
 from click.core import ParameterSource
 
 from ppap_framework.cli import core_command
+from ppap_framework.cli.groups import GlobalOptions
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError, did_you_mean
 from ppap_framework.files import refusals
+from ppap_framework.registry import plugin_file
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
@@ -131,7 +133,13 @@ def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
     return options(*(option(f"--{name}", **(_SETTINGS[name] | own[name])) for name in own))
 
 
+def plug_in(ctx: click.Context, _: object, path: str | None) -> None:
+    if path is not None:
+        ctx.ensure_object(GlobalOptions).afterwards.enter_context(plugin_file(path))
+
+
 backend_options = options(
+    option("--plugin-file", metavar="PATH", callback=plug_in, help="A Python file as a plugin."),
     option("--backend", required=True, metavar="NAME", help="The diffusion model."),
     option("--checkpoint", metavar="NAME|PATH", help="Its weights."),
     option("--dtype", type=click.Choice(_DTYPES), help="Type to which its weights are cast."),

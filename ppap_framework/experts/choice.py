@@ -187,8 +187,9 @@ def check_wanted(
     """Check a request for experts without weights; return the named bundle, if any.
 
     AssetError if the bundle is missing, or its header is damaged, and UsageError if the guide reads
-    noise itself (`noise_aware`) or reads images `through` "clean", where experts have no noise to
-    read. `allow_mismatch` are names from `WAIVABLE`; `offline` raises instead of downloading.
+    noise itself (`noise_aware`), or images `through` "clean" or "detached", where experts have no
+    noise to read. `allow_mismatch` are names from `WAIVABLE`; `offline` raises instead of
+    downloading.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
@@ -196,8 +197,8 @@ def check_wanted(
     if noise_aware:
         fault = f"guide {guide_name!r} reads noise by itself and takes no experts"
         raise UsageError(fault, hint="leave the experts out")
-    if through == "clean":
-        fault = f"guide {guide_name!r} looks through clean, where experts have no noise to read"
+    if through != "noisy":
+        fault = f"guide {guide_name!r} looks through {through}, where experts have no noise to read"
         raise UsageError(fault, hint="leave the experts out, or look through noisy")
     if isinstance(wanted, ExpertSet):
         return None

@@ -7,6 +7,9 @@ r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of lo
         each guide looks at the predicted clean image x0 = x0(x_t), not clipped, and one backward
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
+    detached: g = -sum_k s_k dE_k(x0)/dx0
+        each guide looks at x0, clipped to [-1, 1], and the denoiser is not differentiated (Ma et
+        al. 2024, arXiv 2310.11311): g is the gradient at x0, applied at x_t
 
 Components of the pulls -s_k dE_k that oppose another guide can be removed (`without_conflicts`).
 """
@@ -23,16 +26,17 @@ from torch import Tensor
 from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, calling
 from ppap_framework.guidance.guide import Guide
+from ppap_framework.guidance.moments import Moments
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
 
-Through: TypeAlias = Literal["noisy", "clean"]
+Through: TypeAlias = Literal["noisy", "clean", "detached"]
 Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
 @attrs.frozen(eq=False)
 class EnergyGuidance:
-    """Several guides at once, as the `Guidance` of a `ppap_framework.diffusion.trajectory`.
+    """Several guides at once, as the `Guidance` of one `ppap_framework.diffusion.trajectory`.
 
     Gradients that are not finite are left out and counted, image by image.
 
@@ -45,6 +49,7 @@ class EnergyGuidance:
         conflicts: "keep" or "remove" gradient components that oppose another guide.
         evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
         tally: Counts; several guidances may share one.
+        moments: Decay rates of each guide's `Moments`; None for the plain gradients.
     """
 
     guides: Sequence[Guide]
@@ -53,6 +58,8 @@ class EnergyGuidance:
     conflicts: Conflicts = "keep"
     evaluations: int = 1
     tally: Tally = attrs.field(factory=Tally)
+    moments: tuple[float, float] | None = None
+    _moments: dict[int, Moments] = attrs.field(factory=dict, init=False)
 
     @property
     def statistics(self) -> GuidanceStatistics:
@@ -68,7 +75,13 @@ class EnergyGuidance:
         if acts and self.through == "clean":
             return self._through_denoiser(x_t, time, level, denoise)
         self.tally.denoiser(len(x_t) * self.evaluations)
-        return denoise(x_t), self._pull(x_t, level, time, level) if acts else None
+        prediction = denoise(x_t)
+        if not acts:
+            return prediction, None
+        if self.through == "noisy":
+            return prediction, self._pull(x_t, level, time, level)
+        clean = NoiseLevel.clean(len(x_t))
+        return prediction, self._pull(prediction.x0.clamp(-1.0, 1.0), clean, time, level)
 
     def _through_denoiser(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
@@ -111,6 +124,10 @@ class EnergyGuidance:
             finite = torch.isfinite(norms * scale)
             change = sigma * scale * (root * (norms > 0) if self.normalize else norms) / root
             self.tally.guide(k, time, norms, finite, change.abs())
+            if self.moments is not None:
+                moments = self._moments.setdefault(k, Moments(self.moments))
+                gradient = moments(torch.where(torch.isfinite(norms), gradient, 0.0))
+                gradient = _rescaled(gradient, _norms(gradient), norms)
             if self.normalize:
                 gradient = _rescaled(gradient, norms, root)
             pulls[k] = -scale * torch.where(finite, gradient, 0.0)

@@ -131,9 +131,10 @@ def calibrate(
                     batch = range(start, min(start + compute.fixed_batch, num))
                     x0 = first[batch.start : batch.stop]
                     images, level = noised(x0, stage.schedule, t, first=start)
-                    if through == "clean":
+                    if through != "noisy":
                         condition = loaded.encode(sampling.prompts(batch), len(batch))
                         images = _predicted(stage, images, t, condition)
+                        images = images.clamp(-1, 1) if through == "detached" else images
                         level = NoiseLevel.clean(len(batch))
                     rows.append(_energies(guide, images, level, targets))
                 scale, error = honest_scale(torch.cat(rows))

@@ -6,6 +6,7 @@ questions about the result. Only `Registry.make` imports a component's code.
 
 from ppap_framework.registry.discovery import check_api as check_api
 from ppap_framework.registry.discovery import discover as discover
+from ppap_framework.registry.discovery import plugin_file as plugin_file
 from ppap_framework.registry.discovery import registry as registry
 from ppap_framework.registry.lookup import Registry as Registry
 from ppap_framework.registry.names import Conflict as Conflict

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +26,8 @@ import pluggy
 from pluggy import HookCaller
 
 from ppap_framework import plugin
-from ppap_framework.errors import PluginError, did_you_mean, one_line
-from ppap_framework.files import is_on
+from ppap_framework.errors import PluginError, UsageError, did_you_mean, one_line
+from ppap_framework.files import expanded, is_on
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
 from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
@@ -50,10 +51,37 @@ class _RefusedError(PluginError):
     """A plugin that raised nothing but cannot be used."""
 
 
+_files: list[PluginRecord] = []  # of `plugin_file`
+
+
 @functools.cache
 def registry() -> Registry:
     """The result of `discover()`, once in a process."""
     return discover()
+
+
+@contextlib.contextmanager
+def plugin_file(path: str) -> Iterator[None]:
+    """A context in which NAME.py is a plugin; its factories are "NAME:attribute"."""
+    file = expanded(path).absolute()
+    name, is_name = file.stem, file.suffix == ".py" and file.stem.isidentifier()
+    other = importlib.util.find_spec(name) if is_name else None  # of the file itself, or in its way
+    if not (is_name and file.is_file() and (other is None or other.origin == str(file))):
+        fault = f"{path!r} is no Python file with a module name of its own"
+        raise UsageError(fault, hint="type a path such as ./my_guider.py")
+    record = PluginRecord(distribution=normal(name), version=None, entry_point=name, module=name)
+    sys.path.append(str(file.parent))
+    try:
+        _files.append(record := _loaded(record, EntryPoint(name, name, GROUP), {}))
+        if record.failed:
+            raise PluginError(f"{path}: {record.reason}", hint=record.hint) from record.error
+        registry.cache_clear()
+        yield
+    finally:
+        _files.clear()
+        registry.cache_clear()
+        sys.path.remove(str(file.parent))
+        sys.modules.pop(name, None)
 
 
 def discover(
@@ -67,7 +95,7 @@ def discover(
     first plugin that failed raise PluginError.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
-    plugins = tuple(_loaded(record, entry_point, environ) for record, entry_point in found)
+    plugins = (*_files, *(_loaded(record, entry_point, environ) for record, entry_point in found))
     for record in plugins:
         if record.failed and (is_on(STRICT, environ) if strict is None else strict):
             fault = f"plugin {record.name} is {record.status}: {record.reason}"

@@ -131,7 +131,7 @@ class Registry:
                 fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
                 problems.add(f"{who} does {spec.task} and {fault}")
         cards: Any = self.cards
-        needs = isinstance(spec, BackendSpec) or getattr(spec, "needs_checkpoint", False)
+        needs = getattr(spec, "needs_checkpoint", False)
         if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
             problems.add(f"{who} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
@@ -174,8 +174,7 @@ class Registry:
         """
         built, who = self.options(spec, options), self._label(spec)
         takes = isinstance(spec, BackendSpec | GuiderSpec)
-        needed = spec.needs_checkpoint if isinstance(spec, GuiderSpec) else takes
-        if needed and checkpoint is None:
+        if checkpoint is None and getattr(spec, "needs_checkpoint", False):
             hint = "`ppap plugins info` shows its checkpoints"
             raise AssetError(f"{who} needs a checkpoint", hint=hint)
         factory = self._imported(spec, spec.factory)

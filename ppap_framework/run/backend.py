@@ -47,7 +47,7 @@ class FoundBackend:
     """A backend that can be loaded: its plugin is known, its checkpoint's header is valid."""
 
     spec: BackendSpec
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
     options: dict[str, Any]
     offline: bool = False
 
@@ -55,6 +55,8 @@ class FoundBackend:
     def load(self) -> LoadedBackend:
         """Build the networks and read their weights; errors are those of `backend`."""
         made, origin = made_by_plugin(self.spec, self.options, self.checkpoint, self.offline)
+        if self.checkpoint is None:
+            return LoadedBackend(made, attrs.evolve(origin, weights_sha256=backend_sha256(made)))
         dtype = self.checkpoint.dtype
         for stage in made.stages if dtype else ():
             if not any(parameter.dtype == dtype for parameter in stage.network.parameters()):
@@ -122,6 +124,8 @@ def find_backend(
     if dtype is not None and cast not in _DTYPES:
         raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
     wanted = checkpoint if isinstance(checkpoint, str | None) else Path(checkpoint)
+    if not (wanted or dtype or spec.needs_checkpoint or registry().cards(name, "backend")):
+        return FoundBackend(spec, None, dict(options or {}), offline)
     found = find_checkpoint(registry(), name, "backend", wanted, offline=offline)
     if dtype is not None:
         found = attrs.evolve(found, dtype=getattr(torch, cast))

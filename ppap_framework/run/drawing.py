@@ -145,7 +145,7 @@ class Drawing:
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
         how = sampling.through, sampling.normalize, sampling.conflicts
-        return EnergyGuidance(guides, *how, evaluations, tally)
+        return EnergyGuidance(guides, *how, evaluations, tally, sampling.moments)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"

@@ -1,0 +1,1 @@
+"""Components that are broken on purpose, each in one way."""
