@@ -60,12 +60,27 @@ class _Commands(Group):
         return super().get_command(ctx, cmd_name)
 
 
+def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    from ppap_framework.files import core_version
+
+    if value:
+        click.echo(f"ppap {core_version()}")
+        ctx.exit()
+
+
 @click.group(
     cls=_Commands,
     params=global_options(hidden=False),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="ppap-framework", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
 @click.pass_obj
 def ppap(options: GlobalOptions) -> None:
     """Steer a diffusion model by any off-the-shelf vision network.
