@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, timesteps_for
 from ppap_framework.origin import Origin
 from ppap_framework.pixels import from_uint8
 from ppap_framework.predictions import squared_difference
@@ -128,14 +128,19 @@ class Stage(abc.ABC):
 
     Attributes:
         name: Name in messages and files, such as "base" or "upsampler".
-        image_shape: (C, H, W) of x_t; C is 3.
+        image_shape: (3, H, W), the shape of its images.
+        latent_shape: (C, h, w) of x_t, if that is a latent, of which `decode` makes images; None if
+            x_t is an image.
         schedule: The base schedule; `denoise` gets its timesteps.
         variance: How the variance of an ancestral step is chosen.
+        final_abar: abar that the last step leads to, less than 1 if some noise is left.
         network: The denoising network, never called; for devices, counting and hashing.
     """
 
     name: str
     image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int] | None = None
+    final_abar: float = 1.0
     schedule: NoiseSchedule
     variance: VarianceKind
     network: nn.Module
@@ -144,9 +149,30 @@ class Stage(abc.ABC):
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
         """Predict in float32, with `variance` if and only if this stage's is "learned_range".
 
-        From noisy images x_t, (B, C, H, W), float32; base timesteps t in [0, T), (B,), int64; and
-        what `DiffusionBackend.encode` made for these B images.
+        From noisy images x_t, (B, C, H, W), float32; base timesteps t in [0, T), (B,), int64, or of
+        a `FlowSchedule` perhaps fractional; and what `DiffusionBackend.encode` made for these B.
         """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of x_t."""
+        return self.latent_shape or self.image_shape
+
+    def timesteps(self, steps: int) -> Sequence[float]:
+        """The rising base timesteps of a walk in so many steps, by default those of
+        `noise.timesteps_for`; UsageError if there are none.
+        """
+        return timesteps_for(self.schedule.num_timesteps, steps)
+
+    def clip(self, x0: Tensor) -> Tensor:
+        """Predicted clean images, (B, C, H, W), as samplers use them: by default in [-1, 1]."""
+        return x0.clamp(-1.0, 1.0)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images, (B, 3, H, W), float32, nominally in [-1, 1], of clean states, (B, C, H, W);
+        differentiable. By default the states.
+        """
+        return x0
 
     def evaluations(self, condition: Any) -> int:
         """Network evaluations per image in one `denoise`; by default one. Only for counting."""
@@ -165,6 +191,13 @@ class CascadeSampling:
     respacing: str = attrs.field(validator=instance_of(str))
     eta: float = attrs.field(default=0.0, validator=[ge(0.0), le(1.0)])
     temperature: float = attrs.field(default=1.0, validator=gt(0.0))
+
+
+def check_readable(stage: Stage, hint: str = "experts for latents do not exist yet") -> None:
+    """UsageError if guides cannot look at x_t, which is a latent."""
+    if stage.latent_shape is not None:
+        reason = f"stage {stage.name!r} draws latents {stage.latent_shape}, and guides read images"
+        raise UsageError(reason, hint=hint)
 
 
 class CascadedStage(Stage):
@@ -189,6 +222,9 @@ class DiffusionBackend(abc.ABC):
 
     origin: Origin | None = None
     """Where it is from; `run.backend` sets it."""
+
+    device: torch.device | None = None
+    """The device of a run for which the user names none; None for a GPU if there is one."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:

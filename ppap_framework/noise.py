@@ -12,13 +12,20 @@ its log-SNR,
 
 which falls as noise grows (Kingma et al. 2021, arXiv 2107.00630). Experts and noise-aware guides
 use levels, because these hold for any schedule.
+
+Flow matching (Lipman et al. 2023, arXiv 2210.02747) draws a straight line, y = (1 - s) x_0 + s eps
+with s in (0, 1], and predicts eps - x_0. In the variance-preserving form it is a schedule like the
+others: x = y / sqrt((1 - s)^2 + s^2), at the log-SNR 2 log((1 - s) / s). A DDIM step of x is then
+the Euler step of y.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import attrs
 import torch
@@ -26,7 +33,16 @@ from torch import Tensor
 
 from ppap_framework.errors import UsageError
 
-__all__ = ["NoiseLevel", "NoiseSchedule", "cosine_schedule", "linear_schedule", "noise_schedule"]
+__all__ = [
+    "FlowSchedule",
+    "NoiseLevel",
+    "NoiseSchedule",
+    "cosine_schedule",
+    "linear_schedule",
+    "noise_schedule",
+    "space_timesteps",
+    "timesteps_for",
+]
 
 
 @attrs.frozen(eq=False)
@@ -90,6 +106,10 @@ class NoiseSchedule:
         """(T,), float64: log(abar_t / (1 - abar_t))."""
         return torch.logit(self.alphas_cumprod)
 
+    def abar(self, t: Tensor) -> Tensor:
+        """abar at base timesteps t, (B,), int64, in [0, T): (B,), float64."""
+        return self.alphas_cumprod[t.cpu()]
+
     def level(self, t: Tensor) -> NoiseLevel:
         """The noise level at base timesteps t, (B,), int64, in [0, T)."""
         return NoiseLevel(self.log_snr[t.cpu()])
@@ -106,6 +126,31 @@ class NoiseSchedule:
         """Draw x_t given x_0, (B, C, H, W), timesteps t, (B,), int64, and eps like x_0."""
         abar = self.alphas_cumprod[t.cpu()][:, None, None, None]
         return abar.sqrt().to(x0) * x0 + (1.0 - abar).sqrt().to(x0) * noise
+
+
+class FlowSchedule(NoiseSchedule):
+    """Flow matching at s = (t + 1) / T; t may be fractional, in (-1, T - 1]."""
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        kept = _flow_abar(torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps)
+        super().__init__("flow", 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]]))
+
+    def time(self, t: Tensor) -> Tensor:
+        """s at base timesteps t, (B,): (B,), float64."""
+        return (t.cpu().double() + 1.0) / self.num_timesteps
+
+    def abar(self, t: Tensor) -> Tensor:
+        """abar at base timesteps t, (B,), whole or fractional: (B,), float64."""
+        return _flow_abar(self.time(t))
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        """The noise level at base timesteps t, (B,), whole or fractional."""
+        s = self.time(t)
+        return NoiseLevel(2.0 * ((1.0 - s) / s).log())
+
+
+def _flow_abar(s: Tensor) -> Tensor:
+    return (1.0 - s) ** 2 / ((1.0 - s) ** 2 + s**2)
 
 
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:
@@ -137,3 +182,69 @@ def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
         return makers[name](num_timesteps)
     hint = f"choose one of {', '.join(makers)}"
     raise UsageError(f"no noise schedule is called {name!r}", hint=hint)
+
+
+def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
+    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
+
+    Args:
+        num_timesteps: T.
+        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
+            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
+    """
+    if respacing == "":
+        return list(range(num_timesteps))
+    if respacing == "fast27":
+        kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
+        return sorted({*kept[:-1], num_timesteps - 3})
+    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+    even, counts = text.startswith("ddim"), text.removeprefix("ddim").split(",")
+    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
+    known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
+    if not known or (even and len(counts) > 1):
+        hint = 'use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all'
+        raise UsageError(f"respacing {respacing!r} is not understood", hint=hint)
+    if not even:
+        return _sections(num_timesteps, [int(count) for count in counts])
+    if kept := _evenly(num_timesteps, count := int(counts[0])):
+        return kept
+    fault = f"no even stride over {num_timesteps} timesteps gives {count}"
+    raise UsageError(fault, hint=f"use {count} instead of {text}, or another number")
+
+
+def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
+    """`steps` rising timesteps: at an even stride if there is one, else in one section.
+
+    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
+    """
+    if not 1 <= steps <= num_timesteps:
+        hint = f"use a number from 1 to {num_timesteps}"
+        raise UsageError(f"cannot sample in {steps} steps", hint=hint)
+    if steps == 1:
+        return [num_timesteps - 1]
+    return _evenly(num_timesteps, steps) or _sections(num_timesteps, [steps])
+
+
+def _evenly(num_timesteps: int, count: int) -> list[int]:
+    """Two or more timesteps from 0 on, at the smallest even stride; empty if none gives `count`."""
+    kept = list(range(0, num_timesteps, -(-num_timesteps // max(count, 1))))
+    return kept if len(kept) == count > 1 else []
+
+
+def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
+    if not any(counts):
+        raise UsageError("a respacing must keep at least one timestep")
+    size, longer = divmod(num_timesteps, len(counts))
+    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
+    kept: list[int] = []
+    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
+        if count > stop - start:
+            fault = f"cannot keep {count} timesteps of a section that has {stop - start}"
+            hint = f"the {num_timesteps} timesteps are cut into {len(counts)} sections"
+            raise UsageError(fault, hint=hint)
+        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
+        # Like the published spacings, which trained networks have seen: the stride is summed, not
+        # multiplied, and halves are rounded to even.
+        positions = accumulate([0.0] + [stride] * (count - 1))
+        kept += [start + round(position) for position in positions][:count]
+    return kept

@@ -96,10 +96,20 @@ class ComponentSpec:
 
 @attrs.frozen(kw_only=True)
 class BackendSpec(ComponentSpec):
-    """A diffusion model; `factory(options, checkpoint)` gets a `checkpoints.Checkpoint`."""
+    """A diffusion model; `factory(options, checkpoint)` gets a `checkpoints.Checkpoint`.
+
+    Attributes:
+        opens: "package.module:attribute" of a function that makes the `Checkpoint` of what the user
+            names, a string or a path, if checkpoints are more than files; None for files and cards.
+        wraps: Class, as "package.module.Class", whose objects, already loaded, the factory takes in
+            place of a `Checkpoint`, for `ppap_framework.backend(object)`.
+    """
 
     kind = "backend"
     makes = "DiffusionBackend"
+
+    opens: str | None = attrs.field(default=None, validator=optional(_factory))
+    wraps: str | None = attrs.field(default=None, validator=optional(_text))
 
 
 @attrs.frozen(kw_only=True)

@@ -64,7 +64,12 @@ _PER_GUIDE = {
     "calibrated without one. By default auto if there is either, and 4 otherwise.",
 )
 @settings("allow-mismatch", "steps", "sampler", "eta")
-@option("--through", choices=["noisy", "clean"], help="Guides see the noisy or predicted image.")
+@option(
+    "--through",
+    choices=["noisy", "clean", "clean-detached"],
+    help="Guides see the noisy image, or the predicted clean one, with or without the denoiser's "
+    "derivative.",
+)
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
 @settings("seed", num=4)

@@ -2,7 +2,7 @@ r"""A diffusion process on a subset of a schedule's timesteps, and its reverse s
 
 The subset tau_0 < ... < tau_{S-1} of the T base timesteps is kept: an even stride from 0 (`ddimN`;
 Song et al., appendix D), or equal sections, each thinned to its own count with its ends kept
-(Nichol and Dhariwal, section 4). With abar_i at tau_i, and abar_{-1} = 1,
+(Nichol and Dhariwal, section 4). With abar_i at tau_i, and abar_{-1} = 1 or the process's `end`,
 
     beta_i  = 1 - abar_i / abar_{i-1}                               (Nichol and Dhariwal, section 4)
     beta~_i = beta_i (1 - abar_{i-1}) / (1 - abar_i)                (Ho et al., eq. 7)
@@ -18,16 +18,15 @@ arXiv 2102.09672.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import VarianceKind
+from ppap_framework.components import Stage, VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
@@ -38,13 +37,21 @@ class Process:
 
     Attributes:
         schedule: The base schedule, of T timesteps.
-        timesteps: The S kept timesteps in [0, T), rising; anything else raises UsageError.
+        timesteps: The S kept timesteps in [0, T), rising; anything else raises UsageError. Those of
+            a `FlowSchedule` may be fractional.
         variance: How the variance of a reverse step is chosen.
+        end: abar_{-1}, which the last step leads to.
     """
 
     schedule: NoiseSchedule
-    timesteps: Sequence[int] = attrs.field(converter=tuple[int, ...])
+    timesteps: Sequence[float] = attrs.field(converter=tuple[float, ...])
     variance: VarianceKind = "fixed_small"
+    end: float = 1.0
+
+    @classmethod
+    def of(cls, stage: Stage, timesteps: Sequence[float]) -> Process:
+        """The process of a stage over kept timesteps."""
+        return cls(stage.schedule, timesteps, stage.variance, stage.final_abar)
 
     def __attrs_post_init__(self) -> None:
         kept, length = self.timesteps, self.schedule.num_timesteps
@@ -55,18 +62,18 @@ class Process:
     @cached_property
     def betas(self) -> Tensor:
         """(S,), float64."""
-        kept = self.schedule.alphas_cumprod[list(self.timesteps)]
-        return 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+        kept = self.schedule.abar(times(self.timesteps))
+        return 1.0 - kept / torch.cat([kept.new_full((1,), self.end), kept[:-1]])
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """(S,), float64: abar_i."""
-        return torch.cumprod(1.0 - self.betas, dim=0)
+        return self.end * torch.cumprod(1.0 - self.betas, dim=0)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Tensor:
-        """(S,), float64: abar_{i-1}, beginning with 1."""
-        return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
+        """(S,), float64: abar_{i-1}, beginning with `end`."""
+        return torch.cat([self.betas.new_full((1,), self.end), self.alphas_cumprod[:-1]])
 
     @cached_property
     def alphas_cumprod_next(self) -> Tensor:
@@ -105,7 +112,8 @@ class Process:
 
     def level(self, index: int, batch: int) -> NoiseLevel:
         """The noise level of a kept timestep, the same for `batch` images."""
-        return NoiseLevel(self.schedule.log_snr[self.timesteps[index]].expand(batch))
+        level = self.schedule.level(times([self.timesteps[index]]))
+        return NoiseLevel(level.log_snr.expand(batch))
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, index: int | Tensor) -> Tensor:
         """mu~, the mean of q(x_{i-1} | x_i, x_0), (B, C, H, W) like x_0 and x_i.
@@ -142,75 +150,16 @@ class Process:
         return at_index(variances, index, like), at_index(log_variances, index, like)
 
 
+def times(t: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
+    """Base timesteps as a tensor: int64, or if they are fractional float64 (float32 on MPS)."""
+    wide = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    whole = all(isinstance(each, int) for each in t)
+    return torch.tensor(t, dtype=torch.int64 if whole else wide, device=device)
+
+
 def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
     """Constants (S,) of B indices as (B, 1, 1, 1), or of one as a number, in the type of `like`."""
     # A number stays on the CPU: it enters kernels as an argument, and costs no transfer.
     if isinstance(index, int):
         return constants[index].to(like.dtype)
     return constants.to(like)[index.to(like.device)][:, None, None, None]
-
-
-def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
-    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
-
-    Args:
-        num_timesteps: T.
-        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
-            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
-    """
-    if respacing == "":
-        return list(range(num_timesteps))
-    if respacing == "fast27":
-        kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
-        return sorted({*kept[:-1], num_timesteps - 3})
-    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
-    even, counts = text.startswith("ddim"), text.removeprefix("ddim").split(",")
-    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
-    known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
-    if not known or (even and len(counts) > 1):
-        hint = 'use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all'
-        raise UsageError(f"respacing {respacing!r} is not understood", hint=hint)
-    if not even:
-        return _sections(num_timesteps, [int(count) for count in counts])
-    if kept := _evenly(num_timesteps, count := int(counts[0])):
-        return kept
-    fault = f"no even stride over {num_timesteps} timesteps gives {count}"
-    raise UsageError(fault, hint=f"use {count} instead of {text}, or another number")
-
-
-def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
-    """`steps` rising timesteps: at an even stride if there is one, else in one section.
-
-    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
-    """
-    if not 1 <= steps <= num_timesteps:
-        hint = f"use a number from 1 to {num_timesteps}"
-        raise UsageError(f"cannot sample in {steps} steps", hint=hint)
-    if steps == 1:
-        return [num_timesteps - 1]
-    return _evenly(num_timesteps, steps) or _sections(num_timesteps, [steps])
-
-
-def _evenly(num_timesteps: int, count: int) -> list[int]:
-    """Two or more timesteps from 0 on, at the smallest even stride; empty if none gives `count`."""
-    kept = list(range(0, num_timesteps, -(-num_timesteps // max(count, 1))))
-    return kept if len(kept) == count > 1 else []
-
-
-def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
-    if not any(counts):
-        raise UsageError("a respacing must keep at least one timestep")
-    size, longer = divmod(num_timesteps, len(counts))
-    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
-    kept: list[int] = []
-    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
-        if count > stop - start:
-            fault = f"cannot keep {count} timesteps of a section that has {stop - start}"
-            hint = f"the {num_timesteps} timesteps are cut into {len(counts)} sections"
-            raise UsageError(fault, hint=hint)
-        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
-        # Like the published spacings, which trained networks have seen: the stride is summed, not
-        # multiplied, and halves are rounded to even.
-        positions = accumulate([0.0] + [stride] * (count - 1))
-        kept += [start + round(position) for position in positions][:count]
-    return kept

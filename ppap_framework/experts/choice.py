@@ -202,7 +202,7 @@ def check_wanted(
         wanted: The request; AssetError if its bundle is missing, or the header is damaged.
         guide_name: The guide's name, for messages.
         noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
-        through: "noisy" or "clean", the images that guides read; experts need noisy ones.
+        through: The images that guides read, such as "noisy", which experts need.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         offline: Whether to raise instead of downloading a bundle.
     """
@@ -211,7 +211,7 @@ def check_wanted(
         return None
     for given, why in (
         (noise_aware, "reads noise by itself and takes no experts"),
-        (through == "clean", "looks through clean, where experts have no noise to read"),
+        (through != "noisy", f"looks through {through}, where experts have no noise to read"),
     ):
         if given:
             hint = "leave the experts out" + ("" if noise_aware else ", or look through noisy")
@@ -271,10 +271,11 @@ def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertS
 
 def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None:
     """Log the experts of a guide that get no step of a process."""
+    acting = {ranges.owner(process.level(i, 1).log_snr.item()) for i in range(len(process))}
     idle = ", ".join(
         f"expert {k} ({f'timesteps {own.start} to {own.stop - 1}' if own else 'no timestep'})"
         for k, own in enumerate(ranges.timesteps(process.schedule))
-        if not any(t in own for t in process.timesteps)
+        if k not in acting
     )
     if idle:
         of = "1 step" if len(process) == 1 else f"{len(process)} steps"

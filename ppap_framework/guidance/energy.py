@@ -7,6 +7,11 @@ r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of lo
         each guide looks at the predicted clean image x0 = x0(x_t), not clipped, and one backward
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
+    clean-detached: g = -alpha sum_k s_k dE_k(x0)/dx0
+        the same without the denoiser's derivative (as He et al. 2023, arXiv 2311.16424): alpha I
+        is dx0/dx_t if x_0 ~ N(0, I), and stays bounded at any noise level
+
+If x_t is a latent, guides look at its decoded image D(x0), and (dD/dx0)^T is applied as well.
 
 Components of the pulls -s_k dE_k that oppose another guide can be removed (`without_conflicts`).
 """
@@ -26,7 +31,7 @@ from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
 
-Through: TypeAlias = Literal["noisy", "clean"]
+Through: TypeAlias = Literal["noisy", "clean", "clean-detached"]
 Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
@@ -45,6 +50,7 @@ class EnergyGuidance:
         conflicts: "keep" or "remove" gradient components that oppose another guide.
         evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
         tally: Counts; several guidances may share one.
+        decode: `Stage.decode`, which makes images of the predicted clean states.
     """
 
     guides: Sequence[Guide]
@@ -53,6 +59,7 @@ class EnergyGuidance:
     conflicts: Conflicts = "keep"
     evaluations: int = 1
     tally: Tally = attrs.field(factory=Tally)
+    decode: Callable[[Tensor], Tensor] = lambda x0: x0
 
     @property
     def statistics(self) -> GuidanceStatistics:
@@ -65,32 +72,39 @@ class EnergyGuidance:
     ) -> tuple[Prediction, Tensor | None]:
         """Denoise x_t and find g; see `ppap_framework.diffusion.Guidance`."""
         acts = any(guide.acts(time, level) for guide in self.guides)
-        if acts and self.through == "clean":
-            return self._through_denoiser(x_t, time, level, denoise)
+        if acts and self.through != "noisy":
+            return self._through_clean(x_t, time, level, denoise)
         self.tally.denoiser(len(x_t) * self.evaluations)
         return denoise(x_t), self._pull(x_t, level, time, level) if acts else None
 
-    def _through_denoiser(
+    def _through_clean(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor]:
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
+        detached = self.through == "clean-detached"
+        with torch.set_grad_enabled(not detached):
+            x = x_t.detach().requires_grad_(not detached)
             prediction = denoise(x)
             x0 = prediction.x0
             # The one of the two that was not predicted has a graph through x alone.
             differentiable = x0.requires_grad and prediction.eps.requires_grad
-        if not differentiable:
+        if detached:
+            x = x0 = x0.detach().requires_grad_()
+        elif not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
-        # Guides are differentiated one by one down to x0, then the denoiser once for their sum.
-        pull = self._pull(x0.detach(), NoiseLevel.clean(len(x_t)), time, level)
-        with calling("the denoiser", "its backward pass"):
-            (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
+        with torch.enable_grad():
+            images = self.decode(x0)
+        # Guides are differentiated one by one down to the images, then the rest once for their sum.
+        pull = self._pull(images.detach(), NoiseLevel.clean(len(x_t)), time, level)
+        with calling("the decoder" if detached else "the denoiser", "its backward pass"):
+            (gradient,) = torch.autograd.grad(images, x, grad_outputs=pull)
+        if detached:
+            gradient = prediction.alpha.to(gradient) * gradient
         norms, pulled = _norms(gradient), _norms(pull)
         finite = torch.isfinite(norms)
         skipped = (~finite & (pulled > 0)).sum()
-        self.tally.denoiser(len(x) * self.evaluations, differentiated=True, skipped=skipped)
+        self.tally.denoiser(len(x) * self.evaluations, differentiated=not detached, skipped=skipped)
         if self.normalize:
-            gradient = _rescaled(gradient, norms, pulled)
+            gradient = _rescaled(gradient, norms, pulled * (x[0].numel() / pull[0].numel()) ** 0.5)
         return prediction.detach(), torch.where(finite, gradient, 0.0)
 
     def _pull(self, images: Tensor, seen: NoiseLevel, time: float, level: NoiseLevel) -> Tensor:

@@ -138,7 +138,9 @@ class Registry:
                 fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
                 problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
         cards: Any = self.cards
-        needs = isinstance(spec, BackendSpec) or getattr(spec, "needs_checkpoint", False)
+        needs = getattr(spec, "needs_checkpoint", isinstance(spec, BackendSpec))
+        if isinstance(spec, BackendSpec) and spec.opens:
+            needs = problems.attempt(self._imported, spec, spec.opens) is None
         if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
             problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
@@ -216,6 +218,20 @@ class Registry:
         with calling(who, ""):
             _ = made.network if spec.kind == "guider" else None
         return border.guarded(made, who)
+
+    def opened(self, spec: BackendSpec, wanted: Any) -> Checkpoint:
+        """The checkpoint that the user names, by the backend's own `opens`."""
+        assert spec.opens is not None
+        opens = self._imported(spec, spec.opens)
+        with calling(self._label(spec), "its checkpoint"):
+            found: Checkpoint = opens(wanted)
+        return found
+
+    def wrapper(self, source: object) -> BackendSpec | None:
+        """The backend that takes an object of another library, if any."""
+        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
+        specs = (spec for spec in self.specs("backend") if getattr(spec, "wraps", None) in kinds)
+        return next((spec for spec in specs if isinstance(spec, BackendSpec)), None)
 
     def _imported(self, spec: ComponentSpec, reference: str) -> Any:
         """What "package.module:attribute" names."""

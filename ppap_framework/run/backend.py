@@ -32,10 +32,15 @@ class LoadedBackend(DiffusionBackend):
     inner: DiffusionBackend
     origin: Origin
     stages: tuple[Stage, ...] = attrs.field(init=False)
+    device: torch.device | None = attrs.field(init=False)
 
     @stages.default
     def _stages(self) -> tuple[Stage, ...]:
         return self.inner.stages
+
+    @device.default
+    def _device(self) -> torch.device | None:
+        return self.inner.device
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
         """See `DiffusionBackend.encode`."""
@@ -64,7 +69,7 @@ class FoundBackend:
 
 
 def backend(
-    source: str | os.PathLike[str] | DiffusionBackend,
+    source: str | os.PathLike[str] | DiffusionBackend | object,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -74,7 +79,8 @@ def backend(
 
     Args:
         source: Name of a backend that a plugin supplies, path of a checkpoint for the only
-            installed backend, or any `DiffusionBackend`.
+            installed backend, any `DiffusionBackend`, or a loaded model of another library that
+            a plugin wraps, such as a pipeline of diffusers; it is not copied.
         checkpoint: Name of a checkpoint of the backend, or path of a file; None for its default.
         options: Options of the backend.
         dtype: Type to which weights are cast while loading, if the backend computes in it; norms,
@@ -92,7 +98,16 @@ def backend(
             return source
         origin = Origin(component=type(source).__qualname__, weights_sha256=backend_sha256(source))
         return LoadedBackend(source, origin)
-    return find_backend(source, checkpoint=checkpoint, options=options, dtype=dtype).load()
+    if isinstance(source, str | os.PathLike):
+        return find_backend(source, checkpoint=checkpoint, options=options, dtype=dtype).load()
+    if (spec := registry().wrapper(source)) is None:
+        reason = f"a {type(source).__name__} is no diffusion model that an installed plugin knows"
+        raise UsageError(reason, hint="`ppap plugins list` shows the backends")
+    if checkpoint is not None or dtype is not None:
+        reason = "a model that is already loaded takes no checkpoint and no dtype"
+        raise UsageError(reason, hint="leave them out")
+    made, origin = made_by_plugin(spec, options or {}, source, False)
+    return LoadedBackend(made, attrs.evolve(origin, weights_sha256=backend_sha256(made)))
 
 
 def find_backend(
@@ -123,7 +138,11 @@ def find_backend(
     if dtype is not None and cast not in _DTYPES:
         raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
     wanted = checkpoint if isinstance(checkpoint, str | None) else Path(checkpoint)
-    found = find_checkpoint(registry(), name, "backend", wanted, offline=offline)
+    if spec.opens and wanted is not None:
+        with without_downloads(offline):
+            found = registry().opened(spec, wanted)
+    else:
+        found = find_checkpoint(registry(), name, "backend", wanted, offline=offline)
     if dtype is not None:
         found = attrs.evolve(found, dtype=getattr(torch, cast))
     return FoundBackend(spec, found, dict(options or {}), offline)
@@ -132,11 +151,13 @@ def find_backend(
 def made_by_plugin(
     spec: Any,
     options: Mapping[str, Any],
-    checkpoint: Checkpoint | None,
+    checkpoint: Checkpoint | object | None,
     offline: bool,
     loss: ComponentSpec | None = None,
 ) -> tuple[Any, Origin]:
-    """A backend or guider, made with its weights, and its origin; `loss` belongs to it."""
+    """A backend or guider, made with its weights or a loaded model, and its origin; `loss` belongs
+    to it.
+    """
     plugins, start = registry(), time.perf_counter()
     with without_downloads(offline):
         made = plugins.make(spec, options, checkpoint)
@@ -150,9 +171,9 @@ def made_by_plugin(
         resolved={f.alias or f.name: getattr(resolved, f.name) for f in fields if f.init},
         compared=plugins.compared(spec, options),
         load_seconds=seconds,
-        suppliers=suppliers(spec, loss, checkpoint.card if checkpoint else None),
+        suppliers=suppliers(spec, loss, getattr(checkpoint, "card", None)),
     )
-    if checkpoint is None:
+    if not isinstance(checkpoint, Checkpoint):
         return made, origin
     dtype = str(checkpoint.dtype).removeprefix("torch.") if checkpoint.dtype else None
     name, path, sha256 = checkpoint.name, checkpoint.path, checkpoint.sha256

@@ -121,7 +121,7 @@ class Drawing:
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
-        start = x = noise((count, *plan.stage.image_shape)).to(plan.device)
+        start = x = noise((count, *plan.stage.shape)).to(plan.device)
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
@@ -143,6 +143,8 @@ class Drawing:
                 walk = trajectory(plan.stage, plan.process, start, noise, condition=condition)
                 guided = guidance is not None and not _broken(next(walk).x)
                 raise self._failure(images[broken[0]], guided)
+            with torch.no_grad():
+                x = plan.stage.decode(x)
             drawn = [x.clamp(-1.0, 1.0)]
             drawn += cascade(
                 plan.later,
@@ -172,7 +174,7 @@ class Drawing:
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
         how = sampling.through, sampling.normalize, sampling.conflicts
-        return EnergyGuidance(guides, *how, evaluations, tally)
+        return EnergyGuidance(guides, *how, evaluations, tally, self._plan.stage.decode)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"

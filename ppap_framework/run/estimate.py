@@ -172,7 +172,7 @@ def available_memory(device: torch.device) -> int | None:
 def acting(run: Plan) -> dict[str, set[int]]:
     """The timesteps at which each guide acts, by its name."""
     schedule, kept = run.process.schedule, run.process.timesteps
-    levels = {t: schedule.level(torch.tensor([t])) for t in kept}
+    levels = {t: run.process.level(k, 1) for k, t in enumerate(kept)}
     return {
         guide.name: {t for t in kept if guide.acts(t / schedule.num_timesteps, levels[t])}
         for guide in run.guides
@@ -220,7 +220,7 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
         with frozen([stage.network], _CPU, move=False):
             if isinstance(stage, CascadedStage) and number:
                 before = stages[number - 1]
-                images, *_ = _measured(fake, partial(_image, before, before.network))
+                images, *_ = _measured(fake, partial(_blank, before.image_shape, before.network))
                 condition, *_ = _measured(fake, partial(stage.conditioned, condition, images))
             denoise = partial(_denoise, stage, condition)
             costs[stage.name] = _cost(fake, denoise, differentiated and not number)
@@ -228,10 +228,10 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
 
 
 def _denoise(stage: Stage, condition: Any, gradient: bool) -> None:
-    x = _image(stage, stage.network).requires_grad_(gradient)
+    x = _blank(stage.shape, stage.network).requires_grad_(gradient)
     t = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.set_grad_enabled(gradient):
-        x0 = stage.denoise(x, t, condition).x0
+        x0 = stage.decode(stage.denoise(x, t, condition).x0)
         if gradient:
             torch.autograd.grad(x0.sum(), x)
 
@@ -244,7 +244,7 @@ def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
     @torch.no_grad()
     def look(gradient: bool) -> None:
         read = guide.gradient if gradient else guide.model
-        read(_image(run.stage, guide.model), level)
+        read(_blank(run.stage.image_shape, guide.model), level)
 
     with frozen([guide.model], _CPU, move=False):
         return _cost(fake, look, differentiated=True)
@@ -260,10 +260,10 @@ def _cost(fake: FakeTensorMode, compute: Callable[[bool], None], differentiated:
     return StepCost(before=first - flops, forward=flops, backward=both - flops, memory=memory)
 
 
-def _image(stage: Stage, beside: nn.Module) -> Tensor:
-    """A blank image of a stage, on a network's device."""
+def _blank(shape: tuple[int, ...], beside: nn.Module) -> Tensor:
+    """A blank image or latent of a shape (C, H, W), on a network's device."""
     device = next((p.device for p in beside.parameters()), None)
-    return torch.zeros(1, *stage.image_shape, device=device)
+    return torch.zeros(1, *shape, device=device)
 
 
 def _copy(fake: FakeTensorMode, real: T) -> T:

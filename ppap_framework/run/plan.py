@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, final
 import attrs
 import torch
 
-from ppap_framework.components import CascadedStage, DiffusionBackend, Stage
-from ppap_framework.diffusion import Continuation, Process, timesteps_for
+from ppap_framework.components import CascadedStage, DiffusionBackend, Stage, check_readable
+from ppap_framework.diffusion import Continuation, Process
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     BundleFile,
@@ -188,10 +188,12 @@ def plan(
     with problems.collected():
         later = _later_stages(loaded, sampling.stage)
     with problems.collected():
-        kept = timesteps_for(stage.schedule.num_timesteps, sampling.steps)
+        kept = stage.timesteps(sampling.steps)
     with problems.collected():
         different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
         loaded.encode(different or None, len(different) or 1)
+    if aimed and sampling.through == "noisy":
+        problems.attempt(check_readable, stage, "--through clean-detached decodes latents for them")
     if compare and not aimed:
         problems.add("there is nothing to compare without a guide", "give a guide")
     for name, count in Counter(guide.name for guide in aimed).items():
@@ -208,7 +210,7 @@ def plan(
             settled.append(_settled(guide, loaded, sampling))
     problems.check()
     _check_shared(settled)
-    process = Process(stage.schedule, kept, stage.variance)
+    process = Process.of(stage, kept)
     for guide in settled:
         if guide.chosen is not None:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
@@ -221,7 +223,7 @@ def plan(
         compute=compute,
         process=process,
         later=later,
-        device=compute.place,
+        device=loaded.device if loaded.device and compute.device == "auto" else compute.place,
     )
 
 
