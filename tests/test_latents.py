@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from test_sampling_gaussian import GaussianStage
@@ -12,12 +13,14 @@ from torch.testing import assert_close
 from toy_guides import guide_of
 
 import ppap_framework as ppap
-from ppap_framework.components import DiffusionBackend, Prediction
+from ppap_framework.components import DiffusionBackend, Prediction, TaskLoss
 from ppap_framework.diffusion import Process, ddim_step, timesteps_for
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.learn import Recipe, calibrate, transfer
+from ppap_framework.learn import calibrate, transfer
 from ppap_framework.noise import FlowSchedule, NoiseLevel, cosine_schedule
+from ppap_framework.run import Sampling, plan
+from ppap_framework.run.estimate import estimate
 
 LEVEL = cosine_schedule(1000).level(torch.tensor([400, 400]))
 
@@ -46,6 +49,11 @@ class LatentBackend(DiffusionBackend):
 
     def encode(self, prompts: Any, batch: int) -> None:
         return None
+
+
+class Mean(TaskLoss):
+    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction - target).square().sum(1)
 
 
 def red(**changed: Any) -> Guide:
@@ -84,10 +92,19 @@ class TestSampling:
         assert "--through clean-detached" in caught.value.hint
 
     def test_experts_and_curves_of_latents_are_refused(self, tmp_path) -> None:
+        guide = attrs.evolve(red(), loss=Mean(), scale=4)
         with pytest.raises(UsageError, match="draws latents"):
-            calibrate(LatentBackend(), red(), num=8)
+            calibrate(LatentBackend(), guide, num=8)
         with pytest.raises(UsageError, match="draws latents"):
-            transfer(LatentBackend(), red(), out=tmp_path, data=tmp_path, recipe=Recipe())
+            transfer(LatentBackend(), guide, tmp_path, out=tmp_path / "out")
+
+    def test_the_cost_of_a_step(self) -> None:
+        """A convolution of 2 x 4 x 4 latents to 3 x 8 x 8 pixels, and its gradient."""
+        products = 2 * (2 * 4 * 4) * (3 * 2 * 2)
+        for through, flops in (("clean", 2 * products), ("clean-detached", 2 * products)):
+            guided = plan(LatentBackend(), [red()], 1, Sampling(steps=5, through=through))
+            (cost,) = estimate(guided).stages.values()
+            assert (cost.forward, cost.backward) == (0, flops)
 
 
 class TestGradient:

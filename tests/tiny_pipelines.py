@@ -21,6 +21,8 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from ppap_framework.diffusion import NoiseSource
+
 SIZE = 8
 TOKENS = 12
 PROMPTS = ["a red cube", "two cats"]
@@ -328,3 +330,18 @@ def drawn(pipe: Any, noise: Tensor, steps: int, **how: Any) -> Tensor:
         images = pipe(num_inference_steps=steps, output_type="pt", **size, **how).images
     found: Tensor = images if isinstance(images, Tensor) else torch.from_numpy(images)
     return found if found.shape[1] == 3 else found.permute(0, 3, 1, 2)
+
+
+def noise_of(shape: tuple[int, ...], batch: int = 2) -> Tensor:
+    """The initial noise of images 0 to `batch` - 1 with seed 0."""
+    return NoiseSource(0)((batch, *shape))
+
+
+def told(pipe: Any) -> tuple[list[str] | None, dict[str, Any]]:
+    """Prompts of two images for our backend, and arguments of the pipeline that mean the same."""
+    kind = type(pipe).__name__
+    if kind == "DiTPipeline":
+        return ["207", "class 3"], {"class_labels": [207, 3]}
+    if kind in ("DDIMPipeline", "LDMPipeline"):
+        return None, {}
+    return PROMPTS, {"prompt": PROMPTS}

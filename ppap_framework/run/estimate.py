@@ -214,7 +214,8 @@ def _size(network: nn.Module) -> int:
 def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
     stages, condition = _copy(fake, (run.stages, condition))
-    differentiated = run.sampling.through == "clean" and bool(run.guides)
+    differentiated = run.sampling.through != "noisy" and bool(run.guides)
+    detached = run.sampling.through == "clean-detached"
     costs: dict[str, StepCost] = {}
     for number, stage in enumerate(stages):
         with frozen([stage.network], _CPU, move=False):
@@ -222,18 +223,22 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
                 before = stages[number - 1]
                 images, *_ = _measured(fake, partial(_blank, before.image_shape, before.network))
                 condition, *_ = _measured(fake, partial(stage.conditioned, condition, images))
-            denoise = partial(_denoise, stage, condition)
+            denoise = partial(_denoise, stage, condition, detached)
             costs[stage.name] = _cost(fake, denoise, differentiated and not number)
     return costs
 
 
-def _denoise(stage: Stage, condition: Any, gradient: bool) -> None:
-    x = _blank(stage.shape, stage.network).requires_grad_(gradient)
+def _denoise(stage: Stage, condition: Any, detached: bool, gradient: bool) -> None:
+    behind = gradient and not detached
+    x = _blank(stage.shape, stage.network).requires_grad_(behind)
     t = torch.zeros(1, dtype=torch.int64, device=x.device)
-    with torch.set_grad_enabled(gradient):
-        x0 = stage.decode(stage.denoise(x, t, condition).x0)
-        if gradient:
-            torch.autograd.grad(x0.sum(), x)
+    with torch.set_grad_enabled(behind):
+        x0 = stage.denoise(x, t, condition).x0
+    if gradient:
+        x = x if behind else x0.detach().requires_grad_()
+        with torch.enable_grad():
+            images = stage.decode(x0 if behind else x)
+        torch.autograd.grad(images.sum(), x)
 
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:

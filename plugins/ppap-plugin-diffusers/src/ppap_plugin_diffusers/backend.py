@@ -132,7 +132,7 @@ class DiffusersStage(Stage):
         outputs = denoiser.config.out_channels or denoiser.config.in_channels
         doubled = outputs == 2 * denoiser.config.in_channels
         tokens = (height // family.patch) * (width // family.patch)
-        self.convention = convention_of(pipe.scheduler, doubled, tokens)
+        self.convention = convention_of(pipe.scheduler, doubled, tokens, family.ends_with_steps)
         self.schedule, self.variance = self.convention.schedule, self.convention.variance
         self.final_abar = self.convention.final_abar
 

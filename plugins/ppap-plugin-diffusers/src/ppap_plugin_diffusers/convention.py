@@ -77,20 +77,23 @@ class Convention(abc.ABC):
         return abar.sqrt().to(x_t.device, wide), (1.0 - abar).sqrt().to(x_t.device, wide)
 
 
-def convention_of(scheduler: Any, doubled: bool, tokens: int) -> Convention:
+def convention_of(
+    scheduler: Any, doubled: bool, tokens: int = 1, ends_with_steps: bool = False
+) -> Convention:
     """The convention of a pipeline's scheduler.
 
     Args:
         scheduler: Any scheduler of diffusers; only its config and betas are used.
         doubled: Whether the network predicts a variance, too, and so has twice the channels.
         tokens: Length of the sequence to which dynamic shifting refers.
+        ends_with_steps: See `Family`.
 
     Raises:
         AssetError: If the scheduler's process or prediction type is unknown.
     """
     name, config = type(scheduler).__name__, scheduler.config
     if name == "FlowMatchEulerDiscreteScheduler":
-        return _Flow(config, tokens)
+        return _Flow(config, tokens, ends_with_steps)
     if not isinstance(getattr(scheduler, "betas", None), Tensor):
         raise AssetError(
             f"the scheduler {name} is of no process that backend 'diffusers' knows",
@@ -180,13 +183,13 @@ class _Flow(Convention):
 
     Args:
         config: Config of a `FlowMatchEulerDiscreteScheduler`.
-        tokens: See `convention_of`.
+        tokens, ends_with_steps: See `convention_of`.
 
     Raises:
         AssetError: If the config asks for a spacing of its own, such as Karras'.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokens: int) -> None:
+    def __init__(self, config: Mapping[str, Any], tokens: int, ends_with_steps: bool) -> None:
         for key in (
             "use_karras_sigmas",
             "use_exponential_sigmas",
@@ -200,9 +203,8 @@ class _Flow(Convention):
                 raise AssetError(f"the scheduler's {key} is {config[key]!r}", hint=hint)
         self.schedule = FlowSchedule(int(config.get("num_train_timesteps", 1000)))
         shift = float(config.get("shift") or 1.0)
-        self._last = 1.0 / self.schedule.num_timesteps
-        self._dynamic = bool(config.get("use_dynamic_shifting"))
-        if self._dynamic:
+        self._ends_with_steps, self._last = ends_with_steps, 1.0 / self.schedule.num_timesteps
+        if config.get("use_dynamic_shifting"):
             low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
             least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
             mu = least + (most - least) * (tokens - low) / (high - low)
@@ -217,7 +219,7 @@ class _Flow(Convention):
         """
         length = self.schedule.num_timesteps
         timesteps_for(length, steps)  # refuses
-        last = 1.0 / steps if self._dynamic else self._last
+        last = 1.0 / steps if self._ends_with_steps else self._last
         even = np.linspace(1.0, last, steps)[::-1]
         return [float(length * _shifted(u, self._shift) - 1.0) for u in even]
 

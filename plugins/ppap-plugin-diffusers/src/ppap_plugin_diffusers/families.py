@@ -154,6 +154,8 @@ class Family:
         arguments: Of a stage, B prompts, and as many negative ones or none, `Arguments`.
         call: Of the network, its images, timesteps and arguments, its output, (B, C', H, W).
         shape: Of the pipeline and its denoiser, (C, H, W) of x_t.
+        ends_with_steps: Whether flow matching in n steps is spaced from s = 1 to 1 / n before it is
+            shifted, and not to the first base timestep.
         patch: Side of the square of x_t that is one token; 1 for a network of convolutions.
     """
 
@@ -168,6 +170,7 @@ class Family:
     arguments: Callable[[Any, Sequence[Any], Sequence[Any]], Arguments] = _classes
     call: Callable[[Any, Tensor, Tensor, Arguments], Tensor] = _plain
     shape: Callable[[Any, Any], tuple[int, int, int]] = _square
+    ends_with_steps: bool = False
     patch: int = 1
 
     @property
@@ -240,6 +243,7 @@ FAMILIES = (
         arguments=_flux_texts,
         call=_packed,
         shape=_unpacked,
+        ends_with_steps=True,
     ),
     Family(
         name="DeepFloyd IF, stage I",
