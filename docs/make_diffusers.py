@@ -25,7 +25,7 @@ from ppap_plugin_diffusers.families import FAMILIES, Family
 PAGE = Path(__file__).parent / "diffusers.md"
 MARKS = "<!-- families -->\n", "<!-- end of families -->\n"
 STEPS, IMAGES = 10, 2
-RECIPE = Recipe(iterations=5, batch=4, num_experts=1, validate_every=5)
+RECIPE = Recipe(iterations=5, batch=4, num_experts=1, held_out=0.5, validate_every=5)
 TITLES = (
     "family",
     "pipelines",

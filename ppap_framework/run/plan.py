@@ -167,7 +167,7 @@ def guide_origin(guide: Guide) -> Origin:
 
 @isolated()
 def plan(
-    source: DiffusionBackend | str,
+    source: DiffusionBackend | str | object,
     guides: Sequence[Guide] = (),
     num: int = 4,
     sampling: Sampling | None = None,

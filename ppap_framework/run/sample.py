@@ -189,7 +189,7 @@ class Result:
 
 
 def sample(
-    backend: DiffusionBackend | str,
+    backend: DiffusionBackend | str | object,
     guides: Sequence[Guide] = (),
     *,
     num: int = 4,
@@ -205,7 +205,8 @@ def sample(
     Ctrl-C ends the run early: the result holds the finished batches.
 
     Args:
-        backend: A backend, or its name; see `ppap_framework.backend`.
+        backend: A backend, its name, or a loaded model that a plugin wraps; see
+            `ppap_framework.backend`.
         guides: Guides of different names; none for unguided images.
         num: Number of images.
         compare: Draw the same noise without guides, too, and if experts guide, also by the

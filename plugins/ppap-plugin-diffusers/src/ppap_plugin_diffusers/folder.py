@@ -142,7 +142,7 @@ def _loading(folder: Path) -> Iterator[None]:
         logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever configs and tensors that do not fit cause
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -180,7 +180,8 @@ def _weights(folder: Path, name: str) -> list[Path]:
             hint = "save it with pipe.save_pretrained(FOLDER), which writes safetensors"
             raise AssetError(fault, hint=hint)
         fault = f"{whole} in {str(folder)!r} has no weights"
-        raise AssetError(fault, hint="fetch it again; safetensors are wanted")
+        hint = "fetch it again; safetensors are wanted, and no variant such as fp16"
+        raise AssetError(fault, hint=hint)
     for path in found:
         open_checkpoint(path)
     return found
