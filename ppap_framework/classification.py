@@ -26,13 +26,12 @@ _PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (28, 28, 32), (225, 227, 232), (52
 
 def find_class(text: str, names: Sequence[str], *, is_index: bool = False) -> int:
     """The class that a text means: a name, an index, one of several names, or an unambiguous part.
+    The result is its index in the `names` of all K classes.
 
     Case does not matter, and hyphens and underscores count as spaces. If a name consists of several
     separated by commas, as in ImageNet ("tench, Tinca tinca"), each is accepted. Whole words go
     before other parts: if there is a "hen", it is not the "hen-of-the-woods". A text that
-    `is_index` is no name, even if a class is called "3".
-
-    Returns the index in the `names` of all K classes. UsageError if the text means no class or
+    `is_index` is no name, even if a class is called "3". UsageError if the text means no class or
     several; the hint lists what is close.
     """
     wanted = _plain(text)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel, NoiseSchedule, timesteps_for
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, Prediction
 from ppap_framework.origin import Origin
 from ppap_framework.pixels import from_uint8
 from ppap_framework.predictions import squared_difference
@@ -42,85 +42,6 @@ __all__ = [
 VarianceKind = Literal["learned_range", "fixed_large", "fixed_small"]
 """The variance of p(x_{t-1} | x_t): Nichol and Dhariwal 2021 (arXiv 2102.09672), eq. 15; beta_t and
 the posterior variance (Ho et al. 2020, section 3.2)."""
-
-
-@final
-@attrs.frozen(eq=False)
-class Prediction:
-    """A denoiser's output for x_t = alpha x_0 + sigma eps.
-
-    `from_eps`, `from_x0` and `from_v` make it. One of eps and x0 is stored; the other follows.
-
-    Attributes:
-        x_t: (B, C, H, W), the noisy image.
-        alpha: (B, 1, 1, 1), the factor of the clean image at each image's timestep, above 0; best
-            float64, since x0 and eps divide by it.
-        sigma: (B, 1, 1, 1), the standard deviation of the noise there.
-        variance: (B, C, H, W) or None: the network's learned-range output, nominally in [-1, 1],
-            decoded by the respaced process, on whose betas its meaning depends.
-    """
-
-    x_t: Tensor
-    alpha: Tensor
-    sigma: Tensor
-    _eps: Tensor | None
-    _x0: Tensor | None
-    variance: Tensor | None = None
-
-    @classmethod
-    def from_eps(
-        cls, eps: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
-    ) -> Prediction:
-        """From the predicted noise, (B, C, H, W)."""
-        return cls(x_t, alpha, sigma, eps, None, variance)
-
-    @classmethod
-    def from_x0(
-        cls, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
-    ) -> Prediction:
-        """From the predicted clean image, (B, C, H, W)."""
-        return cls(x_t, alpha, sigma, None, x0, variance)
-
-    @classmethod
-    def from_v(
-        cls, v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
-    ) -> Prediction:
-        """From v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), (B, C, H, W)."""
-        x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
-        return cls.from_x0(x0, x_t, alpha, sigma, variance)
-
-    @property
-    def eps(self) -> Tensor:
-        """(B, C, H, W), the predicted noise: (x_t - alpha x0) / sigma."""
-        if self._eps is not None:
-            return self._eps
-        x_t, x0, alpha, ratio = self.x_t, self.x0, self.alpha.to(self.x_t), self.sigma / self.alpha
-        eps = ((1.0 / self.alpha).to(x_t) * x_t - x0) / ratio.to(x_t)
-        # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
-        return torch.where(alpha > 0.0, eps, (x_t - alpha * x0) / self.sigma.to(x_t))
-
-    @property
-    def x0(self) -> Tensor:
-        """(B, C, H, W), the predicted clean image, not clipped: (x_t - sigma eps) / alpha."""
-        if self._x0 is not None:
-            return self._x0
-        assert self._eps is not None
-        x_t, ratio = self.x_t, self.sigma / self.alpha
-        return (1.0 / self.alpha).to(x_t) * x_t - ratio.to(x_t) * self._eps
-
-    def with_x0(self, x0: Tensor) -> Prediction:
-        """The same x_t and variance with another x0, from which eps follows."""
-        return attrs.evolve(self, eps=None, x0=x0)
-
-    def with_eps(self, eps: Tensor) -> Prediction:
-        """The same x_t and variance with another eps, from which x0 follows."""
-        return attrs.evolve(self, eps=eps, x0=None)
-
-    def detach(self) -> Prediction:
-        """The same prediction without a graph."""
-        parts = (self._eps, self._x0, self.variance)
-        eps, x0, variance = (part if part is None else part.detach() for part in parts)
-        return attrs.evolve(self, x_t=self.x_t.detach(), eps=eps, x0=x0, variance=variance)
 
 
 class Stage(abc.ABC):
@@ -158,11 +79,9 @@ class Stage(abc.ABC):
         """(C, H, W) of x_t."""
         return self.latent_shape or self.image_shape
 
-    def timesteps(self, steps: int) -> Sequence[float]:
-        """The rising base timesteps of a walk in so many steps, by default those of
-        `noise.timesteps_for`; UsageError if there are none.
-        """
-        return timesteps_for(self.schedule.num_timesteps, steps)
+    def timesteps(self, steps: int) -> Sequence[float] | None:
+        """Rising base timesteps of a walk in so many steps; by default None: evenly spaced."""
+        return None
 
     def clip(self, x0: Tensor) -> Tensor:
         """Predicted clean images, (B, C, H, W), as samplers use them: by default in [-1, 1]."""
@@ -228,10 +147,8 @@ class DiffusionBackend(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
-        """The condition of `Stage.denoise` for `batch` images.
-
-        `prompts` are as many texts, or None for the unconditional one; UsageError if the model
-        takes no prompts and gets some.
+        """The condition of `Stage.denoise` for `batch` images, of as many prompts, or None for the
+        unconditional one; UsageError if the model takes no prompts and gets some.
         """
 
 
@@ -377,7 +294,6 @@ class ExpertAdapter(abc.ABC):
     @abc.abstractmethod
     def attach(self, network: nn.Module, experts: int) -> None:
         """Make the parameters of N experts, each equal to no change; the network is not touched.
-
         UsageError if nothing can be adapted, or another adapter changes the same tensors.
         """
 
@@ -407,9 +323,8 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs.
-
-        No expert is merged afterwards.
+        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs. No
+        expert is merged afterwards.
         """
 
     @abc.abstractmethod

@@ -135,9 +135,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, of TorchScript's the last, at most 200 characters."""
-    lines = (str(error) or type(error).__name__).strip().splitlines()
-    return lines[-1 if "TorchScript" in lines[0] else 0][:200]

@@ -1,4 +1,5 @@
-"""Files that are complete or absent, however the process ends; JSON and hashes.
+"""Files and folders that stay sound however the process ends: files that are complete or absent,
+JSON and hashes; folders of resumable jobs, with their lock, settings, and a record of every call.
 
 Functions that write raise `PpapError` if the system refuses.
 """
@@ -6,21 +7,32 @@ Functions that write raise `PpapError` if the system refuses.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import os
 import re
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, final
 
-from ppap_framework.errors import AssetError, PpapError
+from ppap_framework.errors import AssetError, PpapError, UsageError
 
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
 _SETTLED = 2e9  # ns; within a tick of a file system's clock, a file can change and keep its time
+_TEMPORARY = re.compile(r"\.+(.+?)(\.\d+\.tmp)+")  # a temporary file may have its own
+_Entries: TypeAlias = Mapping[str, Any]
+
+KEPT = "finished work is kept, and the same command continues it"
+"""Hint for a write that the system refused."""
+
+ELSEWHERE = "give another folder"
+"""Hint for a folder that cannot be used."""
 
 
 def cache_dir() -> Path:
@@ -56,9 +68,8 @@ def refusals(
 
 @contextlib.contextmanager
 def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[Path]:
-    """A temporary path, flushed and renamed to `path` on success, else removed.
-
-    Missing parent folders are created. An `OSError` is converted as in `refusals`.
+    """A temporary path, flushed and renamed to `path` on success, else removed. Missing parent
+    folders are created. An `OSError` is converted as in `refusals`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with refusals(path, error, hint):
@@ -70,6 +81,13 @@ def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") ->
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder and all that it holds, if it is there."""
+    with refusals(path):
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def write_json(path: Path, value: Any, hint: str = "") -> None:
@@ -120,3 +138,121 @@ def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
         while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
+
+
+def check_content(path: Path, belongs: Callable[[str], bool]) -> None:
+    """UsageError if a folder has visible files that do not belong to the job by name."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+    if others := [name for name in names if not name.startswith(".") and not belongs(name)]:
+        fault = f"{str(path)!r} holds other files, such as {min(others)!r}"
+        raise UsageError(fault, hint="give a new or empty folder")
+
+
+def check_writable(folder: Path, hint: str = ELSEWHERE) -> None:
+    """UsageError if a folder can be neither made nor written to; writes nothing."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        fault = f"{str(there)!r} {'has no permission' if there.is_dir() else 'is no folder'}"
+        raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=hint)
+
+
+def core_version() -> str:
+    """The version of this package."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version("ppap-framework")
+    return "unknown"  # run from a checkout that is not installed
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[None]:
+    """Hold a folder, created if it is missing, as the only process that writes to it. UsageError if
+    it cannot be created, or another process holds it. The system releases the lock, an empty file,
+    when the process ends.
+    """
+    with refusals(path, UsageError, ELSEWHERE):
+        path.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # Windows has no flock; nothing keeps two processes apart there.
+        with contextlib.suppress(ImportError), refusals(path):
+            import fcntl
+
+            file = stack.enter_context((path / ".lock").open("ab"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                fault = f"another process is writing to {str(path)!r}"
+                raise UsageError(fault, hint="wait for it, or give another folder") from error
+        yield
+
+
+def check_settings(path: Path, before: Any, now: Any) -> None:
+    """UsageError if the settings, JSON values, differ from those that the folder was begun with."""
+    if found := differences(before, now):
+        shown = "; ".join(found[:4]) + ("; ..." if len(found) > 4 else "")
+        hint = "give the same settings or another folder, or begin anew with --overwrite"
+        raise UsageError(f"{str(path)!r} was begun with other settings: {shown}", hint=hint)
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[str]:
+    """The differences between two JSON values, such as "seed was 0, is now 1"."""
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return [] if before == now else [f"{name} was {before}, is now {now}"]
+    inner = {key: f"{name}.{key}" if name else key for key in {**before, **now}}
+    return [d for key, n in inner.items() for d in differences(before.get(key), now.get(key), n)]
+
+
+def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
+    """Remove temporary files that a killed process left in `files.replacing`, of files whose names
+    belong to the job; the folder may be missing.
+    """
+    with refusals(path, hint=KEPT):
+        for entry in path.glob(".*.tmp") if path.is_dir() else ():
+            if (match := _TEMPORARY.fullmatch(entry.name)) and belongs(match[1]):
+                entry.unlink()
+
+
+@final
+class Calls:
+    """The record of a job, a JSON file: its status, what every call did in how many seconds, and
+    further content such as the settings. The calls of a damaged file are forgotten.
+
+    `more` are entries of this call besides the command that was typed; `call` holds all, and may be
+    changed until it ends.
+    """
+
+    def __init__(
+        self, file: Path, command: Sequence[str] | None, more: _Entries, content: _Entries
+    ) -> None:
+        self._file, self._content = file, content
+        self._earlier: list[_Entries] = []
+        with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
+            calls = (read_json(file) or {"calls": []})["calls"]
+            self._earlier = [{**call, "seconds": float(call["seconds"])} for call in calls]
+        self._start, now = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc)
+        self.call: dict[str, Any] = {
+            "status": "running",
+            "started": now.isoformat(timespec="seconds"),
+            "command": command and list(command),
+            **more,
+            "seconds": 0.0,
+        }
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """A context whose end is recorded: "complete", "interrupted" or "failed"."""
+        self.write()
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(PpapError):  # the first error is the one to report
+                self.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        self.write("complete")
+
+    def write(self, status: str = "running") -> None:
+        seconds = round(time.perf_counter() - self._start, 3)
+        self.call |= {"status": status, "seconds": seconds}
+        calls = [*self._earlier, self.call]
+        total = round(sum(call["seconds"] for call in calls), 3)
+        record = {"format": 1, "status": status, "seconds": total, "calls": calls, **self._content}
+        write_json(self._file, record, hint=KEPT)

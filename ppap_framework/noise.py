@@ -1,4 +1,4 @@
-r"""Noise schedules and noise levels.
+r"""Noise schedules, noise levels, and what a denoiser predicts.
 
 The forward process is variance preserving (Ho et al. 2020, arXiv 2006.11239, eq. 4):
 
@@ -22,10 +22,9 @@ the Euler step of y.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
+from typing import final
 
 import attrs
 import torch
@@ -37,11 +36,10 @@ __all__ = [
     "FlowSchedule",
     "NoiseLevel",
     "NoiseSchedule",
+    "Prediction",
     "cosine_schedule",
     "linear_schedule",
     "noise_schedule",
-    "space_timesteps",
-    "timesteps_for",
 ]
 
 
@@ -184,67 +182,80 @@ def noise_schedule(name: str, num_timesteps: int = 1000) -> NoiseSchedule:
     raise UsageError(f"no noise schedule is called {name!r}", hint=hint)
 
 
-def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
-    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
+@final
+@attrs.frozen(eq=False)
+class Prediction:
+    """A denoiser's output for x_t = alpha x_0 + sigma eps.
 
-    Args:
-        num_timesteps: T.
-        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
-            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
+    `from_eps`, `from_x0` and `from_v` make it. One of eps and x0 is stored; the other follows.
+
+    Attributes:
+        x_t: (B, C, H, W), the noisy image.
+        alpha: (B, 1, 1, 1), the factor of the clean image at each image's timestep, above 0; best
+            float64, since x0 and eps divide by it.
+        sigma: (B, 1, 1, 1), the standard deviation of the noise there.
+        variance: (B, C, H, W) or None: the network's learned-range output, nominally in [-1, 1],
+            decoded by the respaced process, on whose betas its meaning depends.
     """
-    if respacing == "":
-        return list(range(num_timesteps))
-    if respacing == "fast27":
-        kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
-        return sorted({*kept[:-1], num_timesteps - 3})
-    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
-    even, counts = text.startswith("ddim"), text.removeprefix("ddim").split(",")
-    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
-    known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
-    if not known or (even and len(counts) > 1):
-        hint = 'use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all'
-        raise UsageError(f"respacing {respacing!r} is not understood", hint=hint)
-    if not even:
-        return _sections(num_timesteps, [int(count) for count in counts])
-    if kept := _evenly(num_timesteps, count := int(counts[0])):
-        return kept
-    fault = f"no even stride over {num_timesteps} timesteps gives {count}"
-    raise UsageError(fault, hint=f"use {count} instead of {text}, or another number")
 
+    x_t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    _eps: Tensor | None
+    _x0: Tensor | None
+    variance: Tensor | None = None
 
-def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
-    """`steps` rising timesteps: at an even stride if there is one, else in one section.
+    @classmethod
+    def from_eps(
+        cls, eps: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
+    ) -> Prediction:
+        """From the predicted noise, (B, C, H, W)."""
+        return cls(x_t, alpha, sigma, eps, None, variance)
 
-    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
-    """
-    if not 1 <= steps <= num_timesteps:
-        hint = f"use a number from 1 to {num_timesteps}"
-        raise UsageError(f"cannot sample in {steps} steps", hint=hint)
-    if steps == 1:
-        return [num_timesteps - 1]
-    return _evenly(num_timesteps, steps) or _sections(num_timesteps, [steps])
+    @classmethod
+    def from_x0(
+        cls, x0: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
+    ) -> Prediction:
+        """From the predicted clean image, (B, C, H, W)."""
+        return cls(x_t, alpha, sigma, None, x0, variance)
 
+    @classmethod
+    def from_v(
+        cls, v: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, variance: Tensor | None = None
+    ) -> Prediction:
+        """From v = alpha eps - sigma x0 (arXiv 2202.00512, appendix D), (B, C, H, W)."""
+        x0 = alpha.to(x_t) * x_t - sigma.to(x_t) * v
+        return cls.from_x0(x0, x_t, alpha, sigma, variance)
 
-def _evenly(num_timesteps: int, count: int) -> list[int]:
-    """Two or more timesteps from 0 on, at the smallest even stride; empty if none gives `count`."""
-    kept = list(range(0, num_timesteps, -(-num_timesteps // max(count, 1))))
-    return kept if len(kept) == count > 1 else []
+    @property
+    def eps(self) -> Tensor:
+        """(B, C, H, W), the predicted noise: (x_t - alpha x0) / sigma."""
+        if self._eps is not None:
+            return self._eps
+        x_t, x0, alpha, ratio = self.x_t, self.x0, self.alpha.to(self.x_t), self.sigma / self.alpha
+        eps = ((1.0 / self.alpha).to(x_t) * x_t - x0) / ratio.to(x_t)
+        # At zero terminal SNR alpha is 0. Branching on it would synchronize with the device.
+        return torch.where(alpha > 0.0, eps, (x_t - alpha * x0) / self.sigma.to(x_t))
 
+    @property
+    def x0(self) -> Tensor:
+        """(B, C, H, W), the predicted clean image, not clipped: (x_t - sigma eps) / alpha."""
+        if self._x0 is not None:
+            return self._x0
+        assert self._eps is not None
+        x_t, ratio = self.x_t, self.sigma / self.alpha
+        return (1.0 / self.alpha).to(x_t) * x_t - ratio.to(x_t) * self._eps
 
-def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
-    if not any(counts):
-        raise UsageError("a respacing must keep at least one timestep")
-    size, longer = divmod(num_timesteps, len(counts))
-    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
-    kept: list[int] = []
-    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
-        if count > stop - start:
-            fault = f"cannot keep {count} timesteps of a section that has {stop - start}"
-            hint = f"the {num_timesteps} timesteps are cut into {len(counts)} sections"
-            raise UsageError(fault, hint=hint)
-        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
-        # Like the published spacings, which trained networks have seen: the stride is summed, not
-        # multiplied, and halves are rounded to even.
-        positions = accumulate([0.0] + [stride] * (count - 1))
-        kept += [start + round(position) for position in positions][:count]
-    return kept
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """The same x_t and variance with another x0, from which eps follows."""
+        return attrs.evolve(self, eps=None, x0=x0)
+
+    def with_eps(self, eps: Tensor) -> Prediction:
+        """The same x_t and variance with another eps, from which x0 follows."""
+        return attrs.evolve(self, eps=eps, x0=None)
+
+    def detach(self) -> Prediction:
+        """The same prediction without a graph."""
+        parts = (self._eps, self._x0, self.variance)
+        eps, x0, variance = (part if part is None else part.detach() for part in parts)
+        return attrs.evolve(self, x_t=self.x_t.detach(), eps=eps, x0=x0, variance=variance)

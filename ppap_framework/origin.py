@@ -19,7 +19,7 @@ class Origin:
         weights_sha256: Without such a file (a folder, a name of the hub, the user's network), the
             hash of the weights' values, as `experts.weights_sha256`; None if experts are attached.
         options: Options that were given; `resolved` includes defaults.
-        compared: Options by which experts are compared; see `Registry.compared`.
+        compared: Options by which experts are compared; see `Registry.resolved`.
         dtype: Type to which the weights were cast; None for as stored.
         load_seconds: Loading time in seconds.
         suppliers: Versions of all distributions involved, those of weights and loss included.

@@ -222,9 +222,8 @@ class ExpertBundle(AssetFile):
 
 @attrs.frozen(kw_only=True)
 class DefaultTarget:
-    """The default target of a guider with one checkpoint, both by name.
-
-    `text` is the target as after `--target`; `package://package/path` for a file in a package.
+    """The default target of a guider with one checkpoint, both by name. `text` is the target as
+    after `--target`; `package://package/path` for a file in a package.
     """
 
     guider: str = attrs.field(validator=_name)

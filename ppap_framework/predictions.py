@@ -56,10 +56,8 @@ def squared_difference(one: Any, other: Any) -> Tensor:
         _merged([one, other], compare)
         return torch.cat(differences, dim=1).mean(dim=1)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise PluginError(
-            f"two predictions cannot be compared number by number: {error}",
-            hint="write a loss that implements `transfer`",
-        ) from error
+        fault = f"two predictions cannot be compared number by number: {error}"
+        raise PluginError(fault, hint="write a loss that implements `transfer`") from error
 
 
 def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -> Any:
@@ -75,7 +73,5 @@ def _merged(parts: Sequence[Any], merge: Callable[[Sequence[Tensor]], Tensor]) -
         merged = [_merged(column, merge) for column in zip(*parts, strict=True)]
         named = isinstance(first, tuple) and type(first) is not tuple
         return type(first)(*merged) if named else type(first)(merged)
-    raise PluginError(
-        f"a prediction has a {type(first).__name__} in it",
-        hint="a guide's prediction is a tensor, or tuples, lists and mappings of tensors",
-    )
+    hint = "a guide's prediction is a tensor, or tuples, lists and mappings of tensors"
+    raise PluginError(f"a prediction has a {type(first).__name__} in it", hint=hint)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppap_framework.errors import UsageError, first_line
+from ppap_framework.errors import UsageError, one_line
 
 _STATUS = Path("/proc/self/status")
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -66,7 +66,7 @@ def find_device(name: str | torch.device) -> torch.device:
         torch.ones(1, device=device).item()  # `meta` exists and computes nothing
     except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
         told = str(name).startswith("cuda")  # for others torch's message is unhelpful
-        reason = first_line(error) if told else "it is not here, or computes nothing"
+        reason = one_line(error) if told else "it is not here, or computes nothing"
         hint = f"use auto or {' or '.join(here)}"
         raise UsageError(f"device {str(name)!r} cannot be used: {reason}", hint=hint) from error
     return device

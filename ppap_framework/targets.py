@@ -41,11 +41,8 @@ _KINDS = "give words, an index, a picture or an array"
 def decode_target(given: object) -> TargetInput:
     """Decode words or a number; a path, which a string is if it ends like a picture or array file
     (`.npy`), or names a file and has an ending or a folder; a PIL image; or an array or tensor,
-    which is a picture if it is (H, W, 3) or (H, W, 4) of uint8.
-
-    Raises:
-        UsageError: If it is none of these, or not finite.
-        AssetError: If it names a file that is missing, damaged, too large or of another kind.
+    which is a picture if it is (H, W, 3) or (H, W, 4) of uint8. UsageError if it is none of these
+    or not finite; AssetError if a file is missing, damaged, too large or of another kind.
     """
     match given:
         case TargetInput():
@@ -171,9 +168,7 @@ def _from_array(given: Any, source: str) -> TargetInput:
     known = real.isfinite()
     if broken := int((~known).sum()):
         if real.ndim < 2 or broken == real.numel():
-            raise UsageError(
-                f"target {source!r} holds {broken} numbers that are not finite",
-                hint="a map may have gaps, but not be one; other targets have none",
-            )
+            fault = f"target {source!r} holds {broken} numbers that are not finite"
+            raise UsageError(fault, hint="only a map may have gaps, and not be one")
         real = torch.where(known, real, torch.nan)
     return TargetInput(array=real, source=source)

@@ -118,7 +118,7 @@ class TestAuto:
         assert found.stats.guidance.denoiser_forwards == 7 * 6
         assert found.stats.guidance.guides[0].forwards == 7 * 6
         assert steps[-1] == Progress("drawing", 2 * 7 * 6, 2 * 7 * 6)
-        with pytest.raises(PpapError, match="out of memory with 7 images at once: no more"):
+        with pytest.raises(PpapError, match="with 7 images at once: OutOfMemoryError: no more"):
             ppap.sample(toy, [guide], **asked, batch=7)
 
     def test_begins_with_what_fits(self, toy, monkeypatch) -> None:

@@ -20,15 +20,7 @@ import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PpapError
 from ppap_framework.guidance import Guide
-from ppap_framework.run import (
-    Counts,
-    Plan,
-    Sampling,
-    counts_of,
-    drawing,
-    plan,
-    settle,
-)
+from ppap_framework.run import Compute, Counts, Plan, Sampling, changed, counts_of, drawing, plan
 from ppap_framework.run.estimate import Estimate, _copy, _measured, _Meter, estimate
 from ppap_plugin_glide.backend import make_glide
 from ppap_plugin_glide.options import GlideOptions
@@ -54,7 +46,7 @@ def fake() -> FakeTensorMode:
 def planned(
     backend: DiffusionBackend, *guides: Guide, num: int = 3, compare: bool = False, **changes: Any
 ) -> Plan:
-    sampling, compute = settle(Sampling(steps=4), None, changes)
+    sampling, compute = changed(changes, Sampling(steps=4), Compute())
     return plan(backend, guides, num, sampling, compute, compare=compare)
 
 

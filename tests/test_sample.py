@@ -35,7 +35,7 @@ from ppap_framework.diffusion import (
 from ppap_framework.errors import PluginError, PpapError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import Compute, Sampling, counts_of, plan, settle
+from ppap_framework.run import Compute, Sampling, changed, counts_of, plan
 from ppap_framework.runtime import Progress, frozen, isolated, peak_memory
 
 pytestmark = pytest.mark.usefixtures("site")
@@ -392,11 +392,11 @@ class TestSettings:
             ({"batch": 0}, "batch must"),
             ({"threads": 0}, "threads must be a whole number from 1, not 0"),
             ({"seed": 1.5}, "seed must"),
-            ({"sampler": "euler"}, "sampler cannot be 'euler'"),
-            ({"through": "glass"}, "through cannot be 'glass'"),
-            ({"conflicts": "drop"}, "conflicts cannot be 'drop'"),
-            ({"precision": "float16"}, "precision cannot be 'float16'"),
-            ({"precision": torch.float16}, "precision cannot be 'float16'"),
+            ({"sampler": "euler"}, "sampler must be ddim or ddpm, not euler"),
+            ({"through": "glass"}, "through must be noisy or clean, not glass"),
+            ({"conflicts": "drop"}, "conflicts must be keep or remove, not drop"),
+            ({"precision": "float16"}, "precision must be float32 or bfloat16, not float16"),
+            ({"precision": torch.float16}, "precision must be float32 or bfloat16, not float16"),
             ({"eta": -0.1}, "eta must"),
             ({"eta": float("nan")}, "eta must"),
             ({"eta": 0.5, "sampler": "ddpm"}, "sampler 'ddpm' has none"),
@@ -447,33 +447,31 @@ class TestSettings:
         assert set(ppap.sample(toy, both, num=1, steps=2).seen) == {"colour", "other"}
 
 
-class TestSettle:
+class TestChanged:
     def test_changes_go_to_the_record_that_has_them(self) -> None:
         given = Sampling(seed=3, steps=9), Compute(batch=2)
-        sampling, compute = settle(*given, {"steps": 5, "device": torch.device("cpu")})
+        sampling, compute = changed({"steps": 5, "device": torch.device("cpu")}, *given)
         assert sampling == Sampling(seed=3, steps=5)
         assert compute == Compute(batch=2, device=torch.device("cpu"))
         assert given == (Sampling(seed=3, steps=9), Compute(batch=2))  # which stay as they are
         assert compute.place == torch.device("cpu")
         assert compute.record()["device"] == "cpu"
 
-    def test_defaults_are_for_records_that_are_not_given(self) -> None:
-        defaults = {"steps": 50, "batch": 64, "seed": 1}
-        assert settle(None, None, {"seed": 2}, defaults) == (
-            Sampling(steps=50, seed=2), Compute(batch=64),
-        )  # fmt: skip
-        assert settle(Sampling(), Compute(), {}, defaults) == (Sampling(), Compute())
+    def test_what_is_not_named_stays(self) -> None:
+        records = Sampling(steps=50, seed=1), Compute(batch=64)
+        assert changed({"seed": 2}, *records) == (Sampling(steps=50, seed=2), Compute(batch=64))
+        assert changed({}, *records) == records
 
     def test_torch_types(self) -> None:
         assert Compute(precision=torch.bfloat16) == Compute(precision="bfloat16")
-        assert settle(None, None, {"precision": torch.float32})[1] == Compute()
+        assert changed({"precision": torch.float32}, Compute(precision="bfloat16")) == (Compute(),)
 
     @pytest.mark.parametrize(
         ("name", "hint"), [("sampeler", "did you mean sampler?"), ("xyz", "choose from steps, ")]
     )
     def test_unknown_names(self, name: str, hint: str) -> None:
         with pytest.raises(UsageError, match=f"no setting '{name}'") as caught:
-            settle(None, None, {name: 1})
+            changed({name: 1}, Sampling(), Compute())
         assert hint in caught.value.hint
 
     def test_a_batch_that_depends_on_the_machine(self) -> None:

@@ -34,9 +34,8 @@ import ppap_framework as ppap
 from ppap_framework.data import SyntheticData, synthesize
 from ppap_framework.data.shards import Layout, decode, end, member_names, members
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.files import digest
+from ppap_framework.files import digest, opened
 from ppap_framework.pixels import to_uint8
-from ppap_framework.resume import opened
 from ppap_framework.run import LoadedBackend
 from ppap_framework.runtime import Progress
 

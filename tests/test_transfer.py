@@ -43,6 +43,7 @@ from ppap_framework.experts import (
     has_experts,
     load_bundle,
 )
+from ppap_framework.files import opened
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
@@ -50,7 +51,6 @@ from ppap_framework.learn.folder import plot_losses
 from ppap_framework.learn.plan import TransferPlan
 from ppap_framework.learn.recipe import Phase
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
-from ppap_framework.resume import opened
 from ppap_framework.run import FunctionLoss, GuideRequest
 from ppap_framework.runtime import Progress
 

@@ -61,11 +61,9 @@ class _Commands(Group):
 
 
 def version() -> str:
-    from importlib import metadata
+    from ppap_framework.files import core_version
 
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version("ppap-framework")
-    return "unknown (not installed)"
+    return core_version()
 
 
 def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:

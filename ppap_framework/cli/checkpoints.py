@@ -7,15 +7,8 @@ from typing import Any
 import attrs
 import click
 
+from ppap_framework.cli import output
 from ppap_framework.cli.groups import Group
-from ppap_framework.cli.output import (
-    json_option,
-    print_fields,
-    print_json,
-    print_table,
-    print_verified,
-    size_words,
-)
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import file_sha256
 from ppap_framework.plugin import Card
@@ -32,22 +25,22 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--here", is_flag=True, help="Only those whose files are here.")
-@json_option
+@output.json_option
 def list_checkpoints(here: bool, as_json: bool) -> None:
     """List what can be downloaded, its size, and what is here."""
     rows = [row for card in registry().every_card() if (row := _row(card))["here"] or not here]
     if as_json:
-        print_json(rows)
+        output.print_json(rows)
         return
     for row in rows:
         row |= {"size": _size(row), "here": "yes" if row["here"] else None}
         row |= {"for": row["component"], "pixels": row["image_size"]}
-    print_table(["name", "for", "pixels", "size", "licence", "here", "summary"], rows)
+    output.print_table(["name", "for", "pixels", "size", "licence", "here", "summary"], rows)
 
 
 @command.command("info")
 @click.argument("name")
-@json_option
+@output.json_option
 def info(name: str, as_json: bool) -> None:
     """Show a card: the source of the file, its hash, licence and architecture."""
     from ppap_framework.checkpoints import location, noted_sha256
@@ -55,12 +48,12 @@ def info(name: str, as_json: bool) -> None:
     card = registry().card_named(name)
     row, noted = _row(card), None if card.sha256 else noted_sha256(location(card))
     if as_json:
-        print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
+        output.print_json({**row, "noted_sha256": noted, "architecture": dict(card.architecture)})
         return
     first_used = f"{noted}, of the file that was used first" if noted else "none is published"
     row |= {"size": _size(row), "sha256": card.sha256 or first_used}
     row |= {"parameters": card.parameters and f"{card.parameters:,}"}
-    print_fields(f"checkpoint {card.name}", row | {"architecture": card.architecture})
+    output.print_fields(f"checkpoint {card.name}", row | {"architecture": card.architecture})
 
 
 @command.command("where")
@@ -75,7 +68,7 @@ def where(name: str) -> None:
 @command.command("download")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--offline", is_flag=True, help="Only check that they are here and undamaged.")
-@json_option
+@output.json_option
 def download(names: tuple[str, ...], offline: bool, as_json: bool) -> None:
     """Download checkpoints, and print their paths.
 
@@ -90,12 +83,12 @@ def download(names: tuple[str, ...], offline: bool, as_json: bool) -> None:
         if not as_json:
             click.echo(path)
     if as_json:
-        print_json([_row(card) for card in cards])
+        output.print_json([_row(card) for card in cards])
 
 
 @command.command("verify")
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-@json_option
+@output.json_option
 def verify(names: tuple[str, ...], as_json: bool) -> int:
     """Compute hashes again, and read the tensors' descriptions.
 
@@ -119,14 +112,14 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
     ]
     blank = dict.fromkeys(("name", "sound", "sha256", "against"))
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
-    return print_verified([(card.name, card) for card in cards], facts, blank, line, as_json)
+    return output.print_verified([(card.name, card) for card in cards], facts, blank, line, as_json)
 
 
 @command.command("convert")
 @click.argument("source")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-@json_option
+@output.json_option
 def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
     """Write a checkpoint as safetensors with its architecture, and compare every value.
 
@@ -158,7 +151,7 @@ def convert(source: str, out: Path, overwrite: bool, as_json: bool) -> None:
         if written[name].dtype != tensor.dtype or not torch.equal(*both):
             raise AssetError(f"{str(out)!r} was not written correctly: {name!r} differs")
     if as_json:
-        print_json({"path": str(out), "tensors": len(state), **notes})
+        output.print_json({"path": str(out), "tensors": len(state), **notes})
     else:
         click.echo(out)
 
@@ -182,6 +175,6 @@ def _row(card: Card) -> dict[str, Any]:
 
 def _size(row: dict[str, Any]) -> str:
     if size := row["bytes_here"] or row["size"]:
-        return size_words(size)
+        return output.size_words(size)
     about = row["approximate_size"]
-    return f"about {size_words(about)}" if about else "unknown"
+    return f"about {output.size_words(about)}" if about else "unknown"

@@ -16,7 +16,7 @@ from ppap_framework.cli.config import (
 from ppap_framework.cli.output import json_option, note, print_json, print_table, progress
 from ppap_framework.cli.run import note_of_target
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import expanded
+from ppap_framework.files import check_writable, expanded
 
 if TYPE_CHECKING:
     from ppap_framework.diagnosis import Diagnosis
@@ -70,20 +70,17 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     sampling, compute = settings_of(given)
     problems, out = problems_of(ctx), expanded(given["out"])
     with problems.collected():
-        run.check_writable(out)
+        check_writable(out)
         if (out / RECORD).exists() and not given["overwrite"]:
-            raise UsageError(
-                f"{str(out)!r} holds an earlier diagnosis", hint="add --overwrite, or another --out"
-            )
+            fault = f"{str(out)!r} holds an earlier diagnosis"
+            raise UsageError(fault, hint="add --overwrite, or another --out")
     problems.errors += [*sampling.problems(num=1), *compute.problems()]
     data = plan = None
     with problems.collected():
         data = given["data"] and SyntheticData(given["data"])
         if data and len(data) < (given["num"] or 2):
-            raise UsageError(
-                f"there are {len(data)} images in {given['data']!r}, and more are needed",
-                hint="give a smaller --num, or draw more with `ppap synthesize`",
-            )
+            fault = f"there are {len(data)} images in {given['data']!r}, and more are needed"
+            raise UsageError(fault, hint="lower --num, or draw more with `ppap synthesize`")
     found = given["backend"] and problems.attempt(backend_of, given)
     request = given["guider"] and problems.attempt(guide_of, given)
     problems.check()
@@ -96,10 +93,8 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         if not data:
             plan = run.plan(backend, (), num, sampling, compute)
         elif data.manifest["settings"]["backend"]["weights_sha256"] != backend_sha256(backend):
-            raise AssetError(
-                f"the images in {str(data.path)!r} were drawn by a backend with other weights",
-                hint="draw them with `ppap synthesize`, or leave out --data",
-            )
+            fault = f"the images in {str(data.path)!r} were drawn by a backend with other weights"
+            raise AssetError(fault, hint="draw them with `ppap synthesize`, or leave out --data")
     schedule = backend.stages[0].schedule
     problems.attempt(evenly_spaced, schedule, given["levels"])
     problems.attempt(NoiseRanges.equal, schedule, given["num_experts"] or 1)
@@ -118,19 +113,11 @@ def command(ctx: click.Context, /, **given: Any) -> None:
             pictures = [torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2) for x in stages]
         else:
             pictures = [data.images(range(num), stage) for stage in (0, -1)]
-        diagnosis = diagnose(
-            backend,
-            guide,
-            pictures[0],
-            pictures[-1],
-            classification=registry().spec("guider", str(request.source)).task == "classification",
-            levels=given["levels"],
-            seed=given["seed"],
-            num_experts=given["num_experts"],
-            batch=compute.fixed_batch,
-            device=compute.place,
-            progress=watch,
-        )
+        how = {name: given[name] for name in ("levels", "seed", "num_experts")}
+        how |= {"batch": compute.fixed_batch, "device": compute.place, "progress": watch}
+        task = registry().spec("guider", str(request.source)).task
+        how["classification"] = task == "classification"
+        diagnosis = diagnose(backend, guide, pictures[0], pictures[-1], **how)
     origins = [backend.origin, run.guide_origin(guide)]
     about = {
         "backend": provenance(origins[0]),

@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from ppap_framework.cli import output
 from ppap_framework.cli.config import backend_options, guide_options, problems_of, settings
 from ppap_framework.cli.groups import Group
-from ppap_framework.cli.output import (
-    json_option,
-    print_fields,
-    print_json,
-    print_table,
-    print_verified,
-    progress,
-    size_words,
-)
 from ppap_framework.errors import PpapError, UsageError
 from ppap_framework.registry import registry
 
@@ -34,7 +26,7 @@ def command() -> None:
 
 
 @command.command("list")
-@json_option
+@output.json_option
 def list_experts(as_json: bool) -> None:
     """List the bundles that are found.
 
@@ -51,16 +43,17 @@ def list_experts(as_json: bool) -> None:
             plugin = registry().provider(asset).distribution
             rows.append({**_EMPTY, **fields, "plugin": plugin, "problem": "not downloaded"})
     if as_json:
-        print_json(rows)
+        output.print_json(rows)
     elif rows:
-        print_table(_COLUMNS, [r | {"size": r["size"] and size_words(r["size"])} for r in rows])
+        words = [row["size"] and output.size_words(row["size"]) for row in rows]
+        output.print_table(_COLUMNS, [r | {"size": s} for r, s in zip(rows, words, strict=True)])
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 
 
 @command.command("inspect")
 @click.argument("source")
-@json_option
+@output.json_option
 def inspect(source: str, as_json: bool) -> None:
     """Show the description of a bundle.
 
@@ -72,7 +65,7 @@ def inspect(source: str, as_json: bool) -> None:
     info, experts = bundle.info, _experts(bundle.info)
     if as_json:
         named = {"name": bundle.name, "path": str(bundle.path)}
-        print_json({**named, **attrs.asdict(info), "experts": experts})
+        output.print_json({**named, **attrs.asdict(info), "experts": experts})
         return
     adapters = [
         " ".join([adapter.name, *(f"{key}={value}" for key, value in adapter.options.items())])
@@ -86,32 +79,26 @@ def inspect(source: str, as_json: bool) -> None:
     recipe, metrics = fields.pop("recipe"), fields.pop("metrics")
     below = {"boundaries", "timesteps", "schedule", "expert_parameters", "scales", "curve"}
     fields = {name: value for name, value in fields.items() if name not in below}
-    print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
-    print_fields("recipe", recipe)
-    print_fields("held-out metrics", metrics)
+    output.print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
+    output.print_fields("recipe", recipe)
+    output.print_fields("held-out metrics", metrics)
     rows = []
     for expert in experts:
         ends = zip(expert["log_snr"], ("inf", "-inf"), strict=True)
         levels = [word if end is None else f"{end:.3f}" for end, word in ends]
-        rows.append(
-            (
-                expert["index"],
-                "{}-{}".format(*expert["timesteps"]) if expert["timesteps"] else "none",
-                " to ".join(levels),
-                f"{expert['parameters']:,}",
-                f"{expert['share']:.2%}",
-                None if expert["scale"] is None else f"{expert['scale']:g}",
-            )
-        )
+        owned = "{}-{}".format(*expert["timesteps"]) if expert["timesteps"] else "none"
+        numbers = f"{expert['parameters']:,}", f"{expert['share']:.2%}"
+        scale = None if expert["scale"] is None else f"{expert['scale']:g}"
+        rows.append((expert["index"], owned, " to ".join(levels), *numbers, scale))
     timesteps = f"timesteps ({info.schedule})"
-    print_table(["expert", timesteps, "log-SNR", "trainable", "share", "scale"], rows)
+    output.print_table(["expert", timesteps, "log-SNR", "trainable", "share", "scale"], rows)
     if info.curve is not None:
         _print_curve(info.curve)
 
 
 @command.command("verify")
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1)
-@json_option
+@output.json_option
 def verify(sources: tuple[str, ...], as_json: bool) -> int:
     """Check that bundles are undamaged.
 
@@ -130,7 +117,7 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
     files = files or [(bundle.name, bundle) for bundle in find_bundles()]
     blank = dict.fromkeys(("source", "whole", "experts", "tensors"))
     line = "{source}: {experts} experts in {tensors} tensors are whole"
-    return print_verified(files, facts, blank, line, as_json)
+    return output.print_verified(files, facts, blank, line, as_json)
 
 
 @command.command("calibrate")
@@ -138,7 +125,7 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
 @backend_options
 @guide_options
 @settings("steps", "seed", "device", num=64, batch=32)
-@json_option
+@output.json_option
 @click.pass_context
 def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given: Any) -> None:
     """Find the guidance scale of experts at each noise level, without labels.
@@ -160,20 +147,18 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
     with problems.collected():
         bundle = bundle_by_name(source)
         if bundle.distribution is not None:
-            raise UsageError(
-                f"experts {bundle.name!r} belong to {bundle.distribution}, which is not changed",
-                hint=f"copy {str(bundle.path)!r}, and give the path of the copy",
-            )
+            fault = f"experts {bundle.name!r} belong to {bundle.distribution}, which stays as it is"
+            hint = f"copy {str(bundle.path)!r}, and give the path of the copy"
+            raise UsageError(fault, hint=hint)
     backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
     chosen = {name: given[name] for name in ("num", "steps", "seed", "batch", "device")}
-    with progress() as watch:
-        curve = calibrate(
-            backend.load(), load_teacher(request), bundle.path, **chosen, progress=watch
-        )
+    with output.progress() as watch:
+        made = backend.load(), load_teacher(request)
+        curve = calibrate(*made, bundle.path, **chosen, progress=watch)
     if as_json:
-        said = {"name": bundle.name, "path": str(bundle.path), "curve": attrs.asdict(curve)}
-        print_json(said)
+        path = str(bundle.path)
+        output.print_json({"name": bundle.name, "path": path, "curve": attrs.asdict(curve)})
         return
     _print_curve(curve)
     click.echo(bundle.path)
@@ -181,7 +166,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
 
 def _print_curve(curve: ScaleCurve) -> None:
     rows = zip(curve.log_snr, curve.scales, curve.errors, strict=True)
-    print_table(
+    output.print_table(
         ["log-SNR", "calibrated scale", "standard error of its logarithm"],
         [(f"{level:.3f}", f"{scale:.4g}", f"{error:.2g}") for level, scale, error in rows],
     )

@@ -28,7 +28,7 @@ from ppap_framework.files import expanded
 from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry
 from ppap_framework.registry.refusals import nearest
-from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, find_backend, settle
+from ppap_framework.run import Compute, FoundBackend, GuideRequest, Sampling, changed, find_backend
 
 _FORM = "NAME, NAME=SCALE, NAME:LO-HI or NAME=SCALE:LO-HI, such as classifier=4:0.2-0.9"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -65,7 +65,8 @@ def settings_of(given: Mapping[str, Any], **others: Any) -> tuple[Sampling, Comp
     """Settings by the options called like them, and `others` without an option; not checked."""
     fields = {*attrs.fields_dict(Sampling), *attrs.fields_dict(Compute)}
     changes = {k: v for k, v in given.items() if k in fields and v is not None}
-    return settle(None, None, changes | others)
+    sampling, compute = changed(changes | others, Sampling(), Compute())
+    return sampling, compute
 
 
 def parse_guides(

@@ -182,6 +182,6 @@ def _console() -> Console:
     """Stdout for rich, without markup; honours NO_COLOR and FORCE_COLOR."""
     from rich.console import Console
 
-    # A pipe has no width of its own, and lines broken at 80 columns are hard to grep.
-    width = shutil.get_terminal_size((160, 0)).columns
+    # A pipe has no width of its own, and broken lines are hard to grep.
+    width = shutil.get_terminal_size((1000, 0)).columns
     return Console(width=max(width, _NARROWEST), markup=False, emoji=False, highlight=False)

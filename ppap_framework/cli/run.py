@@ -18,7 +18,7 @@ from ppap_framework.cli.config import (
 )
 from ppap_framework.cli.output import note, print_fields, print_json, progress
 from ppap_framework.errors import Problems
-from ppap_framework.files import expanded
+from ppap_framework.files import check_writable, expanded
 
 if TYPE_CHECKING:
     from ppap_framework.guidance import Guide
@@ -143,7 +143,7 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     if out is None and overwrite:
         problems.add("--overwrite goes with --out", "name the folder with --out")
     elif out is None:
-        problems.attempt(run.check_writable, _RUNS)
+        problems.attempt(check_writable, _RUNS)
     elif not out.strip():
         problems.add("--out is empty", "name a folder, or leave it out")
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ppap_framework.cli import output
 from ppap_framework.cli.config import (
     Command,
     backend_options,
@@ -18,14 +19,6 @@ from ppap_framework.cli.config import (
     options,
     problems_of,
     settings,
-)
-from ppap_framework.cli.output import (
-    json_option,
-    print_fields,
-    print_json,
-    print_table,
-    progress,
-    size_words,
 )
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.files import expanded
@@ -76,7 +69,7 @@ _training_options = options(
 @option("--batch", "--block", default=64, help="Images that are drawn at once.")
 @option("--shard", default=512, help="Images in a file, a multiple of --batch.")
 @settings("device", "workers", "overwrite", threads=1)
-@json_option
+@output.json_option
 @click.pass_context
 def synthesize(ctx: click.Context, /, **given: Any) -> None:
     """Draw the images that experts are trained on, without guides.
@@ -98,16 +91,11 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
     problems.attempt(check_synthesis, **chosen)
     found = given["backend"] and problems.attempt(backend_of, given)
     problems.check()
-    with progress(f"the same command continues in {given['out']}") as watch:
-        drawn = synthesize(
-            found.load(),
-            **chosen,
-            overwrite=given["overwrite"],
-            progress=watch,
-            command=["ppap", *sys.argv[1:]],
-        )
+    with output.progress(f"the same command continues in {given['out']}") as watch:
+        chosen |= {"progress": watch, "command": ["ppap", *sys.argv[1:]]}
+        drawn = synthesize(found.load(), **chosen, overwrite=given["overwrite"])
     if given["as_json"]:
-        print_json({"folder": str(drawn.path), **drawn.manifest})
+        output.print_json({"folder": str(drawn.path), **drawn.manifest})
     else:
         click.echo(drawn.path)
 
@@ -119,7 +107,7 @@ def data() -> None:
 
 @data.command("verify")
 @click.argument("folder", type=click.Path(path_type=Path))
-@json_option
+@output.json_option
 def verify_data(folder: Path, as_json: bool) -> int:
     """Check that nothing is missing or damaged: hashes, counts, and that pictures can be read."""
     from ppap_framework.data import SyntheticData
@@ -130,7 +118,7 @@ def verify_data(folder: Path, as_json: bool) -> int:
     if as_json:
         found = {"images": len(drawn), "sha256": drawn.manifest_hash}
         found["faults"] = [fault._asdict() for fault in faults]
-        print_json({"folder": str(folder), "whole": not faults, **found})
+        output.print_json({"folder": str(folder), "whole": not faults, **found})
         return AssetError.exit_code if faults else 0
     if faults:
         more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
@@ -142,7 +130,7 @@ def verify_data(folder: Path, as_json: bool) -> int:
 
 @data.command("stats")
 @click.argument("folder", type=click.Path(path_type=Path))
-@json_option
+@output.json_option
 def data_stats(folder: Path, as_json: bool) -> None:
     """Show what a set holds, and the mean and standard deviation of its colors."""
     from ppap_framework.data import SyntheticData
@@ -160,10 +148,11 @@ def data_stats(folder: Path, as_json: bool) -> None:
     found: dict[str, Any] = {"images": len(drawn), "shards": len(shards), "bytes": size}
     found |= {"seconds": drawn.seconds, "sha256": drawn.manifest_hash}
     if as_json:
-        print_json({"folder": str(folder), **found, "stages": stages})
+        output.print_json({"folder": str(folder), **found, "stages": stages})
         return
-    print_fields(str(folder), {**found, "size": size_words(size), **settings})
-    print_table(["stage", "shape", *(f"{c} mean, std" for c in ("red", "green", "blue"))], rows)
+    output.print_fields(str(folder), {**found, "size": output.size_words(size), **settings})
+    colors = [f"{color} mean, std" for color in ("red", "green", "blue")]
+    output.print_table(["stage", "shape", *colors], rows)
 
 
 @click.command("transfer", cls=Command)
@@ -233,15 +222,10 @@ def _train(
 
     backend, request = problems.attempt(backend_of, given), problems.attempt(guide_of, given)
     problems.check()
-    with progress(f"the same command goes on in {settings['out']}") as watch:
-        bundle = learn(
-            backend.load(),
-            load_teacher(request),
-            **settings,
-            **{name: given[name] for name in ("keep", "overwrite", "calibrate")},
-            progress=watch,
-            command=["ppap", *sys.argv[1:]],
-        )
+    settings |= {name: given[name] for name in ("keep", "overwrite", "calibrate")}
+    with output.progress(f"the same command goes on in {settings['out']}") as watch:
+        settings |= {"progress": watch, "command": ["ppap", *sys.argv[1:]]}
+        bundle = learn(backend.load(), load_teacher(request), **settings)
     info = bundle.info
     shares = [n / info.network_parameters for n in info.expert_parameters]
     if given["json"]:
@@ -252,7 +236,7 @@ def _train(
             "share_of_network": shares,
             "metrics": dict(info.metrics),
         }
-        print_json({"name": bundle.name, "path": str(bundle.path), **found})
+        output.print_json({"name": bundle.name, "path": str(bundle.path), **found})
         return
     rows = []
     for i, (score, share) in enumerate(zip(info.metrics["experts"], shares, strict=True)):
@@ -260,7 +244,7 @@ def _train(
         shown = ["not finite" if loss is None else f"{loss:.4g}" for loss in losses]
         first, stop = info.timesteps[i : i + 2]
         rows.append((i, f"{first} to {stop - 1}", *shown, f"{share:.2%}"))
-    print_table(("EXPERT", "TIMESTEPS", "HELD-OUT LOSS", "UNTOUCHED", "PARAMETERS"), rows)
+    output.print_table(("EXPERT", "TIMESTEPS", "HELD-OUT LOSS", "UNTOUCHED", "PARAMETERS"), rows)
     click.echo(bundle.path)
 
 

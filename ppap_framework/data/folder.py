@@ -17,7 +17,6 @@ import contextlib
 import operator
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -26,19 +25,10 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
-from ppap_framework import resume
+from ppap_framework import files
 from ppap_framework.data import shards
 from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.files import (
-    digest,
-    expanded,
-    file_sha256,
-    read_json,
-    refusals,
-    replacing,
-    write_json,
-)
 
 _FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
@@ -57,7 +47,7 @@ def belongs(name: str) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, if there is one; AssetError if it is damaged or of another format."""
-    manifest: dict[str, Any] | None = read_json(path / _MANIFEST, hint=_ANEW)
+    manifest: dict[str, Any] | None = files.read_json(path / _MANIFEST, hint=_ANEW)
     if manifest is None:
         return None
     fault = ""
@@ -65,7 +55,9 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         fault = "is no manifest of a synthetic set"
     elif manifest["format"] not in _FORMATS:
         fault = f"has format {manifest['format']}, and this version reads {_FORMATS[-1]}"
-    elif manifest.get("sha256") != digest({k: v for k, v in manifest.items() if k != "sha256"}):
+    elif manifest.get("sha256") != files.digest(
+        {k: v for k, v in manifest.items() if k != "sha256"}
+    ):
         fault = "is damaged: its SHA-256 is not that of its content"
     if fault:
         raise AssetError(f"{str(path / _MANIFEST)!r} {fault}", hint=_ANEW)
@@ -74,14 +66,13 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 @final
 class SynthesisFolder:
-    """Joins finished batches into shards; PpapError if a file cannot be written.
-
-    Create it with `opened`. `settings` are everything that determines the images, as JSON.
+    """Joins finished batches into shards; PpapError if a file cannot be written. Create it with
+    `opened`. `settings` are everything that determines the images, as JSON.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
         self.path, self.settings, self.layout = path, settings, layout
-        self.batches = path / _PARTIAL / digest(settings)[:16]
+        self.batches = path / _PARTIAL / files.digest(settings)[:16]
         self._entries: dict[int, dict[str, Any]] = {}  # entries of the manifest by shard
 
     @classmethod
@@ -89,24 +80,22 @@ class SynthesisFolder:
     def opened(
         cls, path: Path, settings: Mapping[str, Any], layout: Layout, *, overwrite: bool = False
     ) -> Iterator[SynthesisFolder]:
-        """Lock the folder, created if it is missing; `overwrite` removes an earlier set.
-
-        UsageError if it holds a set with other settings, or another process writes to it.
+        """Lock the folder, created if it is missing; `overwrite` removes an earlier set. UsageError
+        if it holds a set with other settings, or another process writes to it.
         """
-        with resume.opened(path):
+        with files.opened(path):
             folder = cls(path, settings, layout)
             if overwrite:
                 folder._clear()
             manifest = _read_manifest(path)
-            before = manifest["settings"] if manifest else read_json(path / _SETTINGS, hint=_ANEW)
+            begun = path / _SETTINGS
+            before = manifest["settings"] if manifest else files.read_json(begun, hint=_ANEW)
             if before is not None:
-                resume.check_settings(path, before, settings)
-            elif files := [file.name for file in path.glob("shard-*.tar")]:
-                raise UsageError(
-                    f"{str(path)!r} holds {min(files)!r} without its settings",
-                    hint="give another folder, or begin anew with --overwrite",
-                )
-            resume.remove_temporary(path, belongs)
+                files.check_settings(path, before, settings)
+            elif strays := [file.name for file in path.glob("shard-*.tar")]:
+                fault = f"{str(path)!r} holds {min(strays)!r} without its settings"
+                raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
+            files.remove_temporary(path, belongs)
             for shard in layout.shards:
                 if (path / shard_name(shard)).exists():
                     entry = folder._entry(shard)
@@ -121,7 +110,7 @@ class SynthesisFolder:
 
     def missing(self) -> list[int]:
         """Note the settings; return the batches that are to be drawn."""
-        write_json(self.path / _SETTINGS, self.settings, hint=resume.KEPT)
+        files.write_json(self.path / _SETTINGS, self.settings, hint=files.KEPT)
         for shard in self.layout.shards:
             self._join(shard)
         pending = [shard for shard in self.layout.shards if shard not in self._entries]
@@ -139,14 +128,12 @@ class SynthesisFolder:
         """Write the manifest."""
         entries = [self._entries[shard] for shard in self.layout.shards]
         content = {"format": _FORMATS[-1], "settings": self.settings, "shards": entries}
-        content["sha256"] = digest(content)
-        write_json(self.path / _MANIFEST, content, hint=resume.KEPT)
+        content["sha256"] = files.digest(content)
+        files.write_json(self.path / _MANIFEST, content, hint=files.KEPT)
 
     def tidy(self) -> None:
         """Remove the files of an unfinished set."""
-        with refusals(self.path):
-            if (self.path / _PARTIAL).exists():
-                shutil.rmtree(self.path / _PARTIAL)
+        files.remove_folder(self.path / _PARTIAL)
 
     def _join(self, shard: int) -> None:
         """Write a shard if all its batches are finished."""
@@ -154,29 +141,28 @@ class SynthesisFolder:
         if shard in self._entries or not all(batch.exists() for batch in batches):
             return
         path = self.path / shard_name(shard)
-        with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
+        with files.replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
             for batch in batches:
                 file.write(batch.read_bytes())
             file.write(shards.end(file.tell()))
         self._entries[shard] = self._entry(shard)
-        with refusals(self.batches, hint=resume.KEPT):
+        with files.refusals(self.batches, hint=files.KEPT):
             for batch in batches:
                 batch.unlink()
 
     def _entry(self, shard: int) -> dict[str, Any]:
         path, images = self.path / shard_name(shard), len(self.layout.shard_images(shard))
-        size, sha256 = path.stat().st_size, file_sha256(path)
+        size, sha256 = path.stat().st_size, files.file_sha256(path)
         return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
 
     def _clear(self) -> None:
-        """Remove an earlier set; settings last, so that shards are never without them.
-
-        UsageError if none of its records shows that the files are those of a set.
+        """Remove an earlier set; settings last, so that shards are never without them. UsageError
+        if none of its records shows that the files are those of a set.
         """
         records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
         if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
-            resume.check_content(self.path, lambda name: False)
-        with refusals(self.path):
+            files.check_content(self.path, lambda name: False)
+        with files.refusals(self.path):
             for path in sorted(self.path.iterdir()):
                 if belongs(path.name) and path.name != _MANIFEST:
                     path.unlink()
@@ -202,7 +188,7 @@ class SyntheticData:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = expanded(path)
+        self.path = files.expanded(path)
         manifest = _read_manifest(self.path)
         if manifest is None:
             place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"
@@ -223,7 +209,7 @@ class SyntheticData:
     def seconds(self) -> float | None:
         """Duration of all calls in seconds; None if `run.json` is missing or damaged."""
         with contextlib.suppress(AssetError, KeyError, TypeError, ValueError):
-            return float(read_json(self.path / RUN)["seconds"])
+            return float(files.read_json(self.path / RUN)["seconds"])
         return None
 
     @property
@@ -238,9 +224,8 @@ class SyntheticData:
         return self._layout.num
 
     def images(self, indices: Iterable[int] | Tensor, stage: int = -1) -> Tensor:
-        """A stage's pictures for B indices in any order, (B, 3, H, W), uint8.
-
-        IndexError if an index is out of range; AssetError if a shard is missing or damaged.
+        """A stage's pictures for B indices in any order, (B, 3, H, W), uint8. IndexError if an
+        index is out of range; AssetError if a shard is missing or damaged.
         """
         numbers = [operator.index(index) for index in indices]
         if outside := [number for number in numbers if not 0 <= number < len(self)]:
@@ -297,7 +282,7 @@ class SyntheticData:
         try:
             if (size := path.stat().st_size) != entry["bytes"]:
                 return f"has {size} bytes, not {entry['bytes']}"
-            same = file_sha256(path) == entry["sha256"]
+            same = files.file_sha256(path) == entry["sha256"]
             return "" if same else "is damaged: its SHA-256 is not that of the manifest"
         except FileNotFoundError:
             return "is missing"

@@ -26,7 +26,7 @@ import numpy as np
 import PIL
 import torch
 
-from ppap_framework import resume
+from ppap_framework import files
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belongs
 from ppap_framework.data.shards import Layout, members
@@ -34,7 +34,7 @@ from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import Compute, Plan, Sampling, check, check_writable, drawing, plan, settle
+from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, plan
 from ppap_framework.runtime import Progress, Watch
 
 _Count: TypeAlias = Callable[[int], None]
@@ -77,7 +77,8 @@ def synthesize(
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
     path = expanded(out)
-    sampling, compute = settle(sampling, compute, changes, {"batch": 64, "threads": 1})
+    usual = sampling or Sampling(), compute or Compute(batch=64, threads=1)
+    sampling, compute = changed(changes, *usual)
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)
     check_synthesis(path, num, sampling, compute, shard=shard, workers=workers)
@@ -97,7 +98,7 @@ def synthesize(
             batches = folder.missing()
             earlier = total - run.steps * sum(len(layout.batch_images(b)) for b in batches)
             count(0)
-            calls = resume.Calls(path / RUN, command, about, {"config": settings})
+            calls = files.Calls(path / RUN, command, about, {"config": settings})
             drawn = _draw(run, folder, batches, workers, count)
             with calls.recorded(), contextlib.closing(drawn):
                 for batch in drawn:
@@ -127,8 +128,8 @@ def check_synthesis(
     if not problems.errors:
         problems.attempt(Layout, num, compute.fixed_batch, shard)
     with problems.collected():
-        check_writable(out)
-        resume.check_content(out, belongs)
+        files.check_writable(out)
+        files.check_content(out, belongs)
     problems.check()
 
 
@@ -147,9 +148,9 @@ def _draw(
         raise UsageError(fault, hint="use 1 worker") from error
     # In a file: if a worker died at its start, the parent would block on its pipe.
     path = folder.batches / "job"
-    with replacing(path, hint=resume.KEPT) as temporary:
+    with replacing(path, hint=files.KEPT) as temporary:
         temporary.write_bytes(job)
-    with refusals(path, hint=resume.KEPT):
+    with refusals(path, hint=files.KEPT):
         steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
@@ -184,7 +185,7 @@ def _written(
             prompts: Sequence[str | None] = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
             path = folder.batch_path(batch)
-            with replacing(path, hint=resume.KEPT) as temporary, temporary.open("wb") as file:
+            with replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
                 for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                     pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
                     file.write(members(image, pictures, run.sampling.seed, prompt))
@@ -242,5 +243,5 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
         "device": run.device.type,
         "precision": compute.precision,
         "compile": compute.compile,
-        "versions": {"ppap-framework": resume.core_version(), **versions, **plugin},
+        "versions": {"ppap-framework": files.core_version(), **versions, **plugin},
     }

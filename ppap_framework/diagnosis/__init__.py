@@ -11,4 +11,3 @@ from ppap_framework.diagnosis.proposal import propose_boundaries as propose_boun
 from ppap_framework.diagnosis.proposal import propose_number as propose_number
 from ppap_framework.diagnosis.proposal import rising_fit as rising_fit
 from ppap_framework.diagnosis.record import Diagnosis as Diagnosis
-from ppap_framework.diagnosis.record import Reading as Reading

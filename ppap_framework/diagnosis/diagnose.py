@@ -82,10 +82,8 @@ def diagnose(
         device: "auto", or a torch device.
         progress: Called after every level of a batch.
 
-    Raises:
-        UsageError: If an argument cannot be used.
-        AssetError: If the guide's experts cannot be used.
-        PluginError: If the guide or its loss is broken.
+    UsageError if an argument, AssetError if the guide's experts cannot be used; PluginError if the
+    guide or its loss is broken.
     """
     stage, place = backend.stages[0], find_device(device)
     schedule, length = stage.schedule, stage.schedule.num_timesteps
@@ -106,9 +104,7 @@ def diagnose(
     curve = _level_means(found[0, :, 0], timesteps, guide.loss)
     number = num_experts or propose_number(timesteps, curve, length)
     draws = bootstrap(len(images))
-    untouched, *others = (
-        tuple(_reading(f, draws, classification) for f in every) for every in found
-    )
+    readings = [tuple(_reading(f, draws, classification) for f in every) for every in found]
     return Diagnosis(
         images=len(images),
         seed=seed,
@@ -118,8 +114,8 @@ def diagnose(
         log_snr=tuple(schedule.log_snr[timesteps].tolist()),
         clean_confidence=_mean(before[0], draws, "confidence") if classification else None,
         clean_gradient_norm=_mean(before[1], draws, "gradient_norm"),
-        untouched=untouched,
-        experts=others[0] if others else None,
+        untouched=readings[0],
+        experts=readings[1] if experts else None,
         starts=starts,
         proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
@@ -137,15 +133,13 @@ def disagreement(
     batch: int = 64,
 ) -> list[float]:
     """D(t) at L timesteps, for `propose_boundaries`; other arguments are those of `diagnose`.
+    PluginError if the loss is finite for no image, or not one value for each.
 
     Args:
         model: The untouched network, in evaluation mode, on the images' device.
         loss: A loss whose `transfer` compares answers.
         schedule: Schedule of the first stage.
         timesteps: L of its base timesteps.
-
-    Raises:
-        PluginError: If the loss is finite for no image, or not one value for each.
     """
     guide = Guide(name=type(model).__name__, model=model, loss=loss, target=None)
     measure = partial(_measure, seed=seed, batch=batch, device=images.device)
@@ -154,11 +148,7 @@ def disagreement(
 
 
 def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
-    """Evenly spaced base timesteps, rounded, including 0 and T - 1.
-
-    Raises:
-        UsageError: If `levels` is not from 2 to T.
-    """
+    """`levels` base timesteps, evenly spaced from 0 to T - 1; UsageError unless from 2 to T."""
     last, gaps = schedule.num_timesteps - 1, levels - 1
     if not 1 <= gaps <= last:
         message = f"{last + 1} timesteps cannot be measured at {levels} levels"
@@ -169,11 +159,9 @@ def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
 def noised(
     images: Tensor, schedule: NoiseSchedule, timestep: int, *, seed: int = 0, first: int = 0
 ) -> tuple[Tensor, NoiseLevel]:
-    """Noisy images (B, 3, H, W) of clean ones at a base timestep, and their B levels.
-
-    The noise of image i is a function of (seed, i, timestep) alone, and never that of sampling;
-    `first` is the i of the first image. Images are in the variance-preserving form that guides
-    read.
+    """Noisy images (B, 3, H, W), in the variance-preserving form, of clean ones at a base timestep,
+    and their B levels. The noise of image i is a function of (seed, i, timestep) alone, and never
+    that of sampling; `first` is the i of the first image.
     """
     batch, *shape = images.shape
     draw = partial(torch.randn, shape, dtype=torch.float32, device="cpu")
@@ -196,10 +184,8 @@ def _measure(
     device: torch.device,
     progress: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Figures of N images at L levels, float64, not finite if missing.
-
-    Returns confidence and gradient norm of clean images, (2, N), and the figures of the untouched
-    network and the attached experts, if any, (1 or 2, L, 5, N).
+    """Confidence and gradient norm of clean images, (2, N), and figures of the untouched network
+    and the attached experts, if any, (1 or 2, L, 5, N); float64, not finite if missing.
     """
     count = len(images)
     experts = guide.experts if isinstance(guide.experts, ExpertSet) else None
@@ -310,10 +296,8 @@ def _check(images: Tensor, clean: Tensor, shape: tuple[int, ...], guide: Guide, 
     fit = images.shape[1:] == shape and clean.ndim == 4 and count == len(clean) > 1
     if not fit or {images.dtype, clean.dtype} != {torch.uint8}:
         given = [f"{tuple(pixels.shape)}, {pixels.dtype}" for pixels in (images, clean)]
-        raise UsageError(
-            f"images are {given[0]}, and clean ones {given[1]}",
-            hint=f"give at least two of {shape}, torch.uint8, and as many clean ones",
-        )
+        hint = f"give at least two of {shape}, torch.uint8, and as many clean ones"
+        raise UsageError(f"images are {given[0]}, and clean ones {given[1]}", hint=hint)
     if rows not in (1, count):
         message = f"guide {guide.name!r} has {rows} targets for {count} images"
         raise UsageError(message, hint="give one target")

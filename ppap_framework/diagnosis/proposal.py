@@ -39,10 +39,7 @@ def propose_boundaries(
         timesteps: Rising timesteps of the curve, in [0, T); D is constant outside of them.
         disagreement: D at each of these, in any unit.
         schedule_length: T.
-        experts: N.
-
-    Raises:
-        UsageError: If there are more experts than timesteps, or the curve is invalid.
+        experts: N. UsageError if there are more than timesteps, or the curve is invalid.
     """
     if not 1 <= experts <= schedule_length:
         message = f"cannot share {schedule_length} timesteps among {experts} experts"

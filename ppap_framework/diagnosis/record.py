@@ -81,7 +81,6 @@ class Diagnosis:
         clean_confidence: Confidence of the untouched network for clean images of the last stage;
             None without classes.
         clean_gradient_norm: Mean L2 norm of dE/dx_0, for images of the first stage.
-        untouched: Readings of the untouched network.
         experts: Readings of the experts, each in its own range; None without experts.
         starts: Base timesteps at which experts 1 to N - 1 begin; None without experts.
         proposal: Result of `propose_boundaries`; empty if one expert suffices.
@@ -122,9 +121,8 @@ class Diagnosis:
         }
 
     def save(self, folder: Path, about: Mapping[str, Any] | None = None) -> list[Path]:
-        """Write the files, with further entries `about` of the JSON file; return their paths.
-
-        The folder is created if it is missing; PpapError if a file cannot be written.
+        """Write the files, with further entries `about` of the JSON file; return their paths. The
+        folder is created if it is missing; PpapError if a file cannot be written.
         """
         paths = [folder / RECORD]
         write_json(paths[0], {**self.record(), **(about or {})})

@@ -1,6 +1,8 @@
 """Reverse diffusion: which timesteps to visit, a step, and the walk."""
 
 from ppap_framework.diffusion.process import Process as Process
+from ppap_framework.diffusion.process import space_timesteps as space_timesteps
+from ppap_framework.diffusion.process import timesteps_for as timesteps_for
 from ppap_framework.diffusion.walk import Continuation as Continuation
 from ppap_framework.diffusion.walk import Guidance as Guidance
 from ppap_framework.diffusion.walk import NoiseSource as NoiseSource
@@ -11,5 +13,3 @@ from ppap_framework.diffusion.walk import ddim_step as ddim_step
 from ppap_framework.diffusion.walk import ddpm_step as ddpm_step
 from ppap_framework.diffusion.walk import inversion as inversion
 from ppap_framework.diffusion.walk import trajectory as trajectory
-from ppap_framework.noise import space_timesteps as space_timesteps
-from ppap_framework.noise import timesteps_for as timesteps_for

@@ -18,9 +18,10 @@ arXiv 2102.09672.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import attrs
 import torch
@@ -163,3 +164,69 @@ def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:
     if isinstance(index, int):
         return constants[index].to(like.dtype)
     return constants.to(like)[index.to(like.device)][:, None, None, None]
+
+
+def space_timesteps(num_timesteps: int, respacing: str | Sequence[int]) -> list[int]:
+    """The kept timesteps, rising; UsageError if T timesteps cannot be spaced so.
+
+    Args:
+        num_timesteps: T.
+        respacing: "" for all; "25", "10,10,5" or [10, 10, 5] for the count in each of as many
+            sections; "ddim25" for 25 at the smallest even stride; "fast27" for GLIDE's upsampler.
+    """
+    if respacing == "":
+        return list(range(num_timesteps))
+    if respacing == "fast27":
+        kept = space_timesteps(num_timesteps, (10, 10, 3, 2, 2))
+        return sorted({*kept[:-1], num_timesteps - 3})
+    text = respacing if isinstance(respacing, str) else ",".join(map(str, respacing))
+    even, counts = text.startswith("ddim"), text.removeprefix("ddim").split(",")
+    # [0-9] only: `int` would also take signs, underscores and other scripts' digits.
+    known = all(re.fullmatch(r"\s*[0-9]+\s*", count) for count in counts)
+    if not known or (even and len(counts) > 1):
+        hint = 'use counts such as "25" or "10,10,5", "ddim25", "fast27", or "" for all'
+        raise UsageError(f"respacing {respacing!r} is not understood", hint=hint)
+    if not even:
+        return _sections(num_timesteps, [int(count) for count in counts])
+    if kept := _evenly(num_timesteps, count := int(counts[0])):
+        return kept
+    fault = f"no even stride over {num_timesteps} timesteps gives {count}"
+    raise UsageError(fault, hint=f"use {count} instead of {text}, or another number")
+
+
+def timesteps_for(num_timesteps: int, steps: int) -> list[int]:
+    """`steps` rising timesteps: at an even stride if there is one, else in one section.
+
+    A single step begins at the noisiest timestep. UsageError if `steps` is not in [1, T].
+    """
+    if not 1 <= steps <= num_timesteps:
+        hint = f"use a number from 1 to {num_timesteps}"
+        raise UsageError(f"cannot sample in {steps} steps", hint=hint)
+    if steps == 1:
+        return [num_timesteps - 1]
+    return _evenly(num_timesteps, steps) or _sections(num_timesteps, [steps])
+
+
+def _evenly(num_timesteps: int, count: int) -> list[int]:
+    """Two or more timesteps from 0 on, at the smallest even stride; empty if none gives `count`."""
+    kept = list(range(0, num_timesteps, -(-num_timesteps // max(count, 1))))
+    return kept if len(kept) == count > 1 else []
+
+
+def _sections(num_timesteps: int, counts: list[int]) -> list[int]:
+    if not any(counts):
+        raise UsageError("a respacing must keep at least one timestep")
+    size, longer = divmod(num_timesteps, len(counts))
+    bounds = [section * size + min(section, longer) for section in range(len(counts) + 1)]
+    kept: list[int] = []
+    for (start, stop), count in zip(pairwise(bounds), counts, strict=True):
+        if count > stop - start:
+            fault = f"cannot keep {count} timesteps of a section that has {stop - start}"
+            hint = f"the {num_timesteps} timesteps are cut into {len(counts)} sections"
+            raise UsageError(fault, hint=hint)
+        stride = (stop - start - 1) / (count - 1) if count > 1 else 1.0
+        # Like the published spacings, which trained networks have seen: the stride is summed, not
+        # multiplied, and halves are rounded to even.
+        positions = accumulate([0.0] + [stride] * (count - 1))
+        kept += [start + round(position) for position in positions][:count]
+    return kept

@@ -22,9 +22,9 @@ import torch
 from torch import Generator, Tensor
 
 from ppap_framework.components import CascadedStage, Prediction, Stage
-from ppap_framework.diffusion.process import Process, at_index, times
+from ppap_framework.diffusion.process import Process, at_index, space_timesteps, times
 from ppap_framework.errors import UsageError
-from ppap_framework.noise import NoiseLevel, space_timesteps
+from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import generator
 
 _REACH = 2.0

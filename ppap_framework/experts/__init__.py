@@ -1,14 +1,4 @@
-"""Experts: adapters for ranges of noise levels in one network, and the files that hold them.
-
-guide = Identity(component="classifier", checkpoint=None, sha256=guide_sha256(model))
-experts = ExpertSet(model, NoiseRanges.equal(stage.schedule, 5), {"lora": lora, "bias": bias})
-with experts.training(0): ...                       # gradients for experts.parameters(0)
-save_bundle(path, experts, describe(experts, stage.schedule, (32, 32), guide=guide, ...))
-
-chosen = choose_experts("auto", "classifier", model, backend)  # None if none match
-with chosen.attached(model) as experts:
-    prediction = experts.at(level)(images, level)
-"""
+"""Experts: adapters for ranges of noise levels in one network, and the files that hold them."""
 
 from ppap_framework.experts.bundle import SUFFIX as SUFFIX
 from ppap_framework.experts.bundle import installed_adapter as installed_adapter
@@ -34,13 +24,12 @@ from ppap_framework.experts.identity import InputConvention as InputConvention
 from ppap_framework.experts.identity import backend_sha256 as backend_sha256
 from ppap_framework.experts.identity import guide_sha256 as guide_sha256
 from ppap_framework.experts.identity import weights_sha256 as weights_sha256
-from ppap_framework.experts.info import WAIVABLE as WAIVABLE
 from ppap_framework.experts.info import AdapterConfig as AdapterConfig
 from ppap_framework.experts.info import BundleInfo as BundleInfo
 from ppap_framework.experts.info import Present as Present
 from ppap_framework.experts.info import describe as describe
-from ppap_framework.experts.ranges import NoiseRanges as NoiseRanges
-from ppap_framework.experts.scales import RangeScales as RangeScales
-from ppap_framework.experts.scales import ScaleCurve as ScaleCurve
+from ppap_framework.experts.levels import NoiseRanges as NoiseRanges
+from ppap_framework.experts.levels import RangeScales as RangeScales
+from ppap_framework.experts.levels import ScaleCurve as ScaleCurve
 from ppap_framework.experts.set import ExpertSet as ExpertSet
 from ppap_framework.experts.set import has_experts as has_experts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import attrs
@@ -17,7 +17,6 @@ _R = TypeVar("_R")
 
 def read_record(cls: type[_R], given: object) -> _R:
     """A record, with nested ones, from a JSON object; ValueError with all faults in one line.
-
     Fields with default None may be absent.
     """
     if not isinstance(given, Mapping):
@@ -48,21 +47,13 @@ def _nested(hint: Any, given: Any) -> Any:
     record = next((kind for kind in kinds if attrs.has(kind)), None)
     if record is None or (given is None and type(None) in kinds):
         return given
-    return (
-        [read_record(record, one) for one in given] if ... in kinds else read_record(record, given)
-    )
-
-
-def as_tuple(values: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(values)
+    if ... in kinds:
+        return [read_record(record, one) for one in given]
+    return read_record(record, given)
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_json_object(value: Any) -> bool:
@@ -81,5 +72,8 @@ counts = must_be("a list of whole numbers from 0", lambda value: all(map(_is_cou
 size = must_be(
     "two whole numbers from 0", lambda value: len(value) == 2 and all(map(_is_count, value))
 )
-numbers = must_be("a list of finite numbers", lambda value: all(map(_is_number, value)))
+numbers = must_be(
+    "a list of finite numbers",
+    lambda value: all(type(x) in (int, float) and math.isfinite(x) for x in value),
+)
 json_object = must_be("an object of finite JSON", _is_json_object)

@@ -18,14 +18,8 @@ from torch import Tensor
 from ppap_framework.checkpoints import open_checkpoint, write_safetensors
 from ppap_framework.components import DiffusionBackend, ExpertAdapter, GuidanceModel
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
-from ppap_framework.experts.info import (
-    AdapterConfig,
-    BundleInfo,
-    Present,
-    check_match,
-    check_waivers,
-)
-from ppap_framework.experts.scales import ScaleCurve
+from ppap_framework.experts.info import AdapterConfig, BundleInfo, Present, check_waivers
+from ppap_framework.experts.levels import ScaleCurve
 from ppap_framework.experts.set import ExpertSet
 from ppap_framework.files import replacing
 from ppap_framework.registry import registry
@@ -38,14 +32,14 @@ _ZEROS = "0" * 64
 
 def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
     """The adapter of an installed plugin; see `Registry.make`."""
-    return registry().make(registry().spec("adapter", config.name), config.options)
+    made: ExpertAdapter = registry().make(registry().spec("adapter", config.name), config.options)
+    return made
 
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
-    """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly.
-
-    UsageError for another suffix, ValueError if the description is of other experts, AssetError if
-    the file cannot be written.
+    """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly. UsageError
+    for another suffix, ValueError if the description is of other experts, AssetError if the file
+    cannot be written.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
         raise UsageError(f"a bundle cannot be called {path.name!r}", hint=f"use NAME{SUFFIX}")
@@ -74,16 +68,14 @@ def read_bundle_info(path: Path) -> BundleInfo:
     """The description in a bundle's header, AssetError if it has none; no hash is checked."""
     metadata = open_checkpoint(path).metadata
     if _INFO not in metadata:
-        raise AssetError(
-            f"{str(path)!r} is no bundle of experts", hint=f"a bundle is called NAME{SUFFIX}"
-        )
+        message = f"{str(path)!r} is no bundle of experts"
+        raise AssetError(message, hint=f"a bundle is called NAME{SUFFIX}")
     try:
         return BundleInfo.from_json(metadata[_INFO])
     except ValueError as error:
-        raise AssetError(
-            f"the description in {str(path)!r} cannot be used: {error}",
-            hint="it is damaged, or another version of ppap wrote it",
-        ) from error
+        message = f"the description in {str(path)!r} cannot be used: {error}"
+        hint = "it is damaged, or another version of ppap wrote it"
+        raise AssetError(message, hint=hint) from error
 
 
 def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
@@ -113,16 +105,12 @@ def verify_bundle(path: Path) -> tuple[BundleInfo, Mapping[str, Tensor]]:
 def _check_seal(path: Path) -> None:
     before, entry, rest = path.read_bytes().partition(_SEAL_ENTRY)
     if not entry:
-        raise AssetError(
-            f"{str(path)!r} carries no SHA-256 of itself", hint="it is no bundle of experts"
-        )
+        message = f"{str(path)!r} carries no SHA-256 of itself"
+        raise AssetError(message, hint="it is no bundle of experts")
     stated, rest = rest[: len(_ZEROS)], rest[len(_ZEROS) :]
     if hashlib.sha256(before + entry + _ZEROS.encode() + rest).hexdigest().encode() != stated:
-        raise AssetError(
-            f"{str(path)!r} was damaged or changed after it was written: its SHA-256 is not the "
-            "one that it states",
-            hint="fetch it or train the experts again",
-        )
+        message = f"{str(path)!r} was damaged or changed after it was written: its SHA-256 differs"
+        raise AssetError(message, hint="fetch it or train the experts again")
 
 
 def load_bundle(
@@ -136,6 +124,9 @@ def load_bundle(
 ) -> ExpertSet:
     """Attach the experts of a bundle to their guide.
 
+    AssetError if anything is wrong with the file, or with all differences from guide and backend;
+    PluginError if the plugin of an adapter is missing or broken.
+
     Args:
         path: The bundle.
         model: The guide; ValueError if it has experts already.
@@ -143,15 +134,10 @@ def load_bundle(
         present: What is compared instead, with options.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         make_adapter: Factory of the adapters.
-
-    Raises:
-        AssetError: If anything is wrong with the file, or with all differences from guide and
-            backend.
-        PluginError: If the plugin of an adapter is missing or broken.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
-    check_match(path, (present or Present(model, backend)).differences(info), allow_mismatch)
+    (present or Present(model, backend)).check(path, info, allow_mismatch)
     with contextlib.ExitStack() as undo:
         try:
             adapters = {config.name: make_adapter(config) for config in info.adapters}

@@ -22,8 +22,7 @@ from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo, Present, check_waivers
-from ppap_framework.experts.ranges import NoiseRanges
-from ppap_framework.experts.scales import RangeScales, ScaleCurve
+from ppap_framework.experts.levels import NoiseRanges, RangeScales, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
 from ppap_framework.files import cache_dir, expanded, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
@@ -34,9 +33,8 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class BundleFile:
-    """A bundle on disk, by its name in requests; description and hash are read once.
-
-    `distribution` supplies it; None for a user's own.
+    """A bundle on disk, by its name in requests; description and hash are read once. `distribution`
+    supplies it; None for a user's own.
     """
 
     name: str
@@ -87,9 +85,8 @@ class BundleFile:
         AssetError if the file has changed since it was hashed.
         """
         if file_sha256(self.path) != self.sha256:
-            raise AssetError(
-                f"experts {str(self.path)!r} were replaced after they were chosen", hint="run again"
-            )
+            message = f"experts {str(self.path)!r} were replaced after they were chosen"
+            raise AssetError(message, hint="run again")
         experts = load_bundle(self.path, model)  # the backend was compared when they were chosen
         try:
             yield experts
@@ -108,9 +105,8 @@ def experts_dir() -> Path:
 
 
 def keep_bundle(path: Path) -> Path:
-    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written.
-
-    Another of its name that is kept there gets a number, and the log says so.
+    """Copy a bundle to `experts_dir`, atomically; AssetError if it cannot be written. Another of
+    its name that is kept there gets a number, and the log says so.
     """
     kept = experts_dir() / path.name
     with replacing(kept, AssetError) as temporary:
@@ -137,9 +133,8 @@ def find_bundles() -> list[BundleFile]:
 
 def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> BundleFile:
     """The bundle of a path, or of a name, the user's own before a distribution's; downloaded if
-    necessary, unless `offline`. A path object is never a name.
-
-    AssetError if there is none, PluginError if several distributions claim the name.
+    necessary, unless `offline`. A path object is never a name. AssetError if there is none,
+    PluginError if several distributions claim the name.
     """
     path = expanded(source)
     if not isinstance(source, str):
@@ -159,22 +154,17 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     if path.exists():
         return BundleFile(path.name, path)
     others = f"one of {', '.join(known)}" if known else "train some with `ppap adapt`"
-    near = [f"did you mean {close!r}?" for close in difflib.get_close_matches(name, known, n=1)]
-    raise AssetError(
-        f"no experts are called {name!r}",
-        hint=(near or [f"give the path of a file NAME{SUFFIX}, or {others}"])[0],
-    )
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"give a path, NAME{SUFFIX}, or {others}"
+    raise AssetError(f"no experts are called {name!r}", hint=hint)
 
 
 def _own() -> list[BundleFile]:
-    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=lambda path: (-_mtime(path), path.name))
+    def age(path: Path) -> tuple[int, str]:
+        return -path.lstat().st_mtime_ns, path.name  # a dangling link is refused when it is read
+
+    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=age)
     return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
-
-
-def _mtime(path: Path) -> int:
-    with contextlib.suppress(OSError):  # such as a dangling link, which reading refuses by name
-        return path.stat().st_mtime_ns
-    return 0
 
 
 def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
@@ -209,13 +199,12 @@ def check_wanted(
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
         return None
-    for given, why in (
-        (noise_aware, "reads noise by itself and takes no experts"),
-        (through != "noisy", f"looks through {through}, where experts have no noise to read"),
-    ):
-        if given:
-            hint = "leave the experts out" + ("" if noise_aware else ", or look through noisy")
-            raise UsageError(f"guide {guide_name!r} {why}", hint=hint)
+    if noise_aware:
+        fault = f"guide {guide_name!r} reads noise by itself and takes no experts"
+        raise UsageError(fault, hint="leave the experts out")
+    if through != "noisy":
+        fault = f"guide {guide_name!r} looks through {through}, where experts have no noise to read"
+        raise UsageError(fault, hint="leave the experts out, or look through noisy")
     if isinstance(wanted, ExpertSet):
         return None
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
@@ -291,7 +280,7 @@ def same_loss(one: object, other: object) -> bool:
 def _loss(record: Any) -> tuple[str, Any]:
     name, options = str(record.get("name")), record.get("options") or {}
     with contextlib.suppress(PpapError, TypeError):  # a user's own, or of other options
-        options = registry().compared(registry().spec("loss", name), options)
+        options = registry().resolved(registry().spec("loss", name), options, compared=True)
     return name.rpartition(":")[2], options
 
 
@@ -321,9 +310,8 @@ def _best(
         return None
     best = ranks.index(min(ranks))  # the newest of equal rank
     if best > 0:
-        why = (
-            "held-out losses are lower" if ranks[best][0] == ranks[0][0] else "they are calibrated"
-        )
+        lower = ranks[best][0] == ranks[0][0]
+        why = "held-out losses are lower" if lower else "they are calibrated"
         _log.warning(_TAKEN, guide_name, matching[best].name, matching[0].name, why)
     return matching[best]
 

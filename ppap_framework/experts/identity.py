@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import UsageError
-from ppap_framework.experts._rules import as_tuple, counts, digest, numbers, text
+from ppap_framework.experts._rules import counts, digest, numbers, text
 from ppap_framework.experts.set import has_experts
 
 _TOLERANCE = 0.02
@@ -101,9 +101,9 @@ class InputConvention:
         white: Means of its C channels for an image of 1.
     """
 
-    shape: tuple[int, ...] = attrs.field(converter=as_tuple, validator=counts)
-    black: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
-    white: tuple[float, ...] = attrs.field(converter=as_tuple, validator=numbers)
+    shape: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=counts)
+    black: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=numbers)
+    white: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=numbers)
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
@@ -114,7 +114,8 @@ class InputConvention:
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
 
         def watch(network: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            raise _ReachedError(next((x for x in (*given, *named.values()) if _is_batch(x)), None))
+            tensors = (x for x in (*given, *named.values()) if isinstance(x, Tensor))
+            raise _ReachedError(next((x for x in tensors if x.ndim >= 2 and len(x) == 2), None))
 
         hook = model.network.register_forward_pre_hook(watch, with_kwargs=True)
         seen = None
@@ -140,7 +141,3 @@ class InputConvention:
 
 class _ReachedError(Exception):
     """Raised instead of running a network, with its input."""
-
-
-def _is_batch(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim >= 2 and len(value) == 2

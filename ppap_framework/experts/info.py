@@ -18,8 +18,7 @@ from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import _rules as must
 from ppap_framework.experts.identity import Identity, InputConvention, backend_sha256, guide_sha256
-from ppap_framework.experts.ranges import NoiseRanges
-from ppap_framework.experts.scales import ScaleCurve
+from ppap_framework.experts.levels import NoiseRanges, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, student_of
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
@@ -71,22 +70,26 @@ class BundleInfo:
     format: int = _FORMAT
     guide: Identity
     backend: Identity
-    adapters: tuple[AdapterConfig, ...] = attrs.field(converter=must.as_tuple, validator=min_len(1))
-    boundaries: tuple[float, ...] = attrs.field(converter=must.as_tuple, validator=must.numbers)
+    adapters: tuple[AdapterConfig, ...] = attrs.field(
+        converter=tuple[AdapterConfig, ...], validator=min_len(1)
+    )
+    boundaries: tuple[float, ...] = attrs.field(converter=tuple[float, ...], validator=must.numbers)
     schedule: str = attrs.field(validator=must.text)
-    timesteps: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
+    timesteps: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=must.counts)
     image_space: str = attrs.field(default="rgb", validator=must.rgb)
-    resolution: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.size)
+    resolution: tuple[int, ...] = attrs.field(converter=tuple[int, ...], validator=must.size)
     preprocessing: Preprocessing | None = None
     input: InputConvention | None
     network_parameters: int = attrs.field(validator=must.count)
-    expert_parameters: tuple[int, ...] = attrs.field(converter=must.as_tuple, validator=must.counts)
+    expert_parameters: tuple[int, ...] = attrs.field(
+        converter=tuple[int, ...], validator=must.counts
+    )
     recipe: Mapping[str, Any] = attrs.field(validator=must.json_object)
     seed: int = attrs.field(validator=must.whole)
     data_sha256: str | None = attrs.field(validator=optional(must.digest))
     metrics: Mapping[str, Any] = attrs.field(validator=must.json_object)
     scales: tuple[float, ...] | None = attrs.field(
-        converter=attrs.converters.optional(must.as_tuple), validator=optional(must.numbers)
+        converter=attrs.converters.optional(tuple[float, ...]), validator=optional(must.numbers)
     )
     curve: ScaleCurve | None = None
     options: Mapping[str, Any] | None = attrs.field(
@@ -154,10 +157,8 @@ class BundleInfo:
 def describe(
     experts: ExpertSet, schedule: NoiseSchedule, resolution: Sequence[int], **known: Any
 ) -> BundleInfo:
-    """The description of experts that were trained on noisy images of a height and width.
-
-    `known` are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be
-    missing.
+    """The description of experts that were trained on noisy images of a height and width. `known`
+    are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be missing.
     """
     return BundleInfo(
         boundaries=experts.ranges.boundaries,
@@ -222,6 +223,18 @@ class Present:
             )
         return found
 
+    def check(self, path: Path, info: BundleInfo, allow_mismatch: Collection[str]) -> None:
+        """Raise AssetError with all differences that are not waived."""
+        found = self.differences(info)
+        left = {name: words for name, words in found.items() if name not in allow_mismatch}
+        if not left:
+            return
+        hint = "train experts for this guide with `ppap adapt`"
+        if left.keys() <= set(WAIVABLE):
+            hint = " ".join(f"--allow-mismatch {name}" for name in left)
+        told = "; ".join(f"{name}: {words}" for name, words in left.items())
+        raise AssetError(f"the experts in {str(path)!r} do not match: {told}", hint=hint)
+
     def _fed_otherwise(self, info: BundleInfo) -> str:
         try:
             student = student_of(self.model, info.preprocessing)
@@ -233,25 +246,8 @@ class Present:
         return f"their network was fed {there}, and this one is fed {here}"
 
 
-def check_match(
-    path: Path, differences: Mapping[str, str], allow_mismatch: Collection[str]
-) -> None:
-    """Raise AssetError with all differences that are not waived."""
-    left = {name: words for name, words in differences.items() if name not in allow_mismatch}
-    if left:
-        waivable = left.keys() <= set(WAIVABLE)
-        flags = " ".join(f"--allow-mismatch {name}" for name in left)
-        raise AssetError(
-            f"the experts in {str(path)!r} do not match: "
-            + "; ".join(f"{name}: {words}" for name, words in left.items()),
-            hint=flags if waivable else "train experts for this guide with `ppap adapt`",
-        )
-
-
 def check_waivers(allow_mismatch: Collection[str]) -> None:
     """Raise UsageError if a difference cannot be waived."""
     for name in sorted(set(allow_mismatch) - set(WAIVABLE)):
-        raise UsageError(
-            f"a mismatch of {name!r} cannot be allowed",
-            hint=f"only {' and '.join(WAIVABLE)} can, since the experts still fit the guide",
-        )
+        hint = f"only {' and '.join(WAIVABLE)} can, since the experts still fit the guide"
+        raise UsageError(f"a mismatch of {name!r} cannot be allowed", hint=hint)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from ppap_framework.border import maker
 from ppap_framework.components import ExpertAdapter, GuidanceModel
 from ppap_framework.errors import AssetError, UsageError, calling
-from ppap_framework.experts.ranges import NoiseRanges
+from ppap_framework.experts.levels import NoiseRanges
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.predictions import each_tensor, joined
 from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
@@ -37,11 +37,11 @@ def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> Gui
     if preprocessing is None:
         return model
     if not isinstance(model, PreprocessingGuide):
-        raise UsageError(
-            f"these experts were shown images otherwise, and {type(model).__name__} shows them in "
-            "its own way alone",
-            hint="use a guider whose preprocessing can be exchanged, such as `classifier`",
+        fault = (
+            f"the experts saw images otherwise: {type(model).__name__} shows them in its own way"
         )
+        hint = "use a guider whose preprocessing can be exchanged, such as `classifier`"
+        raise UsageError(fault, hint=hint)
     return model.preprocessed(preprocessing)
 
 
@@ -113,7 +113,6 @@ class ExpertSet:
 
     def activate(self, index: int | None) -> None:
         """Merge an expert, IndexError if there is none; None restores the untouched network.
-
         Merging changes weights in place, so autograd rejects earlier graphs.
         """
         if index == self.active:

@@ -91,8 +91,7 @@ class Guide:
         loss_name: Name of the loss; `loss_options` are its options.
         target_source: The target as given; `target_is_default` if none was.
 
-    Raises:
-        UsageError: If the scale, the interval or the experts are invalid.
+    UsageError if the scale, the interval or the experts are invalid.
     """
 
     name: str
@@ -127,18 +126,10 @@ class Guide:
 
     def with_experts(self, backend: DiffusionBackend, through: str = "noisy") -> Guide:
         """The guide with its experts for a backend; errors as of `choose_experts`."""
-        experts = choose_experts(
-            self.experts,
-            self.name,
-            self.model,
-            backend,
-            noise_aware=self.noise_aware,
-            through=through,
-            allow_mismatch=self.allow_mismatch,
-            offline=self.offline,
-            options=self.compared_options(backend),
-            loss=self.loss_record,
-        )
+        how: dict[str, Any] = {"noise_aware": self.noise_aware, "through": through}
+        how |= {"allow_mismatch": self.allow_mismatch, "offline": self.offline}
+        how |= {"options": self.compared_options(backend), "loss": self.loss_record}
+        experts = choose_experts(self.experts, self.name, self.model, backend, **how)
         return attrs.evolve(self, experts=experts)
 
     def compared_options(self, backend: DiffusionBackend) -> dict[str, Any]:
@@ -163,9 +154,8 @@ class Guide:
         return self.experts.at(level) if isinstance(self.experts, ExpertSet) else self.model
 
     def read(self, images: Tensor, level: NoiseLevel) -> Any:
-        """The prediction of images, (B, 3, H, W), at B noise levels.
-
-        A network that fails is a UsageError if it is the user's own, else a PluginError.
+        """The prediction of images, (B, 3, H, W), at B noise levels. A network that fails is a
+        UsageError if it is the user's own, else a PluginError.
         """
         look = self.at(level)
         try:
@@ -216,18 +206,11 @@ class Guide:
         )
 
     def gradient(self, images: Tensor, level: NoiseLevel) -> Tensor:
-        """dE/dx, without the scale.
+        """dE/dx, without the scale, of images (B, 3, H, W) in the variance-preserving form: of the
+        same shape, possibly not finite; each image's gradient depends on this image alone.
 
-        Args:
-            images: (B, 3, H, W), in the variance-preserving form.
-            level: Their B noise levels.
-
-        Returns:
-            (B, 3, H, W), possibly not finite; each image's gradient depends on this image alone.
-
-        Raises:
-            PluginError: If the energies are not (B,) or do not depend on the images, or as `read`.
-            UsageError: If the target is an index beyond the model's outputs, or as `read`.
+        PluginError if the energies are not (B,) or do not depend on the images, UsageError if the
+        target is an index beyond the model's outputs, and errors as of `read`.
         """
         with torch.enable_grad():
             x = images.detach().requires_grad_()

@@ -41,7 +41,6 @@ class GuidanceStatistics:
     """A run's guidance.
 
     Attributes:
-        guides: Each guide's part.
         denoiser_forwards: Images that the denoiser's network saw in all steps and forward passes
             (classifier-free guidance takes two).
         denoiser_backwards: Images for which it was differentiated.
@@ -65,9 +64,8 @@ class Tally:
     def guide(
         self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor
     ) -> None:
-        """Add one guide's gradients at one step, t / T = `time`.
-
-        `norms`, the mask `finite` and `pulls` (root mean square change of eps) are (B, 1, 1, 1).
+        """Add one guide's gradients at one step, t / T = `time`. `norms`, the mask `finite` and
+        `pulls` (root mean square change of eps) are (B, 1, 1, 1).
         """
         images, none = norms.new_full((), len(norms)), norms.new_zeros(())
         norm, pull = (torch.where(finite, figure, none).sum() for figure in (norms, pulls))

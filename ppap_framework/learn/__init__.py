@@ -1,9 +1,4 @@
-"""Knowledge transfer without data: the diffusion model draws the training images.
-
-data = synthesize(backend, num=2048, out="data")        # or SyntheticData("data"), if it exists
-bundle = transfer(backend, "classifier", data, out="experts")
-bundle = adapt(backend, "classifier", out="experts")    # both steps
-"""
+"""Knowledge transfer without data: the diffusion model draws the training images."""
 
 from ppap_framework.learn.calibration import calibrate as calibrate
 from ppap_framework.learn.plan import load_teacher as load_teacher

@@ -27,15 +27,9 @@ _TRAINING, _ORDER, _VALIDATION = 0, 1, 2
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class TrainingSet:
-    """Images and answers by index, in memory.
-
-    Attributes:
-        images: Function of indices (B,) to clean images of the guided stage, (B, 3, H, W) in
-            [-1, 1], on the network's device.
-        answers: Function of indices (B,) to the teacher's answers, or to labels.
-        supervised: Whether the answers are labels.
-        count: Number of images.
-        shape: (3, H, W).
+    """`count` images of a `shape` (3, H, W) and answers, in memory: functions of indices (B,) to
+    clean images of the guided stage, (B, 3, H, W) in [-1, 1], on the network's device, and to the
+    teacher's answers or, if `supervised`, labels.
     """
 
     images: Callable[[Tensor], Tensor]
@@ -49,7 +43,6 @@ class TrainingSet:
         cls, data: Images, model: GuidanceModel, batch: int, device: torch.device
     ) -> TrainingSet:
         """Images with their labels, or else with the model's answers to those of the last stage.
-
         The model is on the device, in evaluation mode.
         """
         noised, last = first_and_last(data, len(data))

@@ -44,7 +44,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
-from ppap_framework.run import Compute, Plan, Sampling, check, drawing, guide_origin, plan, settle
+from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, guide_origin, plan
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
@@ -96,7 +96,7 @@ def calibrate(
             at a picture or tell pictures apart.
         AssetError: If the bundle is damaged, does not match, or cannot be written.
     """
-    sampling, compute = settle(sampling, compute, changes, {"batch": 32})
+    sampling, compute = changed(changes, sampling or Sampling(), compute or Compute(batch=32))
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")

@@ -75,15 +75,12 @@ def own_batch_norms(experts: ExpertSet) -> list[_BatchNorm]:
 @contextlib.contextmanager
 def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """A context in which running statistics are reset and become plain averages over batches."""
-    momenta = [module.momentum for module in norms]
-    try:
+    with contextlib.ExitStack() as stack:
         for module in norms:
+            stack.callback(setattr, module, "momentum", module.momentum)
             module.reset_running_stats()
             module.momentum = None
         yield
-    finally:
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
 
 
 @final
@@ -168,9 +165,8 @@ class Distillation:
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
             parameters = list(self._experts.parameters(expert))
-            self._optimizer = torch.optim.AdamW(
-                parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-            )
+            rates: Any = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+            self._optimizer = torch.optim.AdamW(parameters, **rates)
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None
@@ -189,8 +185,7 @@ class Distillation:
         if not phase.shared:
             bare = self._score(validation)
             untouched = bare if math.isfinite(bare) else None
-            scores = {"held_out": score, "untouched": untouched, "best_iteration": best}
-            self.scores.append(scores)
+            self.scores.append({"held_out": score, "untouched": untouched, "best_iteration": best})
         self.phase, self.step, self.best, self.stale = self.phase + 1, 0, None, 0
 
     def _learn(
@@ -204,15 +199,13 @@ class Distillation:
             message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
             if self.done == 0 and self._recipe.precision == "float32":  # nothing was learned yet
                 message = f"{maker(self._loss)} failed in transfer: {message}"
-                raise PluginError(
-                    message, hint="the loss, or the network's answers, are not finite"
-                )
+                raise PluginError(message, hint="it, or the network's answers, are not finite")
             raise PpapError(message, hint=_CALMER)
         if not loss.requires_grad:
-            raise PluginError(
-                f"the loss of {phase.name} cannot be differentiated in the expert's parameters",
-                hint="neither the guide nor its loss may leave autograd",
+            message = (
+                f"the loss of {phase.name} cannot be differentiated in the expert's parameters"
             )
+            raise PluginError(message, hint="neither the guide nor its loss may leave autograd")
         optimizer.zero_grad(set_to_none=True)
         with calling(maker(self._experts.model), "its backward pass"):
             torch.autograd.backward(loss)
@@ -273,10 +266,8 @@ class Distillation:
         x0 = self._data.images(batch.images)
         x_t = self._schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
         with computing_in(self._recipe.precision, x0.device):
-            return self._experts.model(
-                x_t.contiguous(memory_format=torch.channels_last),
-                self._schedule.level(batch.timesteps),
-            )
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
+            return self._experts.model(x_t, self._schedule.level(batch.timesteps))
 
     def _held(self, expert: int) -> dict[str, Tensor]:
         """One expert's tensors, by names without its index."""

@@ -13,20 +13,18 @@ import contextlib
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from ppap_framework import resume
+from ppap_framework import files
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
 from ppap_framework.figures import new_figure, save_figure
-from ppap_framework.files import digest, read_json, refusals, replacing
+from ppap_framework.files import KEPT, digest, read_json, refusals, remove_folder, replacing
 from ppap_framework.learn.recipe import Phase
-from ppap_framework.resume import KEPT
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
@@ -40,7 +38,7 @@ _CURVES = (
 def check_folder(path: Path) -> None:
     """Accept a folder that holds a training, is empty, or is missing; else raise UsageError."""
     if not (path / _RECORD).exists():
-        resume.check_content(path, lambda name: name == DATA)
+        files.check_content(path, lambda name: name == DATA)
 
 
 def recorded(path: Path) -> dict[str, Any]:
@@ -65,15 +63,15 @@ def opened(
     other files or settings, or another process writes to it; AssetError if its record is damaged.
     """
     check_folder(path)
-    with resume.opened(path):
+    with files.opened(path):
         # The form in which they are read back: JSON has no tuples.
         folder = TransferFolder(path, json.loads(json.dumps({**settings, "bundle": bundle})))
         if overwrite:
             _clear(path)
         if before := recorded(path):
-            resume.check_settings(path, before["settings"], folder.settings)
-        resume.remove_temporary(path, lambda name: name in (_RECORD, _LOG, bundle))
-        resume.remove_temporary(path / _PARTIAL, lambda name: name == _STATE)
+            files.check_settings(path, before["settings"], folder.settings)
+        files.remove_temporary(path, lambda name: name in (_RECORD, _LOG, bundle))
+        files.remove_temporary(path / _PARTIAL, lambda name: name == _STATE)
         yield folder
 
 
@@ -93,10 +91,10 @@ class TransferFolder:
         """Whether the training is finished and its bundle exists."""
         return self.bundle.exists() and recorded(self.path).get("status") == "complete"
 
-    def calls(self, command: Sequence[str] | None) -> resume.Calls:
+    def calls(self, command: Sequence[str] | None) -> files.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
         call = {"threads": torch.get_num_threads(), "iterations": 0}
-        return resume.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
+        return files.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
 
     def load(self) -> dict[str, Any] | None:
         """Read the saved state and log; None without one, AssetError if it is damaged."""
@@ -120,17 +118,14 @@ class TransferFolder:
         # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
-        for path, content in (
-            (self._state, stated + saved.getbuffer()),
-            (self.path / _LOG, "".join(lines).encode()),
-        ):
-            with replacing(path, hint=KEPT) as temporary:
-                temporary.write_bytes(content)
+        with replacing(self._state, hint=KEPT) as temporary:
+            temporary.write_bytes(stated + saved.getbuffer())
+        with replacing(self.path / _LOG, hint=KEPT) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
         """Remove the files of an unfinished training."""
-        with refusals(self.path, hint=KEPT):
-            _remove_partial(self.path)
+        remove_folder(self.path / _PARTIAL)
 
 
 def _clear(path: Path) -> None:
@@ -150,13 +145,8 @@ def _clear(path: Path) -> None:
     with refusals(path, hint=KEPT):
         for name in made:
             (path / name).unlink(missing_ok=True)
-        _remove_partial(path)
+        remove_folder(path / _PARTIAL)
         (path / _RECORD).unlink(missing_ok=True)
-
-
-def _remove_partial(path: Path) -> None:
-    if (path / _PARTIAL).exists():
-        shutil.rmtree(path / _PARTIAL)
 
 
 def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:

@@ -24,19 +24,19 @@ from ppap_framework.experts import (
     guide_sha256,
     installed_adapter,
 )
+from ppap_framework.files import core_version
 from ppap_framework.guidance import Guide
 from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
 from ppap_framework.registry import registry
-from ppap_framework.resume import core_version
 from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class TransferPlan:
     """A training of experts, independent of its images.
 
@@ -69,11 +69,6 @@ class TransferPlan:
         return self.backend.stages[0]
 
     @property
-    def options(self) -> dict[str, Any]:
-        """See `Guide.compared_options`."""
-        return self.guide.compared_options(self.backend)
-
-    @property
     def ranges(self) -> NoiseRanges:
         return self.recipe.ranges(self.stage.schedule)
 
@@ -99,7 +94,7 @@ class TransferPlan:
             "supervised": isinstance(images, LabelledImages),
             "recipe": attrs.asdict(self.recipe),
             "loss": self.guide.loss_record,
-            **{name: value for name, value in self.options.items() if value is not None},
+            **{k: v for k, v in self.guide.compared_options(self.backend).items() if v is not None},
             "device": self.compute.place.type,
             "versions": {"torch": torch.__version__, "ppap-framework": core_version()},
             **({} if self.curve is None else {"proposal": self.curve}),
@@ -111,12 +106,11 @@ class TransferPlan:
         """
         schedule, count = self.stage.schedule, min(len(images), _IMAGES)
         timesteps = diagnosis.evenly_spaced(schedule, min(_LEVELS, schedule.num_timesteps))
-        noised, clean = (x.to(self.compute.place) for x in first_and_last(images, count))
-        model, loss, recipe = self.guide.model, self.guide.loss, self.recipe
-        values = diagnosis.disagreement(
-            model, loss, schedule, timesteps, noised, clean, seed=recipe.seed, batch=recipe.batch
-        )
-        return {"images": count, "timesteps": list(timesteps), "disagreement": list(values)}
+        pictures = [x.to(self.compute.place) for x in first_and_last(images, count)]
+        how: Any = {"seed": self.recipe.seed, "batch": self.recipe.batch}
+        given = self.guide.model, self.guide.loss, schedule, timesteps
+        values = diagnosis.disagreement(*given, *pictures, **how)
+        return {"images": count, "timesteps": timesteps, "disagreement": values}
 
     def with_boundaries(self, curve: Mapping[str, Any]) -> TransferPlan:
         """The plan with the boundaries that a result of `measure`, perhaps read from a file,
@@ -146,17 +140,15 @@ class TransferPlan:
             f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256": known is None,
             "the data were drawn by a backend with other weights": drawn != own,
         }
-        for words, found in faults.items():
-            if found:
-                raise AssetError(words, hint="draw them with `ppap synthesize`")
+        for words in (words for words, found in faults.items() if found):
+            raise AssetError(words, hint="draw them with `ppap synthesize`")
 
 
 def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
     """A guide whose network can teach experts, of a guide, a request, a guider's name or a network.
 
-    It needs no target. The loss compares answers of a network; None for a guider's own. UsageError
-    if the guide is noise-aware, or its loss does not compare answers, and errors as of
-    `ppap_framework.guide`.
+    It needs no target. UsageError if it is noise-aware, or its loss does not compare answers, and
+    errors as of `ppap_framework.guide`.
     """
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
@@ -197,21 +189,15 @@ def plan_transfer(
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
     problems.check()
-    plan = TransferPlan(
-        backend=loaded,
-        guide=teacher,
-        identities={
-            name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
-            for name, of, sha256 in (
-                ("guide", guide_origin(teacher), guide_sha256(teacher.model)),
-                ("backend", loaded.origin, backend_sha256(loaded.inner)),
-            )
-        },
-        recipe=recipe,
-        adapters=adapters,
-        compute=compute,
-        bundle_name=name,
-    )
+    origins = {
+        "guide": (guide_origin(teacher), guide_sha256(teacher.model)),
+        "backend": (loaded.origin, backend_sha256(loaded.inner)),
+    }
+    identities = {
+        name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
+        for name, (of, sha256) in origins.items()
+    }
+    plan = TransferPlan(loaded, teacher, identities, recipe, adapters, compute, name)
     with plan.attached() as experts:
         check_experts(experts, recipe)
     return plan
@@ -227,8 +213,7 @@ def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
             try:
                 configs[kind] = AdapterConfig(name=kind, options=dict(options))
             except ValueError as error:
-                message = f"the options of adapter {kind!r} cannot be used: {error}"
-                raise UsageError(message) from error
+                raise UsageError(f"options of adapter {kind!r} are wrong: {error}") from error
             installed_adapter(configs[kind])
     problems.check()
     if not configs:

@@ -16,7 +16,7 @@ from ppap_framework.diagnosis import MOST_EXPERTS
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import NoiseRanges
 from ppap_framework.noise import NoiseSchedule
-from ppap_framework.run.settings import plain_numbers
+from ppap_framework.run.settings import Rule, one_of, plain_numbers, unfit, whole
 from ppap_framework.runtime import Precision
 
 Adapters: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]] | None"
@@ -32,30 +32,25 @@ SHARED = -1
 _USUAL_EXPERTS = 5
 
 
-def _whole(least: float) -> Callable[[Any], bool]:
-    return lambda x: type(x) is int and x >= least
-
-
 def _number(test: Callable[[float], bool]) -> Callable[[Any], bool]:
     return lambda x: type(x) in (int, float) and test(x)
 
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str, object]] = {
-    "num_experts": (lambda n: n is None or _whole(1)(n), "be a whole number from 1", 5),
+_RULES: dict[str, Rule] = {
+    "num_experts": whole(1, 5, None),
     "boundaries": (lambda b: not isinstance(b, str) or b == "auto", "be timesteps or auto", "auto"),
-    "iterations": (_whole(1), "be a whole number from 1", 5000),
+    "iterations": whole(1, 5000),
     "shared": (_number(lambda x: 0.0 <= x < 1.0), "lie in [0, 1)", 0.5),
     "chain": (lambda x: type(x) is bool, "be true or false", False),
-    "batch": (_whole(1), "be a whole number from 1", 64),
+    "batch": whole(1, 64),
     "learning_rate": (_number(lambda x: 0.0 < x < math.inf), "be above 0", 0.005),
     "weight_decay": (_number(lambda x: 0.0 <= x < math.inf), "be from 0", 0),
     "held_out": (_number(lambda x: 0.0 < x < 1.0), "lie between 0 and 1", 0.1),
-    "validate_every": (_whole(1), "be a whole number from 1", 100),
-    "patience": (_whole(0), "be a whole number from 0", 0),
-    "precision": (lambda x: x in ("float32", "bfloat16"), "be float32 or bfloat16", "float32"),
-    "seed": (_whole(-math.inf), "be a whole number", 0),
+    "validate_every": whole(1, 100),
+    "patience": whole(0, 0),
+    "precision": one_of(Precision),
+    "seed": whole(-math.inf, 0),
 }
-"""Test of a field, what it must do, and a usual value."""
 
 
 @final
@@ -121,22 +116,15 @@ class Recipe:
 
     def problems(self) -> Iterator[UsageError]:
         """All errors that do not depend on the schedule."""
-        for name, (accepts, words, usual) in _RULES.items():
-            value = getattr(self, name)
-            if not accepts(value):
-                hint = f"use {usual} for {name}, say"
-                yield UsageError(f"{name} must {words}, not {value}", hint=hint)
+        yield from unfit(attrs.asdict(self, recurse=False), _RULES)
         given, n = self.boundaries, self.num_experts
         if given is not None and not isinstance(given, str) and n not in (None, len(given) + 1):
-            yield UsageError(
-                f"{len(given)} boundaries make {len(given) + 1} experts, not {n}",
-                hint="give only one of num_experts and boundaries",
-            )
+            message = f"{len(given)} boundaries make {len(given) + 1} experts, not {n}"
+            yield UsageError(message, hint="give only one of num_experts and boundaries")
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
-        """The noise levels of each expert, UsageError if the schedule is too short.
-
-        For boundaries "auto", equal ranges of the largest N.
+        """The noise levels of each expert, UsageError if the schedule is too short. For boundaries
+        "auto", equal ranges of the largest N.
         """
         if self.boundaries is not None and not isinstance(self.boundaries, str):
             return NoiseRanges.from_timesteps(schedule, self.boundaries)
@@ -150,7 +138,6 @@ class Recipe:
 
     def phases(self, owned: Sequence[range]) -> tuple[Phase, ...]:
         """The phases of training, in order, for the base timesteps that each expert owns.
-
         UsageError if there are too few iterations, or an expert owns no timestep.
         """
         n = len(owned)

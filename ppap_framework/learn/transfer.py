@@ -16,7 +16,7 @@ from torch import nn
 
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.errors import Problems
 from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
@@ -26,7 +26,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import expanded, refusals
+from ppap_framework.files import Calls, check_writable, expanded, refusals
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
@@ -35,8 +35,7 @@ from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
-from ppap_framework.resume import Calls
-from ppap_framework.run import Compute, Loss, Sampling, changed, check_writable
+from ppap_framework.run import Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
 _BATCH = 64  # default batch size of drawing
@@ -94,7 +93,29 @@ def transfer(
         check_writable(experts_dir(), _NOT_KEPT)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
-    return _learn(plan, images, path, keep, overwrite, calibrate, progress, command)
+    plan.check_images(images)
+    model = plan.guide.model.to(plan.compute.place)
+    if plan.recipe.boundaries == "auto":
+        earlier = {} if overwrite else folders.recorded(path).get("settings", {})
+        wanted = plan.settings(images)
+        same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
+        with evaluating(model):
+            plan = plan.with_boundaries((same and earlier.get("proposal")) or plan.measure(images))
+    bundle = f"{plan.name}{SUFFIX}"
+    with folders.opened(path, plan.settings(images), bundle, overwrite=overwrite) as folder:
+        if not folder.complete:
+            calls = folder.calls(command)
+            with calls.recorded():
+                with evaluating(model):
+                    _train(plan, images, folder, calls, progress)
+                if importlib.util.find_spec("matplotlib"):
+                    with refusals(path / "loss.png"):
+                        plot_losses(folder.log, plan.phases, path / "loss")
+        folder.tidy()
+        verify_bundle(folder.bundle)
+        if calibrate:
+            calibrate_if_possible(plan, folder.bundle, progress)
+    return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
 
 
 @isolated()
@@ -138,21 +159,15 @@ def adapt(
         compute or Compute(batch=_BATCH),
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}
-    check_adapt(path, recipe, sampling, compute, name=name, **draws)
+    check_adapt(path, recipe, sampling, compute, name, **draws)
     if keep:
         check_writable(experts_dir(), _NOT_KEPT)
-    plan = plan_transfer(backend, guide, loss, recipe, compute, name)
-    data = synthesize(
-        plan.backend,
-        out=path / DATA,
-        sampling=sampling,
-        compute=compute,
-        overwrite=overwrite,
-        progress=progress,
-        command=command,
-        **draws,
-    )
-    return _learn(plan, data, path, keep, overwrite, calibrate, progress, command)
+    plan = plan_transfer(backend, guide, loss, recipe, compute, name)  # before anything is drawn
+    how: dict[str, Any] = {"compute": compute, "overwrite": overwrite, "command": command}
+    how["progress"] = progress
+    data = synthesize(plan.backend, out=path / DATA, sampling=sampling, **how, **draws)
+    more: dict[str, Any] = {"name": name, "keep": keep, "calibrate": calibrate}
+    return transfer(plan.backend, plan.guide, data, out=path, recipe=recipe, **how, **more)
 
 
 def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None) -> None:
@@ -160,8 +175,7 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
     problems = Problems()
     problems.errors += [*recipe.problems(), *compute.problems()]
     if name is not None and (not name or Path(name).name != name or name.startswith(".")):
-        message = f"a bundle cannot be called {name!r}"
-        problems.errors.append(UsageError(message, hint="give a plain file name"))
+        problems.add(f"a bundle cannot be called {name!r}", "give a plain file name")
     problems.attempt(check_writable, out)
     problems.attempt(check_folder, out)
     problems.check()
@@ -170,10 +184,7 @@ def check_transfer(out: Path, recipe: Recipe, compute: Compute, name: str | None
 def check_adapt(
     out: Path, recipe: Recipe, sampling: Sampling, compute: Compute, name: str | None, **draws: Any
 ) -> None:
-    """Check arguments without backend and guide; UsageError with all problems.
-
-    `draws` are `num` and, perhaps, `workers`.
-    """
+    """As `check_transfer`; `draws` are `num` and, perhaps, `workers`."""
     problems = Problems()
     problems.attempt(check_transfer, out, recipe, compute, name)
     # Shared problems are reported once.
@@ -182,44 +193,8 @@ def check_adapt(
     compute = Compute(batch=compute.batch)
     problems.attempt(check_synthesis, out / DATA, sampling=sampling, compute=compute, **draws)
     if draws["num"] == 1:
-        problems.errors.append(UsageError("experts cannot learn from one image", hint="draw more"))
+        problems.add("experts cannot learn from one image", "draw more")
     problems.check()
-
-
-def _learn(
-    plan: TransferPlan,
-    images: Images,
-    out: Path,
-    keep: bool,
-    overwrite: bool,
-    calibrate: bool,
-    progress: Watch | None,
-    command: Sequence[str] | None,
-) -> BundleFile:
-    """Carry out a plan; other arguments are those of `transfer`."""
-    plan.check_images(images)
-    model = plan.guide.model.to(plan.compute.place)
-    if plan.recipe.boundaries == "auto":
-        earlier = {} if overwrite else folders.recorded(out).get("settings", {})
-        wanted = plan.settings(images)
-        same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
-        with evaluating(model):
-            plan = plan.with_boundaries((same and earlier.get("proposal")) or plan.measure(images))
-    bundle = f"{plan.name}{SUFFIX}"
-    with folders.opened(out, plan.settings(images), bundle, overwrite=overwrite) as folder:
-        if not folder.complete:
-            calls = folder.calls(command)
-            with calls.recorded():
-                with evaluating(model):
-                    _train(plan, images, folder, calls, progress)
-                if importlib.util.find_spec("matplotlib"):
-                    with refusals(out / "loss.png"):
-                        plot_losses(folder.log, plan.phases, out / "loss")
-        folder.tidy()
-        verify_bundle(folder.bundle)
-        if calibrate:
-            calibrate_if_possible(plan, folder.bundle, progress)
-    return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
 
 
 def _train(
@@ -260,7 +235,7 @@ def _train(
             recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
-            options=plan.options,
+            options=guide.compared_options(plan.backend),
             metrics={"held_out_images": training.held_out, "experts": training.scores},
         )
         save_bundle(folder.bundle, experts, info)

@@ -213,11 +213,8 @@ def check_api(module: object, distribution: str) -> None:
 
 
 def _hooks(module: object, name: str) -> list[HookCaller]:
-    """The hooks that a plugin implements, registered and checked by pluggy.
-
-    A separate manager for each plugin keeps it from wrapping another's hooks.
-    """
-    manager = pluggy.PluginManager(GROUP)
+    """The hooks that a plugin implements, registered and checked by pluggy."""
+    manager = pluggy.PluginManager(GROUP)  # of its own, so that no plugin wraps another's hooks
     manager.add_hookspecs(Hooks)
     manager.register(module, name)
     callers = manager.get_hookcallers(module) or []

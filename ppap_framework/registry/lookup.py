@@ -7,7 +7,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -39,7 +39,6 @@ from ppap_framework.registry import records, refusals
 from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 
 if TYPE_CHECKING:
-    from ppap_framework import components
     from ppap_framework.checkpoints import Checkpoint
 
 
@@ -91,17 +90,8 @@ class Registry:
         own = (spec for _, spec in self.offers(ComponentSpec, kind=kind))
         return sorted(own, key=lambda spec: spec.name)
 
-    @overload
-    def spec(self, kind: Literal["backend"], name: str) -> BackendSpec: ...
-    @overload
-    def spec(self, kind: Literal["guider"], name: str) -> GuiderSpec: ...
-    @overload
-    def spec(self, kind: Literal["loss"], name: str) -> TaskLossSpec: ...
-    @overload
-    def spec(self, kind: Literal["adapter"], name: str) -> AdapterSpec: ...
-    @overload
-    def spec(self, kind: ComponentKind, name: str) -> ComponentSpec: ...
-    def spec(self, kind: ComponentKind, name: str) -> ComponentSpec:
+    def spec(self, kind: ComponentKind, name: str) -> Any:
+        """The record of a component, of the type of its kind, such as `BackendSpec`."""
         if claims := self.offers(ComponentSpec, name, kind=kind):
             return refusals.only(claims, f"{kind} {split(name)[1]!r}", f"--{kind}", name)
         raise refusals.missing_component(self, kind, name)
@@ -109,7 +99,9 @@ class Registry:
     def default_loss(self, guider: GuiderSpec) -> TaskLossSpec:
         """The task loss of a guider, preferably of its own distribution."""
         own = f"{self.provider(guider).distribution}:{guider.default_loss}"
-        return self.spec("loss", own if self.owners("loss", own) else guider.default_loss)
+        name = own if self.owners("loss", own) else guider.default_loss
+        found: TaskLossSpec = self.spec("loss", name)
+        return found
 
     def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:
         """Default adapters with options, in the order of bundles, which is reverse alphabetical."""
@@ -170,36 +162,23 @@ class Registry:
         hint = f"its options are {', '.join(known)}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
 
-    def compared(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options as JSON, with defaults, without fields of `metadata={"compared": False}`."""
+    def resolved(
+        self, spec: ComponentSpec, given: Mapping[str, Any], *, compared: bool = False
+    ) -> dict[str, Any]:
+        """Options with defaults, as JSON; without `metadata={"compared": False}` if `compared`."""
         made = self.options(spec, given)
         return {
             field.alias or field.name: plain(getattr(made, field.name))
             for field in (() if made is None else attrs.fields(type(made)))
-            if field.init and field.metadata.get("compared", True)
+            if field.init and (field.metadata.get("compared", True) or not compared)
         }
 
-    @overload
-    def make(
-        self, spec: BackendSpec, options: Mapping[str, Any], checkpoint: Checkpoint
-    ) -> components.DiffusionBackend: ...
-    @overload
-    def make(
-        self, spec: GuiderSpec, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
-    ) -> components.GuidanceModel: ...
-    @overload
-    def make(self, spec: TaskLossSpec, options: Mapping[str, Any]) -> components.TaskLoss: ...
-    @overload
-    def make(self, spec: AdapterSpec, options: Mapping[str, Any]) -> components.ExpertAdapter: ...
     def make(
         self, spec: ComponentSpec, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
     ) -> Any:
-        """Import a component's factory and call it; nothing before this imports torch.
-
-        Raises:
-            PluginError: If the factory cannot be imported, fails, or makes something else.
-            UsageError: For options that the component does not take.
-            AssetError: If it needs a checkpoint and gets none.
+        """Import a component's factory and call it; nothing before this imports torch. PluginError
+        if the factory cannot be imported, fails, or makes something else; UsageError for options
+        that the component does not take; AssetError if it lacks a checkpoint.
         """
         built, who = self.options(spec, options), self._label(spec)
         takes = isinstance(spec, BackendSpec | GuiderSpec)
@@ -242,10 +221,7 @@ class Registry:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit too: no plugin may end the host
-            reason, hint = (
-                f"cannot be imported from {reference}: {one_line(error)}",
-                TRACEBACK,
-            )
+            reason, hint = f"cannot be imported from {reference}: {one_line(error)}", TRACEBACK
             if missing := records.missing_dependency(error, reference):
                 reason, hint = missing
             raise PluginError(f"{self._label(spec)} {reason}", hint=hint) from error

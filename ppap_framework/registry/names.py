@@ -34,7 +34,6 @@ def list_adapters() -> list[str]:
 
 def list_checkpoints(component: str | None = None) -> list[str]:
     """The names of a component's published checkpoints, or of all, as `checkpoint=` takes them.
-
     Those that are only of use together are joined by "+"; those of no use are left out.
     """
     found = registry()
@@ -57,7 +56,6 @@ class Conflict:
 
     Attributes:
         subject: The claimed thing, such as "guider 'depth'".
-        claims: The names of the plugins, in order.
         taken: The claim that is used all the same; None if asking for the name is an error.
     """
 

@@ -13,7 +13,6 @@ from ppap_framework.run.estimate import counts_of as counts_of
 from ppap_framework.run.estimate import first_batch as first_batch
 from ppap_framework.run.folder import RunFolder as RunFolder
 from ppap_framework.run.folder import check_folder as check_folder
-from ppap_framework.run.folder import check_writable as check_writable
 from ppap_framework.run.folder import fresh_folder as fresh_folder
 from ppap_framework.run.module_guide import FunctionLoss as FunctionLoss
 from ppap_framework.run.module_guide import ModuleGuide as ModuleGuide
@@ -25,11 +24,10 @@ from ppap_framework.run.plan import scale_words as scale_words
 from ppap_framework.run.request import GuideRequest as GuideRequest
 from ppap_framework.run.request import Loss as Loss
 from ppap_framework.run.request import guide as guide
-from ppap_framework.run.sample import Result as Result
+from ppap_framework.run.result import Result as Result
 from ppap_framework.run.sample import draw as draw
 from ppap_framework.run.sample import sample as sample
 from ppap_framework.run.settings import Compute as Compute
 from ppap_framework.run.settings import Sampling as Sampling
 from ppap_framework.run.settings import changed as changed
 from ppap_framework.run.settings import check as check
-from ppap_framework.run.settings import settle as settle

@@ -32,15 +32,10 @@ class LoadedBackend(DiffusionBackend):
     inner: DiffusionBackend
     origin: Origin
     stages: tuple[Stage, ...] = attrs.field(init=False)
-    device: torch.device | None = attrs.field(init=False)
 
     @stages.default
     def _stages(self) -> tuple[Stage, ...]:
         return self.inner.stages
-
-    @device.default
-    def _device(self) -> torch.device | None:
-        return self.inner.device
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:
         """See `DiffusionBackend.encode`."""
@@ -104,8 +99,7 @@ def backend(
         reason = f"a {type(source).__name__} is no diffusion model that an installed plugin knows"
         raise UsageError(reason, hint="`ppap plugins list` shows the backends")
     if checkpoint is not None or dtype is not None:
-        reason = "a model that is already loaded takes no checkpoint and no dtype"
-        raise UsageError(reason, hint="leave them out")
+        raise UsageError("a model that is already loaded takes no checkpoint and no dtype")
     made, origin = made_by_plugin(spec, options or {}, source, False)
     return LoadedBackend(made, attrs.evolve(origin, weights_sha256=backend_sha256(made)))
 
@@ -118,9 +112,8 @@ def find_backend(
     dtype: DType | None = None,
     offline: bool = False,
 ) -> FoundBackend:
-    """Find all errors of a backend, as of `backend`, without reading weights.
-
-    `offline` raises instead of downloading.
+    """Find all errors of a backend, as of `backend`, without reading weights. `offline` raises
+    instead of downloading.
     """
     name = os.fspath(source)
     # A name has no slash, and a dot only in the prefix of "distribution:name".
@@ -155,21 +148,18 @@ def made_by_plugin(
     offline: bool,
     loss: ComponentSpec | None = None,
 ) -> tuple[Any, Origin]:
-    """A backend or guider, made with its weights or a loaded model, and its origin; `loss` belongs
-    to it.
-    """
+    """A backend or guider, made of weights or a loaded model, and its origin; `loss` is its own."""
     plugins, start = registry(), time.perf_counter()
     with without_downloads(offline):
         made = plugins.make(spec, options, checkpoint)
-    seconds, resolved = time.perf_counter() - start, plugins.options(spec, options)
-    fields = () if resolved is None else attrs.fields(type(resolved))
+    seconds, provider = time.perf_counter() - start, plugins.provider(spec)
     origin = Origin(
         component=spec.name,
-        distribution=plugins.provider(spec).distribution,
-        version=plugins.provider(spec).version,
+        distribution=provider.distribution,
+        version=provider.version,
         options=dict(options),
-        resolved={f.alias or f.name: getattr(resolved, f.name) for f in fields if f.init},
-        compared=plugins.compared(spec, options),
+        resolved=plugins.resolved(spec, options),
+        compared=plugins.resolved(spec, options, compared=True),
         load_seconds=seconds,
         suppliers=suppliers(spec, loss, getattr(checkpoint, "card", None)),
     )

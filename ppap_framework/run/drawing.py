@@ -1,10 +1,4 @@
-"""The image loop of runs, synthetic sets, tables and diagnoses.
-
-Images by stage, the last one finished:
-
-    with drawing(plan) as draw:
-        pictures = draw(range(0, 8))
-"""
+"""The image loop of runs, synthetic sets, tables and diagnoses: see `drawing`."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ from torch import Tensor, nn
 
 from ppap_framework.border import maker
 from ppap_framework.diffusion import NoiseSource, cascade, trajectory
-from ppap_framework.errors import PluginError, PpapError, first_line
+from ppap_framework.errors import PluginError, PpapError, one_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
 from ppap_framework.run.plan import Kind, Plan
@@ -38,11 +32,8 @@ def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
     """A context in which images of a plan are drawn; `watch` is called after every step.
 
     Networks are on the device and frozen, experts attached, threads set. All is restored on exit,
-    except that networks stay on the device.
-
-    Raises:
-        AssetError: If a bundle changed since it was chosen.
-        PpapError: If networks are to be compiled and cannot be.
+    except that networks stay on the device. AssetError if a bundle changed since it was chosen,
+    PpapError if networks are to be compiled and cannot be.
     """
     compute, threads = plan.compute, torch.get_num_threads()
     networks = [*(stage.network for stage in plan.stages), *(guide.model for guide in plan.guides)]
@@ -112,49 +103,31 @@ class Drawing:
     def __call__(
         self, images: range, kind: Kind = "guided", *, check: bool = True
     ) -> dict[str, Tensor]:
-        """Draw a batch: (B, 3, H, W) in [-1, 1], on the device, by stage name, in order.
+        """Draw consecutive images: (B, 3, H, W) in [-1, 1], on the device, by stage name, in order.
 
-        Args:
-            images: Consecutive image numbers.
-            kind: How they are guided.
-            check: Raise a PpapError if an image is not finite; otherwise `broken` counts it.
+        PpapError if one is not finite; without `check`, `broken` counts it.
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
-        start = x = noise((count, *plan.stage.shape)).to(plan.device)
+        x = noise((count, *plan.stage.shape)).to(plan.device)
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
-        walk = trajectory(
-            plan.stage,
-            plan.process,
-            x,
-            noise,
-            condition=condition,
-            step=sampling.step,
-            guidance=guidance,
-        )
+        walk = partial(trajectory, plan.stage, plan.process, x, noise, condition=condition)
         with computing_in(plan.compute.precision, plan.device):
-            for state in walk:
+            for state in walk(step=sampling.step, guidance=guidance):
                 x = state.x
                 self._count(count)
             if check and (broken := _broken(x)):
                 # If the first step is finite without guides, they are at fault.
-                walk = trajectory(plan.stage, plan.process, start, noise, condition=condition)
-                guided = guidance is not None and not _broken(next(walk).x)
+                guided = guidance is not None and not _broken(next(walk()).x)
                 raise self._failure(images[broken[0]], guided)
             with torch.no_grad():
                 x = plan.stage.decode(x)
             drawn = [x.clamp(-1.0, 1.0)]
-            drawn += cascade(
-                plan.later,
-                drawn[0],
-                condition,
-                seed=sampling.seed,
-                start=images.start,
-                watch=self._count,
-                ready=lambda stage: self.place(stage.network),
-            )
+            more: dict[str, Any] = {"seed": sampling.seed, "start": images.start}
+            more |= {"watch": self._count, "ready": lambda stage: self.place(stage.network)}
+            drawn += cascade(plan.later, drawn[0], condition, **more)
         last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
         broken = _broken(last)
         if check and broken:
@@ -242,7 +215,7 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
         try:
             yield lambda: check(run.stage.network)
         except TorchDynamoException as error:
-            reason = f"the networks cannot be compiled: {first_line(error)}"
+            reason = f"the networks cannot be compiled: {one_line(error)}"
             hint = "torch.compile wants a C++ compiler such as g++; or leave out --compile"
             raise PpapError(reason, hint=hint) from error
     check(*list(named))

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ppap_framework.components import CascadedStage, Stage
-from ppap_framework.errors import PpapError, first_line
+from ppap_framework.errors import PpapError, one_line
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.run.plan import Plan
@@ -60,7 +60,6 @@ class Counts:
 @attrs.frozen(kw_only=True)
 class StepCost:
     """One network's FLOPs for a step of an image, and its peak memory of activations in bytes.
-
     `before` counts what comes before an image's first step, such as reading its prompt.
     """
 
@@ -121,7 +120,7 @@ def estimate(run: Plan) -> Estimate:
             stages = _stages(run, fake)
             guides = {guide.name: _guide(run, guide, fake) for guide in run.guides}
     except Exception as error:
-        raise PpapError(f"what a step takes cannot be counted: {first_line(error)}") from error
+        raise PpapError(f"what a step takes cannot be counted: {one_line(error)}") from error
     base, kinds = stages[run.stage.name], 1 + len(run.compared)
     flops = run.num * len(set().union(*acting(run).values())) * base.backward
     for cost, process in zip(stages.values(), run.processes, strict=True):
@@ -135,10 +134,8 @@ def estimate(run: Plan) -> Estimate:
 
 
 def first_batch(run: Plan) -> int:
-    """The batch size to begin with.
-
-    "auto" takes the estimated size, at most 32 on the CPU. If a GPU's free memory is unknown, it
-    takes all images, and the batch size is halved.
+    """The batch size to begin with. "auto" takes the estimated size, at most 32 on the CPU. If a
+    GPU's free memory is unknown, it takes all images, and the batch size is halved.
     """
     if run.compute.batch != "auto":
         return min(run.compute.batch, run.num)

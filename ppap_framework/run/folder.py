@@ -19,7 +19,6 @@ import contextlib
 import datetime
 import itertools
 import json
-import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,17 +30,25 @@ import torch
 from PIL import Image
 
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.files import read_json, refusals, replacing, write_json
+from ppap_framework.files import (
+    ELSEWHERE,
+    check_content,
+    check_writable,
+    core_version,
+    opened,
+    read_json,
+    refusals,
+    replacing,
+    write_json,
+)
 from ppap_framework.pixels import to_pil
-from ppap_framework.resume import check_content, core_version, opened
 from ppap_framework.run.estimate import counts_of
 from ppap_framework.run.grid import grid_of
 from ppap_framework.run.plan import Kind, Plan, guide_origin
-from ppap_framework.run.sample import Pictures, Result
+from ppap_framework.run.result import Pictures, Result
 
 _RECORD, _GRID = "run.json", "grid.png"
 _FORMAT = 1
-_ELSEWHERE = "give another folder"
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
@@ -52,16 +59,8 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     elif overwrite:
         _earlier(folder)
     else:
-        hint = f"--overwrite replaces it, or {_ELSEWHERE}"
+        hint = f"--overwrite replaces it, or {ELSEWHERE}"
         raise UsageError(f"{str(folder)!r} holds an earlier run", hint=hint)
-
-
-def check_writable(folder: Path, hint: str = _ELSEWHERE) -> None:
-    """UsageError if a folder can be neither made nor written to; writes nothing."""
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        fault = f"{str(there)!r} {'has no permission' if there.is_dir() else 'is no folder'}"
-        raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=hint)
 
 
 def fresh_folder(root: Path, run: Plan) -> Path:
@@ -75,7 +74,7 @@ def fresh_folder(root: Path, run: Plan) -> Path:
         number = 1 + max((int(match[1]) for match in taken if match), default=0)
         folder = root / f"{number:04d}-{label}"
         quicker = contextlib.suppress(FileExistsError)  # another run may be
-        with refusals(folder, UsageError, hint=_ELSEWHERE), quicker:
+        with refusals(folder, UsageError, hint=ELSEWHERE), quicker:
             folder.mkdir(parents=True)
             return folder
 
@@ -83,16 +82,9 @@ def fresh_folder(root: Path, run: Plan) -> Path:
 class RunFolder:
     """Writes a run batch by batch to a folder, made if missing; see `check_folder`.
 
-    No other process can write to the folder until `finish` or `fail`.
-
-    Args:
-        run: The plan.
-        path: The folder.
-        command: The command line, for the record.
-        overwrite: Remove an earlier run's files, and no others.
-
-    Attributes:
-        record: The content of `run.json` so far.
+    No other process can write to it until `finish` or `fail`. `overwrite` removes an earlier run's
+    files, and no others; `command` is the command line, for the record. The attribute `record`
+    holds the content of `run.json` so far.
     """
 
     def __init__(
@@ -104,7 +96,7 @@ class RunFolder:
         self._cost = attrs.asdict(counts_of(run))  # before an earlier run is removed
         self._started = datetime.datetime.now(datetime.timezone.utc)
         self._images: list[dict[str, Any]] = []
-        with contextlib.ExitStack() as stack, refusals(path, UsageError, hint=_ELSEWHERE):
+        with contextlib.ExitStack() as stack, refusals(path, UsageError, hint=ELSEWHERE):
             stack.enter_context(opened(path))
             check_folder(path, overwrite=overwrite)  # another run may have ended since
             for file in _earlier(path) if (path / _RECORD).exists() else ():
@@ -219,7 +211,7 @@ def _earlier(folder: Path) -> list[str]:
             raise TypeError
     except (AssetError, TypeError, KeyError) as error:
         reason = f"{str(folder / _RECORD)!r} is not the record of a run"
-        raise UsageError(reason, hint=_ELSEWHERE) from error
+        raise UsageError(reason, hint=ELSEWHERE) from error
     files = [_GRID]
     for kind, number in kinds:
         name, *others = _names(kind, number, config["num"], guides, stages[:-1])

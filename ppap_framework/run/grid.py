@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ppap_framework.experts import RangeScales
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.plan import Plan, option_words, scale_words
-from ppap_framework.run.sample import Pictures, Result
+from ppap_framework.run.result import Pictures, Result
 
 MAX_IMAGES = 64
 """Images that a grid shows; the first ones."""
@@ -48,9 +48,8 @@ class Line:
 
 
 def grid_of(result: Result) -> Image.Image:
-    """The grid of a run: images, what the guides see in them, and the targets.
-
-    A guide's words stand below each image; if it has none, its pictures get a line of their own.
+    """The grid of a run: images, what the guides see in them, and the targets. A guide's words
+    stand below each image; if it has none, its pictures get a line of their own.
     """
     run, header = result.plan, _header(result.plan)
     if len(result.images) > MAX_IMAGES:
@@ -129,9 +128,8 @@ def _lines(title: str, pictures: Pictures) -> list[Line]:
 def draw_grid(
     header: Sequence[str], lines: Sequence[Line], targets: Sequence[tuple[Image.Image, str]] = ()
 ) -> Image.Image:
-    """Draw lines of tiles below lines of text; as many tiles as fit stand side by side.
-
-    `lines` have equally many tiles and are broken together; captioned `targets` stand above them.
+    """Draw lines of tiles below lines of text; as many tiles as fit stand side by side. `lines`
+    have equally many tiles and are broken together; captioned `targets` stand above them.
     """
     tiles = [[_fitted(p, max(p.size), _LARGEST) for p in line.pictures] for line in lines]
     wide = max((p.width for pictures in tiles for p in pictures), default=_TILE)

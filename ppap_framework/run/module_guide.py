@@ -31,8 +31,7 @@ class ModuleGuide(GuidanceModel):
             prediction is one tensor of what the network returns: the only one, or that called
             `logits`, `out` or `predicted_depth`. For other tasks it is all that it returns.
 
-    Raises:
-        UsageError: If only one of `mean` and `std` is given, or a value is invalid.
+    UsageError if only one of `mean` and `std` is given, or a value is invalid.
     """
 
     mean: Tensor
@@ -71,7 +70,6 @@ class ModuleGuide(GuidanceModel):
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
-
         Raises a UsageError for words, since a bare network has no names.
         """
         if given.array is not None:

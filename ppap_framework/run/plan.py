@@ -12,7 +12,7 @@ import attrs
 import torch
 
 from ppap_framework.components import CascadedStage, DiffusionBackend, Stage, check_readable
-from ppap_framework.diffusion import Continuation, Process
+from ppap_framework.diffusion import Continuation, Process, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     BundleFile,
@@ -43,24 +43,22 @@ DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
 
 _OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
+_NO_CURVE = "experts %r have no curve; try `ppap experts calibrate %s --backend %s --guider %s`"
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Plan:
     """A run with all settings resolved.
 
     Attributes:
-        backend: The diffusion model.
-        guides: Its guides, with scales and experts settled.
-        num: Number of images.
+        guides: The guides, with scales and experts settled.
         compare: Draw the same noise also without guides and, if there are any, without experts.
         sampling: What determines the images.
         compute: How they are computed.
         process: Reverse process of the backend's first stage over the kept timesteps.
         later: Later stages that run, with their processes.
-        device: The device.
     """
 
     backend: LoadedBackend
@@ -70,7 +68,7 @@ class Plan:
     sampling: Sampling
     compute: Compute
     process: Process
-    later: tuple[Continuation, ...] = ()
+    later: tuple[Continuation, ...]
     device: torch.device
 
     @property
@@ -158,11 +156,8 @@ def guide_origin(guide: Guide) -> Origin:
     """The guide's origin; made of its model if it is the user's own."""
     if guide.origin is not None:
         return guide.origin
-    model = guide.model
-    return Origin(
-        component=type(model).__qualname__,
-        weights_sha256=None if has_experts(model.network) else guide_sha256(model),
-    )
+    sha256 = None if has_experts(guide.model.network) else guide_sha256(guide.model)
+    return Origin(component=type(guide.model).__qualname__, weights_sha256=sha256)
 
 
 @isolated()
@@ -175,11 +170,9 @@ def plan(
     *,
     compare: bool = False,
 ) -> Plan:
-    """Settle everything about a run; see `sample` for the arguments.
-
-    Raises:
-        UsageError: If settings are invalid, alone or for this backend and guides; it lists all.
-        PpapError: If experts cannot be used: see `choose_experts`.
+    """Settle everything about a run; see `sample` for the arguments. UsageError with all settings
+    that are invalid, alone or for this backend and guides; PpapError if experts cannot be used: see
+    `choose_experts`.
     """
     sampling, compute = sampling or Sampling(), compute or Compute()
     check(num, sampling, compute)
@@ -188,7 +181,8 @@ def plan(
     with problems.collected():
         later = _later_stages(loaded, sampling.stage)
     with problems.collected():
-        kept = stage.timesteps(sampling.steps)
+        length, steps = stage.schedule.num_timesteps, sampling.steps
+        kept = stage.timesteps(steps) or timesteps_for(length, steps)
     with problems.collected():
         different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
         loaded.encode(different or None, len(different) or 1)
@@ -214,17 +208,9 @@ def plan(
     for guide in settled:
         if guide.chosen is not None:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
-    return Plan(
-        backend=loaded,
-        guides=tuple(settled),
-        num=int(num),
-        compare=compare,
-        sampling=sampling,
-        compute=compute,
-        process=process,
-        later=later,
-        device=loaded.device if loaded.device and compute.device == "auto" else compute.place,
-    )
+    here = (compute.device == "auto" and loaded.inner.device) or compute.place
+    how = int(num), compare, sampling, compute
+    return Plan(loaded, tuple(settled), *how, process, later, here)
 
 
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
@@ -285,12 +271,8 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     elif guide.curve is None and isinstance(curve, RangeScales):
         curve = None  # next to these, a number has always been absolute
     if isinstance(experts, BundleFile) and experts.info.curve is guide.curve is None:
-        _log.info(
-            "experts %r have no scale curve; `ppap experts calibrate %s --backend %s --guider %s` "
-            "adds one",
-            *(experts.name, experts.name, experts.info.backend.component),
-            experts.info.guide.component,
-        )
+        trained = experts.info.backend.component, experts.info.guide.component
+        _log.info(_NO_CURVE, experts.name, experts.name, *trained)
     return attrs.evolve(guide, scale=scale, curve=curve)
 
 

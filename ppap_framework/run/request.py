@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
@@ -56,10 +56,6 @@ def _dict(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _strings(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
-
-
 def _path(value: Any) -> Any:
     """Paths stay paths, made absolute: never taken for names, nor changed by a later chdir."""
     return expanded(value).absolute() if isinstance(value, os.PathLike) else value
@@ -77,15 +73,13 @@ class _Found(NamedTuple):
 @final
 @attrs.frozen(kw_only=True, eq=False, slots=False)
 class GuideRequest:
-    """A guide as it was asked for.
+    """A guide as it was asked for. What is not listed is as in `Guide`.
 
     Attributes:
         source: Name of a guider, a `GuidanceModel`, or any network.
         target: What it should see: words, an index, the path of a picture or array, a PIL image,
             an array or a tensor, as the guide understands it. None takes the default of the
             guider's checkpoint, if there is one.
-        scale: Guidance scale; see `Scale`.
-        interval: Half-open range (lo, hi) of t / T in which it acts; 1 is pure noise.
         loss: The loss; None for the guider's own. A bare network has none.
         loss_options: Options of a loss given by name.
         model: Name of the network, for a guider with several: its option `model`.
@@ -95,9 +89,7 @@ class GuideRequest:
         mean: Channel means of a network; see `ModuleGuide`, also for `std` and `size`.
         experts: Experts that read noisy images in the guide's place; see `WantedExperts`. Clean
             images, and guides that read noise themselves, need none.
-        allow_mismatch: Accepted differences of a bundle: "backend", "resolution".
         name: Name in messages and files; by default that of the guider or class.
-        offline: Raise instead of downloading.
     """
 
     source: str | nn.Module
@@ -113,7 +105,7 @@ class GuideRequest:
     std: Sequence[float] | None = None
     size: int | None = None
     experts: WantedExperts = attrs.field(default="auto", converter=_path)
-    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    allow_mismatch: tuple[str, ...] = attrs.field(default=(), converter=tuple[str, ...])
     name: str | None = None
     offline: bool = False
 
@@ -133,16 +125,10 @@ class GuideRequest:
     def check(self, through: Through = "noisy") -> None:
         """Find all errors, as of `guide`, without reading weights."""
         spec = self._found.spec
-        aware = bool(spec and spec.noise_aware)
-        bundle = check_wanted(
-            self.experts,
-            self.label,
-            noise_aware=aware,
-            through=through,
-            allow_mismatch=self.allow_mismatch,
-            offline=self.offline,
-        )
-        used = uses_experts(self.experts, noise_aware=aware, through=through)
+        how: Any = {"noise_aware": bool(spec and spec.noise_aware), "through": through}
+        more: Any = {"allow_mismatch": self.allow_mismatch, "offline": self.offline}
+        bundle = check_wanted(self.experts, self.label, **how, **more)
+        used = uses_experts(self.experts, **how)
         if bundle is not None or not used:
             check_calibrated(self.label, self.scale, used, bool(bundle and bundle.calibration))
 
@@ -232,7 +218,7 @@ class GuideRequest:
                 raise UsageError("a loss that is already made takes no options")
             return loss if isinstance(loss, TaskLoss) else FunctionLoss(loss)
         if loss is not None:
-            found = registry().spec("loss", loss)
+            found: TaskLossSpec = registry().spec("loss", loss)
         elif spec is not None:
             found = registry().default_loss(spec)
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -18,18 +19,52 @@ from ppap_framework.runtime import Precision, find_device
 
 SamplerName: TypeAlias = Literal["ddim", "ddpm"]
 
-_CHOICES: dict[str, Any] = {"sampler": SamplerName, "through": Through, "conflicts": Conflicts}
-_CHOICES |= {"precision": Precision}
-_USUAL = {"num": 4, "steps": 25, "seed": 0, "batch": 8, "threads": 1}
-"""Whole numbers, and a value of each for hints."""
+Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
+"""The test of a value, what it must do, and a usual one."""
+
+
+def whole(least: float, usual: int, *others: object) -> Rule:
+    """Whole numbers from `least` on, and other values."""
+    words = "be a whole number" + (f" from {least}" if math.isfinite(least) else "")
+    return lambda x: (type(x) is int and x >= least) or x in others, words, usual
+
+
+def one_of(words: Any) -> Rule:
+    """The values of a `Literal`, the first of which is the usual one."""
+    choices = get_args(words)
+    return choices.__contains__, f"be {' or '.join(choices)}", choices[0]
+
+
+_RULES: dict[str, Rule] = {
+    "num": whole(1, 4),
+    "steps": whole(1, 25),
+    "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddim or ddpm", "ddim"),
+    "eta": (lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1", 0),
+    "seed": whole(-math.inf, 0),
+    "through": one_of(Through),
+    "conflicts": one_of(Conflicts),
+    "precision": one_of(Precision),
+    "batch": whole(1, 8, "auto"),
+    "threads": whole(1, 1, None),
+}
+
+
+def unfit(values: Mapping[str, Any], rules: Mapping[str, Rule] = _RULES) -> Iterator[UsageError]:
+    """Errors of values by name, by their rules."""
+    for name, (accepts, words, usual) in rules.items():
+        if name in values and not accepts(value := _plain(values[name])):
+            hint = f"use {usual} for {name}, say"
+            yield UsageError(f"{name} must {words}, not {value}", hint=hint)
 
 
 def plain_numbers(_: type, fields: list[attrs.Attribute[Any]]) -> list[attrs.Attribute[Any]]:
-    """A transformer of attrs fields that takes numpy's numbers for Python's."""
+    """A transformer of attrs fields that makes numpy's numbers and torch's dtypes plain values."""
     return [field.evolve(converter=field.converter or _plain) for field in fields]
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -90,10 +125,7 @@ class Sampling:
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
-        yield from _unfit(attrs.asdict(self))
-        if not 0.0 <= self.eta <= 1.0:
-            hint = "0 adds no noise, 1 as much as ancestral sampling"
-            yield UsageError(f"eta must lie between 0 and 1, not be {self.eta}", hint=hint)
+        yield from unfit(attrs.asdict(self))
         if self.eta and self.sampler != "ddim":
             reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
             yield UsageError(reason, hint="use ddim")
@@ -105,10 +137,6 @@ class Sampling:
         elif len(each) != num:
             reason = f"{len(each)} prompts were given for {num} images"
             yield UsageError(reason, hint="give one for all, or one for each")
-
-
-def _precision(value: Any) -> Any:
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
 
 
 @final
@@ -127,7 +155,7 @@ class Compute:
     """
 
     device: str | torch.device = "auto"
-    precision: Precision = attrs.field(default="float32", converter=_precision)
+    precision: Precision = "float32"
     batch: int | Literal["auto"] = 8
     offload: bool = False
     compile: bool = False
@@ -152,7 +180,7 @@ class Compute:
 
     def problems(self) -> Iterator[UsageError]:
         """Errors of these settings."""
-        yield from _unfit(attrs.asdict(self))
+        yield from unfit(attrs.asdict(self))
         try:
             find_device(self.device)
         except UsageError as error:
@@ -162,52 +190,17 @@ class Compute:
 def check(num: int, sampling: Sampling, compute: Compute) -> None:
     """Raise one UsageError with all invalid settings, whatever the backend and guides."""
     problems = Problems()
-    problems.errors += [*_unfit({"num": num}), *sampling.problems(num), *compute.problems()]
+    problems.errors += [*unfit({"num": num}), *sampling.problems(num), *compute.problems()]
     problems.check()
 
 
-def _unfit(values: Mapping[str, Any]) -> Iterator[UsageError]:
-    """Errors of values of fields that are whole numbers or one of several words."""
-    for name, value in ((name, _plain(value)) for name, value in values.items()):
-        choices, usual = get_args(_CHOICES.get(name)), _USUAL.get(name)
-        if choices and value not in choices and not callable(value):
-            hint = f"choose one of {', '.join(choices)}"
-            yield UsageError(f"{name} cannot be {value!r}", hint=hint)
-        if usual is None or (name, value) in (("batch", "auto"), ("threads", None)):
-            continue
-        from_1 = "" if name == "seed" else " from 1"
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or (from_1 and value < 1):
-            reason = f"{name} must be a whole number{from_1}, not {value}"
-            yield UsageError(reason, hint=f"use {usual} for {name}, say")
-
-
-def settle(
-    sampling: Sampling | None,
-    compute: Compute | None,
-    changes: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-) -> tuple[Sampling, Compute]:
-    """Both records, with fields changed by keyword as by `changed`.
-
-    A record that is None has the default values of its fields, or those in `defaults`.
-    """
-    fields = defaults or {}
-    return changed(
-        changes,
-        sampling or Sampling(**_of(Sampling, fields)),
-        compute or Compute(**_of(Compute, fields)),
-    )
-
-
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
-    """Records with fields changed by keyword; UsageError for a name that is no field.
-
-    A name in several records changes the first.
+    """Records with fields changed by keyword; UsageError for a name that is no field. A name in
+    several records changes the first.
     """
     left, result = dict(changes), []
     for record in records:
-        own = {name: left.pop(name) for name in _of(type(record), left)}
+        own = {name: left.pop(name) for name in attrs.fields_dict(type(record)) if name in left}
         result.append(attrs.evolve(record, **own))
     for name in left:
         known = [field for record in records for field in attrs.fields_dict(type(record))]
@@ -215,8 +208,3 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
         raise UsageError(f"there is no setting {name!r}", hint=hint)
     return tuple(result)
-
-
-def _of(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that are fields of a record, by name."""
-    return {name: value for name, value in values.items() if name in attrs.fields_dict(record)}

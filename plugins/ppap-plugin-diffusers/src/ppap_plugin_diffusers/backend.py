@@ -149,7 +149,7 @@ class DiffusersStage(Stage):
         own = self.options.cfg
         return self.family.cfg if own is None or self.family.cfg is None else own
 
-    def timesteps(self, steps: int) -> list[float]:
+    def timesteps(self, steps: int) -> list[float] | None:
         """As the scheduler spaces them."""
         return self.convention.timesteps(steps)
 

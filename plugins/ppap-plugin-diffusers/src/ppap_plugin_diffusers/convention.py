@@ -27,7 +27,6 @@ from ppap_framework.author import (
     Prediction,
     UsageError,
     VarianceKind,
-    timesteps_for,
 )
 
 __all__ = ["Convention", "convention_of"]
@@ -55,8 +54,8 @@ class Convention(abc.ABC):
     final_abar: float = 1.0
 
     @abc.abstractmethod
-    def timesteps(self, steps: int) -> list[float]:
-        """The kept base timesteps, rising; UsageError if there are none."""
+    def timesteps(self, steps: int) -> list[float] | None:
+        """As `Stage.timesteps`; UsageError if there are none."""
 
     @abc.abstractmethod
     def fed(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,10 +135,10 @@ class _Classic(Convention):
         if not one or config.get("final_sigmas_type", "zero") == "sigma_min":
             self.final_abar = float(self.schedule.alphas_cumprod[0])
 
-    def timesteps(self, steps: int) -> list[float]:
+    def timesteps(self, steps: int) -> list[float] | None:
         length = self.schedule.num_timesteps
-        if steps == 1 or not 1 <= steps <= length:
-            return [*timesteps_for(length, steps)]  # refuses, too
+        if steps == 1 or steps not in range(1, length + 1):
+            return None
         if self._spacing == "linspace":
             kept = np.linspace(0, length - 1, steps).round()
         elif self._spacing == "leading":
@@ -213,12 +212,13 @@ class _Flow(Convention):
             self._last = _shifted(self._last, shift)
         self._shift = shift
 
-    def timesteps(self, steps: int) -> list[float]:
+    def timesteps(self, steps: int) -> list[float] | None:
         """Evenly spaced, then shifted to s = a u / (1 + (a - 1) u) (Esser et al. 2024, arXiv
         2403.03206, section 5.3.2).
         """
         length = self.schedule.num_timesteps
-        timesteps_for(length, steps)  # refuses
+        if steps not in range(1, length + 1):
+            return None
         last = 1.0 / steps if self._ends_with_steps else self._last
         even = np.linspace(1.0, last, steps)[::-1]
         return [float(length * _shifted(u, self._shift) - 1.0) for u in even]
