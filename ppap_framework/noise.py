@@ -133,18 +133,13 @@ class FlowSchedule(NoiseSchedule):
         kept = _flow_abar(torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps)
         super().__init__("flow", 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]]))
 
-    def time(self, t: Tensor) -> Tensor:
-        """s at base timesteps t, (B,): (B,), float64."""
-        return (t.cpu().double() + 1.0) / self.num_timesteps
-
     def abar(self, t: Tensor) -> Tensor:
         """abar at base timesteps t, (B,), whole or fractional: (B,), float64."""
-        return _flow_abar(self.time(t))
+        return _flow_abar((t.cpu().double() + 1.0) / self.num_timesteps)
 
     def level(self, t: Tensor) -> NoiseLevel:
         """The noise level at base timesteps t, (B,), whole or fractional."""
-        s = self.time(t)
-        return NoiseLevel(2.0 * ((1.0 - s) / s).log())
+        return NoiseLevel(torch.logit(self.abar(t)))
 
 
 def _flow_abar(s: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -131,8 +131,8 @@ class Registry:
                 problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
         cards: Any = self.cards
         needs = getattr(spec, "needs_checkpoint", isinstance(spec, BackendSpec))
-        if isinstance(spec, BackendSpec) and spec.opens:
-            needs = problems.attempt(self._imported, spec, spec.opens) is None
+        if opens := getattr(spec, "opens", None):
+            needs = problems.attempt(self._imported, spec, opens) is None
         if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
             problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
@@ -200,17 +200,14 @@ class Registry:
 
     def opened(self, spec: BackendSpec, wanted: Any) -> Checkpoint:
         """The checkpoint that the user names, by the backend's own `opens`."""
-        assert spec.opens is not None
-        opens = self._imported(spec, spec.opens)
+        opens: Callable[[Any], Checkpoint] = self._imported(spec, spec.opens or "")
         with calling(self._label(spec), "its checkpoint"):
-            found: Checkpoint = opens(wanted)
-        return found
+            return opens(wanted)
 
     def wrapper(self, source: object) -> BackendSpec | None:
         """The backend that takes an object of another library, if any."""
         kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
-        specs = (spec for spec in self.specs("backend") if getattr(spec, "wraps", None) in kinds)
-        return next((spec for spec in specs if isinstance(spec, BackendSpec)), None)
+        return next((spec for _, spec in self.offers(BackendSpec) if spec.wraps in kinds), None)
 
     def _imported(self, spec: ComponentSpec, reference: str) -> Any:
         """What "package.module:attribute" names."""

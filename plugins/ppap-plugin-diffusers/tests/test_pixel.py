@@ -124,7 +124,7 @@ def test_the_loaded_pipeline_is_used_as_it_is() -> None:
     pipe.unet.to(torch.bfloat16)
     backend = ppap.backend(pipe)
     assert backend.stages[0].network is pipe.unet
-    assert backend.device == torch.device("cpu")
+    assert backend.inner.device == torch.device("cpu")
     assert backend.origin.component == "diffusers"
     assert backend.origin.weights_sha256 is not None
     assert ppap.sample(pipe, num=1, steps=2).images.isfinite().all()
