@@ -14,12 +14,13 @@ from toy_guides import guide_of
 
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend, Prediction, TaskLoss
-from ppap_framework.diffusion import Process, ddim_step, timesteps_for
+from ppap_framework.diffusion import Process, ddim_step
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.learn import calibrate, transfer
+from ppap_framework.learn import Recipe, calibrate
+from ppap_framework.learn.plan import plan_transfer
 from ppap_framework.noise import FlowSchedule, NoiseLevel, cosine_schedule
-from ppap_framework.run import Sampling, plan
+from ppap_framework.run import Compute, Sampling, plan
 from ppap_framework.run.estimate import estimate
 
 LEVEL = cosine_schedule(1000).level(torch.tensor([400, 400]))
@@ -79,7 +80,7 @@ class TestSampling:
     @pytest.mark.parametrize("through", ["clean", "clean-detached"])
     def test_guides_reach_their_target(self, through: str) -> None:
         how: dict[str, Any] = {"num": 8, "steps": 20, "through": through}
-        result = ppap.sample(LatentBackend(), [red(scale=3.0)], compare=True, **how)
+        result = ppap.sample(LatentBackend(), [red(scale=3000.0)], compare=True, **how)
         guided = result.guided.seen["looking"].figures["energy"]
         unguided = result.unguided.seen["looking"].figures["energy"]
         assert guided.mean() < 0.8 * unguided.mean()
@@ -91,12 +92,12 @@ class TestSampling:
             ppap.sample(LatentBackend(), [red()], num=2, steps=4)
         assert "--through clean-detached" in caught.value.hint
 
-    def test_experts_and_curves_of_latents_are_refused(self, tmp_path) -> None:
+    def test_experts_and_curves_of_latents_are_refused(self) -> None:
         guide = attrs.evolve(red(), loss=Mean(), scale=4)
         with pytest.raises(UsageError, match="draws latents"):
             calibrate(LatentBackend(), guide, num=8)
         with pytest.raises(UsageError, match="draws latents"):
-            transfer(LatentBackend(), guide, tmp_path, out=tmp_path / "out")
+            plan_transfer(LatentBackend(), guide, None, Recipe(), Compute(), None)
 
     def test_the_cost_of_a_step(self) -> None:
         """A convolution of 2 x 4 x 4 latents to 3 x 8 x 8 pixels, and its gradient."""
@@ -135,7 +136,7 @@ class TestGradient:
             ends = [energy(self.x_t + sign * step * direction, through) for sign in (1.0, -1.0)]
             slope = -1.5 * (ends[0] - ends[1]) / (2 * step)
             found = (self.gradient(stage, through) * direction).sum().double()
-            assert_close(found, slope, rtol=1e-3, atol=1e-5)
+            assert_close(found, slope, rtol=1e-2, atol=1e-5)
 
     def test_detached_is_exact_for_standard_normal_data(self) -> None:
         stage = LatentStage()
@@ -179,11 +180,11 @@ class TestFlow:
             assert_close(x * size_to, y + (to - s) * v)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 10])
-def test_the_last_step_leads_to_the_stage_s_end(steps: int) -> None:
+@pytest.mark.parametrize("kept", [[100], [100, 500, 900], [200, 999]], ids=str)
+def test_the_last_step_leads_to_the_stage_s_end(kept: list[int]) -> None:
     schedule = cosine_schedule(1000)
-    process = Process(schedule, [t + 1 for t in timesteps_for(999, steps)], end=0.99)
-    assert_close(process.alphas_cumprod, schedule.alphas_cumprod[list(process.timesteps)])
+    process = Process(schedule, kept, end=0.99)
+    assert_close(process.alphas_cumprod, schedule.alphas_cumprod[kept])
     x0, eps = torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), -1.0)
     alpha = process.alphas_cumprod[0].sqrt().view(1, 1, 1, 1)
     sigma = (1 - alpha**2).sqrt()

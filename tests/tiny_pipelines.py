@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import string
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -118,12 +119,12 @@ def clip(kind: Any = transformers.CLIPTextModel) -> tuple[Any, Any]:
     return made(kind, config=config), tokenizer
 
 
-def t5() -> tuple[Any, Any]:
+def t5(width: int = 16) -> tuple[Any, Any]:
     """A text encoder and its tokenizer."""
     words = ["<pad>", "</s>", "<unk>", "\u2581", *string.ascii_lowercase]
     tokenizer = transformers.T5Tokenizer([(word, -1.0) for word in words], extra_ids=0)
     config = transformers.T5Config(
-        vocab_size=len(words), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+        vocab_size=len(words), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
     )
     return made(transformers.T5EncoderModel, config=config), tokenizer
 
@@ -220,7 +221,7 @@ def pixart() -> Any:
 
 def stable_diffusion_3(**scheduler: Any) -> Any:
     encoders = [clip(transformers.CLIPTextModelWithProjection) for _ in range(2)]
-    third, third_tokenizer = t5()
+    third, third_tokenizer = t5(32)
     transformer = made(
         diffusers.SD3Transformer2DModel,
         sample_size=SIZE,
@@ -326,8 +327,13 @@ def drawn(pipe: Any, noise: Tensor, steps: int, **how: Any) -> Tensor:
         size = {"use_resolution_binning": False, "clean_caption": False}
     if kind == "FluxPipeline":
         size = {"height": 2 * SIZE, "width": 2 * SIZE}
-    with beginning(pipe, noise):
+    step = pipe.scheduler.step
+    if kind == "IFPipeline":  # it thresholds, and has no argument for what becomes of eps
+        step = partial(step, use_clipped_model_output=True)
+    with beginning(pipe, noise), mock.patch.object(pipe.scheduler, "step", step):
         images = pipe(num_inference_steps=steps, output_type="pt", **size, **how).images
+    if kind == "IFPipeline":  # which leaves tensors in [-1, 1]
+        images = (images + 1.0) / 2.0
     found: Tensor = images if isinstance(images, Tensor) else torch.from_numpy(images)
     return found if found.shape[1] == 3 else found.permute(0, 3, 1, 2)
 

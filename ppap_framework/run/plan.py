@@ -186,8 +186,6 @@ def plan(
     with problems.collected():
         different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
         loaded.encode(different or None, len(different) or 1)
-    if aimed and sampling.through == "noisy":
-        problems.attempt(check_readable, stage, "--through clean-detached decodes latents for them")
     if compare and not aimed:
         problems.add("there is nothing to compare without a guide", "give a guide")
     for name, count in Counter(guide.name for guide in aimed).items():
@@ -201,6 +199,8 @@ def plan(
             hint = "give one target, or one for each image"
             problems.add(f"guide {guide.name!r} has {rows} targets for {num} images", hint)
         with problems.collected():
+            if sampling.through == "noisy":
+                check_readable(stage, "--through clean-detached decodes latents for them")
             settled.append(_settled(guide, loaded, sampling))
     problems.check()
     _check_shared(settled)

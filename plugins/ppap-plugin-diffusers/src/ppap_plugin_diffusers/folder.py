@@ -134,10 +134,12 @@ def _loading(folder: Path) -> Iterator[None]:
     """A context in which diffusers and transformers say nothing, and errors are of one line."""
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
     levels = [logger.level for logger in loggers]
-    from diffusers.utils import logging as bars
+    from diffusers.utils import logging as own
+    from transformers.utils import logging as others
 
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+    shown = [bars for bars in (own, others) if bars.is_progress_bar_enabled()]
+    for bars in shown:
+        bars.disable_progress_bar()
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
@@ -151,7 +153,7 @@ def _loading(folder: Path) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if shown:
+        for bars in shown:
             bars.enable_progress_bar()
 
 
