@@ -81,7 +81,7 @@ def pixels(one: Tensor, other: Tensor) -> str:
     """The mean change of a pixel, from 0 to 255; AssertionError if it is not finite or nothing."""
     change = 127.5 * (one - other).abs().mean().item()
     assert 0.0 < change < 256.0
-    return f"{change:.2g}"
+    return f"{change:.0f}" if change >= 10.0 else f"{change:.2g}"
 
 
 def teach(backend: LoadedBackend, prompts: list[str] | None, folder: Path) -> Any:

@@ -83,7 +83,7 @@ class TestSampling:
         result = ppap.sample(LatentBackend(), [red(scale=3000.0)], compare=True, **how)
         guided = result.guided.seen["looking"].figures["energy"]
         unguided = result.unguided.seen["looking"].figures["energy"]
-        assert guided.mean() < 0.8 * unguided.mean()
+        assert guided.lt(0.9 * unguided).all()
         backwards = result.stats.guidance.denoiser_backwards
         assert backwards == (8 * 20 if through == "clean" else 0)
 

@@ -258,7 +258,8 @@ def _cost(fake: FakeTensorMode, compute: Callable[[bool], None], differentiated:
     _, flops, _ = _measured(fake, partial(compute, False))
     both = flops
     if differentiated:
-        _, both, memory = _measured(fake, partial(compute, True))
+        _, both, graph = _measured(fake, partial(compute, True))
+        memory = max(memory, graph)
     return StepCost(before=first - flops, forward=flops, backward=both - flops, memory=memory)
 
 

@@ -68,7 +68,8 @@ def test_from_the_command_line(folder: Path, reference: Path, tmp_path: Path, ru
     assert record["config"]["through"] == "clean-detached"
     assert record["config"]["backend"]["checkpoint"] == "latent"
     assert record["config"]["guides"][0]["experts"] is None
-    assert Image.open(out / "000.png").size == (2 * SIZE, 2 * SIZE)
+    with Image.open(out / "000.png") as image:
+        assert image.size == (2 * SIZE, 2 * SIZE)
     dry = run(*command, *target, "--through", "clean", "--dry-run", "--json")
     assert dry.code == 0, dry.err
     assert json.loads(dry.out)["estimate"]["stages"]["base"]["backward"] > 0
