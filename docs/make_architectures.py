@@ -3,6 +3,9 @@ docs/architectures.md.
 
     make architectures
 
+A second table compares what guides feed the networks of every architecture of transformers and
+timm with what their own libraries feed them.
+
 Of each family a tiny network with random weights is saved as a file, learns to read noise on images
 that the embedded ADM draws, and guides it with its experts. What experts of a network of ordinary
 size have is counted without its weights.
@@ -20,6 +23,13 @@ import attrs
 import timm
 import torch
 import transformers
+from library_inputs import (
+    architectures,
+    of_timm,
+    of_transformers,
+    picture,
+    timm_models_of_all_modules,
+)
 from PIL import Image
 from tiny_networks import TASKS, Task, named, saved
 from torch import Tensor, nn
@@ -43,6 +53,9 @@ from ppap_framework.run import GuideRequest, LoadedBackend, ModuleGuide
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "architectures.md", DOCS / "adapters" / "architectures.json"
 MARKS = "<!-- architectures -->\n", "<!-- end of architectures -->\n"
+INPUTS = DOCS / "adapters" / "inputs.json"
+INPUT_MARKS = "<!-- inputs -->\n", "<!-- end of inputs -->\n"
+SIDE = 45  # of the picture that is fed
 
 GUIDERS: Mapping[Task, str] = {
     "classification": "classifier",
@@ -255,16 +268,53 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def write_page() -> None:
-    """Put the table between its marks."""
-    head, rest = PAGE.read_text().split(MARKS[0])
-    _, tail = rest.split(MARKS[1])
-    lines = "".join(f"{line}\n" for line in table(json.loads(RECORD.read_text())))
-    PAGE.write_text(f"{head}{MARKS[0]}{lines}{MARKS[1]}{tail}")
+def inputs() -> list[dict[str, Any]]:
+    """Of every architecture how far its input is from that of its own library, or why it has none.
+
+    The deviations are in levels of 255.
+    """
+    image = picture(SIDE, SIDE)
+    rows: list[dict[str, Any]] = []
+    for task, kind in architectures():
+        with tempfile.TemporaryDirectory() as folder:
+            found = of_transformers(task, kind, Path(folder), image)
+        rows.append({"library": "transformers", "task": task, "name": kind, "found": found})
+    for name in timm_models_of_all_modules():
+        found = of_timm(name, image)
+        rows.append({"library": "timm", "task": "classification", "name": name, "found": found})
+    return rows
+
+
+def input_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| library | task | networks | largest deviation |", "|---|---|---|---|"]
+    for library, task in dict.fromkeys((row["library"], row["task"]) for row in rows):
+        own = [row for row in rows if (row["library"], row["task"]) == (library, task)]
+        fed = [row for row in own if isinstance(row["found"], float)]
+        names = ", ".join(f"`{row['name']}` {row['found']:.2f}" for row in fed)
+        most = max(row["found"] for row in fed)
+        lines.append(f"| {library} | {task} | {len(fed)}: {names} | {most:.2f} |")
+    lines += ["", "Not fed, and why:", ""]
+    left = [row for row in rows if not isinstance(row["found"], float)]
+    lines += [f"- `{row['name']}` ({row['task']}): {row['found']}." for row in left]
+    return lines
+
+
+def write_page(marks: tuple[str, str], lines: Sequence[str]) -> None:
+    """Put a table between its marks."""
+    head, rest = PAGE.read_text().split(marks[0])
+    _, tail = rest.split(marks[1])
+    PAGE.write_text(head + marks[0] + "".join(f"{line}\n" for line in lines) + marks[1] + tail)
+
+
+def main_inputs() -> None:
+    found = inputs()
+    INPUTS.write_text(json.dumps(found, indent=1) + "\n")
+    write_page(INPUT_MARKS, input_table(found))
 
 
 def main() -> None:
     transformers.logging.disable_progress_bar()
+    main_inputs()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -275,7 +325,7 @@ def main() -> None:
             rows.append({"kind": kind, "task": task, "tiny": tried, "ordinary": counted(kind)})
             print(table(rows)[-1], flush=True)
     RECORD.write_text(json.dumps(rows, indent=1) + "\n")
-    write_page()
+    write_page(MARKS, table(rows))
 
 
 if __name__ == "__main__":

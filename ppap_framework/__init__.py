@@ -4,7 +4,7 @@
 
     backend = ppap.backend("adm")
     guide = ppap.guide("classifier", target="red cube", scale=4)
-    result = ppap.sample(backend, guides=[guide], num=8, steps=25, seed=0)
+    result = ppap.sample(backend, guides=[guide], num=8, seed=0)
     result.save("out/")
 
 The method is PPAP (Go et al. 2023, arXiv 2212.05973). The first call imports torch, not the import.

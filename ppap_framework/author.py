@@ -25,3 +25,4 @@ from ppap_framework.pixels import *
 from ppap_framework.plugin import *
 from ppap_framework.predictions import *
 from ppap_framework.preprocessing import *
+from ppap_framework.targets import weighted_parts as weighted_parts

@@ -18,7 +18,7 @@ from attrs.validators import in_, instance_of, optional
 from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel
-from ppap_framework.errors import AssetError, must_be
+from ppap_framework.errors import must_be
 
 __all__ = ["ImageInput", "Preprocessing", "PreprocessingGuide"]
 
@@ -60,12 +60,13 @@ class Preprocessing:
 class ImageInput(nn.Module):
     """Differentiable resizing and normalization.
 
-    Images are shown whole: a center crop would hide the border from guidance. Images of the right
-    size are not resized. Nothing is clipped or rounded. Other arguments are as in `Preprocessing`.
+    Images of the right size are not resized. Nothing is clipped or rounded. Other arguments are as
+    in `Preprocessing`.
 
     Args:
-        multiple: Both sides are resized to the nearest multiple of this.
-        reverse: Whether the network wants blue first.
+        resize: Resizes and crops images (B, 3, H, W) in [-1, 1] as the network's library does.
+            `size` then only says to which side. None shows the whole image, resized to a square.
+        kept: Share of each side that `resize` shows, by a center crop; above 1 it adds a border.
     """
 
     _scale: Tensor
@@ -79,15 +80,14 @@ class ImageInput(nn.Module):
         std: Iterable[float] = (1.0, 1.0, 1.0),
         interpolation: Interpolation = "bilinear",
         antialias: bool = True,
-        multiple: int = 1,
-        reverse: bool = False,
+        resize: Callable[[Tensor], Tensor] | None = None,
+        kept: float = 1.0,
     ) -> None:
         super().__init__()
-        how = Preprocessing(
+        self._how = how = Preprocessing(
             size=size, mean=mean, std=std, interpolation=interpolation, antialias=antialias
         )
-        self._how = how if size is None else attrs.evolve(how, size=_nearest(size, multiple))
-        self._multiple, self._reverse = multiple, reverse
+        self._resize, self.kept = resize, kept
         # ((x + 1) / 2 - mean) / std = x scale + shift
         channels = torch.tensor([how.mean, how.std], dtype=torch.float64)
         means, stds = channels[:, :, None, None]
@@ -101,25 +101,12 @@ class ImageInput(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """From (B, 3, H, W) in [-1, 1] to the network's input, (B, 3, h, w)."""
-        sides = images.shape[-2:] if self.size is None else (self.size, self.size)
-        size = tuple(_nearest(side, self._multiple) for side in sides)
-        if images.shape[-2:] != size:
+        if self._resize is not None:
+            images = self._resize(images)
+        elif self.size is not None and images.shape[-2:] != (self.size, self.size):
             mode, antialias = self._how.interpolation, self._how.antialias
-            images = F.interpolate(images, size, mode=mode, antialias=antialias)
-        if self._reverse:
-            images = images.flip(1)
+            images = F.interpolate(images, (self.size,) * 2, mode=mode, antialias=antialias)
         return torch.addcmul(self._shift, images, self._scale)
-
-    def preprocessing(self) -> Preprocessing:
-        """The same as a record; AssetError if the network wants blue first, which it cannot say."""
-        if self._reverse:
-            raise AssetError("the network wants blue first, which this guide cannot give it")
-        return self._how
-
-
-def _nearest(side: int, multiple: int) -> int:
-    """The nearest multiple above 0."""
-    return max(1, round(side / multiple)) * multiple
 
 
 class PreprocessingGuide(GuidanceModel):

@@ -34,6 +34,7 @@ MAX_PIXELS = MAX_ELEMENTS = 50_000_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none calls another program
 _SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|p[bgp]m|npy)", re.IGNORECASE)
+_PART = re.compile(r"(?s)\s*(.*?)\s*(?::\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*)?$")
 _SHADES = {"L;2": 4, "L;4": 16}  # Pillow's names, until it spreads them over 8 bits
 _KINDS = "give words, an index, a picture or an array"
 
@@ -56,8 +57,8 @@ def decode_target(given: object) -> TargetInput:
             if not text:
                 raise UsageError("the target is empty", hint=_KINDS)
             path = expanded(text)
-            like_a_path = bool(path.suffix) or "/" in text or os.sep in text
-            if _SUFFIX.fullmatch(path.suffix) or (like_a_path and path.is_file()):
+            is_file = (bool(path.suffix) or "/" in text or os.sep in text) and os.path.isfile(path)  # noqa: PTH113
+            if is_file or (_SUFFIX.fullmatch(path.suffix) and "|" not in text):
                 return _from_file(path)
             return TargetInput(text=text, source=text)
         case os.PathLike():
@@ -72,6 +73,14 @@ def decode_target(given: object) -> TargetInput:
                 return _from_array(given, "array")
         case _:
             raise UsageError(f"a target cannot be of type {type(given).__name__}", hint=_KINDS)
+
+
+def weighted_parts(given: TargetInput) -> list[tuple[TargetInput, float]]:
+    """Decode the parts of a text such as "a cube | sky.png:0.5", whose weights are 1 by default."""
+    if given.text is None:
+        return [(given, 1.0)]
+    parts = [_PART.findall(part)[0] for part in given.text.split("|")]
+    return [(decode_target(text), float(weight or 1.0)) for text, weight in parts]
 
 
 def _from_file(path: Path) -> TargetInput:
@@ -165,10 +174,9 @@ def _from_array(given: Any, source: str) -> TargetInput:
     if given.is_complex():
         raise UsageError(f"target {source!r} holds complex numbers", hint="give real ones")
     real = given.float() if given.is_floating_point() else given.long()
-    known = real.isfinite()
-    if broken := int((~known).sum()):
+    if broken := int((~real.isfinite()).sum()):
         if real.ndim < 2 or broken == real.numel():
             fault = f"target {source!r} holds {broken} numbers that are not finite"
             raise UsageError(fault, hint="only a map may have gaps, and not be one")
-        real = torch.where(known, real, torch.nan)
+        real = real.nan_to_num(torch.nan, torch.nan, torch.nan)
     return TargetInput(array=real, source=source)

@@ -19,6 +19,8 @@ from ppap_framework.run import LoadedBackend
 settings.register_profile("ppap", deadline=None)
 settings.load_profile("ppap")
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist's workers set it, and no terminal is here
+
 
 @pytest.fixture
 def typed(capsys: pytest.CaptureFixture[str]) -> Run:

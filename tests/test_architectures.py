@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from distributions import REPOSITORY
-from tiny_networks import TASKS
+from library_inputs import TOLERANCE, architectures, of_timm, of_transformers, picture
+from tiny_networks import TASKS, Task
 
 from ppap_framework.learn import distillation
 
@@ -59,6 +60,51 @@ def test_learns_is_saved_guides_and_is_left_as_it_was(
     assert tried["loss"]["untouched"] != tried["loss"]["held_out"]
     assert tried["energy"]["unguided"] != tried["energy"]["guided"]
     assert tried["moved"] > 0
+
+
+_QUICK = ("convnext", "deit", "efficientnet", "levit", "perceiver", "timm_wrapper", "vit")
+_QUICK_DENSE = ("glpn", "zoedepth", "mobilevit", "segformer", "mask2former", "eomt")
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [
+        pytest.param(task, kind, marks=() if quick else pytest.mark.slow, id=f"{task}-{kind}")
+        for task, kind in architectures()
+        for quick in [kind in (_QUICK if task == "classification" else _QUICK_DENSE)]
+    ],
+)
+@pytest.mark.parametrize("shape", [(45, 45), (50, 70)], ids=["square", "oblong"])
+def test_transformers_are_fed_what_transformers_feeds_them(
+    task: Task, kind: str, shape: tuple[int, int], tmp_path: Path, made: dict[str, Any]
+) -> None:
+    deviation = of_transformers(task, kind, tmp_path, picture(*shape))
+    recorded = {
+        (row["task"], row["name"]): row["found"]
+        for row in json.loads(made["INPUTS"].read_text())
+        if row["library"] == "transformers"
+    }
+    if isinstance(deviation, float):
+        assert deviation < TOLERANCE
+        assert isinstance(recorded[task, kind], float)
+    else:
+        assert deviation == recorded[task, kind]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "naflexvit_base_patch16_gap"])
+@pytest.mark.parametrize("shape", [(45, 45), (300, 260)], ids=["square", "oblong"])
+def test_timm_is_fed_what_timm_feeds_it(name: str, shape: tuple[int, int]) -> None:
+    assert of_timm(name, picture(*shape)) < TOLERANCE
+
+
+def test_the_table_of_inputs(made: dict[str, Any]) -> None:
+    rows = json.loads(made["INPUTS"].read_text())
+    named = [(row["task"], row["name"]) for row in rows if row["library"] == "transformers"]
+    assert named == list(architectures())
+    assert all(row["found"] < TOLERANCE for row in rows if isinstance(row["found"], float))
+    start, end = made["INPUT_MARKS"]
+    between = made["PAGE"].read_text().partition(start)[2].partition(end)[0]
+    assert between.splitlines() == made["input_table"](rows)
 
 
 @kinds

@@ -22,7 +22,7 @@ FILE = """
 backend = "toy"
 guider = ["depth=2", "colour=4:0.2-0.9"]
 target = "colour=red cube"
-steps = 50
+steps = 40
 compare = true
 """
 
@@ -52,10 +52,10 @@ def write(path: Path, text: str = FILE) -> Path:
 def test_flag_over_variable_over_file_over_default(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert options()["steps"] == 25
+    assert options()["steps"] == 50
     write(folder / "ppap.toml")
     given = options()
-    assert (given["backend"], given["steps"], given["compare"]) == ("toy", 50, True)
+    assert (given["backend"], given["steps"], given["compare"]) == ("toy", 40, True)
     assert given["guider"] == ("depth=2", "colour=4:0.2-0.9")
     assert given["target"] == ("colour=red cube",)
     assert given["num"] == 4
@@ -149,7 +149,7 @@ def test_wrong_values_say_where_they_are_and_are_replaced_by_defaults(
     messages = [problem.message for problem in problems_of(context).errors]
     assert any(message.startswith(says) for message in messages), messages
     given = context.params
-    assert (given["steps"], given["sampler"], given["target"]) == (25, "ddim", ())
+    assert (given["steps"], given["sampler"], given["target"]) == (50, "ddpm", ())
     assert (given["batch"], given["scale"], given["backend"]) == (8, None, None)
 
 
@@ -171,14 +171,14 @@ def test_config_shows_values_and_where_they_come_from(
     monkeypatch.setenv("PPAP_RUN_NUM", "7")
     told = json.loads(shown("--json"))
     assert told["file"] == str(path)
-    assert told["run"]["steps"] == {"value": 50, "from": str(path)}
+    assert told["run"]["steps"] == {"value": 40, "from": str(path)}
     assert told["run"]["num"] == {"value": 7, "from": "environment"}
     assert told["run"]["seed"] == {"value": 0, "from": "default"}
     assert told["run"]["guider"]["value"] == ["depth=2", "colour=4:0.2-0.9"]
     table = shown()
     assert str(path) in table
     assert any(
-        "steps" in line and "50" in line and "ppap.toml" in line for line in table.splitlines()
+        "steps" in line and "40" in line and "ppap.toml" in line for line in table.splitlines()
     )
 
 

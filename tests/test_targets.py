@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.targets import MAX_PIXELS, decode_target
+from ppap_framework.targets import MAX_PIXELS, decode_target, weighted_parts
 
 # Three pixels by two, every one of another colour.
 PIXELS = np.array(
@@ -38,7 +38,20 @@ def array(given: object) -> torch.Tensor:
     return found
 
 
-WORDS = ["red cube", " red cube ", "tv/monitor", "a.b", "3.5", "7", 7, np.int64(7), np.uint8(7)]
+LONG = "a. b/c " * 1430  # no name of a file is that long
+WORDS = [
+    LONG,
+    "a.png | b.png",
+    "red cube",
+    " red cube ",
+    "tv/monitor",
+    "a.b",
+    "3.5",
+    "7",
+    7,
+    np.int64(7),
+    np.uint8(7),
+]
 
 
 @pytest.mark.parametrize("given", WORDS)
@@ -47,6 +60,42 @@ def test_words_and_numbers_stay_words(given: object) -> None:
     assert decoded.text == str(given).strip()
     assert decoded.image is None and decoded.array is None
     assert decode_target(decoded) is decoded
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("red cube", [("red cube", 1.0)]),
+        ("red cube:2", [("red cube", 2.0)]),
+        (" a red cube | blurry : -1.5|x:.5 ", [("a red cube", 1.0), ("blurry", -1.5), ("x", 0.5)]),
+        ("16:9:1 | at 12:30 o'clock", [("16:9", 1.0), ("at 12:30 o'clock", 1.0)]),
+        ("a:b | 1e3:1e3 | a:0", [("a:b", 1.0), ("1e3:1e3", 1.0), ("a", 0.0)]),
+        ("a\nb: 3", [("a\nb", 3.0)]),
+    ],
+)
+def test_parts_and_their_weights(given: str, parts: list[tuple[str, float]]) -> None:
+    found = weighted_parts(decode_target(given))
+    assert [(part.text, weight) for part, weight in found] == parts
+
+
+def test_parts_that_are_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(PIXELS).save(path)
+    found = weighted_parts(decode_target(f"{path}:2 | sky | {path}"))
+    assert [(part.image is not None, weight) for part, weight in found] == [
+        (True, 2.0),
+        (False, 1.0),
+        (True, 1.0),
+    ]
+    whole = decode_target(path)
+    assert weighted_parts(whole) == [(whole, 1.0)]
+    with pytest.raises(AssetError, match=r"'no\.png' is not there"):
+        weighted_parts(decode_target("no.png | sky"))
+    with pytest.raises(UsageError, match="the target is empty"):
+        weighted_parts(decode_target("sky | "))
+    odd = tmp_path / "a | b.png"
+    Image.fromarray(PIXELS).save(odd)
+    assert decode_target(str(odd)).image is not None  # it is there
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ _PREPROCESSOR = {
     "do_resize": True,
     "size": {"height": SIZE, "width": SIZE},
     "resample": 2,
+    "do_pad": False,  # ZoeDepth's border
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,

@@ -88,7 +88,7 @@ class Option(click.Option):
 def option(*names: str, choices: Sequence[str] = (), **settings: Any) -> Callable[[Any], Any]:
     """An `Option` of its default's type, or of text; the first of its choices is the default."""
     if choices:
-        settings |= {"type": click.Choice(choices), "default": choices[0]}
+        settings = {"type": click.Choice(choices), "default": choices[0]} | settings
     default = settings.get("default")
     if not settings.get("is_flag"):
         settings.setdefault("type", Text() if default is None else None)
@@ -105,8 +105,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _PAIRS: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "num": {"type": int, "help": "Number of images."},
-    "steps": {"default": 25, "help": "Steps from noise to image."},
-    "sampler": {"choices": ("ddim", "ddpm"), "help": "Sampler."},
+    "steps": {"default": 50, "help": "Steps from noise to image."},
+    "sampler": {"choices": ("ddpm", "ddim"), "help": "Sampler."},
     "eta": {"default": 0.0, "help": "Stochasticity of DDIM, from 0 to 1."},
     "seed": {"default": 0, "help": "Seed; the noise of image i depends on (seed, i)."},
     "batch": {"type": int, "help": "Batch size."},
@@ -128,7 +128,7 @@ def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
     """The options of these names, and those of `defaults` with other default values."""
     own: dict[str, dict[str, Any]] = {name: {} for name in names}
     own |= {name: {"default": value} for name, value in defaults.items()}
-    return options(*(option(f"--{name}", **_SETTINGS[name], **own[name]) for name in own))
+    return options(*(option(f"--{name}", **(_SETTINGS[name] | own[name])) for name in own))
 
 
 backend_options = options(

@@ -42,7 +42,7 @@ _COLUMNS = {
 @option("--levels", type=click.IntRange(2), default=21, help="Noise levels, extremes included.")
 @option("--num-experts", type=click.IntRange(1), help="Experts to propose; by default as needed.")
 @option("--out", default="runs/diagnose", metavar="FOLDER", help="Where to write.")
-@settings("allow-mismatch", "steps", "seed", "device", "threads", "overwrite", batch=64)
+@settings("allow-mismatch", "seed", "device", "threads", "overwrite", steps=25, batch=64)
 @json_option
 @click.pass_context
 def command(ctx: click.Context, /, **given: Any) -> None:
@@ -67,7 +67,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.pixels import to_uint8
     from ppap_framework.registry import registry
 
-    sampling, compute = settings_of(given)
+    sampling, compute = settings_of(given, sampler="ddim")
     problems, out = problems_of(ctx), expanded(given["out"])
     with problems.collected():
         check_writable(out)

@@ -124,7 +124,7 @@ def verify(sources: tuple[str, ...], as_json: bool) -> int:
 @click.argument("source")
 @backend_options
 @guide_options
-@settings("steps", "seed", "device", num=64, batch=32)
+@settings("seed", "device", steps=25, num=64, batch=32)
 @output.json_option
 @click.pass_context
 def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given: Any) -> None:

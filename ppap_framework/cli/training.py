@@ -65,7 +65,7 @@ _training_options = options(
 @option("--out", required=True, metavar="FOLDER", help="Where to write, or to continue.")
 @settings(num=2048)
 @option("--prompts", metavar="FILE", help="Prompts, a line for each image, used in turn.")
-@settings("steps", "sampler", "eta", "seed")
+@settings("eta", "seed", steps=25, sampler="ddim")
 @option("--batch", "--block", default=64, help="Images that are drawn at once.")
 @option("--shard", default=512, help="Images in a file, a multiple of --batch.")
 @settings("device", "workers", "overwrite", threads=1)
@@ -185,7 +185,7 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
 @click.command("adapt", cls=Command)
 @backend_options
 @guide_options
-@settings("steps", "workers", num=2048)
+@settings("workers", steps=25, num=2048)
 @option(
     "--out",
     metavar="FOLDER",
@@ -207,7 +207,7 @@ def adapt(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework.run import Sampling
 
     problems, chosen = _begin(ctx, given)
-    chosen["sampling"] = Sampling(steps=given["steps"], seed=given["seed"])
+    chosen["sampling"] = Sampling(steps=given["steps"], sampler="ddim", seed=given["seed"])
     chosen |= {name: given[name] for name in ("num", "workers")}
     problems.attempt(learn.check_adapt, **chosen)
     _train(problems, given, learn.adapt, **chosen)

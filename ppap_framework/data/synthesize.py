@@ -34,7 +34,7 @@ from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
 from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, plan
+from ppap_framework.run import UNGUIDED, Compute, Plan, Sampling, changed, check, drawing, plan
 from ppap_framework.runtime import Progress, Watch
 
 _Count: TypeAlias = Callable[[int], None]
@@ -77,7 +77,7 @@ def synthesize(
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
     path = expanded(out)
-    usual = sampling or Sampling(), compute or Compute(batch=64, threads=1)
+    usual = sampling or UNGUIDED, compute or Compute(batch=64, threads=1)
     sampling, compute = changed(changes, *usual)
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)

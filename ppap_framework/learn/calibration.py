@@ -86,7 +86,8 @@ def calibrate(
         bundle: File of its experts, which gets the curve; None for a guide without experts.
         num: M, the number of pictures, from 8.
         levels: Number of noise levels, evenly spaced over the timesteps.
-        sampling: What determines the pictures, and through which image the guide looks.
+        sampling: What determines the pictures, by default 25 steps, and through which image the
+            guide looks.
         compute: How they are computed, by default 32 at once.
         progress: Called after every level.
         **changes: Fields of `sampling` and `compute`.
@@ -96,7 +97,9 @@ def calibrate(
             at a picture or tell pictures apart.
         AssetError: If the bundle is damaged, does not match, or cannot be written.
     """
-    sampling, compute = changed(changes, sampling or Sampling(), compute or Compute(batch=32))
+    sampling, compute = changed(
+        changes, sampling or Sampling(steps=25), compute or Compute(batch=32)
+    )
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")

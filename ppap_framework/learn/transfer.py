@@ -35,7 +35,7 @@ from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
-from ppap_framework.run import Compute, Loss, Sampling, changed
+from ppap_framework.run import UNGUIDED, Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 
 _BATCH = 64  # default batch size of drawing
@@ -155,7 +155,7 @@ def adapt(
     recipe, sampling, compute = changed(
         changes,
         recipe or Recipe(),
-        sampling or Sampling(seed=changes.get("seed", recipe.seed if recipe else 0)),
+        sampling or attrs.evolve(UNGUIDED, seed=changes.get("seed", recipe.seed if recipe else 0)),
         compute or Compute(batch=_BATCH),
     )
     draws: dict[str, Any] = {"num": num, "workers": workers}

@@ -17,7 +17,7 @@ from ppap_framework.errors import Problems, UsageError
 from ppap_framework.guidance import Conflicts, Through
 from ppap_framework.runtime import Precision, find_device
 
-SamplerName: TypeAlias = Literal["ddim", "ddpm"]
+SamplerName: TypeAlias = Literal["ddpm", "ddim"]
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
 """The test of a value, what it must do, and a usual one."""
@@ -37,8 +37,8 @@ def one_of(words: Any) -> Rule:
 
 _RULES: dict[str, Rule] = {
     "num": whole(1, 4),
-    "steps": whole(1, 25),
-    "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddim or ddpm", "ddim"),
+    "steps": whole(1, 50),
+    "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddpm or ddim", "ddpm"),
     "eta": (lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1", 0),
     "seed": whole(-math.inf, 0),
     "through": one_of(Through),
@@ -88,8 +88,8 @@ class Sampling:
         stage: Name of the backend's last stage to run; None for all.
     """
 
-    steps: int = 25
-    sampler: SamplerName | Step = "ddim"
+    steps: int = 50
+    sampler: SamplerName | Step = "ddpm"
     eta: float = 0.0
     seed: int = 0
     through: Through = "noisy"
@@ -137,6 +137,10 @@ class Sampling:
         elif len(each) != num:
             reason = f"{len(each)} prompts were given for {num} images"
             yield UsageError(reason, hint="give one for all, or one for each")
+
+
+UNGUIDED = Sampling(steps=25, sampler="ddim")
+"""Default settings of pictures that nobody guides, such as synthetic sets."""
 
 
 @final

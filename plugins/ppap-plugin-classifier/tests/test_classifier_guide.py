@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from library_inputs import TOLERANCE, levels, picture
 from PIL import Image
 from torch import Tensor, nn
 
@@ -120,7 +121,7 @@ class TestWhatTheNetworkSees:
             )
         )
         assert other.network is recorder
-        assert (other.preprocessing.size, own.preprocessing.size) == (24, 32)
+        assert (other.shown.size, own.shown.size) == (24, 32)
         batch = images(1, 3, 48, 48).double()
         other(batch)
         small = (
@@ -137,13 +138,27 @@ class TestWhatTheNetworkSees:
         torch.testing.assert_close(shown(PLAIN, batch), batch, atol=0, rtol=0)
 
 
+def test_the_size_of_a_vit_is_that_of_its_arguments(tmp_path: Path) -> None:
+    name = "vit_tiny_patch16_224"
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    network = timm.create_model(name, num_classes=3, **small)
+    stated = {"model": name, "model_args": small, "class_names": NAMES}
+    save_checkpoint(tmp_path / "vit.safetensors", network.state_dict(), stated)
+    made = guide(tmp_path / "vit.safetensors")
+    config = timm.data.resolve_data_config({"input_size": (3, 32, 32)}, model=network)
+    assert made.shown.size == 32
+    image = picture(60, 60)
+    assert levels(made, image, timm.data.create_transform(**config)(image)[None]) < TOLERANCE
+    assert made(images(1, 3, 60, 60)).shape == (1, 3)
+
+
 class TestGuide:
     @pytest.fixture
     def made(self, tmp_path: Path) -> ClassifierGuide:
         return guide(saved(tmp_path, ARCHITECTURE))
 
     def test_follows_the_checkpoint(self, made: ClassifierGuide) -> None:
-        assert made.preprocessing.size == 32
+        assert made.shown.size == 32
         assert made.class_names == tuple(NAMES)
         batch = images(4, 3, 32, 32)
         mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.5])
@@ -203,7 +218,7 @@ class TestCheckpoints:
         torch.save({"state_dict": network.state_dict()}, tmp_path / "own.pth")
         made = guide(tmp_path / "own.pth", "test_resnet")
         assert made.class_names == tuple(f"class {index}" for index in range(7))
-        assert made.preprocessing.size == timm.get_pretrained_cfg("test_resnet").input_size[-1]
+        assert made.shown.size == timm.get_pretrained_cfg("test_resnet").input_size[-1]
         with pytest.raises(UsageError, match="of which model") as caught:
             guide(tmp_path / "own.pth")
         assert "--guider-model" in caught.value.hint

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models import MobileNet_V2_Weights, get_model
+from library_inputs import TOLERANCE, levels, picture
+from torch import nn
+from torchvision.models import MobileNet_V2_Weights, get_model, get_model_weights
 from torchvision.transforms import Normalize
 
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_plugin_classifier.guider import ClassifierGuide, make_classifier
 from ppap_plugin_classifier.options import ClassifierOptions
+from ppap_plugin_classifier.torchvision_models import _input
 
 
 def loaded(model: str, path: Path | None = None) -> ClassifierGuide:
@@ -35,13 +38,24 @@ def test_a_state_dict_says_what_torchvision_says(
     network = get_model(model, weights=None, num_classes=classes, **options).eval()
     torch.save(network.state_dict(), tmp_path / "own.pth")
     made = loaded(f"torchvision/{model}", tmp_path / "own.pth")
-    assert made.preprocessing.size == size
+    assert made.shown.size == size
     assert len(made.class_names) == classes
     assert made.class_names[0] == ("tench" if classes == 1000 else "class 0")
     batch = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
     shown = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])((batch + 1) / 2)
     with torch.no_grad():
         torch.testing.assert_close(made(batch), network(shown), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
+@pytest.mark.parametrize("shape", [(45, 45), (300, 260)])
+def test_torchvisions_weights_are_fed_what_torchvision_feeds_them(
+    name: str, shape: tuple[int, int]
+) -> None:
+    weights = get_model_weights(name).DEFAULT
+    made = ClassifierGuide(nn.Identity(), "ab", _input(weights, whole=False))
+    image = picture(*shape)
+    assert levels(made, image, weights.transforms()(image)[None]) < TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from PIL import Image
 
 from ppap_framework.checkpoints import open_checkpoint, save_checkpoint
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.preprocessing import ImageInput
 from ppap_plugin_classifier.guider import ClassifierGuide, make_classifier
 from ppap_plugin_classifier.options import ClassifierOptions
 
@@ -73,7 +72,7 @@ def test_says_what_transformers_says(folder: Path, tmp_path: Path) -> None:
             guide(None, alone),
         ):
             assert made.class_names == tuple(NAMES.values())
-            assert made.preprocessing.size == 32
+            assert made.shown.size == 32
             torch.testing.assert_close(made(images), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -83,8 +82,3 @@ def test_refused(folder: Path) -> None:
         guide(folder)
     with pytest.raises(UsageError, match="neither a folder that exists nor a name of the hub"):
         guide("./absent")
-
-
-def test_blue_first() -> None:
-    with pytest.raises(AssetError, match="blue first"):
-        ImageInput(size=8, reverse=True).preprocessing()

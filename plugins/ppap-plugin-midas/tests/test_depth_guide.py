@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,13 @@ from PIL import Image
 from tiny_networks import DEPTH, saved
 from torch import Tensor, nn
 
-from ppap_framework.checkpoints import open_checkpoint
+from ppap_framework.checkpoints import Checkpoint, open_checkpoint
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.preprocessing import ImageInput
 from ppap_framework.targets import decode_target
 from ppap_plugin_midas.guider import DepthGuide, make_depth
 from ppap_plugin_midas.options import DepthOptions
+from ppap_transformers import make_input
 
 METRIC = ("glpn", "metric_depth_anything", "zoedepth")
 FAMILY = transformers.MODEL_FOR_DEPTH_ESTIMATION_MAPPING
@@ -98,6 +100,31 @@ class Ramp(nn.Module):
 
 def simple(size: int | None = 16, **named: Any) -> DepthGuide:
     return DepthGuide(Ramp(), ImageInput(size=size), **named)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64)])
+def test_the_border_of_zoedepth_is_cut_off(height: int, width: int) -> None:
+    """A network that says what it is shown says the image, where the image is."""
+    config = json.loads(transformers.ZoeDepthConfig().to_json_string())
+    stated = {"size": {"height": 128, "width": 128}}
+    feed = make_input(Checkpoint("tiny", {}, {"config": config, "preprocessor": stated}))
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+    )
+    batch = (0.5 * y + 0.4 * x).expand(1, 3, -1, -1)
+    said = DepthGuide(Ramp(), feed, padded=True)(batch)
+    expected = torch.nn.functional.interpolate(batch[:, :1], said.shape[1:], mode="bilinear")[:, 0]
+    torch.testing.assert_close(said, expected, atol=0.03, rtol=0)
+    without = DepthGuide(Ramp(), feed)(batch)
+    assert without.shape[1] > said.shape[1]
+
+
+def test_a_map_is_cropped_as_the_network_is() -> None:
+    feed = ImageInput(size=8, resize=lambda images: images[..., 4:12, 4:12], kept=0.5)
+    made = DepthGuide(Ramp(), feed)
+    numbers = torch.arange(256.0).reshape(16, 16)
+    target = made.target(decode_target(numbers))
+    assert torch.equal(target.value[0], numbers[4:12, 4:12])
 
 
 def ramp(mode: str, width: int = 16, height: int = 16) -> Image.Image:

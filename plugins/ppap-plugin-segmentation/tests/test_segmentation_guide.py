@@ -56,6 +56,27 @@ def guide(size: int | None = 8, **options: Any) -> SegmentationGuide:
     )
 
 
+def test_a_center_crop_applies_to_masks_and_drawings() -> None:
+    crop = ImageInput(size=8, resize=lambda images: images[..., 4:12, 4:12], kept=0.5)
+    made = SegmentationGuide(Brightest(), NAMES, crop, answer=lambda logits: logits)
+    mask = torch.arange(256).reshape(16, 16) % 3
+    assert torch.equal(made.target(decode_target(mask)).value[0], mask[4:12, 4:12])
+    batch = image(1, 3, 16, 16)
+    prediction = made(batch)
+    assert torch.equal(
+        made.render(prediction, batch), guide().render(prediction, batch[..., 4:12, 4:12])
+    )
+
+
+def test_a_border_is_cut_off_the_logits() -> None:
+    bordered = ImageInput(size=16, resize=lambda x: nn.functional.pad(x, (4,) * 4), kept=2.0)
+    made = SegmentationGuide(Brightest(), NAMES, bordered, answer=lambda logits: logits)
+    batch = image(1, 3, 8, 8)
+    plain = ImageInput(size=8)
+    whole = SegmentationGuide(Brightest(), NAMES, plain, answer=lambda logits: logits)
+    torch.testing.assert_close(made(batch), whole(batch))
+
+
 def image(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 

@@ -27,6 +27,8 @@ from ppap_transformers import (
 )
 
 DPT, GLPN, SEGFORMER = DEPTH["dpt"], DEPTH["glpn"], SEGMENTATION["segformer"]
+VIT, MOBILE = transformers.ViTConfig(), transformers.MobileViTConfig()
+SMALL: dict[str, Any] = {"size": {"height": 48, "width": 48}}
 GLPN_CLASS = transformers.GLPNForDepthEstimation
 KINDS: list[tuple[Task, Any, Any]] = [
     ("depth-estimation", transformers.DPTForDepthEstimation, DPT),
@@ -247,10 +249,28 @@ class TestInput:
             (GLPN, {}),
             (GLPN, {"size_divisor": 16}),
             (SEGFORMER, {"size": {"height": 40, "width": 40}}),
+            (MOBILE, {"size": {"shortest_edge": 40}, "do_center_crop": False}),
+            (MOBILE, {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}}),
+            (MOBILE, {"size": {"shortest_edge": 32}, "crop_size": {"height": 40, "width": 40}}),
+            (VIT, {**SMALL, "do_resize": False}),
+            *((VIT, {**SMALL, "resample": number}) for number in range(6)),
             (
-                transformers.MobileViTConfig(),
-                {"size": {"shortest_edge": 40}, "do_center_crop": False},
+                VIT,
+                {
+                    "size": {"height": 54, "width": 54},
+                    "do_center_crop": True,
+                    "crop_size": {"height": 48, "width": 48},
+                },
             ),
+            (transformers.EfficientNetConfig(), SMALL),
+            (transformers.EfficientNetConfig(), {**SMALL, "include_top": False}),
+            (
+                transformers.EfficientNetConfig(),
+                {**SMALL, "rescale_offset": True, "rescale_factor": 1 / 127.5},
+            ),
+            (transformers.ConvNextConfig(), {"size": {"shortest_edge": 40}, "resample": 1}),
+            (transformers.ZoeDepthConfig(), SMALL),
+            (transformers.Mask2FormerConfig(), {"size": {"shortest_edge": 40, "longest_edge": 90}}),
         ],
     )
     @pytest.mark.parametrize("side", [32, 75])
@@ -259,8 +279,6 @@ class TestInput:
     ) -> None:
         processor = transformers.IMAGE_PROCESSOR_MAPPING[type(config)]["pil"]
         theirs = processor.from_dict(dict(preprocessor))
-        if isinstance(config, transformers.GLPNConfig) and side % theirs.size_divisor:
-            side = 96  # rounded down there, to the nearest here
         # Smooth, since Pillow rounds to 8 bits where we do not.
         grid = np.linspace(0, 3, side)
         waves = [np.sin(grid[:, None] * (k + 1) + grid * (3 - k)) for k in range(3)]
@@ -276,15 +294,19 @@ class TestInput:
             return tuple(feed(torch.zeros(1, 3, height, width)).shape[2:])
 
         assert size(ImageInput(size=32), 5, 50) == (32, 32)
-        assert size(ImageInput(size=30, multiple=8), 64, 64) == (32, 32)
-        assert size(ImageInput(size=None, multiple=32), 20, 100) == (32, 96)
-        assert size(ImageInput(size=None, multiple=32), 1, 32) == (32, 32)
+        assert size(ImageInput(size=None), 20, 100) == (20, 100)
         assert size(make_input(files_of(DPT, {})), 32, 32) == (384, 384)
         assert size(make_input(files_of(DPT, {}), size=64, multiple=8), 32, 32) == (64, 64)
-        assert size(make_input(files_of(GLPN, {})), 100, 60) == (96, 64)
-        assert size(make_input(files_of(DPT, {"do_resize": False}), multiple=8), 33, 40) == (32, 40)
-        steps = files_of(DPT, {"size": 48, "ensure_multiple_of": 14})
-        assert make_input(steps, multiple=8).size == 56
+        assert size(make_input(files_of(GLPN, {})), 100, 70) == (96, 64)
+        assert size(make_input(files_of(GLPN, {})), 20, 70) == (32, 64)  # theirs would be empty
+        assert size(make_input(files_of(GLPN, {}), size=60), 100, 70) == (64, 64)
+        assert size(make_input(files_of(DPT, {"do_resize": False})), 33, 40) == (33, 40)
+        assert make_input(files_of(DPT, {"ensure_multiple_of": 14}), size=48, multiple=8).size == 56
+        cropped = {"size": {"shortest_edge": 54}, "crop_size": {"height": 48, "width": 48}}
+        feed = make_input(files_of(MOBILE, cropped))
+        assert (feed.size, feed.kept) == (48, 48 / 54)
+        whole = make_input(files_of(MOBILE, cropped), size=40)
+        assert (whole.size, whole.kept) == (40, 1)
 
     def test_the_right_size_passes_untouched_and_nothing_is_clipped(self) -> None:
         images = 10 * torch.randn(2, 3, 32, 32)
@@ -299,8 +321,8 @@ class TestInput:
     @pytest.mark.parametrize(
         "preprocessor",
         [
-            {"image_mean": [0.5]},
             {"image_std": [0, 0, 0]},
+            {"rescale_factor": 0},
             {"size": {"height": "x"}},
             {"size": -3},
             {"size": {"colour": 3}},
@@ -310,6 +332,25 @@ class TestInput:
     def test_nonsense_is_refused(self, preprocessor: dict[str, Any]) -> None:
         with pytest.raises(AssetError, match="the preprocessing of 'tiny' is invalid"):
             make_input(files_of(DPT, preprocessor))
+
+    @pytest.mark.parametrize(
+        ("config", "preprocessor", "message"),
+        [
+            (
+                transformers.ImageGPTConfig(),
+                {"clusters": [[0, 0, 0], [0.5, 0.5, 0.5]]},
+                "ImageGPTImageProcessor, which guidance cannot pass: it makes input_ids",
+            ),
+            (transformers.Siglip2Config(), {}, "and no pictures"),
+            (transformers.HGNetV2Config(), {}, "does not say what images a hgnet_v2 wants"),
+        ],
+    )
+    def test_what_has_no_gradient_is_said(
+        self, config: Any, preprocessor: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(AssetError, match=message) as caught:
+            make_input(files_of(config, preprocessor))
+        assert "\n" not in str(caught.value)
 
     def test_sizes_of_the_user_that_cannot_be(self) -> None:
         with pytest.raises(PpapError, match="cannot be resized to 0 pixels"):

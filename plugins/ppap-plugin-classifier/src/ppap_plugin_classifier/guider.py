@@ -59,34 +59,36 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
 class ClassifierGuide(PreprocessingGuide):
     """A frozen classifier with its preprocessing and class names.
 
-    Images are resized to the network's native size, antialiased as in timm's transforms. They are
-    not cropped, since timm's centre crop would hide the border from guidance.
+    The network is shown what its library's evaluation transforms show it. If these crop to the
+    center, guidance does not reach the border. A `Preprocessing`, such as a checkpoint's own
+    `input_size`, shows the whole image.
 
     Args:
         network: Maps images (B, 3, size, size) to logits (B, K).
         class_names: Names of the K classes, in order.
-        preprocessing: Resize and normalisation of the network.
+        shown: Resize and normalisation of the network.
     """
 
     def __init__(
-        self, network: nn.Module, class_names: Sequence[str], preprocessing: Preprocessing
+        self, network: nn.Module, class_names: Sequence[str], shown: Preprocessing | ImageInput
     ) -> None:
         super().__init__()
         self.network = network
         self.class_names = tuple(class_names)
-        self.preprocessing = preprocessing
-        self._shown = ImageInput(**attrs.asdict(preprocessing))
+        if isinstance(shown, Preprocessing):
+            shown = ImageInput(**attrs.asdict(shown))
+        self.shown = shown
         self.eval().requires_grad_(False)
 
     def preprocessed(self, preprocessing: Preprocessing) -> ClassifierGuide:
         """See `PreprocessingGuide.preprocessed`."""
         other = ClassifierGuide(self.network, self.class_names, preprocessing)
-        other._shown.to(next(self._shown.buffers()))  # device and dtype
+        other.shown.to(next(self.shown.buffers()))  # device and dtype
         return other
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        said = self.network(self._shown(images))
+        said = self.network(self.shown(images))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # of transformers
         return logits
 

@@ -9,13 +9,14 @@ from typing import Any
 import attrs
 import timm
 from attrs.validators import and_, deep_iterable, gt, instance_of, max_len, min_len, optional
-from timm.data.config import resolve_model_data_config
+from timm.data import create_transform, resolve_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from torch import nn
+from torch import Tensor, nn
 
 from ppap_framework.author import (
     AssetError,
     Checkpoint,
+    ImageInput,
     Preprocessing,
     UsageError,
     downloading,
@@ -26,7 +27,7 @@ from ppap_framework.author import (
 
 __all__ = ["from_checkpoint", "from_hub"]
 
-_Loaded = tuple[nn.Module, Sequence[str], Preprocessing]
+_Loaded = tuple[nn.Module, Sequence[str], Preprocessing | ImageInput]
 
 _number = instance_of((int, float))
 _three: Any = (min_len(3), max_len(3))  # one for each channel
@@ -101,14 +102,12 @@ def from_checkpoint(checkpoint: Checkpoint, model: str | None) -> _Loaded:
             hint="its architecture is stated wrongly, or this timm is of another version",
         ) from error
     load_into(network, checkpoint)
-    config = _preprocessing(network)
-    config = attrs.evolve(
-        config,
-        size=stated.input_size or config.size,
-        mean=stated.mean or config.mean,
-        std=stated.std or config.std,
-    )
-    return network, stated.class_names or _class_names(network), config
+    given = {name: getattr(stated, name) for name in ("mean", "std") if getattr(stated, name)}
+    if "img_size" in arguments:  # of which the network's own record says nothing
+        side = arguments["img_size"]
+        given["input_size"] = (3, *((side, side) if isinstance(side, int) else side))
+    shown = _input(network, given, stated.input_size)
+    return network, stated.class_names or _class_names(network), shown
 
 
 def from_hub(model: str) -> _Loaded:
@@ -124,7 +123,7 @@ def from_hub(model: str) -> _Loaded:
     here = config is None or bool(config.hf_hub_id) or in_torch_hub(config.url or "")
     with downloading(f"timm's weights of {model!r}", hint, here=here):
         network = timm.create_model(model, pretrained=True)
-    return network, _class_names(network), _preprocessing(network)
+    return network, _class_names(network), _input(network, {}, None)
 
 
 def _check_known(model: str, *, hub: bool) -> None:
@@ -177,14 +176,37 @@ def _num_classes(model: str, checkpoint: Checkpoint) -> int | None:
     return None if weight is None else len(weight)
 
 
-def _preprocessing(network: nn.Module) -> Preprocessing:
-    resolved: dict[str, Any] = resolve_model_data_config(network)
-    return Preprocessing(
-        size=resolved["input_size"][-1],
-        mean=resolved["mean"],
-        std=resolved["std"],
-        interpolation="bilinear" if resolved["interpolation"] == "bilinear" else "bicubic",
-    )
+def _input(
+    network: nn.Module, given: dict[str, Any], side: int | None
+) -> Preprocessing | ImageInput:
+    """timm's evaluation transforms; with a stated side, the whole image at that side.
+
+    Args:
+        network: The network, whose own record says the rest.
+        given: timm's names and values that replace those of the record.
+        side: Side in pixels that the checkpoint states.
+    """
+    config: dict[str, Any] = resolve_data_config(given, model=network)
+    mean, std = config["mean"], config["std"]
+    if side is not None:
+        how: Any = config["interpolation"]
+        return Preprocessing(size=side, mean=mean, std=std, interpolation=how)
+    moves = [step for step in create_transform(**config).transforms if _moves(step)]
+
+    def resize(images: Tensor) -> Tensor:
+        values = (images + 1) * 127.5  # a border that timm adds has a colour in these units
+        for step in moves:
+            values = step(values)
+        return values / 127.5 - 1
+
+    height, width = config["input_size"][-2:]
+    size = height if height == width else None
+    return ImageInput(size=size, mean=mean, std=std, resize=resize)
+
+
+def _moves(step: Any) -> bool:
+    """Whether a transform moves pixels; the others convert and normalize."""
+    return not type(step).__name__.endswith(("ToTensor", "Normalize"))
 
 
 def _no_classes(model: str) -> UsageError:

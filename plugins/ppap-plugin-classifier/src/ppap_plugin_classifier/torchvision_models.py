@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, functional
 
 from ppap_framework.author import (
     Checkpoint,
-    Preprocessing,
+    ImageInput,
     UsageError,
     downloading,
     in_torch_hub,
@@ -23,7 +23,7 @@ from ppap_framework.author import (
 
 __all__ = ["from_checkpoint", "from_torchvision", "of_torchvision"]
 
-_Loaded = tuple[nn.Module, Sequence[str], Preprocessing]
+_Loaded = tuple[nn.Module, Sequence[str], ImageInput]
 
 _PREFIX = "torchvision/"  # timm has models of the same names
 
@@ -35,6 +35,8 @@ def of_torchvision(model: str | None) -> bool:
 
 def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
     """Build the named model and load a torchvision state dict with any number of classes.
+
+    The file does not say how its network was shown images, so they are shown whole.
 
     Raises:
         UsageError: If torchvision has no such classifier.
@@ -53,7 +55,7 @@ def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
     weights = get_model_weights(name).DEFAULT
     known = list(weights.meta["categories"])
     names = known if len(known) == number else [f"class {index}" for index in range(number)]
-    return network.eval(), names, _preprocessing(weights)
+    return network.eval(), names, _input(weights, whole=True)
 
 
 def from_torchvision(model: str) -> _Loaded:
@@ -68,7 +70,7 @@ def from_torchvision(model: str) -> _Loaded:
     hint = f"download {weights.url} elsewhere, then add --guider-checkpoint FILE"
     with downloading(f"torchvision's weights of {model!r}", hint, here=in_torch_hub(weights.url)):
         network = get_model(name, weights=weights, progress=False)
-    return network.eval(), list(weights.meta["categories"]), _preprocessing(weights)
+    return network.eval(), list(weights.meta["categories"]), _input(weights, whole=False)
 
 
 def _known(model: str) -> str:
@@ -86,13 +88,22 @@ def _known(model: str) -> str:
     return name
 
 
-def _preprocessing(weights: Any) -> Preprocessing:
-    """torchvision's preprocessing for these weights, without the crop."""
-    transforms = weights.transforms()
-    bicubic = transforms.interpolation == InterpolationMode.BICUBIC
-    return Preprocessing(
-        size=transforms.crop_size[0],
-        mean=tuple(transforms.mean),
-        std=tuple(transforms.std),
-        interpolation="bicubic" if bicubic else "bilinear",
-    )
+def _input(weights: Any, *, whole: bool) -> ImageInput:
+    """torchvision's transforms of these weights, or without their crop, `whole`."""
+    stated = weights.transforms()
+    if whole:
+        bicubic = stated.interpolation == InterpolationMode.BICUBIC
+        return ImageInput(
+            size=stated.crop_size[0],
+            mean=stated.mean,
+            std=stated.std,
+            interpolation="bicubic" if bicubic else "bilinear",
+        )
+
+    def resize(images: Tensor) -> Tensor:
+        how = {"interpolation": stated.interpolation, "antialias": stated.antialias}
+        resized = functional.resize(images, stated.resize_size, **how)
+        cropped: Tensor = functional.center_crop(resized, stated.crop_size)
+        return cropped
+
+    return ImageInput(size=stated.crop_size[0], mean=stated.mean, std=stated.std, resize=resize)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ppap_framework.author import Checkpoint, Preprocessing
+from ppap_framework.author import Checkpoint, ImageInput
 from ppap_transformers import find_model, load_network, make_input
 
 __all__ = ["from_transformers", "of_transformers"]
@@ -26,8 +26,8 @@ def of_transformers(model: str | None, checkpoint: Checkpoint | None) -> bool:
 
 def from_transformers(
     model: str | None, checkpoint: Checkpoint | None
-) -> tuple[nn.Module, Sequence[str], Preprocessing]:
-    """The network, its class names and its preprocessing.
+) -> tuple[nn.Module, Sequence[str], ImageInput]:
+    """The network, its class names and its input.
 
     Raises:
         UsageError: If model and checkpoint contradict each other, or the name is invalid.
@@ -35,6 +35,6 @@ def from_transformers(
     """
     files = find_model(model, checkpoint)
     network: Any = load_network(files, "image-classification")
-    known = network.config.id2label
+    known = network.config.id2label or {}
     names = [str(known.get(index, f"class {index}")) for index in range(network.config.num_labels)]
-    return network, names, make_input(files).preprocessing()
+    return network, names, make_input(files)

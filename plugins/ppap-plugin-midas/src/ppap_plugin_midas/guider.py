@@ -1,4 +1,4 @@
-"""Any depth network of transformers as a guide.
+"""Any depth network of transformers, and MiDaS_small, as a guide.
 
 Networks predict different quantities: MiDaS and similar ones a disparity up to scale and shift,
 others a distance in metres. Here all outputs are disparities, larger is nearer: distances z become
@@ -7,8 +7,11 @@ others a distance in metres. Here all outputs are disparities, larger is nearer:
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, final
 
+import attrs
 import numpy as np
 import torch
 from PIL import Image
@@ -16,16 +19,18 @@ from torch import Tensor, nn
 
 from ppap_framework.author import (
     Checkpoint,
-    GuidanceModel,
     ImageInput,
     NoiseLevel,
+    Preprocessing,
+    PreprocessingGuide,
     Target,
     TargetInput,
     UsageError,
 )
 from ppap_plugin_midas.colours import colour_map
+from ppap_plugin_midas.midas_small import MODELS, load_midas_small
 from ppap_plugin_midas.options import DepthOptions, Meaning
-from ppap_transformers import find_model, load_network, make_input
+from ppap_transformers import central, find_model, load_network, make_input
 
 __all__ = ["DepthGuide", "make_depth"]
 
@@ -57,6 +62,10 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
             f"model {options.model!r}: torchvision has no depth networks",
             hint="give a folder that transformers saved, or owner/name of the hub",
         )
+    if options.model in MODELS:
+        small, shown = load_midas_small(checkpoint, options.size)
+        meaning = options.predicts or "disparity"
+        return DepthGuide(small, shown, predicts=meaning, target_map=options.target_map)
     files = find_model(options.model, checkpoint)
     network: Any = load_network(files, "depth-estimation", unused=_UNUSED)
     config = network.config
@@ -68,7 +77,15 @@ def make_depth(options: DepthOptions, checkpoint: Checkpoint | None) -> DepthGui
         )
     patch = getattr(getattr(config, "backbone_config", None) or config, "patch_size", None)
     feed = make_input(files, multiple=patch if isinstance(patch, int) else 1, size=options.size)
-    return DepthGuide(network, feed, predicts=predicts, target_map=options.target_map)
+    stated = files.architecture["preprocessor"].get("do_pad", True)
+    padded = config.model_type == "zoedepth" and bool(stated)
+    return DepthGuide(
+        network,
+        feed,
+        predicts=predicts,
+        target_map=options.target_map,
+        padded=padded,
+    )
 
 
 def _meaning(config: Any) -> Meaning | None:
@@ -77,7 +94,7 @@ def _meaning(config: Any) -> Meaning | None:
 
 
 @final
-class DepthGuide(GuidanceModel):
+class DepthGuide(PreprocessingGuide):
     """A frozen depth network with its preprocessing.
 
     Args:
@@ -85,6 +102,7 @@ class DepthGuide(GuidanceModel):
         feed: Preprocessing: resize and normalisation.
         predicts: Output quantity of the network.
         target_map: Quantity of depth maps given as targets.
+        padded: Whether images get the reflected border of ZoeDepth, which is cut off the output.
     """
 
     def __init__(
@@ -94,13 +112,20 @@ class DepthGuide(GuidanceModel):
         *,
         predicts: Meaning = "disparity",
         target_map: Meaning = "disparity",
+        padded: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.feed = feed
         self._predicts = predicts
         self._target_map = target_map
+        self._padded = padded
         self.eval().requires_grad_(False)
+
+    def preprocessed(self, preprocessing: Preprocessing) -> DepthGuide:
+        """See `PreprocessingGuide.preprocessed`."""
+        feed = ImageInput(**attrs.asdict(preprocessing)).to(next(self.feed.buffers()))
+        return DepthGuide(self.network, feed, predicts=self._predicts, target_map=self._target_map)
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Disparity (B, h, w) of images (B, 3, H, W), larger is nearer; the noise level is ignored.
@@ -108,6 +133,9 @@ class DepthGuide(GuidanceModel):
         h and w are those of the network's output, often once or twice its input size.
         """
         predicted: Tensor = self.network(pixel_values=self.feed(images)).predicted_depth
+        predicted = central(predicted, 1 / self.feed.kept)
+        if self._padded:
+            predicted = _without_border(predicted, images.shape[-2:])
         if self._predicts == "disparity":
             return predicted
         return 1.0 / predicted.clamp_min(_NEAREST)
@@ -165,7 +193,7 @@ class DepthGuide(GuidanceModel):
         maps = numbers if numbers.ndim == 3 else numbers[None]
         side = min(maps.shape[1:])
         top, left = ((extent - side) // 2 for extent in maps.shape[1:])
-        maps = maps[:, top : top + side, left : left + side]
+        maps = central(maps[:, top : top + side, left : left + side], self.feed.kept)
         if self._target_map == "depth":
             if bool((maps < 0).any()):
                 raise UsageError(
@@ -181,6 +209,15 @@ class DepthGuide(GuidanceModel):
         nearer = "" if self._target_map == "disparity" else ", of distances"
         label = f"the depth map {_last(given.source)}{nearer}"
         return Target(value=maps, label=label, picture=colour_map(maps)[0])
+
+
+def _without_border(maps: Tensor, sides: Sequence[int]) -> Tensor:
+    """(B, h, w) without the border of 3 sqrt(side / 2) pixels that ZoeDepth's processor adds."""
+    for axis, side in zip((1, 2), sides, strict=True):
+        border = int(3 * math.sqrt(side / 2))
+        cut = round(maps.shape[axis] * border / (side + 2 * border))
+        maps = maps.narrow(axis, cut, maps.shape[axis] - 2 * cut)
+    return maps
 
 
 def _enlarged(picture: Tensor, side: int) -> Tensor:

@@ -18,8 +18,9 @@ class DepthOptions:
     """Options of the guider `depth`.
 
     Attributes:
-        model: A folder that transformers saved, or "owner/name" of the Hugging Face hub.
-            Required for a checkpoint that does not name its model.
+        model: A folder that transformers saved, "owner/name" of the Hugging Face hub, or
+            "midas-small", whose weights are a checkpoint. Required for a checkpoint that does not
+            name its model.
         size: Input side in pixels, instead of the network's own; rounded to a multiple of its
             patches.
         predicts: Output quantity, "disparity" or "depth", if the model type does not determine it

@@ -13,7 +13,7 @@ def ppap_guiders() -> list[GuiderSpec]:
     return [
         GuiderSpec(
             name="depth",
-            summary="Any depth network of transformers (DPT/MiDaS, Depth Anything, GLPN, ZoeDepth)",
+            summary="MiDaS_small, or any depth network of transformers (DPT, Depth Anything, GLPN)",
             factory="ppap_plugin_midas.guider:make_depth",
             options="ppap_plugin_midas.options:DepthOptions",
             task="depth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Literal
 
 import attrs
 
@@ -24,6 +25,9 @@ class Architecture:
         alpha: Changes are multiplied by alpha / rank; None means a factor of 1.
         preprocessing: Preprocessing for experts with low-rank changes.
         network_preprocessing: Preprocessing for fine-tuned whole networks; None for the same.
+        backend: The diffusion model that the experts were trained for.
+        schedule: Its noise schedule, of 1000 timesteps.
+        side: Height and width of its images.
     """
 
     name: str
@@ -33,10 +37,15 @@ class Architecture:
     alpha: float | None = None
     preprocessing: Preprocessing
     network_preprocessing: Preprocessing | None = None
+    backend: str = "adm"
+    schedule: Literal["linear", "cosine"] = "linear"
+    side: int = 256
 
 
 _RAW = Preprocessing(size=None, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
 """No resize; images in [-1, 1]."""
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 ARCHITECTURES = {
     architecture.name: architecture
@@ -56,16 +65,22 @@ ARCHITECTURES = {
             targets="blocks.*.attn.qkv,blocks.*.attn.proj",
             alpha=None,  # the published code scales only when it merges, and never merges
             # Experts with adapters also normalize; whole networks only resize.
-            preprocessing=attrs.evolve(
-                _RAW, size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-            ),
+            preprocessing=attrs.evolve(_RAW, size=224, mean=_MEAN, std=_STD),
             network_preprocessing=attrs.evolve(_RAW, size=224),
         ),
+        Architecture(
+            name="midas-small",
+            guider="depth",
+            model="midas-small",
+            targets="pretrained.layer*.conv_pw,scratch.layer*_rn,scratch.refinenet*.out_conv,"
+            "scratch.refinenet[123].resConfUnit1.conv*,scratch.refinenet*.resConfUnit2.conv*",
+            alpha=8.0,
+            preprocessing=attrs.evolve(_RAW, size=256, mean=_MEAN, std=_STD),
+            backend="deepfloyd-if",  # its first stage; in the paper it was GLIDE
+            schedule="cosine",
+            side=64,
+        ),
     )
-}
-
-_REFUSED = {
-    "midas-small": "their network, MiDaS_small, is none of those that transformers builds",
 }
 
 
@@ -73,18 +88,12 @@ def find_architecture(name: str) -> Architecture:
     """The architecture of that name.
 
     Raises:
-        UsageError: If the architecture is unknown, or its experts cannot be imported.
+        UsageError: If the architecture is unknown.
     """
     if name in ARCHITECTURES:
         return ARCHITECTURES[name]
-    usable = " and ".join(ARCHITECTURES)
-    if name in _REFUSED:
-        raise UsageError(
-            f"released experts of {name!r} cannot be imported: {_REFUSED[name]}",
-            hint=f"those of {usable} can",
-        )
     near = difflib.get_close_matches(name, ARCHITECTURES, n=1)
     raise UsageError(
         f"no released experts are known of an architecture {name!r}",
-        hint=f"did you mean {near[0]!r}?" if near else f"there are {usable}",
+        hint=f"did you mean {near[0]!r}?" if near else f"there are {', '.join(ARCHITECTURES)}",
     )

@@ -16,7 +16,12 @@ __all__ = ["command"]
 
 @click.command("import")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@option("--architecture", required=True, metavar="NAME", help="The network: resnet50 or deit-s.")
+@option(
+    "--architecture",
+    required=True,
+    metavar="NAME",
+    help="The network: resnet50, deit-s or midas-small.",
+)
 @option(
     "--method",
     type=click.Choice(["finetune", "multi-experts", "ppap"]),

@@ -30,16 +30,13 @@ from ppap_framework.experts import (
     installed_adapter,
     save_bundle,
 )
-from ppap_framework.noise import linear_schedule
+from ppap_framework.noise import noise_schedule
 from ppap_plugin_released.architectures import Architecture
 from ppap_plugin_released.files import Method, ReleasedFile, in_order, method_of, read_file
 
 __all__ = ["import_experts"]
 
-_BACKEND = Identity(component="adm", checkpoint=None, sha256=None)
-_SCHEDULE = linear_schedule(1000)
-_RESOLUTION = (256, 256)
-"""The diffusion model that all released experts guide, its noise schedule and image size."""
+_TIMESTEPS = 1000
 
 
 def import_experts(
@@ -70,10 +67,11 @@ def import_experts(
     files = [read_file(path, own) for path in in_order(paths)]
     method = method_of(files, method)
     configs = _adapters(files[0], model.network, architecture)
-    starts = [i * _SCHEDULE.num_timesteps // len(files) + 1 for i in range(1, len(files))]
+    schedule = noise_schedule(architecture.schedule, _TIMESTEPS)
+    starts = [i * _TIMESTEPS // len(files) + 1 for i in range(1, len(files))]
     experts = ExpertSet(
         model,
-        NoiseRanges.from_timesteps(_SCHEDULE, starts),
+        NoiseRanges.from_timesteps(schedule, starts),
         {config.name: installed_adapter(config) for config in configs},
         architecture.preprocessing
         if files[0].low_rank or architecture.network_preprocessing is None
@@ -83,10 +81,10 @@ def import_experts(
         experts.load_state_dict(_state(files, experts.state_dict(), own))
         info = describe(
             experts,
-            _SCHEDULE,
-            _RESOLUTION,
+            schedule,
+            (architecture.side, architecture.side),
             guide=guide,
-            backend=_BACKEND,
+            backend=Identity(component=architecture.backend, checkpoint=None, sha256=None),
             adapters=configs,
             recipe={
                 "released": architecture.name,

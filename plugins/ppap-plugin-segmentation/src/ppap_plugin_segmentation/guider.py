@@ -28,13 +28,13 @@ from ppap_plugin_segmentation.drawing import draw_segmentation, draw_target
 from ppap_plugin_segmentation.loss import resized_logits
 from ppap_plugin_segmentation.masks import MaskClasses, mask_from, picture_from
 from ppap_plugin_segmentation.options import SegmentationOptions
-from ppap_transformers import Task, find_model, load_network, make_input
+from ppap_transformers import Task, central, find_model, load_network, make_input
 
 __all__ = ["SegmentationGuide", "make_segmentation"]
 
 _LARGEST = 512  # target side for networks without a fixed input size
 
-_OF_MASKS = ("eomt", "mask2former", "maskformer")
+_OF_MASKS = ("eomt", "eomt_dinov3", "mask2former", "maskformer")
 """Model types of transformers that predict masks and the class of each mask."""
 
 _TINY = 1e-8  # added to class scores before the logarithm
@@ -77,7 +77,8 @@ def make_segmentation(
 class SegmentationGuide(GuidanceModel):
     """A frozen segmentation network with its preprocessing and class names.
 
-    Images and targets are not cropped: those that are not square are stretched to a square.
+    Networks of transformers are shown what their processor shows them. If it crops to the center,
+    masks are cropped alike, and guidance does not reach the border.
 
     Args:
         network: Network on the preprocessed images.
@@ -115,7 +116,8 @@ class SegmentationGuide(GuidanceModel):
 
         The noise level is ignored.
         """
-        return self._answer(self.network(self.shown(images)))
+        logits = self._answer(self.network(self.shown(images)))
+        return central(logits, 1 / self.shown.kept)
 
     def target(self, given: TargetInput) -> Target:
         """Read a mask of class indices, a picture to segment, or the name or number of one class
@@ -130,15 +132,17 @@ class SegmentationGuide(GuidanceModel):
         picture = picture_from(given, options.target_kind)
         name = Path(given.source).name if given.source else ""
         if picture is None:
-            mask = mask_from(given, self._mask_classes, self._largest)
+            whole = round(self._largest / min(self.shown.kept, 1.0))
+            mask = central(mask_from(given, self._mask_classes, whole), self.shown.kept)
             drawn = draw_target(mask[0], None, names)
             return Target(value=mask, label=f"mask {name}".rstrip(), picture=drawn)
         mask = self._found_in(picture)
-        drawn = draw_target(mask[0], picture[0], names)
+        drawn = draw_target(mask[0], central(picture[0], self.shown.kept), names)
         return Target(value=mask, label=f"the classes of {name or 'a picture'}", picture=drawn)
 
     def render(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """Draw the likeliest classes over the images; see `draw_segmentation`."""
+        """Draw the likeliest classes over what the network sees; see `draw_segmentation`."""
+        images = central(images, self.shown.kept)
         size = (
             max(prediction.shape[-2], images.shape[-2]),
             max(prediction.shape[-1], images.shape[-1]),

@@ -14,12 +14,16 @@ from torch import nn
 from ppap_framework.checkpoints import Checkpoint, counted
 from ppap_framework.errors import AssetError
 
-__all__ = ["Task", "load_network", "make_config"]
+__all__ = ["Task", "load_network", "make_config", "quiet"]
 
 _log = logging.getLogger(__name__)
 
 Task: TypeAlias = Literal[
-    "depth-estimation", "image-classification", "semantic-segmentation", "universal-segmentation"
+    "depth-estimation",
+    "image-classification",
+    "semantic-segmentation",
+    "universal-segmentation",
+    "zero-shot-image-classification",
 ]
 """A task for which transformers has a family of classes."""
 
@@ -50,10 +54,15 @@ def load_network(model: Checkpoint, task: Task, *, unused: str | None = None) ->
             f"{model.name!r} is a {config.model_type}, which does no {task.replace('-', ' ')}",
             hint=f"transformers {transformers.__version__} has {known} for that",
         )
+    classes = family[type(config)]
+    if isinstance(classes, tuple):  # those with another head, or another first layer
+        stated = {own.__name__: own for own in classes}
+        name = next((name for name in config.architectures or () if name in stated), None)
+        classes = classes[0] if name is None else stated[name]
     state = model.state_dict()
     try:
-        with _quiet():
-            network, told = family[type(config)].from_pretrained(
+        with quiet():
+            network, told = classes.from_pretrained(
                 None,
                 config=config,
                 state_dict=state,
@@ -108,7 +117,7 @@ def make_config(model: Checkpoint) -> Any:
             hint="its config is damaged or newer; name another model",
         )
     try:
-        with _quiet():
+        with quiet():
             return transformers.CONFIG_MAPPING[kind](**_self_contained(model, stated))
     except AssetError:
         raise
@@ -142,7 +151,7 @@ def _unfit(model: Checkpoint, error: Exception) -> AssetError:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A context in which transformers neither logs nor shows progress."""
     from transformers.utils import logging as hf_logging
 
