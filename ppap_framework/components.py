@@ -88,9 +88,7 @@ class Stage(abc.ABC):
         return x0.clamp(-1.0, 1.0)
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Images, (B, 3, H, W), float32, nominally in [-1, 1], of clean states, (B, C, H, W);
-        differentiable. By default the states.
-        """
+        """Images of clean states, (B, 3, H, W), float32, differentiably; by default the states."""
         return x0
 
     def evaluations(self, condition: Any) -> int:

@@ -201,7 +201,7 @@ class Registry:
     def opened(self, spec: BackendSpec, wanted: Any) -> Checkpoint:
         """The checkpoint that the user names, by the backend's own `opens`."""
         opens: Callable[[Any], Checkpoint] = self._imported(spec, spec.opens or "")
-        with calling(self._label(spec), "its checkpoint"):
+        with calling(self._label(spec), "opens"):
             return opens(wanted)
 
     def wrapper(self, source: object) -> BackendSpec | None:

@@ -73,9 +73,8 @@ def backend(
     """A diffusion model, loaded.
 
     Args:
-        source: Name of a backend that a plugin supplies, path of a checkpoint for the only
-            installed backend, any `DiffusionBackend`, or a loaded model of another library that
-            a plugin wraps, such as a pipeline of diffusers; it is not copied.
+        source: Name of a backend, path of a checkpoint for the only installed one, any
+            `DiffusionBackend`, or a loaded model that a plugin wraps, such as one of diffusers.
         checkpoint: Name of a checkpoint of the backend, or path of a file; None for its default.
         options: Options of the backend.
         dtype: Type to which weights are cast while loading, if the backend computes in it; norms,

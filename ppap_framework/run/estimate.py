@@ -211,8 +211,8 @@ def _size(network: nn.Module) -> int:
 def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
     stages, condition = _copy(fake, (run.stages, condition))
-    differentiated = run.sampling.through != "noisy" and bool(run.guides)
-    detached = run.sampling.through == "clean-detached"
+    through = run.sampling.through
+    differentiated, detached = through != "noisy" and bool(run.guides), through == "clean-detached"
     costs: dict[str, StepCost] = {}
     for number, stage in enumerate(stages):
         with frozen([stage.network], _CPU, move=False):
@@ -232,10 +232,10 @@ def _denoise(stage: Stage, condition: Any, detached: bool, gradient: bool) -> No
     with torch.set_grad_enabled(behind):
         x0 = stage.denoise(x, t, condition).x0
     if gradient:
-        x = x if behind else x0.detach().requires_grad_()
+        x0 = x0 if behind else x0.detach().requires_grad_()
         with torch.enable_grad():
-            images = stage.decode(x0 if behind else x)
-        torch.autograd.grad(images.sum(), x)
+            images = stage.decode(x0)
+        torch.autograd.grad(images.sum(), x if behind else x0)
 
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:

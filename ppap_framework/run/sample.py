@@ -49,8 +49,7 @@ def sample(
     Ctrl-C ends the run early: the result holds the finished batches.
 
     Args:
-        backend: A backend, its name, or a loaded model that a plugin wraps; see
-            `ppap_framework.backend`.
+        backend: What `ppap_framework.backend` takes.
         guides: Guides of different names; none for unguided images.
         num: Number of images.
         compare: Draw the same noise without guides, too, and if experts guide, also by the

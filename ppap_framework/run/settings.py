@@ -79,9 +79,8 @@ class Sampling:
             `ppap_framework.diffusion.Step`.
         eta: Stochasticity of DDIM, in [0, 1]; 0 is deterministic.
         seed: The noise of image i is a function of (seed, i) alone.
-        through: The image that guides look at: the "noisy" one, or the predicted "clean" one,
-            decoded if the model draws latents and differentiated through the denoiser, or the same
-            without the denoiser's derivative, "clean-detached".
+        through: The image that guides look at: the "noisy" one, or the predicted "clean" one, which
+            is differentiated through the denoiser, or as "clean-detached" not.
         normalize: Scale each guide's gradient to a root mean square of 1 first.
         conflicts: "keep" or "remove" gradient components that oppose another guide.
         prompt: Text for all images, or one for each; None for an unconditional model.
