@@ -44,12 +44,12 @@ def row(family: Family, folder: Path) -> str:
     backend = ppap.backend(pipe)
     stage = backend.stages[0]
     prompts, same = told(pipe)
-    alone = ppap.sample(backend, num=IMAGES, steps=STEPS, prompt=prompts)
+    how: dict[str, Any] = {"steps": STEPS, "sampler": "ddim", "prompt": prompts}
+    alone = ppap.sample(backend, num=IMAGES, **how)
     theirs = drawn(pipe, noise_of(stage.shape, IMAGES), STEPS, **same)
     difference = (alone.images_01 - theirs).abs().max().item()
     guide = ppap.guide("classifier", target="red cube", scale="raw:4")
     ways = ("clean", "clean-detached") if stage.latent_shape else ("noisy", "clean")
-    how: dict[str, Any] = {"steps": STEPS, "prompt": prompts}
     least = estimate(plan(backend, [], IMAGES, Sampling(**how))).memory
     moved, memory = [], []
     for through in ways:

@@ -54,7 +54,7 @@ def ddim(**config: Any) -> Any:
 )
 def test_unguided_images_are_the_pipeline_s(config: dict[str, Any]) -> None:
     pipe, steps = pixel(ddim(**config)), 8
-    own = ppap.sample(pipe, num=2, steps=steps).images_01
+    own = ppap.sample(pipe, num=2, steps=steps, sampler="ddim").images_01
     assert_close(own, drawn(pipe, noise_of(), steps), **TOLERANCE)
 
 
@@ -84,7 +84,7 @@ def test_euler_s_walk_is_a_ddim_walk(predicts: str) -> None:
         prediction_type=predicts, timestep_spacing="leading", steps_offset=1
     )
     pipe = diffusers.DDPMPipeline(unet(), scheduler)
-    own = ppap.sample(pipe, num=2, steps=10).images
+    own = ppap.sample(pipe, num=2, steps=10, sampler="ddim").images
     scheduler.set_timesteps(10)
     x = noise_of() * scheduler.init_noise_sigma
     with torch.no_grad():
@@ -133,7 +133,8 @@ def test_the_loaded_pipeline_is_used_as_it_is() -> None:
 
 def test_classes_are_prompts() -> None:
     pipe = pixel(num_class_embeds=3)
-    own = ppap.sample(pipe, num=2, steps=4, prompt=["2", "class 0"]).images_01
+    how = {"num": 2, "steps": 4, "sampler": "ddim"}
+    own = ppap.sample(pipe, **how, prompt=["2", "class 0"]).images_01
     labels = torch.tensor([2, 0])
     with pytest.MonkeyPatch.context() as patch:
         forward = pipe.unet.forward
