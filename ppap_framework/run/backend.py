@@ -143,7 +143,7 @@ def find_backend(
 def made_by_plugin(
     spec: Any,
     options: Mapping[str, Any],
-    checkpoint: Checkpoint | object | None,
+    checkpoint: Any,
     offline: bool,
     loss: ComponentSpec | None = None,
 ) -> tuple[Any, Origin]:

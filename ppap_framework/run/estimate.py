@@ -166,7 +166,7 @@ def available_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-def acting(run: Plan) -> dict[str, set[int]]:
+def acting(run: Plan) -> dict[str, set[float]]:
     """The timesteps at which each guide acts, by its name."""
     schedule, kept = run.process.schedule, run.process.timesteps
     levels = {t: run.process.level(k, 1) for k, t in enumerate(kept)}

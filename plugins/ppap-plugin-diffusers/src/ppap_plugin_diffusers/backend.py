@@ -100,7 +100,7 @@ class DiffusersStage(Stage):
     def __init__(
         self, pipe: Any, family: Family, options: DiffusersOptions, vae: nn.Module | None = None
     ) -> None:
-        parts = {name: getattr(pipe, name, None) for name in family.networks}
+        parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in family.networks}
         parts = {name: part for name, part in parts.items() if part or name not in family.optional}
         if missing := [name for name, part in parts.items() if part is None]:
             fault = f"the {type(pipe).__name__} has no {' and no '.join(missing)}"

@@ -161,8 +161,8 @@ class _Classic(Convention):
             bound = largest.clamp(1.0, max(1.0, config.get("sample_max_value", 1.0)))
             return x0.clamp(-bound, bound) / bound
         if config.get("clip_sample"):
-            bound = config.get("clip_sample_range") or 1.0
-            return x0.clamp(-bound, bound)
+            limit = config.get("clip_sample_range") or 1.0
+            return x0.clamp(-limit, limit)
         return x0
 
     def fed(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

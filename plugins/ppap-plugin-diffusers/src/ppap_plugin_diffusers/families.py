@@ -73,7 +73,7 @@ def _masked_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) 
         negative_prompt=negatives[0] if negatives else "",
     )
     states = _rows(other, own, negatives)
-    extra = {"resolution": None, "aspect_ratio": None}
+    extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
     if stage.network.denoiser.use_additional_conditions:
         height, width = stage.image_shape[1:]
         size = states.new_tensor([[height, width]]).expand(len(states), -1)
