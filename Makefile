@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/ppap run --backend glide --guider depth --scale raw:64 --compare --seed 0 --num 6 --out runs/demo --overwrite
+	$(BIN)/ppap run --backend glide --guider depth --compare --seed 0 --num 6 --out runs/demo --overwrite
 
 # Two workers of one thread each take half the time of one worker of two threads.
 test: lint types contracts

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +61,10 @@ class Origin:
 
 def plain(value: Any) -> Any:
     """A value of an option as JSON."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)

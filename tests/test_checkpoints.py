@@ -128,8 +128,26 @@ class TestRoundTrip:
         assert equal(load_file(tmp_path / "x.safetensors"), tensors)
 
 
+class Odd(nn.Linear):
+    """A layer with a counter, a mask, an index and a state beside its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        nn.init.ones_(self.weight)
+        self.register_buffer("mask", torch.tensor([True, True]))
+        self.register_buffer("index", torch.zeros(3, dtype=torch.int64))
+        self.register_buffer("count", torch.tensor(0))
+        self.state: Any = {"scale": 1.0}
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
 class TestWhatTorchLoadsStrictly:
-    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "net._orig_mod."])
     @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
     @pytest.mark.parametrize("counters", [True, False])
     @pytest.mark.parametrize("inner", [False, True])
@@ -149,6 +167,61 @@ class TestWhatTorchLoadsStrictly:
         load_into(loaded, open_checkpoint(path))
         found = loaded.state_dict()
         assert equal({name.removeprefix("model."): x for name, x in found.items()}, state)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"count": torch.tensor(7, dtype=torch.int32)},
+            {"count": torch.tensor(7.0)},
+            {"count": torch.tensor([7])},
+            {"mask": torch.tensor([1, 0], dtype=torch.uint8)},
+            {"index": torch.arange(3, dtype=torch.int16)},
+            {"weight": torch.ones(2, 2, dtype=torch.float64)},
+            {"_extra_state": {"scale": 7.0, "names": ["a"]}},
+            {"_extra_state": torch.arange(9.0)},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_values(self, tmp_path: Path, changes: dict[str, Any], prefix: str) -> None:
+        """torch's own loading is the oracle."""
+        state = Odd().state_dict() | changes
+        torch.save({prefix + name: value for name, value in state.items()}, tmp_path / "x.pt")
+        loaded, oracle = Odd(), Odd()
+        oracle.load_state_dict(state)
+        load_into(loaded, open_checkpoint(tmp_path / "x.pt"))
+        ours, theirs = loaded.state_dict(), oracle.state_dict()
+        assert str(ours.pop("_extra_state")) == str(theirs.pop("_extra_state"))
+        assert equal(ours, theirs)
+        assert {n: x.dtype for n, x in ours.items()} == {n: x.dtype for n, x in theirs.items()}
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"count": torch.tensor(7.5)}, "'count' () instead of () of int64"),
+            ({"mask": torch.tensor([1, 2])}, "'mask' (2,) of int64 instead of (2,) of bool"),
+            ({"weight": torch.ones(2, 2, dtype=torch.int8)}, "of int8 instead of (2, 2)"),
+            ({"_extra_state": None}, "1 missing ('_extra_state')"),
+            ({"bias._extra_state": 3}, "1 unexpected ('bias._extra_state')"),
+        ],
+    )
+    def test_values_that_would_change(
+        self, tmp_path: Path, changes: dict[str, Any], said: str
+    ) -> None:
+        state = {n: x for n, x in (Odd().state_dict() | changes).items() if x is not None}
+        torch.save(state, tmp_path / "x.pt")
+        with pytest.raises(AssetError) as caught:
+            load_into(Odd(), open_checkpoint(tmp_path / "x.pt"))
+        assert said in caught.value.message
+
+    def test_nothing(self, tmp_path: Path) -> None:
+        torch.save({}, tmp_path / "x.pt")
+        load_into(nn.Identity(), open_checkpoint(tmp_path / "x.pt"))
+
+    def test_extra_state_is_no_tensor_to_write(self, tmp_path: Path) -> None:
+        with pytest.raises(AssetError, match="cannot hold '_extra_state', which is no tensor"):
+            save_checkpoint(tmp_path / "x.safetensors", Odd().state_dict(), {})
+        assert not [*tmp_path.iterdir()]
 
     @pytest.mark.filterwarnings("ignore:.torch.jit")
     def test_torch_script(self, tmp_path: Path) -> None:
@@ -412,7 +485,7 @@ class TestPickles:
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
         refusal(path)
 
-    NONE = (torch.zeros(3), [torch.zeros(3)], {}, {"a": 1}, {"state_dict": {"a": [1]}})
+    NONE = (torch.zeros(3), [torch.zeros(3)], {"a": 1}, {"state_dict": {"a": [1]}})
 
     @pytest.mark.parametrize("content", [*NONE, {"a": torch.zeros(2, 2).to_sparse()}])
     def test_no_state_dict(self, tmp_path: Path, content: object) -> None:

@@ -14,6 +14,8 @@ import attrs
 import pytest
 from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugin, toy_plugin
 
+from ppap_framework.cli import doctor
+
 TWO_CLAIMS = [plugin("one", GOOD), plugin("two", GOOD)]
 SAME_ENTRY_POINT = [
     attrs.evolve(
@@ -219,7 +221,7 @@ def test_names_in_the_environment_that_mean_nothing_are_reported(environment: En
     [
         ("raise ImportError('libcudart.so.99: no such file')", "libcudart.so.99"),
         ("import os; os.abort()", "exit code -6"),
-        ("raise SystemExit(0)", "ended early"),
+        ("raise SystemExit(0)", "exit code 0: nothing was said"),
         (None, "No module named 'torch'"),
     ],
 )
@@ -382,32 +384,144 @@ def test_colours_as_the_environment_wants(environment: Environment) -> None:
     assert coloured == {"forced"}
 
 
-def test_the_doctor_looks_into_what_components_name(environment: Environment) -> None:
-    good_plugin().install(environment.site)
-    source = (
-        HEADER
-        + """
-import torch
+def guiders(name: str, start: str, *more: str) -> Project:
+    """A distribution of guiders, from fields of their records."""
+    specs = ", ".join(f"GuiderSpec(**{{**common, **dict({fields})}})" for fields in more)
+    return plugin(
+        name,
+        f"""{HEADER}
+common = dict(summary="", task="reflection", default_loss="likeness", needs_checkpoint=False,
+              factory="acme_mirror.parts:Mirror")
+{start}
 @hookimpl
 def ppap_guiders():
-    one = dict(summary="", task="sleep", needs_checkpoint=False)
-    return [GuiderSpec(name="nowhere", factory="acme_odd.parts:None_", default_loss="x", **one),
-            GuiderSpec(name="else", factory="json:loads", default_loss="likeness", **one),
-            GuiderSpec(name="bare", factory="json:loads", options="json:loads", task="reflection",
-                       summary="", default_loss="likeness")]
-"""
+    return [{specs}]
+""",
     )
-    plugin("odd", source).install(environment.site)
-    done = environment.ppap("doctor", "--json")
-    assert done.returncode == 3
-    faults = json.loads(done.stdout)["faults"]
-    for said in (
+
+
+FAULTS = {
+    "factory": (
+        guiders("odd", "", "name='x', factory='acme_odd.parts:None_'"),
+        "guider 'x' of acme-odd cannot be imported from acme_odd.parts:None_",
+    ),
+    "factory that is none": (
+        guiders("odd", "", "name='x', factory='acme_mirror.parts:__name__'"),
+        "guider 'x' of acme-odd has the factory acme_mirror.parts:__name__, which is no callable",
+    ),
+    "missing options": (
+        guiders("odd", "", "name='x', options='acme_mirror.parts:Opts'"),
+        "guider 'x' of acme-odd cannot be imported from acme_mirror.parts:Opts",
+    ),
+    "options": (
+        guiders("odd", "", "name='x', options='acme_mirror.parts:Loss'"),
+        "names acme_mirror.parts:Loss as its options, which is no attrs class",
+    ),
+    "missing loss": (
+        guiders("odd", "", "name='x', default_loss='z'"),
+        "no installed loss is called 'z'",
+    ),
+    "loss": (
+        guiders("odd", "", "name='x', task='sleep'"),
+        "guider 'x' of acme-odd does sleep and has the default loss 'likeness', which is for refl",
+    ),
+    "checkpoint": (
+        guiders("odd", "", "name='x', needs_checkpoint=True"),
+        "guider 'x' of acme-odd needs a checkpoint, and no plugin supplies one",
+    ),
+    "torch": (
+        guiders("odd", "import torch", "name='x'"),
         "plugin acme-odd:odd imports torch when it is listed",
-        "guider 'nowhere' of acme-odd cannot be imported from acme_odd.parts:None_",
-        "no installed loss is called 'x'",
-        "guider 'else' of acme-odd does sleep and has the default loss 'likeness'",
-        "guider 'bare' of acme-odd needs a checkpoint, and no plugin supplies one",
-        "names json:loads as its options, which is no attrs class",
-    ):
-        assert any(said in fault for fault in faults), faults
-    assert "fault: guider 'nowhere'" in environment.ppap("doctor").stdout
+    ),
+    "slow module": (
+        guiders("odd", "import time; time.sleep(1.1)", "name='x'"),
+        "plugin acme-odd:odd takes 1.1 s to be listed",
+    ),
+    "default options": (
+        plugin(
+            "odd",
+            HEADER
+            + """
+@hookimpl
+def ppap_expert_adapters():
+    return [AdapterSpec(name="thin", summary="", factory="acme_mirror.parts:Mirror",
+                        options="acme_mirror.parts:Options", default={"tnit": 3})]
+""",
+        ),
+        "adapter 'thin' of acme-odd: unknown option 'tnit' (did you mean 'tint'?)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_the_doctor_finds_a_fault(environment: Environment, case: str) -> None:
+    faulty, said = FAULTS[case]
+    for project in (faulty, good_plugin()):
+        project.install(environment.site)
+    done = environment.ppap("doctor", "--json")
+    assert done.returncode == 3, done.stderr
+    [fault] = json.loads(done.stdout)["faults"]
+    assert said in fault
+
+
+def test_the_doctor_finds_every_plugin_that_imports_torch(environment: Environment) -> None:
+    for name in ("one", "two"):
+        guiders(name, "import torch", f"name='{name}'").install(environment.site)
+    good_plugin().install(environment.site)
+    faults = json.loads(environment.ppap("doctor", "--json").stdout)["faults"]
+    assert [fault.split()[1] for fault in faults] == ["acme-one:one", "acme-two:two"]
+
+
+ENDS = "import os; os._exit(7)"
+
+
+def test_the_doctor_outlives_components(environment: Environment) -> None:
+    odd = guiders("a", "", *(f"name='{x}', factory='acme_a.{x}:Mirror'" for x in ("x", "y", "z")))
+    sources = {"x": ENDS, "y": "class Mirror: ...", "z": "1 / 0"}
+    files = odd.files | {f"acme_a/{name}.py": text for name, text in sources.items()}
+    attrs.evolve(odd, files=files).install(environment.site)
+    good_plugin().install(environment.site)
+    report = json.loads(environment.ppap("doctor", "--json").stdout)
+    assert report["torch"]["version"] == "2.99"
+    assert report["faults"] == [
+        "importing guider x of acme-a:a ended with exit code 7: nothing was said",
+        (
+            "guider 'z' of acme-a cannot be imported from acme_a.z:Mirror: "
+            "ZeroDivisionError: division by zero"
+        ),
+    ]
+
+
+def test_the_doctor_outlives_a_listing(environment: Environment) -> None:
+    for project in (plugin("a", ENDS), plugin("b", ENDS), good_plugin()):
+        project.install(environment.site)
+    as_json, as_text = together(environment, ["doctor", "--json"], ["doctor"])
+    assert (as_json.returncode, as_text.returncode) == (3, 3)
+    said = "listing it ended with exit code 7: nothing was said"
+    found = {one["plugin"]: one for one in json.loads(as_json.stdout)["plugins"]}
+    assert {name: (one["status"], one["reason"]) for name, one in found.items()} == {
+        "acme-a:a": ("broken", said),
+        "acme-b:b": ("broken", said),
+        "acme-mirror:mirror": ("ok", ""),
+    }
+    assert said in " ".join(as_text.stdout.split())
+
+
+def test_the_doctor_does_not_wait_for_ever(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for project in (plugin("a", "import time; time.sleep(600)"), good_plugin()):
+        project.install(environment.site)
+    monkeypatch.setattr(doctor, "_SECONDS", 3)
+    monkeypatch.setattr(doctor.sys, "executable", str(environment.python))
+    names = ["acme-a:a", "acme-mirror:mirror"]
+    answers = doctor._ask("list", names, {"HOME": str(environment.folder)})
+    assert answers == {names[0]: "took more than 3 s", names[1]: []}
+
+
+def test_what_plugins_print_is_no_answer(environment: Environment) -> None:
+    chatty = guiders("a", 'import os; print("x"); os.write(1, b"y\\n")', "name='x'")
+    for project in (chatty, good_plugin()):
+        project.install(environment.site)
+    done = environment.ppap("doctor", "--json")
+    assert done.returncode == 0, done.stderr

@@ -425,7 +425,7 @@ LIKENESS = loss("likeness")
 
 @pytest.mark.usefixtures("parts")
 def test_options_from_a_mapping() -> None:
-    given = {"rank": 4, "scale": "2.5", "name": "n", "hidden": 2}
+    given = {"rank": "4", "scale": "2.5", "name": "n", "hidden": 2}
     built = one(WITH_OPTIONS).options(WITH_OPTIONS, given)
     assert built == Options(4, 2.5, hidden=2, name="n")
     assert one(WITH_OPTIONS).options_class(WITH_OPTIONS) is Options
@@ -441,7 +441,7 @@ WRONG = {"rnak": 4, "derived": 1, "scale": "wide", "rank": -1}
         (WRONG, ["unknown option 'rnak' (did you mean 'rank'?)", "unknown option 'derived'"]),
         (WRONG, ["option 'scale': could not convert string to float: 'wide'"]),
         (WRONG, ["option 'rank': 'rank' must be > 0: -1", "option 'name' is required"]),
-        ({"name": "n", "rank": "4"}, ["'rank' must be <class 'int'>"]),
+        ({"name": "n", "rank": "4.5"}, ["option 'rank': '4.5' is not a whole number"]),
         ({"name": "n", "top": 9}, ["top must not exceed rank 8, not 9"]),
     ],
 )

@@ -414,6 +414,7 @@ class TestAnyNetwork:
             (lambda: Returning(lambda y: {"a": y, "b": y}), "a dict with 2 tensors"),
             (lambda: Returning(lambda y: None), "a NoneType with no tensors"),
             (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), "not known yet"),
+            (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 10, device="meta")), "no weights"),
             (lambda: classifier(1), "takes 1 channel"),
             (lambda: torch.jit.script(classifier(1)), "takes 1 channel"),
             (lambda: Returning, "'Returning' is no network"),

@@ -631,7 +631,11 @@ class TestRefusals:
             ({"adapters": BIAS * 2}, "'bias' is given twice", UsageError),
             ({"adapters": (("biass", {}),)}, "biass", PluginError),
             ({"adapters": (("lora", {"rank": 0}),)}, "rank", UsageError),
-            ({"adapters": (("lora", {"rank": {1}}),)}, "options of adapter 'lora'", UsageError),
+            (
+                {"adapters": (("lora", {"rank": {1}}),)},
+                "adapter 'lora' of ppap-plugin-lora: option 'rank'",
+                UsageError,
+            ),
             ({"adapters": (("full", {}), ("bias", {}))}, "another adapter", UsageError),
             ({"adapters": (("lora", {"rank": 64}),)}, "large enough", UsageError),
             ({"name": ""}, "a bundle cannot be called ''", UsageError),

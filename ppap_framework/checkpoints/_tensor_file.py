@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
 _WRAPPINGS = ("state_dict", "model", "model_state_dict", "net")  # keys of training programs
-_WRAPPERS = re.compile(r"((_orig_mod|module|model)\.)*")  # names of compiled and parallel networks
+_WRAPPERS = re.compile(
+    r"((_orig_mod|module|model|net)\.)*"
+)  # names of compiled and parallel networks
 _SMALL = 2**28  # bytes; less is always laid out anew
 _madvise = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None
 _AGAIN = "fetch or save it again"
@@ -144,13 +146,17 @@ def _state_dict(path: Path, loaded: object) -> dict[str, Tensor]:
         keys = ", ".join(repr(key)[:40] for key in list(loaded)[:3])
         what = f"mapping of {keys or 'nothing'}"
     for state in candidates:
-        if isinstance(state, Mapping) and state and all(map(_is_plain, state.values())):
-            size, unpacked = path.stat().st_size, sum(t.nbytes for t in state.values())
+        if not isinstance(state, Mapping) or (not state and state is not loaded):
+            continue
+        if all(_is_plain(value) or _is_extra(name) for name, value in state.items()):
+            tensors = {n: t.detach() for n, t in state.items() if isinstance(t, Tensor)}
+            size, unpacked = path.stat().st_size, sum(t.nbytes for t in tensors.values())
             if unpacked > _TIED * size:
                 fault = f"has {size} bytes, and its tensors would take {unpacked} bytes"
                 hint = "they repeat the same bytes; save it again with contiguous tensors"
                 raise AssetError(f"{str(path)!r} {fault}", hint=hint)
-            return {str(name): tensor.detach() for name, tensor in state.items()}
+            found: dict[str, Any] = {str(n): tensors.get(n, extra) for n, extra in state.items()}
+            return found
     hint = f"a checkpoint maps names to tensors, alone or under {' or '.join(_WRAPPINGS)}"
     raise AssetError(f"{str(path)!r} holds no state dict, but a {what}", hint=hint)
 
@@ -165,6 +171,11 @@ def _is_plain(value: object) -> bool:
     )
 
 
+def _is_extra(name: object) -> bool:
+    """Whether a key is for what `get_extra_state` of a module returned, which may be any object."""
+    return str(name).rpartition(".")[2] == "_extra_state"
+
+
 def wrapper(state: Iterable[str]) -> str:
     """The prefix that a network gave to all names as a part of a compiled, parallel or other one,
     such as "module."
@@ -177,7 +188,8 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     """Load the weights of a checkpoint, with equal names and shapes, into a network.
 
     Names are compared without the `wrapper` of either. Counters of batch normalization may be
-    missing, as in files of old versions of torch.
+    missing, as in files of old versions of torch, and whole numbers and masks may have another
+    dtype that holds the same values. Extra state is given to its module as it is.
 
     Tensors of the network's own dtype and device stay in the mapped file, without a copy. Others
     are cast one by one, and the pages that were read for this are released at once. A network on
@@ -188,9 +200,13 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
     state, own = checkpoint.state_dict(), module.state_dict()
     prefix = wrapper(own)
     own = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
-    for name in own:
+    extra = {prefix + name: state.pop(name) for name in own if _is_extra(name) and name in state}
+    own = {name: tensor for name, tensor in own.items() if prefix + name not in extra}
+    for name, tensor in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=torch.int64))
+        if name in state:
+            state[name] = _as_kind(state[name], tensor)
     if faults := misfits(state, own):
         fault = f"{checkpoint.name!r} does not fit the {len(own)} keys of {type(module).__name__}"
         hint = "it is of another architecture, or the architecture is stated wrongly"
@@ -203,7 +219,17 @@ def load_into(module: nn.Module, checkpoint: Checkpoint, *, channels_last: bool 
         fitted[prefix + name] = like = _like(tensor, own[name], channels_last, small)
         if mapped and like.data_ptr() != tensor.data_ptr():
             _release_pages(tensor)
-    module.load_state_dict(fitted, assign=True)
+    module.load_state_dict(fitted | extra, assign=True)
+
+
+def _as_kind(tensor: Tensor, own: Tensor) -> Tensor:
+    """A tensor with the shape and the kind of number of the network's own, if no value changes."""
+    if own.ndim == 0 and tensor.shape == (1,):  # as torch 0.3 wrote numbers
+        tensor = tensor[0]
+    if own.is_floating_point() or own.dtype == tensor.dtype:
+        return tensor
+    cast = tensor.to(own.dtype)
+    return cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
 
 
 def misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
@@ -271,8 +297,12 @@ def write_safetensors(
 
     The safetensors library writes metadata in a random order and copies all tensors to memory
     first; this writes sorted metadata, and one tensor at a time. Tensors may be on any device;
-    those that share memory are written separately. AssetError if the file cannot be written.
+    those that share memory are written separately. AssetError if the file cannot be written, or
+    if a value is no tensor.
     """
+    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        fault = f"{str(path)!r} cannot hold {odd[0]!r}, which is no tensor"
+        raise AssetError(fault, hint="torch.save writes it")
     # Wide dtypes first, so that every tensor is aligned to its own width.
     order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}

@@ -37,7 +37,7 @@ COMMANDS = {
 """Each command and its summary."""
 
 _TRAINING = ("synthesize", "data", "transfer", "adapt")
-_ELSEWHERE = {"doctor": "plugins", **dict.fromkeys(_TRAINING, "training")}
+_ELSEWHERE = dict.fromkeys(_TRAINING, "training")
 """Modules of commands that are not `command` in a module of their own name."""
 
 _BUG = 1

@@ -35,7 +35,7 @@ def list_experts(as_json: bool) -> None:
     """
     from ppap_framework.experts import experts_dir, find_bundles
 
-    rows = [_row(bundle) for bundle in find_bundles()]
+    rows = [row_of(bundle) for bundle in find_bundles()]
     here = {row["name"] for row in rows if row["plugin"]}
     for asset in registry().bundles():
         if asset.name not in here:
@@ -175,7 +175,8 @@ def _print_curve(curve: ScaleCurve) -> None:
 _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))
 
 
-def _row(bundle: BundleFile) -> dict[str, Any]:
+def row_of(bundle: BundleFile) -> dict[str, Any]:
+    """A row of `ppap experts list`, with the bundle's problem, if any."""
     from ppap_framework.experts import installed_adapter
 
     row: dict[str, Any] = {**_EMPTY, "name": bundle.name, "plugin": bundle.distribution}

@@ -11,20 +11,14 @@ value without a guide's name is for the only guide.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
-import typing
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Any
 
 import attrs
 
 from ppap_framework.errors import Problems, UsageError
-from ppap_framework.files import expanded
 from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry
 from ppap_framework.registry.refusals import nearest
@@ -57,7 +51,9 @@ def backend_of(given: Mapping[str, Any], *more: str, offline: bool = False) -> F
     chosen = {name: given[name] for name in ("checkpoint", "dtype")}
     found = find_backend(given["backend"], **chosen, offline=offline)
     texts = [*given["backend_option"], *more]
-    options = typed_pairs("--backend-option", texts, found.spec.name, "backend")
+    name = f"{registry().provider(found.spec).distribution}:{found.spec.name}"
+    options = typed_pairs("--backend-option", texts, name, "backend")
+    registry().options(found.spec, options)
     return attrs.evolve(found, options=options)
 
 
@@ -112,50 +108,6 @@ def guide_of(given: Mapping[str, Any]) -> GuideRequest:
     return request
 
 
-def typed_option(component: str, key: str, text: str, kind: ComponentKind = "guider") -> Any:
-    """The value of a component's option, converted to the type in its options class."""
-    plugins = registry()
-    options = plugins.options_class(plugins.spec(kind, component))
-    try:
-        declared = typing.get_type_hints(options).get(key, str) if options else str
-    except NameError:  # it names a type that only type checkers import
-        return text
-    try:
-        return _of_type(declared, text)
-    except ValueError:
-        fault = f"option {key!r} of {kind} {component!r} cannot be {text!r}"
-        hint = f"give a value of type {getattr(declared, '__name__', declared)}"
-        raise UsageError(fault, hint=hint) from None
-
-
-def _of_type(declared: Any, text: str) -> Any:
-    """A text as a value of a type, as it is for types not known here; ValueError if it is none."""
-    origin, parts = typing.get_origin(declared), typing.get_args(declared)
-    words = {"none": None, "true": True, "false": False}
-    if origin in (Union, UnionType):
-        for part in sorted(parts, key=lambda part: part is float or 2 * (part is str)):
-            with contextlib.suppress(ValueError):
-                return _of_type(part, text)
-    elif origin is Literal:
-        if found := [value for value in parts if text == str(value)]:
-            return found[0]
-    elif isinstance(declared, type) and issubclass(declared, bool | NoneType):
-        if isinstance(words.get(text.lower(), text), declared):
-            return words[text.lower()]
-    elif declared is int or (declared is float and text.lower().strip("+-") != "nan"):
-        return declared(text)
-    elif isinstance(declared, type) and issubclass(declared, Enum):
-        if found := [item for item in declared if text in (item.name, str(item.value))]:
-            return found[0]
-    elif origin in (list, tuple):
-        items = text.split(",")
-        each = [parts[0]] * len(items) if origin is list or parts[-1] is ... else parts
-        return origin(_of_type(*pair) for pair in zip(each, map(str.strip, items), strict=True))
-    elif declared is not float:
-        return expanded(text) if declared is Path else text
-    raise ValueError(text)
-
-
 def typed_pairs(flag: str, texts: Sequence[str], name: str, kind: ComponentKind) -> dict[str, Any]:
     """Options of the component `name`, KEY=VALUE each."""
     found: dict[str, Any] = {}
@@ -166,8 +118,9 @@ def typed_pairs(flag: str, texts: Sequence[str], name: str, kind: ComponentKind)
             raise UsageError(f"{flag} {text!r} cannot be read", hint="type KEY=VALUE")
         if key in found:
             raise UsageError(f"{flag} {key} is given twice", hint="give each key once")
-        found[key] = typed_option(name, key, value.strip(), kind)
-    return found
+        found[key] = value.strip()
+    plugins = registry()
+    return plugins.typed(plugins.spec(kind, name), found) if found else found
 
 
 def _several(value: str | Sequence[str] | None) -> Sequence[str]:
@@ -223,7 +176,10 @@ def _assign(parameter: str, text: str, guides: Mapping[str, dict[str, Any]]) -> 
 
 def _request(guide: dict[str, Any], given: Mapping[str, Any], offline: bool) -> GuideRequest:
     source, texts = guide["source"], guide["loss_options"]
-    loss = guide.get("loss") or (texts and registry().spec("guider", source).default_loss)
+    plugins, loss = registry(), guide.get("loss", "")
+    if texts and not loss:
+        default = plugins.default_loss(plugins.spec("guider", source))
+        loss = f"{plugins.provider(default).distribution}:{default.name}"
     fields: dict[str, Any] = {"scale": given.get("scale")} | guide
     fields["options"] = typed_pairs("--guider-option", guide["options"], source, "guider")
     fields["loss_options"] = typed_pairs("--loss-option", texts, loss, "loss")

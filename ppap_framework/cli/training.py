@@ -291,13 +291,14 @@ def _adapters(texts: Sequence[str]) -> Adapters:
     for text in texts:
         match = _ADAPTER.fullmatch(text.strip())
         name, options = match.groups() if match else (text, "")
-        registry().spec("adapter", name)
+        spec = registry().spec("adapter", name)
         kind = name.rpartition(":")[2]
         if kind in found:
             raise UsageError(f"--adapter {kind} is given twice", hint="give each adapter once")
         # Only a comma before KEY= ends a value, which may be a list such as conv1*,layer1*.
         pairs = [pair for pair in re.split(r",+(?=[\w-]+=|$)", options) if pair]
         found[kind] = typed_pairs("--adapter", pairs, name, "adapter")
+        registry().options(spec, found[kind])
     return [*found.items()] or None
 
 

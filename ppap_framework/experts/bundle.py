@@ -49,10 +49,12 @@ def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
     _write(path, experts.state_dict(), info)
 
 
-def write_curve(path: Path, curve: ScaleCurve | None) -> None:
-    """Replace the scale curve of a bundle; errors as `verify_bundle` and `save_bundle`."""
+def write_curve(path: Path, curve: ScaleCurve) -> None:
+    """Give a bundle a scale curve in the place of the scales that it has; errors as `verify_bundle`
+    and `save_bundle`.
+    """
     info, state = verify_bundle(path)
-    _write(path, state, attrs.evolve(info, curve=curve))
+    _write(path, state, attrs.evolve(info, curve=curve, scales=None))
 
 
 def _write(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:

@@ -62,6 +62,9 @@ def guide_sha256(model: GuidanceModel) -> str:
     if any(map(nn.parameter.is_lazy, state.values())):
         fault = f"{type(model.network).__name__} has layers whose size is not known yet"
         raise UsageError(fault, hint="show it an image first")
+    if any(tensor.is_meta for _, tensor in _tensors(state)):
+        fault = f"{type(model.network).__name__} has no weights, only their shapes"
+        raise UsageError(fault, hint="load them, instead of leaving it on the meta device")
     return weights_sha256(state)
 
 

@@ -29,6 +29,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
 from ppap_framework.learn.recipe import Adapters, Phase, Recipe
+from ppap_framework.origin import plain
 from ppap_framework.registry import registry
 from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
 
@@ -211,7 +212,7 @@ def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
             if kind in configs:
                 raise UsageError(f"adapter {kind!r} is given twice", hint="give each adapter once")
             try:
-                configs[kind] = AdapterConfig(name=kind, options=dict(options))
+                configs[kind] = AdapterConfig(name=kind, options=plain(options))
             except ValueError as error:
                 raise UsageError(f"options of adapter {kind!r} are wrong: {error}") from error
             installed_adapter(configs[kind])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,6 @@ from ppap_framework.errors import (
     TRACEBACK,
     AssetError,
     PluginError,
-    PpapError,
     Problems,
     UsageError,
     calling,
@@ -36,6 +34,7 @@ from ppap_framework.plugin import (
     TaskLossSpec,
 )
 from ppap_framework.registry import records, refusals
+from ppap_framework.registry.options import fields_of, message_of, read_options
 from ppap_framework.registry.records import Item, Offers, PluginRecord, split
 
 if TYPE_CHECKING:
@@ -123,7 +122,13 @@ class Registry:
         """What a component names that is not there, or is no use; imports it."""
         problems = Problems()
         problems.attempt(self.options_class, spec)
-        problems.attempt(self._imported, spec, spec.factory)
+        factory = problems.attempt(self._imported, spec, spec.factory)
+        if factory is not None and not callable(factory):
+            problems.add(
+                f"{self._label(spec)} has the factory {spec.factory}, which is no callable"
+            )
+        if isinstance(spec, AdapterSpec) and spec.default is not None:
+            problems.attempt(self.options, spec, spec.default)
         if isinstance(spec, GuiderSpec):
             loss = problems.attempt(self.default_loss, spec)
             if loss and loss.task != spec.task:
@@ -140,27 +145,20 @@ class Registry:
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
         """An instance of `options_class`, or None; UsageError with all that is wrong."""
         cls = self.options_class(spec)
-        fields = [] if cls is None else [field for field in attrs.fields(cls) if field.init]
-        known = {field.alias or field.name: field for field in fields}
-        problems = []
-        for name in given:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                advice = f" (did you mean {near[0]!r}?)" if near else ""
-                problems.append(f"unknown option {name!r}{advice}")
-        for name, field in known.items():
-            if name in given:
-                problems += _complaint(name, field, given[name])
-            elif field.default is attrs.NOTHING:
-                problems.append(f"option {name!r} is required")
+        values, problems = read_options(cls, given)
         with calling(self._label(spec), "its options"):
             try:
                 if not problems:
-                    return cls(**given) if cls else None
+                    return cls(**values) if cls else None
             except (TypeError, ValueError) as error:
-                problems.append(_text(error))
-        hint = f"its options are {', '.join(known)}" if known else "it has no options"
+                problems.append(message_of(error))
+        known = ", ".join(fields_of(cls))
+        hint = f"its options are {known}" if known else "it has no options"
         raise UsageError(f"{self._label(spec)}: {'; '.join(problems)}", hint=hint)
+
+    def typed(self, spec: ComponentSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options with their values converted; `options` says what is wrong with them."""
+        return read_options(self.options_class(spec), given)[0]
 
     def resolved(
         self, spec: ComponentSpec, given: Mapping[str, Any], *, compared: bool = False
@@ -168,9 +166,9 @@ class Registry:
         """Options with defaults, as JSON; without `metadata={"compared": False}` if `compared`."""
         made = self.options(spec, given)
         return {
-            field.alias or field.name: plain(getattr(made, field.name))
-            for field in (() if made is None else attrs.fields(type(made)))
-            if field.init and (field.metadata.get("compared", True) or not compared)
+            name: plain(getattr(made, field.name))
+            for name, field in fields_of(None if made is None else type(made)).items()
+            if field.metadata.get("compared", True) or not compared
         }
 
     def make(
@@ -307,20 +305,3 @@ class Registry:
             (offer for offer in offers if offer[0].distribution not in rivals),
             key=lambda offer: offer[0].distribution not in owners,
         )
-
-
-def _complaint(name: str, field: attrs.Attribute[Any], value: Any) -> list[str]:
-    """Errors of a field's own converter and validator, without the other fields."""
-    own = attrs.field(validator=field.validator, converter=field.converter)
-    try:
-        attrs.make_class("Alone", {field.name: own})(value)
-    except (TypeError, ValueError, PpapError) as error:
-        return [f"option {name!r}: {_text(error)}"]
-    except (Exception, SystemExit):  # it reads other fields; making the class reports it
-        pass
-    return []
-
-
-def _text(error: Exception) -> str:
-    """The message alone, without the field, type and value that attrs' validators add."""
-    return " ".join(str(error.args[0] if error.args else error).split())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppap_framework.checkpoints import open_checkpoint
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.preprocessing import Preprocessing
 from ppap_framework.targets import decode_target
 from ppap_plugin_midas.guider import DepthGuide, make_depth
 from ppap_plugin_midas.midas_small import MidasSmall
@@ -101,7 +102,8 @@ def test_sizes_and_targets(file: Path) -> None:
     assert made.feed.size == 64
     target = made.target(decode_target(Image.new("RGB", (90, 60), "teal")))
     assert target.value.shape == (1, 64, 64)
-    same = made.preprocessed(made.feed.preprocessing())
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    same = made.preprocessed(Preprocessing(size=64, mean=mean, std=std, interpolation="bicubic"))
     images = torch.zeros(1, 3, 50, 50)
     assert same.network is made.network
     assert torch.equal(same(images), made(images))

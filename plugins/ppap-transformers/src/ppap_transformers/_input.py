@@ -122,7 +122,8 @@ def _kind(model: Checkpoint) -> Any:
     return backends.get("torchvision") or backends["pil"]
 
 
-def _steps(kind: Any, stated: Mapping[str, Any]) -> _Steps:
+def _exact(kind: Any, stated: Mapping[str, Any]) -> Any:
+    """The image processor of a class, with resampling that torch cannot differentiate itself."""
     from transformers.image_processing_backends import TorchvisionBackend
 
     class Exact(TorchvisionBackend):  # type: ignore[misc]  # transformers is not typed
@@ -135,15 +136,22 @@ def _steps(kind: Any, stated: Mapping[str, Any]) -> _Steps:
             (height, width) = super().resize(image, size, **named).shape[-2:]
             return resampled(image, (height, width), KERNELS[resample])
 
+        def __reduce__(self) -> tuple[Any, ...]:  # the class below has no name to be found by
+            return _exact, (kind, stated)
+
     made: Any = type(kind.__name__, (kind, Exact), {})  # kind's super().resize is that of Exact
-    whole = made.from_dict({**stated})
+    return made.from_dict({**stated})
+
+
+def _steps(kind: Any, stated: Mapping[str, Any]) -> _Steps:
+    whole = _exact(kind, stated)
     parts = {
         name: False
         for name in ("do_rescale", "do_normalize", "include_top")
         if hasattr(whole, name)
     }
-    moved = made.from_dict({**stated, **parts})
-    uncropped = made.from_dict({**stated, **parts, "do_center_crop": False})
+    moved = _exact(kind, {**stated, **parts})
+    uncropped = _exact(kind, {**stated, **parts, "do_center_crop": False})
     return _Steps(
         whole=partial(_values, whole),
         moved=partial(_values, moved),
