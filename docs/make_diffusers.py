@@ -49,7 +49,7 @@ def row(family: Family, folder: Path) -> str:
     theirs = drawn(pipe, noise_of(stage.shape, IMAGES), STEPS, **same)
     difference = (alone.images_01 - theirs).abs().max().item()
     guide = ppap.guide("classifier", target="red cube", scale="raw:4")
-    ways = ("clean", "clean-detached") if stage.latent_shape else ("noisy", "clean")
+    ways = ("clean", "detached") if stage.latent_shape else ("noisy", "clean")
     least = estimate(plan(backend, [], IMAGES, Sampling(**how))).memory
     moved, memory = [], []
     for through in ways:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -19,6 +19,7 @@ from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.guidance.energy import without_conflicts
+from ppap_framework.guidance.moments import Moments
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
 BATCH, TIME = 4, 0.4
@@ -414,3 +415,74 @@ class TestStatistics:
         (one,) = found.guides
         assert attrs.astuple(one) == ("guide-0", 0, 0, 0, 0, (), (), ())
         assert attrs.astuple(attrs.evolve(found, guides=())) == ((), 0, 0, 0)
+
+
+class TestDetached:
+    def test_is_the_gradient_at_the_predicted_image(self) -> None:
+        """The denoiser runs once, is not differentiated, and the guide reads a clean image."""
+        look, network = Counted(0), Counted(100)
+        one = guide(look=look, scale=3.0)
+        guidance = EnergyGuidance([one], "detached")
+        found = driven(guidance, denoise=denoiser(network))
+        assert network.forwards == 1
+        x0 = denoiser(network)(images()).x0.detach().clamp(-1, 1).requires_grad_()
+        energy = squares(one.model(x0, NoiseLevel.clean(BATCH)), one.target.value)
+        (wanted,) = torch.autograd.grad(energy.sum(), x0)
+        assert_close(found, -3.0 * wanted)
+        assert network.backwards == 0
+        assert guidance.statistics.denoiser_backwards == 0
+        assert look.level is not None
+        assert look.level.log_snr.isinf().all()
+
+
+class TestMoments:
+    """Against `torch.optim.Adam`, one parameter and learning rate 1."""
+
+    @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0)])
+    @given(seeds)
+    @settings(max_examples=10)
+    def test_are_those_of_adam(self, betas: tuple[float, float], seed: int) -> None:
+        gradients, moments = pulls(seed, 5), Moments(betas)
+        x = torch.zeros_like(gradients[0]).requires_grad_()
+        adam = torch.optim.Adam([x], lr=1.0, betas=betas, eps=1e-30)
+        for gradient in gradients:
+            x.data.zero_()
+            x.grad = gradient.clone()
+            adam.step()
+            assert_close(moments(gradient), -x.detach(), rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("through", ["noisy", "clean", "detached"])
+    def test_keep_the_norm_and_the_scale_of_each_gradient(self, through) -> None:
+        """At the first step, Adam's direction is the sign. The denoiser predicts no noise, so its
+        derivative is a factor.
+        """
+        one, no_noise = guide(scale=3.0), denoiser(lambda x: 0.0 * x)
+        plain = pull(one, through=through, denoise=no_noise)
+        found = pull(one, through=through, denoise=no_noise, moments=(0.9, 0.999))
+        assert_close(found, plain.sign() * rms(plain)[:, None, None, None], rtol=1e-4, atol=1e-6)
+
+    def test_are_of_each_guide_image_and_trajectory(self) -> None:
+        steps = [images(k) for k in range(3)]
+        guides = [guide(0, scale=2.0), guide(1, scale=5.0)]
+
+        def walked(*chosen: Guide, rows: slice = slice(None)) -> Tensor:
+            guidance = EnergyGuidance([g.rows(rows.start or 0, rows.stop or BATCH) for g in chosen],
+                                      moments=(0.9, 0.99))  # fmt: skip
+            level = NoiseLevel(LEVEL.log_snr[rows])
+            return [guidance(x[rows], TIME, level, denoiser(t=T[rows]))[1] for x in steps][-1]
+
+        both_at_once = walked(*guides)
+        assert_close(both_at_once, walked(guides[0]) + walked(guides[1]))
+        assert_close(both_at_once[1:3], walked(*guides, rows=slice(1, 3)))
+        fresh = pull(*guides, x=steps[-1], moments=(0.9, 0.99))
+        assert not torch.allclose(both_at_once, fresh)
+
+    def test_a_bad_gradient_leaves_no_trace(self) -> None:
+        """Of the image whose gradient is not finite nothing is pulled; later steps are finite."""
+        bad = iter([NAN, 1.0])
+        network = Counted(0)
+        look = lambda x, level: network(x) * next(bad)  # noqa: E731
+        guidance = EnergyGuidance([guide(0, look)], moments=(0.9, 0.99))
+        assert bool((driven(guidance) == 0).all())
+        after = driven(guidance)
+        assert_close(rms(after), rms(pull(guide(0))))

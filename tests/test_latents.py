@@ -77,7 +77,7 @@ class TestSampling:
         assert torch.equal(result.images, decode(seen[0]).detach().clamp(-1.0, 1.0))
         assert result.plan.record()["image_shape"] == [3, 8, 8]
 
-    @pytest.mark.parametrize("through", ["clean", "clean-detached"])
+    @pytest.mark.parametrize("through", ["clean", "detached"])
     def test_guides_reach_their_target(self, through: str) -> None:
         how: dict[str, Any] = {"num": 8, "steps": 20, "through": through}
         result = ppap.sample(LatentBackend(), [red(scale=3000.0)], compare=True, **how)
@@ -90,7 +90,7 @@ class TestSampling:
     def test_a_guide_that_cannot_look_at_latents_is_refused(self) -> None:
         with pytest.raises(UsageError, match="draws latents") as caught:
             ppap.sample(LatentBackend(), [red()], num=2, steps=4)
-        assert "--through clean-detached" in caught.value.hint
+        assert "--through detached" in caught.value.hint
 
     def test_experts_and_curves_of_latents_are_refused(self) -> None:
         guide = attrs.evolve(red(), loss=Mean(), scale=4)
@@ -102,7 +102,7 @@ class TestSampling:
     def test_the_cost_of_a_step(self) -> None:
         """A convolution of 2 x 4 x 4 latents to 3 x 8 x 8 pixels, and its gradient."""
         products = 2 * (2 * 4 * 4) * (3 * 2 * 2)
-        for through, flops in (("clean", 2 * products), ("clean-detached", 2 * products)):
+        for through, flops in (("clean", 2 * products), ("detached", 2 * products)):
             guided = plan(LatentBackend(), [red()], 1, Sampling(steps=5, through=through))
             (cost,) = estimate(guided).stages.values()
             assert (cost.forward, cost.backward) == (0, flops)
@@ -124,28 +124,28 @@ class TestGradient:
         eps = stage.denoise(self.x_t, torch.tensor([400, 400]), None).eps
 
         def energy(x: Tensor, through: str) -> Tensor:
-            """With the denoiser alpha x, or alpha times a shift of x0 by the guided change."""
-            x0 = alpha * x if through == "clean" else alpha * (x - self.x_t) + start
+            """With the denoiser alpha x, or a shift of x0 by that of x."""
+            x0 = alpha * x if through == "clean" else x - self.x_t + start
             with torch.no_grad():
                 return guide.energy(stage.decode(x0), NoiseLevel.clean(2)).sum().double()
 
         start = (self.x_t - sigma * eps) / alpha
         direction = torch.randn(self.x_t.shape, generator=torch.Generator().manual_seed(4))
-        for through in ("clean", "clean-detached"):
+        for through in ("clean", "detached"):
             step = 1e-2
             ends = [energy(self.x_t + sign * step * direction, through) for sign in (1.0, -1.0)]
             slope = -1.5 * (ends[0] - ends[1]) / (2 * step)
             found = (self.gradient(stage, through) * direction).sum().double()
             assert_close(found, slope, rtol=1e-2, atol=1e-5)
 
-    def test_detached_is_exact_for_standard_normal_data(self) -> None:
-        stage = LatentStage()
+    def test_the_denoiser_of_standard_normal_data_multiplies_by_alpha(self) -> None:
+        stage, alpha = LatentStage(), LEVEL.alpha.float()[:, None, None, None]
         clean = self.gradient(stage, "clean")
         assert clean.norm() > 0.01
-        assert_close(self.gradient(stage, "clean-detached"), clean)
+        assert_close(alpha * self.gradient(stage, "detached"), clean)
 
     def test_normalized_gradients_have_unit_size(self) -> None:
-        for through in ("clean", "clean-detached"):
+        for through in ("clean", "detached"):
             found = self.gradient(LatentStage(), through, normalize=True)
             rms = found.square().mean((1, 2, 3)).sqrt()
             assert_close(rms, torch.full((2,), 1.5))

@@ -119,9 +119,21 @@ class TestResults:
         assert grey["target"] == "ref.png"
         assert (config["through"], config["normalize"]) == ("clean", True)
         assert config["conflicts"] == "remove"
+        assert config["moments"] is None
         counted = [guide["conflicts"] for guide in record("out")["guidance"]["guides"]]
         assert all(isinstance(count, int) for count in counted)
         assert Path("out/seen/000-grey.png").is_file()
+
+    def test_moments_through_the_detached_image(self, run: Run) -> None:
+        options = ("--guider", "colour=40", "--target", "blue", "--through", "detached")
+        for number, more in enumerate(((), ("--moments", "0.9", "0.99"))):
+            code, _, err = run(*BASE, *options, *more, "--out", f"out{number}")
+            assert (code, err) == (0, "")
+        told = record("out1")
+        assert told["config"]["moments"] == [0.9, 0.99]
+        assert told["config"]["through"] == "detached"
+        assert told["guidance"]["denoiser_backwards"] == 0
+        assert Path("out0/000.png").read_bytes() != Path("out1/000.png").read_bytes()
 
     def test_one_guide_needs_no_prefix_and_takes_one(self, run: Run, site: Path) -> None:
         weights = str(site / "ppap_plugin_toy" / "colour-3.safetensors")
@@ -261,6 +273,7 @@ WRONG = {  # what is typed behind these words, the exit code, the culprit and th
         ("--guider-model x", 2, "--guider-model 'x'", "--guider"),
         ("--guider grey", 2, "'grey' has nothing to aim", "--target"),
         ("--sampler euler", 2, "--sampler: 'euler'", "--help"),
+        ("--moments 0.9 1", 2, "moments must be two numbers from 0 to below 1", "0.9 and 0.999"),
         ("--eta 2", 2, "eta must lie between 0 and 1, not 2", "use 0 for eta"),
         ("--eta 0.5 --sampler ddpm", 2, "'ddpm' has none", "ddim"),
         ("--device abacus", 2, "'abacus'", "cpu"),

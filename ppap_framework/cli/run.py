@@ -64,14 +64,10 @@ _PER_GUIDE = {
     "calibrated without one. By default auto if there is either, and 4 otherwise.",
 )
 @settings("allow-mismatch", "steps", "sampler", "eta")
-@option(
-    "--through",
-    choices=["noisy", "clean", "clean-detached"],
-    help="Guides see the noisy image, or the predicted clean one, with or without the denoiser's "
-    "derivative.",
-)
+@option("--through", choices=["noisy", "clean", "detached"], help="The image that guides see.")
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
+@option("--moments", nargs=2, type=float, metavar="B1 B2", help="Average gradients as Adam does.")
 @settings("seed", num=4)
 @option("--batch", type=NumberOrAuto(int), metavar="NUMBER|auto", default=8, help="Batch size.")
 @option("--compare", is_flag=True, help="Draw also without guides, and without their experts.")
@@ -198,6 +194,7 @@ def _show(plan: Plan, as_json: bool) -> None:
             "scale": scale_words(guide) + (" of unit gradients" if sampling.normalize else ""),
             "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
             "conflicts": None if sampling.conflicts == "keep" else "removed",
+            "moments": sampling.moments and "{:g} and {:g}".format(*sampling.moments),
         }
         print_fields(f"guide {guide.name}", shown)
     shown = {

@@ -192,7 +192,7 @@ def check_wanted(
         wanted: The request; AssetError if its bundle is missing, or the header is damaged.
         guide_name: The guide's name, for messages.
         noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
-        through: The images that guides read, such as "noisy", which experts need.
+        through: "noisy", "clean" or "detached"; experts need noisy images.
         allow_mismatch: Names from `WAIVABLE` that may differ.
         offline: Whether to raise instead of downloading a bundle.
     """

@@ -7,9 +7,9 @@ r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of lo
         each guide looks at the predicted clean image x0 = x0(x_t), not clipped, and one backward
         pass through the denoiser serves all of them (Chung et al. 2023, arXiv 2209.14687; Bansal
         et al. 2023, arXiv 2302.07121)
-    clean-detached: g = -alpha sum_k s_k dE_k(x0)/dx0
-        the same without the denoiser's derivative (as He et al. 2023, arXiv 2311.16424): alpha I
-        is dx0/dx_t if x_0 ~ N(0, I), and stays bounded at any noise level
+    detached: g = -sum_k s_k dE_k(x0)/dx0
+        each guide looks at x0, clipped to [-1, 1], and the denoiser is not differentiated (Ma et
+        al. 2024, arXiv 2310.11311): g is the gradient at x0, applied at x_t
 
 If x_t is a latent, guides look at its decoded image D(x0), and (dD/dx0)^T is applied as well.
 
@@ -28,16 +28,17 @@ from torch import Tensor
 from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, calling
 from ppap_framework.guidance.guide import Guide
+from ppap_framework.guidance.moments import Moments
 from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
 from ppap_framework.noise import NoiseLevel
 
-Through: TypeAlias = Literal["noisy", "clean", "clean-detached"]
+Through: TypeAlias = Literal["noisy", "clean", "detached"]
 Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
 @attrs.frozen(eq=False)
 class EnergyGuidance:
-    """Several guides at once, as the `Guidance` of a `ppap_framework.diffusion.trajectory`.
+    """Several guides at once, as the `Guidance` of one `ppap_framework.diffusion.trajectory`.
 
     Gradients that are not finite are left out and counted, image by image.
 
@@ -50,6 +51,7 @@ class EnergyGuidance:
         conflicts: "keep" or "remove" gradient components that oppose another guide.
         evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
         tally: Counts; several guidances may share one.
+        moments: Decay rates of each guide's `Moments`; None for the plain gradients.
         decode: `Stage.decode`, which makes images of the predicted clean states.
     """
 
@@ -59,7 +61,9 @@ class EnergyGuidance:
     conflicts: Conflicts = "keep"
     evaluations: int = 1
     tally: Tally = attrs.field(factory=Tally)
+    moments: tuple[float, float] | None = None
     decode: Callable[[Tensor], Tensor] = lambda x0: x0
+    _moments: dict[int, Moments] = attrs.field(factory=dict, init=False)
 
     @property
     def statistics(self) -> GuidanceStatistics:
@@ -72,40 +76,51 @@ class EnergyGuidance:
     ) -> tuple[Prediction, Tensor | None]:
         """Denoise x_t and find g; see `ppap_framework.diffusion.Guidance`."""
         acts = any(guide.acts(time, level) for guide in self.guides)
-        if acts and self.through != "noisy":
-            return self._through_clean(x_t, time, level, denoise)
+        if acts and self.through == "clean":
+            return self._through_denoiser(x_t, time, level, denoise)
         self.tally.denoiser(len(x_t) * self.evaluations)
-        return denoise(x_t), self._pull(x_t, level, time, level) if acts else None
+        prediction = denoise(x_t)
+        if not acts:
+            return prediction, None
+        if self.through == "noisy":
+            return prediction, self._pull(x_t, level, time, level)
+        x0 = prediction.x0.detach().requires_grad_()
+        gradient, _ = self._behind(x0, x0, time, level, "the decoder")
+        return prediction, gradient
 
-    def _through_clean(
+    def _through_denoiser(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor]:
-        detached = self.through == "clean-detached"
-        with torch.set_grad_enabled(not detached):
-            x = x_t.detach().requires_grad_(not detached)
+        with torch.enable_grad():
+            x = x_t.detach().requires_grad_()
             prediction = denoise(x)
             x0 = prediction.x0
             # The one of the two that was not predicted has a graph through x alone.
             differentiable = x0.requires_grad and prediction.eps.requires_grad
-        if detached:
-            x = x0 = x0.detach().requires_grad_()
-        elif not differentiable:
+        if not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
+        gradient, skipped = self._behind(x0, x, time, level, "the denoiser")
+        self.tally.denoiser(len(x) * self.evaluations, differentiated=True, skipped=skipped)
+        return prediction.detach(), gradient
+
+    def _behind(
+        self, x0: Tensor, x: Tensor, time: float, level: NoiseLevel, whose: str
+    ) -> tuple[Tensor, Tensor]:
+        """The pull of the images of x0, differentiated to x, and how many are not finite, ()."""
         with torch.enable_grad():
             images = self.decode(x0)
+        seen = images.detach() if self.through == "clean" else images.detach().clamp(-1.0, 1.0)
         # Guides are differentiated one by one down to the images, then the rest once for their sum.
-        pull = self._pull(images.detach(), NoiseLevel.clean(len(x_t)), time, level)
-        with calling("the decoder" if detached else "the denoiser", "its backward pass"):
+        pull = self._pull(seen, NoiseLevel.clean(len(x)), time, level)
+        if images is x:  # nothing lies between
+            return pull, torch.zeros((), dtype=torch.int64)
+        with calling(whose, "its backward pass"):
             (gradient,) = torch.autograd.grad(images, x, grad_outputs=pull)
-        if detached:
-            gradient = prediction.alpha.to(gradient) * gradient
         norms, pulled = _norms(gradient), _norms(pull)
         finite = torch.isfinite(norms)
-        skipped = (~finite & (pulled > 0)).sum()
-        self.tally.denoiser(len(x) * self.evaluations, differentiated=not detached, skipped=skipped)
         if self.normalize:
             gradient = _rescaled(gradient, norms, pulled * (x[0].numel() / pull[0].numel()) ** 0.5)
-        return prediction.detach(), torch.where(finite, gradient, 0.0)
+        return torch.where(finite, gradient, 0.0), (~finite & (pulled > 0)).sum()
 
     def _pull(self, images: Tensor, seen: NoiseLevel, time: float, level: NoiseLevel) -> Tensor:
         """-sum_k s_k dE_k/d images, (B, C, H, W), normalized and without conflicts if asked for.
@@ -125,6 +140,10 @@ class EnergyGuidance:
             finite = torch.isfinite(norms * scale)
             change = sigma * scale * (root * (norms > 0) if self.normalize else norms) / root
             self.tally.guide(k, time, norms, finite, change.abs())
+            if self.moments is not None:
+                moments = self._moments.setdefault(k, Moments(self.moments))
+                gradient = moments(torch.where(torch.isfinite(norms), gradient, 0.0))
+                gradient = _rescaled(gradient, _norms(gradient), norms)
             if self.normalize:
                 gradient = _rescaled(gradient, norms, root)
             pulls[k] = -scale * torch.where(finite, gradient, 0.0)

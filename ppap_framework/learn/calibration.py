@@ -136,6 +136,7 @@ def calibrate(
                     if through != "noisy":
                         condition = loaded.encode(sampling.prompts(batch), len(batch))
                         images = _predicted(stage, images, t, condition)
+                        images = images.clamp(-1, 1) if through == "detached" else images
                         level = NoiseLevel.clean(len(batch))
                     rows.append(_energies(guide, images, level, targets))
                 scale, error = honest_scale(torch.cat(rows))

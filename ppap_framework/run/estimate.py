@@ -212,7 +212,7 @@ def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
     stages, condition = _copy(fake, (run.stages, condition))
     through = run.sampling.through
-    differentiated, detached = through != "noisy" and bool(run.guides), through == "clean-detached"
+    differentiated, detached = through != "noisy" and bool(run.guides), through == "detached"
     costs: dict[str, StepCost] = {}
     for number, stage in enumerate(stages):
         with frozen([stage.network], _CPU, move=False):

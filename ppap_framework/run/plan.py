@@ -200,7 +200,7 @@ def plan(
             problems.add(f"guide {guide.name!r} has {rows} targets for {num} images", hint)
         with problems.collected():
             if sampling.through == "noisy":
-                check_readable(stage, "--through clean-detached decodes latents for them")
+                check_readable(stage, "--through detached decodes latents for them")
             settled.append(_settled(guide, loaded, sampling))
     problems.check()
     _check_shared(settled)

@@ -79,10 +79,11 @@ class Sampling:
             `ppap_framework.diffusion.Step`.
         eta: Stochasticity of DDIM, in [0, 1]; 0 is deterministic.
         seed: The noise of image i is a function of (seed, i) alone.
-        through: The image that guides look at: the "noisy" one, or the predicted "clean" one, which
-            is differentiated through the denoiser, or as "clean-detached" not.
+        through: The image that guides look at: the "noisy" one; the predicted "clean" one,
+            differentiated through the denoiser; or "detached", the same without that derivative.
         normalize: Scale each guide's gradient to a root mean square of 1 first.
         conflicts: "keep" or "remove" gradient components that oppose another guide.
+        moments: Decay rates in [0, 1) of the `guidance.moments` of gradients, such as (0.9, 0.999).
         prompt: Text for all images, or one for each; None for an unconditional model.
         stage: Name of the backend's last stage to run; None for all.
     """
@@ -94,6 +95,7 @@ class Sampling:
     through: Through = "noisy"
     normalize: bool = False
     conflicts: Conflicts = "keep"
+    moments: tuple[float, float] | None = None
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
 
@@ -128,6 +130,11 @@ class Sampling:
         if self.eta and self.sampler != "ddim":
             reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
             yield UsageError(reason, hint="use ddim")
+        rates: Any = self.moments
+        fit = np.shape(rates) == (2,) and all(isinstance(b, int | float) for b in rates)
+        if rates is not None and not (fit and all(0 <= b < 1 for b in rates)):
+            reason = f"moments must be two numbers from 0 to below 1, not {rates}"
+            yield UsageError(reason, hint="use 0.9 and 0.999, say")
         if isinstance(self.prompt, str | None):
             return
         each: Any = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]

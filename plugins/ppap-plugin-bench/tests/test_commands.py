@@ -43,7 +43,7 @@ def test_make_a_page_of_an_experiment(
     hit = f"{before['figures']['hit']['value']:.3g}"
     assert hit in ppap(*evaluating, *out)
     said = ppap("report", "again", "--out", "again/results.md")
-    assert said.split() == ["again/results.md", "again/tuning.svg", "again/confusion.svg"]
+    assert said.split() == ["again/results.md", "again/curves.png"]
 
 
 @pytest.mark.slow  # several processes that import torch
@@ -72,5 +72,5 @@ def test_go_on_after_a_kill(site: Path, home: Path, results: Path) -> None:
         process.communicate()
     typed(site, home, *arguments)
     found, before = row(home / "killed-out", "guided"), row(results, "guided")
-    for name in ("figures", "tuning", "chosen", "per_image"):
+    for name in ("figures", "points", "default", "per_image"):
         assert found[name] == before[name]

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 import torch
 from bench_toy import NAMES, WEIGHT, kept_pixels, read, row, write_experiments
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_experts import write_experts
 
 from ppap_framework.diagnosis.intervals import Interval
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.experts import keep_bundle
+from ppap_framework.experts import ScaleCurve, keep_bundle, write_curve
 from ppap_framework.files import file_sha256
 from ppap_framework.runtime import Progress
 from ppap_plugin_bench import Experiment, Row, evaluate, read_experiment, report, row_guide
-from ppap_plugin_bench.assessment import Assessment, Trial, choose
+from ppap_plugin_bench.assessment import Assessment
+from ppap_plugin_bench.comparison import at_equal, best_within
 from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.report_cost import paid_back
-from ppap_plugin_bench.row import Candidate
 from ppap_plugin_bench.setup import Setup
 
 
@@ -38,17 +40,25 @@ def figure(results: Path, name: str, figure: str) -> float:
 
 
 class TestClasses:
-    def test_rows_choose_the_scale_that_hits_most(self, home: Path, results: Path) -> None:
+    def test_rows_are_measured_at_every_scale(self, home: Path, results: Path) -> None:
         """Hits are counted again from pixels and weights, without any of the machinery."""
         found = row(results, "guided")
-        hits = [trial["hit"]["value"] for trial in found["tuning"]]
-        assert hits[1] == max(hits)
-        assert found["chosen"] == {"scale": 100.0, "interval": [0.0, 1.0]}
+        assert [point["scale"] for point in found["points"]] == [
+            "raw:0.001",
+            "raw:100",
+            "raw:0.002",
+        ]
+        assert found["default"] == "raw:100"
+        assert found["figures"] == found["points"][1]["figures"]
         assert figure(results, "guided", "hit") > figure(results, "unguided", "hit")
-        pixels = kept_pixels(home / "images", 0, 100.0)
-        seen = ((pixels / 127.5 - 1.0).mean((1, 2)) @ WEIGHT.numpy().T).argmax(1)
-        share = (seen == np.arange(64) % 4).mean()
-        assert figure(results, "guided", "hit") == pytest.approx(share)
+        for point in found["points"]:
+            scale = f"raw:{float(point['scale'][4:])!r}"
+            pixels = kept_pixels(home / "images", scale)
+            seen = ((pixels / 127.5 - 1.0).mean((1, 2)) @ WEIGHT.numpy().T).argmax(1)
+            share = (seen == np.arange(64) % 4).mean()
+            hit = point["figures"]["hit"]
+            assert hit["value"] == pytest.approx(share)
+            assert hit["error"] == pytest.approx(math.sqrt(share * (1 - share) / 64), rel=0.1)
 
     def test_existing_pictures_are_measured(self, results: Path) -> None:
         judged = read(results / "judge.json")["figures"]["hit"]["value"]
@@ -70,6 +80,22 @@ class TestClasses:
         wanted = figure(results, "guided", "hit") - figure(results, "unguided", "hit")
         assert found["value"] == pytest.approx(wanted)
         assert found["low"] > 0.0
+
+    def test_rows_are_compared_along_the_curves_of_guided_baselines(
+        self, experiment: Experiment, home: Path, tmp_path: Path
+    ) -> None:
+        """A row equals its own copy at equal FID and equal fidelity, image by image."""
+        guided = experiment.rows[1]
+        twin = attrs.evolve(guided, name="twin")
+        rows = (experiment.rows[0], guided, twin)
+        both = attrs.evolve(experiment, rows=rows, baselines=("unguided", "guided"))
+        evaluate(both, tmp_path / "out", home / "images", rows=["unguided", "guided", "twin"],
+                 device="cpu")  # fmt: skip
+        equal = read(tmp_path / "out" / "differences.json")["equal"]
+        assert {name: list(rows) for name, rows in equal.items()} == {"guided": ["twin"]}
+        found = equal["guided"]["twin"]["hit"]
+        assert found["fidelity"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert found["fid"]["value"] <= 0.0 or found["fid"]["value"] == pytest.approx(0.0)
 
     def test_what_an_image_costs_is_stated(self, results: Path) -> None:
         plain, guided = row(results, "unguided"), row(results, "guided")
@@ -139,19 +165,24 @@ class TestClasses:
             evaluated(changed, tmp_path, "renders")
 
     def test_resampled_figures_are_kept(self, results: Path, home: Path, tmp_path: Path) -> None:
-        (path,) = (home / "images").glob("resampled/*/guided.npz")
-        kept = Assessment.load(path)
+        paths = sorted((home / "images").glob("resampled/*/guided-*.npz"))
+        assert len(paths) >= 3  # one for each scale
+        kept = Assessment.load(paths[0])
         kept.save(tmp_path / "again.npz")
         again = Assessment.load(tmp_path / "again.npz")
         assert again.figures == kept.figures
         assert all((again.resampled[name] == kept.resampled[name]).all() for name in kept.figures)
+        assert set(kept.images) == {"hit", "sure", "precision"}
+        for name, values in kept.images.items():  # of each image
+            assert again.images[name].shape == (64,)
+            assert values.mean() == pytest.approx(kept.figures[name].value)
 
 
 class TestScenes:
     def test_are_what_images_are_judged_by(self, home: Path, scene_results: Path) -> None:
         """Again from the pixels and the file of scenes, without any of the machinery."""
         there = np.load(home / "scenes.npz")["brightness"]
-        pixels = kept_pixels(home / "scene-images", 0, 300.0)
+        pixels = kept_pixels(home / "scene-images", "raw:300.0")
         distances = np.abs((pixels / 127.5 - 1.0).mean(3) - there[np.arange(16) % 8]).mean((1, 2))
         found = row(scene_results, "guided")["figures"]
         assert found["grey.distance"]["value"] == pytest.approx(distances.mean(), rel=1e-4)
@@ -159,17 +190,6 @@ class TestScenes:
         low, high = (found["grey.distance"][end] for end in ("low", "high"))
         width = 2 * 1.96 * distances.std() / math.sqrt(16)
         assert high - low == pytest.approx(width, rel=0.2)
-
-    def test_let_rows_choose_what_is_better_low(self, home: Path, scene_results: Path) -> None:
-        found = row(scene_results, "guided")
-        assert found["objective"] == ["grey.distance"]
-        distances = [trial["grey.distance"]["value"] for trial in found["tuning"]]
-        assert found["chosen"]["scale"] == 300.0
-        assert distances[1] == min(distances)
-        there = np.load(home / "scenes.npz")["brightness"][8:16]
-        pixels = kept_pixels(home / "scene-images", 7, 300.0)
-        by_hand = np.abs((pixels / 127.5 - 1.0).mean(3) - there).mean()
-        assert distances[1] == pytest.approx(by_hand, rel=1e-4)
 
     def test_pair_rows(self, scene_results: Path) -> None:
         differences = read(scene_results / "differences.json")["from"]["unguided"]
@@ -185,7 +205,6 @@ class TestScenes:
         for name in ("hit", "grey.likeness"):
             unguided = figure(scene_results, "unguided", name)
             assert together["figures"][name]["value"] > unguided
-        assert together["objective"] == ["hit", "grey.likeness"]
         assert together["guide"] is None
         guides = [(guide["component"], guide["scale"]) for guide in together["guides"]]
         assert guides == [("grey", 100.0), ("colour", 20.0)]
@@ -228,7 +247,7 @@ class TestScenes:
     ) -> None:
         judges = (attrs.evolve(scene_experiment.judges[0], **changes),)
         rows = scene_experiment.rows[1:3]
-        changed = attrs.evolve(scene_experiment, judges=judges, objective=("hit",), rows=rows)
+        changed = attrs.evolve(scene_experiment, judges=judges, fidelity=("hit",), rows=rows)
         with pytest.raises(PpapError, match=says):
             evaluated(changed, tmp_path, "unguided")
 
@@ -245,57 +264,93 @@ class TestScenes:
     ) -> None:
         monkeypatch.setattr("ppap_plugin_bench.cost.peak_memory_of", lambda *given: None)
         judge = attrs.evolve(scene_experiment.judges[0], lower=("unknown",), higher=())
-        rows, objective = scene_experiment.rows[1:3], ("grey.unknown",)
-        changes = {"judges": (judge,), "objective": objective, "rows": rows}
+        rows, fidelity = scene_experiment.rows[1:3], ("grey.unknown",)
+        changes = {"judges": (judge,), "fidelity": fidelity, "rows": rows}
         evaluated(attrs.evolve(scene_experiment, **changes), tmp_path)
         found = row(tmp_path / "out", "guided")
-        assert found["figures"]["grey.unknown"] == {"value": None, "low": None, "high": None}
-        assert found["chosen"]["scale"] == 0.1  # the first of several that are equally bad
+        unknown = dict.fromkeys(("value", "low", "high", "error"))
+        assert found["figures"]["grey.unknown"] == unknown
         report(tmp_path / "out", tmp_path / "page.md")
-        assert "| A guide | 0.1 | – |" in (tmp_path / "page.md").read_text()
+        assert "| A guide | raw:300 | – |" in (tmp_path / "page.md").read_text()
 
 
-def test_figures_say_which_experts_guided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    scales = (20.0, 5.0, 0.005)
-    bundle = write_experts(write_experiments(tmp_path) / "kept", scales=scales)
+    bundle = write_experts(write_experiments(tmp_path) / "kept")
+    write_curve(bundle, ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.2)))
     keep_bundle(write_experts(tmp_path, seed=5))  # auto would take it
-    (path,) = evaluated(read_experiment(tmp_path / "experts.toml"), tmp_path, "calibrated")
-    found = read(path)
-    experts = found["guide"]["experts"]
-    assert experts == {
-        "name": "mine",
-        "sha256": file_sha256(bundle),
-        "num_experts": 3,
-        "boundaries": experts["boundaries"],
-        "scales": list(scales),
-    }
-    assert len(experts["boundaries"]) == 2
-    assert found["chosen"] == {"scale": "auto", "interval": [0.0, 1.0]}
-    assert found["cost"]["peak_memory"] is None or found["cost"]["peak_memory"] > 2**26
-    written = report(tmp_path / "out", tmp_path / "page.md")  # a plot of no scales among it
+    found = read_experiment(tmp_path / "experts.toml")
+    other = attrs.evolve(found.rows[2], moments=(0.5, 0.9))
+    found = attrs.evolve(found, rows=(*found.rows[:2], other))
+    paths = evaluated(found, tmp_path, "experts", "other")
+    record, drawn_otherwise = map(read, paths)
+    experts = record["guide"]["experts"]
+    assert experts["sha256"] == file_sha256(bundle)
+    assert experts["num_experts"] == 3
+    assert [point["scale"] for point in record["points"]] == [1.0, 8.0]
+    assert record["default"] == 8.0
+    (curve,) = record["curves"]
+    assert (curve["scales"], curve["errors"]) == ([0.5, 8.0], [0.1, 0.2])
+    assert drawn_otherwise["curves"] == [None]
+    assert drawn_otherwise["sampling"]["steps"] == 4
+    assert drawn_otherwise["cost"]["steps"] == 4
+    assert record["cost"]["peak_memory"] is None or record["cost"]["peak_memory"] > 2**26
+    written = report(tmp_path / "out", tmp_path / "page.md")
     assert all(path.is_file() for path in written)
     page = (tmp_path / "page.md").read_text()
-    assert "| calibrated | auto |" in page
-    assert f"calibrated: guided by 3 experts, mine ({experts['sha256'][:12]})." in page
-    assert "at the edge" not in page
+    assert "| experts | × 8 |" in page
+    assert "| other | raw:7.5 |" in page
+    assert f"experts: guided by 3 experts, mine ({experts['sha256'][:12]})." in page
+    assert "other: 4 DDPM steps." in page
+    assert "other: adaptive moments 0.5 and 0.9." in page
 
 
-class TestChoice:
-    def made(self, scale: float, **figures: float) -> Trial:
-        known = {name: Interval(value, value, value) for name, value in figures.items()}
-        return Trial(Candidate(scale, (0.0, 1.0)), known, 0.0, 0.0)
+class TestAtEqualFid:
+    """`best_within` against brute force along the line, and `at_equal` where it is known."""
 
-    def test_is_by_the_mean_of_figures_each_in_its_direction(self) -> None:
-        figures = {1.0: (0.5, 0.6), 2.0: (0.8, 0.8), 3.0: (0.6, 0.3), 4.0: (math.nan, math.nan)}
-        trials = [self.made(scale, hit=h, error=e) for scale, (h, e) in figures.items()]
-        higher, lower = {"hit": "higher"}, {"error": "lower"}
-        chosen = [choose(trials, one).candidate.scale for one in (higher, lower, higher | lower)]
-        assert chosen == [2.0, 3.0, 3.0]
+    @given(st.integers(0, 2**31), st.integers(1, 6))
+    @settings(max_examples=50)
+    def test_is_the_best_anywhere_on_the_line(self, seed: int, number: int) -> None:
+        rng = np.random.default_rng(seed)
+        cost, gain, limit = rng.random((number, 4)), rng.random((number, 4)), rng.random(4)
+        found = best_within(cost, gain, limit)
+        along = np.linspace(0.0, 1.0, 2001)[:, None]
+        for column in range(4):
+            x, y = cost[:, column], gain[:, column]
+            every = [(x, y)] + [
+                (x[k] + along[:, 0] * (x[k + 1] - x[k]), y[k] + along[:, 0] * (y[k + 1] - y[k]))
+                for k in range(number - 1)
+            ]
+            within = [b[a <= limit[column]] for a, b in every]
+            wanted = max((part.max() for part in within if len(part)), default=math.nan)
+            assert found[column] == pytest.approx(wanted, abs=2e-3, nan_ok=True)
+            assert not found[column] < wanted  # NaN where nothing is
 
-    def test_is_never_what_is_not_finite(self) -> None:
-        trials = [self.made(1.0, hit=math.nan), self.made(2.0, hit=0.0), self.made(3.0, hit=0.0)]
-        assert choose(trials, {"hit": "higher"}).candidate.scale == 2.0
+    def made(self, fid: float, hit: float) -> Assessment:
+        noise = np.random.default_rng(0).standard_normal(100) / 100
+        values = {"fid": fid, "hit": hit}
+        figures = {name: Interval(value, value, value) for name, value in values.items()}
+        return Assessment(figures, {n: v + noise + 0.5 for n, v in values.items()}, {})
+
+    def test_is_read_between_two_scales(self) -> None:
+        curve = [self.made(1.0, 0.0), self.made(2.0, 0.4), self.made(4.0, 0.8)]
+        found = at_equal(self.made(3.0, 0.7), curve, "hit", "higher")
+        assert found["fidelity"]["value"] == pytest.approx(0.7 - 0.6)
+        assert found["fid"]["value"] == pytest.approx(3.0 - 3.5)
+        assert found["ends"] is False
+        ends = [found["fidelity"][end] for end in ("low", "high")]
+        assert ends == pytest.approx([0.1, 0.1])  # the noise is common, and falls out
+        lower = at_equal(self.made(3.0, 0.3), curve[::-1], "hit", "lower")
+        assert lower["fidelity"]["value"] == pytest.approx(0.3)  # 0 is reached at a FID of 1
+        assert lower["fid"]["value"] == pytest.approx(2.0)
+
+    def test_is_unknown_where_a_curve_does_not_go(self) -> None:
+        curve = [self.made(2.0, 0.1), self.made(3.0, 0.4)]
+        found = at_equal(self.made(1.0, 0.9), curve, "hit", "higher")
+        assert found["fidelity"] == found["fid"] == dict.fromkeys(("value", "low", "high"))
+        found = at_equal(self.made(9.0, 0.2), curve, "hit", "higher")
+        assert found["ends"] is True
+        assert found["fidelity"]["value"] == pytest.approx(-0.2)
 
 
 class TestTraining:
@@ -304,7 +359,7 @@ class TestTraining:
         """A row with experts, and its guides."""
         path = write_experts(home / "kept", scales=(1.0, 1.0, 1.0))
         guide = row_guide(guider="colour", aim="class", experts=str(path))
-        made = Row(name="experts", guides=(guide,), scales=(1.0,))
+        made = Row(name="experts", guides=(guide,))
         wanted = attrs.evolve(scene_experiment, rows=(made,), baselines=())
         return made, Setup.load(wanted, NAMES, "cpu").guides(made)
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import attrs
 import pytest
 from bench_toy import CLASSES, EXPERTS, SCENES
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.guidance import raw_scale
 from ppap_plugin_bench import Experiment, Row, read_experiment, row_guide
+from ppap_plugin_bench.row import times
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,31 +72,37 @@ def test_paths_are_relative_to_the_file(
     [
         (CLASSES, "backend =", "backened =", "has 'backened', not 'backend'; it has no backend"),
         (CLASSES, "num = 64", 'num = "64"', "num"),
-        (CLASSES, "seed = 7", "seed = 0", "tunes on seed 0, which it reports"),
         (CLASSES, '["unguided"]', '["unguarded"]', "has no row unguarded"),
         (CLASSES, 'name = "guided"', 'name = "unguided"', "several rows called unguided"),
         (CLASSES, 'name = "guided"', 'name = "Guided"', "lower-case"),
         (CLASSES, 'name = "guided"', 'name = "guided"\nimages = "x"', "one or the other"),
-        (CLASSES, 'guider = "colour"\n', "", "has scales and no guider"),
+        (CLASSES, 'guider = "colour"\n', "", "has scales, default and no guider"),
         (CLASSES, 'guider = "colour"\n', 'guidr = "colour"\n', "has 'guidr', not 'guider'"),
-        (CLASSES, "[0.001, 100.0, 0.002]", "[]", "no scales to choose from"),
-        (CLASSES, "[0.001, 100.0, 0.002]", "[nan]", "finite numbers"),
-        (CLASSES, "[0.001, 100.0, 0.002]", "3", "not iterable"),
+        (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "[]", "different scales"),
+        (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "[1, 2, 1]", "different scales"),
+        (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "[nan]", "finite numbers"),
+        (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "[0]", "other than 0"),
+        (CLASSES, '["raw:0.001", "raw:100", "raw:0.002"]', "3", "not iterable"),
+        (CLASSES, 'default = "raw:100"', "default = 8", "default is none of its scales"),
+        (CLASSES, '"raw:0.001"', '"raw:lots"', 'not \'raw:lots\''),
+        (CLASSES, 'name = "guided"', 'name = "guided"\nmoments = [0.9, 1.0]', "moments must be"),
+        (CLASSES, 'name = "guided"', 'name = "guided"\nsampler = "euler"', "sampler"),
+        (CLASSES, 'name = "guided"', 'name = "guided"\nschedule = "cosine"', "schedule"),
+        (CLASSES, 'name = "guided"', 'name = "guided"\nobjective = "hit"', "it is `fidelity`"),
+        (CLASSES, "num = 64", "num = 64\ntuning = {num = 8}", "not chosen: remove it"),
         (CLASSES, "[[rows]]\nname", "[[rows]]\nthrough = 'mist'\nname", "through"),
-        (CLASSES, "[[rows]]\nname", "[[rows]]\nintervals = [[0.9, 0.2]]\nname", "[lo, hi]"),
-        (CLASSES, 'images = "others.npz"', 'guider = "colour"\nscales = [1]',
-         "unequal numbers of candidates to choose from: guided 3, renders 1"),
+        (CLASSES, "[[rows]]\nname", "[[rows]]\ninterval = [0.9, 0.2]\nname", "[lo, hi]"),
+        (CLASSES, "[[rows]]\nname", "[[rows]]\nintervals = [[0, 1]]\nname", "it is `interval`"),
         (CLASSES, 'images = "others.npz"', 'images = "others.npz"\nprompt = "brighter"',
          "has images, and tells the backend how to draw"),
         (CLASSES, 'judge = "', 'judge = "nobody" #', 'write "guider:checkpoint"'),
-        (CLASSES, "{seed = 7, num = 16}", "3", "[tuning] is not a table"),
+        (CLASSES, "{num = 2, rounds = 3}", "3", "[timing] is not a table"),
         (CLASSES, "title =", "title", "neither TOML nor JSON"),
         (SCENES, "scenes =", "other =", "has 'other'"),
         (SCENES, "scenes =", "#", "no [scenes] that hold the"),
         (SCENES, "num = 8", "num = 0", "[scenes] 'num' must be >= 1"),
         (SCENES, '"grey.distance"', '"grey.fid"', "none of hit, grey.distance, grey.likeness"),
-        (SCENES, '"grey.distance"', "[]", "an empty `objective`"),
-        (SCENES, '["hit", "grey.likeness"]', '["hit", "nose"]', "the objective 'nose'"),
+        (SCENES, '["grey.distance", "hit"]', "[]", "fidelity"),
         (SCENES, 'name = "grey"', 'name = "Grey"', "lower-case"),
         (SCENES, '"grey:grey-1"', '"grey"', 'the guider \'grey\'; write "guider:checkpoint"'),
         (SCENES, '"grey:grey-1"', "3", "'guider' must be"),
@@ -108,15 +118,12 @@ def test_paths_are_relative_to_the_file(
         (SCENES, 'aim = "class"', 'aim = "clas"', "guide 2 'aim' must be class or scene"),
         (SCENES, 'aim = "class"', 'experts = "auto"', "a table says which"),
         (SCENES, 'aim = "class"', "options = 3", "'options' must be a table"),
-        (SCENES, "scales = [0.1, 3.0]", 'scales = ["auto", 3.0]', "and no experts that were"),
-        (SCENES, "scales = [0.1, 3.0]", "", "no scales to choose from"),
-        (SCENES, "scales = [0.1, 3.0]", "scales = [3.0]", "guided 2, together 1"),
+        (SCENES, 'aim = "class"', "loss_options = 3", "'loss_options' must be a table"),
         (SCENES, 'name = "unguided"', 'name = "unguided"\ntraining = "a"', "training and no g"),
         (EXPERTS, NAMED, "auto", "a table says which"),
-        (EXPERTS, "scales = [0.1, 10.0]", 'scales = ["auto", 1]', 'scale "auto", and no experts'),
-        (EXPERTS, 'scales = ["auto"]', 'scales = ["best"]', "needs finite numbers, not 'best'"),
-        (EXPERTS, 'scales = ["auto"]', 'scales = ["auto", 1, 2]', "calibrated 3"),
-        (EXPERTS, 'experts = "k', 'through = "clean"\nexperts = "k', "there is no noise"),
+        (EXPERTS, "scales = [1, 8]", 'scales = ["auto"]', "not 'auto'"),
+        (EXPERTS, 'experts = "k', 'through = "clean"\nexperts = "k', "looks through clean"),
+        (EXPERTS, 'experts = "k', 'through = "detached"\nexperts = "k', "without noise"),
         (EXPERTS, 'guider = "colour"\nexperts', "experts", "has experts and no guider"),
         (EXPERTS, 'experts = "k', "experts = 3 #", "'experts' must be a string, not 3"),
     ],
@@ -129,7 +136,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
-    said = refusal(tmp_path / "x.toml", "[tuning]\nnum = 0\n[[rows]]\nguider = 'a'\n")
+    said = refusal(tmp_path / "x.toml", "[timing]\nnum = 0\n[[rows]]\nguider = 'a'\n")
     assert said.index("num") < said.index("row ? has no name")
 
 
@@ -140,8 +147,7 @@ def test_a_file_that_is_missing_is_an_asset(tmp_path: Path) -> None:
 
 def test_without_scenes_no_guide_aims_at_any(tmp_path: Path) -> None:
     text = SCENES[: SCENES.index("[[judges]]")] + SCENES[SCENES.index("[[rows]]") :]
-    text = text.replace("scenes =", "#").replace('objective = "grey.distance"', "")
-    text = text.replace(', "grey.likeness"', "")
+    text = text.replace("scenes =", "#").replace('fidelity = ["grey.distance", "hit"]', "")
     (tmp_path / "a.toml").write_text(text)
     read_experiment(tmp_path / "a.toml")
     said = refusal(tmp_path / "a.toml", text.replace('"class"', '"scene"'))
@@ -155,25 +161,33 @@ class TestRows:
         with pytest.raises(UsageError, match=r"no row 'giuded'.*did you mean 'guided'"):
             experiment.chosen(["giuded"])
 
-    def test_pair_every_scale_with_every_interval(self) -> None:
-        guides = (row_guide(guider="b"),)
-        guided = Row(name="a", guides=guides, scales=(1, 2), intervals=((0, 0.5), (0, 1)))
-        assert len({(c.scale, c.interval) for c in guided.candidates}) == 4
+    def test_have_the_scales_of_the_experiment_or_their_own(self, experiment: Experiment) -> None:
+        plain, guided, _ = experiment.rows
+        own = attrs.evolve(guided, scales=None, default=None)
+        assert experiment.scales_of(plain) == ()
+        assert experiment.default_of(plain) is None
+        assert experiment.scales_of(own) == experiment.scales == (2.0, 4.0, 8.0, 16.0, 32.0)
+        assert experiment.default_of(own) == 8.0
+        assert experiment.default_of(guided) == "raw:100"
+        assert experiment.default_of(attrs.evolve(own, scales=(1, 3, 5, 7))) == 3.0
 
-    def test_choose_nothing_if_their_scale_is_calibrated(self) -> None:
-        row = Row(name="a", guides=(row_guide(guider="b", experts="c"),), scales=("auto",))
-        assert not row.chooses
-        for changes in (
-            {"scales": ("auto", 1)},
-            {"scales": (1,)},
-            {"intervals": ((0, 0.5), (0, 1))},
-        ):
-            assert attrs.evolve(row, **changes).chooses
+    def test_begin_where_they_would_be_without_a_guide(self, experiment: Experiment) -> None:
+        plain, guided, _ = experiment.rows
+        assert experiment.start_of(guided) is plain
+        assert experiment.start_of(plain) is None
+        for changes in ({"steps": 6}, {"sampler": "ddpm"}, {"eta": 0.5}, {"prompt": "a"}):
+            assert experiment.start_of(attrs.evolve(guided, **changes)) is None
+        assert experiment.start_of(attrs.evolve(guided, through="clean", moments=(0, 0))) is plain
+
+    @given(st.floats(0.01, 100), st.floats(0.01, 100))
+    def test_multiply_scales_of_either_kind(self, factor: float, scale: float) -> None:
+        assert times(factor, scale) == factor * scale
+        assert raw_scale(times(factor, f"raw:{scale!r}")) == factor * scale
 
     def test_call_a_single_guide_by_their_own_name(self) -> None:
         one = row_guide(guider="x:b", checkpoint="c", aim="class")
         assert (one.source, one.checkpoint, one.target, one.scale) == ("x:b", "c", "class", 1.0)
-        row = Row(name="a", guides=(one,), scales=(1.0,))
+        row = Row(name="a", guides=(one,))
         assert row.guide_names == ("a",)
         both = attrs.evolve(row, guides=(one, row_guide(guider="d")))
         assert both.guide_names == ("a-b", "a-d")
@@ -190,4 +204,11 @@ def test_the_readme_shows_an_experiment(tmp_path: Path) -> None:
     keys, tables = zip(*(block.split("\n[", 1) for block in blocks), strict=True)
     (tmp_path / "a.toml").write_text("\n".join(keys) + "".join(f"\n[{table}" for table in tables))
     rows = read_experiment(tmp_path / "a.toml").rows
-    assert [row.name for row in rows] == ["unguided", "naive", "experts", "together", "told"]
+    assert [row.name for row in rows] == [
+        "unguided",
+        "naive",
+        "experts",
+        "published",
+        "together",
+        "told",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,28 @@ from PIL import Image
 from toy_experts import write_experts
 
 import ppap_framework as ppap
+from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.errors import AssetError, UsageError
-from ppap_framework.experts import RangeScales, ScaleCurve, has_experts, write_curve
+from ppap_framework.experts import ScaleCurve, has_experts, write_curve
 from ppap_framework.files import file_sha256
+from ppap_framework.learn import calibrate
+from ppap_framework.noise import cosine_schedule
 from ppap_framework.run import Plan, counts_of, drawing
 from ppap_framework.runtime import Progress
 from ppap_plugin_bench import Experiment, cost, read_experiment
+from ppap_plugin_bench.curves import elucd
 from ppap_plugin_bench.images import draw_batch, draw_images, identity
-from ppap_plugin_bench.row import Candidate
 from ppap_plugin_bench.setup import Setup
-
-EVERYWHERE = (0.0, 1.0)
 
 
 def plan_of(setup: Setup, name: str, scale: Any, num: int = 16, **settings: Any) -> Plan:
     (row,) = setup.experiment.chosen([name])
-    given = {"num": num, "seed": 3, "batch": 8, **settings}
-    return setup.plan(row, Candidate(scale, given.pop("interval", EVERYWHERE)), **given)
+    return setup.plan(row, scale, **{"num": num, "batch": 8, **settings})
 
 
 def sampled(guides: Any, num: int, **given: Any) -> Any:
     """Pixels that sampling in one batch gives."""
-    settings = {"steps": 5, "seed": 3, "batch": num, "device": "cpu", **given}
+    settings = {"steps": 5, "sampler": "ddim", "batch": num, "device": "cpu", **given}
     images = ppap.sample("toy", guides, num=num, **settings).images
     return ((images + 1.0) * 127.5).permute(0, 2, 3, 1).numpy()
 
@@ -48,7 +49,7 @@ class TestOfClasses:
 
     @pytest.fixture
     def plan(self, setup: Setup) -> Plan:
-        return plan_of(setup, "guided", 100.0, num=20)
+        return plan_of(setup, "guided", "raw:100", num=20)
 
     def test_are_what_sampling_gives(self, plan: Plan, tmp_path: Path) -> None:
         images, lost = draw_images(plan, tmp_path)
@@ -82,17 +83,17 @@ class TestOfClasses:
         assert batches[1].stat().st_mtime_ns == untouched
 
     def test_of_other_settings_lie_elsewhere(self, setup: Setup, tmp_path: Path) -> None:
-        for scale in (0.001, 100.0, 0.002):
+        for scale in ("raw:0.001", "raw:100", "raw:0.002"):
             draw_images(plan_of(setup, "guided", scale, num=4, batch=4), tmp_path)
         assert len(list(tmp_path.iterdir())) == 3
-        draw_images(plan_of(setup, "guided", 0.001, num=8, batch=4), tmp_path)
+        draw_images(plan_of(setup, "guided", "raw:0.001", num=8, batch=4), tmp_path)
         assert len(list(tmp_path.iterdir())) == 3  # more of the same are added
 
     def test_of_other_prompts_are_others(self, setup: Setup, tmp_path: Path) -> None:
         drawn = {}
         for prompt in ("brighter", "darker", None):
             told = attrs.evolve(setup.experiment.rows[0], prompt=prompt)
-            plan = setup.plan(told, num=6, seed=3, batch=4)
+            plan = setup.plan(told, num=6, batch=4)
             drawn[prompt], _ = draw_images(plan, tmp_path)
             again, _ = draw_images(plan, tmp_path)
             assert (again == drawn[prompt]).all()
@@ -106,7 +107,7 @@ class TestOfClasses:
     ) -> None:
         monkeypatch.setenv("TOY_BROKEN", "1")
         setup = Setup.load(experiment, NAMES, "cpu")
-        with drawing(setup.plan(experiment.rows[0], num=3, seed=0, batch=3)) as draw:
+        with drawing(setup.plan(experiment.rows[0], num=3, batch=3)) as draw:
             images, lost = draw_batch(draw, range(3))
         assert lost["broken"] == 3
         assert (images == 128).all()
@@ -118,16 +119,17 @@ class TestOfScenes:
         return Setup.load(scene_experiment, NAMES, "cpu")
 
     def test_aim_at_the_picture(self, setup: Setup, home: Path, tmp_path: Path) -> None:
-        drawn, _ = draw_images(plan_of(setup, "guided", 300.0, num=12, batch=6), tmp_path)
+        drawn, _ = draw_images(plan_of(setup, "guided", "raw:300", num=12, batch=6), tmp_path)
         for index in (1, 9):
             pixels = np.load(home / "scenes.npz")["images"][index % 8].transpose(1, 2, 0)
             guide = ppap.guide("grey", target=Image.fromarray(pixels), scale=300.0)
             assert np.abs(drawn[index] - sampled([guide], 12)[index]).max() <= 1.0
 
     def test_of_several_guides_follow_all_at_once(self, setup: Setup) -> None:
-        plan = plan_of(setup, "together", 3.0, num=8, interval=(0.2, 0.9))
+        (row,) = setup.experiment.chosen(["together"])
+        plan = setup.plan(attrs.evolve(row, interval=(0.2, 0.9)), "raw:3", num=8, batch=8)
         assert [guide.name for guide in plan.guides] == ["together-grey", "together-colour"]
-        assert [guide.scale for guide in plan.guides] == [300.0, 60.0]
+        assert [guide.scale for guide in plan.guides] == ["raw:300.0", "raw:60.0"]
         assert all(guide.interval == (0.2, 0.9) for guide in plan.guides)
         assert setup.targets.scenes is not None
         pictures = [Image.fromarray(image) for image in setup.targets.scenes.images[:8]]
@@ -140,42 +142,35 @@ class TestOfScenes:
         acting = sum(0.2 <= t / 100 < 0.9 for t in plan.process.timesteps)
         assert [guide.forwards for guide in draw.statistics.guides] == [8 * acting] * 2
 
-    def test_are_known_by_scenes_guides_and_whether_they_tune(self, setup: Setup) -> None:
+    def test_are_known_by_guides_and_scales(self, setup: Setup) -> None:
         plans = [
-            plan_of(setup, name, scale, num=4, tuning=tuning)
+            plan_of(setup, name, scale, num=4)
             for name in ("guided", "together")
-            for scale in (0.1, 3.0)
-            for tuning in (False, True)
+            for scale in ("raw:0.1", "raw:3")
         ]
-        assert len({json.dumps(identity(plan)) for plan in plans}) == 8
+        assert len({json.dumps(identity(plan)) for plan in plans}) == 4
 
-    def test_of_experts_are_all_as_they_were_calibrated(
-        self, home: Path, scene_experiment: Experiment
+    def test_a_multiplier_is_of_a_calibrated_curve(
+        self, scene_experiment: Experiment, tmp_path: Path
     ) -> None:
-        path = write_experts(home / "kept", scales=(20.0, 5.0, 0.005))
-        (together,) = scene_experiment.chosen(["together"])
-        colour = attrs.evolve(together.guides[1], experts=str(path))
-        made = attrs.evolve(together, guides=(colour,), scales=("auto",), objective=("hit",))
-        changed = attrs.evolve(scene_experiment, rows=(made,), baselines=())
-        plan = Setup.load(changed, NAMES, "cpu").plan(
-            made, made.candidates[0], num=2, seed=0, batch=2
-        )
-        assert isinstance(plan.guides[0].curve, RangeScales)
-        assert plan.guides[0].curve.values == (20.0, 5.0, 0.005)
-        assert identity(plan)["guides"][0]["curve"] == [20.0, 5.0, 0.005]
-        curve = ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.1))
-        write_curve(path, curve)
-        plan = Setup.load(changed, NAMES, "cpu").plan(
-            made, made.candidates[0], num=2, seed=0, batch=2
-        )
-        assert identity(plan)["guides"][0]["curve"] == attrs.asdict(curve)
+        """The curve is found once, and is that of `calibrate`."""
+        setup = Setup.load(scene_experiment, NAMES, "cpu", tmp_path)
+        plan = plan_of(setup, "guided", 8.0)
+        (curve,) = (guide.curve for guide in plan.guides)
+        (file,) = tmp_path.iterdir()
+        before = file.stat().st_mtime_ns
+        (guide,) = setup.guides(setup.experiment.chosen(["guided"])[0])
+        assert curve == calibrate(setup.backend, guide, num=64, batch=8, device="cpu")
+        again = Setup.load(scene_experiment, NAMES, "cpu", tmp_path)
+        assert plan_of(again, "guided", 2.0).guides[0].curve == curve
+        assert file.stat().st_mtime_ns == before
 
     def test_take_their_memory_in_a_process_that_reads_the_scenes(
         self, scene_experiment: Experiment
     ) -> None:
         (together,) = scene_experiment.chosen(["together"])
-        threads, candidate = torch.get_num_threads(), together.candidates[0]
-        peak = cost._draw_alone(threads, scene_experiment, together, candidate, NAMES, "cpu")
+        threads = torch.get_num_threads()
+        peak = cost._draw_alone(threads, scene_experiment, together, NAMES, "cpu")
         assert peak is None or peak > 2**26
 
 
@@ -191,18 +186,19 @@ class TestOfExperts:
 
     @pytest.fixture
     def setup(self, home: Path) -> Setup:
-        return Setup.load(read_experiment(home / "experts.toml"), NAMES, "cpu")
+        experiment = read_experiment(home / "experts.toml")
+        return Setup.load(experiment, NAMES, "cpu", home / "curves")
 
     def test_are_what_the_same_guide_draws_by_itself(
         self, setup: Setup, home: Path, bundle: Path
     ) -> None:
-        plan = plan_of(setup, "experts", 10.0)
+        plan = plan_of(setup, "experts", "raw:10")
         drawn, _ = draw_images(plan, home / "images")
         target = torch.arange(16) % 4
         guide = ppap.guide("colour", target=target, scale=10.0, experts=bundle)
         assert abs(drawn.astype(int) - sampled([guide], 16).round()).max() <= 1
         assert counts_of(plan).guide_forwards == {"experts": 80}
-        naive, _ = draw_images(plan_of(setup, "naive", 10.0), home / "images")
+        naive, _ = draw_images(plan_of(setup, "naive", "raw:10"), home / "images")
         assert (drawn != naive).any()
         assert not has_experts(plan.guides[0].model.network)
 
@@ -210,7 +206,7 @@ class TestOfExperts:
         self, setup: Setup, home: Path, bundle: Path
     ) -> None:
         def known(setup: Setup) -> list[str]:
-            pairs = (("naive", 10.0), ("experts", 10.0), ("calibrated", "auto"))
+            pairs = (("naive", "raw:10"), ("experts", "raw:10"), ("other", "raw:10"))
             return [json.dumps(identity(plan_of(setup, *pair))) for pair in pairs]
 
         before = known(setup)
@@ -219,26 +215,82 @@ class TestOfExperts:
         assert file_sha256(bundle) not in before[0]
         assert known(setup) == before
         write_experts(home / "kept", seed=1, scales=(20.0, 5.0, 0.005))
-        naive, *others = known(Setup.load(setup.experiment, NAMES, "cpu"))
+        naive, *others = known(Setup.load(setup.experiment, NAMES, "cpu", home / "curves"))
         assert naive == before[0]
         assert not {*others} & {*before}
 
     def test_of_a_bundle_that_was_replaced_are_read_and_not_drawn(
         self, setup: Setup, home: Path
     ) -> None:
-        plan = plan_of(setup, "experts", 10.0)
+        plan = plan_of(setup, "experts", "raw:10")
         first, _ = draw_images(plan, home / "images")
-        write_experts(home / "kept", seed=1)  # it has no calibrated scales
+        write_experts(home / "kept", seed=1)
         again, _ = draw_images(plan, home / "images")
         assert (again == first).all()
         with pytest.raises(AssetError, match="replaced after they were chosen"):
             draw_images(plan, home / "others")
         assert not list((home / "others").glob("*/*.npz"))
-        with pytest.raises(UsageError, match="'calibrated' has no calibrated scales"):
-            plan_of(setup, "calibrated", "auto")
 
     def test_time_is_measured_with_experts_attached(self, setup: Setup) -> None:
-        plans = [plan_of(setup, name, 1.0, num=2) for name in ("naive", "experts", "calibrated")]
+        plans = [plan_of(setup, name, "raw:1", num=2) for name in ("naive", "experts", "other")]
         seconds = cost.seconds_in_turn(plans, 2)
         assert [len(taken) for taken in seconds] == [2, 2, 2]
         assert not any(has_experts(plan.guides[0].model.network) for plan in plans)
+
+    def test_a_multiplier_is_of_a_curve_that_a_copy_gets(
+        self, setup: Setup, home: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bundle stays as it is; the untouched network is calibrated by itself."""
+        calls = []
+
+        def found(backend: Any, guide: Any, copy: Path | None, **more: Any) -> ScaleCurve:
+            assert guide.experts is None
+            assert copy is None or copy.read_bytes() == bundle.read_bytes()
+            calls.append(copy and copy != bundle)
+            return ScaleCurve((0.0,), (float(len(calls)),), (0.1,), guide.loss_record)
+
+        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", found)
+        for again in (setup, Setup.load(setup.experiment, NAMES, "cpu", home / "curves")):
+            for number, name in enumerate(("naive", "experts"), start=1):
+                guide = plan_of(again, name, 8.0).guides[0]
+                assert guide.curve is not None
+                assert guide.curve.scales == (number,)
+                assert guide.scale == 8.0
+                assert plan_of(again, name, "raw:1").guides[0].curve is None
+        assert calls == [None, True]  # once each
+        assert len(list((home / "curves").iterdir())) == 2
+
+    def test_a_bundle_with_a_curve_of_its_own_has_that(
+        self, setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", None)
+        own = ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.1))
+        write_curve(bundle, own)
+        assert plan_of(setup, "experts", 8.0).guides[0].curve == own
+        assert identity(plan_of(setup, "experts", 8.0))["guides"][0]["curve"] == attrs.asdict(own)
+
+    def test_a_guide_that_cannot_be_calibrated_is_refused(
+        self, setup: Setup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*given: Any, **more: Any) -> None:
+            raise UsageError("guide 'colour' cannot be calibrated: it is blind")
+
+        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", refuse)
+        with pytest.raises(UsageError, match=r"row 'naive'.*it is blind.*raw:4"):
+            plan_of(setup, "naive", 8.0)
+        plan_of(setup, "naive", "raw:8")
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("steps", [1, 2, 5, 25])
+    def test_of_elucd_moves_the_mean_as_published(self, steps: int) -> None:
+        """Its curve times the variance of a step is v_i + 0.3 sin(pi i / S) max v."""
+        schedule = cosine_schedule(1000)
+        process = Process(schedule, timesteps_for(1000, steps))
+        curve = elucd(process)
+        variance = process.posterior_variance.clone()
+        variance[0] = variance[min(1, steps - 1)] if steps > 1 else process.betas[0]
+        for index in range(steps):
+            found = variance[index] * curve.at(process.level(index, 1)).squeeze()
+            wave = 0.3 * math.sin(math.pi * index / steps) * variance.max()
+            assert found.item() == pytest.approx((variance[index] + wave).item(), rel=1e-6)

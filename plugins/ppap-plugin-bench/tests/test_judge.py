@@ -97,4 +97,4 @@ def test_the_reciprocal_of_a_truth_may_count(scene_experiment: Experiment, home:
     spec = attrs.evolve(scene_experiment.judges[0], truth="distance", reciprocal=True)
     changed = attrs.evolve(scene_experiment, judges=(spec,))
     (truth,) = Judges.load(Setup.load(changed, NAMES, "cpu"))._truths
-    assert np.allclose(truth, np.load(home / "scenes.npz")["brightness"][:16] + 2.0, atol=1e-5)
+    assert np.allclose(truth, np.load(home / "scenes.npz")["brightness"][:8] + 2.0, atol=1e-5)

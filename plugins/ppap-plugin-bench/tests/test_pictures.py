@@ -99,20 +99,18 @@ class TestTargets:
         turn = Targets.of(read_experiment(home / "turn.toml"), NAMES)
         assert (turn.indices(16) == own.indices(16)).all()
         assert turn.classes(16).tolist() == [0, 1, 2, 3] * 4
-        for targets, tuning in ((turn, False), (own, False), (own, True)):
-            names = [NAMES[label] for label in targets.classes(8, tuning=tuning)]
-            assert targets.prompts("see {class} {thing}", 8, tuning=tuning) == [
+        for targets in (turn, own):
+            names = [NAMES[label] for label in targets.classes(8)]
+            assert targets.prompts("see {class} {thing}", 8) == [
                 f"see {name} {{thing}}" for name in names
             ]
         assert turn.source("scene") == own.source("scene")
         assert turn.source("class") != own.source("class")
 
-    def test_are_scenes_in_turn_and_others_for_tuning(self, own: Targets, home: Path) -> None:
+    def test_are_scenes_in_turn(self, own: Targets, home: Path) -> None:
         labels = np.load(home / "scenes.npz")["labels"]
         assert own.indices(16).tolist() == [*range(8), *range(8)]
-        assert own.indices(8, tuning=True).tolist() == [*range(8, 16)]
         assert own.classes(16).tolist() == [*labels[:8], *labels[:8]]
-        assert own.classes(8, tuning=True).tolist() == labels[8:16].tolist()
 
     def test_are_classes_in_turn_without_scenes(self) -> None:
         targets = Targets(NAMES)
@@ -120,14 +118,13 @@ class TestTargets:
         told = Targets(("orange cube", "red cube")).prompts("{a class}, {class}", 2)
         assert told == ["an orange cube, orange cube", "a red cube, red cube"]
         words = "image i at class i mod 4 of dark red, light red, green, blue"
-        assert targets.source("class") == targets.source("class", tuning=True) == words
+        assert targets.source("class") == words
 
     def test_have_sources_that_tell_them_apart(
         self, own: Targets, scene_experiment: Experiment, home: Path
     ) -> None:
         words = {own.source("class"), own.source("scene")}
-        words |= {own.source("class", tuning=True), own.source("scene", tuning=True)}
-        assert len(words) == 4
+        assert len(words) == 2
         assert scene_experiment.scenes is not None
         other = str(write_scenes(home / "moved-scenes.npz", 9, 20))
         moved = attrs.evolve(scene_experiment.scenes, pictures=other)
@@ -144,8 +141,7 @@ class TestTargets:
         ("changes", "says"),
         [
             ({"num": 20}, "20 images do not aim equally often at 8 scenes.*take 24"),
-            ({"tuning": 16}, "20 scenes, of which 8 are reported and 16 tune"),
-            ({"scenes": 16}, "20 scenes, of which 16 are reported and 8 tune"),
+            ({"num": 24, "scenes": 24}, "20 scenes, of 24 that are targets"),
             ({"names": NAMES[:3]}, "of 4 classes, which are not those of the reference"),
         ],
     )
@@ -156,7 +152,6 @@ class TestTargets:
         wanted = attrs.evolve(
             scene_experiment,
             num=changes.get("num", 16),
-            tuning=attrs.evolve(scene_experiment.tuning, num=changes.get("tuning", 8)),
             scenes=attrs.evolve(scene_experiment.scenes, num=changes.get("scenes", 8)),
         )
         with pytest.raises(UsageError, match=says):

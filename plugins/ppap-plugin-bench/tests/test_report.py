@@ -36,7 +36,7 @@ class TestOfClasses:
     def text(self, folder: Path) -> str:
         out = folder.parent.parent / "results.md"
         written = report(folder.parent, out)
-        assert written == [out, folder / "tuning.svg", folder / "confusion.svg"]
+        assert written == [out, folder / "curves.png"]
         return out.read_text()
 
     def test_shows_every_figure_of_the_files(self, folder: Path, text: str) -> None:
@@ -46,24 +46,58 @@ class TestOfClasses:
                 assert shown_in(text, found["title"], found["figures"][figure], digits)
         assert f"{row(folder, 'guided')['cost']['seconds']:.3g}" in text
         assert "| **+" in text or "| **-" in text  # differences that are not 0 are bold
-        for words in ("Paired", "It sees colours.", "A sketch", "| A guide | 100 |"):
+        for words in ("Paired", "It sees colours.", "A sketch", "| A guide | raw:100 |"):
             assert words in text
         links = [part.split(")")[0] for part in text.split("](")[1:]]
-        assert len(links) == 8
+        assert len(links) == 7
         assert all((folder.parent.parent / link).is_file() for link in links)
 
     def test_is_the_same_every_time(self, folder: Path, text: str) -> None:
-        before = {path: path.read_bytes() for path in folder.glob("*.svg")}
+        before = (folder / "curves.png").read_bytes()
         report(folder, folder.parent.parent / "results.md")
-        assert before == {path: path.read_bytes() for path in folder.glob("*.svg")}
+        assert before == (folder / "curves.png").read_bytes()
         assert (folder.parent.parent / "results.md").read_text() == text
 
-    def test_says_if_a_scale_is_at_the_edge(self, folder: Path, text: str) -> None:
-        assert "at the edge" in text  # 100 is the largest
-        found = row(folder, "guided")
-        found["tuning"].append({**found["tuning"][0], "scale": 1000.0})
-        (folder / "rows" / "guided.json").write_text(json.dumps(found))
-        assert "at the edge" not in render([Results.read(folder)], folder)
+    def test_shows_comparisons_at_equal_fid_and_fidelity(self, folder: Path) -> None:
+        path = folder / "differences.json"
+        record = json.loads(path.read_text())
+        interval = {"value": 0.25, "low": 0.125, "high": 0.375}
+        never = dict.fromkeys(("value", "low", "high"))
+        cases = {"unguided": (never, never, False), "guided": (interval, never, True)}
+        record["equal"] = {
+            "unguided": {
+                name: {"hit": {"fidelity": fidelity, "fid": fid, "ends": ends}}
+                for name, (fidelity, fid, ends) in cases.items()
+            }
+        }
+        path.write_text(json.dumps(record))
+        text = render([Results.read(folder)], folder)
+        assert "| row | hit rate at equal FID | FID at equal hit rate |" in text
+        assert "| A guide | **+0.250 [+0.125, +0.375]**\\* | never |" in text
+        assert "| No guide | never | never |" in text
+
+    def test_reads_what_had_a_single_scale(self, folder: Path) -> None:
+        """Of format 1, whose rows chose a scale on other images."""
+        for path in folder.glob("**/*.json"):
+            record = json.loads(path.read_text()) | {"format": 1}
+            if path.stem == "guided":
+                for name in ("points", "default", "sampling", "interval", "schedule", "curves"):
+                    del record[name]
+                record |= {
+                    "chosen": {"scale": 100.0, "interval": [0.0, 0.5]},
+                    "tuning": [{"scale": 100.0}, {"scale": 1.0}],
+                }
+            elif path.stem == "differences":
+                del record["equal"]
+            elif path.stem == "experiment":
+                record["objective"] = record.pop("fidelity")
+            record.get("protocol", {}).update(tuning={"seed": 7, "num": 16})
+            path.write_text(json.dumps(record))
+        out = folder / "page.md"
+        report(folder, out)
+        text = out.read_text()
+        assert "| A guide | raw:100 at 0–0.5 |" in text
+        assert "the scale is the best of 2 on 16 images of seed 7" in text
 
     @pytest.mark.parametrize(
         ("num", "said"), [(1023, ["A sketch"]), (1024, ["FID is biased"]), (2048, [])]
@@ -133,8 +167,7 @@ class TestOfScenes:
             "*grey*: grey (grey-1), which guides nothing either",
             "`toy-distance` measures what it sees against the true brightness",
             "On the 8 scenes themselves",
-            "A guide by the lowest grey distance",
-            "together by the best mean of hit rate, grey likeness",
+            "grey distance and hit rate against FID and recall",
             "together: the scale is a factor; grey times 100, colour times 20.",
         ):
             assert words in text
@@ -145,7 +178,7 @@ class TestOfScenes:
         with Image.open(scene_results / "rows" / "guided.png") as strip:
             shown = np.asarray(strip.convert("RGB"))
         assert shown.shape == (2 * 64 + 4, 8 * 68 - 4, 3)  # images, and what the judge sees in them
-        pixels = kept_pixels(home / "scene-images", 0, 300.0)
+        pixels = kept_pixels(home / "scene-images", "raw:300.0")
         for column in range(8):
             left = column * 68
             assert (shown[:64:8, left : left + 64 : 8] == pixels[column]).all()

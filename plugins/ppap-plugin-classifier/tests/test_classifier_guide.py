@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from library_inputs import TOLERANCE, levels, picture
 from PIL import Image
 from torch import Tensor, nn
@@ -166,6 +167,38 @@ class TestGuide:
         network = timm.create_model("resnet18", **SMALL, num_classes=3).eval()
         expected = network(((batch + 1) / 2 - mean[:, None, None]) / std[:, None, None])
         torch.testing.assert_close(made(batch), expected, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("model", [None, "torchvision/resnet18"])
+    def test_softplus_takes_the_place_of_every_relu(
+        self, tmp_path: Path, model: str | None
+    ) -> None:
+        """A large beta gives the same logits; a small one none of whose gradients is 0."""
+        if model is None:
+            path = saved(tmp_path, ARCHITECTURE)
+        else:
+            torch.manual_seed(0)
+            network = torchvision.models.resnet18()
+            path = tmp_path / "resnet18.pth"
+            torch.save(network.state_dict(), path)
+        plain, sharp, smooth = (
+            make_classifier(ClassifierOptions(model=model, softplus=beta), open_checkpoint(path))
+            for beta in (None, 1e4, 3.0)
+        )
+        batch = images(2, 3, 32, 32)
+        torch.testing.assert_close(sharp(batch), plain(batch), atol=1e-2, rtol=1e-2)
+        assert not torch.allclose(smooth(batch), plain(batch), atol=1e-2, rtol=1e-2)
+        assert not any(isinstance(module, nn.ReLU) for module in smooth.modules())
+        assert any(isinstance(module, nn.ReLU) for module in plain.modules())
+
+    def test_softplus_needs_a_relu(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        network = timm.create_model("deit_tiny_patch16_224", num_classes=3, img_size=32)
+        path = tmp_path / "weights.safetensors"
+        args = {"img_size": 32}
+        architecture = {**ARCHITECTURE, "model": "deit_tiny_patch16_224", "model_args": args}
+        save_checkpoint(path, network.state_dict(), architecture)
+        with pytest.raises(UsageError, match="no ReLU"):
+            make_classifier(ClassifierOptions(softplus=3.0), open_checkpoint(path))
 
     def test_is_frozen_and_in_evaluation_mode(self, made: ClassifierGuide) -> None:
         assert not any(parameter.requires_grad for parameter in made.parameters())

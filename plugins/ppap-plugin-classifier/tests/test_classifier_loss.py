@@ -44,6 +44,17 @@ class TestEnergy:
         expected = logits.detach().softmax(-1) - torch.tensor([[0.0, 0.0, 1.0]])
         torch.testing.assert_close(gradient, expected)
 
+    @settings(max_examples=50, deadline=None)
+    @given(logits_of_four, st.integers(0, 3), st.floats(0.1, 3), st.floats(0.1, 3))
+    def test_weighs_target_and_marginal(
+        self, logits: list[float], target: int, joint: float, marginal: float
+    ) -> None:
+        loss = CrossEntropy(CrossEntropyOptions(joint=joint, marginal=marginal))
+        energy = loss.energy(torch.tensor([logits] * 2), torch.tensor([target]))
+        odds = [math.exp(marginal * (value - max(logits))) for value in logits]
+        expected = math.log(sum(odds)) + marginal * max(logits) - joint * logits[target]
+        assert energy.tolist() == pytest.approx([expected] * 2, abs=1e-4, rel=1e-5)
+
 
 class TestTransfer:
     @settings(max_examples=50, deadline=None)

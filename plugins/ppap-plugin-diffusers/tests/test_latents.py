@@ -45,7 +45,7 @@ def brightening() -> Guide:
     )
 
 
-@pytest.mark.parametrize("through", ["clean", "clean-detached"])
+@pytest.mark.parametrize("through", ["clean", "detached"])
 @pytest.mark.parametrize("name", [name for name in TINY if name != "pixel U-Nets"])
 def test_every_family_is_guided(name: str, through: Any) -> None:
     pipe = TINY[name]()
@@ -60,12 +60,12 @@ def test_from_the_command_line(folder: Path, reference: Path, tmp_path: Path, ru
     command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--guider", "depth")
     target = ("--target", reference, "--scale", "10", "--prompt", "a cat", "--num", "1")
     out = tmp_path / "out"
-    refused(run(*command, *target, "--out", out), 2, "draws latents", "--through clean-detached")
+    refused(run(*command, *target, "--out", out), 2, "draws latents", "--through detached")
     assert not out.exists()
-    done = run(*command, *target, "--out", out, "--through", "clean-detached", "--steps", "2")
+    done = run(*command, *target, "--out", out, "--through", "detached", "--steps", "2")
     assert done.code == 0, done.err
     record = json.loads((out / "run.json").read_text())
-    assert record["config"]["through"] == "clean-detached"
+    assert record["config"]["through"] == "detached"
     assert record["config"]["backend"]["checkpoint"] == "latent"
     assert record["config"]["guides"][0]["experts"] is None
     with Image.open(out / "000.png") as image:
@@ -122,9 +122,9 @@ class TestRefusals:
 
 def test_detached_guidance_needs_less_memory() -> None:
     costs = {}
-    for through in ("clean", "clean-detached"):
+    for through in ("clean", "detached"):
         run = plan(ldm(), [brightening()], 1, Sampling(steps=5, through=through))
         (costs[through],) = estimate(run).stages.values()
-    assert costs["clean-detached"].forward == costs["clean"].forward
-    assert 0 < costs["clean-detached"].backward < costs["clean"].backward
-    assert costs["clean-detached"].memory < costs["clean"].memory
+    assert costs["detached"].forward == costs["clean"].forward
+    assert 0 < costs["detached"].backward < costs["clean"].backward
+    assert costs["detached"].memory < costs["clean"].memory

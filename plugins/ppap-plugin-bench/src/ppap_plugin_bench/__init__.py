@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppap_plugin_bench.evaluate import bench, evaluate
-from ppap_plugin_bench.experiment import Experiment, JudgeSpec, SceneFile, Timing, Tuning
+from ppap_plugin_bench.experiment import Experiment, JudgeSpec, SceneFile, Timing
 from ppap_plugin_bench.experiment_file import read_experiment
 from ppap_plugin_bench.pictures import Pictures, read_pictures
 from ppap_plugin_bench.report import report
@@ -16,7 +16,6 @@ __all__ = [
     "Row",
     "SceneFile",
     "Timing",
-    "Tuning",
     "bench",
     "evaluate",
     "read_experiment",

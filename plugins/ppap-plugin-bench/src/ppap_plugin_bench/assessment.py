@@ -1,12 +1,7 @@
-"""Figures of images with their intervals, paired differences of two rows, and the best candidate.
-
-The hit rate can rise with the guidance scale while quality and diversity fall, so FID and spread
-are recorded for every candidate.
-"""
+"""Figures of images with their intervals, and paired differences of two rows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +22,8 @@ from ppap_framework.diagnosis.record import provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.files import replacing
 from ppap_plugin_bench import metrics
-from ppap_plugin_bench.experiment import Better
 from ppap_plugin_bench.judges import ClassJudge, Observations
 from ppap_plugin_bench.pictures import Pictures
-from ppap_plugin_bench.row import Candidate
 
 _SURE = 0.9  # confidence threshold
 _MAX_FEATURES = 64
@@ -43,17 +36,27 @@ class Assessment:
     Attributes:
         figures: Figures by name.
         resampled: Figures of resampled images by name, (R,); resamples depend only on N.
+        images: Figures of each image by name, (N,), for those that are means.
     """
 
     figures: dict[str, Interval]
     resampled: dict[str, Floats]
+    images: dict[str, Floats]
+
+    def record(self) -> dict[str, Any]:
+        """Figures as JSON, each with its interval and standard error."""
+        return {
+            name: {**figure.record(), "error": rounded(float(self.resampled[name].std()))}
+            for name, figure in self.figures.items()
+        }
 
     def save(self, path: Path) -> None:
         """Write everything to an .npz file."""
-        arrays: dict[str, Any] = {
-            name: np.array([*attrs.astuple(figure), *self.resampled[name]])
-            for name, figure in self.figures.items()
-        }
+        arrays: dict[str, Any] = {}
+        for name, figure in self.figures.items():
+            arrays[f"figures/{name}"] = np.array(attrs.astuple(figure))
+        for kind, of in (("resampled", self.resampled), ("images", self.images)):
+            arrays |= {f"{kind}/{name}": values for name, values in of.items()}
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -61,11 +64,11 @@ class Assessment:
     def load(cls, path: Path) -> Assessment:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        return cls(
-            {name: Interval(*array[:3].tolist()) for name, array in arrays.items()},
-            {name: array[3:] for name, array in arrays.items()},
-        )
+            parts = [(*key.split("/", 1), array) for key, array in file.items()]
+        found: dict[str, dict[str, Any]] = {"figures": {}, "resampled": {}, "images": {}}
+        for kind, name, array in parts:
+            found[kind][name] = Interval(*array.tolist()) if kind == "figures" else array
+        return cls(**found)
 
 
 def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
@@ -80,44 +83,6 @@ def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
         ).record()
         for name, figure in row.figures.items()
     }
-
-
-@attrs.frozen
-class Trial:
-    """Figures of a candidate. FID and spread of few images only compare candidates."""
-
-    candidate: Candidate
-    figures: dict[str, Interval]
-    fid: float
-    spread: float
-
-    def record(self) -> dict[str, Any]:
-        """JSON."""
-        return {
-            "scale": self.candidate.scale,
-            "interval": list(self.candidate.interval),
-            **{name: figure.record() for name, figure in self.figures.items()},
-            "fid": rounded(self.fid),
-            "spread": rounded(self.spread),
-        }
-
-
-def choose(trials: Sequence[Trial], objective: Mapping[str, Better]) -> Trial:
-    """The first of the best trials.
-
-    Args:
-        trials: At least one trial.
-        objective: Figures by name, and which value is better. Several are averaged, with "lower"
-            ones negated; a mean that is not finite is worst.
-    """
-    signs = {"lower": -1.0, "higher": 1.0}
-
-    def score(made: Trial) -> float:
-        values = [signs[better] * made.figures[name].value for name, better in objective.items()]
-        found = float(np.mean(values))
-        return found if math.isfinite(found) else -math.inf
-
-    return max(trials, key=score)
 
 
 @attrs.frozen(eq=False)
@@ -176,9 +141,8 @@ class Reference:
         counts = bootstrap(number)
         figures = {name: _share(hits, counts) for name, hits in shares.items()}
         figures |= {name: mean(values) for name, values in seen.of_scenes.items()}
-        resampled = {
-            name: counts @ values / number for name, values in {**shares, **seen.of_scenes}.items()
-        }
+        images = {**shares, **seen.of_scenes}
+        resampled = {name: counts @ values / number for name, values in images.items()}
         resampled |= {
             "fid": metrics.resampled_fid(generated, self.features, counts),
             "kid": metrics.resampled_kid(generated, self.features, counts),
@@ -192,15 +156,7 @@ class Reference:
             "recall": interval(recall, resampled["recall"], 0.0, 1.0),
             "spread": interval(self._spread(seen), resampled["spread"], 0.0),
         }
-        return Assessment(figures, resampled)
-
-    def trial(self, candidate: Candidate, seen: Observations) -> Trial:
-        """The figures of a candidate's images."""
-        counts = bootstrap(len(seen.targets))
-        shares = _shares(seen, self.parts)
-        figures = {name: _share(hits, counts) for name, hits in shares.items() if name != "sure"}
-        figures |= {name: mean(values) for name, values in seen.of_scenes.items()}
-        return Trial(candidate, figures, self._fid(seen), self._spread(seen))
+        return Assessment(figures, resampled, images)
 
     def _fid(self, seen: Observations) -> float:
         return metrics.fid(self.project(seen.features), self.features)

@@ -31,7 +31,7 @@ def _experiment_options(command: Any) -> Any:
     return command
 
 
-def _read(path: Path, threads: int | None, **changes: str | None) -> Any:
+def _read(path: Path, threads: int | None, **changes: Any) -> Any:
     """Read an experiment with changes from the command line."""
     import torch
 
@@ -47,6 +47,7 @@ def _read(path: Path, threads: int | None, **changes: str | None) -> Any:
 @click.option("--judge", metavar="GUIDER:CHECKPOINT", help="A classifier that never guides.")
 @click.option("--out", type=_PATH, help="Folder of figures; runs/evaluate/NAME.")
 @click.option("--images", type=_PATH, help="Folder of images; runs/evaluate/NAME/images.")
+@click.option("--num", type=click.IntRange(1), help="Images in a row; as the experiment says.")
 @click.option("--time-again", is_flag=True, help="Measure time and memory even if known.")
 def evaluate(
     experiment: Path,
@@ -58,19 +59,20 @@ def evaluate(
     judge: str | None,
     out: Path | None,
     images: Path | None,
+    num: int | None,
     time_again: bool,
 ) -> None:
     """Measure the rows of EXPERIMENT, a TOML or JSON file.
 
-    Chooses each row's scale on seeds of its own, draws its images, lets the judge look at them, and
-    writes a small JSON file for each row. Images are kept and never drawn twice: after a kill the
-    same command goes on. `ppap report` makes tables of the files.
+    Draws each row at each of its scales, calibrates guides that have no curve, lets the judges look
+    at the images, and writes a small JSON file for each row. Images are kept and never drawn twice:
+    after a kill the same command goes on. `ppap report` makes a page of the files.
     """
     import ppap_plugin_bench as bench
     from ppap_framework.files import read_json
     from ppap_plugin_bench.markdown import number, spoken
 
-    found = _read(experiment, threads, judge=judge, reference=reference)
+    found = _read(experiment, threads, judge=judge, reference=reference, num=num)
     home = Path("runs") / "evaluate" / found.name
     with progress("the images so far are kept; the same command goes on", lines=True) as watch:
         paths = bench.evaluate(
@@ -116,7 +118,7 @@ def bench(
 ) -> None:
     """Measure time and memory of the rows of EXPERIMENT.
 
-    Rows take turns, each with its first scale and interval; the median counts.
+    Rows take turns; the median counts.
     """
     import attrs
 
@@ -136,7 +138,7 @@ def bench(
             f"{cost['seconds']:.3g}",
             f"{min(cost['rounds']):.3g}",
             f"{max(cost['rounds']):.3g}",
-            f"{1000 * cost['seconds'] / found.steps:.3g}",
+            f"{1000 * cost['seconds'] / cost['steps']:.3g}",
             f"{cost['peak_memory'] / 2**20:.0f}" if cost["peak_memory"] else "",
         )
         for name, cost in costs.items()

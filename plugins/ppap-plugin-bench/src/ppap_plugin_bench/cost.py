@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -28,37 +28,37 @@ from ppap_framework.run import Drawing, Plan, counts_of, drawing
 from ppap_framework.runtime import peak_memory
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.images import identity
-from ppap_plugin_bench.row import Candidate, Row
+from ppap_plugin_bench.row import Row
 from ppap_plugin_bench.setup import Setup
 
 
 def kept_costs(
-    setup: Setup, rows: Mapping[Row, Candidate | None], folder: Path, *, again: bool = False
+    setup: Setup, rows: Sequence[Row], folder: Path, *, again: bool = False
 ) -> dict[str, dict[str, Any]]:
     """As `measure_costs`, but read saved costs from the folder unless `again`."""
     timing = attrs.asdict(setup.experiment.timing) | {"threads": torch.get_num_threads()}
     paths = {}
-    for row, candidate in rows.items():
+    for row in rows:
         prompt = [] if row.prompt is None else [row.prompt]
-        depends_on = [identity(_plan(setup, row, candidate)), timing, *prompt]
+        depends_on = [identity(_plan(setup, row)), timing, *prompt]
         paths[row] = folder / f"{row.name}-{digest(depends_on)[:16]}.json"
-    missing = {row: c for row, c in rows.items() if again or not paths[row].is_file()}
+    missing = [row for row in rows if again or not paths[row].is_file()]
     costs = measure_costs(setup, missing) if missing else {}
     for row in missing:
         write_json(paths[row], costs[row.name])
     return {row.name: read_json(path) for row, path in paths.items()}
 
 
-def measure_costs(setup: Setup, rows: Mapping[Row, Candidate | None]) -> dict[str, dict[str, Any]]:
-    """Measure rows together, each with a candidate.
+def measure_costs(setup: Setup, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Measure rows together, whose scales change no cost.
 
     Returns:
-        JSON by row name: `seconds` per image, the median of `rounds`;
-        `images_at_once`; `peak_memory` in bytes of the process, or on a GPU, or None; `threads` on
-        the CPU; `device`; `parameters` of the denoiser and of each guide; and `in_turn_with`, the
-        rows that were measured together.
+        JSON by row name: `seconds` per image, the median of `rounds`; `steps`; `images_at_once`;
+        `peak_memory` in bytes of the process, or on a GPU, or None; `threads` on the CPU; `device`;
+        `parameters` of the denoiser and of each guide; and `in_turn_with`, the rows that were
+        measured together.
     """
-    plans = {row: _plan(setup, row, candidate) for row, candidate in rows.items()}
+    plans = {row: _plan(setup, row) for row in rows}
     seconds = seconds_in_turn(list(plans.values()), setup.experiment.timing.rounds)
     costs = {}
     for (row, plan), taken in zip(plans.items(), seconds, strict=True):
@@ -66,8 +66,9 @@ def measure_costs(setup: Setup, rows: Mapping[Row, Candidate | None]) -> dict[st
         costs[row.name] = {
             "seconds": rounded(statistics.median(taken)),
             "rounds": [rounded(one) for one in taken],
+            "steps": plan.steps,
             "images_at_once": plan.num,
-            "peak_memory": peak_memory_of(setup, row, rows[row]),
+            "peak_memory": peak_memory_of(setup, row),
             "threads": torch.get_num_threads(),
             "device": str(plan.device),
             "parameters": {"denoiser": counts.denoiser_parameters, **counts.guide_parameters},
@@ -90,7 +91,7 @@ def seconds_in_turn(plans: Sequence[Plan], rounds: int) -> list[list[float]]:
     return seconds
 
 
-def peak_memory_of(setup: Setup, row: Row, candidate: Candidate | None) -> int | None:
+def peak_memory_of(setup: Setup, row: Row) -> int | None:
     """Peak memory in bytes of a new process that draws a batch; None if it is not available.
 
     Raises:
@@ -98,7 +99,7 @@ def peak_memory_of(setup: Setup, row: Row, candidate: Candidate | None) -> int |
     """
     context = multiprocessing.get_context("spawn")  # a fork would include this process's memory
     names, device = setup.targets.names, str(setup.device)
-    job = (torch.get_num_threads(), setup.experiment, row, candidate, names, device)
+    job = (torch.get_num_threads(), setup.experiment, row, names, device)
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(_draw_alone, *job).result()
@@ -113,20 +114,19 @@ def _draw_alone(
     threads: int,
     experiment: Experiment,
     row: Row,
-    candidate: Candidate | None,
     names: tuple[str, ...],
     device: str,
 ) -> int | None:
     torch.set_num_threads(threads)
-    plan = _plan(Setup.load(experiment, names, device), row, candidate)
+    plan = _plan(Setup.load(experiment, names, device), row)
     with drawing(plan) as draw:
         _draw(plan, draw)
     return peak_memory(plan.device)
 
 
-def _plan(setup: Setup, row: Row, candidate: Candidate | None) -> Plan:
+def _plan(setup: Setup, row: Row) -> Plan:
     num = setup.experiment.timing.num
-    return setup.plan(row, candidate, num=num, seed=0, batch=num)
+    return setup.plan(row, "raw:1" if row.guides else None, num=num, batch=num)
 
 
 def _draw(plan: Plan, draw: Drawing) -> None:

@@ -2,16 +2,18 @@
 
     OUT/experiment.json     the experiment, its components and the environment
     OUT/judge.json          accuracy of the judge on the reference, with its confusion matrix
-    OUT/rows/NAME.json      a row: its choice and the trials, its figures, its cost
-    OUT/rows/NAME.png       some of its images, and predictions of the scene judges
+    OUT/rows/NAME.json      a row: its figures at every scale, its curve, its cost
+    OUT/rows/NAME.png       some of its images at its default scale, and what the scene judges see
     OUT/scenes.png          the scenes with ground truth, if any
-    OUT/differences.json    paired differences from the baselines
+    OUT/differences.json    paired differences from the baselines, at the default scales and at
+                            equal FID and fidelity
 
     IMAGES/batches/         images, from which every figure can be computed again
     IMAGES/costs/           measured costs
-    IMAGES/resampled/       resampled figures of rows, for paired differences
+    IMAGES/curves/          calibrated curves of guides without one
+    IMAGES/resampled/       figures of each image and resampled ones, for paired differences
 
-Existing images and costs are reused.
+Existing images, curves and costs are reused.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def evaluate(
     measured = {row: measurement.measure(row) for row in wanted}
     for row, found in measured.items():
         write_strip(out / "rows" / f"{row.name}.png", measurement.judges.lines(found.examples))
-    drawn = {row: found.candidate for row, found in measured.items() if row.images is None}
+    drawn = [row for row in measured if row.images is None]
     progress(Progress("cost", 0, 1))
     costs = kept_costs(measurement.setup, drawn, images / "costs", again=time_again)
     progress(Progress("cost", 1, 1))
@@ -83,7 +85,7 @@ def evaluate(
 def bench(
     experiment: Experiment, *, rows: Sequence[str] | None = None, device: str = "auto"
 ) -> dict[str, dict[str, Any]]:
-    """Measure time and memory of rows, by default all, with their first scale and interval.
+    """Measure time and memory of rows, by default all.
 
     See `cost.measure_costs`.
 
@@ -91,11 +93,7 @@ def bench(
         PpapError: As for `evaluate`; UsageError if no row is drawn.
     """
     setup = Setup.load(experiment, read_pictures(Path(experiment.reference)).names, device)
-    drawn = {
-        row: next(iter(row.candidates), None)
-        for row in experiment.chosen(rows)
-        if row.images is None
-    }
+    drawn = [row for row in experiment.chosen(rows) if row.images is None]
     if not drawn:
         raise UsageError("there is no row to draw", hint="name rows that are no pictures")
     return measure_costs(setup, drawn)

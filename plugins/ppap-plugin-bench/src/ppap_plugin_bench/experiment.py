@@ -7,7 +7,7 @@
     [[rows]]
     name = "naive"
     guider = "classifier"
-    scales = [1.0, 2.0, 4.0, 8.0]
+    scales = [2, 4, 8, 16, 32]              # multipliers of its calibrated curve
 
 Image i aims at class i mod K or, with [scenes], at scene i mod S.
 """
@@ -16,27 +16,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
 from attrs.validators import deep_iterable, in_, instance_of, min_len, optional
 
 from ppap_framework.errors import UsageError
-from ppap_framework.run import GuideRequest
+from ppap_framework.run import GuideRequest, Sampling
+from ppap_framework.run.plan import DEFAULT_MULTIPLIER
+from ppap_framework.run.settings import SamplerName
 from ppap_framework.runtime import Precision
 from ppap_plugin_bench import values
-from ppap_plugin_bench.row import Row, TargetKind
+from ppap_plugin_bench.row import Row, RowScale, TargetKind
 
 Better: TypeAlias = Literal["lower", "higher"]
 """Which of two values of a figure is the better one."""
 
-
-@attrs.frozen(kw_only=True)
-class Tuning:
-    """Images for choosing scales and intervals; no reported figure uses them."""
-
-    seed: int = attrs.field(default=1, validator=instance_of(int))
-    num: int = attrs.field(default=256, validator=values.positive)
+_SCALES = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +49,7 @@ class SceneFile:
 
     Attributes:
         pictures: Labelled pictures with ground truth; see `pictures.read_pictures`.
-        num: Number of scenes for reported images; tuning uses those after them.
+        num: Number of scenes; image i aims at scene i mod num.
         classes: Class of image i: that of its "scene", or those of the reference in "turn",
             independent of the scene.
     """
@@ -124,15 +120,16 @@ class Experiment:
         parts: Meaning of each word of a class name; each has its own hit rate.
         scenes: Scenes as targets of guides.
         judges: Judges of scenes.
-        objective: Figures by which rows choose, hit, hit_PART or JUDGE.METRIC; several are
-            averaged.
+        fidelity: Figures that are drawn and compared against FID: hit, hit_PART or JUDGE.METRIC.
         num: Images in each row, a multiple of the number of classes or scenes.
-        steps: Steps of deterministic DDIM.
+        scales: Scales at which guided rows are drawn; see `Row.scales`.
+        steps: Steps from noise to image; a row may have its own, as of `sampler` and `eta`.
+        sampler: "ddim" or "ddpm".
+        eta: Stochasticity of DDIM.
         seed: Seed; the noise of image i depends only on (seed, i).
         precision: Precision of sampling; judges compute in float32.
         batch: Batch size; it changes low-order bits of images.
         baselines: Rows to compare every other row with.
-        tuning: Images for choosing scales.
         timing: Measurement of time and memory.
         rows: Rows of the table, in order.
     """
@@ -150,14 +147,18 @@ class Experiment:
     judges: tuple[JudgeSpec, ...] = attrs.field(
         default=(), converter=tuple, validator=deep_iterable(instance_of(JudgeSpec))
     )
-    objective: tuple[str, ...] = attrs.field(default=("hit",), converter=values.text_or_texts)
+    fidelity: tuple[str, ...] = attrs.field(
+        default=("hit",), converter=values.text_or_texts, validator=min_len(1)
+    )
     num: int = attrs.field(default=2048, validator=values.positive)
-    steps: int = attrs.field(default=25, validator=values.positive)
+    scales: tuple[RowScale, ...] = attrs.field(default=_SCALES, converter=values.scales)
+    steps: int = attrs.field(default=Sampling().steps, validator=values.positive)
+    sampler: SamplerName = "ddpm"
+    eta: float = 0.0
     seed: int = attrs.field(default=0, validator=instance_of(int))
     precision: Precision = attrs.field(default="float32", validator=in_(get_args(Precision)))
     batch: int = attrs.field(default=64, validator=values.positive)
     baselines: tuple[str, ...] = attrs.field(default=(), converter=values.texts)
-    tuning: Tuning = attrs.field(factory=Tuning)
     timing: Timing = attrs.field(factory=Timing)
     rows: tuple[Row, ...] = attrs.field(converter=tuple, validator=min_len(1))
 
@@ -167,12 +168,11 @@ class Experiment:
         _check_unique("judges", [judge.name for judge in self.judges])
         if unknown := [name for name in self.baselines if name not in names]:
             raise ValueError(f"has no row {', '.join(unknown)}, which `baselines` names")
-        if self.tuning.seed == self.seed:
-            raise ValueError(f"tunes on seed {self.seed}, which it reports; tuning needs its own")
-        sizes = {row.name: len(row.candidates) for row in self.rows if row.chooses}
-        if len(set(sizes.values())) > 1:
-            told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            raise ValueError(f"gives rows unequal numbers of candidates to choose from: {told}")
+        for row in self.rows:
+            if row.default is not None and row.default not in self.scales_of(row):
+                raise ValueError(f"has row {row.name}, whose default is none of its scales")
+            for problem in self.sampling_of(row).problems(self.num):
+                raise ValueError(f"has row {row.name}: {problem.message}")
         if ":" not in self.judge:
             raise ValueError(f'names the judge {self.judge!r}; write "guider:checkpoint"')
         if self.scenes is None:
@@ -180,17 +180,52 @@ class Experiment:
                 raise ValueError("has `judges` and no [scenes] that hold the truth")
             if lost := [r.name for r in self.rows if any(g.target == "scene" for g in r.guides)]:
                 raise ValueError(f"has no [scenes], at which row {lost[0]} aims")
-        for objective in (self.objective, *(row.objective for row in self.rows if row.objective)):
-            if not objective:
-                raise ValueError("has an empty `objective`")
-            for name in objective:
-                if name not in self.fidelity:
-                    raise ValueError(
-                        f"has the objective {name!r}, which is none of {', '.join(self.fidelity)}"
-                    )
+        for name in self.fidelity:
+            if name not in self.figures:
+                raise ValueError(
+                    f"has the fidelity {name!r}, which is none of {', '.join(self.figures)}"
+                )
+
+    def scales_of(self, row: Row) -> tuple[RowScale, ...]:
+        """Scales at which a row is drawn; none for an unguided one."""
+        return (row.scales or self.scales) if row.guides else ()
+
+    def default_of(self, row: Row) -> RowScale | None:
+        """Scale of a row that tables show."""
+        scales = self.scales_of(row)
+        if not scales or row.default is not None:
+            return row.default
+        usual: RowScale = DEFAULT_MULTIPLIER
+        return usual if usual in scales else scales[(len(scales) - 1) // 2]
+
+    def sampling_of(self, row: Row, **more: Any) -> Sampling:
+        """What determines a row's images, apart from its guides; `more` are other fields."""
+        return Sampling(
+            steps=row.steps or self.steps,
+            sampler=row.sampler or self.sampler,
+            # DDIM's, which a row with another sampler has no use for
+            eta=row.eta if row.eta is not None else 0.0 if row.sampler == "ddpm" else self.eta,
+            seed=self.seed,
+            through=row.through,
+            normalize=row.normalize,
+            moments=row.moments,
+            stage=self.stage,
+            **more,
+        )
+
+    def start_of(self, row: Row) -> Row | None:
+        """The unguided row that a guided row is with a scale of 0, if there is one."""
+
+        def drawn(one: Row) -> Any:
+            sampling = self.sampling_of(one)
+            how = sampling.steps, sampling.sampler, sampling.eta
+            return how, one.prompt, one.backend_options
+
+        plain = (other for other in self.rows if not other.guides and other.images is None)
+        return next((one for one in plain if row.guides and drawn(one) == drawn(row)), None)
 
     @property
-    def fidelity(self) -> dict[str, Better]:
+    def figures(self) -> dict[str, Better]:
         """Figures of fidelity to the targets, and which value is better."""
         hits = ("hit", *(f"hit_{part}" for part in self.parts))
         found: dict[str, Better] = dict.fromkeys(hits, "higher")
@@ -200,11 +235,11 @@ class Experiment:
 
     @property
     def shown(self) -> dict[str, Better]:
-        """Reported figures of `fidelity`; hits only if a guide or prompt has classes as targets."""
+        """Reported `figures`; hits only if a guide or prompt has classes as targets."""
         kinds = {self.target_kind(guide) for row in self.rows for guide in row.guides}
         prompted = any(row.prompt for row in self.rows)
         hits = self.scenes is None or "class" in kinds or prompted
-        return {n: better for n, better in self.fidelity.items() if hits or not n.startswith("hit")}
+        return {n: better for n, better in self.figures.items() if hits or not n.startswith("hit")}
 
     def target_kind(self, guide: GuideRequest) -> TargetKind:
         """Kind of target of a guide."""

@@ -13,15 +13,20 @@ from typing import Any, TypeVar
 
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
-from ppap_plugin_bench.experiment import Experiment, JudgeSpec, SceneFile, Timing, Tuning
+from ppap_plugin_bench.experiment import Experiment, JudgeSpec, SceneFile, Timing
 from ppap_plugin_bench.row import Row, row_guide
 
 _T = TypeVar("_T")
 
+_GONE = {
+    "tuning": "scales are drawn, not chosen: remove it",
+    "objective": "it is `fidelity` of the experiment",
+    "intervals": "it is `interval`, one pair",
+}
 _GUIDE_KEYS = tuple(name for name in inspect.signature(row_guide).parameters if name != "scale")
 
 
-def read_experiment(path: Path, **changes: str) -> Experiment:
+def read_experiment(path: Path, **changes: Any) -> Experiment:
     """Read an experiment's file.
 
     Args:
@@ -37,7 +42,7 @@ def read_experiment(path: Path, **changes: str) -> Experiment:
     given = {"name": path.stem.lower(), **_placed(_load(path), folder, "reference"), **changes}
     if "block" in given:  # the older name
         given.setdefault("batch", given.pop("block"))
-    for key, kind in (("tuning", Tuning), ("timing", Timing), ("scenes", SceneFile)):
+    for key, kind in (("timing", Timing), ("scenes", SceneFile)):
         if key in given:
             given[key] = _build(kind, _placed(given[key], folder, "pictures"), f"[{key}]", problems)
     if isinstance(tables := given.get("judges"), list):
@@ -133,7 +138,8 @@ def _build(
     unknown = sorted(set(table) - set(parameters))
     for key in unknown:
         near = difflib.get_close_matches(key, [*parameters, *other_keys], n=1)
-        problems.append(f"{label} has {key!r}" + (f", not {near[0]!r}" if near else ", unknown"))
+        why = f"not {near[0]!r}" if near else "unknown"
+        problems.append(f"{label} has {key!r}, {_GONE.get(key, why)}")
     required = (name for name, p in parameters.items() if p.default is p.empty)
     if missing := [name for name in required if name not in table]:
         problems.append(f"{label} has no {', '.join(missing)}")

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppap_framework.diagnosis.record import provenance
-from ppap_framework.experts import RangeScales
 from ppap_framework.files import digest, replacing, write_json
 from ppap_framework.guidance import Guide
 from ppap_framework.origin import Origin
@@ -82,7 +81,7 @@ def identity(plan: Plan) -> dict[str, Any]:
     """Everything that determines an image of a plan except its prompt, as JSON."""
     return {
         "format": FORMAT,
-        "backend": _weights(plan.backend.origin),
+        "backend": weights(plan.backend.origin),
         "guides": [_guide(guide) for guide in plan.guides],
         "sampling": attrs.evolve(plan.sampling, prompt=None).record(),
         "batch": plan.compute.batch,
@@ -94,22 +93,18 @@ def identity(plan: Plan) -> dict[str, Any]:
 def _guide(guide: Guide) -> dict[str, Any]:
     assert guide.origin is not None  # it was requested by name
     experts, curve = guide.chosen, guide.curve
-    if isinstance(curve, RangeScales):
-        scales: Any = list(curve.values)
-    else:
-        scales = curve and attrs.asdict(curve)
     return {
-        **_weights(guide.origin),
+        **weights(guide.origin),
         "loss": guide.loss_name,
         "targets": guide.target_source,
         "scale": guide.scale,
         "interval": list(guide.interval),
         "experts": None if experts is None else experts.sha256,
-        "curve": scales,
+        "curve": curve and attrs.asdict(curve),
     }
 
 
-def _weights(origin: Origin) -> dict[str, Any]:
+def weights(origin: Origin) -> dict[str, Any]:
     """Identity of the weights of a component, without its version."""
     left_out = ("distribution", "version")
     return {name: value for name, value in provenance(origin).items() if name not in left_out}

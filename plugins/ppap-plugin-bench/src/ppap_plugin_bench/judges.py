@@ -207,7 +207,10 @@ class Judges:
         if self.targets.scenes is None:
             return {}
         return {
-            "scenes": {"sha256": self.targets.scenes.scenes_sha256, "num": self.targets.reported},
+            "scenes": {
+                "sha256": self.targets.scenes.scenes_sha256,
+                "num": len(self.targets.scenes),
+            },
             "judges": [
                 {**attrs.asdict(judge.spec), "sha256": judge.origin.sha256}
                 for judge in self.of_scenes
@@ -227,10 +230,10 @@ class Judges:
             for judge in self.of_scenes
         ]
 
-    def look(self, pixels: NDArray[np.uint8], *, tuning: bool = False) -> Observations:
-        """Observe images (N, H, W, 3) of the reported targets or of those for tuning."""
-        indices = torch.from_numpy(self.targets.indices(len(pixels), tuning=tuning))
-        classes = self.targets.classes(len(pixels), tuning=tuning)
+    def look(self, pixels: NDArray[np.uint8]) -> Observations:
+        """Observe images (N, H, W, 3) of the targets."""
+        indices = torch.from_numpy(self.targets.indices(len(pixels)))
+        classes = self.targets.classes(len(pixels))
         figures = self._figures(pixels, [truth[indices] for truth in self._truths])
         return Observations(*self.of_classes.look(pixels), classes, figures)
 
@@ -241,11 +244,9 @@ class Judges:
         return Observations(*self.of_classes.look(pictures.images), pictures.labels, figures)
 
     def figures_of_scenes(self) -> dict[str, Floats]:
-        """Figures, (S,), of the reported scenes themselves."""
-        scenes, num = self.targets.scenes, self.targets.reported
-        if scenes is None:
-            return {}
-        return self._figures(scenes.images[:num], [truth[:num] for truth in self._truths])
+        """Figures, (S,), of the scenes themselves."""
+        scenes = self.targets.scenes
+        return {} if scenes is None else self._figures(scenes.images, self._truths)
 
     def lines(self, pixels: NDArray[np.uint8]) -> list[list[NDArray[np.uint8]]]:
         """Lines of pictures: images, and predictions of the scene judges."""

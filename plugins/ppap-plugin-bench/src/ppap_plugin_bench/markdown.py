@@ -58,17 +58,13 @@ def number(name: str, value: float | None, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
-def scale(value: float | str, interval: Sequence[float]) -> str:
-    """A scale, and its interval unless it is the whole range."""
-    low, high = interval
-    shown = value if isinstance(value, str) else f"{value:g}"
+def scale(row: Mapping[str, Any], value: float | str | None) -> str:
+    """A scale of a row, and its interval unless it is the whole range."""
+    if value is None:
+        return "–"
+    low, high = row["interval"]
+    shown = value if isinstance(value, str) else f"× {value:g}"
     return shown + (f" at {low:g}–{high:g}" if (low, high) != (0.0, 1.0) else "")
-
-
-def chosen(row: Mapping[str, Any]) -> str:
-    """The scale of a row."""
-    found = row.get("chosen")
-    return scale(found["scale"], found["interval"]) if found else "–"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -19,7 +19,8 @@ from ppap_framework.files import digest
 from ppap_framework.guidance import Guide
 from ppap_framework.run import Plan, counts_of
 from ppap_framework.runtime import Progress, Watch
-from ppap_plugin_bench.assessment import Assessment, Reference, Trial, choose, difference, mean
+from ppap_plugin_bench.assessment import Assessment, Reference, difference, mean
+from ppap_plugin_bench.comparison import at_equal
 from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.images import draw_images
@@ -27,17 +28,18 @@ from ppap_plugin_bench.judges import Judges
 from ppap_plugin_bench.pictures import read_pictures
 from ppap_plugin_bench.plots import EXAMPLES
 from ppap_plugin_bench.results import FORMAT
-from ppap_plugin_bench.row import Candidate, Row
+from ppap_plugin_bench.row import Row, RowScale
 from ppap_plugin_bench.setup import Setup
+
+_WAYS = ("sampler", "steps", "eta", "through", "normalize", "moments")
 
 
 @attrs.frozen(eq=False)
 class Measured:
-    """A measured row: figures as JSON, example images (E, H, W, 3), and the chosen candidate."""
+    """A measured row: figures as JSON, and example images (E, H, W, 3) at its default scale."""
 
     record: dict[str, Any]
     examples: NDArray[np.uint8]
-    candidate: Candidate | None = None
 
 
 @attrs.frozen(eq=False)
@@ -70,7 +72,7 @@ class Measurement:
                 f"the reference holds {len(pictures)} pictures for rows of {experiment.num} images",
                 hint="render as many at least",
             )
-        setup = Setup.load(experiment, pictures.names, device)
+        setup = Setup.load(experiment, pictures.names, device, images / "curves", progress)
         judges = Judges.load(setup)
         reference = Reference.of(pictures, judges.of_classes, experiment.parts)
         progress(Progress("reference", 1, 1))
@@ -90,8 +92,9 @@ class Measurement:
             "reference": self.reference.pictures.sha256,
             "num": self.experiment.num,
             "steps": self.experiment.steps,
+            "sampler": self.experiment.sampler,
+            "eta": self.experiment.eta,
             "seed": self.experiment.seed,
-            "tuning": attrs.asdict(self.experiment.tuning),
             "precision": self.experiment.precision,
             **self.judges.protocol,
         }
@@ -110,7 +113,7 @@ class Measurement:
             "rows": [row.name for row in experiment.rows],
             "baselines": list(experiment.baselines),
             "parts": list(experiment.parts),
-            "objective": list(experiment.objective),
+            "fidelity": list(experiment.fidelity),
             "shown": experiment.shown,
             "protocol": self.protocol,
             "backend": provenance(self.setup.backend.origin),
@@ -124,11 +127,11 @@ class Measurement:
         targets, scenes = self.setup.targets, None
         if targets.scenes is not None:
             figures = {n: mean(values) for n, values in self.judges.figures_of_scenes().items()}
-            scenes = {"num": targets.reported, "figures": _record(figures)}
+            scenes = {"num": len(targets.scenes), "figures": _record(figures)}
         return self.reference.record | {"format": FORMAT, "scenes": scenes}
 
     def measure(self, row: Row) -> Measured:
-        """Choose a row's scale, draw its images, and measure them.
+        """Draw a row at each of its scales, and measure the images.
 
         Raises:
             UsageError: If a judge is one of its guides, or existing pictures cannot be compared.
@@ -154,45 +157,66 @@ class Measurement:
                 hint="guide with other weights",
             )
         training = training_of(row, guides)  # before drawing
-        trials = [self._try(row, number) for number in range(len(row.candidates))]
-        names = row.objective or self.experiment.objective
-        objective = {name: self.experiment.fidelity[name] for name in names}
-        candidate = choose(trials, objective).candidate if trials else None
-        plan = self._plan(row, candidate)
-        images, lost = self._draw(plan, row.name)
-        assessment = self.reference.assess(self.judges.look(images))
-        assessment.save(self._kept(row))
+        experiment, default = self.experiment, self.experiment.default_of(row)
+        points: list[dict[str, Any]] = []
+        for scale in experiment.scales_of(row) or (None,):
+            plan = self._plan(row, scale)
+            images, lost = self._draw(plan, row.name if scale is None else f"{row.name} at {scale}")
+            assessment = self.reference.assess(self.judges.look(images))
+            assessment.save(self._kept(row, scale))
+            points.append({"scale": scale, "figures": assessment.record(), **lost})
+            if scale == default:
+                examples = images[self.setup.targets.examples(EXAMPLES)]
+                per_image = _per_image(plan)
+        sampling = experiment.sampling_of(row).record()
+        curves = self.setup.curves_of(row, default)
         record |= {
             **_guides(row, guides),
-            "chosen": attrs.asdict(candidate) if candidate else None,
-            "objective": list(names),
-            "tuning": [made.record() for made in trials],
-            "figures": _record(assessment.figures),
-            "per_image": _per_image(plan),
+            "sampling": {name: sampling[name] for name in _WAYS},
+            "interval": list(row.interval),
+            "schedule": row.schedule,
+            "curves": [curve and attrs.asdict(curve) for curve in curves],
+            "default": default,
+            "points": points,
+            "figures": next(point["figures"] for point in points if point["scale"] == default),
+            "per_image": per_image,
             "training": training,
-            "skipped": lost["skipped"],
-            "broken": lost["broken"],
             "environment": environment([self.setup.backend.origin, *self.judges.origins, *origins]),
         }
-        return Measured(record, images[self.setup.targets.examples(EXAMPLES)], candidate)
+        return Measured(record, examples)
 
     def differences(self) -> dict[str, Any]:
-        """Differences of each measured row from each baseline, as JSON."""
-        paths = {row.name: self._kept(row) for row in self.experiment.rows}
-        rows = {name: Assessment.load(path) for name, path in paths.items() if path.is_file()}
-        return {
-            "format": FORMAT,
-            "protocol": self.protocol,
-            "from": {
-                baseline: {
-                    name: difference(assessment, rows[baseline])
-                    for name, assessment in rows.items()
-                    if name != baseline
+        """Differences of each measured row from each baseline, as JSON: of their figures at the
+        default scales, and at equal FID and fidelity (see `comparison`).
+        """
+        experiment, found, equal = self.experiment, dict[str, Any](), dict[str, Any]()
+        curves = {row: self._curve(row) for row in experiment.rows if row.images is None}
+        rows = {row: curve.get(experiment.default_of(row)) for row, curve in curves.items()}
+        known = {row: assessment for row, assessment in rows.items() if assessment}
+        for other in (row for row in known if row.name in experiment.baselines):
+            start = experiment.start_of(other)
+            along = [*(curves[start].values() if start else ()), *curves[other].values()]
+            found[other.name] = {
+                row.name: difference(assessment, known[other])
+                for row, assessment in known.items()
+                if row is not other
+            }
+            if other.guides:
+                equal[other.name] = {
+                    row.name: {
+                        name: at_equal(assessment, along, name, experiment.figures[name])
+                        for name in experiment.fidelity
+                    }
+                    for row, assessment in known.items()
+                    if row is not other and row.guides
                 }
-                for baseline in self.experiment.baselines
-                if baseline in rows
-            },
-        }
+        return {"format": FORMAT, "protocol": self.protocol, "from": found, "equal": equal}
+
+    def _curve(self, row: Row) -> dict[RowScale | None, Assessment]:
+        """What was measured of a row by scale, in the order of its scales."""
+        scales = self.experiment.scales_of(row) or (None,)
+        paths = {scale: self._kept(row, scale) for scale in scales}
+        return {scale: Assessment.load(path) for scale, path in paths.items() if path.is_file()}
 
     def _measure_pictures(self, record: dict[str, Any], name: str, path: Path) -> Measured:
         """Measure existing pictures, whose targets are their own content."""
@@ -210,7 +234,7 @@ class Measurement:
             )
         part = pictures.part(0, experiment.num)
         assessment = self.reference.assess(self.judges.look_at(part))
-        record |= {"pictures": {"sha256": pictures.sha256}, "figures": _record(assessment.figures)}
+        record |= {"pictures": {"sha256": pictures.sha256}, "figures": assessment.record()}
         wanted = self.setup.targets.examples(EXAMPLES)
         if self.setup.targets.scenes is None:  # of the classes that drawn examples show
             found = [np.flatnonzero(part.labels == label) for label in wanted]
@@ -218,23 +242,18 @@ class Measurement:
                 wanted = [int(members[0]) for members in found]
         return Measured(record, part.images[wanted])
 
-    def _try(self, row: Row, number: int) -> Trial:
-        candidate = row.candidates[number]
-        task = f"{row.name}, candidate {number + 1} of {len(row.candidates)}"
-        images, _ = self._draw(self._plan(row, candidate, tuning=True), task)
-        return self.reference.trial(candidate, self.judges.look(images, tuning=True))
-
-    def _plan(self, row: Row, candidate: Candidate | None, *, tuning: bool = False) -> Plan:
-        part = self.experiment.tuning if tuning else self.experiment
-        batch, plan = self.experiment.batch, self.setup.plan
-        return plan(row, candidate, num=part.num, seed=part.seed, batch=batch, tuning=tuning)
+    def _plan(self, row: Row, scale: RowScale | None) -> Plan:
+        experiment = self.experiment
+        return self.setup.plan(row, scale, num=experiment.num, batch=experiment.batch)
 
     def _draw(self, plan: Plan, task: str) -> tuple[NDArray[np.uint8], Counter[str]]:
         return draw_images(plan, self.images / "batches", task, self.progress)
 
-    def _kept(self, row: Row) -> Path:
-        """File of a row's resampled figures, for paired differences."""
-        return self.images / "resampled" / digest(self.protocol)[:16] / f"{row.name}.npz"
+    def _kept(self, row: Row, scale: RowScale | None) -> Path:
+        """File of a row's figures at a scale, for differences."""
+        depends_on = self.experiment.sampling_of(row).record()
+        folder = self.images / "resampled" / digest(self.protocol)[:16]
+        return folder / f"{row.name}-{digest([depends_on, scale])[:16]}.npz"
 
 
 def _record(figures: Mapping[str, Interval]) -> dict[str, Any]:
@@ -262,7 +281,6 @@ def _guides(row: Row, guides: Sequence[Guide]) -> dict[str, Any]:
         found = provenance(guide.origin) | {
             "loss": guide.loss_name,
             "through": row.through,
-            "normalize": row.normalize,
             "experts": _experts(guide),
         }
         if request.target is not None:

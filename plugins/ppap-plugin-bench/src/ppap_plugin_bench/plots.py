@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,84 +14,90 @@ from PIL import Image
 
 from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.files import replacing
-from ppap_plugin_bench.markdown import spoken
+from ppap_plugin_bench.markdown import heading
 from ppap_plugin_bench.results import Results
 
 EXAMPLES = 8
 """Images in a strip."""
 
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#806000")
+"""Told apart by the color-blind: those of Okabe and Ito, without black and yellow, and two more."""
+
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">")
 _TILE = 64  # pixels; narrower pictures are enlarged
 _GAP = 4
 
 
-def tuning_plot(results: Results, path: Path) -> None:
-    """Plot objectives and FID over the scale, a line for each row and interval; mark the choice."""
-    names = [*(results.objectives or ["hit"]), "fid"]
-    figure = new_figure(4.5 * len(names), 3.6)
-    axes = figure.subplots(1, len(names))
-    scales = []
-    for number, row in enumerate(results.tuned):
-        for low, high in dict.fromkeys(tuple(trial["interval"]) for trial in row["tuning"]):
-            trials = [t for t in row["tuning"] if t["interval"] == [low, high]]
-            trials = [t for t in trials if t["scale"] != "auto"]  # which is not on the axis
-            if not trials:
-                continue
-            trials.sort(key=lambda trial: trial["scale"])
-            scales += [trial["scale"] for trial in trials]
-            whole = (low, high) == (0.0, 1.0)
-            label = row["title"] + ("" if whole else f", {low:g}–{high:g}")
-            style = {"color": f"C{number % 10}", "linestyle": "-" if whole else "--"}
-            for axis, name in zip(axes, names, strict=True):
-                _line(axis, name, row["chosen"], trials, label, **style)
-    kind = "log" if min(scales, default=0) > 0 else "linear"
-    for axis, name in zip(axes, names, strict=True):
-        axis.set(xlabel="scale", ylabel=spoken(name), xscale=kind)
+def curves_plot(results: Results, path: Path) -> None:
+    """Plot fidelity against FID, a panel for each figure, and against recall; a line a method."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    panels = [(name, "fid") for name in results.fidelity] + [(results.fidelity[0], "recall")]
+    figure = new_figure(4.6 * len(panels), 4.2 + 0.22 * math.ceil(len(results.rows) / 4))
+    axes = figure.subplots(1, len(panels))
+    for axis, (name, other) in zip(axes, panels, strict=True):
+        for number, row in enumerate(results.guided):
+            color = _COLORS[number % len(_COLORS)]
+            marker = _MARKERS[(number + number // len(_COLORS)) % len(_MARKERS)]
+            _line(axis, row, (other, name), color=color, marker=marker)
+        markers = itertools.cycle("*Pd")
+        for row in (row for row in results.rows if row not in results.guided):
+            x, y = (_known(row["figures"][of]["value"]) for of in (other, name))
+            given = "pictures" in row
+            style = {"color": "gray", "marker": "X"} if given else {"marker": next(markers)}
+            style = {"color": "black", "linestyle": "none", **style}
+            axis.plot(x, y, zorder=6, markersize=10, label=row["title"], **style)
+        better = results.shown.get(name, "higher")
+        axis.set(xlabel=heading(other), ylabel=heading(name, better))
+        axis.margins(0.07)
         axis.grid(alpha=0.3)
-        if name.startswith("hit"):
-            axis.set_ylim(0.0, 1.0)
-    if scales:
-        axes[0].legend(fontsize="small")
-    save_figure(figure, path, "svg")
+        if better == "lower":
+            axis.invert_yaxis()
+        if other == "fid" and np.isfinite(axis.dataLim.minpos[0]):  # anything is drawn
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        elif other == "recall":
+            axis.locator_params(axis="x", nbins=6)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    save_figure(figure, path, "png")
 
 
-def _line(axis: Any, name: str, chosen: Any, trials: list[Any], label: str, **style: str) -> None:
-    x, color = [trial["scale"] for trial in trials], style["color"]
-    if name == "fid":
-        y = [_known(trial["fid"]) for trial in trials]
-    else:
-        y, low, high = (
-            [_known(trial[name][key]) for trial in trials] for key in ("value", "low", "high")
+def _line(axis: Any, row: dict[str, Any], names: tuple[str, str], **style: str) -> None:
+    """A method: its points in order with intervals and scales, and the default large."""
+    from matplotlib.patheffects import withStroke
+
+    points, places = row["points"], []
+    for of, kind in zip(names, ("xerr", "yerr"), strict=True):
+        found = [point["figures"][of] for point in points]
+        value, low, high = (
+            np.array([_known(figure[end]) for figure in found]) for end in ("value", "low", "high")
         )
-        axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-    axis.plot(x, y, marker=".", label=label, **style)
-    for trial, value in zip(trials, y, strict=True):
-        if (trial["scale"], trial["interval"]) == (chosen["scale"], chosen["interval"]):
-            axis.plot(trial["scale"], value, "o", color=color, markersize=9, fillstyle="none")
+        places.append((value, {kind: np.stack([value - low, high - value])}))
+    (x, across), (y, along) = places
+    faint = {"fmt": "none", "ecolor": style["color"], "alpha": 0.3, "linewidth": 1}
+    axis.errorbar(x, y, **across, **along, **faint)
+    axis.plot(x, y, markersize=4.5, linewidth=1.3, label=row["title"], **style)
+    for k, point in enumerate(points):
+        if point["scale"] == row["default"]:
+            axis.plot(x[k], y[k], markersize=9, markeredgecolor="black", zorder=5, **style)
+        if len(points) > 1:
+            told = axis.annotate(
+                f"{point['scale']:g}" if isinstance(point["scale"], float) else point["scale"],
+                (x[k], y[k]),
+                (7 if point["scale"] == row["default"] else 5, -2),
+                textcoords="offset points",
+                fontsize=7,
+                color=style["color"],
+                zorder=7,
+            )
+            told.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
 
 
 def _known(value: float | None) -> float:
     return np.nan if value is None else value  # NaN is not drawn
-
-
-def confusion_plot(results: Results, path: Path) -> None:
-    """Plot the confusion matrix of the judge."""
-    names = results.judge["class_names"]
-    counts = np.array(results.judge["confusion"], np.float64)
-    shares = counts / counts.sum(1, keepdims=True).clip(1.0)
-    side = 2.5 + 0.16 * len(names)
-    figure = new_figure(side + 0.6, side)
-    axis = figure.subplots()
-    from matplotlib.colors import PowerNorm
-
-    # The color scale favors small shares, since a good judge seldom errs.
-    norm = PowerNorm(0.3, vmin=0.0, vmax=1.0)
-    drawn = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
-    size = max(3.0, min(9.0, 250.0 / len(names)))
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
-    axis.set_yticks(range(len(names)), names, fontsize=size)
-    axis.set(xlabel="the judge sees", ylabel="it is")
-    figure.colorbar(drawn, ax=axis, fraction=0.04)
-    save_figure(figure, path, "svg")
 
 
 def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> None:

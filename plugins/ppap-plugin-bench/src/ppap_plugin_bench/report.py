@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppap_framework.files import replacing
 from ppap_plugin_bench import markdown
-from ppap_plugin_bench.plots import confusion_plot, tuning_plot
+from ppap_plugin_bench.markdown import spoken
+from ppap_plugin_bench.plots import curves_plot
 from ppap_plugin_bench.report_cost import cost, training
 from ppap_plugin_bench.results import Results, find_results, guides_of
 
@@ -21,7 +23,8 @@ Intervals are 95 % and come from resampling images. *Hit rate*: the judge takes 
 class it was to show. *Judge is sure*: it gives some class, right or \
 wrong, more than 0.9. *FID*, *KID*, *precision* \
 and *recall* compare the judge's features with those of the reference. *Spread*: variance of these \
-features within a class, 1 is that of the reference and less is less diverse.
+features within a class, 1 is that of the reference and less is less diverse. *Scale*: × 8 is 8 \
+times the calibrated curve of each guide, raw:64 is 64 at every noise level.
 """
 
 
@@ -37,10 +40,9 @@ def report(folder: Path, out: Path) -> list[Path]:
     results = find_results(folder)
     written = [out]
     for result in results:
-        for name, plot in (("tuning.svg", tuning_plot), ("confusion.svg", confusion_plot)):
-            written.append(result.folder / name)
-            with replacing(written[-1]) as temporary:
-                plot(result, temporary)
+        written.append(result.folder / "curves.png")
+        with replacing(written[-1]) as temporary:
+            curves_plot(result, temporary)
     with replacing(out) as temporary:
         temporary.write_text(render(results, out.parent), encoding="utf-8")
     return written
@@ -69,7 +71,7 @@ def _glance(results: Sequence[Results]) -> str:
             objectives = ", ".join(
                 f"{markdown.heading(name, result.shown.get(name))} "
                 f"{markdown.number(name, row['figures'][name]['value'])}"
-                for name in result.objectives or list(result.shown)[:1]
+                for name in result.fidelity
             )
             lines.append(
                 [
@@ -91,6 +93,7 @@ def _section(result: Results, place: Path) -> str:
         f"## {experiment['title']}\n",
         f"{experiment['text'].strip()}\n" if experiment["text"] else "",
         _setting(result),
+        _curves(result, folder),
         _examples(result, folder),
         _fidelity(result),
         _quality(result),
@@ -98,8 +101,7 @@ def _section(result: Results, place: Path) -> str:
         *(_differences(result, baseline) for baseline in result.differences),
         cost(result),
         training(result),
-        _tuning(result, folder),
-        _judge(result, folder),
+        _judge(result),
         _sources(result, folder),
     ]
     return "\n".join(part for part in parts if part)
@@ -113,7 +115,8 @@ def _setting(result: Results) -> str:
     aim = f"scene i mod {scenes['num']}" if scenes else f"class i mod {classes}"
     text = (
         f"{num:,} images a row from {backend['component']} "
-        f"({backend['checkpoint'] or 'no checkpoint'}) in {protocol['steps']} DDIM steps, "
+        f"({backend['checkpoint'] or 'no checkpoint'}) in {protocol['steps']} "
+        f"{protocol.get('sampler', 'ddim').upper()} steps unless a row says otherwise, "
         f"{'products in bfloat16, ' if protocol['precision'] == 'bfloat16' else ''}"
         f"seed {protocol['seed']}; image i aims at {aim}, with the same noise in every row. "
         f"Reference: {result.judge['pictures']:,} pictures. Judge: {judge['component']} "
@@ -136,6 +139,16 @@ def _setting(result: Results) -> str:
     if missing := set(experiment["rows"]) - {row["name"] for row in result.rows}:
         text += f"\nNot measured: {', '.join(sorted(missing))}.\n"
     return text
+
+
+def _curves(result: Results, folder: str) -> str:
+    figures = " and ".join(map(spoken, result.fidelity))
+    return (
+        f"![{figures} against FID and recall]({folder}/curves.png)\n\n"
+        "A line is a method, with its scales beside the points and its default large; black and "
+        "gray markers have no guide. Bars are 95 % intervals. Better is up, to the left in FID and "
+        "to the right in recall.\n"
+    )
 
 
 def _examples(result: Results, folder: str) -> str:
@@ -164,7 +177,11 @@ def _fidelity(result: Results) -> str:
     if any(name.startswith("hit") for name in names):
         names.append("sure")
     rows = [
-        [row["title"], markdown.chosen(row), *markdown.figures(names, row["figures"])]
+        [
+            row["title"],
+            markdown.scale(row, row.get("default")),
+            *markdown.figures(names, row["figures"]),
+        ]
         for row in result.rows
     ]
     headings = ["row", "scale", *_headings(result, names)]
@@ -194,78 +211,83 @@ def _notes(result: Results) -> str:
             for guide in guides
             if (experts := guide.get("experts"))
         ]
-        if row.get("skipped"):
-            notes.append(f"{row['skipped']:,} gradients were not finite and left out")
-        if row.get("broken"):
+        notes += _drawn_otherwise(result, row)
+        points = row.get("points") or [row]
+        if skipped := sum(point.get("skipped", 0) for point in points):
+            notes.append(f"{skipped:,} gradients were not finite and left out")
+        if broken := sum(point.get("broken", 0) for point in points):
+            notes.append(f"{broken:,} images were not finite and are grey where they were not")
+        if tried := row.get("tuning"):
+            tuning = result.experiment["protocol"]["tuning"]
             notes.append(
-                f"{row['broken']:,} images were not finite and are grey where they were not"
-            )
-        scales = {trial["scale"] for trial in row.get("tuning") or ()} - {"auto"}
-        if len(scales) > 1 and row["chosen"]["scale"] in (min(scales), max(scales)):
-            notes.append(
-                "the chosen scale is at the edge of those that were tried; one beyond may do better"
+                f"the scale is the best of {len(tried)} on {tuning['num']} images of seed "
+                f"{tuning['seed']}, which no figure uses"
             )
         lines += [f"- {row['title']}: {note}." for note in notes]
     return "\n".join(lines) + "\n" if lines else ""
 
 
+def _drawn_otherwise(result: Results, row: dict[str, Any]) -> list[str]:
+    """How a row is drawn, where it is not as the experiment says."""
+    sampling, protocol, notes = row.get("sampling"), result.experiment["protocol"], list[str]()
+    if sampling is None:
+        return notes
+    names = ("sampler", "steps", "eta")
+    if [sampling[name] for name in names] != [protocol[name] for name in names]:
+        eta = f", eta {sampling['eta']:g}" if sampling["eta"] else ""
+        notes.append(f"{sampling['steps']} {sampling['sampler'].upper()} steps{eta}")
+    if sampling["moments"]:
+        notes.append("adaptive moments {:g} and {:g}".format(*sampling["moments"]))
+    if sampling["normalize"]:
+        notes.append("gradients of unit size")
+    if row["schedule"] != "calibrated":
+        notes.append(f"scales multiply the schedule {row['schedule']}, not a calibrated curve")
+    return notes
+
+
 def _differences(result: Results, baseline: str) -> str:
     names = [*(name for name in result.shown if not name.startswith("hit_")), *_QUALITY]
     titles = {row["name"]: row["title"] for row in result.rows}
+    equal = result.equal.get(baseline, {})
     rows = [
         [titles.get(name, name), *markdown.figures(names, found, signed=True)]
         for name, found in result.differences[baseline].items()
     ]
-    return (
+    text = (
         f"### Differences from {titles.get(baseline, baseline)}\n\n"
         "Paired: image by image of the same noise and target. Bold where the interval leaves out "
         "0; one in twenty would where there is no difference.\n\n"
-        + markdown.table(["row", *_headings(result, names)], rows)
     )
-
-
-def _tuning(result: Results, folder: str) -> str:
-    if not result.tuned:
-        return ""
-    tuning = result.experiment["protocol"]["tuning"]
-    shown = [name for name in result.shown if name in result.objectives]
-    rows = [
-        [
-            row["title"] if trial is row["tuning"][0] else "",
-            markdown.scale(trial["scale"], trial["interval"])
-            + (" (chosen)" if row["chosen"].items() <= trial.items() else ""),
-            *markdown.figures(shown, trial),
-            markdown.number("fid", trial["fid"]),
-            markdown.number("spread", trial["spread"]),
+    if equal:
+        lines = [
+            [titles.get(name, name), *(c for f in result.fidelity for c in _at_equal(found[f], f))]
+            for name, found in equal.items()
         ]
-        for row in result.tuned
-        for trial in row["tuning"]
+        headings = [
+            told
+            for name in result.fidelity
+            for told in (f"{spoken(name)} at equal FID", f"FID at equal {spoken(name)}")
+        ]
+        whole = f"the whole line of {titles.get(baseline, baseline)}"
+        text += (
+            f"At the row's FID or fidelity, from {whole}. *Never*: that line has no such FID or "
+            "fidelity. With an asterisk: it ends at lower FIDs and might go further.\n\n"
+            f"{markdown.table(['row', *headings], lines)}\nEach at its default:\n\n"
+        )
+    return text + markdown.table(["row", *_headings(result, names)], rows)
+
+
+def _at_equal(found: dict[str, Any], figure: str) -> list[str]:
+    """Cells of a comparison at equal FID and at equal fidelity."""
+    values = {figure: found["fidelity"], "fid": found["fid"]}
+    cells = [
+        "never" if value["value"] is None else markdown.show(name, value, signed=True)
+        for name, value in values.items()
     ]
-    by, each = f"By {_best(result, result.objectives)}", ""
-    if any(row["objective"] != result.objectives for row in result.tuned):
-        by = "Each row by figures of its own"
-        told = [f"{row['title']} by {_best(result, row['objective'])}" for row in result.tuned]
-        each = f": {'; '.join(told)}"
-    figures = " and ".join([*map(markdown.spoken, shown), "FID"])
-    return (
-        "### How scales were chosen\n\n"
-        f"{by}, on {tuning['num']} images of seed {tuning['seed']} that no other figure uses, "
-        f"among as many candidates for each row{each}. FID depends on "
-        "the number of images: this one compares candidates, and nothing else.\n"
-        f"\n![{figures} over scale]({folder}/tuning.svg)\n\n"
-        + markdown.table(["row", "scale", *_headings(result, shown), "FID ↓", "spread"], rows)
-    )
+    return [cell + "\\*" * (found["ends"] and cell != "never") for cell in cells]
 
 
-def _best(result: Results, objective: Sequence[str]) -> str:
-    if len(objective) > 1:
-        return f"the best mean of {', '.join(map(markdown.spoken, objective))}"
-    (name,) = objective
-    lowest = result.shown.get(name) == "lower"
-    return f"the {'lowest' if lowest else 'highest'} {markdown.spoken(name)}"
-
-
-def _judge(result: Results, folder: str) -> str:
+def _judge(result: Results) -> str:
     judge, names = result.judge, result.judge["class_names"]
     text = (
         f"On the {judge['pictures']:,} pictures of the reference it is right in "
@@ -287,14 +309,14 @@ def _judge(result: Results, folder: str) -> str:
     scenes = judge["scenes"]
     if scenes and scenes["figures"]:
         told = [
-            f"{markdown.spoken(name)} {markdown.show(name, found)}"
+            f"{spoken(name)} {markdown.show(name, found)}"
             for name, found in scenes["figures"].items()
         ]
         text += (
             f" On the {scenes['num']} scenes themselves, which a perfect row would draw again: "
             f"{', '.join(told)}."
         )
-    return f"### The judge\n\n{text}\n\n![confusion matrix]({folder}/confusion.svg)\n"
+    return f"### The judge\n\n{text}\n"
 
 
 def _sources(result: Results, folder: str) -> str:

@@ -11,8 +11,10 @@ from ppap_framework.errors import AssetError
 from ppap_framework.files import read_json
 from ppap_plugin_bench.experiment import Better
 
-FORMAT = 1
-"""Format of all files; it changes when their meaning does."""
+FORMAT = 2
+"""Format of all files; it changes when their meaning does. Format 1 had one scale for each row,
+chosen on other images, and can be read: its rows are lines of a single point.
+"""
 
 
 @attrs.frozen
@@ -24,7 +26,8 @@ class Results:
         experiment: Record of the experiment.
         judge: Accuracy of the judges.
         rows: Measured rows, in the table's order.
-        differences: Differences by baseline and row.
+        differences: Differences at the default scales, by baseline and row.
+        equal: Differences at equal FID and fidelity, by baseline, row and figure of fidelity.
     """
 
     folder: Path
@@ -32,6 +35,7 @@ class Results:
     judge: dict[str, Any]
     rows: list[dict[str, Any]]
     differences: dict[str, dict[str, Any]]
+    equal: dict[str, dict[str, Any]]
 
     @classmethod
     def read(cls, folder: Path) -> Results:
@@ -51,7 +55,8 @@ class Results:
                     "experiment.json says",
                     hint="evaluate it again",
                 )
-        return cls(folder, experiment, _read(folder / "judge.json"), rows, differences["from"])
+        judge = _read(folder / "judge.json")
+        return cls(folder, experiment, judge, rows, differences["from"], differences["equal"])
 
     @property
     def shown(self) -> dict[str, Better]:
@@ -60,14 +65,14 @@ class Results:
         return shown
 
     @property
-    def tuned(self) -> list[dict[str, Any]]:
-        """Rows that chose among candidates."""
-        return [row for row in self.rows if row.get("tuning")]
+    def fidelity(self) -> list[str]:
+        """Figures of fidelity that are compared against FID."""
+        return list(self.experiment["fidelity"])
 
     @property
-    def objectives(self) -> list[str]:
-        """Figures by which any row chose."""
-        return list(dict.fromkeys(name for row in self.tuned for name in row["objective"]))
+    def guided(self) -> list[dict[str, Any]]:
+        """Rows with guides."""
+        return [row for row in self.rows if row.get("default") is not None]
 
 
 def guides_of(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +95,21 @@ def find_results(folder: Path) -> list[Results]:
 
 def _read(path: Path) -> Any:
     value = read_json(path, hint="evaluate again")
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
+    if not isinstance(value, dict) or value.get("format") not in (1, FORMAT):
         what = "there is no" if value is None else "another format has"
         raise AssetError(f"{what} {str(path)!r}", hint="`ppap evaluate` writes it")
+    return _of_format_1(value) if value["format"] == 1 else value
+
+
+def _of_format_1(value: dict[str, Any]) -> dict[str, Any]:
+    """A file of format 1 as one of today."""
+    if "from" in value:
+        return {**value, "equal": {}}
+    if "rows" in value:
+        return {**value, "fidelity": value["objective"]}
+    if chosen := value.get("chosen"):
+        number = chosen["scale"]
+        scale = number if number == "auto" else f"raw:{number:g}"
+        points = [{"scale": scale, "figures": value["figures"]}]
+        return {**value, "default": scale, "interval": chosen["interval"], "points": points}
     return value

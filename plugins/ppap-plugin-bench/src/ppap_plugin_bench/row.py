@@ -1,4 +1,4 @@
-"""A row of an experiment's table: its guides, and the scales and intervals to choose from."""
+"""A row of an experiment's table: its guides, and the scales at which it is drawn."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import attrs
-from attrs.validators import deep_iterable, in_, instance_of, min_len
+from attrs.converters import optional
+from attrs.validators import deep_iterable, in_, instance_of
 
+from ppap_framework.guidance import Through, raw_scale
 from ppap_framework.run import GuideRequest
+from ppap_framework.run.settings import SamplerName
 from ppap_plugin_bench import values
 
 TargetKind: TypeAlias = Literal["class", "scene"]
 """Kind of target: the class of each image by name, or its scene by picture."""
+
+RowScale: TypeAlias = "float | str"
+"""A multiplier of the row's curve, or "raw:NUMBER" for the same scale at every noise level."""
 
 
 def row_guide(
@@ -23,6 +29,7 @@ def row_guide(
     model: str | None = None,
     loss: str | None = None,
     options: Mapping[str, Any] | None = None,
+    loss_options: Mapping[str, Any] | None = None,
     experts: str = "none",
     aim: TargetKind | None = None,
     scale: float = 1.0,
@@ -31,10 +38,10 @@ def row_guide(
 
     Args:
         guider: Name of the guider.
-        checkpoint: As for `ppap_framework.guide`, like `model`, `loss` and `options`.
+        checkpoint: As for `ppap_framework.guide`, like `model`, `loss` and the options.
         experts: Name or path of a bundle, or "none".
         aim: Kind of target; None for scenes if the experiment has them, else classes.
-        scale: Factor of the row's scale.
+        scale: Factor of the row's scales.
 
     Raises:
         TypeError: If a value has the wrong type.
@@ -44,8 +51,9 @@ def row_guide(
     for name, value in (words | {"experts": experts or ""}).items():
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name!r} must be a string, not {value!r}")
-    if not isinstance(options, dict | None):
-        raise TypeError(f"'options' must be a table, not {options!r}")
+    for name, table in (("options", options), ("loss_options", loss_options)):
+        if not isinstance(table, dict | None):
+            raise TypeError(f"{name!r} must be a table, not {table!r}")
     if aim not in (None, "class", "scene"):
         raise ValueError(f"'aim' must be class or scene, not {aim!r}")
     if experts == "auto":
@@ -55,24 +63,12 @@ def row_guide(
         target=aim,
         scale=values.number(scale),
         loss=loss,
+        loss_options=loss_options,
         model=model,
         checkpoint=checkpoint,
         options=options or {},
         experts=experts,
     )
-
-
-@attrs.frozen
-class Candidate:
-    """A guidance scale and interval that a row can choose.
-
-    Attributes:
-        scale: Factor of each guide's own scale; "auto" for the calibrated scales of the experts.
-        interval: (lo, hi) as t / T.
-    """
-
-    scale: float | Literal["auto"]
-    interval: tuple[float, float]
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -84,11 +80,16 @@ class Row:
         title: Title in the report; the name if empty.
         text: A sentence for the reader of the report.
         guides: Guides to combine, see `row_guide`; none for an unguided row.
-        through: Input of the guides, the "noisy" or the "clean" image.
+        through: Input of the guides; see `ppap_framework.Sampling`.
         normalize: Whether each guide's gradient is scaled to a root mean square of 1.
-        scales: Scales to choose from; "auto" means the calibrated scales of the experts.
-        intervals: Pairs [lo, hi] as t / T to choose from; every scale is tried with each.
-        objective: Figures by which the row chooses; by default those of the experiment.
+        moments: Decay rates of adaptive moments; see `ppap_framework.Sampling`.
+        interval: Pair [lo, hi] of t / T in which the guides act.
+        scales: Scales at which it is drawn, in the order of its line: multipliers of the curve, or
+            "raw:NUMBER"; None for those of the experiment.
+        default: Scale that tables show; None for the default multiplier of `ppap run` if it is
+            among the scales, else the middle one.
+        schedule: Curve that scales multiply: the "calibrated" one of each guide, or "elucd".
+        steps: Steps from noise to image; None for those of the experiment, as `sampler` and `eta`.
         prompt: Prompt template, see `Targets.prompts`; None for an unconditional model.
         backend_options: Options of the backend.
         training: Records of how long its experts trained: `transfer.json` of the training and
@@ -102,40 +103,41 @@ class Row:
     guides: tuple[GuideRequest, ...] = attrs.field(
         default=(), converter=tuple, validator=deep_iterable(instance_of(GuideRequest))
     )
-    through: Literal["noisy", "clean"] = attrs.field(
-        default="noisy", validator=in_(("noisy", "clean"))
-    )
+    through: Through = "noisy"
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
-    scales: tuple[float | Literal["auto"], ...] = attrs.field(default=(), converter=values.scales)
-    intervals: tuple[tuple[float, float], ...] = attrs.field(
-        default=((0.0, 1.0),), converter=values.intervals, validator=min_len(1)
+    moments: tuple[float, float] | None = None
+    interval: tuple[float, float] = attrs.field(default=(0.0, 1.0), converter=values.interval)
+    scales: tuple[RowScale, ...] | None = attrs.field(
+        default=None, converter=optional(values.scales)
     )
-    objective: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
+    default: RowScale | None = attrs.field(default=None, converter=optional(values.scale))
+    schedule: Literal["calibrated", "elucd"] = attrs.field(
+        default="calibrated", validator=in_(("calibrated", "elucd"))
+    )
+    steps: int | None = None
+    sampler: SamplerName | None = None
+    eta: float | None = None
     prompt: str | None = attrs.field(default=None, validator=values.maybe_text)
     backend_options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
     training: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
     images: str | None = attrs.field(default=None, validator=values.maybe_text)
 
     def __attrs_post_init__(self) -> None:
-        if self.images is not None and (self.prompt is not None or self.backend_options):
+        told = ("prompt", "backend_options", "steps", "sampler", "eta")
+        if self.images is not None and any(getattr(self, name) for name in told):
             raise ValueError("has images, and tells the backend how to draw")
         if not self.guides:
-            useless = ("normalize", "objective", "scales", "training")
+            useless = ("normalize", "moments", "scales", "default", "training")
             if given := [name for name in useless if getattr(self, name)]:
                 raise ValueError(f"has {', '.join(given)} and no guider")
             return
         if self.images is not None:
             raise ValueError("has a guider and images; it is one or the other")
-        if not self.scales:
-            raise ValueError("has a guider and no scales to choose from")
         counts = Counter(self.guide_names)
         if repeated := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"is steered by {', '.join(repeated)} more than once")
-        with_experts = [guide.experts != "none" for guide in self.guides]
-        if any(with_experts) and self.through == "clean":
-            raise ValueError("has experts, and looks through clean, where there is no noise")
-        if "auto" in self.scales and not all(with_experts):
-            raise ValueError('has the scale "auto", and no experts that were calibrated')
+        if self.through != "noisy" and any(guide.experts != "none" for guide in self.guides):
+            raise ValueError(f"has experts, and looks through {self.through}, without noise")
 
     @property
     def guide_names(self) -> tuple[str, ...]:
@@ -144,12 +146,8 @@ class Row:
             return (self.name,)
         return tuple(f"{self.name}-{guide.label}" for guide in self.guides)
 
-    @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        """All combinations of scale and interval; none for an unguided row."""
-        return tuple(Candidate(scale, pair) for pair in self.intervals for scale in self.scales)
 
-    @property
-    def chooses(self) -> bool:
-        """Whether there is a choice; a single calibrated scale is none."""
-        return bool(self.scales) and (self.scales != ("auto",) or len(self.intervals) > 1)
+def times(factor: float, scale: RowScale) -> RowScale:
+    """A scale times a factor."""
+    raw = raw_scale(scale) if isinstance(scale, str) else None
+    return factor * float(scale) if raw is None else f"raw:{factor * raw!r}"

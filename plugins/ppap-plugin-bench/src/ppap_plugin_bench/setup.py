@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import attrs
 import torch
 
 from ppap_framework import run
+from ppap_framework.diffusion import Process, timesteps_for
+from ppap_framework.experts import ScaleCurve
 from ppap_framework.files import digest
 from ppap_framework.guidance import Guide
+from ppap_framework.runtime import Watch
+from ppap_plugin_bench.curves import calibrated, elucd
 from ppap_plugin_bench.experiment import Experiment
-from ppap_plugin_bench.row import Candidate, Row
+from ppap_plugin_bench.row import Row, RowScale, times
 from ppap_plugin_bench.targets import Targets
 
 
@@ -24,17 +29,28 @@ class Setup:
         targets: Targets of the images.
         backend: The backend without a row's options.
         device: The device.
+        curves: Folder of calibrated curves; None if rows are drawn at absolute scales only.
+        progress: Callback for progress.
     """
 
     experiment: Experiment
     targets: Targets
     backend: run.LoadedBackend
     device: torch.device
+    curves: Path | None = None
+    progress: Watch = lambda now: None
     _backends: dict[str, run.LoadedBackend] = attrs.field(factory=dict, init=False)
     _guides: dict[Row, tuple[Guide, ...]] = attrs.field(factory=dict, init=False)
 
     @classmethod
-    def load(cls, experiment: Experiment, names: Sequence[str], device: str = "auto") -> Setup:
+    def load(
+        cls,
+        experiment: Experiment,
+        names: Sequence[str],
+        device: str = "auto",
+        curves: Path | None = None,
+        progress: Watch = lambda now: None,
+    ) -> Setup:
         """Load the backend and any scenes; `names` are the classes of the reference.
 
         Raises:
@@ -42,7 +58,8 @@ class Setup:
         """
         targets = Targets.of(experiment, tuple(names))
         backend = run.backend(experiment.backend, checkpoint=experiment.checkpoint)
-        return cls(experiment, targets, backend, run.Compute(device=device).place)
+        place = run.Compute(device=device).place
+        return cls(experiment, targets, backend, place, curves, progress)
 
     def guides(self, row: Row) -> tuple[Guide, ...]:
         """Guides of a row with experts and all K targets; loaded only once."""
@@ -54,41 +71,50 @@ class Setup:
     def plan(
         self,
         row: Row,
-        candidate: Candidate | None = None,
+        scale: RowScale | None = None,
         *,
         num: int,
-        seed: int,
         batch: int,
-        tuning: bool = False,
     ) -> run.Plan:
-        """Plan images of a row, for the reported targets or those for tuning."""
+        """Plan images of a row at a scale; None for an unguided row."""
         experiment, prompt = self.experiment, None
         if row.prompt is not None:
-            prompt = self.targets.prompts(row.prompt, num, tuning=tuning)
-        sampling = run.Sampling(
-            steps=experiment.steps,
-            seed=seed,
-            through=row.through,
-            normalize=row.normalize,
-            prompt=prompt,
-            stage=experiment.stage,
-        )
-        compute = run.Compute(device=self.device, precision=experiment.precision, batch=batch)
+            prompt = self.targets.prompts(row.prompt, num)
         guides = []
-        if candidate is not None:
-            indices = torch.from_numpy(self.targets.indices(num, tuning=tuning))
-            for request, guide in zip(row.guides, self.guides(row), strict=True):
+        if scale is not None:
+            indices = torch.from_numpy(self.targets.indices(num))
+            curves = self.curves_of(row, scale)
+            for request, guide, curve in zip(row.guides, self.guides(row), curves, strict=True):
                 assert guide.target is not None  # set by `guides`
-                kind, scale = experiment.target_kind(request), candidate.scale
                 guide = attrs.evolve(
                     guide,
                     target=attrs.evolve(guide.target, value=guide.target.value[indices]),
-                    target_source=self.targets.source(kind, tuning=tuning),
-                    scale=scale if scale == "auto" else guide.factor * scale,
-                    interval=candidate.interval,
+                    target_source=self.targets.source(experiment.target_kind(request)),
+                    scale=times(guide.factor, scale),
+                    curve=curve,
+                    interval=row.interval,
                 )
                 guides.append(guide)
+        sampling = experiment.sampling_of(row, prompt=prompt)
+        compute = run.Compute(device=self.device, precision=experiment.precision, batch=batch)
         return run.plan(self._backend(row), guides, num, sampling, compute)
+
+    def curves_of(self, row: Row, scale: RowScale | None) -> list[ScaleCurve | None]:
+        """The curve of each guide that a scale multiplies; None for an absolute scale."""
+        if scale is None or isinstance(scale, str):
+            return [None] * len(row.guides)
+        sampling = self.experiment.sampling_of(row)
+        if row.schedule == "elucd":
+            first = self.backend.stages[0]
+            kept = timesteps_for(first.schedule.num_timesteps, sampling.steps)
+            return [elucd(Process(first.schedule, kept, first.variance))] * len(row.guides)
+        assert self.curves is not None
+        # The pictures do not depend on how the row is sampled, so that rows share them.
+        seed, stage = self.experiment.seed, self.experiment.stage
+        usual = run.Sampling(steps=25, through=row.through, seed=seed, stage=stage)
+        compute = run.Compute(device=self.device, batch=self.experiment.batch)
+        how = usual, compute, self.curves, self.progress
+        return [calibrated(self.backend, guide, *how) for guide in self.guides(row)]
 
     def _backend(self, row: Row) -> run.LoadedBackend:
         """The backend with a row's options."""

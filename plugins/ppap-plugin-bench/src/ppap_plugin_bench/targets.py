@@ -23,18 +23,16 @@ from ppap_plugin_bench.row import TargetKind
 @final
 @attrs.frozen(eq=False)
 class Targets:
-    """K targets: the classes, or the reported scenes followed by those for tuning.
+    """K targets: the classes, or the scenes.
 
     Attributes:
         names: Names of the classes.
         scenes: The scenes; None for classes.
-        reported: Number of reported scenes.
         in_turn: Whether images aim at all classes in turn, independent of their scenes.
     """
 
     names: tuple[str, ...]
     scenes: Pictures | None = None
-    reported: int = 0
     in_turn: bool = False
 
     @classmethod
@@ -46,12 +44,11 @@ class Targets:
             UsageError: If there are too few scenes, they have other classes, or targets would have
                 different numbers of images.
         """
-        num, tuning = experiment.num, experiment.tuning.num
+        num = experiment.num
         if experiment.scenes is None:
-            for images in (num, tuning):
-                _check_balanced(images, len(names), "classes")
+            _check_balanced(num, len(names), "classes")
             return cls(names)
-        path, reported = Path(experiment.scenes.pictures), experiment.scenes.num
+        path, needed = Path(experiment.scenes.pictures), experiment.scenes.num
         scenes = read_pictures(path, {judge.truth for judge in experiment.judges})
         if scenes.names != names:
             raise UsageError(
@@ -59,33 +56,27 @@ class Targets:
                 "are not those of the reference",
                 hint="render both in the same way",
             )
-        needed = reported + tuning
         if len(scenes) < needed:
-            raise UsageError(
-                f"{str(path)!r} holds {len(scenes)} scenes, of which {reported} are reported and "
-                f"{tuning} tune",
-                hint=f"render {needed} at least",
-            )
+            reason = f"{str(path)!r} holds {len(scenes)} scenes, of {needed} that are targets"
+            raise UsageError(reason, hint=f"render {needed} at least")
         in_turn = experiment.scenes.classes == "turn"
-        _check_balanced(num, reported, "scenes")
+        _check_balanced(num, needed, "scenes")
         if in_turn:
             _check_balanced(num, len(names), "classes")
-        return cls(names, scenes.part(0, needed), reported, in_turn)
+        return cls(names, scenes.part(0, needed), in_turn)
 
-    def indices(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
+    def indices(self, num: int) -> NDArray[np.int64]:
         """Index of the target of each image, (num,)."""
-        if self.scenes is None:
-            return np.arange(num) % len(self.names)
-        return self.reported + np.arange(num) if tuning else np.arange(num) % self.reported
+        return np.arange(num) % len(self.names if self.scenes is None else self.scenes)
 
-    def classes(self, num: int, *, tuning: bool = False) -> NDArray[np.int64]:
+    def classes(self, num: int) -> NDArray[np.int64]:
         """Class of each image, (num,)."""
-        indices = self.indices(num, tuning=tuning)
+        indices = self.indices(num)
         return indices if self.scenes is None else self._labels[indices]
 
-    def prompts(self, template: str, num: int, *, tuning: bool = False) -> list[str]:
+    def prompts(self, template: str, num: int) -> list[str]:
         """Prompts of the images: "{class}" becomes the class name, "{a class}" has an article."""
-        names = [self.names[label] for label in self.classes(num, tuning=tuning)]
+        names = [self.names[label] for label in self.classes(num)]
         told = [f"{'an' if name[:1].lower() in set('aeiou') else 'a'} {name}" for name in names]
         pairs = zip(names, told, strict=True)
         return [template.replace("{class}", n).replace("{a class}", a) for n, a in pairs]
@@ -93,7 +84,7 @@ class Targets:
     def examples(self, number: int) -> list[int]:
         """At most `number` images with different targets."""
         if self.scenes is not None:
-            return list(range(min(number, self.reported)))
+            return list(range(min(number, len(self.scenes))))
         total = len(self.names)
         step = total // number + 1  # neighboring classes share parts of their names
         if math.gcd(step, total) > 1:
@@ -121,15 +112,13 @@ class Targets:
                 values.append(model.target(attrs.evolve(given, source=f"scene {k}")).value)
         return Target(value=torch.cat(values), label=label)
 
-    def source(self, kind: TargetKind, *, tuning: bool = False) -> str:
+    def source(self, kind: TargetKind) -> str:
         """Unique description of the assignment of targets to images."""
         names = ", ".join(self.names)
         if self.scenes is None or (kind == "class" and self.in_turn):
             return f"image i at class i mod {len(self.names)} of {names}"
         what = f"the class, of {names}, of scene" if kind == "class" else "scene"
-        which = "i" if tuning else f"i mod {self.reported}"
-        part = (self.reported, len(self.scenes)) if tuning else (0, self.reported)
-        return f"image i at {what} {which} of {self.scenes.part(*part).sha256}"
+        return f"image i at {what} i mod {len(self.scenes)} of {self.scenes.sha256}"
 
     @property
     def _labels(self) -> NDArray[np.int64]:

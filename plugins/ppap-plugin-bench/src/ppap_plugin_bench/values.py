@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 from attrs.validators import and_, ge, instance_of, optional
+
+from ppap_framework.guidance import raw_scale
 
 _NAME = re.compile(r"[a-z0-9]+([-.][a-z0-9]+)*")
 
@@ -22,16 +24,26 @@ def number(value: Any) -> float:
     return float(value)
 
 
-def scales(value: Any) -> tuple[float | Literal["auto"], ...]:
-    return tuple("auto" if item == "auto" else number(item) for item in value)
+def scale(value: Any) -> float | str:
+    if isinstance(value, str) and math.isfinite(raw := raw_scale(value) or math.nan):
+        return f"raw:{raw:g}"
+    if isinstance(value, str) or not (found := number(value)):
+        raise ValueError(f'needs scales other than 0, such as 8 or "raw:64", not {value!r}')
+    return found
 
 
-def intervals(value: Any) -> tuple[tuple[float, float], ...]:
-    pairs = [tuple(number(item) for item in pair) for pair in value]
-    for pair in pairs:
-        if len(pair) != 2 or not 0.0 <= pair[0] < pair[1] <= 1.0:
-            raise ValueError(f"needs [lo, hi] between 0 and 1, not {list(pair)}")
-    return tuple((low, high) for low, high in pairs)
+def scales(value: Any) -> tuple[float | str, ...]:
+    found = tuple(scale(item) for item in value)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"needs different scales, not {value!r}")
+    return found
+
+
+def interval(value: Any) -> tuple[float, float]:
+    pair = tuple(number(item) for item in value)
+    if len(pair) != 2 or not 0.0 <= pair[0] < pair[1] <= 1.0:
+        raise ValueError(f"needs [lo, hi] between 0 and 1, not {list(pair)}")
+    return pair
 
 
 def texts(value: Any) -> tuple[str, ...]:

@@ -33,10 +33,16 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
     """Factory of the guider `classifier`.
 
     Raises:
-        UsageError: If the model is not specified or unknown.
+        UsageError: If the model is not specified or unknown, or has no ReLU for `softplus`.
         AssetError: If the checkpoint does not fit, or the weights are unavailable.
     """
-    model = options.model
+    made = _made(options.model, checkpoint)
+    if options.softplus is not None:
+        _smooth(made.network, options.softplus)
+    return made
+
+
+def _made(model: str | None, checkpoint: Checkpoint | None) -> ClassifierGuide:
     if model is None and checkpoint is None:
         raise UsageError(
             "guider 'classifier' needs a model or a checkpoint",
@@ -53,6 +59,21 @@ def make_classifier(options: ClassifierOptions, checkpoint: Checkpoint | None) -
     if checkpoint is not None:
         return ClassifierGuide(*torchvision_models.from_checkpoint(checkpoint, model))
     return ClassifierGuide(*torchvision_models.from_torchvision(model))
+
+
+def _smooth(network: nn.Module, beta: float) -> None:
+    """Replace each ReLU by a softplus; UsageError if there is none."""
+    found = [
+        (module, name)
+        for module in network.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ReLU)
+    ]
+    if not found:
+        reason = f"option softplus: {type(network).__name__} has no ReLU to replace"
+        raise UsageError(reason, hint="leave it out, or take a ResNet")
+    for module, name in found:
+        setattr(module, name, nn.Softplus(beta))
 
 
 @final

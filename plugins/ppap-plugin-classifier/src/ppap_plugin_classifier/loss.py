@@ -21,12 +21,22 @@ class CrossEntropy(TaskLoss):
     """
 
     def __init__(self, options: CrossEntropyOptions | None = None) -> None:
-        self.temperature = (options or CrossEntropyOptions()).temperature
+        self._options = options or CrossEntropyOptions()
+        self.temperature = self._options.temperature
 
     def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """-log p(target): (B,), in nats."""
-        classes = target.expand(len(prediction))
-        return F.cross_entropy(prediction.float(), classes, reduction="none")
+        """log sum_k exp(tau_2 f_k) - tau_1 f_target of logits f: (B,).
+
+        That is -log p(target) in nats if both are 1. A tau_2 below 1 lets the other classes push
+        less, so the joint density of image and class counts more (Ma et al. 2024, arXiv 2310.11311,
+        where both are called temperatures).
+        """
+        classes, logits = target.expand(len(prediction)), prediction.float()
+        joint, marginal = self._options.joint, self._options.marginal
+        if joint == marginal == 1.0:
+            return F.cross_entropy(logits, classes, reduction="none")
+        own = logits.gather(-1, classes[:, None]).squeeze(-1)
+        return (marginal * logits).logsumexp(-1) - joint * own
 
     def transfer(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL(softmax(teacher / temperature) || softmax(student)), summed over classes: (B,), nats.

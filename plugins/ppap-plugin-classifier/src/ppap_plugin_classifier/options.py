@@ -21,12 +21,17 @@ class ClassifierOptions:
             torchvision, such as "torchvision/resnet50"; or one of transformers, as a folder or as
             "owner/name" of the hub. Required for a checkpoint that does not name its model; without
             a checkpoint, the library's pretrained weights are used.
+        softplus: Replaces each ReLU by log(1 + exp(b x)) / b with this b, whose gradient is smooth;
+            None keeps them. Ma et al. (2024, arXiv 2310.11311) use 3.
     """
 
     model: str | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(attrs.validators.instance_of(str)),
         metadata={"compared": False},  # experts know the weights
+    )
+    softplus: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_positive)
     )
 
 
@@ -38,6 +43,9 @@ class CrossEntropyOptions:
         temperature: Divides the teacher's logits in knowledge transfer. Below 1 it sharpens the
             teacher, and a student equal to its teacher is no longer the minimum. The released PPAP
             experts were trained with 0.25.
+        joint: tau_1, the factor of the target's logit in the energy; see `CrossEntropy.energy`.
+        marginal: tau_2, the factor of all logits in the log-sum-exp. Ma et al. (2024, arXiv
+            2310.11311) use 1 and 0.5.
     """
 
     temperature: float = attrs.field(
@@ -46,3 +54,5 @@ class CrossEntropyOptions:
         validator=_positive,
         metadata={"compared": False},  # it does not change the energy
     )
+    joint: float = attrs.field(default=1.0, converter=float, validator=_positive)
+    marginal: float = attrs.field(default=1.0, converter=float, validator=_positive)
