@@ -147,8 +147,8 @@ class Drawing:
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
         how = sampling.through, sampling.normalize, sampling.conflicts
-        how += evaluations, tally, sampling.moments, self._plan.stage.decode
-        return EnergyGuidance(guides, *how)
+        decode, moments = self._plan.stage.decode, sampling.moments
+        return EnergyGuidance(guides, *how, evaluations, tally, moments, decode)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"
