@@ -64,18 +64,13 @@ def find_class(text: str, names: Sequence[str], *, is_index: bool = False) -> in
 
 
 def class_target(
-    given: TargetInput,
-    names: Sequence[str],
-    look: Callable[[Tensor], Tensor] | None = None,
+    given: TargetInput, names: Sequence[str], look: Callable[[Tensor], Tensor] | None = None
 ) -> Target:
     """The class to aim at, or one for each image of a batch: `value` is (1,) or (B,), int64.
 
-    Args:
-        given: Text, as in `find_class`; an array of class indices, () or (B,); or a picture, whose
-            predicted class is the target. UsageError for anything else.
-        names: Names of all classes, in order.
-        look: The classifier, from images (1, 3, H, W) in [-1, 1] to logits (1, K); without it, a
-            picture is no target.
+    It is given as text, as in `find_class`; as an array of class indices, () or (B,); or as a
+    picture, whose class is predicted by `look`, a function from images (1, 3, H, W) in [-1, 1] to
+    logits (1, K). UsageError for anything else.
     """
     if given.image is not None and look is not None:
         picture = given.pixels()

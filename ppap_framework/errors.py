@@ -6,8 +6,9 @@ Any other exception is a defect of this project or of a plugin and keeps its tra
 from __future__ import annotations
 
 import contextlib
+import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 TRACEBACK = "--debug shows the traceback"
@@ -48,6 +49,12 @@ class AssetError(PpapError):
     """Weights, expert bundles or other files that are missing, damaged or not what they say."""
 
     exit_code = 4
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question whether the nearest of the known names was meant; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def must_be(what: str, test: Callable[[Any], object]) -> Callable[[Any, Any, Any], None]:

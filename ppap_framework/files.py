@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 from ppap_framework.errors import AssetError, PpapError, UsageError
 
@@ -211,7 +211,6 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
                 entry.unlink()
 
 
-@final
 class Calls:
     """The record of a job, a JSON file: its status, what every call did in how many seconds, and
     further content such as the settings. The calls of a damaged file are forgotten.

@@ -83,7 +83,7 @@ BROKEN = {
         "broken",
         "registry",
     ),
-    "unknown-hook": (GOOD.replace("ppap_guiders", "ppap_guider"), "broken", "mean ppap_guiders?"),
+    "unknown-hook": (GOOD.replace("ppap_guiders", "ppap_guider"), "broken", "mean 'ppap_guiders'?"),
     "undecorated": (GOOD.replace("@hookimpl", "", 1), "broken", "not decorated with @hookimpl"),
     "no-hooks": (HEADER, "broken", "implements none of"),
     "vision": (

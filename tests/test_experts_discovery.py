@@ -174,8 +174,9 @@ class TestFinding:
     ) -> None:
         asset = offer("acme", "far")
         found = Registry(tuple(plugins))
-        assert found.bundles() == found.bundles("toy") == found.bundles("toy", "look") == [asset]
-        assert found.bundles(guider="depth") == found.bundles("adm", "look") == []
+        both = {"backend": "toy", "guider": "look"}
+        assert found.bundles() == found.bundles(backend="toy") == found.bundles(**both) == [asset]
+        assert found.bundles(guider="depth") == found.bundles(**both | {"backend": "adm"}) == []
 
     def test_what_is_not_here_is_not_downloaded_by_the_way(
         self, offer: Offer, monkeypatch: Patch

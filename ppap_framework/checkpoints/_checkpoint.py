@@ -95,9 +95,8 @@ def find_checkpoint(
             publishes a file of this name counts. None takes the component's default card.
         offline: Raise instead of downloading.
 
-    Raises:
-        AssetError: If there is no such checkpoint, it is damaged, or it cannot be used.
-        PluginError: If several plugins claim the name.
+    AssetError if there is no such checkpoint, it is damaged, or it cannot be used; PluginError if
+    several plugins claim the name.
     """
     if component is None or kind is None:
         named, cards = registry.card_named, registry.every_card()
@@ -159,15 +158,10 @@ def _find(
 def open_checkpoint(
     source: Card | Path | str, *, like: Card | None = None, offline: bool = False
 ) -> Checkpoint:
-    """Find a checkpoint and verify its container; if the format allows, no tensor is read.
-
-    Args:
-        source: A card, whose file is downloaded if it is missing, or the path of a file.
-        like: Card that says what a file is, if the file itself does not.
-        offline: Raise instead of downloading.
-
-    Raises:
-        AssetError: If the file is missing, damaged, not the one of its card, or wants code to run.
+    """Open a file, or that of a card, and verify its container; if the format allows, no tensor is
+    read. A card's file is downloaded if it is missing, unless `offline`. The card `like` says what
+    a file is that does not say it. AssetError if the file is missing, damaged, not the one of its
+    card, or wants code to run.
     """
     if isinstance(source, Card):
         card, like, path, name = source, source, fetch(source, offline=offline), source.name
@@ -216,16 +210,11 @@ def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
 
 def read_architecture(checkpoint: Checkpoint, record: type[_Record]) -> _Record:
     """The architecture of a checkpoint as an attrs record, whose validators check the values.
-
-    Raises:
-        AssetError: If nothing is stated, a field is missing or unknown, or a value is refused.
+    AssetError if nothing is stated, a field is missing or unknown, or a value is refused.
     """
     if not checkpoint.architecture:
-        raise AssetError(
-            f"{checkpoint.name!r} does not state its architecture",
-            hint="name what it is, as CARD=PATH with a card of `ppap checkpoints list`; "
-            "ppap_framework.checkpoints.save_checkpoint writes a file that says it",
-        )
+        hint = "name what it is, as CARD=PATH with a card of `ppap checkpoints list`"
+        raise AssetError(f"{checkpoint.name!r} does not state its architecture", hint=hint)
     try:
         return record(**checkpoint.architecture)
     except (TypeError, ValueError, UsageError) as error:
@@ -242,13 +231,9 @@ def save_checkpoint(
     architecture: Mapping[str, Any],
     card_notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a safetensors file that `open_checkpoint` understands; equal content gives equal bytes.
-
-    Args:
-        path: File to write or replace; AssetError if that fails.
-        state_dict: Tensors by name.
-        architecture: What the component's factory needs, as JSON.
-        card_notes: Other notes, as JSON: recipe, steps, seed, metrics.
+    """Write or replace a safetensors file that `open_checkpoint` understands, with equal bytes for
+    equal content. `architecture` is what the component's factory needs, and `card_notes` are
+    others, such as recipe, seed and metrics; both are JSON. AssetError if it cannot be written.
     """
     metadata = {"format": "pt"}  # transformers 4 refuses files without it
     metadata[ARCHITECTURE] = json.dumps(architecture, sort_keys=True)

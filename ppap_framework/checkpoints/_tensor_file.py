@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TIED = 4  # times the file's size; a weight that a network uses twice is saved under two names
 _WRAPPINGS = ("state_dict", "model", "model_state_dict", "net")  # keys of training programs
-_WRAPPERS = re.compile(
-    r"((_orig_mod|module|model|net)\.)*"
-)  # names of compiled and parallel networks
+_WRAPPERS = re.compile(r"((_orig_mod|module|model|net)\.)*")  # compiled and parallel networks
 _SMALL = 2**28  # bytes; less is always laid out anew
 _madvise = ctypes.CDLL(None).madvise if sys.platform.startswith("linux") else None
 _AGAIN = "fetch or save it again"
@@ -51,14 +49,10 @@ _OTHERS = (  # how other files begin, what they are, and a hint
 
 
 def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Verify a file and read it. If its kind can be mapped, tensors are read when they are used.
-
-    Returns:
-        The strings that a safetensors file carries beside its tensors, and all tensors by name, on
-        the CPU. Changes to them stay in memory.
-
-    Raises:
-        AssetError: If it is missing, damaged, of another kind, or wants code to run.
+    """Verify a file and read the strings that a safetensors file carries beside its tensors, and
+    all tensors by name, on the CPU. If its kind can be mapped, these are read when they are used,
+    and changes stay in memory. AssetError if it is missing, damaged, of another kind, or wants code
+    to run.
     """
     try:
         kind = container(path)

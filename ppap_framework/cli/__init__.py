@@ -37,8 +37,7 @@ COMMANDS = {
 """Each command and its summary."""
 
 _TRAINING = ("synthesize", "data", "transfer", "adapt")
-_ELSEWHERE = dict.fromkeys(_TRAINING, "training")
-"""Modules of commands that are not `command` in a module of their own name."""
+"""Commands of the module `training`; others are `command` in a module of their own name."""
 
 _BUG = 1
 _INTERRUPTED = 130
@@ -46,8 +45,9 @@ _INTERRUPTED = 130
 
 def core_command(name: str) -> click.Command:
     """A command of the core, imported."""
-    module = importlib.import_module(f"ppap_framework.cli.{_ELSEWHERE.get(name, name)}")
-    return getattr(module, name if name in _ELSEWHERE else "command")  # type: ignore[no-any-return]
+    module, attribute = ("training", name) if name in _TRAINING else (name, "command")
+    home = importlib.import_module(f"ppap_framework.cli.{module}")
+    return getattr(home, attribute)  # type: ignore[no-any-return]
 
 
 class _Commands(Group):
@@ -60,15 +60,11 @@ class _Commands(Group):
         return super().get_command(ctx, cmd_name)
 
 
-def version() -> str:
+def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
     from ppap_framework.files import core_version
 
-    return core_version()
-
-
-def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> None:
     if value:
-        click.echo(f"ppap {version()}")
+        click.echo(f"ppap {core_version()}")
         ctx.exit()
 
 

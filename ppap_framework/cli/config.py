@@ -14,7 +14,6 @@ separated by ";". Paths are relative to the current folder, as on the command li
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
@@ -29,7 +28,8 @@ from click.core import ParameterSource
 from ppap_framework.cli import core_command
 from ppap_framework.cli.groups import GlobalOptions
 from ppap_framework.cli.output import json_option, print_json, print_table
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.errors import Problems, UsageError, did_you_mean
+from ppap_framework.files import refusals
 from ppap_framework.registry import plugin_file
 
 _FILES = ("ppap.toml", "pyproject.toml")
@@ -206,16 +206,15 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     for path in (place / name for place in (folder, *folder.parents) for name in _FILES):
-        own = path.name == _FILES[0]
-        try:
-            content = path.read_bytes()
-            if not own and b"tool.ppap" not in content:
-                continue
-            tables = tomllib.loads(content.decode())
-        except OSError as error:
-            if os.access(path, os.F_OK) and not path.is_dir():
-                raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        if not os.access(path, os.F_OK) or path.is_dir():
             continue
+        with refusals(path, UsageError, action="read"):
+            content = path.read_bytes()
+        own = path.name == _FILES[0]
+        if not own and b"tool.ppap" not in content:
+            continue
+        try:
+            tables = tomllib.loads(content.decode())
         except ValueError as error:
             raise UsageError(f"{str(path)!r} is not valid TOML: {error}") from error
         tables = tables if own else tables.get("tool", {}).get("ppap")
@@ -231,8 +230,7 @@ def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str) -> UsageError:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else advice
+    hint = did_you_mean(name, known) or advice
     return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
 
 

@@ -20,11 +20,11 @@ from typing import Any
 import attrs
 import click
 
-from ppap_framework.cli import COMMANDS, version
+from ppap_framework.cli import COMMANDS
 from ppap_framework.cli.groups import plugin_commands
 from ppap_framework.cli.output import json_option, print_fields, print_json, print_table
 from ppap_framework.cli.plugins import ASSETS, plugin_record, print_idle
-from ppap_framework.files import cache_dir
+from ppap_framework.files import cache_dir, core_version
 from ppap_framework.registry import Conflict, Registry, conflicts, discover, registry
 from ppap_framework.registry.discovery import DISABLE, ONLY, STRICT
 
@@ -52,15 +52,13 @@ def command(as_json: bool) -> int:
     torch, experts, more = _examined(found, environment)
     faults += more
     commands = {name: [*claims] for name, claims in plugin_commands().items()}
-    core = "ppap-framework"  # which keeps its commands
     contested = conflicts(found)
-    for name, claims in commands.items():
-        if name in COMMANDS:
-            contested.append(Conflict(f"command {name!r}", (core, *claims), core))
-        elif len(claims) > 1:
-            contested.append(Conflict(f"command {name!r}", tuple(claims)))
+    for name, others in commands.items():
+        core = ["ppap-framework"] * (name in COMMANDS)  # it keeps its commands
+        if len(claims := (*core, *others)) > 1:
+            contested.append(Conflict(f"command {name!r}", claims, *core))
     report = {
-        "ppap": version(),
+        "ppap": core_version(),
         "python": {
             "version": platform.python_version(),
             "executable": sys.executable,
@@ -221,14 +219,11 @@ def _caches() -> dict[str, int]:
 def _print(report: dict[str, Any], found: Registry) -> None:
     shown = {key: report[key] for key in ("python", "torch", "environment", "caches", "commands")}
     print_fields(f"ppap {report['ppap']}", shown)
-    loaded = []
-    for record, known in zip(found.records, report["plugins"], strict=True):
-        assets = [f"{kind} {name}" for key, (kind, *_) in ASSETS.items() for name in known[key]]
-        if record.status == "ok":
-            supplied = ", ".join([*known["components"], *assets])
-            loaded.append((record.name, record.version, supplied))
-    if loaded:
-        print_table(["loaded", "version", "supplies"], loaded)
+    loaded = [plugin for plugin in report["plugins"] if plugin["status"] == "ok"]
+    for plugin in loaded:
+        assets = [f"{kind} {name}" for key, (kind, *_) in ASSETS.items() for name in plugin[key]]
+        plugin |= {"loaded": plugin["plugin"], "supplies": [*plugin["components"], *assets]}
+    print_table(["loaded", "version", "supplies"], loaded)
     print_idle(found.records)
     for record in found.records:
         if record.error is not None:
@@ -240,10 +235,7 @@ def _print(report: dict[str, Any], found: Registry) -> None:
         taken, claims = conflict["taken"], ", ".join(conflict["claims"])
         outcome = f"{taken} is taken" if taken else "asking for it is an error"
         click.echo(f"conflict: {conflict['subject']} of {claims}; {outcome}")
-    if report["experts"]:
-        print_table(
-            ["experts that cannot be attached", "path", "problem"],
-            [(row["name"], row["path"], row["problem"]) for row in report["experts"]],
-        )
+    experts = [(row["name"], row["path"], row["problem"]) for row in report["experts"]]
+    print_table(["experts that cannot be attached", "path", "problem"], experts)
     for variable, name in found.unknown_names:
         click.echo(f"warning: {variable} names {name!r}, and no such plugin is installed")

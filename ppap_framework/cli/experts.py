@@ -45,8 +45,8 @@ def list_experts(as_json: bool) -> None:
     if as_json:
         output.print_json(rows)
     elif rows:
-        words = [row["size"] and output.size_words(row["size"]) for row in rows]
-        output.print_table(_COLUMNS, [r | {"size": s} for r, s in zip(rows, words, strict=True)])
+        sized = [row | {"size": output.size_words(row["size"])} for row in rows]
+        output.print_table(_COLUMNS, sized)
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 
@@ -71,17 +71,16 @@ def inspect(source: str, as_json: bool) -> None:
         " ".join([adapter.name, *(f"{key}={value}" for key, value in adapter.options.items())])
         for adapter in info.adapters
     ]
-    fields = attrs.asdict(info, recurse=False) | {
+    below = ("boundaries", "timesteps", "schedule", "expert_parameters", "scales", "curve")
+    left_out = attrs.filters.exclude("recipe", "metrics", *below)
+    fields = attrs.asdict(info, recurse=False, filter=left_out) | {
         "adapters": adapters,
         "input": info.input and attrs.asdict(info.input),
         "network_parameters": f"{info.network_parameters:,}",
     }
-    recipe, metrics = fields.pop("recipe"), fields.pop("metrics")
-    below = {"boundaries", "timesteps", "schedule", "expert_parameters", "scales", "curve"}
-    fields = {name: value for name, value in fields.items() if name not in below}
     output.print_fields(f"experts {bundle.name}", {"path": bundle.path, **fields})
-    output.print_fields("recipe", recipe)
-    output.print_fields("held-out metrics", metrics)
+    output.print_fields("recipe", info.recipe)
+    output.print_fields("held-out metrics", info.metrics)
     rows = []
     for expert in experts:
         ends = zip(expert["log_snr"], ("inf", "-inf"), strict=True)
@@ -179,8 +178,8 @@ def row_of(bundle: BundleFile) -> dict[str, Any]:
     """A row of `ppap experts list`, with the bundle's problem, if any."""
     from ppap_framework.experts import installed_adapter
 
-    row: dict[str, Any] = {**_EMPTY, "name": bundle.name, "plugin": bundle.distribution}
-    row["path"] = str(bundle.path)
+    named = {"name": bundle.name, "plugin": bundle.distribution, "path": str(bundle.path)}
+    row: dict[str, Any] = _EMPTY | named
     try:
         info = bundle.info
         row |= {"guider": info.guide.component, "backend": info.backend.component}

@@ -9,7 +9,6 @@ They cannot replace the core's commands. If several distributions claim a name, 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 
 import click
 
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, did_you_mean
 
 _ENTRY_POINTS = "ppap.commands"
 _METADATA = ("dist-info", "egg-info")
@@ -100,9 +99,9 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            advice = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"There is no command {args[0]!r}.{advice}", ctx)
+            advice = did_you_mean(args[0], self.list_commands(ctx))
+            words = f"There is no command {args[0]!r}. {advice[:1].upper()}{advice[1:]}"
+            raise click.UsageError(words.strip(), ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

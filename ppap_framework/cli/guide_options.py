@@ -1,12 +1,10 @@
 """What options mean: the backend, settings, and guides.
 
-Guides are `--guider NAME[=SCALE][:LO-HI]`, and options with `guide=value`:
+Guides are `--guider NAME[=SCALE][:LO-HI]`, and options with `guide=value`; a value without a
+guide's name is for the only guide. SCALE is as in `--scale`; LO and HI are t / T, and 1 is pure
+noise.
 
     --guider depth=2 --guider classifier=4:0.2-0.9 --target depth=ref.png --target classifier=cube
-
-SCALE is a number, which multiplies the calibrated curve of the guide's experts if they have one,
-`raw:NUMBER`, which does not, or `auto` for the default. LO and HI are t / T; 1 is pure noise. A
-value without a guide's name is for the only guide.
 """
 
 from __future__ import annotations

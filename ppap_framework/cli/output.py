@@ -10,7 +10,7 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,12 +40,14 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]
+    columns: Sequence[str], rows: Collection[Iterable[object] | Mapping[str, Any]]
 ) -> None:
-    """Print rows, each in order or by column names; None is an empty cell."""
+    """Print rows, if any, each in order or by column names; None is an empty cell."""
     from rich import box
     from rich.table import Table
 
+    if not rows:
+        return
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, overflow="fold")  # not an ellipsis: every character matters
@@ -118,11 +120,12 @@ def print_verified(
     return 0
 
 
-def size_words(size: int) -> str:
+def size_words(size: int | None) -> str:
+    """A number of bytes in the largest unit; empty if it is unknown."""
     for unit, of, digits in (("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0)):
-        if size >= of:
+        if size and size >= of:
             return f"{size / of:.{digits}f} {unit}"
-    return f"{size} B"
+    return "" if size is None else f"{size} B"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ import click
 
 from ppap_framework.cli.groups import Group
 from ppap_framework.cli.output import json_option, print_fields, print_json, print_table, size_words
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, did_you_mean
 from ppap_framework.plugin import Asset, Card, ComponentSpec, DefaultTarget, ExpertBundle
 from ppap_framework.registry import PluginRecord, Registry, normal, registry, split, suppliers
 from ppap_framework.registry.options import fields_of, type_name
@@ -85,21 +84,12 @@ def _print_component(component: dict[str, Any]) -> None:
     if isinstance(options, str):  # why they are unknown
         fields["options"], options = options, []
     print_fields("{kind} {name}".format(**component), fields)
-    if options:
-        print_table(["option", "type", "default", "help"], [option.values() for option in options])
+    print_table(["option", "type", "default", "help"], [option.values() for option in options])
     for key, rows in assets.items():
-        if rows:
-            cells = [
-                (
-                    row["name"] + (" (default)" if row.get("default") else ""),
-                    row["size"] and size_words(row["size"]),
-                    row["licence"],
-                    row["summary"],
-                    row["uri"],
-                )
-                for row in rows
-            ]
-            print_table([key, "size", "licence", "summary", "uri"], cells)
+        for row in rows:
+            row[key] = row["name"] + (" (default)" if row.get("default") else "")
+            row["size"] = size_words(row["size"])
+        print_table([key, "size", "licence", "summary", "uri"], rows)
 
 
 def plugin_record(record: PluginRecord) -> dict[str, Any]:
@@ -120,8 +110,7 @@ def plugin_record(record: PluginRecord) -> dict[str, Any]:
 def print_idle(records: Iterable[PluginRecord]) -> None:
     """Print a table of the plugins that supply nothing, and why."""
     idle = [(r.name, r.version, r.status, r.reason, r.hint) for r in records if r.status != "ok"]
-    if idle:
-        print_table(["not loaded", "version", "status", "reason", "hint"], idle)
+    print_table(["not loaded", "version", "status", "reason", "hint"], idle)
 
 
 def _summary(record: PluginRecord, spec: ComponentSpec) -> dict[str, Any]:
@@ -170,8 +159,8 @@ def _options(found: Registry, spec: ComponentSpec) -> list[dict[str, Any]] | str
 def _unknown(name: str, found: Registry) -> PluginError:
     known = {spec.name for record in found.records for spec in record.specs}
     known |= {record.distribution for record in found.records}
-    supplier, near = suppliers().get(name), difflib.get_close_matches(split(name)[1], known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "`ppap plugins list` shows what there is"
+    supplier, question = suppliers().get(name), did_you_mean(split(name)[1], known)
+    hint = question or "`ppap plugins list` shows what there is"
     if supplier and supplier not in known:
         hint = f"pip install {supplier}"
     return PluginError(f"no component and no plugin is called {name!r}", hint=hint)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ _FORMATS = (1, 2)
 _MANIFEST, RUN, _PARTIAL = "manifest.json", "run.json", ".partial"
 _SETTINGS = f"{_PARTIAL}/settings.json"
 _ANEW = "`ppap synthesize --overwrite` draws the set anew"
-
 _AGAIN = "`ppap synthesize` with the same settings draws it again"
 
 
@@ -47,24 +46,21 @@ def belongs(name: str) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, if there is one; AssetError if it is damaged or of another format."""
-    manifest: dict[str, Any] | None = files.read_json(path / _MANIFEST, hint=_ANEW)
-    if manifest is None:
-        return None
-    fault = ""
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        fault = "is no manifest of a synthetic set"
-    elif manifest["format"] not in _FORMATS:
-        fault = f"has format {manifest['format']}, and this version reads {_FORMATS[-1]}"
-    elif manifest.get("sha256") != files.digest(
-        {k: v for k, v in manifest.items() if k != "sha256"}
-    ):
-        fault = "is damaged: its SHA-256 is not that of its content"
-    if fault:
-        raise AssetError(f"{str(path / _MANIFEST)!r} {fault}", hint=_ANEW)
-    return manifest
+    match files.read_json(path / _MANIFEST, hint=_ANEW):
+        case None:
+            return None
+        case {"format": found} if found not in _FORMATS:
+            fault = f"has format {found}, and this version reads {_FORMATS[-1]}"
+        case {"format": _, **content} as manifest:
+            stated = content.pop("sha256", None)
+            if stated == files.digest({"format": manifest["format"], **content}):
+                return manifest
+            fault = "is damaged: its SHA-256 is not that of its content"
+        case _:
+            fault = "is no manifest of a synthetic set"
+    raise AssetError(f"{str(path / _MANIFEST)!r} {fault}", hint=_ANEW)
 
 
-@final
 class SynthesisFolder:
     """Joins finished batches into shards; PpapError if a file cannot be written. Create it with
     `opened`. `settings` are everything that determines the images, as JSON.
@@ -177,14 +173,10 @@ class Fault(NamedTuple):
     reason: str
 
 
-@final
 class SyntheticData:
-    """A finished set; AssetError if there is none in the folder, or its manifest is damaged.
-
-    A shard's hash is checked when the first of its images is read.
-
-    Attributes:
-        manifest: Settings, and the shards with their hashes.
+    """A finished set; AssetError if there is none in the folder, or its `manifest`, the settings
+    and the shards with their hashes, is damaged. A shard's hash is checked when the first of its
+    images is read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

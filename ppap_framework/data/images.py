@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,15 +41,11 @@ class Images(Protocol):
         """A stage's pictures for B indices, (B, 3, H, W), uint8."""
 
 
-@final
 class LabelledImages:
     """Images with a label each, of one stage; AssetError if the file holds anything else.
 
-    It is an NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...).
-
-    Attributes:
-        labels: (N, ...), int64 or float32, the targets of a task loss's `energy`.
-        manifest_hash: SHA-256 of images and labels.
+    It is an NPZ file of `images`, (N, H, W, 3) or (N, 3, H, W), uint8, and `labels`, (N, ...),
+    which become int64 or float32, the targets of a task loss's `energy`.
     """
 
     stages = ("pictures",)

@@ -12,7 +12,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, final
+from typing import BinaryIO
 
 import attrs
 import numpy as np
@@ -22,15 +22,10 @@ from PIL import Image
 from ppap_framework.errors import AssetError, UsageError
 
 
-@final
 @attrs.frozen
 class Layout:
-    """Images in batches, and batches in shards (files); the last of each may be shorter.
-
-    Attributes:
-        num: Number of images.
-        batch: Batch size, which changes low-order bits.
-        shard: Images in a shard; UsageError if it is no multiple of `batch`.
+    """`num` images in batches, and batches in shards (files) of `shard` images; the last of each
+    may be shorter. UsageError if `shard` is no multiple of `batch`, which changes low-order bits.
     """
 
     num: int

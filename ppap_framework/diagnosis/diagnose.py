@@ -132,14 +132,10 @@ def disagreement(
     seed: int = 0,
     batch: int = 64,
 ) -> list[float]:
-    """D(t) at L timesteps, for `propose_boundaries`; other arguments are those of `diagnose`.
-    PluginError if the loss is finite for no image, or not one value for each.
-
-    Args:
-        model: The untouched network, in evaluation mode, on the images' device.
-        loss: A loss whose `transfer` compares answers.
-        schedule: Schedule of the first stage.
-        timesteps: L of its base timesteps.
+    """D(t) of the untouched network at L base timesteps of the first stage's schedule, for
+    `propose_boundaries`; other arguments are those of `diagnose`. The model is in evaluation mode,
+    on the images' device. PluginError if `loss.transfer` is finite for no image, or not one value
+    for each.
     """
     guide = Guide(name=type(model).__name__, model=model, loss=loss, target=None)
     measure = partial(_measure, seed=seed, batch=batch, device=images.device)

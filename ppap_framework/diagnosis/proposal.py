@@ -31,15 +31,10 @@ _SHARE = 0.26  # of the rise of D for one expert, a quarter: boundaries are whol
 def propose_boundaries(
     timesteps: Sequence[int], disagreement: Sequence[float], schedule_length: int, experts: int
 ) -> list[int]:
-    """Base timesteps in [1, T) at which experts 1 to N - 1 should begin, from a curve of D(t).
-
-    No range is narrower than T / (4 N); see `NoiseRanges.from_timesteps`.
-
-    Args:
-        timesteps: Rising timesteps of the curve, in [0, T); D is constant outside of them.
-        disagreement: D at each of these, in any unit.
-        schedule_length: T.
-        experts: N. UsageError if there are more than timesteps, or the curve is invalid.
+    """Base timesteps in [1, T) at which experts 1 to N - 1 should begin, from a curve of D(t), in
+    any unit, at rising timesteps in [0, T); D is constant outside of them. No range is narrower
+    than T / (4 N); see `NoiseRanges.from_timesteps`. UsageError if N exceeds T, or the curve is
+    invalid.
     """
     if not 1 <= experts <= schedule_length:
         message = f"cannot share {schedule_length} timesteps among {experts} experts"

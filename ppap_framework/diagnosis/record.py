@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -51,7 +51,6 @@ _PANELS = (
 """Line styles of the figures of each panel, label and title; the first is for classes."""
 
 
-@final
 @attrs.frozen(kw_only=True)
 class Reading:
     """Figures at one noise level, means over images with intervals; `diagnose` defines them.
@@ -69,7 +68,6 @@ class Reading:
     compared: int
 
 
-@final
 @attrs.frozen(kw_only=True)
 class Diagnosis:
     """Figures of a network, and its experts if any, at L noise levels.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import filecmp
 import itertools
 import logging
@@ -19,7 +18,7 @@ import attrs
 from ppap_framework.checkpoints import fetch
 from ppap_framework.components import DiffusionBackend, GuidanceModel
 from ppap_framework.diffusion import Process
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PpapError, UsageError, did_you_mean
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo, Present, check_waivers
 from ppap_framework.experts.levels import NoiseRanges, RangeScales, ScaleCurve
@@ -154,8 +153,7 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     if path.exists():
         return BundleFile(path.name, path)
     others = f"one of {', '.join(known)}" if known else "train some with `ppap adapt`"
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"give a path, NAME{SUFFIX}, or {others}"
+    hint = did_you_mean(name, known) or f"give a path, NAME{SUFFIX}, or {others}"
     raise AssetError(f"no experts are called {name!r}", hint=hint)
 
 
@@ -188,13 +186,10 @@ def check_wanted(
 ) -> BundleFile | None:
     """Check a request for experts without weights; return the named bundle, if any.
 
-    Args:
-        wanted: The request; AssetError if its bundle is missing, or the header is damaged.
-        guide_name: The guide's name, for messages.
-        noise_aware: Whether the guide reads noise without experts; UsageError if it is to get some.
-        through: "noisy", "clean" or "detached"; experts need noisy images.
-        allow_mismatch: Names from `WAIVABLE` that may differ.
-        offline: Whether to raise instead of downloading a bundle.
+    AssetError if the bundle is missing, or its header is damaged, and UsageError if the guide reads
+    noise itself (`noise_aware`), or images `through` "clean" or "detached", where experts have no
+    noise to read. `allow_mismatch` are names from `WAIVABLE`; `offline` raises instead of
+    downloading.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none", "auto"):
@@ -303,11 +298,11 @@ def _best(
                 other_backends.append(told)
             else:
                 _log.warning(_PASSED_OVER, *told)
-    for told in () if matching else other_backends:
-        _log.warning(_PASSED_OVER, *told)
-    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
     if not matching:
+        for told in other_backends:
+            _log.warning(_PASSED_OVER, *told)
         return None
+    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
     best = ranks.index(min(ranks))  # the newest of equal rank
     if best > 0:
         lower = ranks[best][0] == ranks[0][0]

@@ -6,7 +6,7 @@ Training therefore resumes exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 import numpy as np
@@ -24,7 +24,6 @@ Shape: TypeAlias = tuple[int, int, int]
 _TRAINING, _ORDER, _VALIDATION = 0, 1, 2
 
 
-@final
 @attrs.frozen(kw_only=True, eq=False)
 class TrainingSet:
     """`count` images of a `shape` (3, H, W) and answers, in memory: functions of indices (B,) to

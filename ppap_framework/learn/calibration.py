@@ -92,10 +92,9 @@ def calibrate(
         progress: Called after every level.
         **changes: Fields of `sampling` and `compute`.
 
-    Raises:
-        UsageError: If an argument cannot be used, the guide takes no experts, or it cannot be aimed
-            at a picture or tell pictures apart.
-        AssetError: If the bundle is damaged, does not match, or cannot be written.
+    UsageError if an argument cannot be used, the guide takes no experts, or it cannot be aimed at a
+    picture or tell pictures apart; AssetError if the bundle is damaged, does not match, or cannot
+    be written.
     """
     sampling, compute = changed(
         changes, sampling or Sampling(steps=25), compute or Compute(batch=32)
@@ -157,34 +156,22 @@ def calibrate(
 
 
 def calibrate_if_possible(plan: TransferPlan, bundle: Path, progress: Watch | None) -> None:
-    """Calibrate the experts of a training, unless they are; log why they cannot be, if so.
-
-    Raises:
-        PpapError: As `calibrate`, except for a guide or a backend with which it cannot be done.
+    """Calibrate the experts of a training, unless they are; log why they cannot be, if so. Other
+    errors are those of `calibrate`.
     """
     if read_bundle_info(bundle).curve is not None:
         return
+    how: Any = {"seed": plan.recipe.seed, "compute": plan.compute, "progress": progress}
     try:
-        calibrate(
-            plan.backend,
-            plan.guide,
-            bundle,
-            seed=plan.recipe.seed,
-            compute=plan.compute,
-            progress=progress,
-        )
+        calibrate(plan.backend, plan.guide, bundle, **how)
     except UsageError as error:
         _log.warning("%s; %s", error.message, error.hint)
 
 
 def honest_scale(energies: Tensor) -> tuple[float, float]:
-    """s of the module's objective, and the standard error of log s.
-
-    Args:
-        energies: (M, M), E(x^i, y^j); rows that are not finite are left out.
-
-    Returns:
-        s in [0, `_CAP`]; 0 if the energies say nothing, with error inf.
+    """s of the module's objective, in [0, `_CAP`], and the standard error of log s, from energies
+    (M, M), E(x^i, y^j). Rows that are not finite are left out; s is 0 with error inf if the
+    energies say nothing.
     """
     known = energies.isfinite().all(1)
     own, energies = energies.diagonal()[known].double(), energies[known].double()
@@ -251,11 +238,7 @@ def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
 
 
 def _targets(guide: Guide, pictures: Tensor) -> Tensor:
-    """What a guide sees in each of M pictures, as targets: (M, ...).
-
-    Raises:
-        UsageError: If a picture is no target, or not one of a single value.
-    """
+    """What a guide sees in each of M pictures, as targets, (M, ...); UsageError if it sees none."""
     values = []
     for image in to_pil(pictures):
         try:
@@ -275,10 +258,8 @@ def _targets(guide: Guide, pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _energies(guide: Guide, images: Tensor, level: NoiseLevel, targets: Tensor) -> Tensor:
-    """E(x^i, y^j) of B images at their levels and M targets: (B, M), float64, on the CPU.
-
-    Raises:
-        UsageError: If the loss cannot compare with such targets.
+    """E(x^i, y^j) of B images at their levels and M targets, (B, M), float64, on the CPU;
+    UsageError if the loss cannot compare with such targets.
     """
     prediction = widened(guide.at(level)(images, level))
     columns = []

@@ -16,9 +16,8 @@ import math
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -40,13 +39,11 @@ _STATE = ("phase", "step", "best", "stale", "scores", "start")
 _CALMER = "lower the learning rate, or use float32"
 
 
-@final
-@attrs.frozen
-class Report:
-    """A finished iteration."""
+class Report(NamedTuple):
+    """A finished iteration: the index of its phase, in which `step` are finished, and losses."""
 
-    phase: int  # index
-    step: int  # number of finished iterations of the phase
+    phase: int
+    step: int
     loss: float
     held_out: float | None  # possibly inf; None without a validation
 
@@ -83,18 +80,13 @@ def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
         yield
 
 
-@final
 class Distillation:
     """A training of new experts, attached, that resumes exactly after any iteration.
 
     The loss's `transfer` compares the answers of student and teacher; its `energy` compares the
-    student's with labels.
-
-    Attributes:
-        held_out: Number of images, the last ones, that are kept for validation.
-        phase: Index of the current phase; `step` is the number of its finished iterations.
-        scores: For each finished expert: its held-out loss, that of the untouched network, and the
-            iteration of its best parameters.
+    student's with labels. The last `held_out` images are kept for validation. `scores` has for each
+    finished expert its held-out loss, that of the untouched network, and the iteration of its best
+    parameters.
     """
 
     def __init__(
@@ -202,9 +194,7 @@ class Distillation:
                 raise PluginError(message, hint="it, or the network's answers, are not finite")
             raise PpapError(message, hint=_CALMER)
         if not loss.requires_grad:
-            message = (
-                f"the loss of {phase.name} cannot be differentiated in the expert's parameters"
-            )
+            message = f"the loss of {phase.name} cannot be differentiated by what the expert learns"
             raise PluginError(message, hint="neither the guide nor its loss may leave autograd")
         optimizer.zero_grad(set_to_none=True)
         with calling(maker(self._experts.model), "its backward pass"):

@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
@@ -43,12 +43,10 @@ def check_folder(path: Path) -> None:
 
 def recorded(path: Path) -> dict[str, Any]:
     """The content of `transfer.json`, empty if it is missing; AssetError if it is damaged."""
-    record: Any = read_json(path / _RECORD, hint=_DAMAGED)
-    if record is None:
-        return {}
-    if isinstance(record, dict):
-        settings, calls = record.get("settings"), record.get("calls")
-        if isinstance(settings, dict) and isinstance(calls, list):
+    match read_json(path / _RECORD, hint=_DAMAGED):
+        case None:
+            return {}
+        case {"settings": dict(), "calls": list()} as record:
             return record
     raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
 
@@ -75,7 +73,6 @@ def opened(
         yield folder
 
 
-@final
 class TransferFolder:
     """The folder of a training, from `opened`; `log` is written with the next state."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, final
+from typing import Any
 
 import attrs
 import torch
@@ -36,17 +36,11 @@ from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, 
 _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 
 
-@final
 @attrs.frozen(eq=False)
 class TransferPlan:
-    """A training of experts, independent of its images.
-
-    Attributes:
-        guide: The network, teacher and student, and the loss that compares their answers.
-        identities: Those of the untouched network ("guide") and the diffusion model ("backend").
-        recipe: The resolved recipe, except for boundaries "auto".
-        bundle_name: Name of the bundle, if one was given.
-        curve: The result of `measure` that proposed the boundaries, if any.
+    """A training of experts, independent of its images. The guide is teacher and student, and its
+    loss compares their answers; identities are those of "guide", untouched, and "backend". The
+    recipe is resolved, except for boundaries "auto"; `measure` then makes the `curve`.
     """
 
     backend: LoadedBackend

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -53,15 +53,11 @@ _RULES: dict[str, Rule] = {
 }
 
 
-@final
 @attrs.frozen
 class Phase:
-    """A part of training: one expert, at base timesteps, for a number of iterations.
-
-    Attributes:
-        begins_with: Index of the expert whose parameters are copied first; None for the untouched
-            network, `SHARED` for the shared start.
-        shared: Whether the result is the shared start.
+    """A part of training: one expert, at base timesteps, for a number of iterations. It begins with
+    a copy of another expert's parameters, by index, of the shared start for `SHARED`, or of the
+    untouched network for None; if `shared`, its result is the shared start.
     """
 
     expert: int
@@ -75,7 +71,6 @@ class Phase:
         return "shared" if self.shared else f"expert {self.expert}"
 
 
-@final
 @attrs.frozen(kw_only=True, field_transformer=plain_numbers)
 class Recipe:
     """Everything that determines experts, except the guide, the backend and the images.

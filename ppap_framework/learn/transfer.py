@@ -140,16 +140,10 @@ def adapt(
 ) -> BundleFile:
     """Train experts for a diffusion model's noise levels, without data or labels.
 
-    The same call resumes an interrupted one. Other arguments are those of `transfer`, and errors
-    those of `synthesize` and `transfer`.
-
-    Args:
-        out: A folder; its `data` holds the synthetic set.
-        num: Number of images to draw.
-        sampling: Settings of drawing; by default with the recipe's seed.
-        compute: How images are computed, and the device of training.
-        workers: Number of drawing processes, as for `synthesize`.
-        changes: Fields of `recipe`, `sampling` and `compute`; shared names mean the first of these.
+    The same call resumes an interrupted one. Arguments and errors are those of `synthesize`, which
+    draws into the folder `data` of `out`, by default with the recipe's seed, and of `transfer`.
+    `changes` are fields of `recipe`, `sampling` and `compute`; shared names mean the first of
+    these.
     """
     path = expanded(out)
     recipe, sampling, compute = changed(

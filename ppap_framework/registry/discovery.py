@@ -12,7 +12,6 @@ comma-separated distributions, entry points, or "distribution:entry-point";
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib.util
 import os
@@ -27,7 +26,7 @@ import pluggy
 from pluggy import HookCaller
 
 from ppap_framework import plugin
-from ppap_framework.errors import PluginError, UsageError, one_line
+from ppap_framework.errors import PluginError, UsageError, did_you_mean, one_line
 from ppap_framework.files import expanded, is_on
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
 from ppap_framework.registry import records
@@ -91,19 +90,14 @@ def discover(
     environ: Mapping[str, str] = os.environ,
     strict: bool | None = None,
 ) -> Registry:
-    """Import every installed plugin module and ask its hooks; imports no component.
-
-    Args:
-        path: Folders in which to look for distributions; None for `sys.path`.
-        environ: Environment variables.
-        strict: Whether the first plugin that failed raises PluginError; None asks the environment.
+    """Import every plugin module that is installed in the folders `path`, by default `sys.path`,
+    and ask its hooks; imports no component. `strict`, by default as the environment says, makes the
+    first plugin that failed raise PluginError.
     """
     found = sorted(_plugins(path), key=lambda pair: (pair[0].distribution, pair[0].entry_point))
     plugins = (*_files, *(_loaded(record, entry_point, environ) for record, entry_point in found))
-    if strict is None:
-        strict = is_on(STRICT, environ)
-    for record in plugins if strict else ():
-        if record.failed:
+    for record in plugins:
+        if record.failed and (is_on(STRICT, environ) if strict is None else strict):
             fault = f"plugin {record.name} is {record.status}: {record.reason}"
             raise PluginError(fault, hint=record.hint) from record.error
     return Registry(plugins, unknown_names(plugins, environ))
@@ -249,9 +243,8 @@ def _hooks(module: object, name: str) -> list[HookCaller]:
     for caller in callers:
         optional = all(implementation.optionalhook for implementation in caller.get_hookimpls())
         if not caller.has_spec() and not optional:
-            near = difflib.get_close_matches(caller.name, _RETURNS, n=1)
-            advice = f" (did you mean {near[0]}?)" if near else ""
-            raise _RefusedError(f"{caller.name} is none of the hooks{advice}")
+            question = did_you_mean(caller.name, _RETURNS)
+            raise _RefusedError(f"{caller.name} is none of the hooks; {question}".strip("; "))
     decorated = {caller.name for caller in callers}
     for hook in _RETURNS:
         if hook not in decorated and callable(getattr(module, hook, None)):

@@ -50,9 +50,8 @@ class Registry:
     do, and for a component if none does; for a checkpoint or bundle that nobody supplies they raise
     `AssetError`. An error of a plugin's code is a `PluginError` that names the distribution.
 
-    Attributes:
-        records: One for each plugin, by distribution and entry point.
-        unknown_names: Environment variables that name no installed plugin, each with that name.
+    Plugins' `records` are by distribution and entry point; `unknown_names` are the environment
+    variables that name no installed plugin, each with that name.
     """
 
     records: tuple[PluginRecord, ...]
@@ -86,8 +85,7 @@ class Registry:
 
     def specs(self, kind: ComponentKind) -> list[ComponentSpec]:
         """Every component of a kind, by name; each claim of a name counts."""
-        own = (spec for _, spec in self.offers(ComponentSpec, kind=kind))
-        return sorted(own, key=lambda spec: spec.name)
+        return sorted((s for _, s in self.offers(ComponentSpec, kind=kind)), key=lambda s: s.name)
 
     def spec(self, kind: ComponentKind, name: str) -> Any:
         """The record of a component, of the type of its kind, such as `BackendSpec`."""
@@ -122,24 +120,22 @@ class Registry:
         """What a component names that is not there, or is no use; imports it."""
         problems = Problems()
         problems.attempt(self.options_class, spec)
-        factory = problems.attempt(self._imported, spec, spec.factory)
+        factory, who = problems.attempt(self._imported, spec, spec.factory), self._label(spec)
         if factory is not None and not callable(factory):
-            problems.add(
-                f"{self._label(spec)} has the factory {spec.factory}, which is no callable"
-            )
+            problems.add(f"{who} has the factory {spec.factory}, which is no callable")
         if isinstance(spec, AdapterSpec) and spec.default is not None:
             problems.attempt(self.options, spec, spec.default)
         if isinstance(spec, GuiderSpec):
             loss = problems.attempt(self.default_loss, spec)
             if loss and loss.task != spec.task:
                 fault = f"has the default loss {loss.name!r}, which is for {loss.task}"
-                problems.add(f"{self._label(spec)} does {spec.task} and {fault}")
+                problems.add(f"{who} does {spec.task} and {fault}")
         cards: Any = self.cards
         needs = getattr(spec, "needs_checkpoint", False)
         if opens := getattr(spec, "opens", None):
             needs = problems.attempt(self._imported, spec, opens) is None
         if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
-            problems.add(f"{self._label(spec)} needs a checkpoint, and no plugin supplies one")
+            problems.add(f"{who} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
 
     def options(self, spec: ComponentSpec, given: Mapping[str, Any]) -> Any:
@@ -188,9 +184,8 @@ class Registry:
             made = factory(built, checkpoint) if takes else factory(built)
         border = importlib.import_module("ppap_framework.border")  # imports torch: only now
         components = importlib.import_module("ppap_framework.components")
-        fault = f"{who} made a {type(made).__name__}"
         if not isinstance(made, getattr(components, spec.makes)):
-            raise PluginError(f"{fault}, which is no {spec.makes}")
+            raise PluginError(f"{who} made a {type(made).__name__}, which is no {spec.makes}")
         with calling(who, ""):
             _ = made.network if spec.kind == "guider" else None
         return border.guarded(made, who)
@@ -273,13 +268,9 @@ class Registry:
         hint = (f"did you mean {near!r}? " if near else "") + "`ppap checkpoints list` shows them"
         raise AssetError(f"no checkpoint is called {name!r}", hint=hint)
 
-    def bundles(self, backend: str | None = None, guider: str | None = None) -> list[ExpertBundle]:
-        """The bundles of experts, by distribution; of a backend and a guider, if given."""
-        return [
-            bundle
-            for _, bundle in self.offers(ExpertBundle)
-            if backend in (None, bundle.backend) and guider in (None, bundle.guider)
-        ]
+    def bundles(self, **of: str) -> list[ExpertBundle]:
+        """The bundles of experts, by distribution; of a `backend` and a `guider`, if given."""
+        return [bundle for _, bundle in self.offers(ExpertBundle, **of)]
 
     def bundle(self, name: str) -> ExpertBundle:
         bare = split(name)[1]

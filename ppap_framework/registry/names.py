@@ -52,11 +52,8 @@ def _listed(offers: Offers[ComponentSpec] | Offers[Card]) -> list[str]:
 
 @attrs.frozen
 class Conflict:
-    """Several plugins that claim what only one can have.
-
-    Attributes:
-        subject: The claimed thing, such as "guider 'depth'".
-        taken: The claim that is used all the same; None if asking for the name is an error.
+    """Several plugins that claim a subject, such as "guider 'depth'", which only one can have.
+    `taken` is the claim that is used all the same; None if asking for the name is an error.
     """
 
     subject: str

@@ -6,7 +6,6 @@ A text, as typed or from a file, and a value from Python are converted and check
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Literal, Union
 
 import attrs
 
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import PpapError, did_you_mean
 from ppap_framework.files import expanded
 
 _WORDS = {"none": None, "true": True, "false": False}
@@ -46,9 +45,8 @@ def read_options(
     values, problems, known = dict(given), [], fields_of(cls)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = f" (did you mean {near[0]!r}?)" if near else ""
-            problems.append(f"unknown option {name!r}{advice}")
+            question = did_you_mean(name, known)
+            problems.append(f"unknown option {name!r}" + (question and f" ({question})"))
     for name, field in known.items():
         if name in given:
             try:

@@ -34,7 +34,6 @@ _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 28, 32), (96, 98, 104), (208
 
 _Type: TypeAlias = tuple["ImageFont.FreeTypeFont | ImageFont.ImageFont", int]
 """A font, and the height of its lines."""
-_Ink: TypeAlias = tuple[int, int, int]
 
 
 @attrs.frozen(kw_only=True)
@@ -182,7 +181,11 @@ def _strip(line: Line, width: int, cells: Sequence[int], gap: int) -> Image.Imag
 
 
 def _write(
-    image: Image.Image, lines: Sequence[str], at: tuple[int, int], ink: _Ink, kind: _Type = _TEXT
+    image: Image.Image,
+    lines: Sequence[str],
+    at: tuple[int, int],
+    ink: tuple[int, int, int],
+    kind: _Type = _TEXT,
 ) -> None:
     (left, top), (font, height) = at, kind
     for k, words in enumerate(lines):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias
 
 import attrs
 from torch import Tensor, nn
@@ -70,7 +70,6 @@ class _Found(NamedTuple):
     target: TargetInput | None
 
 
-@final
 @attrs.frozen(kw_only=True, eq=False, slots=False)
 class GuideRequest:
     """A guide as it was asked for. What is not listed is as in `Guide`.
@@ -185,11 +184,8 @@ class GuideRequest:
             hint = "give the name of a guider, or a network: an object of a class of nn.Module"
             raise UsageError(f"{what!r} is no network", hint=hint)
         own = {"mean": self.mean, "std": self.std, "size": self.size}
-        named = {
-            "model": self.model,
-            "checkpoint": self.checkpoint,
-            "options": self.options or None,
-        }
+        named: dict[str, Any] = {"model": self.model, "checkpoint": self.checkpoint}
+        named["options"] = self.options or None
         if wrong := [name for name, value in (own if spec else named).items() if value is not None]:
             what = f"guider {self.source!r}" if spec else "a network that is already made"
             raise UsageError(f"{what} takes no {' and '.join(wrong)}", hint="leave it out")
