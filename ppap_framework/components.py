@@ -49,14 +49,19 @@ class Stage(abc.ABC):
 
     Attributes:
         name: Name in messages and files, such as "base" or "upsampler".
-        image_shape: (C, H, W) of x_t; C is 3.
+        image_shape: (3, H, W), the shape of its images.
+        latent_shape: (C, h, w) of x_t, if that is a latent, of which `decode` makes images; None if
+            x_t is an image.
         schedule: The base schedule; `denoise` gets its timesteps.
         variance: How the variance of an ancestral step is chosen.
+        final_abar: abar that the last step leads to, less than 1 if some noise is left.
         network: The denoising network, never called; for devices, counting and hashing.
     """
 
     name: str
     image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int] | None = None
+    final_abar: float = 1.0
     schedule: NoiseSchedule
     variance: VarianceKind
     network: nn.Module
@@ -65,9 +70,26 @@ class Stage(abc.ABC):
     def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
         """Predict in float32, with `variance` if and only if this stage's is "learned_range".
 
-        From noisy images x_t, (B, C, H, W), float32; base timesteps t in [0, T), (B,), int64; and
-        what `DiffusionBackend.encode` made for these B images.
+        From noisy images x_t, (B, C, H, W), float32; base timesteps t in [0, T), (B,), int64, or of
+        a `FlowSchedule` perhaps fractional; and what `DiffusionBackend.encode` made for these B.
         """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of x_t."""
+        return self.latent_shape or self.image_shape
+
+    def timesteps(self, steps: int) -> Sequence[float] | None:
+        """Rising base timesteps of a walk in so many steps; by default None: evenly spaced."""
+        return None
+
+    def clip(self, x0: Tensor) -> Tensor:
+        """Predicted clean images, (B, C, H, W), as samplers use them: by default in [-1, 1]."""
+        return x0.clamp(-1.0, 1.0)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images of clean states, (B, 3, H, W), float32, differentiably; by default the states."""
+        return x0
 
     def evaluations(self, condition: Any) -> int:
         """Network evaluations per image in one `denoise`; by default one. Only for counting."""
@@ -86,6 +108,13 @@ class CascadeSampling:
     respacing: str = attrs.field(validator=instance_of(str))
     eta: float = attrs.field(default=0.0, validator=[ge(0.0), le(1.0)])
     temperature: float = attrs.field(default=1.0, validator=gt(0.0))
+
+
+def check_readable(stage: Stage, hint: str = "experts for latents do not exist yet") -> None:
+    """UsageError if guides cannot look at x_t, which is a latent."""
+    if stage.latent_shape is not None:
+        reason = f"stage {stage.name!r} draws latents {stage.latent_shape}, and guides read images"
+        raise UsageError(reason, hint=hint)
 
 
 class CascadedStage(Stage):
@@ -110,6 +139,9 @@ class DiffusionBackend(abc.ABC):
 
     origin: Origin | None = None
     """Where it is from; `run.backend` sets it."""
+
+    device: torch.device | None = None
+    """The device of a run for which the user names none; None for a GPU if there is one."""
 
     @abc.abstractmethod
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Any:

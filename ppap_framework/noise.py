@@ -12,6 +12,11 @@ its log-SNR,
 
 which falls as noise grows (Kingma et al. 2021, arXiv 2107.00630). Experts and noise-aware guides
 use levels, because these hold for any schedule.
+
+Flow matching (Lipman et al. 2023, arXiv 2210.02747) draws a straight line, y = (1 - s) x_0 + s eps
+with s in (0, 1], and predicts eps - x_0. In the variance-preserving form it is a schedule like the
+others: x = y / sqrt((1 - s)^2 + s^2), at the log-SNR 2 log((1 - s) / s). A DDIM step of x is then
+the Euler step of y.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from torch import Tensor
 from ppap_framework.errors import UsageError
 
 __all__ = [
+    "FlowSchedule",
     "NoiseLevel",
     "NoiseSchedule",
     "Prediction",
@@ -98,6 +104,10 @@ class NoiseSchedule:
         """(T,), float64: log(abar_t / (1 - abar_t))."""
         return torch.logit(self.alphas_cumprod)
 
+    def abar(self, t: Tensor) -> Tensor:
+        """abar at base timesteps t, (B,), int64, in [0, T): (B,), float64."""
+        return self.alphas_cumprod[t.cpu()]
+
     def level(self, t: Tensor) -> NoiseLevel:
         """The noise level at base timesteps t, (B,), int64, in [0, T)."""
         return NoiseLevel(self.log_snr[t.cpu()])
@@ -114,6 +124,26 @@ class NoiseSchedule:
         """Draw x_t given x_0, (B, C, H, W), timesteps t, (B,), int64, and eps like x_0."""
         abar = self.alphas_cumprod[t.cpu()][:, None, None, None]
         return abar.sqrt().to(x0) * x0 + (1.0 - abar).sqrt().to(x0) * noise
+
+
+class FlowSchedule(NoiseSchedule):
+    """Flow matching at s = (t + 1) / T; t may be fractional, in (-1, T - 1]."""
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        kept = _flow_abar(torch.arange(1, num_timesteps + 1, dtype=torch.float64) / num_timesteps)
+        super().__init__("flow", 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]]))
+
+    def abar(self, t: Tensor) -> Tensor:
+        """abar at base timesteps t, (B,), whole or fractional: (B,), float64."""
+        return _flow_abar((t.cpu().double() + 1.0) / self.num_timesteps)
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        """The noise level at base timesteps t, (B,), whole or fractional."""
+        return NoiseLevel(torch.logit(self.abar(t)))
+
+
+def _flow_abar(s: Tensor) -> Tensor:
+    return (1.0 - s) ** 2 / ((1.0 - s) ** 2 + s**2)
 
 
 def linear_schedule(num_timesteps: int = 1000) -> NoiseSchedule:

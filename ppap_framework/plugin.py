@@ -98,12 +98,20 @@ class ComponentSpec:
 class BackendSpec(ComponentSpec):
     """A diffusion model; `factory(options, checkpoint)` gets a `Checkpoint`, or None if it has no
     cards, the user names no file, and `needs_checkpoint` is False.
+
+    Attributes:
+        opens: "package.module:attribute" of a function that makes the `Checkpoint` of what the user
+            names, a string or a path, if checkpoints are more than files; None for files and cards.
+        wraps: Class, as "package.module.Class", whose objects, already loaded, the factory takes in
+            place of a `Checkpoint`, for `ppap_framework.backend(object)`.
     """
 
     kind = "backend"
     makes = "DiffusionBackend"
 
     needs_checkpoint: bool = attrs.field(default=True, validator=_flag)
+    opens: str | None = attrs.field(default=None, validator=optional(_factory))
+    wraps: str | None = attrs.field(default=None, validator=optional(_text))
 
 
 @attrs.frozen(kw_only=True)

@@ -394,7 +394,7 @@ class TestSettings:
             ({"threads": 0}, "threads must be a whole number from 1, not 0"),
             ({"seed": 1.5}, "seed must"),
             ({"sampler": "euler"}, "sampler must be ddpm or ddim, not euler"),
-            ({"through": "glass"}, "through must be noisy or clean, not glass"),
+            ({"through": "glass"}, "through must be noisy or clean or detached, not glass"),
             ({"conflicts": "drop"}, "conflicts must be keep or remove, not drop"),
             ({"precision": "float16"}, "precision must be float32 or bfloat16, not float16"),
             ({"precision": torch.float16}, "precision must be float32 or bfloat16, not float16"),

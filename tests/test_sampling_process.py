@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ppap_framework.components import Prediction
+from ppap_framework.components import Prediction, Stage
 from ppap_framework.diffusion import (
     NoiseSource,
     Process,
@@ -236,7 +236,7 @@ def test_no_step_follows_guidance_much_further_than_it_points(
         assert 0.0 <= moved(process, index, ddpm_step) <= 1.0 + 1e-9
 
 
-class GreyStage:
+class GreyStage(Stage):
     """Predicts grey, as a network does of pure noise."""
 
     def __init__(self, schedule: NoiseSchedule) -> None:

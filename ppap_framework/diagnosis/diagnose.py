@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppap_framework.components import DiffusionBackend, GuidanceModel, TaskLoss
+from ppap_framework.components import DiffusionBackend, GuidanceModel, TaskLoss, check_readable
 from ppap_framework.diagnosis.intervals import Floats, Interval, bootstrap, interval, share_interval
 from ppap_framework.diagnosis.proposal import propose_boundaries, propose_number
 from ppap_framework.diagnosis.record import Diagnosis, Reading
@@ -87,6 +87,7 @@ def diagnose(
     """
     stage, place = backend.stages[0], find_device(device)
     schedule, length = stage.schedule, stage.schedule.num_timesteps
+    check_readable(stage)
     timesteps = evenly_spaced(schedule, levels)
     if num_experts is not None:  # raises before anything is measured
         propose_boundaries([0], [0.0], length, num_experts)

@@ -2,7 +2,7 @@ r"""A diffusion process on a subset of a schedule's timesteps, and its reverse s
 
 The subset tau_0 < ... < tau_{S-1} of the T base timesteps is kept: an even stride from 0 (`ddimN`;
 Song et al., appendix D), or equal sections, each thinned to its own count with its ends kept
-(Nichol and Dhariwal, section 4). With abar_i at tau_i, and abar_{-1} = 1,
+(Nichol and Dhariwal, section 4). With abar_i at tau_i, and abar_{-1} = 1 or the process's `end`,
 
     beta_i  = 1 - abar_i / abar_{i-1}                               (Nichol and Dhariwal, section 4)
     beta~_i = beta_i (1 - abar_{i-1}) / (1 - abar_i)                (Ho et al., eq. 7)
@@ -27,7 +27,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import VarianceKind
+from ppap_framework.components import Stage, VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
@@ -38,13 +38,21 @@ class Process:
 
     Attributes:
         schedule: The base schedule, of T timesteps.
-        timesteps: The S kept timesteps in [0, T), rising; anything else raises UsageError.
+        timesteps: The S kept timesteps in [0, T), rising; anything else raises UsageError. Those of
+            a `FlowSchedule` may be fractional.
         variance: How the variance of a reverse step is chosen.
+        end: abar_{-1}, which the last step leads to.
     """
 
     schedule: NoiseSchedule
-    timesteps: Sequence[int] = attrs.field(converter=tuple[int, ...])
+    timesteps: Sequence[float] = attrs.field(converter=tuple[float, ...])
     variance: VarianceKind = "fixed_small"
+    end: float = 1.0
+
+    @classmethod
+    def of(cls, stage: Stage, timesteps: Sequence[float]) -> Process:
+        """The process of a stage over kept timesteps."""
+        return cls(stage.schedule, timesteps, stage.variance, stage.final_abar)
 
     def __attrs_post_init__(self) -> None:
         kept, length = self.timesteps, self.schedule.num_timesteps
@@ -55,18 +63,18 @@ class Process:
     @cached_property
     def betas(self) -> Tensor:
         """(S,), float64."""
-        kept = self.schedule.alphas_cumprod[list(self.timesteps)]
-        return 1.0 - kept / torch.cat([kept.new_ones(1), kept[:-1]])
+        kept = self.schedule.abar(times(self.timesteps))
+        return 1.0 - kept / torch.cat([kept.new_full((1,), self.end), kept[:-1]])
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """(S,), float64: abar_i."""
-        return torch.cumprod(1.0 - self.betas, dim=0)
+        return self.end * torch.cumprod(1.0 - self.betas, dim=0)
 
     @cached_property
     def alphas_cumprod_prev(self) -> Tensor:
-        """(S,), float64: abar_{i-1}, beginning with 1."""
-        return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
+        """(S,), float64: abar_{i-1}, beginning with `end`."""
+        return torch.cat([self.betas.new_full((1,), self.end), self.alphas_cumprod[:-1]])
 
     @cached_property
     def alphas_cumprod_next(self) -> Tensor:
@@ -105,7 +113,8 @@ class Process:
 
     def level(self, index: int, batch: int) -> NoiseLevel:
         """The noise level of a kept timestep, the same for `batch` images."""
-        return NoiseLevel(self.schedule.log_snr[self.timesteps[index]].expand(batch))
+        level = self.schedule.level(times([self.timesteps[index]]))
+        return NoiseLevel(level.log_snr.expand(batch))
 
     def posterior_mean(self, x0: Tensor, x_t: Tensor, index: int | Tensor) -> Tensor:
         """mu~, the mean of q(x_{i-1} | x_i, x_0), (B, C, H, W) like x_0 and x_i.
@@ -140,6 +149,13 @@ class Process:
             variances = torch.cat([self._first_variance, self.betas[1:]])
             log_variances = variances.log()
         return at_index(variances, index, like), at_index(log_variances, index, like)
+
+
+def times(t: Sequence[float], device: torch.device | str = "cpu") -> Tensor:
+    """Base timesteps as a tensor: int64, or if they are fractional float64 (float32 on MPS)."""
+    wide = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    whole = all(isinstance(each, int) for each in t)
+    return torch.tensor(t, dtype=torch.int64 if whole else wide, device=device)
 
 
 def at_index(constants: Tensor, index: int | Tensor, like: Tensor) -> Tensor:

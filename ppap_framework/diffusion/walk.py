@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from ppap_framework.components import CascadedStage, Prediction, Stage
-from ppap_framework.diffusion.process import Process, at_index, space_timesteps
+from ppap_framework.diffusion.process import Process, at_index, space_timesteps, times
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import generator
@@ -179,7 +179,7 @@ class State:
     """
 
     index: int
-    timestep: int
+    timestep: float
     x: Tensor
     prediction: Prediction
 
@@ -207,14 +207,14 @@ def trajectory(
         noise: Draws (B, C, H, W) for a step; a `NoiseSource`, whose first draw was `x`.
         condition: Output of the backend's `encode` for these B images.
         step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
-        clip: Clamp each x_0 to [-1, 1] before it is used.
-        denoised_fn: Changes each x_0, (B, C, H, W), before it is clamped.
+        clip: Clip each x_0 as the stage does before it is used.
+        denoised_fn: Changes each x_0, (B, C, H, W), before it is clipped.
         indices: The indices to step from, in order; by default S - 1 to 0.
     """
     for index in reversed(range(len(process))) if indices is None else indices:
         drawn = noise(tuple(x.shape))
         timestep = process.timesteps[index]
-        t = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
+        t = times([timestep] * len(x), x.device)
 
         def denoise(x_t: Tensor, t: Tensor = t) -> Prediction:
             return stage.denoise(x_t, t, condition)
@@ -227,7 +227,7 @@ def trajectory(
         if denoised_fn is not None:
             prediction = prediction.with_x0(denoised_fn(prediction.x0))
         if clip:
-            prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
+            prediction = prediction.with_x0(stage.clip(prediction.x0))
         x, prediction = step(process, index, prediction, drawn, gradient)
         yield State(index, timestep, x, prediction)
 
@@ -258,7 +258,7 @@ class Continuation:
     def of(cls, stage: CascadedStage) -> Continuation:
         """The stage with its own sampling; UsageError if its schedule cannot be respaced so."""
         kept = space_timesteps(stage.schedule.num_timesteps, stage.sampling.respacing)
-        return cls(stage, Process(stage.schedule, kept, stage.variance))
+        return cls(stage, Process.of(stage, kept))
 
 
 def cascade(
@@ -286,13 +286,13 @@ def cascade(
         if ready:
             ready(stage)
         noise = NoiseSource(seed, start, number)
-        x = sampling.temperature * noise((len(images), *stage.image_shape)).to(images.device)
+        x = sampling.temperature * noise((len(images), *stage.shape)).to(images.device)
         given = stage.conditioned(condition, images)
         step = partial(ddim_step, eta=sampling.eta)
         for state in trajectory(stage, following.process, x, noise, condition=given, step=step):
             x = state.x
             if watch:
                 watch(len(images))
-        images = x.clamp(-1.0, 1.0)
+        images = stage.decode(x).clamp(-1.0, 1.0)
         drawn.append(images)
     return drawn

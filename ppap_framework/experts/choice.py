@@ -255,10 +255,11 @@ def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertS
 
 def warn_of_idle(guide_name: str, ranges: NoiseRanges, process: Process) -> None:
     """Log the experts of a guide that get no step of a process."""
+    acting = {ranges.owner(process.level(i, 1).log_snr.item()) for i in range(len(process))}
     idle = ", ".join(
         f"expert {k} ({f'timesteps {own.start} to {own.stop - 1}' if own else 'no timestep'})"
         for k, own in enumerate(ranges.timesteps(process.schedule))
-        if not any(t in own for t in process.timesteps)
+        if k not in acting
     )
     if idle:
         of = "1 step" if len(process) == 1 else f"{len(process)} steps"

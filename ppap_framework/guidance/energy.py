@@ -11,6 +11,8 @@ r"""Guidance by energies: g = -sum_k s_k dE_k/dx_t stands for the gradient of lo
         each guide looks at x0, clipped to [-1, 1], and the denoiser is not differentiated (Ma et
         al. 2024, arXiv 2310.11311): g is the gradient at x0, applied at x_t
 
+If x_t is a latent, guides look at its decoded image D(x0), and (dD/dx0)^T is applied as well.
+
 Components of the pulls -s_k dE_k that oppose another guide can be removed (`without_conflicts`).
 """
 
@@ -50,6 +52,7 @@ class EnergyGuidance:
         evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
         tally: Counts; several guidances may share one.
         moments: Decay rates of each guide's `Moments`; None for the plain gradients.
+        decode: `Stage.decode`, which makes images of the predicted clean states.
     """
 
     guides: Sequence[Guide]
@@ -59,6 +62,7 @@ class EnergyGuidance:
     evaluations: int = 1
     tally: Tally = attrs.field(factory=Tally)
     moments: tuple[float, float] | None = None
+    decode: Callable[[Tensor], Tensor] = lambda x0: x0
     _moments: dict[int, Moments] = attrs.field(factory=dict, init=False)
 
     @property
@@ -80,8 +84,9 @@ class EnergyGuidance:
             return prediction, None
         if self.through == "noisy":
             return prediction, self._pull(x_t, level, time, level)
-        clean = NoiseLevel.clean(len(x_t))
-        return prediction, self._pull(prediction.x0.clamp(-1.0, 1.0), clean, time, level)
+        x0 = prediction.x0.detach().requires_grad_()
+        gradient, _ = self._behind(x0, x0, time, level, "the decoder")
+        return prediction, gradient
 
     def _through_denoiser(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
@@ -94,17 +99,28 @@ class EnergyGuidance:
             differentiable = x0.requires_grad and prediction.eps.requires_grad
         if not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
-        # Guides are differentiated one by one down to x0, then the denoiser once for their sum.
-        pull = self._pull(x0.detach(), NoiseLevel.clean(len(x_t)), time, level)
-        with calling("the denoiser", "its backward pass"):
-            (gradient,) = torch.autograd.grad(x0, x, grad_outputs=pull)
+        gradient, skipped = self._behind(x0, x, time, level, "the denoiser")
+        self.tally.denoiser(len(x) * self.evaluations, differentiated=True, skipped=skipped)
+        return prediction.detach(), gradient
+
+    def _behind(
+        self, x0: Tensor, x: Tensor, time: float, level: NoiseLevel, whose: str
+    ) -> tuple[Tensor, Tensor]:
+        """The pull of the images of x0, differentiated to x, and how many are not finite, ()."""
+        with torch.enable_grad():
+            images = self.decode(x0)
+        seen = images.detach() if self.through == "clean" else images.detach().clamp(-1.0, 1.0)
+        # Guides are differentiated one by one down to the images, then the rest once for their sum.
+        pull = self._pull(seen, NoiseLevel.clean(len(x)), time, level)
+        if images is x:  # nothing lies between
+            return pull, torch.zeros((), dtype=torch.int64)
+        with calling(whose, "its backward pass"):
+            (gradient,) = torch.autograd.grad(images, x, grad_outputs=pull)
         norms, pulled = _norms(gradient), _norms(pull)
         finite = torch.isfinite(norms)
-        skipped = (~finite & (pulled > 0)).sum()
-        self.tally.denoiser(len(x) * self.evaluations, differentiated=True, skipped=skipped)
         if self.normalize:
-            gradient = _rescaled(gradient, norms, pulled)
-        return prediction.detach(), torch.where(finite, gradient, 0.0)
+            gradient = _rescaled(gradient, norms, pulled * (x[0].numel() / pull[0].numel()) ** 0.5)
+        return torch.where(finite, gradient, 0.0), (~finite & (pulled > 0)).sum()
 
     def _pull(self, images: Tensor, seen: NoiseLevel, time: float, level: NoiseLevel) -> Tensor:
         """-sum_k s_k dE_k/d images, (B, C, H, W), normalized and without conflicts if asked for.

@@ -29,7 +29,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import DiffusionBackend, Stage, TargetInput
+from ppap_framework.components import DiffusionBackend, Stage, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import (
@@ -109,6 +109,7 @@ def calibrate(
     sampling = attrs.evolve(sampling, seed=seed)
     loaded = load_backend(backend)
     stage, device = loaded.stages[0], compute.place
+    check_readable(stage)
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
     here = Present(guide.model, loaded, guide.compared_options(loaded))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ppap_framework import diagnosis, run
-from ppap_framework.components import DiffusionBackend, Stage
+from ppap_framework.components import DiffusionBackend, Stage, check_readable
 from ppap_framework.data import Images, LabelledImages, SyntheticData
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
@@ -175,6 +175,7 @@ def plan_transfer(
     loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
     problems = Problems()
+    problems.attempt(check_readable, loaded.stages[0])
     adapters: tuple[AdapterConfig, ...] = problems.attempt(_configs, recipe.adapters) or ()
     recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():

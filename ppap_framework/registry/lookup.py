@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -132,6 +132,8 @@ class Registry:
                 problems.add(f"{who} does {spec.task} and {fault}")
         cards: Any = self.cards
         needs = getattr(spec, "needs_checkpoint", False)
+        if opens := getattr(spec, "opens", None):
+            needs = problems.attempt(self._imported, spec, opens) is None
         if needs and not cards(f"{self.provider(spec).distribution}:{spec.name}", spec.kind):
             problems.add(f"{who} needs a checkpoint, and no plugin supplies one")
         yield from (error.message for error in problems.errors)
@@ -187,6 +189,17 @@ class Registry:
         with calling(who, ""):
             _ = made.network if spec.kind == "guider" else None
         return border.guarded(made, who)
+
+    def opened(self, spec: BackendSpec, wanted: Any) -> Checkpoint:
+        """The checkpoint that the user names, by the backend's own `opens`."""
+        opens: Callable[[Any], Checkpoint] = self._imported(spec, spec.opens or "")
+        with calling(self._label(spec), "opens"):
+            return opens(wanted)
+
+    def wrapper(self, source: object) -> BackendSpec | None:
+        """The backend that takes an object of another library, if any."""
+        kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(source).__mro__}
+        return next((spec for _, spec in self.offers(BackendSpec) if spec.wraps in kinds), None)
 
     def _imported(self, spec: ComponentSpec, reference: str) -> Any:
         """What "package.module:attribute" names."""

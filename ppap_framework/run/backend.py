@@ -66,7 +66,7 @@ class FoundBackend:
 
 
 def backend(
-    source: str | os.PathLike[str] | DiffusionBackend,
+    source: str | os.PathLike[str] | DiffusionBackend | object,
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
@@ -75,8 +75,8 @@ def backend(
     """A diffusion model, loaded.
 
     Args:
-        source: Name of a backend that a plugin supplies, path of a checkpoint for the only
-            installed backend, or any `DiffusionBackend`.
+        source: Name of a backend, path of a checkpoint for the only installed one, any
+            `DiffusionBackend`, or a loaded model that a plugin wraps, such as one of diffusers.
         checkpoint: Name of a checkpoint of the backend, or path of a file; None for its default.
         options: Options of the backend.
         dtype: Type to which weights are cast while loading, if the backend computes in it; norms,
@@ -94,7 +94,15 @@ def backend(
             return source
         origin = Origin(component=type(source).__qualname__, weights_sha256=backend_sha256(source))
         return LoadedBackend(source, origin)
-    return find_backend(source, checkpoint=checkpoint, options=options, dtype=dtype).load()
+    if isinstance(source, str | os.PathLike):
+        return find_backend(source, checkpoint=checkpoint, options=options, dtype=dtype).load()
+    if (spec := registry().wrapper(source)) is None:
+        reason = f"a {type(source).__name__} is no diffusion model that an installed plugin knows"
+        raise UsageError(reason, hint="`ppap plugins list` shows the backends")
+    if checkpoint is not None or dtype is not None:
+        raise UsageError("a model that is already loaded takes no checkpoint and no dtype")
+    made, origin = made_by_plugin(spec, options or {}, source, False)
+    return LoadedBackend(made, attrs.evolve(origin, weights_sha256=backend_sha256(made)))
 
 
 def find_backend(
@@ -124,9 +132,13 @@ def find_backend(
     if dtype is not None and cast not in _DTYPES:
         raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
     wanted = checkpoint if isinstance(checkpoint, str | None) else Path(checkpoint)
-    if not (wanted or dtype or spec.needs_checkpoint or registry().cards(name, "backend")):
+    if spec.opens and wanted is not None:
+        with without_downloads(offline):
+            found = registry().opened(spec, wanted)
+    elif not (wanted or dtype or spec.needs_checkpoint or registry().cards(name, "backend")):
         return FoundBackend(spec, None, dict(options or {}), offline)
-    found = find_checkpoint(registry(), name, "backend", wanted, offline=offline)
+    else:
+        found = find_checkpoint(registry(), name, "backend", wanted, offline=offline)
     if dtype is not None:
         found = attrs.evolve(found, dtype=getattr(torch, cast))
     return FoundBackend(spec, found, dict(options or {}), offline)
@@ -135,11 +147,11 @@ def find_backend(
 def made_by_plugin(
     spec: Any,
     options: Mapping[str, Any],
-    checkpoint: Checkpoint | None,
+    checkpoint: Any,
     offline: bool,
     loss: ComponentSpec | None = None,
 ) -> tuple[Any, Origin]:
-    """A backend or guider, made with its weights, and its origin; `loss` belongs to it."""
+    """A backend or guider, made of weights or a loaded model, and its origin; `loss` is its own."""
     plugins, start = registry(), time.perf_counter()
     with without_downloads(offline):
         made = plugins.make(spec, options, checkpoint)
@@ -152,9 +164,9 @@ def made_by_plugin(
         resolved=plugins.resolved(spec, options),
         compared=plugins.resolved(spec, options, compared=True),
         load_seconds=seconds,
-        suppliers=suppliers(spec, loss, checkpoint.card if checkpoint else None),
+        suppliers=suppliers(spec, loss, getattr(checkpoint, "card", None)),
     )
-    if checkpoint is None:
+    if not isinstance(checkpoint, Checkpoint):
         return made, origin
     dtype = str(checkpoint.dtype).removeprefix("torch.") if checkpoint.dtype else None
     name, path, sha256 = checkpoint.name, checkpoint.path, checkpoint.sha256

@@ -109,7 +109,7 @@ class Drawing:
         """
         plan, sampling, count = self._plan, self._plan.sampling, len(images)
         noise = NoiseSource(sampling.seed, images.start)
-        x = noise((count, *plan.stage.image_shape)).to(plan.device)
+        x = noise((count, *plan.stage.shape)).to(plan.device)
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
@@ -122,6 +122,8 @@ class Drawing:
                 # If the first step is finite without guides, they are at fault.
                 guided = guidance is not None and not _broken(next(walk()).x)
                 raise self._failure(images[broken[0]], guided)
+            with torch.no_grad():
+                x = plan.stage.decode(x)
             drawn = [x.clamp(-1.0, 1.0)]
             more: dict[str, Any] = {"seed": sampling.seed, "start": images.start}
             more |= {"watch": self._count, "ready": lambda stage: self.place(stage.network)}
@@ -145,7 +147,8 @@ class Drawing:
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
         how = sampling.through, sampling.normalize, sampling.conflicts
-        return EnergyGuidance(guides, *how, evaluations, tally, sampling.moments)
+        decode, moments = self._plan.stage.decode, sampling.moments
+        return EnergyGuidance(guides, *how, evaluations, tally, moments, decode)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"

@@ -166,10 +166,10 @@ def available_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-def acting(run: Plan) -> dict[str, set[int]]:
+def acting(run: Plan) -> dict[str, set[float]]:
     """The timesteps at which each guide acts, by its name."""
     schedule, kept = run.process.schedule, run.process.timesteps
-    levels = {t: schedule.level(torch.tensor([t])) for t in kept}
+    levels = {t: run.process.level(k, 1) for k, t in enumerate(kept)}
     return {
         guide.name: {t for t in kept if guide.acts(t / schedule.num_timesteps, levels[t])}
         for guide in run.guides
@@ -211,26 +211,31 @@ def _size(network: nn.Module) -> int:
 def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
     stages, condition = _copy(fake, (run.stages, condition))
-    differentiated = run.sampling.through == "clean" and bool(run.guides)
+    through = run.sampling.through
+    differentiated, detached = through != "noisy" and bool(run.guides), through == "detached"
     costs: dict[str, StepCost] = {}
     for number, stage in enumerate(stages):
         with frozen([stage.network], _CPU, move=False):
             if isinstance(stage, CascadedStage) and number:
                 before = stages[number - 1]
-                images, *_ = _measured(fake, partial(_image, before, before.network))
+                images, *_ = _measured(fake, partial(_blank, before.image_shape, before.network))
                 condition, *_ = _measured(fake, partial(stage.conditioned, condition, images))
-            denoise = partial(_denoise, stage, condition)
+            denoise = partial(_denoise, stage, condition, detached)
             costs[stage.name] = _cost(fake, denoise, differentiated and not number)
     return costs
 
 
-def _denoise(stage: Stage, condition: Any, gradient: bool) -> None:
-    x = _image(stage, stage.network).requires_grad_(gradient)
+def _denoise(stage: Stage, condition: Any, detached: bool, gradient: bool) -> None:
+    behind = gradient and not detached
+    x = _blank(stage.shape, stage.network).requires_grad_(behind)
     t = torch.zeros(1, dtype=torch.int64, device=x.device)
-    with torch.set_grad_enabled(gradient):
+    with torch.set_grad_enabled(behind):
         x0 = stage.denoise(x, t, condition).x0
-        if gradient:
-            torch.autograd.grad(x0.sum(), x)
+    if gradient:
+        x0 = x0 if behind else x0.detach().requires_grad_()
+        with torch.enable_grad():
+            images = stage.decode(x0)
+        torch.autograd.grad(images.sum(), x if behind else x0)
 
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
@@ -241,7 +246,7 @@ def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
     @torch.no_grad()
     def look(gradient: bool) -> None:
         read = guide.gradient if gradient else guide.model
-        read(_image(run.stage, guide.model), level)
+        read(_blank(run.stage.image_shape, guide.model), level)
 
     with frozen([guide.model], _CPU, move=False):
         return _cost(fake, look, differentiated=True)
@@ -253,14 +258,15 @@ def _cost(fake: FakeTensorMode, compute: Callable[[bool], None], differentiated:
     _, flops, _ = _measured(fake, partial(compute, False))
     both = flops
     if differentiated:
-        _, both, memory = _measured(fake, partial(compute, True))
+        _, both, graph = _measured(fake, partial(compute, True))
+        memory = max(memory, graph)
     return StepCost(before=first - flops, forward=flops, backward=both - flops, memory=memory)
 
 
-def _image(stage: Stage, beside: nn.Module) -> Tensor:
-    """A blank image of a stage, on a network's device."""
+def _blank(shape: tuple[int, ...], beside: nn.Module) -> Tensor:
+    """A blank image or latent of a shape (C, H, W), on a network's device."""
     device = next((p.device for p in beside.parameters()), None)
-    return torch.zeros(1, *stage.image_shape, device=device)
+    return torch.zeros(1, *shape, device=device)
 
 
 def _copy(fake: FakeTensorMode, real: T) -> T:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 import attrs
 import torch
 
-from ppap_framework.components import CascadedStage, DiffusionBackend, Stage
+from ppap_framework.components import CascadedStage, DiffusionBackend, Stage, check_readable
 from ppap_framework.diffusion import Continuation, Process, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
@@ -162,7 +162,7 @@ def guide_origin(guide: Guide) -> Origin:
 
 @isolated()
 def plan(
-    source: DiffusionBackend | str,
+    source: DiffusionBackend | str | object,
     guides: Sequence[Guide] = (),
     num: int = 4,
     sampling: Sampling | None = None,
@@ -181,7 +181,8 @@ def plan(
     with problems.collected():
         later = _later_stages(loaded, sampling.stage)
     with problems.collected():
-        kept = timesteps_for(stage.schedule.num_timesteps, sampling.steps)
+        length, steps = stage.schedule.num_timesteps, sampling.steps
+        kept = stage.timesteps(steps) or timesteps_for(length, steps)
     with problems.collected():
         different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
         loaded.encode(different or None, len(different) or 1)
@@ -198,15 +199,18 @@ def plan(
             hint = "give one target, or one for each image"
             problems.add(f"guide {guide.name!r} has {rows} targets for {num} images", hint)
         with problems.collected():
+            if sampling.through == "noisy":
+                check_readable(stage, "--through detached decodes latents for them")
             settled.append(_settled(guide, loaded, sampling))
     problems.check()
     _check_shared(settled)
-    process = Process(stage.schedule, kept, stage.variance)
+    process = Process.of(stage, kept)
     for guide in settled:
         if guide.chosen is not None:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
+    here = (compute.device == "auto" and loaded.inner.device) or compute.place
     how = int(num), compare, sampling, compute
-    return Plan(loaded, tuple(settled), *how, process, later, compute.place)
+    return Plan(loaded, tuple(settled), *how, process, later, here)
 
 
 def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:

@@ -33,7 +33,7 @@ _FAINT = 1e-4
 
 
 def sample(
-    backend: DiffusionBackend | str,
+    backend: DiffusionBackend | str | object,
     guides: Sequence[Guide] = (),
     *,
     num: int = 4,
@@ -49,7 +49,7 @@ def sample(
     Ctrl-C ends the run early: the result holds the finished batches.
 
     Args:
-        backend: A backend, or its name; see `ppap_framework.backend`.
+        backend: What `ppap_framework.backend` takes.
         guides: Guides of different names; none for unguided images.
         num: Number of images.
         compare: Draw the same noise without guides, too, and if experts guide, also by the

@@ -303,19 +303,19 @@ class TestTogether:
     def test_each_guide_has_its_own_of_everything(self, run: Run, mask: Path) -> None:
         reference = str(PACKAGE / "references" / "scene-2.png")
         common = (
-            *("--guider", "depth=3:0.3-1", "--guider", "segmentation=2:0-0.8"),
+            *("--guider", "depth=300:0.3-1", "--guider", "segmentation=200:0-0.8"),
             *("--guider", "classifier", "--target", f"depth={reference}"),
             *("--target", f"segmentation={mask}", "--target", "classifier=red cube"),
             *("--experts", "depth=none", "--experts", "segmentation=none"),
-            *("--experts", "classifier=auto", "--steps", "4"),
+            *("--experts", "classifier=auto", "--sampler", "ddim", "--steps", "4"),
         )
         for conflicts in ("keep", "remove"):
             code, out, err = run(*common, "--conflicts", conflicts, "--out", conflicts)
             assert (code, out, err) == (0, f"{conflicts}/grid.png\n", "")
         kept, removed = record("keep"), record("remove")
         depth, segmentation, classifier = kept["config"]["guides"]
-        assert (depth["scale"], depth["interval"]) == (3.0, [0.3, 1.0])
-        assert (segmentation["scale"], segmentation["interval"]) == (2.0, [0.0, 0.8])
+        assert (depth["scale"], depth["interval"]) == (300.0, [0.3, 1.0])
+        assert (segmentation["scale"], segmentation["interval"]) == (200.0, [0.0, 0.8])
         assert classifier["interval"] == [0.0, 1.0]
         assert classifier["scale"] in ("auto", 8.0)  # of each range, or times a curve
         assert [guide["experts"] is None for guide in kept["config"]["guides"]] == [

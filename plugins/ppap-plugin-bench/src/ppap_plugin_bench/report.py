@@ -122,6 +122,12 @@ def _setting(result: Results) -> str:
         f"Reference: {result.judge['pictures']:,} pictures. Judge: {judge['component']} "
         f"({judge['checkpoint']}), which guides nothing.\n"
     )
+    if "objective" in experiment:  # of format 1
+        text += (
+            "\n**Measured by an earlier version, which had no calibrated curves: a row has one "
+            "scale at all noise levels, the one that came nearest to the targets on other "
+            "seeds.**\n\n"
+        )
     for other in experiment["judges"]:
         reciprocal = "the reciprocal of " if other["reciprocal"] else ""
         text += (

@@ -1,0 +1,246 @@
+"""A pipeline of diffusers as a backend with one stage.
+
+The pipeline's networks are called here; its scheduler's config says what they mean; its samplers
+are not used. Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) happens in
+`denoise`: the output is u + s (c - u), with c the network's for the prompt and u that for the
+negative prompt. A learned variance is that for the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.author import (
+    AssetError,
+    Checkpoint,
+    DiffusionBackend,
+    Prediction,
+    Stage,
+    UsageError,
+    each_tensor,
+    find_class,
+)
+from ppap_plugin_diffusers.convention import convention_of
+from ppap_plugin_diffusers.families import Arguments, Family, class_names, family_of
+from ppap_plugin_diffusers.folder import load_decoder, load_pipeline
+from ppap_plugin_diffusers.options import DiffusersOptions
+
+__all__ = ["Condition", "DiffusersBackend", "DiffusersStage", "make_diffusers"]
+
+
+def make_diffusers(options: DiffusersOptions, source: Checkpoint | Any) -> DiffusersBackend:
+    """Factory of the backend `diffusers`.
+
+    Args:
+        options: Options of the backend.
+        source: A checkpoint of `open_pipeline`, or a `DiffusionPipeline`, whose components are used
+            as they are.
+
+    Raises:
+        AssetError: If a component is missing, or the family or the scheduler is not known.
+        UsageError: If an option does not apply to the pipeline's family.
+    """
+    pipe = load_pipeline(source) if isinstance(source, Checkpoint) else source
+    family = family_of(type(pipe).__name__)
+    vae = None if options.vae is None else load_decoder(options.vae, family)
+    return DiffusersBackend(DiffusersStage(pipe, family, options, vae))
+
+
+@final
+@attrs.frozen(eq=False)
+class Condition:
+    """The prompts of B images, classes or texts, and the negative ones; none without guidance."""
+
+    prompts: Sequence[Any]
+    negatives: Sequence[Any]
+    _read: dict[str, Any] = attrs.field(factory=dict, init=False)
+
+    def arguments(self, stage: DiffusersStage, device: torch.device) -> Arguments:
+        """Arguments of the network, read once for all steps."""
+        if str(device) not in self._read:
+            with torch.no_grad():
+                made = stage.family.arguments(stage, self.prompts, self.negatives)
+            self._read[str(device)] = each_tensor(lambda x: x.to(device), made)
+        found: Arguments = self._read[str(device)]
+        return found
+
+
+@final
+class _Networks(nn.Module):
+    """The networks of a stage, moved and counted together; called, it is the denoiser."""
+
+    def __init__(self, denoiser: nn.Module, others: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        for name, network in others.items():
+            self.add_module(name, network)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return self.denoiser(*given, **named)
+
+
+@final
+class DiffusersStage(Stage):
+    """The denoiser of a pipeline, its scheduler's process, and its decoder.
+
+    Args:
+        pipe: The pipeline.
+        family: Its family.
+        options: Options of the backend.
+        vae: Decoder in place of the pipeline's own, if any.
+    """
+
+    name = "base"
+
+    def __init__(
+        self, pipe: Any, family: Family, options: DiffusersOptions, vae: nn.Module | None = None
+    ) -> None:
+        parts: dict[str, Any] = {name: getattr(pipe, name, None) for name in family.networks}
+        parts = {name: part for name, part in parts.items() if part or name not in family.optional}
+        if missing := [name for name, part in parts.items() if part is None]:
+            fault = f"the {type(pipe).__name__} has no {' and no '.join(missing)}"
+            raise AssetError(fault, hint="load it with all its components")
+        denoiser = parts.pop(family.denoiser)
+        if vae is not None and family.decoder:
+            parts[family.decoder] = vae
+        self.pipe, self.family, self.options = pipe, family, options
+        self.decoder = parts[family.decoder] if family.decoder else None
+        self.network = _Networks(denoiser, parts) if parts else denoiser
+        channels, height, width = family.shape(pipe, denoiser)
+        factor, wanted, whose = 1, 3, "colour images"
+        if self.decoder is not None:
+            factor = 2 ** (len(self.decoder.config.block_out_channels) - 1)
+            wanted, whose = self.decoder.config.latent_channels, "the latents of its decoder"
+        if options.size is not None:
+            height = width = options.size // factor
+            if options.size % (factor * family.patch):
+                hint = f"use a multiple of {factor * family.patch}"
+                raise UsageError(f"images cannot have a side of {options.size}", hint=hint)
+        self.image_shape = (3, factor * height, factor * width)
+        if self.decoder is not None:
+            self.latent_shape = (channels, height, width)
+        if channels != wanted or getattr(denoiser.config, "time_cond_proj_dim", None):
+            distilled = "is distilled to few steps, and told a guidance scale"
+            fault = distilled if channels == wanted else f"denoises {channels} channels"
+            hint = f"one for any number of steps, of {whose}, which have {wanted} channels"
+            raise AssetError(f"this {type(pipe).__name__} {fault}", hint=hint)
+        outputs = denoiser.config.out_channels or denoiser.config.in_channels
+        doubled = outputs == 2 * denoiser.config.in_channels
+        tokens = (height // family.patch) * (width // family.patch)
+        self.convention = convention_of(pipe.scheduler, doubled, tokens, family.ends_with_steps)
+        self.schedule, self.variance = self.convention.schedule, self.convention.variance
+        self.final_abar = self.convention.final_abar
+
+    @property
+    def encoder_device(self) -> torch.device:
+        """The device of the networks that read prompts."""
+        encoders = (getattr(self.pipe, name) for name in self.family.encoders)
+        device: torch.device = next(encoder.device for encoder in encoders if encoder is not None)
+        return device
+
+    @property
+    def cfg(self) -> float | None:
+        """Scale of classifier-free guidance; None for a family without."""
+        own = self.options.cfg
+        return self.family.cfg if own is None or self.family.cfg is None else own
+
+    def timesteps(self, steps: int) -> list[float] | None:
+        """As the scheduler spaces them."""
+        return self.convention.timesteps(steps)
+
+    def clip(self, x0: Tensor) -> Tensor:
+        """As the scheduler's config says."""
+        return self.convention.clip(x0)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images, (B, 3, H, W), of clean latents, (B, C, h, w); of images, the images."""
+        if self.decoder is None:
+            return x0
+        config, z = self.decoder.config, x0
+        mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+        if mean is not None and std is not None:
+            z = z * z.new_tensor(std)[:, None, None]
+        z = z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        if mean is not None and std is not None:
+            z = z + z.new_tensor(mean)[:, None, None]
+        dtype = next(self.decoder.parameters()).dtype
+        images: Tensor = self.decoder.decode(z.to(dtype), return_dict=False)[0]
+        return images.float()
+
+    def evaluations(self, condition: Condition) -> int:
+        """Two if classifier-free guidance applies, else one."""
+        return 2 if condition.negatives else 1
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Condition) -> Prediction:
+        """Predict the clean state and the noise.
+
+        Args:
+            x_t: (B, C, H, W), float32.
+            t: (B,), base timesteps.
+            condition: Condition of the B images.
+        """
+        arguments = condition.arguments(self, x_t.device)
+        fed, told = self.convention.fed(x_t, t.to(x_t.device))
+        if condition.negatives:
+            fed, told = torch.cat([fed, fed]), torch.cat([told, told])
+        dtype = next(self.network.parameters()).dtype
+        output = self.family.call(self.network, fed.to(dtype), told, arguments).float()
+        if condition.negatives:
+            assert self.cfg is not None
+            without, output = output.chunk(2)
+            channels = x_t.shape[1]
+            mean = without[:, :channels] + self.cfg * (output - without)[:, :channels]
+            output = torch.cat([mean, output[:, channels:]], dim=1)
+        return self.convention.prediction(output, x_t, t)
+
+
+@final
+class DiffusersBackend(DiffusionBackend):
+    """The backend `diffusers`.
+
+    Args:
+        stage: The only stage.
+    """
+
+    def __init__(self, stage: DiffusersStage) -> None:
+        self.stages = (stage,)
+        self._stage = stage
+        self.device = next(stage.network.parameters()).device
+
+    def encode(self, prompts: Sequence[str] | None, batch: int) -> Condition:
+        """The condition of B images.
+
+        Without prompts, a model of texts gets empty ones, and a model of classes that knows an
+        empty class gets that one; neither then uses classifier-free guidance.
+
+        Raises:
+            UsageError: If the model takes no prompts or needs some, there is not one for each
+                image, or a prompt names no class.
+        """
+        stage, name = self._stage, type(self._stage.pipe).__name__
+        if prompts is not None and len(prompts) != batch:
+            raise UsageError(f"{len(prompts)} prompts were given for {batch} images")
+        guided = stage.cfg not in (None, 1.0) and prompts is not None
+        if stage.family.prompt == "text":
+            negatives = [stage.options.negative] * batch if guided else []
+            return Condition(prompts or [""] * batch, negatives)
+        names, empty = class_names(stage.pipe, getattr(stage.pipe, stage.family.denoiser))
+        if not names:
+            if prompts is not None:
+                raise UsageError(
+                    f"a {name} takes no prompt", hint="leave it out, and steer with a guider"
+                )
+            return Condition((), ())
+        if prompts is None and empty is None:
+            raise UsageError(
+                f"this {name} is class-conditional",
+                hint=f"give a class as the prompt, such as {names[0]!r}",
+            )
+        classes = [find_class(prompt, names) for prompt in prompts or ()]
+        guided = guided and empty is not None
+        return Condition(classes or [empty] * batch, [empty] * batch if guided else ())

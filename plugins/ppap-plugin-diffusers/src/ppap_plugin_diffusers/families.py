@@ -1,0 +1,279 @@
+"""The families of pipelines, and what distinguishes them: one record each.
+
+A family says which components of the pipeline denoise and decode, what a prompt is, how prompts
+become arguments of the network, and how the network is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from ppap_framework.author import AssetError
+
+__all__ = ["FAMILIES", "Arguments", "Family", "class_names", "family_of"]
+
+Arguments: TypeAlias = Mapping[str, Any]
+"""Keyword arguments of a network for its rows: B, or with classifier-free guidance 2B, those of
+negative prompts first."""
+
+
+def _classes(stage: Any, prompts: Sequence[int], negatives: Sequence[int]) -> Arguments:
+    return {"class_labels": torch.tensor([*negatives, *prompts])} if prompts else {}
+
+
+def _texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    own, other = stage.pipe.encode_prompt(
+        [*prompts],
+        device=stage.encoder_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=bool(negatives),
+        negative_prompt=_written(negatives),
+    )
+    return {"encoder_hidden_states": _rows(other, own, negatives)}
+
+
+def _pooled(stage: Any, prompts: Sequence[str], negatives: Sequence[str], **others: None) -> Any:
+    own, other, own_pooled, other_pooled = stage.pipe.encode_prompt(
+        [*prompts],
+        **others,
+        device=stage.encoder_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=bool(negatives),
+        negative_prompt=_written(negatives),
+    )
+    return _rows(other, own, negatives), _rows(other_pooled, own_pooled, negatives)
+
+
+def _xl_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    states, pooled = _pooled(stage, prompts, negatives)
+    height, width = stage.image_shape[1:]  # original size, no crop, target size
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=states.dtype)
+    sizes = sizes.to(states.device).expand(len(states), -1)
+    return {
+        "encoder_hidden_states": states,
+        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes},
+    }
+
+
+def _sd3_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    states, pooled = _pooled(stage, prompts, negatives, prompt_2=None, prompt_3=None)
+    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
+def _masked_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    own, own_mask, other, other_mask = stage.pipe.encode_prompt(
+        [*prompts],
+        device=stage.encoder_device,
+        do_classifier_free_guidance=bool(negatives),
+        negative_prompt=negatives[0] if negatives else "",
+    )
+    states = _rows(other, own, negatives)
+    extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
+    if stage.network.denoiser.use_additional_conditions:
+        height, width = stage.image_shape[1:]
+        size = states.new_tensor([[height, width]]).expand(len(states), -1)
+        ratio = states.new_tensor([[height / width]]).expand(len(states), -1)
+        extra = {"resolution": size, "aspect_ratio": ratio}
+    mask = _rows(other_mask, own_mask, negatives)
+    return {
+        "encoder_hidden_states": states,
+        "encoder_attention_mask": mask,
+        "added_cond_kwargs": extra,
+    }
+
+
+def _flux_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    states, pooled, text_ids = stage.pipe.encode_prompt(
+        [*prompts], prompt_2=None, device=stage.encoder_device, num_images_per_prompt=1
+    )
+    scale = None
+    if stage.network.denoiser.config.guidance_embeds:
+        told = 3.5 if stage.options.cfg is None else stage.options.cfg
+        scale = states.new_full((len(states),), told, dtype=torch.float32)
+    return {
+        "encoder_hidden_states": states,
+        "pooled_projections": pooled,
+        "txt_ids": text_ids,
+        "guidance": scale,
+    }
+
+
+def _written(negatives: Sequence[str]) -> list[str] | None:
+    """None if all are empty, for which some pipelines have embeddings of their own."""
+    return [*negatives] if any(negatives) else None
+
+
+def _rows(negative: Tensor | None, own: Tensor, negatives: Sequence[Any]) -> Tensor:
+    return torch.cat([negative, own]) if negatives and negative is not None else own
+
+
+def _plain(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
+    output: Tensor = network(x, timestep=t, **arguments, return_dict=False)[0]
+    return output
+
+
+def _packed(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
+    """A network of tokens, each of which holds a square of 2 x 2; its time is s."""
+    _, _, height, width = x.shape
+    tokens = nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+    places = torch.cartesian_prod(torch.arange(height // 2), torch.arange(width // 2)).to(x)
+    places = nn.functional.pad(places, (1, 0))
+    output = network(tokens, timestep=t / 1000.0, img_ids=places, **arguments, return_dict=False)
+    grid = output[0].transpose(1, 2).unflatten(2, (height // 2, width // 2))
+    return nn.functional.pixel_shuffle(grid, 2)
+
+
+def _square(pipe: Any, denoiser: Any) -> tuple[int, int, int]:
+    size = denoiser.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return denoiser.config.in_channels, height, width
+
+
+def _unpacked(pipe: Any, denoiser: Any) -> tuple[int, int, int]:
+    return denoiser.config.in_channels // 4, pipe.default_sample_size, pipe.default_sample_size
+
+
+@attrs.frozen(kw_only=True)
+class Family:
+    """Pipelines that are driven alike.
+
+    Attributes:
+        name: Name for people.
+        pipelines: Class names of the pipelines.
+        denoiser: Name of the component that denoises.
+        decoder: Name of the component that makes images of latents; None if x_t is an image.
+        prompt: What a prompt is; a pipeline of "classes" without any takes none.
+        cfg: Default scale of classifier-free guidance; None for a family without.
+        encoders: Names of the components that read prompts; the pipeline may lack the `optional`
+            ones.
+        arguments: Of a stage, B prompts, and as many negative ones or none, `Arguments`.
+        call: Of the network, its images, timesteps and arguments, its output, (B, C', H, W).
+        shape: Of the pipeline and its denoiser, (C, H, W) of x_t.
+        ends_with_steps: Whether flow matching in n steps is spaced from s = 1 to 1 / n before it is
+            shifted, and not to the first base timestep.
+        patch: Side of the square of x_t that is one token; 1 for a network of convolutions.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    denoiser: str = "unet"
+    decoder: str | None = None
+    prompt: Literal["classes", "text"] = "classes"
+    cfg: float | None = None
+    encoders: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    arguments: Callable[[Any, Sequence[Any], Sequence[Any]], Arguments] = _classes
+    call: Callable[[Any, Tensor, Tensor, Arguments], Tensor] = _plain
+    shape: Callable[[Any, Any], tuple[int, int, int]] = _square
+    ends_with_steps: bool = False
+    patch: int = 1
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the components that are networks, the denoiser first."""
+        decoder = () if self.decoder is None else (self.decoder,)
+        return (self.denoiser, *decoder, *self.encoders, *self.optional)
+
+
+FAMILIES = (
+    Family(name="pixel U-Nets", pipelines=("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")),
+    Family(name="latent diffusion (LDM)", pipelines=("LDMPipeline",), decoder="vqvae"),
+    Family(
+        name="DiT",
+        pipelines=("DiTPipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        cfg=4.0,
+        patch=2,
+    ),
+    Family(
+        name="Stable Diffusion 1 and 2",
+        pipelines=("StableDiffusionPipeline",),
+        decoder="vae",
+        prompt="text",
+        cfg=7.5,
+        encoders=("text_encoder",),
+        arguments=_texts,
+    ),
+    Family(
+        name="Stable Diffusion XL",
+        pipelines=("StableDiffusionXLPipeline",),
+        decoder="vae",
+        prompt="text",
+        cfg=5.0,
+        encoders=("text_encoder", "text_encoder_2"),
+        arguments=_xl_texts,
+    ),
+    Family(
+        name="PixArt",
+        pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+        denoiser="transformer",
+        decoder="vae",
+        patch=2,
+        prompt="text",
+        cfg=4.5,
+        encoders=("text_encoder",),
+        arguments=_masked_texts,
+    ),
+    Family(
+        name="Stable Diffusion 3",
+        pipelines=("StableDiffusion3Pipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        patch=2,
+        prompt="text",
+        cfg=7.0,
+        encoders=("text_encoder", "text_encoder_2"),
+        optional=("text_encoder_3",),
+        arguments=_sd3_texts,
+    ),
+    Family(
+        name="Flux",
+        pipelines=("FluxPipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        patch=2,
+        prompt="text",
+        encoders=("text_encoder", "text_encoder_2"),
+        arguments=_flux_texts,
+        call=_packed,
+        shape=_unpacked,
+        ends_with_steps=True,
+    ),
+    Family(
+        name="DeepFloyd IF, stage I",
+        pipelines=("IFPipeline",),
+        prompt="text",
+        cfg=7.0,
+        encoders=("text_encoder",),
+        arguments=_texts,
+    ),
+)
+
+
+def family_of(pipeline: str) -> Family:
+    """The family of a pipeline class, by name; AssetError if none is built for it."""
+    for family in FAMILIES:
+        if pipeline in family.pipelines:
+            return family
+    built = "; ".join(f"{f.name} ({', '.join(f.pipelines)})" for f in FAMILIES)
+    raise AssetError(f"{pipeline} is of no family that is built", hint=f"built are {built}")
+
+
+def class_names(pipe: Any, denoiser: Any) -> tuple[tuple[str, ...], int | None]:
+    """Names of the classes that a network was trained on, and the index of the empty one, if any;
+    no names for an unconditional network.
+    """
+    config = denoiser.config
+    count, empty = config.get("num_class_embeds") or 0, None
+    if type(denoiser).__name__ == "DiTTransformer2DModel":
+        count = empty = config.num_embeds_ada_norm
+    named: dict[int, list[str]] = {}
+    for name, index in getattr(pipe, "labels", {}).items():
+        named.setdefault(index, []).append(name)
+    return tuple(", ".join(named.get(k, [f"class {k}"])) for k in range(count)), empty

@@ -1,0 +1,130 @@
+"""Guides on pipelines that draw latents, from the command line and from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import Run, refused, typed
+from PIL import Image
+from tiny_pipelines import PROMPTS, SIZE, TINY, dit, ldm, stable_diffusion
+from toy_guides import guide_of
+
+import ppap_framework as ppap
+from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.guidance import Guide
+from ppap_framework.run import Sampling, plan
+from ppap_framework.run.estimate import estimate
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return typed(capsys)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pipelines") / "latent"
+    stable_diffusion().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reference") / "ref.png"
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(path)
+    return path
+
+
+def brightening() -> Guide:
+    return guide_of(
+        lambda x, _: x.mean((1, 2, 3)), lambda p, t: (p - t).square(), torch.ones(1), scale=30.0
+    )
+
+
+@pytest.mark.parametrize("through", ["clean", "detached"])
+@pytest.mark.parametrize("name", [name for name in TINY if name != "pixel U-Nets"])
+def test_every_family_is_guided(name: str, through: Any) -> None:
+    pipe = TINY[name]()
+    prompt = {"DiTPipeline": "207", "LDMPipeline": None}.get(type(pipe).__name__, PROMPTS[0])
+    how = {"num": 2, "steps": 4, "prompt": prompt, "through": through, "compare": True}
+    result = ppap.sample(pipe, [brightening()], **how)
+    gained = (result.images - result.unguided.images).mean((1, 2, 3))
+    assert gained.gt(0.0).all()
+
+
+def test_from_the_command_line(folder: Path, reference: Path, tmp_path: Path, run: Run) -> None:
+    command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--guider", "depth")
+    target = ("--target", reference, "--scale", "10", "--prompt", "a cat", "--num", "1")
+    out = tmp_path / "out"
+    refused(run(*command, *target, "--out", out), 2, "draws latents", "--through detached")
+    assert not out.exists()
+    done = run(*command, *target, "--out", out, "--through", "detached", "--steps", "2")
+    assert done.code == 0, done.err
+    record = json.loads((out / "run.json").read_text())
+    assert record["config"]["through"] == "detached"
+    assert record["config"]["backend"]["checkpoint"] == "latent"
+    assert record["config"]["guides"][0]["experts"] is None
+    with Image.open(out / "000.png") as image:
+        assert image.size == (2 * SIZE, 2 * SIZE)
+    dry = run(*command, *target, "--through", "clean", "--dry-run", "--json")
+    assert dry.code == 0, dry.err
+    assert json.loads(dry.out)["estimate"]["stages"]["base"]["backward"] > 0
+
+
+class TestPrompts:
+    def test_guidance_is_classifier_free_by_default(self) -> None:
+        pipe = stable_diffusion()
+        how = {"num": 1, "steps": 2}
+        told = ppap.sample(pipe, prompt=PROMPTS[0], **how)
+        for options in ({"cfg": 1.0}, {"cfg": 3.0}, {"negative": "grey"}):
+            other = ppap.sample(ppap.backend(pipe, options=options), prompt=PROMPTS[0], **how)
+            assert not torch.equal(other.images, told.images), options
+        for prompt, cfg, passes in ((PROMPTS[0], 7.5, 2), (PROMPTS[0], 1.0, 1), (None, 7.5, 1)):
+            backend = ppap.backend(pipe, options={"cfg": cfg})
+            condition = backend.encode(None if prompt is None else [prompt], 1)
+            assert backend.stages[0].evaluations(condition) == passes
+
+    def test_classes_by_name(self) -> None:
+        pipe = dit()
+        backend = ppap.backend(pipe)
+        by_name, by_number = (backend.encode([name], 1) for name in ("retriever", "207"))
+        assert by_name.prompts == by_number.prompts == [207]
+        assert by_name.negatives == [1000]
+        assert backend.encode(None, 2).prompts == [1000, 1000]
+        with pytest.raises(UsageError, match="there is no class"):
+            backend.encode(["no such class"], 1)
+
+
+class TestRefusals:
+    def test_an_inpainting_network(self) -> None:
+        with pytest.raises(AssetError, match="denoises 9 channels"):
+            ppap.backend(stable_diffusion(in_channels=9))
+
+    def test_a_distilled_network(self) -> None:
+        with pytest.raises(AssetError, match="distilled"):
+            ppap.backend(stable_diffusion(time_cond_proj_dim=8))
+
+    def test_out_of_memory_says_what_takes_less(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipe = stable_diffusion()
+
+        def full(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(pipe.vae, "decode", full)
+        with pytest.raises(ppap.PpapError, match="out of memory with 2 images") as caught:
+            ppap.sample(pipe, num=2, steps=2)
+        assert "--batch" in caught.value.hint
+
+
+def test_detached_guidance_needs_less_memory() -> None:
+    costs = {}
+    for through in ("clean", "detached"):
+        run = plan(ldm(), [brightening()], 1, Sampling(steps=5, through=through))
+        (costs[through],) = estimate(run).stages.values()
+    assert costs["detached"].forward == costs["clean"].forward
+    assert 0 < costs["detached"].backward < costs["clean"].backward
+    assert costs["detached"].memory < costs["clean"].memory
