@@ -91,14 +91,12 @@ def _guarded_class(kind: Any, who: str) -> Any:
 
 
 def _copied(who: str, make: Callable[..., Any], given: tuple[Any, ...]) -> Any:
-    component = make(*given)
-    _guard(component, who)
+    return _guard(make(*given), who)
+
+
+def _guard(component: Any, who: str) -> Any:
+    object.__setattr__(component, "__class__", _guarded_class(type(component), who))
     return component
-
-
-def _guard(component: Any, who: str) -> None:
-    kind: Any = type(component)
-    object.__setattr__(component, "__class__", _guarded_class(kind, who))
 
 
 def _words(found: object) -> str:

@@ -66,7 +66,7 @@ class NoiseLevel:
         return torch.sigmoid(-self.log_snr).sqrt()
 
     def __len__(self) -> int:
-        return self.log_snr.shape[0]
+        return len(self.log_snr)
 
 
 @attrs.frozen(eq=False)
@@ -109,8 +109,8 @@ class NoiseSchedule:
         return self.alphas_cumprod[t.cpu()]
 
     def level(self, t: Tensor) -> NoiseLevel:
-        """The noise level at base timesteps t, (B,), int64, in [0, T)."""
-        return NoiseLevel(self.log_snr[t.cpu()])
+        """The noise level at base timesteps t, as of `abar`."""
+        return NoiseLevel(torch.logit(self.abar(t)))
 
     def nearest_timestep(self, level: NoiseLevel) -> Tensor:
         """The base timestep nearest to each of B levels of any schedule: (B,), int64, in [0, T)."""
@@ -122,7 +122,7 @@ class NoiseSchedule:
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Draw x_t given x_0, (B, C, H, W), timesteps t, (B,), int64, and eps like x_0."""
-        abar = self.alphas_cumprod[t.cpu()][:, None, None, None]
+        abar = self.abar(t)[:, None, None, None]
         return abar.sqrt().to(x0) * x0 + (1.0 - abar).sqrt().to(x0) * noise
 
 
@@ -136,10 +136,6 @@ class FlowSchedule(NoiseSchedule):
     def abar(self, t: Tensor) -> Tensor:
         """abar at base timesteps t, (B,), whole or fractional: (B,), float64."""
         return _flow_abar((t.cpu().double() + 1.0) / self.num_timesteps)
-
-    def level(self, t: Tensor) -> NoiseLevel:
-        """The noise level at base timesteps t, (B,), whole or fractional."""
-        return NoiseLevel(torch.logit(self.abar(t)))
 
 
 def _flow_abar(s: Tensor) -> Tensor:

@@ -84,16 +84,13 @@ def find_checkpoint(
     *,
     offline: bool = False,
 ) -> Checkpoint:
-    """The checkpoint that is asked for, its containers verified.
+    """The checkpoint that is asked for, its containers verified; for any use, or for one component
+    of a kind.
 
-    Args:
-        registry: Registry of the cards.
-        component: Name of the backend or guider, by `kind`, that uses it; None for any use.
-        kind: Which of the two it is.
-        wanted: Name of a card, path of a file, CARD=PATH for a file of a card under another name,
-            or several of these joined by "+". If a file does not state what it is, the card that
-            publishes a file of this name counts. None takes the component's default card.
-        offline: Raise instead of downloading.
+    It is wanted by the name of a card, the path of a file, CARD=PATH for a file of a card under
+    another name, or several of these joined by "+"; None is the component's default card. If a file
+    does not state what it is, the card that publishes a file of this name counts. `offline` raises
+    instead of downloading.
 
     AssetError if there is no such checkpoint, it is damaged, or it cannot be used; PluginError if
     several plugins claim the name.

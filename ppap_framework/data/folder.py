@@ -54,7 +54,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
         case {"format": _, **content} as manifest:
             stated = content.pop("sha256", None)
             if stated == files.digest({"format": manifest["format"], **content}):
-                return manifest
+                return dict(manifest)
             fault = "is damaged: its SHA-256 is not that of its content"
         case _:
             fault = "is no manifest of a synthetic set"

@@ -54,15 +54,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CAP = 300.0
-_LEAST = 1e-3
-"""A scale of 0 has no logarithm; this one pulls nothing."""
-
+_LEAST = 1e-3  # a scale of 0 has no logarithm; this one pulls nothing
 _MISREAD = 0.05
-_STEP = 0.05
-"""Step of log s of the finite differences of the error."""
-
-_ERRORS = (0.05, 2.0)
-"""Least and largest standard error of log s that count in the fit."""
+_STEP = 0.05  # of log s, for finite differences
+_ERRORS = (0.05, 2.0)  # least and largest standard error of log s in the fit
 
 
 @isolated()

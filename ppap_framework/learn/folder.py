@@ -47,7 +47,7 @@ def recorded(path: Path) -> dict[str, Any]:
         case None:
             return {}
         case {"settings": dict(), "calls": list()} as record:
-            return record
+            return dict(record)
     raise AssetError(f"{str(path / _RECORD)!r} is no record of a training", hint=_DAMAGED)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from ppap_framework.errors import PluginError
+from ppap_framework.errors import PluginError, did_you_mean
 from ppap_framework.plugin import CardKind, ComponentKind
 from ppap_framework.registry.records import Item, Offers, split
 
@@ -106,9 +106,9 @@ def one_of(name: str, known: Iterable[str], flag: str) -> str:
     known = list(dict.fromkeys(known))
     if not known:
         return f"name a file with {flag} PATH"
-    near = nearest(name, known)
-    listed = f"give the path of a file, or one of {', '.join(known)}"
-    return f"did you mean {near!r}? Otherwise {listed}" if near else listed
+    question = did_you_mean(name, known)
+    start = f"{question} Otherwise give" if question else "give"
+    return f"{start} the path of a file, or one of {', '.join(known)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from ppap_framework.diffusion import Step, ddim_step, ddpm_step
-from ppap_framework.errors import Problems, UsageError
+from ppap_framework.errors import Problems, UsageError, did_you_mean
 from ppap_framework.guidance import Conflicts, Through
 from ppap_framework.runtime import Precision, find_device
 
@@ -214,7 +213,6 @@ def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
         result.append(attrs.evolve(record, **own))
     for name in left:
         known = [field for record in records for field in attrs.fields_dict(type(record))]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"choose from {', '.join(known)}"
         raise UsageError(f"there is no setting {name!r}", hint=hint)
     return tuple(result)
