@@ -150,27 +150,21 @@ class Reference:
             "spread": metrics.spread(generated, seen.classes, self.variances, counts),
         }
         _, recall = metrics.precision_recall(generated, manifold)
+        once = np.ones((1, number))
+        spread = float(metrics.spread(generated, seen.classes, self.variances, once)[0])
         figures |= {
-            "fid": interval(self._fid(seen), resampled["fid"], 0.0),
+            "fid": interval(metrics.fid(generated, self.features), resampled["fid"], 0.0),
             "kid": interval(metrics.kid(generated, self.features), resampled["kid"]),
             "recall": interval(recall, resampled["recall"], 0.0, 1.0),
-            "spread": interval(self._spread(seen), resampled["spread"], 0.0),
+            "spread": interval(spread, resampled["spread"], 0.0),
         }
         return Assessment(figures, resampled, images)
-
-    def _fid(self, seen: Observations) -> float:
-        return metrics.fid(self.project(seen.features), self.features)
-
-    def _spread(self, seen: Observations) -> float:
-        features, ones = self.project(seen.features), np.ones((1, len(seen.features)))
-        return float(metrics.spread(features, seen.classes, self.variances, ones)[0])
 
 
 def projection(reference: Floats, limit: int = _MAX_FEATURES) -> Callable[[Floats], Floats]:
     """Projection of features, (N, D), to the first `limit` principal axes of a reference, (M, D).
 
-    With many features, noise in the covariance dominates a Frechet
-    distance.
+    With many features, noise in the covariance dominates a Frechet distance.
     """
     if reference.shape[1] <= limit:
         return lambda features: features

@@ -52,15 +52,13 @@ def _read(path: Path, threads: int | None, **changes: Any) -> Any:
 def evaluate(
     experiment: Path,
     reference: str | None,
-    rows: list[str] | None,
-    device: str,
     threads: int | None,
     as_json: bool,
     judge: str | None,
     out: Path | None,
     images: Path | None,
     num: int | None,
-    time_again: bool,
+    **how: Any,  # rows, device and time_again
 ) -> None:
     """Measure the rows of EXPERIMENT, a TOML or JSON file.
 
@@ -79,11 +77,9 @@ def evaluate(
             found,
             out or home,
             images or home / "images",
-            rows=rows,
-            device=device,
-            time_again=time_again,
             command=["ppap", *sys.argv[1:]],
             progress=watch,
+            **how,
         )
     records = [read_json(path) for path in paths]
     if as_json:
@@ -109,12 +105,11 @@ def evaluate(
 def bench(
     experiment: Path,
     reference: str | None,
-    rows: list[str] | None,
-    device: str,
     threads: int | None,
     as_json: bool,
     num: int | None,
     rounds: int | None,
+    **how: Any,  # rows and device
 ) -> None:
     """Measure time and memory of the rows of EXPERIMENT.
 
@@ -128,7 +123,7 @@ def bench(
     timing = attrs.evolve(
         found.timing, num=num or found.timing.num, rounds=rounds or found.timing.rounds
     )
-    costs = bench(attrs.evolve(found, timing=timing), rows=rows, device=device)
+    costs = bench(attrs.evolve(found, timing=timing), **how)
     if as_json:
         print_json(costs)
         return

@@ -111,11 +111,7 @@ def peak_memory_of(setup: Setup, row: Row) -> int | None:
 
 
 def _draw_alone(
-    threads: int,
-    experiment: Experiment,
-    row: Row,
-    names: tuple[str, ...],
-    device: str,
+    threads: int, experiment: Experiment, row: Row, names: tuple[str, ...], device: str
 ) -> int | None:
     torch.set_num_threads(threads)
     plan = _plan(Setup.load(experiment, names, device), row)

@@ -14,14 +14,13 @@ Image i aims at class i mod K or, with [scenes], at scene i mod S.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
 from attrs.validators import deep_iterable, in_, instance_of, min_len, optional
 
-from ppap_framework.errors import UsageError
+from ppap_framework.errors import UsageError, did_you_mean
 from ppap_framework.run import GuideRequest, Sampling
 from ppap_framework.run.plan import DEFAULT_MULTIPLIER
 from ppap_framework.run.settings import SamplerName
@@ -256,10 +255,9 @@ class Experiment:
         known = [row.name for row in self.rows]
         for name in names or ():
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
                 raise UsageError(
                     f"experiment {self.name!r} has no row {name!r}",
-                    hint=f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}",
+                    hint=did_you_mean(name, known) or f"it has {', '.join(known)}",
                 )
         return [row for row in self.rows if names is None or row.name in names]
 

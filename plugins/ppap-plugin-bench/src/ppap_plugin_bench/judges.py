@@ -204,18 +204,10 @@ class Judges:
     @property
     def protocol(self) -> dict[str, Any]:
         """Required common settings of rows beside the class judge; empty without scenes."""
-        if self.targets.scenes is None:
+        if (scenes := self.targets.scenes) is None:
             return {}
-        return {
-            "scenes": {
-                "sha256": self.targets.scenes.scenes_sha256,
-                "num": len(self.targets.scenes),
-            },
-            "judges": [
-                {**attrs.asdict(judge.spec), "sha256": judge.origin.sha256}
-                for judge in self.of_scenes
-            ],
-        }
+        judges = [{**attrs.asdict(one.spec), "sha256": one.origin.sha256} for one in self.of_scenes]
+        return {"scenes": {"sha256": scenes.scenes_sha256, "num": len(scenes)}, "judges": judges}
 
     def describe(self) -> list[dict[str, Any]]:
         """Scene judges, as JSON."""
@@ -259,9 +251,9 @@ class Judges:
         scenes = self.targets.scenes.part(0, number)
         lines = [list(scenes.images)]
         for judge in self.of_scenes:
-            pictures = [target.picture for target in judge.targets(scenes)]
-            shown = [to_uint8(picture[None])[0] for picture in pictures if picture is not None]
-            if len(shown) == len(pictures):
+            targets = judge.targets(scenes)
+            shown = [to_uint8(one.picture[None])[0] for one in targets if one.picture is not None]
+            if len(shown) == len(targets):
                 lines.append(shown)
         return lines
 
@@ -292,10 +284,8 @@ def _last_linear_input(network: nn.Module) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, given: tuple[Any, ...]) -> None:
         inputs[:] = given[:1]
 
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_pre_hook(keep) for module in linear]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                hooks.enter_context(module.register_forward_pre_hook(keep))
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()

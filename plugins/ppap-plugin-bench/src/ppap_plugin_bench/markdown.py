@@ -58,8 +58,9 @@ def number(name: str, value: float | None, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
-def scale(row: Mapping[str, Any], value: float | str | None) -> str:
-    """A scale of a row, and its interval unless it is the whole range."""
+def scale(row: Mapping[str, Any]) -> str:
+    """The default scale of a row, and its interval unless it is the whole range."""
+    value = row.get("default")
     if value is None:
         return "–"
     low, high = row["interval"]

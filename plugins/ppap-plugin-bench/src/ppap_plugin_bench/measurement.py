@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import Interval, rounded
+from ppap_framework.diagnosis.intervals import rounded
 from ppap_framework.diagnosis.record import environment, provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
@@ -126,8 +126,9 @@ class Measurement:
         """Accuracy of the judges, as JSON."""
         targets, scenes = self.setup.targets, None
         if targets.scenes is not None:
-            figures = {n: mean(values) for n, values in self.judges.figures_of_scenes().items()}
-            scenes = {"num": len(targets.scenes), "figures": _record(figures)}
+            found = self.judges.figures_of_scenes().items()
+            figures = {name: mean(values).record() for name, values in found}
+            scenes = {"num": len(targets.scenes), "figures": figures}
         return self.reference.record | {"format": FORMAT, "scenes": scenes}
 
     def measure(self, row: Row) -> Measured:
@@ -256,10 +257,6 @@ class Measurement:
         return folder / f"{row.name}-{digest([depends_on, scale])[:16]}.npz"
 
 
-def _record(figures: Mapping[str, Interval]) -> dict[str, Any]:
-    return {name: figure.record() for name, figure in figures.items()}
-
-
 def _per_image(plan: Plan) -> dict[str, float | None]:
     """Forward and backward passes per image."""
     counts = counts_of(plan)
@@ -278,10 +275,14 @@ def _guides(row: Row, guides: Sequence[Guide]) -> dict[str, Any]:
     described: list[dict[str, Any]] = []
     for request, guide in zip(row.guides, guides, strict=True):
         assert guide.origin is not None  # it was requested by name
+        experts = None
+        if isinstance(guide.experts, BundleFile):
+            experts = guide.experts.record()
+            del experts["path"]  # differs between machines
         found = provenance(guide.origin) | {
             "loss": guide.loss_name,
             "through": row.through,
-            "experts": _experts(guide),
+            "experts": experts,
         }
         if request.target is not None:
             found["aim"] = request.target
@@ -291,10 +292,3 @@ def _guides(row: Row, guides: Sequence[Guide]) -> dict[str, Any]:
     if len(described) > 1:
         return {"guide": None, "guides": described}
     return {"guide": described[0] if described else None}
-
-
-def _experts(guide: Guide) -> dict[str, Any] | None:
-    """Record of a guide's experts, without the path of their file."""
-    if not isinstance(guide.experts, BundleFile):
-        return None
-    return {name: value for name, value in guide.experts.record().items() if name != "path"}

@@ -172,15 +172,12 @@ def _kernel(a: Floats, b: Floats) -> Floats:
 
 def _mean_kernel(a: Floats, b: Floats) -> Floats:
     """Mean over b, (len(a),), computed in parts to save memory."""
-    return np.concatenate(
-        [_kernel(part, b).mean(1) for part in np.array_split(a, -(-len(a) // 512))]
-    )
+    parts = np.array_split(a, -(-len(a) // 512))
+    return np.concatenate([_kernel(part, b).mean(1) for part in parts])
 
 
 def _distances(a: Floats, b: Floats) -> NDArray[np.float32]:
     x, y = torch.from_numpy(a).float(), torch.from_numpy(b).float()
-    # A matrix product would lose precision for near neighbors.
-    distances: NDArray[np.float32] = torch.cdist(
-        x, y, compute_mode="donot_use_mm_for_euclid_dist"
-    ).numpy()
+    exact = "donot_use_mm_for_euclid_dist"  # a product would lose precision for near neighbors
+    distances: NDArray[np.float32] = torch.cdist(x, y, compute_mode=exact).numpy()
     return distances

@@ -53,12 +53,9 @@ class Pictures:
 
     def part(self, start: int, stop: int) -> Pictures:
         """Pictures `start` to `stop` - 1."""
-        return Pictures(
-            self.images[start:stop],
-            self.labels[start:stop],
-            self.names,
-            {name: truth[start:stop] for name, truth in self.truths.items()},
-        )
+        cut = slice(start, stop)
+        truths = {name: truth[cut] for name, truth in self.truths.items()}
+        return attrs.evolve(self, images=self.images[cut], labels=self.labels[cut], truths=truths)
 
 
 def read_pictures(path: Path, truths: Collection[str] | None = None) -> Pictures:

@@ -42,7 +42,7 @@ def curves_plot(results: Results, path: Path) -> None:
             _line(axis, row, (other, name), color=color, marker=marker)
         markers = itertools.cycle("*Pd")
         for row in (row for row in results.rows if row not in results.guided):
-            x, y = (_known(row["figures"][of]["value"]) for of in (other, name))
+            x, y = (np.float64(row["figures"][of]["value"]) for of in (other, name))
             given = "pictures" in row
             style = {"color": "gray", "marker": "X"} if given else {"marker": next(markers)}
             style = {"color": "black", "linestyle": "none", **style}
@@ -71,10 +71,9 @@ def _line(axis: Any, row: dict[str, Any], names: tuple[str, str], **style: str) 
 
     points, places = row["points"], []
     for of, kind in zip(names, ("xerr", "yerr"), strict=True):
-        found = [point["figures"][of] for point in points]
-        value, low, high = (
-            np.array([_known(figure[end]) for figure in found]) for end in ("value", "low", "high")
-        )
+        found = (point["figures"][of] for point in points)
+        ends = [(one["value"], one["low"], one["high"]) for one in found]
+        value, low, high = np.array(ends, np.float64).T  # None becomes NaN, which is not drawn
         places.append((value, {kind: np.stack([value - low, high - value])}))
     (x, across), (y, along) = places
     faint = {"fmt": "none", "ecolor": style["color"], "alpha": 0.3, "linewidth": 1}
@@ -94,10 +93,6 @@ def _line(axis: Any, row: dict[str, Any], names: tuple[str, str], **style: str) 
                 zorder=7,
             )
             told.set_path_effects([withStroke(linewidth=1.5, foreground="white")])
-
-
-def _known(value: float | None) -> float:
-    return np.nan if value is None else value  # NaN is not drawn
 
 
 def write_strip(path: Path, lines: Sequence[Sequence[NDArray[np.uint8]]]) -> None:

@@ -183,11 +183,7 @@ def _fidelity(result: Results) -> str:
     if any(name.startswith("hit") for name in names):
         names.append("sure")
     rows = [
-        [
-            row["title"],
-            markdown.scale(row, row.get("default")),
-            *markdown.figures(names, row["figures"]),
-        ]
+        [row["title"], markdown.scale(row), *markdown.figures(names, row["figures"])]
         for row in result.rows
     ]
     headings = ["row", "scale", *_headings(result, names)]
@@ -314,10 +310,8 @@ def _judge(result: Results) -> str:
         text += f" Its most common mistakes: {', '.join(told)}."
     scenes = judge["scenes"]
     if scenes and scenes["figures"]:
-        told = [
-            f"{spoken(name)} {markdown.show(name, found)}"
-            for name, found in scenes["figures"].items()
-        ]
+        shown = scenes["figures"].items()
+        told = [f"{spoken(name)} {markdown.show(name, found)}" for name, found in shown]
         text += (
             f" On the {scenes['num']} scenes themselves, which a perfect row would draw again: "
             f"{', '.join(told)}."

@@ -47,19 +47,12 @@ def training(result: Results) -> str:
     trained = [row for row in result.rows if row.get("training")]
     if not trained:
         return ""
-    clean = [
-        row
-        for row in result.rows
-        if row["cost"] and any(guide["through"] == "clean" for guide in guides_of(row))
-    ]
-    rows = [
-        [
-            row["title"],
-            f"{row['training']['seconds']:,.0f}",
-            *(paid_back(row, other) for other in clean),
-        ]
-        for row in trained
-    ]
+    timed = (row for row in result.rows if row["cost"])
+    clean = [row for row in timed if any(one["through"] == "clean" for one in guides_of(row))]
+    rows = []
+    for row in trained:
+        seconds = f"{row['training']['seconds']:,.0f}"
+        rows.append([row["title"], seconds, *(paid_back(row, other) for other in clean)])
     headings = [f"paid back against {other['title']} after" for other in clean]
     return (
         f"### What training cost\n\n{markdown.table(['row', 'seconds', *headings], rows)}\n"

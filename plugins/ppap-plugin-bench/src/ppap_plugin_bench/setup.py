@@ -68,18 +68,10 @@ class Setup:
             self._guides[row] = tuple(self._guide(row, *pair) for pair in pairs)
         return self._guides[row]
 
-    def plan(
-        self,
-        row: Row,
-        scale: RowScale | None = None,
-        *,
-        num: int,
-        batch: int,
-    ) -> run.Plan:
+    def plan(self, row: Row, scale: RowScale | None = None, *, num: int, batch: int) -> run.Plan:
         """Plan images of a row at a scale; None for an unguided row."""
-        experiment, prompt = self.experiment, None
-        if row.prompt is not None:
-            prompt = self.targets.prompts(row.prompt, num)
+        experiment = self.experiment
+        prompt = None if row.prompt is None else self.targets.prompts(row.prompt, num)
         guides = []
         if scale is not None:
             indices = torch.from_numpy(self.targets.indices(num))
