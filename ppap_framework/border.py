@@ -95,7 +95,8 @@ def _copied(who: str, make: Callable[..., Any], given: tuple[Any, ...]) -> Any:
 
 
 def _guard(component: Any, who: str) -> Any:
-    object.__setattr__(component, "__class__", _guarded_class(type(component), who))
+    kind: Any = type(component)
+    object.__setattr__(component, "__class__", _guarded_class(kind, who))
     return component
 
 

@@ -69,10 +69,6 @@ class Pictures:
         return cls(torch.cat([part.images for part in parts]), seen, earlier)
 
 
-def _shapes(pictures: Mapping[Kind, Pictures]) -> str:
-    return ", ".join(f"{kind} {tuple(p.images.shape)}" for kind, p in pictures.items())
-
-
 @final
 @attrs.frozen
 class Stats:
@@ -103,7 +99,9 @@ class Result:
     """
 
     plan: Plan = attrs.field(repr=False)
-    pictures: Mapping[Kind, Pictures] = attrs.field(repr=_shapes)
+    pictures: Mapping[Kind, Pictures] = attrs.field(
+        repr=lambda every: ", ".join(f"{k} {tuple(p.images.shape)}" for k, p in every.items())
+    )
     stats: Stats
     interrupted: bool
 
