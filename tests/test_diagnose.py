@@ -556,7 +556,9 @@ class TestCommand:
         assert said["guide"]["target"] == "green"
         assert said["guide"]["component"] == "colour"
         assert said["backend"]["component"] == "toy"
-        pixels = torch.from_numpy(to_uint8(ppap.sample("toy", num=6, steps=2).images))
+        pixels = torch.from_numpy(
+            to_uint8(ppap.sample("toy", num=6, steps=2, sampler="ddim").images)
+        )
         pixels = pixels.permute(0, 3, 1, 2)
         guide = ppap.guide("colour", target="green", experts="none")
         again = diagnose(ppap.backend("toy"), guide, pixels, levels=4, num_experts=3)
@@ -571,7 +573,7 @@ class TestCommand:
         found = SimpleNamespace(load=lambda: two)
         monkeypatch.setattr("ppap_framework.cli.guide_options.backend_of", lambda given: found)
         assert run(*BASE, *SMALL, "--batch", "4", "--experts", "none").code == 0
-        drawn = ppap.sample(two, num=6, steps=2, batch=4).pictures["guided"]
+        drawn = ppap.sample(two, num=6, steps=2, sampler="ddim", batch=4).pictures["guided"]
         small, large = (
             torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2)
             for x in (drawn.earlier["base"], drawn.images)

@@ -108,7 +108,7 @@ class TestGuide:
     def test_pictures_as_targets(self, toy: DiffusionBackend) -> None:
         picture = Image.new("RGB", (SIZE, SIZE), (200, 200, 200))
         guide = ppap.guide("grey", target=picture, scale=300.0)
-        result = ppap.sample(toy, [guide], num=2, steps=20, compare=True)
+        result = ppap.sample(toy, [guide], num=2, steps=20, sampler="ddim", compare=True)
         before, after = result.unguided.seen["grey"], result.seen["grey"]
         assert (after.figures["energy"] < 0.5 * before.figures["energy"]).all()
         wanted = 200 / 127.5 - 1.0
