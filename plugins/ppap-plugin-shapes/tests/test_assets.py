@@ -46,9 +46,9 @@ def test_default_targets_are_among_the_classes() -> None:
 
 def test_experts_lead_where_the_untouched_network_does_not() -> None:
     """By the eyes of the judge, which guides nothing."""
-    aims = torch.arange(0, 32, 2)
+    aims = torch.arange(0, 32, 4)
     guide = ppap.guide("classifier", target=aims.numpy())
-    drawn = ppap.sample("adm", [guide], num=16, steps=25, batch=16, seed=3, compare=True)
+    drawn = ppap.sample("adm", [guide], num=8, steps=20, batch=8, seed=3, compare=True)
     judge = ppap.guide("classifier", checkpoint="shapes-judge", target="red cube", experts="none")
     names = [judge.model.target(TargetInput(text=name)).value for name in CLASS_NAMES]
     hits = {}
@@ -59,6 +59,6 @@ def test_experts_lead_where_the_untouched_network_does_not() -> None:
         with torch.no_grad():
             seen = judge.model(images).argmax(1)
         hits[name] = int((seen == torch.cat(names)[aims]).sum())
-    assert hits["experts"] >= 10
-    assert hits["naive"] <= 5
-    assert hits["unguided"] <= 3
+    assert hits["experts"] >= 5
+    assert hits["naive"] <= 3
+    assert hits["unguided"] <= 2
