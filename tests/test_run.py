@@ -313,8 +313,8 @@ WRONG = {  # what is typed behind these words, the exit code, the culprit and th
         (
             "--guider-option sharpness=much",
             2,
-            "'sharpness' of guider 'colour' cannot be 'much'",
-            "float",
+            "option 'sharpness': 'much' is not a number",
+            "its options are sharpness",
         ),
         ("--guider-option sharpness", 2, "'sharpness'", "KEY="),
     ],

@@ -95,7 +95,8 @@ def of_model(model: GuidanceModel, **changes: Any) -> Guide:
 
 
 def sampled(toy: Toy, *guides: Guide, **changes: Any) -> ppap.Result:
-    return ppap.sample(toy, guides, **{"num": NUM, "steps": STEPS, "batch": 2} | changes)
+    settings = {"num": NUM, "steps": STEPS, "sampler": "ddim", "batch": 2}
+    return ppap.sample(toy, guides, **settings | changes)
 
 
 def planned(toy: Toy, *guides: Guide, num: int = NUM, **changes: Any) -> Plan:

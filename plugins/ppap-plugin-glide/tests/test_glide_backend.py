@@ -375,9 +375,9 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
-            (("--cfg", "nan"), "option 'cfg' of backend 'glide' cannot be 'nan'"),
+            (("--cfg", "nan"), "option 'cfg': must be a finite number, not nan"),
             (("--cfg", "-inf"), "must be a finite number, not -inf"),
-            (("--cfg", "much"), "option 'cfg' of backend 'glide' cannot be 'much'"),
+            (("--cfg", "much"), "option 'cfg': could not convert string to float: 'much'"),
             (("--cfg", "2", "--backend-option", "cfg=3"), "--backend-option cfg is given twice"),
             (("--backend-option", "guidance=3"), "unknown option 'guidance'"),
             (("--stage", "last"), "has no stage 'last'"),

@@ -228,7 +228,7 @@ class TestTensors:
             (changed(**{"1.bias": torch.ones(5)}), "'1.bias' (5,) instead of (4,)"),
             (changed(**{"5.lora_B": torch.ones(5, 3)}), "(5, 3) instead of (5, 2)"),
             (changed(**{"5.linear.bias": torch.full((5,), torch.inf)}), "'5.bias' of"),
-            (changed(**{"5.weight": torch.ones(5, 16)}), "'net.5.weight' within an adapter and"),
+            (changed(**{"5.weight": torch.ones(5, 16)}), "'5.weight' within an adapter and"),
             (changed(**{"0.conv.weight": torch.ones(4, 3, 3, 3)}), "made of other weights: 1 of 2"),
         ],
     )
