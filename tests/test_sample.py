@@ -468,7 +468,7 @@ class TestChanged:
         assert changed({"precision": torch.float32}, Compute(precision="bfloat16")) == (Compute(),)
 
     @pytest.mark.parametrize(
-        ("name", "hint"), [("sampeler", "did you mean sampler?"), ("xyz", "choose from steps, ")]
+        ("name", "hint"), [("sampeler", "did you mean 'sampler'?"), ("xyz", "choose from steps, ")]
     )
     def test_unknown_names(self, name: str, hint: str) -> None:
         with pytest.raises(UsageError, match=f"no setting '{name}'") as caught:

@@ -741,7 +741,7 @@ class TestTeacher:
             load_teacher("clasifier")
         with pytest.raises(UsageError, match="no setting 'num_expert'") as caught:
             transfer(Backend(), network(), "nowhere", out="out", num_expert=3)
-        assert caught.value.hint == "did you mean num_experts?"
+        assert caught.value.hint == "did you mean 'num_experts'?"
 
 
 class TestPlot:
