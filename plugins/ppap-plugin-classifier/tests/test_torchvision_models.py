@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from library_inputs import TOLERANCE, levels, picture
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, get_model, get_model_weights
 from torchvision.transforms import Normalize
@@ -45,6 +46,13 @@ def test_a_state_dict_says_what_torchvision_says(
     shown = Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])((batch + 1) / 2)
     with torch.no_grad():
         torch.testing.assert_close(made(batch), network(shown), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_head_is_found_in_a_file_of_sorted_names(prefix: str, tmp_path: Path) -> None:
+    state = get_model("resnet18", weights=None, num_classes=5).state_dict()
+    save_file({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")
+    assert len(loaded("torchvision/resnet18", tmp_path / "a.safetensors").class_names) == 5
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])

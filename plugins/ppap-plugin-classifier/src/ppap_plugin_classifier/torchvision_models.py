@@ -44,12 +44,15 @@ def from_checkpoint(checkpoint: Checkpoint, model: str) -> _Loaded:
     """
     name = _known(model)
     state = checkpoint.state_dict()
-    last = next(reversed(state.values()), torch.zeros(1))  # weight or bias of the head
-    number = len(last) if last.ndim else 1
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # as for torchvision's weights
         auxiliary = any(key.lower().startswith("aux") for key in state)
         options = {"transform_input": True, "init_weights": False, "aux_logits": auxiliary}
+    with torch.device("meta"):
+        own = get_model(name, weights=None, **options).state_dict()
+    last = next(reversed(own))  # the head's bias; files may sort their names, and add a prefix
+    head = next((x for key, x in state.items() if key.endswith(last)), torch.zeros(1000))
+    number = len(head) if head.ndim else 1
     network = get_model(name, weights=None, num_classes=number, **options)
     load_into(network, checkpoint)
     weights = get_model_weights(name).DEFAULT
