@@ -258,7 +258,7 @@ class TestTargets:
         found = [model.target(decode_target(image)) for image in (wide, middle)]
         torch.testing.assert_close(found[0].value, found[1].value)
         assert found[0].label == "the style of picture"
-        assert model.target(decode_target(picture(0, 900, 700))).picture.shape == (3, 512, 512)  # type: ignore[union-attr]
+        assert model.target(decode_target(picture(0, 900, 700))).picture.shape == (3, 512, 512)  # type: ignore[union-attr]  # has one
 
     @pytest.mark.parametrize(
         ("given", "message"),

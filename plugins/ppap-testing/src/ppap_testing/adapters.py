@@ -48,7 +48,7 @@ class AdapterConformance(Conformance):
 
     def _answer(self, network: nn.Module) -> Tensor:
         with torch.no_grad(), evaluating(network):
-            return network(self.images().to(next(network.parameters()).dtype))  # type: ignore[no-any-return]
+            return network(self.images().to(next(network.parameters()).dtype))  # type: ignore[no-any-return]  # a module
 
     def _train(self, adapter: ExpertAdapter, network: nn.Module, index: int) -> Tensor:
         """Two steps of gradient descent in training mode; the answer while unmerged."""

@@ -59,7 +59,7 @@ class BackendConformance(Conformance):
         stage = stage or self.stage
         with isolated(), evaluating(stage.network):
             condition = condition or self.made().encode(None, len(x_t))
-            return stage.denoise(x_t, t, condition)  # type: ignore[no-any-return]
+            return stage.denoise(x_t, t, condition)  # type: ignore[no-any-return]  # a stage
 
     @shared
     def predicted(self) -> Prediction:

@@ -48,7 +48,7 @@ class TargetChecks(Conformance):
     @shared
     def guide(self) -> Guide:
         request = {"options": self.options, "checkpoint": self.checkpoint, "experts": "none"}
-        return GuideRequest(source=self.component, **request).load(aim=False)  # type: ignore[arg-type]
+        return GuideRequest(source=self.component, **request).load(aim=False)  # type: ignore[arg-type]  # by name
 
     @shared
     def made(self) -> Any:
@@ -61,7 +61,7 @@ class TargetChecks(Conformance):
             return self.made().target(decode_target(self.target))
         request = {"options": self.options, "checkpoint": self.checkpoint, "experts": "none"}
         try:
-            return GuideRequest(source=self.component, **request).load().target  # type: ignore[arg-type]
+            return GuideRequest(source=self.component, **request).load().target  # type: ignore[arg-type]  # by name
         except UsageError:
             skip("it has no default target; set `target` in the suite, or give one with --target")
 
