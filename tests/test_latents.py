@@ -17,10 +17,9 @@ from ppap_framework.components import DiffusionBackend, Prediction, TaskLoss
 from ppap_framework.diffusion import Process, ddim_step
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.learn import Recipe, calibrate
-from ppap_framework.learn.plan import plan_transfer
+from ppap_framework.learn import calibrate
 from ppap_framework.noise import FlowSchedule, NoiseLevel, cosine_schedule
-from ppap_framework.run import Compute, Sampling, plan
+from ppap_framework.run import Sampling, plan
 from ppap_framework.run.estimate import estimate
 
 LEVEL = cosine_schedule(1000).level(torch.tensor([400, 400]))
@@ -92,12 +91,10 @@ class TestSampling:
             ppap.sample(LatentBackend(), [red()], num=2, steps=4)
         assert "--through detached" in caught.value.hint
 
-    def test_experts_and_curves_of_latents_are_refused(self) -> None:
+    def test_curves_of_a_guide_that_cannot_look_at_latents_are_refused(self) -> None:
         guide = attrs.evolve(red(), loss=Mean(), scale=4)
         with pytest.raises(UsageError, match="draws latents"):
             calibrate(LatentBackend(), guide, num=8)
-        with pytest.raises(UsageError, match="draws latents"):
-            plan_transfer(LatentBackend(), guide, None, Recipe(), Compute(), None)
 
     def test_the_cost_of_a_step(self) -> None:
         """A convolution of 2 x 4 x 4 latents to 3 x 8 x 8 pixels, and its gradient."""

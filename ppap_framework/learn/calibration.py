@@ -104,7 +104,8 @@ def calibrate(
     sampling = attrs.evolve(sampling, seed=seed)
     loaded = load_backend(backend)
     stage, device = loaded.stages[0], compute.place
-    check_readable(stage)
+    if bundle is None and through == "noisy":
+        check_readable(stage, "name their experts, or look through detached")
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
     here = Present(guide.model, loaded, guide.compared_options(loaded))
@@ -129,7 +130,7 @@ def calibrate(
                     images, level = noised(x0, stage.schedule, t, first=start)
                     if through != "noisy":
                         condition = loaded.encode(sampling.prompts(batch), len(batch))
-                        images = _predicted(stage, images, t, condition)
+                        images = stage.decode(_predicted(stage, images, t, condition))
                         images = images.clamp(-1, 1) if through == "detached" else images
                         level = NoiseLevel.clean(len(batch))
                     rows.append(_energies(guide, images, level, targets))
@@ -214,20 +215,21 @@ def _curve(
 
 
 def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
-    """What the first and the last stage drew, (M, 3, H, W) each, on the CPU."""
+    """Clean states of the first stage and images of the last, (M, ...) each, on the CPU."""
     batch = run.compute.fixed_batch
     parts: list[tuple[Tensor, Tensor]] = []
     with drawing(run) as draw:
         for start in range(0, run.num, batch):
             drawn = list(draw(range(start, min(start + batch, run.num))).values())
-            parts.append((drawn[0].cpu(), drawn[-1].cpu()))
+            states = drawn[0] if draw.latents is None else draw.latents
+            parts.append((states.cpu(), drawn[-1].cpu()))
     first, last = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(last)
 
 
 @torch.no_grad()
 def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
-    """The predicted clean images, (B, 3, H, W)."""
+    """The predicted clean states, (B, C, H, W)."""
     with frozen([stage.network], x_t.device):
         return stage.denoise(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64), condition).x0
 

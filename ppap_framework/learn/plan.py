@@ -126,14 +126,17 @@ class TransferPlan:
         """Raise AssetError if experts cannot learn from these images."""
         shape, wanted, sha256 = images.image_shape(0), self.stage.image_shape, images.manifest_hash
         own = drawn = self.identities["backend"].sha256
+        latents, read = None, self.stage.latent_shape
         if isinstance(images, SyntheticData):
             drawn = images.manifest["settings"]["backend"]["weights_sha256"]
+            latents = images.latent_shape
         component, known = self.backend.origin.component, re.fullmatch("[0-9a-f]{64}", sha256)
         faults = {
             f"the data are of {shape}, and {component!r} draws {wanted}": shape != wanted,
             f"experts cannot learn from {len(images)} image": len(images) < 2,
             f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256": known is None,
             "the data were drawn by a backend with other weights": drawn != own,
+            f"the data have no latents {read} beside the images": read not in (None, latents),
         }
         for words in (words for words, found in faults.items() if found):
             raise AssetError(words, hint="draw them with `ppap synthesize`")
@@ -174,15 +177,17 @@ def plan_transfer(
     """The plan of `transfer` for its arguments; PpapError with all problems."""
     loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
-    problems = Problems()
-    problems.attempt(check_readable, loaded.stages[0])
-    adapters: tuple[AdapterConfig, ...] = problems.attempt(_configs, recipe.adapters) or ()
+    problems, stage = Problems(), loaded.stages[0]
+    adapters = problems.attempt(_configs, recipe.adapters, stage) or ()
     recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         owned = recipe.ranges(schedule).timesteps(schedule)
         recipe.phases(owned)  # for "auto", with the largest possible number of experts
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
+        elif stage.latent_shape:
+            fault = "boundaries cannot be proposed for a network that reads no latents"
+            raise UsageError(fault, hint="give boundaries or a number of experts")
     problems.check()
     origins = {
         "guide": (guide_origin(teacher), guide_sha256(teacher.model)),
@@ -198,10 +203,19 @@ def plan_transfer(
     return plan
 
 
-def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
+def _configs(adapters: Adapters, stage: Stage) -> tuple[AdapterConfig, ...]:
     problems = Problems()
     configs: dict[str, AdapterConfig] = {}
-    for kind, options in registry().default_adapters() if adapters is None else adapters:
+    given = [*(registry().default_adapters() if adapters is None else adapters)]
+    if stage.latent_shape is not None:
+        readers = dict(registry().default_adapters(latents=True))
+        if not readers:
+            check_readable(stage, "no adapter that reads latents is installed")
+        shapes = {"latents": [*stage.latent_shape], "images": [*stage.image_shape]}
+        if not any(kind in readers for kind, _ in given):
+            given.insert(0, (next(iter(readers)), {}))
+        given = [(kind, {**shapes, **own} if kind in readers else own) for kind, own in given]
+    for kind, options in given:
         with problems.collected():
             if kind in configs:
                 raise UsageError(f"adapter {kind!r} is given twice", hint="give each adapter once")
