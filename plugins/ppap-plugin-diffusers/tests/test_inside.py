@@ -196,21 +196,21 @@ class TestBlock:
         torch.testing.assert_close(images, result.images_01, **TOLERANCE)
 
     @pytest.mark.parametrize(
-        "guider",
+        ("kind", "options"),
         [
-            diffusers.AdaptiveProjectedGuidance(guidance_scale=3.0),
-            diffusers.ClassifierFreeZeroStarGuidance(guidance_scale=3.0, zero_init_steps=0),
-            diffusers.MagnitudeAwareGuidance(guidance_scale=3.0),
-            diffusers.TangentialClassifierFreeGuidance(guidance_scale=3.0),
+            (diffusers.AdaptiveProjectedGuidance, {}),
+            (diffusers.AdaptiveProjectedMixGuidance, {}),
+            (diffusers.ClassifierFreeZeroStarGuidance, {"zero_init_steps": 0}),
+            (diffusers.TangentialClassifierFreeGuidance, {}),
         ],
-        ids=lambda guider: type(guider).__name__,
+        ids=lambda given: getattr(given, "__name__", ""),
     )
-    def test_it_follows_every_guider(self, guider: Any) -> None:
+    def test_it_follows_every_guider(self, kind: Any, options: dict[str, Any]) -> None:
         """Guides see what the guider makes of the network's outputs, and change it by the same
         rule: without them, and with a scale of 0, the images are the guider's own.
         """
         classic, blocks = stable_diffusion_xl(), StableDiffusionXLAutoBlocks()
-        images = []
+        guider, images = kind(guidance_scale=3.0, **options), []
         for guides in (None, [brightening(scale=0.0)], [brightening()]):
             own = blocks if guides is None else guided_blocks(blocks, guides, **HOW)
             images.append(drawn_modular(modular(classic, own, guider=guider), (4, SIZE, SIZE)))

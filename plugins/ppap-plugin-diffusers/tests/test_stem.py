@@ -11,10 +11,10 @@ import attrs
 import pytest
 import torch
 from commands import Run, refused, typed
-from test_latents import LatentBackend, Mean
 from tiny_pipelines import dit, stable_diffusion, stable_diffusion_3
 from torch import Tensor, nn
 from torch.testing import assert_close
+from toy_latents import LatentBackend, Mean
 from transfer_toy import Means
 
 import ppap_framework as ppap
