@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # mypy takes a function for the module of its name, unless it
     from ppap_framework.run import Compute, GuideRequest, ModuleGuide, Result, Sampling, guide
     from ppap_framework.run.backend import backend
     from ppap_framework.run.sample import sample
-    from ppap_framework.run.steering import steering
 
 __all__ = [
     "AssetError",
@@ -53,7 +52,6 @@ __all__ = [
     "list_guiders",
     "list_losses",
     "sample",
-    "steering",
     "synthesize",
     "transfer",
 ]

@@ -130,6 +130,8 @@ def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]
             return named and all(figure.shape == (count,) for figure in found.values())
         case "decode":
             return found.shape[:2] == (count, 3) and found.dtype == torch.float32
+        case "encode" if isinstance(self, Stage):
+            return found.shape == (count, *self.shape) and found.dtype == torch.float32
         case "denoise":
             learned = self.variance == "learned_range"
             parts = [found.x_t, found._x0 if found._eps is None else found._eps]

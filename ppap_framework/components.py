@@ -91,6 +91,12 @@ class Stage(abc.ABC):
         """Images of clean states, (B, 3, H, W), float32, differentiably; by default the states."""
         return x0
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Clean states, (B, C, h, w), float32, that `decode` makes these images of, or nearly; by
+        default the images, (B, 3, H, W) in [-1, 1]. Experts learn from latents found so.
+        """
+        return images
+
     def evaluations(self, condition: Any) -> int:
         """Network evaluations per image in one `denoise`; by default one. Only for counting."""
         return 1

@@ -45,6 +45,10 @@ class TestSampling:
         assert torch.equal(result.images, decode(seen[0]).detach().clamp(-1.0, 1.0))
         assert result.plan.record()["image_shape"] == [3, 8, 8]
 
+    def test_the_toy_encodes_what_it_decodes(self) -> None:
+        stage, z = LatentStage(), 0.3 * torch.randn(3, 2, 4, 4)
+        assert_close(stage.encode(stage.decode(z)), z, atol=1e-4, rtol=1e-4)
+
     @pytest.mark.parametrize("through", ["clean", "detached"])
     def test_guides_reach_their_target(self, through: str) -> None:
         how: dict[str, Any] = {"num": 8, "steps": 20, "through": through}

@@ -17,7 +17,7 @@ import contextlib
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,12 +212,6 @@ class SyntheticData:
         channels, height, width = self.manifest["settings"]["stages"][stage]["image_shape"]
         return channels, height, width
 
-    @property
-    def latent_shape(self) -> tuple[int, ...] | None:
-        """(C, h, w) of the latents of the guided stage; None if it draws images."""
-        shape = self.manifest["settings"]["stages"][0].get("latent_shape")
-        return shape and tuple(shape)
-
     def __len__(self) -> int:
         return self._layout.num
 
@@ -225,34 +219,11 @@ class SyntheticData:
         """A stage's pictures for B indices in any order, (B, 3, H, W), uint8. IndexError if an
         index is out of range; AssetError if a shard is missing or damaged.
         """
-        place, shape = range(len(self.stages))[stage], self.image_shape(stage)
-
-        def read(content: bytes) -> Tensor:
-            return torch.from_numpy(shards.decode(content, shape)).permute(2, 0, 1)
-
-        return self._read(indices, place, torch.empty(0, *shape, dtype=torch.uint8), read)
-
-    def latents(self, indices: Iterable[int] | Tensor) -> Tensor:
-        """Latents for B indices, (B, C, h, w), float16, if there are any; errors as of `images`."""
-        shape, place = self.latent_shape or (), len(self.stages)
-
-        def read(content: bytes) -> Tensor:
-            return torch.from_numpy(shards.decode_latent(content, shape))
-
-        return self._read(indices, place, torch.empty(0, *shape, dtype=torch.float16), read)
-
-    def _read(
-        self,
-        indices: Iterable[int] | Tensor,
-        place: int,
-        like: Tensor,
-        read: Callable[[bytes], Tensor],
-    ) -> Tensor:
-        """What the members at a place in `member_names` hold, of the kind of `like`, (0, ...)."""
         numbers = [operator.index(index) for index in indices]
         if outside := [number for number in numbers if not 0 <= number < len(self)]:
             raise IndexError(f"there is no image {outside[0]} among {len(self)}")
-        found = like.new_empty(len(numbers), *like.shape[1:])
+        shape = self.image_shape(stage)
+        pictures = torch.empty(len(numbers), *shape, dtype=torch.uint8)
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         for shard, rows in groupby(order, lambda row: numbers[row] // self._layout.shard):
             path = self.path / shard_name(shard)
@@ -262,16 +233,15 @@ class SyntheticData:
                 self._indices[shard] = shards.read_index(path)
             with path.open("rb") as file:
                 for row in rows:
-                    name = self._members(numbers[row])[place]
+                    name = member_names(numbers[row], self.stages)[:-1][stage]
                     try:
-                        found[row] = read(shards.read_member(file, self._indices[shard][name]))
+                        content = shards.read_member(file, self._indices[shard][name])
+                        pixels = shards.decode(content, shape)
                     except (KeyError, ValueError) as error:
                         fault = f"{name!r} in {str(path)!r} cannot be read: {error}"
                         raise AssetError(fault, hint=_AGAIN) from error
-        return found
-
-    def _members(self, number: int) -> list[str]:
-        return member_names(number, self.stages, self.latent_shape is not None)
+                    pictures[row] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return pictures
 
     def load(self, stage: int = -1) -> Tensor:
         """Every picture of a stage, (N, 3, H, W), uint8."""
@@ -315,12 +285,12 @@ class SyntheticData:
         if reason := self._damage(shard):
             yield reason
             return
-        path, latent, last = self.path / shard_name(shard), self.latent_shape, len(self.stages)
+        path, last = self.path / shard_name(shard), len(self.stages)
         index = shards.read_index(path)
         expected = {
             name: (number, stage)
             for number in self._layout.shard_images(shard)
-            for stage, name in enumerate(self._members(number))
+            for stage, name in enumerate(member_names(number, self.stages))
         }
         if list(index) != list(expected):
             yield f"has {len(index)} members that are not the {len(expected)} expected"
@@ -329,9 +299,7 @@ class SyntheticData:
             for name, (number, stage) in expected.items():
                 content = shards.read_member(file, index[name])
                 try:
-                    if stage == last and latent:
-                        shards.decode_latent(content, latent)
-                    elif stage >= last:
+                    if stage == last:
                         shards.check_description(content, number)
                     else:
                         shards.decode(content, self.image_shape(stage))

@@ -1,8 +1,7 @@
 """Shards: reproducible tar files in webdataset's format, and the images that each holds.
 
 Image 7 of a backend with one stage is `00000007.png`, with two `00000007.base.png` and
-`00000007.upsampler.png`; `00000007.json` holds its index, seed and prompt. If the image was decoded
-from a latent, `00000007.latent.npy` is that, (C, h, w), float16.
+`00000007.upsampler.png`; `00000007.json` holds its index, seed and prompt.
 """
 
 from __future__ import annotations
@@ -62,18 +61,14 @@ def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.tar"
 
 
-def member_names(image: int, stages: Sequence[str], latent: bool = False) -> list[str]:
-    """File names of an image: a picture for each stage, its latent, if any, and its description."""
+def member_names(image: int, stages: Sequence[str]) -> list[str]:
+    """File names of an image: a picture for each stage, and its description."""
     endings = ["png"] if len(stages) == 1 else [f"{stage}.png" for stage in stages]
-    return [f"{image:08d}.{end}" for end in (*endings, *["latent.npy"] * latent, "json")]
+    return [f"{image:08d}.{ending}" for ending in (*endings, "json")]
 
 
 def members(
-    image: int,
-    pictures: Mapping[str, NDArray[np.uint8]],
-    seed: int,
-    prompt: str | None = None,
-    latent: NDArray[np.float16] | None = None,
+    image: int, pictures: Mapping[str, NDArray[np.uint8]], seed: int, prompt: str | None = None
 ) -> bytes:
     """An image as consecutive members of a tar file; pictures, (H, W, 3), are by stage."""
     contents: list[bytes] = []
@@ -81,14 +76,10 @@ def members(
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         contents.append(png.getvalue())
-    if latent is not None:
-        np.save(array := io.BytesIO(), latent)
-        contents.append(array.getvalue())
     told = {"index": image, "seed": seed} | ({} if prompt is None else {"prompt": prompt})
     contents.append(json.dumps(told).encode())
     made = b""
-    names = member_names(image, list(pictures), latent is not None)
-    for name, content in zip(names, contents, strict=True):
+    for name, content in zip(member_names(image, list(pictures)), contents, strict=True):
         info = tarfile.TarInfo(name)  # mode 0644, owner and time 0
         info.size = len(content)
         made += info.tobuf(tarfile.USTAR_FORMAT) + content
@@ -127,17 +118,6 @@ def decode(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
             return np.array(picture)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"is no readable PNG: {error}") from error
-
-
-def decode_latent(content: bytes, shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """The latent of an NPY file; ValueError if it is not finite, or of another shape or type."""
-    try:
-        found: NDArray[np.float16] = np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(f"is no readable NPY file: {error}") from error
-    if found.shape != shape or found.dtype != np.float16 or not np.isfinite(found).all():
-        raise ValueError(f"is {found.dtype} {found.shape}, or not finite; float16 {shape} is due")
-    return found
 
 
 def check_description(content: bytes, image: int) -> None:

@@ -184,13 +184,11 @@ def _written(
             images = folder.layout.batch_images(batch)
             prompts: Sequence[str | None] = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
-            latents = None if draw.latents is None else draw.latents.half().cpu().numpy()
             path = folder.batch_path(batch)
             with replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
                 for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                     pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
-                    own = None if latents is None else latents[row]
-                    file.write(members(image, pictures, run.sampling.seed, prompt, own))
+                    file.write(members(image, pictures, run.sampling.seed, prompt))
             yield batch
 
 

@@ -120,6 +120,8 @@ def calibrate(
             _energies(guide, probe, NoiseLevel.clean(2), _targets(guide, probe))
             drawn = _pictures(plan(loaded, (), num, sampling, compute))
             first, last = (pictures.to(device) for pictures in drawn)
+            with torch.no_grad():
+                first = torch.cat([stage.encode(x) for x in first.split(compute.fixed_batch)])
             targets = _targets(guide, last)
             scales, errors = [], []
             for done, t in enumerate(timesteps, start=1):
@@ -130,7 +132,7 @@ def calibrate(
                     images, level = noised(x0, stage.schedule, t, first=start)
                     if through != "noisy":
                         condition = loaded.encode(sampling.prompts(batch), len(batch))
-                        images = stage.decode(_predicted(stage, images, t, condition))
+                        images = _predicted(stage, images, t, condition)
                         images = images.clamp(-1, 1) if through == "detached" else images
                         level = NoiseLevel.clean(len(batch))
                     rows.append(_energies(guide, images, level, targets))
@@ -215,23 +217,23 @@ def _curve(
 
 
 def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
-    """Clean states of the first stage and images of the last, (M, ...) each, on the CPU."""
+    """What the first and the last stage drew, (M, 3, H, W) each, on the CPU."""
     batch = run.compute.fixed_batch
     parts: list[tuple[Tensor, Tensor]] = []
     with drawing(run) as draw:
         for start in range(0, run.num, batch):
             drawn = list(draw(range(start, min(start + batch, run.num))).values())
-            states = drawn[0] if draw.latents is None else draw.latents
-            parts.append((states.cpu(), drawn[-1].cpu()))
+            parts.append((drawn[0].cpu(), drawn[-1].cpu()))
     first, last = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(last)
 
 
 @torch.no_grad()
 def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
-    """The predicted clean states, (B, C, H, W)."""
+    """The predicted clean images, (B, 3, H, W)."""
     with frozen([stage.network], x_t.device):
-        return stage.denoise(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64), condition).x0
+        at = x_t.new_full((len(x_t),), t, dtype=torch.int64)
+        return stage.decode(stage.denoise(x_t, at, condition).x0)
 
 
 def _targets(guide: Guide, pictures: Tensor) -> Tensor:

@@ -126,17 +126,14 @@ class TransferPlan:
         """Raise AssetError if experts cannot learn from these images."""
         shape, wanted, sha256 = images.image_shape(0), self.stage.image_shape, images.manifest_hash
         own = drawn = self.identities["backend"].sha256
-        latents, read = None, self.stage.latent_shape
         if isinstance(images, SyntheticData):
             drawn = images.manifest["settings"]["backend"]["weights_sha256"]
-            latents = images.latent_shape
         component, known = self.backend.origin.component, re.fullmatch("[0-9a-f]{64}", sha256)
         faults = {
             f"the data are of {shape}, and {component!r} draws {wanted}": shape != wanted,
             f"experts cannot learn from {len(images)} image": len(images) < 2,
             f"the manifest_hash of the data is {sha256!r:.80}, and no SHA-256": known is None,
             "the data were drawn by a backend with other weights": drawn != own,
-            f"the data have no latents {read} beside the images": read not in (None, latents),
         }
         for words in (words for words, found in faults.items() if found):
             raise AssetError(words, hint="draw them with `ppap synthesize`")

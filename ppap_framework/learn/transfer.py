@@ -199,16 +199,14 @@ def _train(
 ) -> None:
     """Train, from the folder's state on, and save the bundle, the log and states."""
     recipe, guide, stage = plan.recipe, plan.guide, plan.stage
-    latents, place = stage.latent_shape, plan.compute.place
-    data = TrainingSet.of(images, guide.model, recipe.batch, place, latents is not None)
+    data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place, stage)
     total, saved = sum(phase.iterations for phase in plan.phases), time.perf_counter()
     with plan.attached() as experts:
         training = Distillation(experts, guide.loss, stage.schedule, data, recipe, plan.phases)
-        if latents is not None:
+        if stage.latent_shape:
             rows = torch.arange(min(_PREPARING, data.count - training.held_out))
-            pictures = scaled(images.images(rows, 0).to(place))
             for adapter in experts.adapters.values():
-                adapter.prepare(data.images(rows), pictures)
+                adapter.prepare(data.images(rows), scaled(images.images(rows, 0)))
         state = folder.load()
         if state is not None:
             training.load_state_dict(state)
@@ -240,6 +238,6 @@ def _train(
             data_sha256=images.manifest_hash,
             options=guide.compared_options(plan.backend),
             metrics={"held_out_images": training.held_out, "experts": training.scores},
-            latents=latents,
+            latents=stage.latent_shape,
         )
         save_bundle(folder.bundle, experts, info)

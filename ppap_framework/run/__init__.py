@@ -32,4 +32,3 @@ from ppap_framework.run.settings import Compute as Compute
 from ppap_framework.run.settings import Sampling as Sampling
 from ppap_framework.run.settings import changed as changed
 from ppap_framework.run.settings import check as check
-from ppap_framework.run.steering import steering as steering

@@ -43,18 +43,7 @@ def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
             torch.set_num_threads(compute.threads)
             stack.callback(torch.set_num_threads, threads)
         stack.enter_context(frozen(networks, plan.device, move=not compute.offload))
-        guides = stack.enter_context(attached(plan))
-        stepped = stack.enter_context(compiled(plan)) if compute.compile else None
-        draw = Drawing(plan, guides, watch, stepped)
-        stack.callback(draw.place)  # nothing is needed any more
-        yield draw
-
-
-@contextlib.contextmanager
-def attached(plan: Plan) -> Iterator[list[Guide]]:
-    """A context with a plan's guides, attached to their experts; errors as of `drawing`."""
-    guides, sets = [], dict[nn.Module, ExpertSet]()  # guides of a model share its experts
-    with contextlib.ExitStack() as stack:
+        guides, sets = [], dict[nn.Module, ExpertSet]()  # guides of a model share its experts
         for guide in plan.guides:
             experts, model = guide.chosen, guide.model
             if experts is not None:
@@ -62,7 +51,10 @@ def attached(plan: Plan) -> Iterator[list[Guide]]:
                     sets[model] = stack.enter_context(experts.attached(model))
                 guide = attrs.evolve(guide, experts=sets[model])
             guides.append(guide)
-        yield guides
+        stepped = stack.enter_context(compiled(plan)) if compute.compile else None
+        draw = Drawing(plan, guides, watch, stepped)
+        stack.callback(draw.place)  # nothing is needed any more
+        yield draw
 
 
 @final
@@ -72,7 +64,6 @@ class Drawing:
 
     Attributes:
         guides: The plan's guides, attached to their experts.
-        latents: Clean latents of the last images, (B, C, h, w); None if the stage draws images.
         broken: Number of unchecked images that were not finite.
     """
 
@@ -80,7 +71,6 @@ class Drawing:
     guides: Sequence[Guide]
     _watch: Watch | None
     _stepped: Callable[[], None] | None
-    latents: Tensor | None = None
     broken: int = 0
     _done: int = 0
     _tally: Tally = attrs.field(factory=Tally)
@@ -132,7 +122,6 @@ class Drawing:
                 # If the first step is finite without guides, they are at fault.
                 guided = guidance is not None and not _broken(next(walk()).x)
                 raise self._failure(images[broken[0]], guided)
-            self.latents = x if plan.stage.latent_shape else None
             with torch.no_grad():
                 x = plan.stage.decode(x)
             drawn = [x.clamp(-1.0, 1.0)]
@@ -156,8 +145,10 @@ class Drawing:
                 if isinstance(guide.experts, ExpertSet):
                     guide.experts.activate(None)
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
-        tally = self._tally if kind == "guided" else Tally()
-        return guidance_of(self._plan, guides, evaluations, tally)
+        sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
+        how = sampling.through, sampling.normalize, sampling.conflicts
+        decode, moments = self._plan.stage.decode, sampling.moments
+        return EnergyGuidance(guides, *how, evaluations, tally, moments, decode)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"
@@ -174,13 +165,6 @@ class Drawing:
             plan = self._plan
             total = plan.num * plan.steps * (1 + len(plan.compared))
             self._watch(Progress("drawing", self._done, total))
-
-
-def guidance_of(plan: Plan, guides: Sequence[Guide], *counting: Any) -> EnergyGuidance:
-    """A plan's guidance by attached guides; `counting` are evaluations and tally."""
-    how, decode = plan.sampling, plan.stage.decode
-    guidance = EnergyGuidance(guides, how.through, how.normalize, how.conflicts, *counting)
-    return attrs.evolve(guidance, moments=how.moments, decode=decode)
 
 
 def models(guides: Sequence[Guide]) -> list[nn.Module]:

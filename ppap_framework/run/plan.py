@@ -121,7 +121,6 @@ class Plan:
             {
                 "name": stage.name,
                 "image_shape": list(stage.image_shape),
-                **({"latent_shape": list(stage.latent_shape)} if stage.latent_shape else {}),
                 "schedule": process.schedule.name,
                 "timesteps": list(process.timesteps),
             }

@@ -19,7 +19,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import attrs
@@ -28,8 +28,11 @@ from diffusers.modular_pipelines import LoopSequentialPipelineBlocks, ModularPip
 from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from torch import Tensor
 
-import ppap_framework
-from ppap_framework.author import Prediction, UsageError
+from ppap_framework.author import NoiseLevel, Prediction, UsageError
+from ppap_framework.diffusion import shifted, times
+from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.run import Sampling, changed, plan
+from ppap_framework.runtime import frozen, isolated
 from ppap_plugin_diffusers.backend import DiffusersBackend, DiffusersStage
 from ppap_plugin_diffusers.families import Family, family_of, packed, unpacked
 from ppap_plugin_diffusers.options import DiffusersOptions
@@ -40,7 +43,7 @@ _STRAIGHT = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteS
 
 
 @contextlib.contextmanager
-def guided(pipe: Any, guides: Sequence[Any], **changes: Any) -> Iterator[Any]:
+def guided(pipe: Any, guides: Sequence[Guide], **changes: Any) -> Iterator[Any]:
     """A context in which guides steer all that a pipeline draws, whatever its scheduler.
 
     Meanwhile `step` of the pipeline's scheduler is replaced. With DDIM, eta 0 and no clipping, and
@@ -86,7 +89,7 @@ class GuideBlock(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers has 
     `guided`. Copies of it share the guides.
     """
 
-    def __init__(self, guides: Sequence[Any], **changes: Any) -> None:
+    def __init__(self, guides: Sequence[Guide], **changes: Any) -> None:
         super().__init__()
         self._loop = _Loop(guides, changes)
 
@@ -107,7 +110,7 @@ class GuideBlock(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers has 
         return components, state
 
 
-def guided_blocks(blocks: Any, guides: Sequence[Any], **changes: Any) -> Any:
+def guided_blocks(blocks: Any, guides: Sequence[Guide], **changes: Any) -> Any:
     """A copy of a modular pipeline's blocks, with a `GuideBlock` in each of its denoising loops.
 
     Arguments are those of `guided`. UsageError if there is no denoising loop.
@@ -145,7 +148,7 @@ class callback:  # noqa: N801  # it is called like the function that it stands f
     pipeline's scheduler is of another kind.
     """
 
-    def __init__(self, pipe: Any, guides: Sequence[Any], **changes: Any) -> None:
+    def __init__(self, pipe: Any, guides: Sequence[Guide], **changes: Any) -> None:
         name = type(pipe.scheduler).__name__
         if name not in _STRAIGHT:
             fault = f"a callback cannot guide the steps of a {name}"
@@ -194,7 +197,7 @@ class _Loop:
     Experts are attached from the first step of a loop until its last, or until `close`.
     """
 
-    _guides: Sequence[Any]
+    _guides: Sequence[Guide]
     _changes: Mapping[str, Any]
     _stages: dict[int, DiffusersStage] = attrs.field(factory=dict)
     _open: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
@@ -239,10 +242,8 @@ class _Loop:
         if told > self._last or batch != self._batch:
             self.close()
             steps = min(len(pipe.scheduler.timesteps), stage.schedule.num_timesteps)
-            how = {"steps": steps, **self._changes}
-            backend = DiffusersBackend(stage)
-            context = ppap_framework.steering(backend, self._guides, batch, **how)
-            self._steer = self._open.enter_context(context)
+            how = changed({"steps": steps, **self._changes}, Sampling())[0]
+            self._steer = self._open.enter_context(_steering(stage, self._guides, batch, how))
         base, self._last, self._batch = stage.convention.base, told, batch
         moved: Prediction = self._steer(
             prediction, base(told), None if after is None else base(after)
@@ -264,6 +265,44 @@ class _Loop:
     def gathered(self, pipe: Any, state: Tensor) -> Tensor:
         """The inverse of `spread`."""
         return packed(state) if self.stage(pipe).family.packs else state
+
+
+@contextlib.contextmanager
+def _steering(
+    stage: DiffusersStage, guides: Sequence[Guide], batch: int, sampling: Sampling
+) -> Iterator[Callable[[Prediction, float, float | None], Prediction]]:
+    """A context with a function that moves the prediction of B states at a base timestep, as guided
+    DDIM does that steps to another one, or to the end for None. Experts are attached and networks
+    frozen; all is restored on exit.
+    """
+    if sampling.through == "clean":
+        fault = "guides that look through the denoiser need a loop of ours"
+        raise UsageError(fault, hint="use through detached, or `ppap_framework.sample`")
+    run, schedule = plan(DiffusersBackend(stage), guides, batch, sampling), stage.schedule
+    networks = [stage.network, *(guide.model for guide in run.guides)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(frozen(networks, run.device, move=False))
+        aimed: list[Guide] = []
+        sets: dict[Any, Any] = {}  # guides of a model share its experts
+        for guide in run.guides:
+            model = guide.model.to(run.device)
+            if guide.chosen is not None and model not in sets:
+                sets[model] = stack.enter_context(guide.chosen.attached(model))
+                sets[model].student.to(run.device)
+            aimed.append(attrs.evolve(guide.rows(0, batch), experts=sets.get(model)))
+        how = sampling.through, sampling.normalize, sampling.conflicts
+        guidance = EnergyGuidance(aimed, *how, moments=sampling.moments, decode=stage.decode)
+
+        @isolated()
+        def steer(prediction: Prediction, t: float, to: float | None) -> Prediction:
+            now = schedule.abar(times([t]))
+            end = now.new_tensor([stage.final_abar]) if to is None else schedule.abar(times([to]))
+            level, place = NoiseLevel(torch.logit(now).expand(batch)), t / schedule.num_timesteps
+            _, gradient = guidance(prediction.x_t, place, level, lambda _: prediction)
+            constants = torch.cat([now, end.sqrt(), (1.0 - end).sqrt()]).to(prediction.x_t)
+            return shifted(prediction, gradient, *constants)
+
+        yield steer
 
 
 def _next(scheduler: Any, told: float) -> float | None:
