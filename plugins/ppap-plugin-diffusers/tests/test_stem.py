@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import attrs
 import pytest
 import torch
 from commands import Run, refused, typed
-from tiny_pipelines import TINY, dit, stable_diffusion, stable_diffusion_3
+from tiny_pipelines import TINY, dit, pixel, stable_diffusion, stable_diffusion_3
 from torch import Tensor, nn
 from torch.testing import assert_close
 from toy_latents import LatentBackend, Mean
@@ -32,6 +33,15 @@ SCHEDULE = cosine_schedule(1000)
 TOY = StemOptions(latents=(2, 4, 4), images=(3, 8, 8), width=8)
 BIAS = (("bias", {}),)
 SHORT: dict[str, Any] = {"num": 64, "batch": 16, "adapters": BIAS, "validate_every": 20}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Few batches for the statistics of batch norms, and no plots."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppap_framework.learn.distillation._STATISTICS_BATCHES", 2)
+        patch.setattr(sys.modules["ppap_framework.learn.transfer"], "plot_losses", lambda *_: None)
+        yield
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -182,14 +192,14 @@ class Contrasts(Means):
 
 def guide(**changed: Any) -> Guide:
     target = Target(value=torch.tensor([[2.0, -2.0]]), label="there")
-    given = {"name": "contrasts", "loss": Mean(), "scale": 5.0, "target": target, **changed}
+    given = {"name": "contrasts", "loss": Mean(), "scale": 300.0, "target": target, **changed}
     return Guide(model=given.pop("model", None) or Contrasts(), **given)
 
 
 @pytest.fixture(scope="module", params=[1, 5], ids=["one", "five"])
 def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BundleFile:
     out, count = tmp_path_factory.mktemp("experts"), request.param
-    how = {**SHORT, "iterations": 100 * count, "num_experts": count}
+    how = {**SHORT, "iterations": 80 + 40 * count, "num_experts": count}
     return ppap.adapt(LatentBackend(), guide(), out=out, keep=False, calibrate=False, **how)
 
 
@@ -205,8 +215,8 @@ class TestExperts:
         scores = taught.info.metrics["experts"]
         shares = [score["held_out"] / score["untouched"] for score in scores]
         assert len(shares) == len(taught.ranges)
-        assert max(shares) < 0.9
-        assert taught.info.held_out < 0.8
+        assert shares[-1] < 0.5
+        assert taught.info.held_out < 0.5
 
     def test_the_bundle_says_what_they_read(self, taught: BundleFile) -> None:
         info = taught.info
@@ -284,11 +294,9 @@ def aimable() -> Guide:
 
 
 class TestRefusals:
-    def test_latents_and_images_do_not_mix(self, taught: BundleFile, tmp_path: Path) -> None:
-        from experts_toy import Backend
-
+    def test_latents_and_images_do_not_mix(self, taught: BundleFile) -> None:
         with pytest.raises(AssetError, match=r"latents: they read latents \(2, 4, 4\)"):
-            ppap.sample(Backend(), [guide(experts=taught)], num=1, steps=2)
+            ppap.sample(pixel(), [guide(experts=taught)], num=1, steps=2)
         images = attrs.evolve(taught.info, latents=None)
         assert images.from_json(images.to_json()).latents is None
         assert "latents" not in json.loads(images.to_json())

@@ -31,7 +31,8 @@ from torch import Tensor
 from ppap_framework.author import NoiseLevel, Prediction, UsageError
 from ppap_framework.diffusion import shifted, times
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.run import Sampling, changed, plan
+from ppap_framework.origin import Origin
+from ppap_framework.run import LoadedBackend, Plan, Sampling, changed, plan
 from ppap_framework.runtime import frozen, isolated
 from ppap_plugin_diffusers.backend import DiffusersBackend, DiffusersStage
 from ppap_plugin_diffusers.families import Family, family_of, packed, unpacked
@@ -199,7 +200,9 @@ class _Loop:
 
     _guides: Sequence[Guide]
     _changes: Mapping[str, Any]
-    _stages: dict[int, DiffusersStage] = attrs.field(factory=dict)
+    _of: tuple[Any, Any] = (None, None)  # the pipeline and its scheduler
+    _backend: Any = None
+    _run: Plan | None = None
     _open: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     _steer: Any = None
     _last: float = -math.inf
@@ -215,14 +218,27 @@ class _Loop:
 
     def stage(self, pipe: Any) -> DiffusersStage:
         """The stage of a pipeline, which may lack the encoders of prompts."""
-        if id(pipe) not in self._stages:
+        if self._of[0] is not pipe or self._of[1] is not pipe.scheduler:
             family: Family = family_of(type(pipe).__name__.replace("ModularPipeline", "Pipeline"))
-            here = {name for name in family.encoders if getattr(pipe, name, None) is not None}
-            family = attrs.evolve(
-                family, encoders=tuple(name for name in family.encoders if name in here)
-            )
-            self._stages = {id(pipe): DiffusersStage(pipe, family, DiffusersOptions())}
-        return self._stages[id(pipe)]
+            here = [name for name in family.encoders if getattr(pipe, name, None) is not None]
+            family = attrs.evolve(family, encoders=tuple(here))
+            backend = DiffusersBackend(DiffusersStage(pipe, family, DiffusersOptions()))
+            self._backend = LoadedBackend(backend, Origin(component="diffusers"))
+            self._of, self._run = (pipe, pipe.scheduler), None
+        stage: DiffusersStage = self._backend.stages[0]
+        return stage
+
+    def _begin(self, pipe: Any, batch: int) -> None:
+        """Attach everything for a loop of B states; a plan of the same size is used again."""
+        self.close()
+        steps = min(len(pipe.scheduler.timesteps), self.stage(pipe).schedule.num_timesteps)
+        sampling = changed({"steps": steps, **self._changes}, Sampling())[0]
+        if sampling.through == "clean":
+            fault = "guides that look through the denoiser need a loop of ours"
+            raise UsageError(fault, hint="use through detached, or `ppap_framework.sample`")
+        if self._run is None or (self._run.num, self._run.sampling.steps) != (batch, steps):
+            self._run = plan(self._backend, self._guides, batch, sampling)
+        self._steer = self._open.enter_context(_steering(self._run))
 
     def steered(self, pipe: Any, output: Tensor, t: Any, kept: Tensor) -> Tensor:
         """The output for what the scheduler keeps at the number t, both of B states."""
@@ -240,10 +256,7 @@ class _Loop:
         """The prediction for B states at the number that the network was told, moved."""
         stage, batch, after = self.stage(pipe), len(prediction.x_t), _next(pipe.scheduler, told)
         if told > self._last or batch != self._batch:
-            self.close()
-            steps = min(len(pipe.scheduler.timesteps), stage.schedule.num_timesteps)
-            how = changed({"steps": steps, **self._changes}, Sampling())[0]
-            self._steer = self._open.enter_context(_steering(stage, self._guides, batch, how))
+            self._begin(pipe, batch)
         base, self._last, self._batch = stage.convention.base, told, batch
         moved: Prediction = self._steer(
             prediction, base(told), None if after is None else base(after)
@@ -268,17 +281,12 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _steering(
-    stage: DiffusersStage, guides: Sequence[Guide], batch: int, sampling: Sampling
-) -> Iterator[Callable[[Prediction, float, float | None], Prediction]]:
+def _steering(run: Plan) -> Iterator[Callable[[Prediction, float, float | None], Prediction]]:
     """A context with a function that moves the prediction of B states at a base timestep, as guided
     DDIM does that steps to another one, or to the end for None. Experts are attached and networks
     frozen; all is restored on exit.
     """
-    if sampling.through == "clean":
-        fault = "guides that look through the denoiser need a loop of ours"
-        raise UsageError(fault, hint="use through detached, or `ppap_framework.sample`")
-    run, schedule = plan(DiffusersBackend(stage), guides, batch, sampling), stage.schedule
+    stage, schedule, batch, sampling = run.stage, run.stage.schedule, run.num, run.sampling
     networks = [stage.network, *(guide.model for guide in run.guides)]
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen(networks, run.device, move=False))
