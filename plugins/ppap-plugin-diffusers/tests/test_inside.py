@@ -250,7 +250,8 @@ class TestCallback:
         own = ours(pipe, guide, prompt=prompts, **HOW)
         told = {**same, "callback_on_step_end": callback(pipe, [brightening()], **HOW)}
         images = drawn(pipe, noise_of(stage.shape), STEPS, **told)
-        torch.testing.assert_close(images, own.images_01, **TOLERANCE)
+        # x_0 is found from the difference of latents, which are rounded, of Euler's large ones most.
+        torch.testing.assert_close(images, own.images_01, atol=3e-4, rtol=0.0)
 
     def test_a_sampler_of_another_kind(self) -> None:
         pipe = stable_diffusion()

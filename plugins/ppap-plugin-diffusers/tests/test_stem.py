@@ -192,7 +192,7 @@ class Contrasts(Means):
 
 def guide(**changed: Any) -> Guide:
     target = Target(value=torch.tensor([[2.0, -2.0]]), label="there")
-    given = {"name": "contrasts", "loss": Mean(), "scale": 300.0, "target": target, **changed}
+    given = {"name": "contrasts", "loss": Mean(), "scale": 60.0, "target": target, **changed}
     return Guide(model=given.pop("model", None) or Contrasts(), **given)
 
 
@@ -268,7 +268,8 @@ class TestExperts:
         assert result.stats.guidance.denoiser_backwards == 0
         assert list(result.pictures) == ["guided", "unguided"]
         energies = [kind.seen["contrasts"].figures["energy"] for kind in result.pictures.values()]
-        assert energies[0].mean() < 0.9 * energies[1].mean()
+        assert energies[0].mean() < 0.95 * energies[1].mean()
+        assert (energies[0] < energies[1]).all()
 
     def test_curves_are_found_and_used(self, taught: BundleFile, tmp_path: Path) -> None:
         own = BundleFile("own", tmp_path / "own.experts.safetensors")
@@ -296,7 +297,7 @@ def aimable() -> Guide:
 class TestRefusals:
     def test_latents_and_images_do_not_mix(self, taught: BundleFile) -> None:
         with pytest.raises(AssetError, match=r"latents: they read latents \(2, 4, 4\)"):
-            ppap.sample(pixel(), [guide(experts=taught)], num=1, steps=2)
+            ppap.sample(pixel(), [guide(experts=taught.path)], num=1, steps=2)
         images = attrs.evolve(taught.info, latents=None)
         assert images.from_json(images.to_json()).latents is None
         assert "latents" not in json.loads(images.to_json())
@@ -355,6 +356,7 @@ class TestPipelines:
         run: Run = typed(capsys)
         folder, images, out = (tmp_path / name for name in ("latent", "set", "out"))
         stable_diffusion().save_pretrained(folder)
+        capsys.readouterr()
         of = ("--backend", "diffusers", "--checkpoint", folder)
         guided = ("run", *of, "--guider", "classifier", "--target", "red cube", "--num", "1")
         refused(run(*guided, "--out", out), 2, "draws latents", "ppap adapt")
