@@ -71,7 +71,7 @@ def _guarded_class(kind: Any, who: str) -> Any:
                     fault = f"it returned {_words(found)}" + f" for {count} images" * bool(count)
                     hint = f"the docstring of `{name}` in ppap_framework.components says what fits"
                     raise PluginError(f"{who} failed in {name}: {fault}", hint=hint)
-            return guarded(found, who) if isinstance(found, GuidanceModel) else found
+            return guarded(found, who) if name == "preprocessed" else found
 
         return method
 

@@ -250,7 +250,7 @@ class TestCallback:
         own = ours(pipe, guide, prompt=prompts, **HOW)
         told = {**same, "callback_on_step_end": callback(pipe, [brightening()], **HOW)}
         images = drawn(pipe, noise_of(stage.shape), STEPS, **told)
-        # x_0 is found from the difference of latents, which are rounded, of Euler's large ones most.
+        # x_0 is found from a difference of rounded latents, and those of Euler are large.
         torch.testing.assert_close(images, own.images_01, atol=3e-4, rtol=0.0)
 
     def test_a_sampler_of_another_kind(self) -> None:
