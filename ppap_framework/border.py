@@ -71,7 +71,8 @@ def _guarded_class(kind: Any, who: str) -> Any:
                     fault = f"it returned {_words(found)}" + f" for {count} images" * bool(count)
                     hint = f"the docstring of `{name}` in ppap_framework.components says what fits"
                     raise PluginError(f"{who} failed in {name}: {fault}", hint=hint)
-            return guarded(found, who) if name == "preprocessed" else found
+            made = name == "preprocessed" and isinstance(found, GuidanceModel)
+            return guarded(found, who) if made else found
 
         return method
 
