@@ -1,6 +1,6 @@
 """Print the oldest versions that the distributions here allow, as constraints for pip.
 
-    python release/oldest.py > oldest.txt && pip install -c oldest.txt ...
+python release/oldest.py > oldest.txt && pip install -c oldest.txt ...
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from distributions import REPOSITORY
 from packaging.requirements import Requirement
 
@@ -128,3 +130,42 @@ def test_extras_bring_distributions_of_this_repository(wheels: dict[str, Path]) 
     for extra, brought in metadata_of(REPOSITORY)["optional-dependencies"].items():
         ours = {r.name for r in map(Requirement, brought) if r.name.startswith("ppap-")}
         assert ours <= {*wheels}, extra
+
+
+# What a host of repositories and those who cite read
+
+
+def loaded(path: str) -> Any:
+    return yaml.safe_load((REPOSITORY / path).read_text(encoding="utf-8"))
+
+
+def test_the_citation_has_the_version_and_the_paper() -> None:
+    cited = loaded("CITATION.cff")
+    project = metadata_of(REPOSITORY)
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    [paper] = cited["references"]
+    assert [author["family-names"] for author in paper["authors"]] == (
+        ["Go", "Lee", "Kim", "Lee", "Jeong", "Lee", "Choi"]
+    )
+    assert paper["identifiers"][0]["value"] == "arXiv:2212.05973"
+
+
+def test_workflows_run_targets_that_exist() -> None:
+    jobs = loaded(".github/workflows/test.yml")["jobs"].values()
+    steps = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    assert "make test" in steps  # the test command of the README
+    targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    for step in steps:
+        program, *asked = step.split()
+        assert program == "make"
+        assert {*asked} <= {*targets}
+    oldest = metadata_of(REPOSITORY)["requires-python"].removeprefix(">=")
+    matrix = next(job for job in jobs if "strategy" in job)["strategy"]["matrix"]["python"]
+    assert matrix[0] == oldest
+
+
+def test_bug_reports_ask_for_the_doctor() -> None:
+    form = loaded(".github/ISSUE_TEMPLATE/bug.yml")
+    asked = {entry["id"]: entry for entry in form["body"]}
+    assert "ppap doctor --json" in asked["doctor"]["attributes"]["label"]
+    assert all(entry["validations"]["required"] for entry in asked.values())
