@@ -112,7 +112,7 @@ class Environment:
         assert checked.returncode == 0, checked.stdout
         report: dict[str, Any] = json.loads(self.ppap("doctor", "--json"))
         listed = json.loads(self.ppap("plugins", "list", "--json"))
-        assert {plugin["distribution"] for plugin in listed["plugins"]} == {*expected}
+        assert {plugin["plugin"].split(":")[0] for plugin in listed["plugins"]} == {*expected}
         assert all(plugin["status"] == "ok" for plugin in listed["plugins"])
         return report
 
@@ -206,7 +206,8 @@ def test_the_commands_of_its_readme(index: Path, tmp_path: Path, plugin: str) ->
     assert plugin in names
     environment = Environment.create(tmp_path / "environment", index)
     environment.install(*names)
-    environment.works(*plugins_among(environment))
+    checked = environment.pip("check")
+    assert checked.returncode == 0, checked.stdout
     if plugin in NEEDS_MORE:
         return
     variables = {
