@@ -49,7 +49,7 @@ NEEDS_MORE = {
 """What the commands of a README need that is not here."""
 
 LACKING = {"ppap-plugin-adm", "ppap-plugin-glide"}
-"""Those with ADM's classifier, whose loss comes with `ppap-plugin-classifier`, as the doctor says."""
+"""Those with the guider `adm-classifier`, whose loss comes with `ppap-plugin-classifier`."""
 
 
 @attrs.frozen
