@@ -35,7 +35,7 @@ pytest.importorskip("trove_classifiers", reason="hatchling needs it")
 PLUGINS = sorted(path.parent.name for path in REPOSITORY.glob("plugins/*/pyproject.toml"))
 SHORT = {
     "RUN": {"STEPS": "2", "NUM": "1"},
-    "ADAPT": {"STEPS": "1", "NUM": "8", "ITERATIONS": "2", "CALIBRATE": "0", "WORKERS": "1"},
+    "ADAPT": {"STEPS": "1", "NUM": "8", "ITERATIONS": "20", "CALIBRATE": "0", "WORKERS": "1"},
 }
 """Options of commands in READMEs, by which they take seconds."""
 
