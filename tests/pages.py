@@ -1,0 +1,137 @@
+"""The Markdown pages of this repository: their commands, their programs, and their links."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from distributions import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+PAGES = [
+    *sorted(path for path in REPOSITORY.glob("*.md")),
+    *sorted(p for p in DOCS.rglob("*.md") if not {"_build", "generated"} & {*p.parts}),
+    *sorted(REPOSITORY.glob("plugins/*/README.md")),
+]
+
+_BLOCK = re.compile(
+    r"(?m)^#+ `(?P<file>[^`]+)`\n\n```\w+\n(?P<content>(?s:.*?))^```$"
+    r"|^```(?P<language>\S*)\n(?P<program>(?s:.*?))^```$"
+    r"|(?P<typed>^ {4}[^\n]*\n(?:(?: {4}[^\n]*)?\n)*)"
+)
+_TYPED = re.compile(r"(ppap|pip|pytest|python|cd|mkdir|touch|[A-Z_]+=\S+ ppap) ")
+_ELSEWHERE = re.compile(  # what is already there, and weights that would have to be downloaded
+    r"pip install (ppap-testing|-e \"?\.\[demo)|-uncond|glide-|clip-|siglip|resnet|vit_|deit|mine\."
+    r"|FOLDER|multi_experts|experts import|checkpoints (download|convert|info|where)|my\.png|PATH"
+)
+_SHORTER = {
+    "ppap adapt": "--num 64 --iterations 50",
+    "ppap transfer": "--iterations 50",
+    "ppap synthesize": "--num 64",
+    "ppap diagnose": "--num 16 --levels 3",
+}
+
+
+def blocks(page: Path) -> Iterator[re.Match[str]]:
+    """Files, programs and indented blocks, in order."""
+    return _BLOCK.finditer(page.read_text(encoding="utf-8"))
+
+
+def typed(page: Path) -> list[str]:
+    """The lines that a page shows to be typed, without comments."""
+    found = []
+    for block in blocks(page):
+        text = (block["typed"] or "").replace("\\\n", " ")
+        lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in text.splitlines()]
+        found += [line for line in lines if _TYPED.match(f"{line} ")]
+    return found
+
+
+def ppap_commands(page: Path) -> list[list[str]]:
+    """The arguments of every `ppap ...` that is typed."""
+    words = (shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", line)) for line in typed(page))
+    return [arguments for command, *arguments in words if command == "ppap"]
+
+
+def _shortened(line: str) -> str:
+    for command, options in _SHORTER.items():
+        given = set(line.split())
+        pairs = re.findall(r"(--\S+) (\d+)", options)
+        if line.startswith(command):
+            line += "".join(f" {o} {number}" for o, number in pairs if o not in given)
+    return line
+
+
+def script(page: Path) -> str:
+    """What a reader of a page does, as a program of bash: long trainings are shortened, and
+    what needs a download is left out.
+    """
+    made = ["set -eu"]
+    for number, block in enumerate(blocks(page)):
+        if block["file"]:
+            made += [f"mkdir -p $(dirname {block['file']})", f"cat > {block['file']} <<'END'"]
+            made += [block["content"] + "END"]
+        elif block["language"] == "python":
+            made += [f"cat > program{number}.py <<'END'", block["program"] + "END"]
+            made += [f"python program{number}.py"]
+        elif block["typed"]:
+            text = block["typed"].replace("\\\n", " ")
+            lines = [" ".join(line.split()) for line in text.splitlines()]
+            lines = [re.sub(r" +# .*", "", line) for line in lines]
+            wanted = [x for x in lines if _TYPED.match(f"{x} ") and not _ELSEWHERE.search(x)]
+            made += [_shortened(line) for line in wanted]
+    return "\n".join(made) + "\n"
+
+
+def follow(page: Path, folder: Path, python: Path | str = sys.executable) -> str:
+    """Do what a page says, in a folder of its own; what was printed on stderr. AssertionError if
+    a command fails.
+    """
+    bin_, home = folder / "bin", folder / "home"
+    for path in (bin_, home):
+        path.mkdir()
+    for name, words in {"ppap": "-m ppap_framework", "pytest": "-m pytest", "python": ""}.items():
+        (bin_ / name).write_text(f'#!/bin/sh\nexec {python} {words} "$@"\n')
+        (bin_ / name).chmod(0o755)
+    (bin_ / "pip").write_text(f'#!/bin/sh\nexec {python} -m pip "$@"\n')
+    (bin_ / "pip").chmod(0o755)
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("PPAP_")}
+    done = subprocess.run(
+        ["bash", "-c", script(page)],
+        cwd=home,
+        env={
+            **plain,
+            "PATH": f"{bin_}{os.pathsep}{plain['PATH']}",
+            "PPAP_CACHE_DIR": str(folder / "cache"),
+            # pip builds with what is here: its own word for "no isolation" is 0.
+            "PIP_NO_DEPS": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "PIP_QUIET": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stderr
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """The file and the anchor of each link within the repository, outside of code."""
+    text = re.sub(r"(?ms)^```.*?^```$|`[^`\n]+`|^ {4}[^\n]*$", "", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^()\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            yield (page.parent / path).resolve() if path else page, anchor
