@@ -4,6 +4,8 @@ how-to page and the README show is typed and run.
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,11 @@ import pytest
 from distributions import REPOSITORY
 from pages import DOCS, PAGES
 
+from ppap_framework import sample
 from ppap_framework.cli import ppap
 from ppap_framework.cli.groups import GlobalOptions
 from ppap_framework.experts import BundleInfo
+from ppap_testing import FakeBackend
 
 NAMES = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 FOLLOWED = [
@@ -108,8 +112,18 @@ def test_the_pages_are_built_without_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_fields_of_a_bundle_are_described() -> None:
+def described(part: str) -> set[str]:
+    """The names in the first column of a table of the page about files."""
     text = (DOCS / "reference" / "files.md").read_text()
-    rows = text.partition("<!-- bundle -->")[2].partition("<!-- end of bundle -->")[0]
-    for field in attrs.fields(BundleInfo):
-        assert f"`{field.name}`" in rows
+    table = text.partition(f"<!-- {part} -->")[2].partition(f"<!-- end of {part} -->")[0]
+    return {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+
+
+def test_the_fields_of_files_are_described(tmp_path: Path) -> None:
+    assert described("bundle") == {field.name for field in attrs.fields(BundleInfo)}
+    sample(FakeBackend(), num=1, steps=2).save(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described("run") == set(record)
+    assert described("config") == set(record["config"])
