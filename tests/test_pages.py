@@ -116,9 +116,8 @@ def described(part: str) -> set[str]:
     """The names in the first column of a table of the page about files."""
     text = (DOCS / "reference" / "files.md").read_text()
     table = text.partition(f"<!-- {part} -->")[2].partition(f"<!-- end of {part} -->")[0]
-    return {
-        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    }
+    cells = (row.split("|")[1] for row in table.strip().splitlines())
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
 def test_the_fields_of_files_are_described(tmp_path: Path) -> None:
