@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -168,14 +169,25 @@ def _as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
 
 def _mathml(self: Any, node: nodes.Element, display: str) -> None:
     formula = convert(node.astext(), display=display)
+    if "\\" in formula:
+        _log.warning("%s is not known", re.findall(r"\\\w*", formula)[0], location=node)
     block = f'<div class="math-block">{formula}</div>'
     self.body.append(block if display == "block" else formula)
     raise nodes.SkipNode
 
 
+def _whole_words(app: Sphinx, name: str, template: str, context: Any, tree: Any) -> None:
+    """Commands wrap on narrow screens, but not within an option such as --dry-run."""
+    page = re.compile(r'(?s)(?<=<div class="highlight-none notranslate">).*?</pre>')
+    words = partial(re.sub, r"[^\s<>&]*-[^\s<>&]*", r'<span class="word">\g<0></span>')
+    if "body" in context:
+        context["body"] = page.sub(lambda block: words(block[0]), context["body"])
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _generate)
     app.connect("source-read", _read_source)
+    app.connect("html-page-context", _whole_words)
     app.connect("autodoc-process-docstring", _as_rst, priority=400)
     app.add_html_math_renderer(
         "mathml",
