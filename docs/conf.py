@@ -16,7 +16,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_click",
-    "ppap_pages",
+    "ppap_pages",  # connects to events of the others
 ]
 exclude_patterns = ["_build", "_ext", "results/*/**", "adapters", "checkpoints", "diagnosis"]
 
@@ -39,7 +39,6 @@ pygments_style = "friendly"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_use_type_comments = False
-autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_use_ivar = True
 napoleon_use_rtype = False

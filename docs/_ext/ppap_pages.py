@@ -155,7 +155,7 @@ def _as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
     text = re.sub(r"(?<![`\w])(\w+)_(?=[\s.,;:)\]^|]|$)(?!`)", r"\1\\_", text)
     pieces = re.split(r"(`[^`]*`)", text)
     pieces[::2] = [re.sub(r"[*|]", r"\\\g<0>", piece) for piece in pieces[::2]]
-    text = "".join(pieces)
+    text = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", "".join(pieces))  # as in `Stage`s
     made: list[str] = []
     for block in re.split(r"\n(?=\n)", text):
         body = block.strip("\n").split("\n")
@@ -165,6 +165,10 @@ def _as_rst(app: Any, what: str, name: str, thing: Any, options: Any, lines: lis
         else:
             made.append(block)
     lines[:] = "\n".join(made).split("\n")
+
+
+def _plain_help(app: Sphinx, context: Any, lines: list[str]) -> None:
+    lines[:] = [line.replace("*", "\\*") for line in lines]
 
 
 def _mathml(self: Any, node: nodes.Element, display: str) -> None:
@@ -181,13 +185,15 @@ def _whole_words(app: Sphinx, name: str, template: str, context: Any, tree: Any)
     page = re.compile(r'(?s)(?<=<div class="highlight-none notranslate">).*?</pre>')
     words = partial(re.sub, r"[^\s<>&]*-[^\s<>&]*", r'<span class="word">\g<0></span>')
     if "body" in context:
-        context["body"] = page.sub(lambda block: words(block[0]), context["body"])
+        body = page.sub(lambda block: words(block[0]), context["body"])
+        context["body"] = re.sub(r"(?<=[>)]) -- (?=\S)", " – ", body)  # Sphinx's own, of parameters
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _generate)
     app.connect("source-read", _read_source)
     app.connect("html-page-context", _whole_words)
+    app.connect("sphinx-click-process-description", _plain_help)
     app.connect("autodoc-process-docstring", _as_rst, priority=400)
     app.add_html_math_renderer(
         "mathml",
