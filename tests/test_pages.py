@@ -4,6 +4,7 @@ how-to page and the README show is typed and run.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -41,6 +42,21 @@ def test_links_lead_somewhere(name: str) -> None:
             assert anchor in pages.anchors(file), f"{name} links to {file}#{anchor}"
 
 
+def _added(name: str) -> click.Command | None:
+    """A command of a plugin of this repository, even if it is not installed."""
+    name = name.removeprefix("ppap.")
+    for project in REPOSITORY.glob("plugins/*/pyproject.toml"):
+        _, _, section = project.read_text().partition('[project.entry-points."ppap.commands"]')
+        for key, target in re.findall(
+            r'"?([\w.]+)"? = "([\w.]+:\w+)"', section.partition("\n[")[0]
+        ):
+            if key == name:
+                module, _, attribute = target.partition(":")
+                command: click.Command = getattr(importlib.import_module(module), attribute)
+                return command
+    return None
+
+
 def _check(arguments: list[str]) -> None:
     """A command exists, takes its options, and their values are possible."""
     command: click.Command = ppap
@@ -51,7 +67,7 @@ def _check(arguments: list[str]) -> None:
         if not arguments or arguments[0].startswith("-"):
             return
         name, *arguments = arguments
-        found = command.get_command(context, name)
+        found = command.get_command(context, name) or _added(f"{command.name}.{name}")
         assert found is not None, f"there is no command {name!r}"
         command, context = found, click.Context(found, parent=context, info_name=name)
     given, _, _ = command.make_parser(context).parse_args(list(arguments))
