@@ -44,13 +44,11 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def _added(name: str) -> click.Command | None:
     """A command of a plugin of this repository, even if it is not installed."""
-    name = name.removeprefix("ppap.")
     for project in REPOSITORY.glob("plugins/*/pyproject.toml"):
-        _, _, section = project.read_text().partition('[project.entry-points."ppap.commands"]')
-        for key, target in re.findall(
-            r'"?([\w.]+)"? = "([\w.]+:\w+)"', section.partition("\n[")[0]
-        ):
-            if key == name:
+        _, _, rest = project.read_text().partition('[project.entry-points."ppap.commands"]')
+        section = rest.partition("\n[")[0]
+        for key, target in re.findall(r'"?([\w.]+)"? = "([\w.]+:\w+)"', section):
+            if key == name.removeprefix("ppap."):
                 module, _, attribute = target.partition(":")
                 command: click.Command = getattr(importlib.import_module(module), attribute)
                 return command
