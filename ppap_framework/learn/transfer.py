@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
 import time
@@ -26,13 +25,14 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import Calls, check_writable, expanded, refusals
+from ppap_framework.figures import draw_figures
+from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
 from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.run import UNGUIDED, Compute, Loss, Sampling, changed
@@ -108,9 +108,7 @@ def transfer(
             with calls.recorded():
                 with evaluating(model):
                     _train(plan, images, folder, calls, progress)
-                if importlib.util.find_spec("matplotlib"):
-                    with refusals(path / "loss.png"):
-                        plot_losses(folder.log, plan.phases, path / "loss")
+                draw_figures("training", folder.log, plan.phases, path / "loss")
         folder.tidy()
         verify_bundle(folder.bundle)
         if calibrate:
