@@ -22,7 +22,6 @@ import torch
 from ppap_framework import files
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
-from ppap_framework.files import KEPT, digest, read_json, refusals, remove_folder, replacing
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
@@ -37,7 +36,7 @@ def check_folder(path: Path) -> None:
 
 def recorded(path: Path) -> dict[str, Any]:
     """The content of `transfer.json`, empty if it is missing; AssetError if it is damaged."""
-    match read_json(path / _RECORD, hint=_DAMAGED):
+    match files.read_json(path / _RECORD, hint=_DAMAGED):
         case None:
             return {}
         case {"settings": dict(), "calls": list()} as record:
@@ -75,7 +74,7 @@ class TransferFolder:
         self.bundle: Path = path / settings["bundle"]
         self.log: list[dict[str, Any]] = []
         self._state = path / _PARTIAL / _STATE
-        self._digest = digest(settings)
+        self._digest = files.digest(settings)
 
     @property
     def complete(self) -> bool:
@@ -109,14 +108,14 @@ class TransferFolder:
         # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
-        with replacing(self._state, hint=KEPT) as temporary:
+        with files.replacing(self._state, hint=files.KEPT) as temporary:
             temporary.write_bytes(stated + saved.getbuffer())
-        with replacing(self.path / _LOG, hint=KEPT) as temporary:
+        with files.replacing(self.path / _LOG, hint=files.KEPT) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
         """Remove the files of an unfinished training."""
-        remove_folder(self.path / _PARTIAL)
+        files.remove_folder(self.path / _PARTIAL)
 
 
 def _clear(path: Path) -> None:
@@ -133,8 +132,8 @@ def _clear(path: Path) -> None:
             if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
                 # Earlier versions wrote a record of the calibration, too.
                 made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
-    with refusals(path, hint=KEPT):
+    with files.refusals(path, hint=files.KEPT):
         for name in made:
             (path / name).unlink(missing_ok=True)
-        remove_folder(path / _PARTIAL)
+        files.remove_folder(path / _PARTIAL)
         (path / _RECORD).unlink(missing_ok=True)
