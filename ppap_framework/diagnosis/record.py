@@ -88,7 +88,7 @@ class Diagnosis:
             "schedule": {"name": self.schedule, "timesteps": self.schedule_length},
             "experts_begin": None if self.starts is None else list(self.starts),
             "proposal": {"experts": len(self.proposal) + 1, "boundaries": list(self.proposal)},
-            "clean": {name: figure.record() for name, figure in clean.items() if figure},
+            "clean": {name: as_json(figure) for name, figure in clean.items() if figure},
             "levels": levels,
         }
 

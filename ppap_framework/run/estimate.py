@@ -210,8 +210,7 @@ def _size(network: nn.Module) -> int:
 
 def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
-    with FakeCopyMode(fake):  # fake tensors in the place of real ones
-        stages, condition = copy.deepcopy((run.stages, condition))
+    stages, condition = _copy(fake, (run.stages, condition))
     through = run.sampling.through
     differentiated, detached = through != "noisy" and bool(run.guides), through == "detached"
     costs: dict[str, StepCost] = {}
@@ -241,8 +240,7 @@ def _denoise(stage: Stage, condition: Any, detached: bool, gradient: bool) -> No
 
 def _guide(run: Plan, guide: Guide, fake: FakeTensorMode) -> StepCost:
     """One step of a guide; an expert costs the same."""
-    with FakeCopyMode(fake):
-        guide = copy.deepcopy(attrs.evolve(guide.rows(0, 1), experts=None))
+    guide = _copy(fake, attrs.evolve(guide.rows(0, 1), experts=None))
     level = NoiseLevel(torch.zeros(1, dtype=torch.float64))
 
     @torch.no_grad()
@@ -269,6 +267,12 @@ def _blank(shape: tuple[int, ...], beside: nn.Module) -> Tensor:
     """A blank image or latent of a shape (C, H, W), on a network's device."""
     device = next((p.device for p in beside.parameters()), None)
     return torch.zeros(1, *shape, device=device)
+
+
+def _copy(fake: FakeTensorMode, real: T) -> T:
+    """A copy with fake tensors."""
+    with FakeCopyMode(fake):
+        return copy.deepcopy(real)
 
 
 def _measured(fake: FakeTensorMode, compute: Callable[[], T]) -> tuple[T, int, int]:
