@@ -32,13 +32,7 @@ from torch import Tensor
 from ppap_framework.components import DiffusionBackend, Stage, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import (
-    Present,
-    ScaleCurve,
-    check_wanted,
-    load_bundle,
-    write_curve,
-)
+from ppap_framework.experts import Present, ScaleCurve, check_wanted, load_bundle, write_curve
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
