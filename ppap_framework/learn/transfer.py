@@ -29,9 +29,9 @@ from ppap_framework.experts import (
 from ppap_framework.figures import draw_figures
 from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
+from ppap_framework.learn import calibration
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
-from ppap_framework.learn.calibration import calibrate as write_curve_of
 from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
@@ -117,7 +117,7 @@ def transfer(
         if calibrate and info.curve is None:
             how: Any = {"seed": recipe.seed, "compute": compute, "progress": progress}
             try:
-                write_curve_of(plan.backend, plan.guide, folder.bundle, **how)
+                calibration.calibrate(plan.backend, plan.guide, folder.bundle, **how)
             except UsageError as error:
                 _log.warning("%s; %s", error.message, error.hint)
     return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
