@@ -217,7 +217,7 @@ def choose_experts(
     """
     how: dict[str, Any] = {"allow_mismatch": allow_mismatch, "offline": offline}
     found = check_wanted(wanted, guide_name, noise_aware=noise_aware, through=through, **how)
-    if found is None or isinstance(wanted, BundleFile):
+    if found is None or (isinstance(found, BundleFile) and found is wanted):
         return found
     if isinstance(found, ExpertSet):
         if found.model is not model or not has_experts(model.network):
