@@ -20,6 +20,7 @@ from ppap_framework.cli.config import (
     problems_of,
     settings,
 )
+from ppap_framework.cli.groups import Group
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.files import expanded
 
@@ -100,7 +101,7 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
         click.echo(drawn.path)
 
 
-@click.group("data")
+@click.group("data", cls=Group)
 def data() -> None:
     """Look at the images that `ppap synthesize` drew."""
 
