@@ -10,7 +10,6 @@ import commands
 import hub_server
 import pytest
 import toy_distribution
-import toy_experts
 from commands import Run
 from hub_server import Hub
 
@@ -53,14 +52,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def bundle(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with toy_distribution.plugged(toy_site):
-        return toy_experts.write_experts(tmp_path_factory.mktemp("bundles"), "mine")
+        return toy_distribution.write_experts(tmp_path_factory.mktemp("bundles"), "mine")
 
 
 @pytest.fixture(scope="session")
 def other(toy_site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other experts of the same name."""
     with toy_distribution.plugged(toy_site):
-        return toy_experts.write_experts(tmp_path_factory.mktemp("others"), "mine", seed=1)
+        return toy_distribution.write_experts(tmp_path_factory.mktemp("others"), "mine", seed=1)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -49,19 +50,25 @@ class Hub:
 
     Attributes:
         address: Without a slash at the end.
+        storage: Of large files: another host, as theirs, to which clients send no token.
         repositories: By "models/owner/name" and "datasets/owner/name".
         objects: Contents of Git LFS by SHA-256.
         asked: "METHOD path" of every request.
         refused: A pattern of such a request to the status, headers and body of its answer.
+        xet: The folder of a Xet store, to which `hf_xet` writes by itself; None without one.
+        xet_hashes: Xet hash by SHA-256 of each file that may be uploaded to it.
         changed: What downloads of large files are passed through.
         meanwhile: Called before a commit is taken.
     """
 
     address: str = ""
+    storage: str = ""
     repositories: dict[str, Repository] = attrs.field(factory=dict)
     objects: dict[str, bytes] = attrs.field(factory=dict)
     asked: list[str] = attrs.field(factory=list)
     refused: dict[str, tuple[int, dict[str, str], Any]] = attrs.field(factory=dict)
+    xet: str | None = None
+    xet_hashes: dict[str, str] = attrs.field(factory=dict)
     changed: Any = None
     meanwhile: Any = None
 
@@ -221,7 +228,7 @@ def serving() -> Iterator[Hub]:
             assert given["operation"] == "upload" and given["hash_algo"] == "sha256"
             for one in given["objects"]:
                 actions = {
-                    "upload": {"href": f"{hub.address}/storage/{one['oid']}", "header": {}},
+                    "upload": {"href": f"{hub.storage}/{one['oid']}", "header": {}},
                     "verify": {"href": f"{hub.address}/verify", "header": {}},
                 }
                 there = one["oid"] in hub.objects
@@ -229,6 +236,14 @@ def serving() -> Iterator[Hub]:
                     {**one, "authenticated": True} | ({} if there else {"actions": actions})
                 )
             self.answer({"transfer": "basic", "objects": objects})
+
+        def xet_token(self, kind: str, name: str, body: bytes) -> None:
+            if not hub.xet:
+                raise _Refusal(404, "", "no Xet here")
+            until = int(time.time()) + 3600
+            said = {"X-Xet-Cas-Url": f"local://{hub.xet}", "X-Xet-Access-Token": "token"}
+            answer = {"casUrl": f"local://{hub.xet}", "accessToken": "token", "exp": until}
+            self.answer(answer, headers={**said, "X-Xet-Token-Expiration": str(until)})
 
         def store(self, oid: str, body: bytes) -> None:
             if sha256(body) != oid:
@@ -282,7 +297,11 @@ def serving() -> Iterator[Hub]:
             if path.endswith(LARGE):
                 headers |= {"X-Linked-Size": str(len(content))}
                 headers |= {"X-Linked-Etag": f'"{sha256(content)}"'}
-                headers |= {"Location": f"{hub.address}/storage/{sha256(content)}"}
+                headers |= {"Location": f"{hub.storage}/{sha256(content)}"}
+                if hub.xet:
+                    route = f"{hub.address}/api/{kind.rstrip('/')}/{name}/xet-read-token/main"
+                    headers |= {"X-Xet-Hash": hub.xet_hashes[sha256(content)]}
+                    headers |= {"X-Xet-Refresh-Route": route}
                 hub.objects.setdefault(sha256(content), content)
                 self.answer(b"", 302, headers)
                 return
@@ -302,6 +321,7 @@ def serving() -> Iterator[Hub]:
         (rf"POST /api/{kinds}/{name}/preupload/([^/]+)", Handler.preupload),
         (rf"POST /api/{kinds}/{name}/commit/([^/]+)", Handler.commit),
         (rf"POST /(datasets/)?{name}\.git/info/lfs/objects/batch", Handler.batch),
+        (rf"GET /api/{kinds}/{name}/xet-(?:read|write)-token/[^/]+", Handler.xet_token),
         (r"PUT /storage/([0-9a-f]{64})", Handler.store),
         (r"(?:GET|HEAD) /storage/([0-9a-f]{64})", Handler.stored),
         (r"POST /verify", Handler.verify),
@@ -310,6 +330,7 @@ def serving() -> Iterator[Hub]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
         hub.address = f"http://127.0.0.1:{server.server_address[1]}"
+        hub.storage = f"http://localhost:{server.server_address[1]}/storage"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

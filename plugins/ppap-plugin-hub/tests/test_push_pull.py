@@ -62,6 +62,26 @@ def test_requests_are_those_of_the_hub(typed: Run, hub: Hub, bundle: Path) -> No
     assert len(hub.repositories[f"models/{REPOSITORY}"].commits) == 2
 
 
+def test_large_files_may_be_in_a_xet_store(
+    typed: Run, hub: Hub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub's own client of such stores writes and reads; this server is only asked where."""
+    hf_xet = pytest.importorskip("hf_xet")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.xet = str(tmp_path / "xet")
+    Path(hub.xet).mkdir()
+    [found] = hf_xet.hash_files([str(bundle)])
+    hub.xet_hashes[file_sha256(bundle)] = found.hash
+    hub.objects[file_sha256(bundle)] = bundle.read_bytes()  # what the Hub reads from the store
+    assert typed("experts", "push", bundle, REPOSITORY).code == 0
+    assert typed("experts", "pull", REPOSITORY, "--out", tmp_path / FILE).code == 0
+    assert (tmp_path / FILE).read_bytes() == bundle.read_bytes()
+    assert not any("storage" in asked or "lfs" in asked for asked in hub.asked)
+    assert sum("xet" in asked for asked in hub.asked) == 2
+
+
 @pytest.mark.parametrize(
     "folder", ["memory://shared/a", "file://{}/shared", "{}/shared", "./shared"]
 )

@@ -120,8 +120,8 @@ class HubPlace(Place):
             ) from fault
         except errors.RevisionNotFoundError as fault:
             raise error(f"{where}it has no revision {self.revision!r}", hint="check it") from fault
-        except errors.EntryNotFoundError as fault:
-            raise error(f"{where}{one_line(fault)}", hint="check the name of the file") from fault
+        except errors.RemoteEntryNotFoundError as fault:
+            raise error(f"{where}it has no such file", hint="check the address") from fault
         except errors.HFValidationError as fault:
             hint = "a repository is OWNER/NAME"
             raise UsageError(
@@ -130,9 +130,10 @@ class HubPlace(Place):
         except errors.HfHubHTTPError as fault:
             raise self._refused(where, fault, error, login) from fault
         except Exception as fault:  # the network, the disk
-            reason, hint = one_line(fault), "check the connection, and type it again"
             if cause := _cause(fault, errors.HfHubHTTPError):  # of an upload in a thread
                 raise self._refused(where, cause, error, login) from fault
+            reason = one_line(fault.__cause__ or fault)
+            hint = "check the connection, and type it again"
             if "Connect" in type(fault).__name__ or "Timeout" in type(fault).__name__:
                 reason = "the Hub cannot be reached"
             raise error(f"{where}{reason}", hint=hint) from fault
@@ -162,9 +163,12 @@ def _cause(error: BaseException, kind: type[BaseException]) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The Hub's library logs nothing of its own, and draws no bars where nobody sees them."""
+    """The Hub's library logs nothing of its own, and draws no bars where nobody sees them; its
+    warnings are about its own code, or about optional fields of a card.
+    """
     import logging
     import sys
+    import warnings
 
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -176,6 +180,8 @@ def _quiet() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(hub_logging.set_verbosity, hub_logging.get_verbosity())
         hub_logging.set_verbosity(logging.CRITICAL)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
         if not sys.stderr.isatty() and not are_progress_bars_disabled():
             disable_progress_bars()
             stack.callback(enable_progress_bars)

@@ -35,7 +35,7 @@ from ppap_plugin_hub.storage import FilePlace
 _log = logging.getLogger("ppap_framework.hub")
 
 _MANIFEST, _BEGUN, _CARD = "manifest.json", "manifest.json.begun", "README.md"
-_OWN = ("seed", "num", "prompt")
+_OWN = ("seed", "num", "prompt", "merged")
 """Settings in which sets that are merged may differ."""
 
 _LOW_ORDER = ("batch", "shard", "threads", "device", "precision", "compile", "versions")
@@ -64,7 +64,7 @@ def local_copy(url: str) -> Path:
                 _fetch(place, described, folder)
                 with files.replacing(folder / _MANIFEST, AssetError) as draft:
                     draft.write_bytes((described.path / _MANIFEST).read_bytes())
-    files.write_json(note, {"url": url, "sha256": described.manifest_hash})
+            files.write_json(note, {"url": url, "sha256": described.manifest_hash})
     return folder
 
 
@@ -79,7 +79,7 @@ def _described(place: Place, work: Path) -> SyntheticData:
     except AssetError as error:
         fault = error.message.replace(str(work / _MANIFEST), f"{place.url}/{_MANIFEST}")
         raise AssetError(fault, hint="push the set again with --overwrite") from error
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError, IndexError) as error:
         fault = f"{place.url}/{_MANIFEST} is no manifest of a synthetic set"
         raise AssetError(fault, hint="check the address") from error
     return found
