@@ -243,7 +243,7 @@ def nonsense(hub: Hub, patch: pytest.MonkeyPatch) -> None:
         (wrong_token, ["does not accept the token", "HF_TOKEN"]),
         (reading_token, ["has no right", "'ada'"]),
         (full, ["Storage limit reached"]),
-        (storage_refuses, ["403"]),
+        (storage_refuses, ["no right", "expired"]),
         (teapot, ["418", "short and stout"]),
         (overtaken, ["meanwhile", "type it again"]),
         (nonsense, ["cannot write to"]),

@@ -20,6 +20,7 @@ SCHEME = re.compile(r"([A-Za-z][\w+.-]*)(::|://)")
 
 _HERE = ("file", "local", "memory")  # schemes that need no network
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "sftp": "paramiko"}
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs")  # there, to make a folder is to make a bucket
 _CHUNK = 1 << 20
 
 
@@ -37,11 +38,16 @@ class FilePlace(Place):
         with self._explained("reach"):
             self._fs, root = url_to_fs(url if scheme else str(expanded(url).absolute()))
         self._root = root.rstrip("/")
+        self._has_buckets = protocol in _BUCKETS
 
     def listing(self) -> dict[str, Listed]:
         with self._explained("list"):
             self._fs.invalidate_cache()
-            found = self._fs.find(self._root, withdirs=False, detail=True) if self._there() else {}
+            found = (
+                self._fs.find(self._root, maxdepth=1, withdirs=False, detail=True)
+                if self._there()
+                else {}
+            )
         sizes = {
             path[len(self._root) :].lstrip("/"): info.get("size") for path, info in found.items()
         }
@@ -50,7 +56,8 @@ class FilePlace(Place):
 
     def put(self, files: Mapping[str, Path], message: str) -> None:
         with self._explained("write to", PpapError):
-            self._fs.makedirs(self._root, exist_ok=True)
+            if not self._has_buckets:
+                self._fs.makedirs(self._root, exist_ok=True)
             for name, path in files.items():
                 target = f"{self._root}/{name}"
                 # Within a transaction, a file gets its name when it is complete.
