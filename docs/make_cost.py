@@ -31,7 +31,8 @@ from ppap_plugin_adm import build
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "cost.md", DOCS / "cost" / "full-recipe.json"
 
-BACKEND, GUIDE, SIZE = "adm-256-uncond", "resnet50", 224
+BACKEND, WIDTH = "adm-256-uncond", 256
+GUIDE, SIZE = "resnet50", 224
 ADAPTERS = (AdapterConfig(name="lora", options={"rank": 8}), AdapterConfig(name="bias", options={}))
 EXPERTS = 5
 
@@ -77,8 +78,7 @@ def denoiser() -> dict[str, float]:
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
     for tensor in network.state_dict().values():
         tensor.normal_(0.0, 0.02)
-    size = card.image_size
-    x, t = torch.zeros(1, 3, size, size), torch.zeros(1, dtype=torch.int64)
+    x, t = torch.zeros(1, 3, WIDTH, WIDTH), torch.zeros(1, dtype=torch.int64)
     return costs(lambda: network(x, t))
 
 
@@ -168,7 +168,7 @@ def lines(record: dict[str, Any]) -> list[str]:
     made += table(["", "GPUs", *shares], sorted(rows, key=lambda row: int(row[1])))
     total = sum(n * record[part]["flops"] for part, n in times.items())
     used = ", ".join(number(total / PEAK / share / 3600) for share in SHARES)
-    pixels = number(IMAGES * 3 * registry().card_named(record["backend"]).image_size ** 2 / 1e9)
+    pixels = number(IMAGES * 3 * WIDTH**2 / 1e9)
     last = EXPERTS * times["student"] * record["student"]["flops"]
     longer = number((total + last - last / EXPERTS) / total)
     return [
