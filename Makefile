@@ -38,7 +38,7 @@ help:
 	@echo "make diffusers  try every family of pipelines, tiny and random, into docs/diffusers.md; minutes"
 	@echo "make real-weights  guide by an ImageNet classifier, into docs/real-weights.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
-	@echo "make recipe-cost  count and measure what the paper's full recipe takes, into docs/cost.md; a minute, 3 GB"
+	@echo "make recipe-cost  count and measure what the paper's full recipe takes, into docs/cost.md; minutes, 4 GB"
 	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 

@@ -1,6 +1,6 @@
 """Counts and measures what docs/cost.md says of the paper's full recipe; writes its tables.
 
-    python docs/make_cost.py measure    FLOPs, and seconds on this CPU; a minute, 3 GB of memory
+    python docs/make_cost.py measure    FLOPs, and seconds on this CPU; minutes, 4 GB of memory
     python docs/make_cost.py page       only the tables, from docs/cost/full-recipe.json
 
 Weights are random: neither FLOPs nor times depend on them.
@@ -66,8 +66,8 @@ def timed(compute: Callable[[], object]) -> float:
 
 
 def costs(compute: Callable[[], object]) -> dict[str, float]:
-    compute()  # lays out memory
-    return {"flops": counted(compute), "cpu_seconds": round(timed(compute), 3)}
+    flops = counted(compute)  # which also lays out memory
+    return {"flops": flops, "cpu_seconds": round(timed(compute), 3)}
 
 
 def denoiser() -> dict[str, float]:
