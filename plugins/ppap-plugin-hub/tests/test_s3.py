@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from commands import Run, refused
 
 from ppap_framework.data import SyntheticData
@@ -24,10 +25,11 @@ FILE = "mine.experts.safetensors"
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of a bucket called "bucket"; addresses and keys are in the usual variables."""
     s3fs = pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -36,6 +38,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     system.mkdir("bucket")
     yield system
     s3fs.S3FileSystem.clear_instance_cache()
+    requests.post(f"{address}/moto-api/reset", timeout=10)  # its buckets are the process's
     server.stop()
 
 
