@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,9 @@ SHORT: dict[str, Any] = {"num": 64, "batch": 16, "adapters": BIAS, "validate_eve
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Few batches for the statistics of batch norms, and no plots."""
+    """Few batches for the statistics of batch norms."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ppap_framework.learn.distillation._STATISTICS_BATCHES", 2)
-        patch.setattr(sys.modules["ppap_framework.learn.transfer"], "plot_losses", lambda *_: None)
         yield
 
 
