@@ -119,7 +119,7 @@ def sphere_before_wall(pitch: float) -> Scene:
 def test_depth_in_closed_form(pitch: float) -> None:
     scene = sphere_before_wall(pitch)
     size = 33
-    depth, segmentation = ground_truth(scene, size)
+    depth, segmentation, _ = ground_truth(scene, size)
     assert depth[16, 16] == pytest.approx(3.5, abs=1e-6)
     # In the middle column a ray falls by sin + v cos and advances by cos - v sin per unit of depth.
     height, back = 0.5 + 4 * math.sin(pitch), 4 * math.cos(pitch)
@@ -139,7 +139,7 @@ def test_depth_in_closed_form(pitch: float) -> None:
 def test_depth_puts_each_pixel_on_the_surface_that_segmentation_names(index: int) -> None:
     scene = sample_scene(11, index)
     size = 32
-    depth, segmentation = ground_truth(scene, size)
+    depth, segmentation, _ = ground_truth(scene, size)
     forward = np.array([0.0, -math.sin(scene.camera.pitch), math.cos(scene.camera.pitch)])
     right = np.array([1.0, 0.0, 0.0])
     up = np.cross(forward, right)
