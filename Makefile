@@ -127,7 +127,7 @@ diffusers: $(VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python docs/make_diffusers.py
 
 architectures: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/python docs/make_architectures.py
+	PYTHONPATH=tests:plugins/ppap-plugin-detection/tests $(BIN)/python docs/make_architectures.py
 
 shares costs: $(VENV)/.installed
 	$(BIN)/python docs/make_adapters.py $@

@@ -1,11 +1,8 @@
-"""The detectors of the embedded world.
+"""The detector of the embedded world.
 
 `guide` is the off-the-shelf network: a small Deformable DETR (Zhu et al. 2021, arXiv 2010.04159) on
 a ConvNeXt, trained on clean renders and nothing else, so that it has never seen noise. Its boxes
-are not refined from layer to layer, so that no gradient is cut off. `judge` measures results and
-never guides: a Conditional DETR (Meng et al. 2021, arXiv 2108.06152) of another seed and other
-data, trained on renders that are softened and lightly grained, so that it forgives what generated
-pictures have and renders have not.
+are not refined from layer to layer, so that no gradient is cut off.
 
     python train_detection.py guide --state ~/ppap-train
 """
@@ -21,7 +18,7 @@ import torch
 from publish import publish_folder
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
-from training import Plan, grained, halved, rendered, to_images, train
+from training import Plan, halved, rendered, to_images, train
 from transformers import CONFIG_MAPPING, AutoModelForObjectDetection
 
 from ppap_plugin_shapes.world import CLASS_NAMES
@@ -81,7 +78,6 @@ class Recipe:
     data_seed: int
     data_count: int
     plan: Plan
-    grain: bool
 
 
 RECIPES = {
@@ -108,30 +104,6 @@ RECIPES = {
             ema=0.99,
             save_every=100,
         ),
-        grain=False,
-    ),
-    "judge": Recipe(
-        "shapes-detection-judge",
-        "A Conditional DETR that measures results and never guides",
-        {
-            "model_type": "conditional_detr",
-            "backbone_config": _backbone(72),
-            **TRANSFORMER,
-        },
-        data_seed=9,
-        data_count=8000,
-        plan=Plan(
-            steps=6000,
-            decay=4000,
-            warmup=100,
-            batch=16,
-            learning_rate=1e-3,
-            seed=91,
-            weight_decay=0.01,
-            ema=0.99,
-            save_every=100,
-        ),
-        grain=True,
     ),
 }
 
@@ -211,7 +183,7 @@ def main(which: str, state: Path) -> None:
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
         x, truths = flipped(to_images(images[chosen]), boxes[chosen], generator)
-        seen = network(grained(x, generator) if recipe.grain else x, labels=labels_of(truths))
+        seen = network(x, labels=labels_of(truths))
         parts = ("loss_ce", "loss_bbox", "loss_giou")
         return seen.loss, {name: seen.loss_dict[name].item() for name in parts}
 
@@ -234,7 +206,7 @@ def main(which: str, state: Path) -> None:
         PREPROCESSOR,
         training,
         metrics,
-        which == "guide",
+        default=True,
     )
     click.echo(f"{path}: {metrics}")
 
