@@ -146,6 +146,25 @@ def test_solids_only_take_light_from_what_is_behind_them(scenes: list[Scene]) ->
     assert shadows == 20
 
 
+def test_boxes_are_around_what_removing_a_solid_changes(scenes: list[Scene]) -> None:
+    """A pixel shows a solid if its depth is another one without it."""
+    number = 0
+    for scene in scenes[:60]:
+        depth, _, boxes = ground_truth(scene, 32)
+        for index, solid in enumerate(scene.solids):
+            rest = scene.solids[:index] + scene.solids[index + 1 :]
+            visible = ground_truth(attrs.evolve(scene, solids=rest), 32)[0] > depth
+            rows, columns = np.nonzero(visible)
+            edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            np.testing.assert_array_equal(32 * boxes[index, 1:], edges)
+            assert CLASS_NAMES[int(boxes[index, 0])] == (
+                f"{COLOURS[solid.colour]} {SHAPES[solid.shape]}"
+            )
+            number += 1
+        assert (boxes[len(scene.solids) :] == -1).all()
+    assert number > 100
+
+
 def test_a_larger_picture_shows_the_same_scene(scenes: list[Scene]) -> None:
     for scene in scenes[:40]:
         depth, segmentation, _ = ground_truth(scene, 32)

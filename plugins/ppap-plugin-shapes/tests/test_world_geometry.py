@@ -133,6 +133,12 @@ def test_depth_in_closed_form(pitch: float) -> None:
     # Half the angle that a sphere fills has the sine radius / distance.
     outline = np.arctan(slope) ** 2 < math.asin(0.5 / 4) ** 2
     np.testing.assert_array_equal(~bare, outline)
+    # Which is as far to the left and right as up and down.
+    first, last = np.flatnonzero(outline)[[0, -1]]
+    own, *others = ground_truth(scene, size)[2]
+    edges = np.array([first, first, last + 1, last + 1]) / size
+    np.testing.assert_allclose(own, [scene.solids[0].kind, *edges], rtol=1e-6)
+    assert (np.array(others) == -1).all()
 
 
 @pytest.mark.parametrize("index", range(12))
