@@ -68,7 +68,8 @@ class Correspondence(TaskLoss):
         (B, N, 2); and whether they are wanted and inside, (B, N).
         """
         target = target.expand(len(prediction), -1, -1, -1)
-        f, g = (_unit(maps).flatten(2) for maps in (prediction, target[:, :-2]))
+        f = _unit(prediction).flatten(2)
+        g = _unit(target[:, :-2]).flatten(2).to(f.dtype)
         log_p = (torch.einsum("bci,bcj->bij", g, f) / self._temperature).log_softmax(-1)
         height, width = prediction.shape[-2:]
         cells = torch.arange(height * width, device=f.device)
