@@ -42,6 +42,12 @@ def test_links_lead_somewhere(name: str) -> None:
             assert anchor in pages.anchors(file), f"{name} links to {file}#{anchor}"
 
 
+def test_every_page_is_in_the_contents() -> None:
+    entries = re.findall(r"(?m)^(?:.* <)?([\w/-]+)>?$", (DOCS / "index.md").read_text())
+    names = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if DOCS in p.parents}
+    assert names - {"index"} <= set(entries)
+
+
 def _added(name: str) -> click.Command | None:
     """A command of a plugin of this repository, even if it is not installed."""
     for project in REPOSITORY.glob("plugins/*/pyproject.toml"):
