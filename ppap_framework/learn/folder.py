@@ -25,6 +25,7 @@ from ppap_framework.experts import SUFFIX
 from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.files import KEPT, digest, read_json, refusals, remove_folder, replacing
 from ppap_framework.learn.recipe import Phase
+from ppap_framework.processes import Processes
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
@@ -88,9 +89,9 @@ class TransferFolder:
         """Whether the training is finished and its bundle exists."""
         return self.bundle.exists() and recorded(self.path).get("status") == "complete"
 
-    def calls(self, command: Sequence[str] | None) -> files.Calls:
+    def calls(self, command: Sequence[str] | None, processes: Processes) -> files.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
-        call = {"threads": torch.get_num_threads(), "iterations": 0}
+        call = {"threads": torch.get_num_threads(), "iterations": 0, "processes": processes.count}
         return files.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
 
     def load(self) -> dict[str, Any] | None:

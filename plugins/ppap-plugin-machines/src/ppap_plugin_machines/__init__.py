@@ -1,0 +1,1 @@
+"""Commands for work on many machines: `ppap experts merge`."""

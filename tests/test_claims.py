@@ -1,0 +1,285 @@
+"""Claims on blocks of work, and a set that many processes draw while they die."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_distribution import REPOSITORY
+
+from ppap_framework.data import claims, synthesize
+from ppap_framework.data.claims import Claims
+from ppap_framework.errors import PpapError, UsageError
+from ppap_framework.files import replacing
+from ppap_framework.runtime import Progress
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes this process one of another machine, which cannot ask for locks; time is `now[0]`."""
+    now = [0.0]
+    monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(claims.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    def leave(machine: str) -> list[float]:
+        monkeypatch.setattr(claims, "_machine", lambda: machine)
+        return now
+
+    return leave
+
+
+class TestClaims:
+    def test_a_block_has_one_worker_at_a_time(self, tmp_path: Path) -> None:
+        one, two = Claims(tmp_path), Claims(tmp_path)
+        with one.working():
+            with two.working():
+                assert one.take("ab") == "a"
+                assert two.take("ab") == "b"
+                assert two.take("ab") is None
+                one.release()
+                assert two.take("ab") == "a"
+                assert one.busy()
+            assert one.take("ab") == "a"  # what the other one held when it ended is free
+        assert not one.busy()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_dead_worker_of_this_machine_is_succeeded_at_once(self, tmp_path: Path) -> None:
+        script = (
+            "import os, sys, pathlib; from ppap_framework.data.claims import Claims;"
+            "one = Claims(pathlib.Path(sys.argv[1])); at_work = one.working(); at_work.__enter__();"
+            "one.take('ab'); os._exit(0)"
+        )
+        subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
+        assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} > {"claim-a"}
+        two = Claims(tmp_path)
+        assert not two.busy()
+        with two.working():
+            assert two.take("ab") == "a"
+
+    def test_one_of_another_machine_is_watched(
+        self, tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one, two = Claims(tmp_path), Claims(tmp_path)
+        monkeypatch.setattr(claims.threading.Event, "wait", lambda *_: True)  # nobody touches files
+        elsewhere("one")
+        with one.working():
+            one.take("a")
+            [worker] = tmp_path.glob("worker-*")
+            now = elsewhere("two")
+            with two.working():
+                for hours in (-1, 2, 0):  # its clock is wrong, and set right
+                    now[0] += claims.EXPIRY - 1
+                    os.utime(worker, (time.time() + 3600 * hours,) * 2)
+                    assert two.take("a") is None
+                now[0] += claims.EXPIRY - 1
+                assert two.take("a") is None
+                now[0] += 1
+                assert two.take("a") == "a"
+                elsewhere("one")
+                one.release()  # it returns, and leaves its successor's claim alone
+                elsewhere("two")
+                assert Claims(tmp_path).take("a") is None
+
+    def test_whether_one_of_another_machine_lives_is_seen_by_watching(
+        self, tmp_path: Path, elsewhere: Any
+    ) -> None:
+        one = Claims(tmp_path)
+        elsewhere("one")
+        with one.working():
+            now = elsewhere("two")
+            started = now[0]
+            assert not Claims(tmp_path).busy()  # no second passes, so the file is not touched
+            assert now[0] - started >= claims.EXPIRY
+        assert not Claims(tmp_path).busy()
+
+    def test_a_claim_whose_worker_died_before_it_wrote_its_name(
+        self, tmp_path: Path, elsewhere: Any
+    ) -> None:
+        (tmp_path / "claim-a.1").touch()
+        now, one = elsewhere("here"), Claims(tmp_path)
+        with one.working():
+            assert one.take("a") is None
+            now[0] += claims.EXPIRY
+            assert one.take("a") == "a"
+
+    def test_a_folder_that_was_removed_has_nothing_to_claim(self, tmp_path: Path) -> None:
+        one, folder = Claims(tmp_path / "work"), tmp_path / "work"
+        folder.mkdir()
+        with one.working():
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+            assert one.take("a") is None
+
+
+class TestOnce:
+    def write(self, path: Path, text: str) -> None:
+        with replacing(path, once=True) as temporary:
+            temporary.write_text(text)
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_the_first_file_stays(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+    ) -> None:
+        if not links:
+            monkeypatch.setattr(os, "link", self.no_links)
+        self.write(tmp_path / "a", "first")
+        self.write(tmp_path / "a", "late")
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "first")]
+
+    def no_links(self, *_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    def test_a_removed_folder_stays_removed(self, tmp_path: Path) -> None:
+        with pytest.raises(PpapError, match="No such file"):
+            self.write(tmp_path / "gone" / "a", "late")
+        assert list(tmp_path.iterdir()) == []
+
+
+# A worker with a clock of its own, that is another machine for half of the others.
+_WORKER = """
+import os, sys, time
+number, skew, out = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+import ppap_framework as ppap
+from ppap_framework.data import claims, synthesize
+
+now, touch, place = time.time, os.utime, os.open
+time.time = lambda: now() + skew
+os.utime = lambda path: touch(path, (now() + skew,) * 2)
+claims._machine = lambda machine=f"machine {number % 2}": machine
+claims.EXPIRY = 1.0
+full = os.path.join(os.path.dirname(out), "full")
+
+def fsync(file, really=os.fsync):
+    if os.path.exists(full):
+        with open("/dev/full", "wb", 0) as disk:  # ENOSPC, as it comes from the system
+            disk.write(b"0")
+    really(file)
+
+os.fsync = fsync
+synthesize("toy", out=out, num=96, steps=2, batch=2, shard=6)
+"""
+
+
+class TestChaos:
+    """Eight processes, of two machines, draw one set. They are killed one after another, the disk
+    is full for a while, and somebody truncates a shard.
+    """
+
+    def worker(self, site: Path, out: Path, number: int) -> subprocess.Popen[bytes]:
+        variables = {"PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)])}
+        skew = (-3600, 0, 3600)[number % 3]
+        return subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(number), str(skew), str(out)],
+            env={**os.environ, **variables, "TOY_DELAY": "0.03", "PPAP_PLUGINS": "ppap-plugin-toy"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def round(self, site: Path, out: Path, seed: int, count: int, kills: int) -> None:
+        chance, full = random.Random(seed), out.with_name("full")
+        workers = [self.worker(site, out, number) for number in range(count)]
+        started, patience = count, time.monotonic() + 240
+        truncated = filled = False
+        while any(worker.poll() is None for worker in workers):
+            assert time.monotonic() < patience
+            time.sleep(chance.uniform(0.05, 0.3))
+            shards = sorted(out.glob("shard-*.tar"))
+            complete = (out / "manifest.json").exists()
+            if shards and not truncated and not complete:
+                os.truncate(chance.choice(shards), 512 * chance.randrange(4))
+                truncated = True
+            elif shards and not filled and not complete:
+                full.touch()
+                time.sleep(0.2)
+                full.unlink()
+                filled = True
+            elif kills and out.exists() and not complete:
+                victim = chance.choice(workers)
+                victim.send_signal(signal.SIGKILL)
+                kills -= 1
+            for place, worker in enumerate(workers):
+                if worker.poll() not in (None, 0) and not complete:
+                    _, err = worker.communicate()
+                    if worker.returncode != -signal.SIGKILL:
+                        assert b"No space left on device" in err, err.decode()
+                    workers[place] = self.worker(site, out, started)
+                    started += 1
+        for worker in workers:
+            worker.communicate()
+        assert truncated
+
+    @pytest.mark.parametrize(
+        ("seeds", "count", "kills"),
+        [
+            pytest.param(range(3), 3, 2, id="small"),
+            pytest.param(range(20), 8, 12, id="large", marks=pytest.mark.slow),
+        ],
+    )
+    def test_the_set_is_completed(
+        self, site: Path, tmp_path: Path, seeds: range, count: int, kills: int
+    ) -> None:
+        large: dict[str, Any] = {"num": 96, "steps": 2, "batch": 2, "shard": 6}
+        whole = synthesize("toy", out=tmp_path / "whole", **large)
+        for seed in seeds:
+            out = tmp_path / str(seed) / "set"
+            out.parent.mkdir()
+            self.round(site, out, seed, count, kills)
+            data = synthesize("toy", out=out, **large)  # removes what the last one left
+            assert data.faults() == []
+            assert data.manifest == whole.manifest
+            assert sorted(path.name for path in out.iterdir()) == sorted(
+                path.name for path in whole.path.iterdir()
+            )
+            indices = [i for shard in sorted(out.glob("*.tar")) for i in self.indices(shard)]
+            assert indices == list(range(96))
+            calls = json.loads((out / "run.json").read_text())["calls"]
+            assert len({call["process"] for call in calls}) == len(calls) >= count
+
+    def indices(self, shard: Path) -> list[int]:
+        with tarfile.open(shard) as tar:
+            return [int(name[:8]) for name in tar.getnames() if name.endswith(".png")]
+
+
+def test_two_calls_draw_one_set_together(site: Path, tmp_path: Path) -> None:
+    """The second call begins while the first is at its third batch, and is interrupted in the last
+    one, which the first then takes over.
+    """
+    settings: dict[str, Any] = {"num": 12, "steps": 2, "batch": 2, "shard": 4, "out": tmp_path}
+    seen: list[int] = []
+
+    def interrupt(progress: Progress) -> None:
+        seen.append(progress.done)
+        if progress.done == 20:
+            raise KeyboardInterrupt
+
+    def begin(progress: Progress) -> None:
+        if progress.done == 10 and not seen:
+            with pytest.raises(KeyboardInterrupt):
+                synthesize("toy", progress=interrupt, **settings)
+
+    data = synthesize("toy", progress=begin, **settings)
+    assert seen == [8, 10, 12, 14, 16, 18, 20]
+    assert data.faults() == []
+    calls = json.loads((tmp_path / "run.json").read_text())["calls"]
+    drawn = {call["status"]: call["images"] for call in calls}
+    assert drawn == {"interrupted": 4, "complete": 8}
+    assert data.manifest == synthesize("toy", **{**settings, "out": tmp_path / "whole"}).manifest
+
+
+def test_a_second_call_with_other_settings_says_what_differs(site: Path, tmp_path: Path) -> None:
+    def begin(progress: Progress) -> None:
+        with pytest.raises(UsageError, match="seed was 0, is now 1"):
+            synthesize("toy", out=tmp_path, num=2, steps=1, batch=2, shard=2, seed=1)
+
+    data = synthesize("toy", out=tmp_path, num=2, steps=1, batch=2, shard=2, progress=begin)
+    assert data.faults() == []
