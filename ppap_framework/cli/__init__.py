@@ -26,7 +26,6 @@ COMMANDS = {
     "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
     "ones.",
     "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
-    "diagnose": "Measure what a network understands of noised images, and what its experts do.",
     "data": "Look at the images that `ppap synthesize` drew.",
     "experts": "Show, check and calibrate experts.",
     "checkpoints": "Show, download, check and convert the weights that plugins know.",
