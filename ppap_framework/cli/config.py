@@ -249,9 +249,8 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
     sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
     values: dict[str, dict[str, Any]] = {}
     for name in commands or _CONFIGURED:
-        if (
-            configured := ppap.get_command(click.get_current_context(), name)
-        ) is None:  # its plugin is not installed
+        configured = ppap.get_command(click.get_current_context(), name)
+        if configured is None:  # its plugin is not installed
             continue
         ctx = configured.make_context(f"ppap {name}", [])
         problems.errors += [
