@@ -16,6 +16,7 @@ from ppap_framework.cli.config import Command, Option, find_config, problems_of
 from ppap_framework.cli.config import command as config
 from ppap_framework.cli.run import command as run
 from ppap_framework.errors import UsageError
+from ppap_plugin_diagnose.command import command as diagnose
 
 FILE = """
 [run]
@@ -185,7 +186,7 @@ def test_config_shows_values_and_where_they_come_from(
 def test_every_command_that_reads_files_is_shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
 ) -> None:
-    commands = {name: core_command(name) for name in COMMANDS}
+    commands = {name: core_command(name) for name in COMMANDS} | {"diagnose": diagnose}
     configured = {name for name, command in commands.items() if isinstance(command, Command)}
     assert {"run", "synthesize"} <= configured
     path = write(folder / "ppap.toml", "[run]\nnum = 5\n[synthesize]\nblock = 32\n")

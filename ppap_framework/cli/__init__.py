@@ -26,7 +26,6 @@ COMMANDS = {
     "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
     "ones.",
     "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
-    "diagnose": "Measure what a network understands of noised images, and what its experts do.",
     "data": "Look at the images that `ppap synthesize` drew.",
     "experts": "Show, check and calibrate experts.",
     "checkpoints": "Show, download, check and convert the weights that plugins know.",
@@ -119,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             options.afterwards.callback(signal.signal, signal.SIGTERM, before)
         if os.environ.get("RANK", "0") != "0":  # the first process of a launch speaks for all
             options.verbosity = -1
-            nothing = options.afterwards.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+            nothing = open(os.devnull, "w")  # noqa: PTH123, SIM115  # closed below
+            options.afterwards.enter_context(nothing)
             options.afterwards.enter_context(contextlib.redirect_stdout(nothing))
         try:
             result = ppap.main(

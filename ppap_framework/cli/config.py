@@ -25,7 +25,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ppap_framework.cli import core_command
+from ppap_framework.cli import ppap
 from ppap_framework.cli.groups import GlobalOptions
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError, did_you_mean
@@ -34,7 +34,7 @@ from ppap_framework.registry import plugin_file
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
-"""The commands whose options come from files and the environment too."""
+"""The commands whose options come from files and the environment too; a plugin adds the last."""
 
 
 class Text(click.types.StringParamType):
@@ -249,7 +249,10 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
     sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
     values: dict[str, dict[str, Any]] = {}
     for name in commands or _CONFIGURED:
-        ctx = core_command(name).make_context(f"ppap {name}", [])
+        configured = ppap.get_command(click.get_current_context(), name)
+        if configured is None:  # its plugin is not installed
+            continue
+        ctx = configured.make_context(f"ppap {name}", [])
         problems.errors += [
             UsageError(f"{name} {problem.message}", hint=problem.hint)
             for problem in problems_of(ctx).errors

@@ -99,9 +99,10 @@ class Distillation:
     """A training of new experts, attached, that resumes exactly after any iteration.
 
     The loss's `transfer` compares the answers of student and teacher; its `energy` compares the
-    student's with labels. Each of several processes computes its part of every batch. The last `held_out` images are kept for validation. `scores` has for each
-    finished expert its held-out loss, that of the untouched network, and the iteration of its best
-    parameters; None if another training does it.
+    student's with labels. Each of several processes computes its part of every batch. The last
+    `held_out` images are kept for validation. `scores` has for each finished expert its held-out
+    loss, that of the untouched network, and the iteration of its best parameters; None if another
+    training does it.
     """
 
     def __init__(

@@ -19,15 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
-from toy_experts import write_experts
+from toy_distribution import write_experts
 
 import ppap_framework as ppap
 from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.data import SyntheticData
 from ppap_framework.diagnosis import (
-    Diagnosis,
-    diagnose,
     disagreement,
     evenly_spaced,
     noised,
@@ -40,6 +38,8 @@ from ppap_framework.experts import keep_bundle
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 from ppap_framework.pixels import to_uint8
+from ppap_plugin_diagnose.diagnose import diagnose
+from ppap_plugin_diagnose.diagnosis import Diagnosis
 
 BACKEND = Backend()
 SCHEDULE = BACKEND.stages[0].schedule  # linear, 100 timesteps
@@ -520,7 +520,7 @@ def run(
     are not drawn.
     """
     monkeypatch.setattr(
-        "ppap_framework.diagnosis.record.diagnosis_plot", lambda found, path, kind: path.touch()
+        "ppap_plugin_diagnose.diagnosis.diagnosis_plot", lambda found, path, kind: path.touch()
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))

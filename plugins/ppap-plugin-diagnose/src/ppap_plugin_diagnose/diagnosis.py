@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from ppap_framework.diagnosis.intervals import Interval, as_json, rounded
 from ppap_framework.figures import new_figure, save_figure
 from ppap_framework.files import replacing, write_json
 from ppap_framework.origin import Origin
+from ppap_plugin_diagnose.intervals import Interval, as_json, rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
