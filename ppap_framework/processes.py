@@ -96,6 +96,13 @@ class Processes:
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    def turns(self, num: int, size: int) -> list[range]:
+        """Which of `num` images this process draws: a batch of every `count` ones."""
+        if self.count == 1:
+            return [range(num)]
+        batches = [range(num)[start : start + size] for start in range(0, num, size)]
+        return batches[self.rank :: self.count]
+
     def share(self, length: int) -> slice:
         """The part of a batch that this process computes; parts differ by one at most."""
         return slice(length * self.rank // self.count, length * (self.rank + 1) // self.count)

@@ -40,8 +40,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
 class TestClaims:
     def test_a_block_has_one_worker_at_a_time(self, tmp_path: Path) -> None:
         one, two = Claims(tmp_path), Claims(tmp_path)
-        with one.working():
-            with two.working():
+        with one.working(""):
+            with two.working(""):
                 assert one.take("ab") == "a"
                 assert two.take("ab") == "b"
                 assert two.take("ab") is None
@@ -55,14 +55,15 @@ class TestClaims:
     def test_a_dead_worker_of_this_machine_is_succeeded_at_once(self, tmp_path: Path) -> None:
         script = (
             "import os, sys, pathlib; from ppap_framework.data.claims import Claims;"
-            "one = Claims(pathlib.Path(sys.argv[1])); at_work = one.working(); at_work.__enter__();"
+            "one = Claims(pathlib.Path(sys.argv[1])); at_work = one.working("
+            "); at_work.__enter__();"
             "one.take('ab'); os._exit(0)"
         )
         subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
         assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} > {"claim-a"}
         two = Claims(tmp_path)
         assert not two.busy()
-        with two.working():
+        with two.working(""):
             assert two.take("ab") == "a"
 
     def test_one_of_another_machine_is_watched(
@@ -71,11 +72,11 @@ class TestClaims:
         one, two = Claims(tmp_path), Claims(tmp_path)
         monkeypatch.setattr(claims.threading.Event, "wait", lambda *_: True)  # nobody touches files
         elsewhere("one")
-        with one.working():
+        with one.working(""):
             one.take("a")
             [worker] = tmp_path.glob("worker-*")
             now = elsewhere("two")
-            with two.working():
+            with two.working(""):
                 for hours in (-1, 2, 0):  # its clock is wrong, and set right
                     now[0] += claims.EXPIRY - 1
                     os.utime(worker, (time.time() + 3600 * hours,) * 2)
@@ -94,7 +95,7 @@ class TestClaims:
     ) -> None:
         one = Claims(tmp_path)
         elsewhere("one")
-        with one.working():
+        with one.working(""):
             now = elsewhere("two")
             started = now[0]
             assert not Claims(tmp_path).busy()  # no second passes, so the file is not touched
@@ -106,7 +107,7 @@ class TestClaims:
     ) -> None:
         (tmp_path / "claim-a.1").touch()
         now, one = elsewhere("here"), Claims(tmp_path)
-        with one.working():
+        with one.working(""):
             assert one.take("a") is None
             now[0] += claims.EXPIRY
             assert one.take("a") == "a"
@@ -114,7 +115,7 @@ class TestClaims:
     def test_a_folder_that_was_removed_has_nothing_to_claim(self, tmp_path: Path) -> None:
         one, folder = Claims(tmp_path / "work"), tmp_path / "work"
         folder.mkdir()
-        with one.working():
+        with one.working(""):
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()

@@ -41,8 +41,10 @@ class Claims:
         self._watched: dict[str, tuple[object, float]] = {}  # last touch, and since when
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """A context in which blocks can be claimed; its end releases them."""
+    def working(self, label: str) -> Iterator[None]:
+        """A context in which blocks can be claimed; its end releases them. The label of the worker
+        is for people who look at the folder.
+        """
         self._own = f"worker-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         path, ended = self._folder / self._own, threading.Event()
 
@@ -56,7 +58,7 @@ class Claims:
                 file = stack.enter_context(path.open("x"))
                 stack.callback(path.unlink, missing_ok=True)
                 locked(file.fileno())
-                file.write(_machine())
+                file.write(f"{_machine()}\n{label}\n")
                 file.flush()
             thread = threading.Thread(target=touch, daemon=True)
             thread.start()
@@ -77,7 +79,7 @@ class Claims:
         for block in blocks:
             number = latest.get(block, 0)
             claims = [self._folder / f"claim-{block}.{k}" for k in range(1, number + 2)]
-            if number and self._lives(claims[-2]) is not False:
+            if number and self.lives(claims[-2]) is not False:
                 continue
             # The folder is missing if the work was finished since.
             taken = contextlib.suppress(FileExistsError, FileNotFoundError)
@@ -96,19 +98,19 @@ class Claims:
     def busy(self) -> bool:
         """Whether a worker lives; for one of another machine, finding out takes `EXPIRY`."""
         while True:
-            lives = [self._lives(worker) for worker in self._folder.glob("worker-*")]
+            lives = [self.lives(worker) for worker in self._folder.glob("worker-*")]
             if True in lives or None not in lives:
                 return True in lives
             time.sleep(EXPIRY / 60)
 
-    def _lives(self, path: Path) -> bool | None:
+    def lives(self, path: Path) -> bool | None:
         """Whether a worker, or the worker of a claim, lives; None if that is not known yet."""
         touched = None
         with contextlib.suppress(OSError):
             own = path.name.startswith("worker-")
             worker = path if own else self._folder / (path.read_text() or path.name)
             with worker.open() as file:
-                here = file.read() == _machine()
+                here = file.readline().strip() == _machine()
                 if here and (free := locked(file.fileno(), shared=True)) is not None:
                     return not free
                 touched = os.fstat(file.fileno()).st_mtime_ns
@@ -123,5 +125,5 @@ class Claims:
 def _machine() -> str:
     """What tells a machine, since it was started, from others."""
     with contextlib.suppress(OSError):
-        return _BOOT.read_text()
+        return _BOOT.read_text().strip()
     return f"{platform.node()} {uuid.getnode()}"

@@ -101,6 +101,7 @@ def synthesize(
     if not folder.complete:
         count(folder.left, 0)
         calls = files.Calls(path / RUN, command, about, {"config": settings})
+        folder.label = calls.call["process"]
         with calls.recorded(), contextlib.closing(_draw(run, folder, workers, count)) as drawn:
             for images in drawn:
                 calls.call["images"] += images

@@ -38,8 +38,10 @@ _log = logging.getLogger(__name__)
 class SynthesisFolder:
     """Shares the batches of a set among processes, and joins them into shards; PpapError if a file
     cannot be written. Create it with `opened`. `settings` are everything that determines the
-    images, as JSON.
+    images, as JSON; `label` is that of this worker.
     """
+
+    label = ""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
         self.path, self.settings, self.layout = path, settings, layout
@@ -90,7 +92,7 @@ class SynthesisFolder:
         """Claim one batch after another that is to be `added`, until all workers together have
         completed the set.
         """
-        with self._claims.working():
+        with self._claims.working(self.label):
             idle = 0
             while todo := self._todo():
                 name = self._claims.take(todo)

@@ -1,1 +1,1 @@
-"""Commands for work on many machines: `ppap experts merge`."""
+"""Work on many machines: `ppap experts merge`, and `ppap jobs`."""
