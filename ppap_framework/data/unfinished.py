@@ -61,16 +61,17 @@ class SynthesisFolder:
         if overwrite:
             with files.opened(path):
                 folder._clear()
-        before, begun = read_manifest(path), path / SETTINGS
+        before = read_manifest(path)
         if before is not None:
             files.check_settings(path, before["settings"], settings)
             folder._reopen(before["shards"])
-        elif not begun.exists() and (strays := [f.name for f in path.glob("shard-*.tar")]):
+        elif not (path / SETTINGS).exists() and (
+            strays := [f.name for f in path.glob("shard-*.tar")]
+        ):
             fault = f"{str(path)!r} holds {min(strays)!r} without its settings"
             raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
         if not folder.complete:
             folder._begin()
-            files.check_settings(path, files.read_json(begun, hint=ANEW), settings)
         return folder
 
     @property
@@ -185,9 +186,13 @@ class SynthesisFolder:
                 (self.path / MANIFEST).unlink(missing_ok=True)
 
     def _begin(self) -> None:
+        """Make the folder of batches, unless another process has begun with other settings."""
+        begun = self.path / SETTINGS
         with files.refusals(self.batches, hint=KEPT):
-            self.batches.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.path / SETTINGS, self.settings, hint=KEPT, once=True)
+            begun.parent.mkdir(exist_ok=True)
+            files.write_json(begun, self.settings, hint=KEPT, once=True)
+            files.check_settings(self.path, files.read_json(begun, hint=ANEW), self.settings)
+            self.batches.mkdir(exist_ok=True)
 
     def _discard(self, damaged: Iterable[int]) -> None:
         for shard in damaged:
