@@ -71,21 +71,22 @@ class Processes:
         broadcast_object_list(made)
         if isinstance(made[0], PpapError):
             raise made[0]
-        return made[0]  # type: ignore[no-any-return]
+        return made[0]
 
     def gathered(self, values: list[_T]) -> list[_T]:
         """The values of all processes."""
         from accelerate.utils import gather_object
 
-        return values if self.count == 1 else gather_object(values)  # type: ignore[no-any-return]
+        return values if self.count == 1 else gather_object(values)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, not differentiable."""
         if self.count == 1:
             return tensor
+        from accelerate import PartialState
         from accelerate.utils import reduce
 
-        return reduce(tensor, "sum")  # type: ignore[no-any-return]
+        return reduce(tensor.to(PartialState().device), "sum").to(tensor.device)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give parameters the sums of their gradients."""
