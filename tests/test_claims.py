@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import tarfile
@@ -13,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import chaos
 import pytest
 from toy_distribution import REPOSITORY
 
@@ -146,109 +145,37 @@ class TestOnce:
         assert list(tmp_path.iterdir()) == []
 
 
-# A worker with a clock of its own, that is another machine for half of the others.
-_WORKER = """
-import os, sys, time
-number, skew, out = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-import ppap_framework as ppap
-from ppap_framework.data import claims, synthesize
+@pytest.mark.parametrize(
+    ("seeds", "workers", "kills"),
+    [
+        pytest.param(range(3), 4, 3, id="small"),
+        pytest.param(range(20), 8, 12, id="large", marks=pytest.mark.slow),
+    ],
+)
+def test_a_set_is_completed_in_chaos(
+    site: Path, tmp_path: Path, seeds: range, workers: int, kills: int
+) -> None:
+    """`chaos.py` says what happens to it."""
+    variables = {"PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)]), "TOY_DELAY": "0.02"}
+    script = [sys.executable, str(Path(chaos.__file__)), str(tmp_path), str(workers), str(kills)]
+    subprocess.run([*script, *map(str, seeds)], env={**os.environ, **variables}, check=True)
+    whole = synthesize("toy", out=tmp_path / "whole", **chaos.SET)
+    for seed in seeds:
+        out = tmp_path / str(seed) / "set"
+        data = synthesize("toy", out=out, **chaos.SET)  # removes what the last one left
+        assert data.faults() == []
+        assert data.manifest == whole.manifest
+        names = {path.name for path in out.iterdir()}
+        assert names == {path.name for path in whole.path.iterdir()}
+        indices = [i for shard in sorted(out.glob("*.tar")) for i in pictures_in(shard)]
+        assert indices == list(range(chaos.SET["num"]))
+        calls = json.loads((out / "run.json").read_text())["calls"]
+        assert len({call["process"] for call in calls}) == len(calls) > workers
 
-now, touch, place = time.time, os.utime, os.open
-time.time = lambda: now() + skew
-os.utime = lambda path: touch(path, (now() + skew,) * 2)
-claims._machine = lambda machine=f"machine {number % 2}": machine
-claims.EXPIRY = 1.0
-full = os.path.join(os.path.dirname(out), "full")
 
-def fsync(file, really=os.fsync):
-    if os.path.exists(full):
-        with open("/dev/full", "wb", 0) as disk:  # ENOSPC, as it comes from the system
-            disk.write(b"0")
-    really(file)
-
-os.fsync = fsync
-synthesize("toy", out=out, num=96, steps=2, batch=2, shard=6)
-"""
-
-
-class TestChaos:
-    """Eight processes, of two machines, draw one set. They are killed one after another, the disk
-    is full for a while, and somebody truncates a shard.
-    """
-
-    def worker(self, site: Path, out: Path, number: int) -> subprocess.Popen[bytes]:
-        variables = {"PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)])}
-        skew = (-3600, 0, 3600)[number % 3]
-        return subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(number), str(skew), str(out)],
-            env={**os.environ, **variables, "TOY_DELAY": "0.03", "PPAP_PLUGINS": "ppap-plugin-toy"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-
-    def round(self, site: Path, out: Path, seed: int, count: int, kills: int) -> None:
-        chance, full = random.Random(seed), out.with_name("full")
-        workers = [self.worker(site, out, number) for number in range(count)]
-        started, patience = count, time.monotonic() + 240
-        truncated = filled = False
-        while any(worker.poll() is None for worker in workers):
-            assert time.monotonic() < patience
-            time.sleep(chance.uniform(0.05, 0.3))
-            shards = sorted(out.glob("shard-*.tar"))
-            complete = (out / "manifest.json").exists()
-            if shards and not truncated and not complete:
-                os.truncate(chance.choice(shards), 512 * chance.randrange(4))
-                truncated = True
-            elif shards and not filled and not complete:
-                full.touch()
-                time.sleep(0.2)
-                full.unlink()
-                filled = True
-            elif kills and out.exists() and not complete:
-                victim = chance.choice(workers)
-                victim.send_signal(signal.SIGKILL)
-                kills -= 1
-            for place, worker in enumerate(workers):
-                if worker.poll() not in (None, 0) and not complete:
-                    _, err = worker.communicate()
-                    if worker.returncode != -signal.SIGKILL:
-                        assert b"No space left on device" in err, err.decode()
-                    workers[place] = self.worker(site, out, started)
-                    started += 1
-        for worker in workers:
-            worker.communicate()
-        assert truncated
-
-    @pytest.mark.parametrize(
-        ("seeds", "count", "kills"),
-        [
-            pytest.param(range(3), 3, 2, id="small"),
-            pytest.param(range(20), 8, 12, id="large", marks=pytest.mark.slow),
-        ],
-    )
-    def test_the_set_is_completed(
-        self, site: Path, tmp_path: Path, seeds: range, count: int, kills: int
-    ) -> None:
-        large: dict[str, Any] = {"num": 96, "steps": 2, "batch": 2, "shard": 6}
-        whole = synthesize("toy", out=tmp_path / "whole", **large)
-        for seed in seeds:
-            out = tmp_path / str(seed) / "set"
-            out.parent.mkdir()
-            self.round(site, out, seed, count, kills)
-            data = synthesize("toy", out=out, **large)  # removes what the last one left
-            assert data.faults() == []
-            assert data.manifest == whole.manifest
-            assert sorted(path.name for path in out.iterdir()) == sorted(
-                path.name for path in whole.path.iterdir()
-            )
-            indices = [i for shard in sorted(out.glob("*.tar")) for i in self.indices(shard)]
-            assert indices == list(range(96))
-            calls = json.loads((out / "run.json").read_text())["calls"]
-            assert len({call["process"] for call in calls}) == len(calls) >= count
-
-    def indices(self, shard: Path) -> list[int]:
-        with tarfile.open(shard) as tar:
-            return [int(name[:8]) for name in tar.getnames() if name.endswith(".png")]
+def pictures_in(shard: Path) -> list[int]:
+    with tarfile.open(shard) as tar:
+        return [int(name[:8]) for name in tar.getnames() if name.endswith(".png")]
 
 
 def test_two_calls_draw_one_set_together(site: Path, tmp_path: Path) -> None:
