@@ -146,17 +146,17 @@ class TestOnce:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "workers", "kills"),
+    ("seeds", "workers", "kills", "delay"),
     [
-        pytest.param(range(3), 4, 3, id="small"),
-        pytest.param(range(20), 8, 12, id="large", marks=pytest.mark.slow),
+        pytest.param(range(3), 4, 3, "0.06", id="small"),
+        pytest.param(range(20), 8, 12, "0.25", id="large", marks=pytest.mark.slow),
     ],
 )
 def test_a_set_is_completed_in_chaos(
-    site: Path, tmp_path: Path, seeds: range, workers: int, kills: int
+    site: Path, tmp_path: Path, seeds: range, workers: int, kills: int, delay: str
 ) -> None:
     """`chaos.py` says what happens to it."""
-    variables = {"PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)]), "TOY_DELAY": "0.02"}
+    variables = {"PYTHONPATH": os.pathsep.join([str(site), str(REPOSITORY)]), "TOY_DELAY": delay}
     script = [sys.executable, str(Path(chaos.__file__)), str(tmp_path), str(workers), str(kills)]
     subprocess.run([*script, *map(str, seeds)], env={**os.environ, **variables}, check=True)
     whole = synthesize("toy", out=tmp_path / "whole", **chaos.SET)
