@@ -54,8 +54,8 @@ class TestClaims:
     def test_a_dead_worker_of_this_machine_is_succeeded_at_once(self, tmp_path: Path) -> None:
         script = (
             "import os, sys, pathlib; from ppap_framework.data.claims import Claims;"
-            "one = Claims(pathlib.Path(sys.argv[1])); at_work = one.working("
-            "); at_work.__enter__();"
+            "one = Claims(pathlib.Path(sys.argv[1])); at_work = one.working('label');"
+            "at_work.__enter__();"
             "one.take('ab'); os._exit(0)"
         )
         subprocess.run([sys.executable, "-c", script, tmp_path], check=True)
