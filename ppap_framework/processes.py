@@ -71,7 +71,8 @@ class Processes:
         broadcast_object_list(made)
         if isinstance(made[0], PpapError):
             raise made[0]
-        return made[0]
+        result: _T = made[0]
+        return result
 
     def gathered(self, values: list[_T]) -> list[_T]:
         """The values of all processes."""
@@ -86,14 +87,15 @@ class Processes:
         from accelerate import PartialState
         from accelerate.utils import reduce
 
-        return reduce(tensor.to(PartialState().device), "sum").to(tensor.device)
+        total: Tensor = reduce(tensor.to(PartialState().device), "sum")
+        return total.to(tensor.device)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give parameters the sums of their gradients."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.count > 1:
             flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = flat.split([gradient.numel() for gradient in gradients])
+            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
@@ -139,7 +141,7 @@ def normalized(norm: nn.modules.batchnorm._BatchNorm, processes: Processes, x: T
     mean = _Sum.apply(wide.sum(dims), processes) / count
     centred = wide - mean.view(shape)
     var = _Sum.apply(centred.square().sum(dims), processes) / count
-    y = centred * torch.rsqrt(var + norm.eps).view(shape)
+    y: Tensor = centred * torch.rsqrt(var + norm.eps).view(shape)
     with torch.no_grad():
         assert norm.running_mean is not None
         assert norm.running_var is not None

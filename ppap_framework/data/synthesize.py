@@ -152,7 +152,8 @@ def _draw(
         path = Path(scratch, "job")
         path.write_bytes(job)
         # Processes of torch's end with this one, and without a word at Ctrl-C.
-        started = start_processes(_work, (path,), workers, join=False, start_method="spawn")
+        how: dict[str, Any] = {"join": False, "start_method": "spawn"}
+        started = start_processes(_work, (path,), workers, **how)  # type: ignore[no-untyped-call]
         try:
             finished, ended = 0, False
             while not ended:

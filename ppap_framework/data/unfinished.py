@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class SynthesisFolder:
         """Number of images that are not finished."""
         return sum(len(self.layout.batch_images(batch)) for batch in self.missing)
 
-    def claimed(self) -> Iterator[int]:
+    def claimed(self) -> Generator[int, None, None]:
         """Claim one batch after another that is to be `added`, until all workers together have
         completed the set.
         """
