@@ -10,12 +10,23 @@ import pytest
 from commands import Run
 from toy_distribution import install, plugged
 
+from ppap_framework.registry import registry
+
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PPAP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def every_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All plugins that are installed, whatever other tests of the module use."""
+    monkeypatch.delenv("PPAP_PLUGINS", raising=False)
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
 
 
 @pytest.fixture(scope="module")

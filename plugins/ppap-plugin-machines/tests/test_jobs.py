@@ -68,7 +68,7 @@ def test_a_set_whose_worker_is_gone(
     assert (killed.status, [w["lives"] for w in killed.workers]) == ("running", [None])
 
 
-def test_a_training_of_a_part(tmp_path: Path) -> None:
+def test_a_training_of_a_part(every_plugin: None, tmp_path: Path) -> None:
     told: list[Job] = []
 
     def look(progress: Progress) -> None:

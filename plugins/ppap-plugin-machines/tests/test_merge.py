@@ -25,6 +25,7 @@ from ppap_framework.experts import (
     write_bundle,
 )
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
+from ppap_framework.registry import registry
 from ppap_plugin_machines.merging import merge
 
 DATA = Pictures({"base": pictures()})
@@ -53,9 +54,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def bundle(**changes: Any) -> Path:
         with pytest.MonkeyPatch.context() as patched:
+            patched.delenv("PPAP_PLUGINS", raising=False)  # of other tests of the module
+            registry.cache_clear()
             patched.setattr(distillation, "_STATISTICS_BATCHES", 2)
             patched.setitem(sys.modules, "matplotlib", None)  # a plot takes longer than a training
-            return learn(folder / repr(changes).replace("/", ""), **changes)
+            made = learn(folder / repr(changes).replace("/", ""), **changes)
+        registry.cache_clear()
+        return made
 
     return bundle
 
@@ -73,7 +78,7 @@ class TestMerging:
         one, other = load_file(whole), load_file(files[0])
         assert any(not torch.equal(one[name], other[name]) for name in one) == (parts > 1)
 
-    def test_a_part_steers_nothing(self, trained: Any) -> None:
+    def test_a_part_steers_nothing(self, every_plugin: None, trained: Any) -> None:
         part = trained(experts_of=(2, 2))
         assert read_bundle_info(part).part == (1,)
         with pytest.raises(AssetError, match="only 1 of 3 trained experts") as caught:
@@ -136,7 +141,9 @@ class TestRecipe:
         with pytest.raises(UsageError, match="3 experts have no part 4/5"):
             trained(experts_of=(4, 5))
 
-    def test_a_part_goes_on_as_the_same_part(self, trained: Any, tmp_path: Path) -> None:
+    def test_a_part_goes_on_as_the_same_part(
+        self, every_plugin: None, trained: Any, tmp_path: Path
+    ) -> None:
         folder = shutil.copytree(trained(experts_of=(1, 2)).parent, tmp_path / "part")
         with pytest.raises(UsageError, match="experts_of was"):
             learn(folder, experts_of=(2, 2))
@@ -152,7 +159,7 @@ class TestCommand:
         assert run("experts", "merge", *folders, "--out", out, "--overwrite").code == 0
         refused(run("experts", "merge", *folders, "--out", "all"), 2, "cannot be called 'all'")
         refused(run("experts", "merge", "."), 4, "is a whole bundle")
-        refused(run("experts", "merge", "/none"), 4, "/none")
+        refused(run("experts", "merge", "/none"), 4, "there is no part '/none'")
 
     def test_experts_of_that_cannot_be_read(self, run: Run) -> None:
         named = ("--backend", "toy", "--guider", "colour", "--data", "x", "--out", "y")

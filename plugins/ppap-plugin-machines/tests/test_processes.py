@@ -119,7 +119,8 @@ def check(out: Path, alone: Path) -> None:
     assert [line.keys() for line in losses] == [line.keys() for line in expected]
     for line, wanted in zip(losses, expected, strict=True):
         for key in ("loss", "held_out"):
-            assert line.get(key) == pytest.approx(wanted.get(key), rel=1e-4)
+            if key in wanted:
+                assert line[key] == pytest.approx(wanted[key], rel=1e-4)
     [one], [other] = (list((o / "experts").glob("*.experts.safetensors")) for o in (alone, out))
     found = load_file(other)
     assert any("running_var" in name for name in found)

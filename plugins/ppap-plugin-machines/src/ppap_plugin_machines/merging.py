@@ -23,8 +23,10 @@ _AGAIN = "give one part of every K of `--experts-of K/N`, all of the same traini
 
 def found(path: Path) -> Path:
     """The only bundle in a folder of `ppap transfer`, else AssetError; or that file itself."""
-    if not path.is_dir():
+    if path.is_file():
         return path
+    if not path.is_dir():
+        raise AssetError(f"there is no part {str(path)!r}", hint=_AGAIN)
     bundles = [*path.glob(f"*{SUFFIX}")]
     if len(bundles) == 1:
         return bundles[0]
