@@ -120,7 +120,8 @@ def check(out: Path, alone: Path) -> None:
     for line, wanted in zip(losses, expected, strict=True):
         for key in ("loss", "held_out"):
             if key in wanted:
-                assert line[key] == pytest.approx(wanted[key], rel=1e-4)
+                # The last losses are so small that rounding errors of the answers show in them.
+                assert line[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6)
     [one], [other] = (list((o / "experts").glob("*.experts.safetensors")) for o in (alone, out))
     found = load_file(other)
     assert any("running_var" in name for name in found)
