@@ -29,7 +29,6 @@ from ppap_framework.data.shards import Layout, members
 from ppap_framework.data.unfinished import SynthesisFolder
 from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
-from ppap_framework.files import digest, expanded
 from ppap_framework.pixels import to_uint8
 from ppap_framework.processes import Processes
 from ppap_framework.run import UNGUIDED, Compute, Plan, Sampling, changed, check, drawing, plan
@@ -77,7 +76,7 @@ def synthesize(
             written would be overwritten.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
-    path = expanded(out)
+    path = files.expanded(out)
     usual = sampling or UNGUIDED, compute or Compute(batch=64, threads=1)
     sampling, compute = changed(changes, *usual)
     if compute.threads is None:  # torch's own choice depends on the machine
@@ -221,7 +220,7 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
     backend["weights_sha256"] = backend_sha256(run.backend.inner)
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
-        sampling["prompt"] = {"sha256": digest(prompts)}
+        sampling["prompt"] = {"sha256": files.digest(prompts)}
     versions = {"torch": torch.__version__, "pillow": PIL.__version__}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {

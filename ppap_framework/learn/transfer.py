@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import logging
 import math
 import os
 import time
@@ -16,7 +16,7 @@ from torch import nn
 
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
-from ppap_framework.errors import Problems
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
@@ -26,18 +26,21 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import Calls, check_writable, expanded, refusals
+from ppap_framework.figures import draw_figures
+from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
+from ppap_framework.learn import calibration
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
-from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.processes import Processes
 from ppap_framework.run import UNGUIDED, Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
@@ -115,16 +118,19 @@ def transfer(
             with calls.recorded() if processes.first else contextlib.nullcontext():
                 with evaluating(model):
                     _train(plan, images, folder, calls, progress, processes)
-                if processes.first and importlib.util.find_spec("matplotlib"):
-                    with refusals(path / "loss.png"):
-                        phases = [phase for phase in plan.phases if phase.iterations]
-                        plot_losses(folder.log, phases, path / "loss")
+                if processes.first:
+                    phases = [phase for phase in plan.phases if phase.iterations]
+                    draw_figures("training", folder.log, phases, path / "loss")
 
         def finished() -> Path:
             folder.tidy()
-            verify_bundle(folder.bundle)
-            if calibrate and whole:
-                calibrate_if_possible(plan, folder.bundle, progress)
+            info, _ = verify_bundle(folder.bundle)
+            if calibrate and whole and info.curve is None:
+                how: Any = {"seed": recipe.seed, "compute": compute, "progress": progress}
+                try:
+                    calibration.calibrate(plan.backend, plan.guide, folder.bundle, **how)
+                except UsageError as error:
+                    _log.warning("%s; %s", error.message, error.hint)
             return keep_bundle(folder.bundle) if keep and whole else folder.bundle
 
         return BundleFile(plan.name, processes.once(finished))
