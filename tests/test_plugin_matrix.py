@@ -44,6 +44,7 @@ NEEDS_MORE = {
     "ppap-plugin-clip": "a network of the hub",
     "ppap-plugin-diagnose": "a backend and a guider",
     "ppap-plugin-diffusers": "a pipeline",
+    "ppap-plugin-flow": "torchvision's weights and a picture",
     "ppap-plugin-hub": "a repository to share experts in",
     "ppap-plugin-likeness": "networks of the hub and pictures",
     "ppap-plugin-machines": "trainings of several machines",
