@@ -66,6 +66,8 @@ class BundleInfo:
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
         options: `Guide.compared_options` of the training; None if unknown.
         latents: (C, h, w) of the latents that experts read; None if they read images.
+        part: The indices of the experts that were trained, if others were left to other machines;
+            such a file is of no use before `ppap experts merge`.
     """
 
     format: int = _FORMAT
@@ -97,6 +99,11 @@ class BundleInfo:
         default=None, validator=optional(must.json_object)
     )
     latents: tuple[int, ...] | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(tuple[int, ...]),
+        validator=optional(must.counts),
+    )
+    part: tuple[int, ...] | None = attrs.field(
         default=None,
         converter=attrs.converters.optional(tuple[int, ...]),
         validator=optional(must.counts),
@@ -238,7 +245,10 @@ class Present:
         return found
 
     def check(self, path: Path, info: BundleInfo, allow_mismatch: Collection[str]) -> None:
-        """Raise AssetError with all differences that are not waived."""
+        """Raise AssetError with all differences that are not waived, or for a part of a bundle."""
+        if info.part is not None:
+            trained = f"{str(path)!r} holds only {len(info.part)} of {len(info)} trained experts"
+            raise AssetError(trained, hint="`ppap experts merge` joins it with the others")
         found = self.differences(info)
         left = {name: words for name, words in found.items() if name not in allow_mismatch}
         if not left:
