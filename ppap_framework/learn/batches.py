@@ -49,7 +49,9 @@ class TrainingSet:
         ready: Callable[[Tensor], Tensor] = scaled
         if stage.latent_shape:
             with frozen([stage.network], device), torch.no_grad():
-                parts = [stage.encode(scaled(x.to(device))).cpu() for x in noised.split(batch)]
+                parts = [
+                    stage.encode(scaled(x.to(device))).cpu() for x in torch.split(noised, batch)
+                ]
             noised, ready = torch.cat(parts), Tensor.float
         answers: Any = data.labels.to(device) if isinstance(data, LabelledImages) else None
         if answers is None:

@@ -111,7 +111,8 @@ def calibrate(
         drawn = _pictures(plan(loaded, (), num, sampling, compute))
         first, last = (pictures.to(device) for pictures in drawn)
         with torch.no_grad():
-            first = torch.cat([stage.encode(x) for x in first.split(compute.fixed_batch)])
+            parts = torch.split(first, compute.fixed_batch)
+            first = torch.cat([stage.encode(x) for x in parts])
         targets = _targets(guide, last)
         scales, errors = [], []
         for done, t in enumerate(timesteps, start=1):

@@ -92,7 +92,8 @@ class Stem(nn.Module):
         count = self.weight[0].numel() + 1
         gram = torch.zeros(count, count, dtype=torch.float64)
         product = torch.zeros(count, len(self.weight), dtype=torch.float64)
-        for z, picture in zip(latents.split(1), images.split(1), strict=True):
+        pairs = zip(torch.split(latents, 1), torch.split(images, 1), strict=True)
+        for z, picture in pairs:
             patches = F.unfold(z.double().cpu(), 3, padding=1)[0]  # (9 C, h w)
             patches = torch.cat([patches, patches.new_ones(1, patches.shape[1])])
             squares = F.pixel_unshuffle(picture.double().cpu(), self.factor)[0].flatten(1)
@@ -166,9 +167,9 @@ class StemAdapter(ExpertAdapter):
     def prepare(self, states: Tensor, images: Tensor) -> None:
         """Find K."""
         self._stem(0).fit(states, images)
-        for stem in self.stems:
-            stem.weight.copy_(self._stem(0).weight)
-            stem.bias.copy_(self._stem(0).bias)
+        for index in range(len(self.stems)):
+            self._stem(index).weight.copy_(self._stem(0).weight)
+            self._stem(index).bias.copy_(self._stem(0).bias)
 
     def activate(self, index: int | None) -> None:
         if self._trains:
