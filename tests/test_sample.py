@@ -18,6 +18,7 @@ import torch
 from commands import Run
 from distributions import REPOSITORY
 from torch import Tensor, nn
+from torch.testing import assert_close
 from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, green
 from toy_experts import write_experts
 from toy_guides import Brightness
@@ -35,7 +36,7 @@ from ppap_framework.diffusion import (
 from ppap_framework.errors import PluginError, PpapError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import Compute, Sampling, changed, counts_of, plan
+from ppap_framework.run import Compute, Sampling, changed, counts_of, draw, plan
 from ppap_framework.runtime import Progress, frozen, isolated, peak_memory
 
 pytestmark = pytest.mark.usefixtures("site")
@@ -77,6 +78,20 @@ class TestSample:
         expected = by_hand(toy, guide, step=ddpm_step, normalize=True, **asked)
         assert torch.equal(result.images, expected.clamp(-1.0, 1.0))
         assert not result.interrupted
+
+    def test_of_many_images_a_result_may_keep_the_first(self, toy: DiffusionBackend) -> None:
+        told: list[int] = []
+        many = plan(toy, [green()], 8, Sampling(steps=2), Compute(batch=3), compare=True)
+        result = draw(many, finished=lambda start, drawn: told.append(start), keep=4)
+        assert (told, result.stats.count) == ([0, 3, 6], 8)
+        for kind, pictures in draw(many).pictures.items():
+            assert torch.equal(result.pictures[kind].images, pictures.images[:6])
+
+    @pytest.mark.parametrize("sampler", ["dpm++2m", "dpm++2m-sde"])
+    def test_a_solver_remembers_nothing_of_another_batch(self, toy, sampler: str) -> None:
+        how: dict[str, Any] = {"num": 3, "steps": 5, "sampler": sampler}
+        together, alone = (ppap.sample(toy, [green()], batch=n, **how).images for n in (3, 1))
+        assert_close(together, alone)
 
     def test_images_that_guidance_pushed_out_of_range_are_clamped(self, toy) -> None:
         guide = green(scale=3000.0)
@@ -393,7 +408,10 @@ class TestSettings:
             ({"batch": 0}, "batch must"),
             ({"threads": 0}, "threads must be a whole number from 1, not 0"),
             ({"seed": 1.5}, "seed must"),
-            ({"sampler": "euler"}, "sampler must be ddpm or ddim, not euler"),
+            (
+                {"sampler": "euler"},
+                "sampler must be ddpm or ddim or dpm++2m or dpm++2m-sde, not euler",
+            ),
             ({"through": "glass"}, "through must be noisy or clean or detached, not glass"),
             ({"conflicts": "drop"}, "conflicts must be keep or remove, not drop"),
             ({"precision": "float16"}, "precision must be float32 or bfloat16, not float16"),

@@ -108,7 +108,7 @@ _PAIRS: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "num": {"type": int, "help": "Number of images."},
     "steps": {"default": 50, "help": "Steps from noise to image."},
-    "sampler": {"choices": ("ddpm", "ddim"), "help": "Sampler."},
+    "sampler": {"choices": ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde"), "help": "Sampler."},
     "eta": {"default": 0.0, "help": "Stochasticity of DDIM, from 0 to 1."},
     "seed": {"default": 0, "help": "Seed; the noise of image i depends on (seed, i)."},
     "batch": {"type": int, "help": "Batch size."},

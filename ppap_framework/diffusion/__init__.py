@@ -1,5 +1,6 @@
 """Reverse diffusion: which timesteps to visit, a step, and the walk."""
 
+from ppap_framework.diffusion.multistep import DPMSolver as DPMSolver
 from ppap_framework.diffusion.process import Process as Process
 from ppap_framework.diffusion.process import space_timesteps as space_timesteps
 from ppap_framework.diffusion.process import timesteps_for as timesteps_for

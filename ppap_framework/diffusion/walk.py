@@ -8,7 +8,7 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters a step in o
     score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
 
 The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
-see `_guided`.
+see `guided`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def ddim_step(
     abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
     sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
     direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
-    prediction = _guided(process, index, prediction, gradient, abar_prev.sqrt(), direction)
+    prediction = guided(process, index, prediction, gradient, abar_prev.sqrt(), direction)
     x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
     if sigma > 0.0:
         x = x + sigma * noise.to(x)
@@ -95,11 +95,11 @@ def ddim_inversion_step(
     """
     abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
     alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
-    prediction = _guided(process, index, prediction, gradient, alpha_next, sigma_next)
+    prediction = guided(process, index, prediction, gradient, alpha_next, sigma_next)
     return alpha_next * prediction.x0 + sigma_next * prediction.eps, prediction
 
 
-def _guided(
+def guided(
     process: Process,
     index: int,
     prediction: Prediction,

@@ -75,13 +75,15 @@ def draw(
     *,
     progress: Watch | None = None,
     finished: Callable[[int, dict[Kind, Pictures]], None] | None = None,
+    keep: int | None = None,
 ) -> Result:
     """Draw the images of a plan; errors as of `sample`. `progress` is called after every step,
     `finished` with the number of the first image of every finished batch and its images by kind.
+    The result holds the first `keep` images, and the rest of their batch, or all.
     """
     size, halve, largest = first_batch(run), run.compute.batch == "auto", 0
     batches: dict[Kind, list[Pictures]] = {kind: [] for kind in ("guided", *run.compared)}
-    drawer, seconds, own_seconds, interrupted = None, 0.0, 0.0, False
+    drawer, seconds, own_seconds, interrupted, count = None, 0.0, 0.0, False, 0
     told = set[str]()
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
@@ -91,9 +93,9 @@ def draw(
             start = time.perf_counter()
             batch = partial(_batch, drawer, run.compared)
             for images, drawn, taken in in_batches(run.num, size, batch, halve=halve):
-                for kind, part in drawn.items():
+                for kind, part in drawn.items() if keep is None or images.start < keep else ():
                     batches[kind].append(part)
-                seconds = time.perf_counter() - start
+                seconds, count = time.perf_counter() - start, images.stop
                 own_seconds, largest = own_seconds + taken, max(largest, len(images))
                 if finished:
                     finished(images.start, drawn)
@@ -103,7 +105,7 @@ def draw(
     if largest:
         _warn_of_futility(statistics, told)
     pictures = {kind: Pictures.joined(parts or [_none(run)]) for kind, parts in batches.items()}
-    stats = Stats(statistics, seconds, own_seconds, peak_memory(run.device), largest)
+    stats = Stats(statistics, count, seconds, own_seconds, peak_memory(run.device), largest)
     return Result(run, pictures, stats, interrupted)
 
 
