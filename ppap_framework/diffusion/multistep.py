@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppap_framework.components import Prediction
 from ppap_framework.diffusion.process import Process
-from ppap_framework.diffusion.walk import guided
+from ppap_framework.diffusion.walk import shifted
 
 
 @final
@@ -57,7 +57,9 @@ class DPMSolver:
         drawn = 1.0 - (decay**2 if self.stochastic else decay)
         gained = (to.sqrt() * drawn).to(x_t.dtype)
         # The state moves with x_0 by `gained` alone, whether noise is added or not.
-        prediction = guided(process, index, prediction, gradient, gained, torch.zeros_like(gained))
+        prediction = shifted(
+            prediction, gradient, abar.to(gained), gained, torch.zeros_like(gained)
+        )
         x0, step = prediction.x0, (torch.logit(to) - torch.logit(abar)) / 2.0
         last, self._last = self._last, (process, index, step, x0)
         if last is not None and last[:2] == (process, index + 1) and to < 1.0:

@@ -79,7 +79,8 @@ def test_the_command_writes_completely_or_nothing(
     package = tmp_path / "ppap-plugin-my-edges"
     assert (package / ".github/workflows/test.yml").read_text().count("${{ matrix.python }}") == 1
     texts = [path.read_text() for path in package.rglob("*") if path.is_file()]
-    assert len(texts) == 11
+    assert len(texts) == 12
+    assert (package / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
     assert not [text for text in texts if "$name" in text or "$package" in text]
     other = tmp_path / "x"
     other.mkdir()

@@ -1,4 +1,4 @@
-"""`ppap plugins check` and `ppap new`."""
+"""`ppap plugins check`, `ppap new` and `ppap schema`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from ppap_framework.cli.config import plug_in
 from ppap_framework.cli.output import json_option, print_json, print_table
 
-__all__ = ["check", "new"]
+__all__ = ["check", "new", "schema"]
 
 
 @click.command("check")
@@ -94,3 +94,19 @@ def new(kind: str, name: str, minimal: bool, out: str) -> None:
     }
     package = f"cd {path} && pip install -e '.[test]' && pytest"
     click.echo(f"ppap: try it: {use[kind] if minimal else package}", err=True)
+
+
+@click.command("schema")
+def schema() -> None:
+    """Print the JSON schema of ppap.toml, for an editor that completes and checks it.
+
+    It is made of the options of this installation's commands, and of the components and their
+    options that are installed. Editors with Taplo read it if the first line of ppap.toml is
+    `#:schema ./ppap.schema.json`.
+
+    \b
+    ppap schema > ppap.schema.json
+    """
+    from ppap_testing.schema import schema_of
+
+    print_json(schema_of())

@@ -17,6 +17,7 @@ _NAME = re.compile(r"(?!(none|auto)$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _COMMON = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
+    "LICENSE": "LICENSE",
     ".gitignore": "gitignore",
     ".github/workflows/test.yml": "test.yml",
     "src/$package/__init__.py": "init.py",
