@@ -50,7 +50,7 @@ def cache(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sy", ["synthesize"]),
         ("experts i", ["inspect", "import"]),
         ("run --guider nothing", []),
-        ("nothing --guider ", []),
+        ("nothing --zzz", []),
     ],
 )
 def test_names_that_are_offered(cache: Path, line: str, names: list[str]) -> None:
