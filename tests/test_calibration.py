@@ -20,8 +20,7 @@ from PIL import Image
 from reaper import Death, Reaper
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy_distribution import install, plugged
-from toy_experts import write_experts
+from toy_distribution import install, plugged, write_experts
 from transfer_toy import Means, Pictures, Square, anatomy, pictures
 
 import ppap_framework as ppap

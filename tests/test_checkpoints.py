@@ -433,7 +433,7 @@ class TestLyingHeaders:
         path = tmp_path / "huge.safetensors"
         path.write_bytes(container(b"{", length=150_000_000))
         os.truncate(path, 200_000_000)
-        assert "header too large" in refusal(path)
+        assert "headertoolarge" in refusal(path).lower().replace(" ", "")
 
     def test_many_dimensions_fit_no_network(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"

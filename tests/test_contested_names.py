@@ -11,20 +11,25 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from distributions import HEADER, Project, plugin, toy_plugin
+from distributions import HEADER, Project, plugin
 from safetensors.torch import save
+from toy_distribution import install
 
 from ppap_framework.cli import main
 from ppap_framework.registry import registry
 
 DRY = ("run", "--backend", "toy", "--dry-run")
-TARGETS = {"one": "0.1", "two": "0.2"}
+BORROWED = (
+    *("--guider", "acme-one:lamp", "--guider-checkpoint", "acme-two:bulb"),
+    *("--target", "green"),
+)
+TARGETS = {"one": "green", "two": "blue"}
 PARTS = """
-from acme_toy.parts import Light as Bare
+from ppap_plugin_toy.parts import Colour, ColourOptions
 
-class Light(Bare):
+class Lamp(Colour):
     def __init__(self, options, checkpoint):
-        super().__init__(options, checkpoint)
+        super().__init__(ColourOptions())
         self.register_buffer("of", checkpoint.state_dict()["of"])
 """
 
@@ -35,8 +40,8 @@ def claimant(name: str) -> Project:
     source = f"""{HEADER}
 @hookimpl
 def ppap_guiders():
-    return [GuiderSpec(name="lamp", summary="How bright.", factory="{package}.parts:Light",
-                       task="brightness", default_loss="distance")]
+    return [GuiderSpec(name="lamp", summary="Colours.", factory="{package}.parts:Lamp",
+                       task="colour", default_loss="toy-cross-entropy")]
 
 @hookimpl
 def ppap_assets():
@@ -46,25 +51,23 @@ def ppap_assets():
             DefaultTarget(guider="lamp", checkpoint="bulb", text="{TARGETS[name]}")]
 """
     made = plugin(name, source)
-    weights = save({"of": torch.tensor(float(TARGETS[name]))})
+    weights = save({"of": torch.tensor(float(len(TARGETS[name])))})
     own = {f"{package}/parts.py": PARTS, f"{package}/bulb.safetensors": weights}
     return attrs.evolve(made, files={**made.files, **own})
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    site = tmp_path_factory.mktemp("contested") / "site"
-    site.mkdir()
-    weights = save({"of": torch.zeros(1)})
-    for project in (toy_plugin(weights), claimant("one"), claimant("two")):
-        project.install(site)
+    site = install(tmp_path_factory.mktemp("contested") / "site")
+    for name in TARGETS:
+        claimant(name).install(site)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
-        patch.setenv("PPAP_PLUGINS", "acme-toy,acme-one,acme-two")
+        patch.setenv("PPAP_PLUGINS", "ppap-plugin-toy,acme-one,acme-two")
         registry.cache_clear()
         yield site
     registry.cache_clear()
-    for module in [name for name in sys.modules if name.startswith("acme_")]:
+    for module in [name for name in sys.modules if name.startswith(("acme_", "ppap_plugin_toy"))]:
         del sys.modules[module]
 
 
@@ -112,8 +115,7 @@ def test_the_qualified_name_brings_its_own_weights_and_target(
 def test_a_checkpoint_that_is_asked_for_by_its_distribution_may_be_the_rivals(
     site: Path, ask: Ask
 ) -> None:
-    asked = ("--guider", "acme-one:lamp", "--guider-checkpoint", "acme-two:bulb", "--target", "1")
-    code, planned, said = ask(*DRY, *asked)
+    code, planned, said = ask(*DRY, *BORROWED)
     assert code == 0, said
     (guide,) = planned["config"]["guides"]
     assert guide["distribution"] == "acme-one"
@@ -121,15 +123,11 @@ def test_a_checkpoint_that_is_asked_for_by_its_distribution_may_be_the_rivals(
 
 
 def test_the_record_of_a_run_names_whoever_supplied_a_part_of_it(ask: Ask) -> None:
-    asked = ("--guider", "acme-one:lamp", "--guider-checkpoint", "acme-two:bulb", "--target", "1")
-    code, record, said = ask("run", "--backend", "toy", *asked, "--steps", "1", "--num", "1")
+    code, record, said = ask("run", "--backend", "toy", *BORROWED, "--steps", "1", "--num", "1")
     assert code == 0, said
     supplied = record["versions"]["plugins"]
-    assert sorted(supplied) == [
-        "acme-one",
-        "acme-toy",
-        "acme-two",
-    ]  # guider; loss, backend; weights
+    # Of the guider, of the weights, and of loss and backend.
+    assert sorted(supplied) == ["acme-one", "acme-two", "ppap-plugin-toy"]
     assert all(supplied.values())
     assert "suppliers" not in record["config"]["guides"][0]
 
@@ -142,6 +140,6 @@ def test_info_shows_each_its_own(ask: Ask) -> None:
         for lamp in info["components"]
     }
     assert shown == {
-        "acme-one:one": [("acme-one:one", "0.1")],
-        "acme-two:two": [("acme-two:two", "0.2")],
+        "acme-one:one": [("acme-one:one", "green")],
+        "acme-two:two": [("acme-two:two", "blue")],
     }

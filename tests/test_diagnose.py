@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
-from toy_experts import write_experts
+from toy_distribution import write_experts
 
 import ppap_framework as ppap
 from ppap_framework.checkpoints import save_checkpoint

@@ -12,7 +12,8 @@ from typing import Any
 
 import attrs
 import pytest
-from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugin, toy_plugin
+from distributions import GOOD, HEADER, Environment, Project, good_plugin, plugin
+from toy_distribution import install
 
 from ppap_framework.cli import doctor
 
@@ -168,21 +169,18 @@ def test_every_command_works_with_everything_broken_at_once(
 def test_a_run_works_with_everything_broken_at_once(tmp_path: Path) -> None:
     import torch
 
-    from ppap_framework.checkpoints import save_checkpoint
-
     environment = Environment.create(tmp_path / "environment")
     libraries = Path(torch.__file__).parent.parent
     (environment.site / "torch.pth").write_text(f"{libraries}\n")
-    save_checkpoint(tmp_path / "toy.safetensors", {"w": torch.zeros(1)}, {})
-    toy = toy_plugin((tmp_path / "toy.safetensors").read_bytes())
-    for project in [*everything_broken(), *TWO_CLAIMS, toy]:
+    install(environment.site)
+    for project in [*everything_broken(), *TWO_CLAIMS]:
         project.install(environment.site)
-    steered = ["--backend", "toy", "--guider", "light", "--target", "0.5"]
+    steered = ["--backend", "toy", "--guider", "colour", "--target", "green"]
     size = ["--steps", "2", "--num", "1", "--out", "out"]
     done = environment.ppap("run", *steered, *size, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert (environment.folder / "out" / "grid.png").is_file()
-    assert "acme-toy" in (environment.folder / "out" / "run.json").read_text()
+    assert "ppap-plugin-toy" in (environment.folder / "out" / "run.json").read_text()
     contested = environment.ppap("run", "--backend", "toy", "--guider", "mirror", "--out", "none")
     assert contested.returncode == 3
     assert "--guider acme-one:mirror or --guider acme-two:mirror" in contested.stderr

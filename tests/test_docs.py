@@ -1,4 +1,6 @@
-"""The documents: docs/plugins.md is followed, docs/results.md is made from its figures again."""
+"""The documents: the pages for plugin authors are followed, docs/results.md is made from its
+figures again.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ import toy_distribution
 from distributions import REPOSITORY, Project
 from PIL import Image
 
+from ppap_framework.errors import UsageError
 from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import plugin_file
+from ppap_framework.targets import decode_target
 from ppap_plugin_bench.report import render
 from ppap_plugin_bench.results import find_results
 from ppap_testing import isolated_registry, run_checks
@@ -25,12 +29,14 @@ from ppap_testing.checking import suite_of
 
 PLUGINS = "ppap-plugin-toy,ppap-plugin-brightness"
 RESULTS = REPOSITORY / "docs" / "results"
-PAGE = (REPOSITORY / "docs" / "plugins.md").read_text(encoding="utf-8")
+DOCS = REPOSITORY / "docs"
+PAGES = [DOCS / "plugins.md", *sorted((DOCS / "plugins").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
 def _files() -> dict[str, str]:
-    """The page's files by the names in its headings."""
-    found = re.findall(r"## `([^`]+)`\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL)
+    """The pages' files by the names in their headings."""
+    found = re.findall(r"## `([^`]+)`\n\n```\w+\n(.*?)```", TEXT, flags=re.DOTALL)
     return dict(found)
 
 
@@ -115,8 +121,8 @@ def test_the_single_files_conform(
 
 
 def _block(text: str) -> dict[str, Any]:
-    """What the page's only block of Python with this text defines."""
-    [block] = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if text in b]
+    """What the pages' only block of Python with this text defines."""
+    [block] = [b for b in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if text in b]
     found: dict[str, Any] = {}
     exec(block, found)
     return found
@@ -128,6 +134,26 @@ def test_the_options_of_the_page() -> None:
     for wrong in ({"gain": 0}, {"filter": "laplace"}):
         with pytest.raises(ValueError):
             options(**wrong)
+
+
+def test_the_targets_of_the_page() -> None:
+    guider = _block("class MeanColour")["MeanColour"](None, None)
+    picture = Image.new("RGB", (4, 4), (255, 0, 0))
+    target = guider.target(decode_target(picture))
+    assert target.value.tolist() == [[1.0, -1.0, -1.0]]
+    assert target.picture.shape == (3, 4, 4)
+    assert guider.target(decode_target([0.5, 0, 0])).value.tolist() == [[0.5, 0, 0]]
+    with pytest.raises(UsageError, match="no colour in 'dusk'"):
+        guider.target(decode_target("dusk"))
+
+
+def test_every_block_of_python_is_tried() -> None:
+    """A block of a new page has to be added to these tests."""
+    tried = ["class EdgesOptions", "class MeanColour", "class TestBrightness", "def test_it_"]
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    rest = [b for b in blocks if b not in _files().values() and not any(t in b for t in tried)]
+    assert rest == []
+    assert len(blocks) == len(tried) + 5
 
 
 def test_the_tests_of_the_page_are_green(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

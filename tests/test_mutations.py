@@ -25,8 +25,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load
-from toy_distribution import write_backend
-from toy_experts import write_experts
+from toy_distribution import write_backend, write_experts
 
 import ppap_framework as ppap
 from ppap_framework.cli import main

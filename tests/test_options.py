@@ -16,12 +16,12 @@ import attrs
 import numpy as np
 import pytest
 from commands import Run, refused
-from distributions import TOY, TOY_PARTS, plugin
+from distributions import HEADER, plugin
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_distribution import install
 
 import ppap_framework as ppap
-from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.errors import UsageError
 from ppap_framework.registry import registry
 from ppap_framework.registry.options import as_declared, read_options
@@ -241,46 +241,69 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def plugged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The toy plugin whose components all take the same options, and print them."""
-    site = tmp_path_factory.mktemp("options") / "site"
-    site.mkdir()
-    records = (
-        TOY
-        + """
+RECORDS = f"""{HEADER}
+def spec(kind, name, **fields):
+    return kind(name=name, summary=".", factory=f"acme_toy.parts:{{name}}",
+                options="acme_toy.options:Options", **fields)
+
+@hookimpl
+def ppap_backends():
+    return [spec(BackendSpec, "toy", needs_checkpoint=False)]
+
+@hookimpl
+def ppap_guiders():
+    return [spec(GuiderSpec, "light", task="brightness", default_loss="distance",
+                 needs_checkpoint=False)]
+
+@hookimpl
+def ppap_task_losses():
+    return [spec(TaskLossSpec, "distance", task="brightness")]
+
 @hookimpl
 def ppap_expert_adapters():
-    return [AdapterSpec(name="thin", summary=".", factory="acme_toy.parts:thin",
-                        options="acme_toy.options:Options")]
+    return [spec(AdapterSpec, "thin")]
 """
-    )
-    for name in ("Toy", "Light", "Distance"):
-        factory = f'factory="acme_toy.parts:{name}"'
-        records = records.replace(factory, f'{factory}, options="acme_toy.options:Options"')
-    parts = TOY_PARTS.replace(
-        "self._stage = Grey()", "self._stage = Grey(); print('toy', options)"
-    ).replace(
-        "self.network = torch.nn.Identity()",
-        "self.network = torch.nn.Identity(); print('light', options)",
-    )
-    parts = parts.replace(
-        "class Distance(TaskLoss):",
-        "class Distance(TaskLoss):\n    def __init__(self, options):\n        print('distance', "
-        "options)\n",
-    )
-    parts += "\n\ndef thin(options):\n    print('thin', options)\n    raise UsageError('made')\n"
-    project = plugin("toy", records)
-    files = {**project.files, "acme_toy/parts.py": parts, "acme_toy/options.py": OPTIONS}
+PARTS = """
+import torch
+from ppap_framework.author import *
+from ppap_plugin_toy import parts
+
+class Light(parts.Grey):
+    def target(self, given):
+        return Target(value=torch.full((1, 8, 8), given.number()), label=given.text)
+
+def toy(options, checkpoint):
+    print("toy", options)
+    return parts.ToyBackend(parts.ToyStage(parts.Gaussian(8), 50))
+
+def light(options, checkpoint):
+    print("light", options)
+    return Light()
+
+def distance(options):
+    print("distance", options)
+    return parts.Distance()
+
+def thin(options):
+    print("thin", options)
+    raise UsageError("made")
+"""
+
+
+@pytest.fixture(scope="module")
+def plugged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A plugin whose components all take the same options, and print them."""
+    site = install(tmp_path_factory.mktemp("options") / "site")
+    project = plugin("toy", RECORDS)
+    files = {**project.files, "acme_toy/parts.py": PARTS, "acme_toy/options.py": OPTIONS}
     attrs.evolve(project, files=files).install(site)
-    save_checkpoint(site / "acme_toy" / "toy.safetensors", {}, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PPAP_PLUGINS", "acme-toy")
         patch.syspath_prepend(str(site))
         registry.cache_clear()
         yield
     registry.cache_clear()
-    for module in [name for name in sys.modules if name.startswith("acme_toy")]:
+    for module in [n for n in sys.modules if n.startswith(("acme_toy", "ppap_plugin_toy"))]:
         del sys.modules[module]
 
 

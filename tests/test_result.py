@@ -16,8 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
-from toy_distribution import green
-from toy_experts import write_experts
+from toy_distribution import green, write_experts
 
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend

@@ -18,9 +18,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from toy_distribution import SIZE, TIMESTEPS, install, plugged, start
+from toy_distribution import SIZE, TIMESTEPS, install, plugged, shifts, start, write_experts
 from toy_distribution import ppap as ppap_process
-from toy_experts import shifts, write_experts
 
 import ppap_framework as ppap
 from ppap_framework.cli import main

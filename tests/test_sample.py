@@ -18,8 +18,7 @@ import torch
 from commands import Run
 from distributions import REPOSITORY
 from torch import Tensor, nn
-from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, green
-from toy_experts import write_experts
+from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, green, write_experts
 from toy_guides import Brightness
 
 import ppap_framework as ppap

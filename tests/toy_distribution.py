@@ -1,4 +1,4 @@
-"""The toy plugin, with weights, installed into a folder of the tests' own."""
+"""The toy plugin with weights, installed into a folder of the tests' own, and experts for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,32 @@ from distributions import REPOSITORY, Project
 
 import ppap_framework
 from ppap_framework.checkpoints import save_checkpoint
+from ppap_framework.components import DiffusionBackend
+from ppap_framework.experts import (
+    SUFFIX,
+    AdapterConfig,
+    ExpertSet,
+    Identity,
+    NoiseRanges,
+    backend_sha256,
+    describe,
+    guide_sha256,
+    installed_adapter,
+    save_bundle,
+)
 from ppap_framework.guidance import Guide
 from ppap_framework.registry import registry
 
 SIZE, TIMESTEPS = 8, 100
 MEANS = (0.3, -0.2, 0.1)  # of the three channels
 SPREAD = 0.25
+ADAPTER = AdapterConfig(name="toy-shift", options={})
 _SOURCES = Path(__file__).parent / "toy" / "ppap_plugin_toy"
 
 
 def install(site: Path) -> Path:
-    """Install it into `site`, which is made."""
-    site.mkdir(parents=True)
+    """Install it into the folder `site`."""
+    site.mkdir(parents=True, exist_ok=True)
     files = {f"{_SOURCES.name}/{path.name}": path.read_text() for path in _SOURCES.glob("*.py")}
     Project(
         name="ppap-plugin-toy",
@@ -106,3 +120,41 @@ def plugged(site: Path) -> Iterator[Path]:
         registry.cache_clear()
         for module in [name for name in sys.modules if name.startswith("ppap_plugin_toy")]:
             del sys.modules[module]
+
+
+def shifts(number: int, seed: int) -> torch.Tensor:
+    """What each expert adds to the guide's weight: (N, 4, 3)."""
+    return torch.randn(number, 4, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def write_experts(
+    folder: Path,
+    name: str = "mine",
+    *,
+    number: int = 3,
+    seed: int = 0,
+    scales: Sequence[float] | None = None,
+    sharpness: float = 10.0,
+    backend: DiffusionBackend | None = None,
+) -> Path:
+    """A bundle of experts that differ much; its path."""
+    options = {"sharpness": sharpness}
+    model = ppap_framework.guide("colour", target="green", options=options, experts="none").model
+    backend = backend or ppap_framework.backend("toy").inner
+    guide = Identity(component="colour", checkpoint="colour-3", sha256=guide_sha256(model))
+    drawn_by = Identity(component="toy", checkpoint="toy-8", sha256=backend_sha256(backend))
+    stage = backend.stages[0]
+    ranges = NoiseRanges.equal(stage.schedule, number)
+    experts = ExpertSet(model, ranges, {ADAPTER.name: installed_adapter(ADAPTER)})
+    with torch.no_grad():
+        for index, shift in enumerate(shifts(number, seed)):
+            (parameter,) = experts.parameters(index)
+            parameter.copy_(shift)
+    said: Any = {"adapters": [ADAPTER], "recipe": {}, "seed": seed, "scales": scales}
+    size = stage.image_shape[1:]
+    info = describe(experts, stage.schedule, size, guide=guide, backend=drawn_by, **said)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}{SUFFIX}"
+    save_bundle(path, experts, info)
+    experts.detach()
+    return path

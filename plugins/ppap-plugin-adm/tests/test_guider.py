@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,12 +156,7 @@ class TestGuide:
         assert made(tmp_path, class_names=None).class_names == ("class 0", "class 1", "class 2")
 
 
-def test_the_plugin_module_is_light() -> None:
+def test_what_the_plugin_supplies() -> None:
     (backend,), (guider,) = plugin.ppap_backends(), plugin.ppap_guiders()
     assert (backend.name, guider.name) == ("adm", "adm-classifier")
     assert guider.noise_aware
-    program = (
-        "import sys; sys.path[:0] = sys.argv[1:]; import ppap_plugin_adm.plugin; "
-        "sys.exit({'torch'} & sys.modules.keys() or 0)"
-    )
-    subprocess.run([sys.executable, "-c", program, *filter(None, sys.path)], check=True)

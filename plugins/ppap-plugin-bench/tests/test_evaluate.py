@@ -15,7 +15,7 @@ import torch
 from bench_toy import NAMES, WEIGHT, kept_pixels, read, row, write_experiments
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_experts import write_experts
+from toy_distribution import write_experts
 
 from ppap_framework.diagnosis.intervals import Interval
 from ppap_framework.errors import AssetError, PpapError, UsageError

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bench_toy import NAMES, write_experiments
 from PIL import Image
-from toy_experts import write_experts
+from toy_distribution import write_experts
 
 import ppap_framework as ppap
 from ppap_framework.diffusion import Process, timesteps_for

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -335,13 +333,8 @@ class TestNames:
         assert "\n" not in str(caught.value)
 
 
-def test_the_plugin_module_is_light() -> None:
+def test_the_default_loss_is_its_own() -> None:
     (spec,) = plugin.ppap_guiders()
     (loss,) = plugin.ppap_task_losses()
     assert spec.default_loss == loss.name
     assert spec.task == loss.task
-    program = (
-        "import sys; sys.path[:0] = sys.argv[1:]; import ppap_plugin_classifier.plugin, "
-        "ppap_plugin_classifier.options; sys.exit({'torch', 'timm'} & sys.modules.keys() or 0)"
-    )
-    subprocess.run([sys.executable, "-c", program, *filter(None, sys.path)], check=True)

@@ -50,7 +50,7 @@ VALID = [
     'target = ["colour=green", "0.3"]',
     "target = 3",
     'loss = ["toy-margin", "colour=ppap-plugin-toy:toy-square"]',
-    'guider_option = ["colour.blur=2"]\nbackend-option = []',
+    'guider_option = ["colour.sharpness=2", "upside-down=true"]\nbackend-option = []',
     "steps = 40\neta = 0.5\nseed = 0\nnum = 2\ncfg = 3.5",
     'eta = 1\nbatch = 4\nscale = 3\nprecision = "bfloat16"',
     'batch = "auto"\nscale = "auto"',
@@ -63,9 +63,9 @@ INVALID = [
     'guider = ["colours"]',
     'guider = "colour 2"',
     'loss = "colour"',
-    'guider_option = ["colour.blurr=2"]',
-    'guider_option = "blur"',
-    'backend-option = ["blur=2"]',
+    'guider_option = ["colour.sharpnes=2"]',
+    'guider_option = "sharpness"',
+    'backend-option = ["sharpness=2"]',
     'steps = "many"',
     "steps = 3.5",
     "steps = [3]",
@@ -151,4 +151,4 @@ def test_options_that_cannot_be_read_stop_nothing(site: Path, tmp_path: Path) ->
     with plugin_file(str(tmp_path / "odd.py")):
         table = schema_of()["properties"]["run"]["properties"]
     assert "odd" in table["guider"]["anyOf"][0]["anyOf"][0]["enum"]
-    assert "blur" in json.dumps(table["guider-option"])
+    assert "sharpness" in json.dumps(table["guider-option"])

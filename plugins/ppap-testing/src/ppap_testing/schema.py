@@ -39,8 +39,9 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 def _table(command: click.Command) -> dict[str, Any]:
     own = [option for option in command.params if isinstance(option, Option)]
     rules = {flag[2:]: _rule(option) for option in own for flag in option.opts}
-    hyphenated = {f"^{name.replace('-', '[-_]')}$": rules[name] for name in rules if "-" in name}
-    return {**_object(rules), "patternProperties": hyphenated}
+    # Editors offer properties; with underscores, the names are accepted, too.
+    written = {f"^{name.replace('-', '_')}$": rules[name] for name in rules if "-" in name}
+    return {**_object(rules), "patternProperties": written}
 
 
 def _rule(option: Option) -> dict[str, Any]:
