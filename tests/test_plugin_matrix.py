@@ -35,7 +35,7 @@ pytest.importorskip("trove_classifiers", reason="hatchling needs it")
 PLUGINS = sorted(path.parent.name for path in REPOSITORY.glob("plugins/*/pyproject.toml"))
 SHORT = {
     "RUN": {"STEPS": "2", "NUM": "1"},
-    "ADAPT": {"STEPS": "1", "NUM": "8", "ITERATIONS": "2", "CALIBRATE": "0", "WORKERS": "1"},
+    "ADAPT": {"STEPS": "1", "NUM": "8", "ITERATIONS": "20", "CALIBRATE": "0", "WORKERS": "1"},
 }
 """Options of commands in READMEs, by which they take seconds."""
 
@@ -43,6 +43,7 @@ NEEDS_MORE = {
     "ppap-plugin-bench": "an experiment's file",
     "ppap-plugin-clip": "a network of the hub",
     "ppap-plugin-diffusers": "a pipeline",
+    "ppap-plugin-hub": "a repository to share experts in",
     "ppap-plugin-likeness": "networks of the hub and pictures",
     "ppap-plugin-released": "the released files",
 }

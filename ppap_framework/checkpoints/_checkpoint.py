@@ -192,7 +192,8 @@ def _common_architecture(parts: Sequence[Card | Checkpoint]) -> dict[str, Any]:
             raise AssetError(f"the parts of {name!r} do not belong together: {fault}", hint=hint)
         architecture |= stated
         prefixes += [part.prefix] if isinstance(part, Card) else part.files.values()
-    if "" in prefixes or len(set(prefixes)) < len(prefixes):
+    unknown = "" in prefixes and not parts[prefixes.index("")].architecture
+    if unknown or len(set(prefixes)) < len(prefixes):
         fault = f"the parts of {name!r} are not different networks of one component"
         raise AssetError(fault, hint="join files of which each holds one network")
     return architecture

@@ -4,7 +4,13 @@
  "config": {...},                                      the constructor's arguments
  "process": {"schedule": "linear", "timesteps": 1000,  the process that it was trained on
              "predicts": "eps", "variance": "learned_range", "rescale_timesteps": false},
- "class_names": ["tench", ...]}                        optional
+ "class_names": ["tench", ...],                        optional
+ "upsampler": {"official_class": "guided_diffusion.unet.SuperResModel", optional
+               "config": {...}, "process": {...},
+               "recipe": {"respacing": "250", "eta": 1.0, "temperature": 1.0}}}
+
+Names of the upsampler's weights begin with "upsampler.". Its recipe is optional; the default, shown
+here, is the published one: ancestral sampling, but with the variance beta~ (see `CascadeSampling`).
 """
 
 from __future__ import annotations
@@ -15,9 +21,11 @@ from typing import Any, Literal, get_args
 import attrs
 import torch
 from attrs.validators import deep_iterable, in_, instance_of, optional
+from torch import nn
 
 from ppap_framework.author import (
     AssetError,
+    CascadeSampling,
     Checkpoint,
     NoiseSchedule,
     UsageError,
@@ -29,7 +37,17 @@ from ppap_framework.author import (
 from ppap_plugin_adm._build import build
 from ppap_plugin_adm.trunk import Trunk
 
-__all__ = ["Architecture", "Predicts", "Process", "class_names", "load_network"]
+__all__ = [
+    "Architecture",
+    "Predicts",
+    "Process",
+    "UpsamplerArchitecture",
+    "class_names",
+    "load_network",
+    "load_with_upsampler",
+]
+
+_UPSAMPLER = "guided_diffusion.unet.SuperResModel"
 
 Predicts = Literal["eps", "x0", "v"]
 
@@ -75,6 +93,32 @@ def _process(value: Any) -> Process:
     return process
 
 
+def _recipe(value: Any) -> CascadeSampling:
+    if isinstance(value, CascadeSampling):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"'recipe' must be an object, not {value!r}")
+    return CascadeSampling(**value)
+
+
+@attrs.frozen(kw_only=True)
+class UpsamplerArchitecture:
+    """An upsampler, its diffusion process and its sampling."""
+
+    official_class: str = attrs.field(validator=in_((_UPSAMPLER,)))
+    config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
+    process: Process = attrs.field(converter=_process)
+    recipe: CascadeSampling = attrs.field(
+        default=CascadeSampling(respacing="250", eta=1.0), converter=_recipe
+    )
+
+
+def _upsampler(value: Any) -> UpsamplerArchitecture | None:
+    if value is None or isinstance(value, Mapping):
+        return value and UpsamplerArchitecture(**value)
+    raise TypeError(f"'upsampler' must be an object, not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class Architecture:
     """A network and its diffusion process; see the module docstring."""
@@ -85,6 +129,7 @@ class Architecture:
     class_names: Sequence[str] | None = attrs.field(
         default=None, validator=optional(deep_iterable(instance_of(str), instance_of(list)))
     )
+    upsampler: UpsamplerArchitecture | None = attrs.field(default=None, converter=_upsampler)
 
 
 def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architecture]:
@@ -98,6 +143,14 @@ def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architec
         AssetError: If the architecture is not stated or cannot be built, is of another class, or
             the weights do not fit it.
     """
+    network, architecture, _ = load_with_upsampler(checkpoint, expected)
+    return network, architecture
+
+
+def load_with_upsampler(
+    checkpoint: Checkpoint, expected: str
+) -> tuple[Trunk, Architecture, Trunk | None]:
+    """As `load_network`, with the upsampler that the checkpoint holds, too, if it does."""
     architecture = read_architecture(checkpoint, Architecture)
     if architecture.official_class != expected:
         raise AssetError(
@@ -107,13 +160,23 @@ def load_network(checkpoint: Checkpoint, expected: str) -> tuple[Trunk, Architec
     try:
         with torch.device("meta"):  # no initialisation: the weights replace it
             network = build(architecture.official_class, architecture.config)
+            second = architecture.upsampler
+            upsampler = second and build(second.official_class, second.config)
     except UsageError as error:
         raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
-    if checkpoint.dtype is not None:
-        network.cast_torso(checkpoint.dtype)  # on the meta device: weights are cast on loading
-    load_into(network, checkpoint, channels_last=True)
-    network.requires_grad_(False).eval()
-    return network, architecture
+    together: nn.Module = network
+    if upsampler is not None:
+        # The names of the base's weights have no prefix.
+        together = nn.Module()
+        for name, part in (*network.named_children(), ("upsampler", upsampler)):
+            together.add_module(name, part)
+    for each in filter(None, (network, upsampler)):
+        if checkpoint.dtype is not None:
+            each.cast_torso(checkpoint.dtype)  # on the meta device: weights are cast on loading
+    load_into(together, checkpoint, channels_last=True)
+    for each in filter(None, (network, upsampler)):
+        each.requires_grad_(False).eval()
+    return network, architecture, upsampler
 
 
 def class_names(architecture: Architecture, count: int, checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -30,7 +30,6 @@ _SHA256 = {
     "256x256_diffusion_uncond": "a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1"
 }
 _SIZES = {"256x256_diffusion": 2215479544, "256x256_diffusion_uncond": 2211383297}
-_REFUSAL = "nothing draws with it"
 _IMAGENET = "ImageNet, {0} x {0}"
 
 # name: file, side, parameters, summary, differences from the default configuration
@@ -100,9 +99,13 @@ def _denoiser(name: str) -> Card:
     if "upsampler" not in file:
         network = "UNetModel"
         return _card(name, "adm", "backend", file, side, parameters, summary, network, config)
-    summary, network = f"{summary}; {_REFUSAL}", "SuperResModel"
-    card = _card(name, "adm", "backend", file, side, parameters, summary, network, config)
-    return attrs.evolve(card, refusal=_REFUSAL)
+    joined = "adm-{}+{}".format(file.partition("_")[0], name)
+    card = _card(
+        *(name, "adm", "backend", file, side, parameters, f"{summary}: {joined}"),
+        *("SuperResModel", config),
+    )
+    architecture = {"upsampler": card.architecture}
+    return attrs.evolve(card, prefix="upsampler.", joined=joined, architecture=architecture)
 
 
 def _classifier(name: str) -> Card:
