@@ -145,7 +145,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     _show(diagnosis)
     click.echo(paths[-1])
     if len(paths) == 1:
-        note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
+        note('nothing here draws the curves: pip install "ppap-framework[eval]"')
 
 
 def _show(diagnosis: Diagnosis) -> None:
