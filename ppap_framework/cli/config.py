@@ -25,7 +25,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ppap_framework.cli import core_command
+from ppap_framework.cli import ppap
 from ppap_framework.cli.groups import GlobalOptions
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError, did_you_mean
@@ -34,7 +34,7 @@ from ppap_framework.registry import plugin_file
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
-"""The commands whose options come from files and the environment too."""
+"""The commands whose options come from files and the environment too; a plugin adds the last."""
 
 
 class Text(click.types.StringParamType):
@@ -245,6 +245,13 @@ def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str
     return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
 
 
+def configured() -> dict[str, click.Command]:
+    """The commands whose options come from files, by name; a plugin's if it is installed."""
+    ctx = click.Context(ppap, info_name="ppap", obj=GlobalOptions())
+    found = ((name, ppap.get_command(ctx, name)) for name in _CONFIGURED)
+    return {name: command for name, command in found if command is not None}
+
+
 @click.command("config", short_help="Show the values of options, and where they come from.")
 @click.argument("commands", metavar="[COMMAND]...", type=click.Choice(_CONFIGURED), nargs=-1)
 @json_option
@@ -259,8 +266,11 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
     file, problems = str(found[0]) if found else None, Problems()
     sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
     values: dict[str, dict[str, Any]] = {}
+    every = configured()
     for name in commands or _CONFIGURED:
-        ctx = core_command(name).make_context(f"ppap {name}", [])
+        if name not in every:  # its plugin is not installed
+            continue
+        ctx = every[name].make_context(f"ppap {name}", [])
         problems.errors += [
             UsageError(f"{name} {problem.message}", hint=problem.hint)
             for problem in problems_of(ctx).errors

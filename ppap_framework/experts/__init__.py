@@ -6,6 +6,7 @@ from ppap_framework.experts.bundle import load_bundle as load_bundle
 from ppap_framework.experts.bundle import read_bundle_info as read_bundle_info
 from ppap_framework.experts.bundle import save_bundle as save_bundle
 from ppap_framework.experts.bundle import verify_bundle as verify_bundle
+from ppap_framework.experts.bundle import write_bundle as write_bundle
 from ppap_framework.experts.bundle import write_curve as write_curve
 from ppap_framework.experts.choice import BundleFile as BundleFile
 from ppap_framework.experts.choice import WantedExperts as WantedExperts

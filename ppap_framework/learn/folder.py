@@ -22,6 +22,7 @@ import torch
 from ppap_framework import files
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
+from ppap_framework.processes import Processes
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
@@ -81,9 +82,9 @@ class TransferFolder:
         """Whether the training is finished and its bundle exists."""
         return self.bundle.exists() and recorded(self.path).get("status") == "complete"
 
-    def calls(self, command: Sequence[str] | None) -> files.Calls:
+    def calls(self, command: Sequence[str] | None, processes: Processes) -> files.Calls:
         """The record of this call and earlier ones, `transfer.json`."""
-        call = {"threads": torch.get_num_threads(), "iterations": 0}
+        call = {"threads": torch.get_num_threads(), "iterations": 0, "processes": processes.count}
         return files.Calls(self.path / _RECORD, command, call, {"settings": self.settings})
 
     def load(self) -> dict[str, Any] | None:

@@ -81,7 +81,7 @@ class TransferPlan:
             **{name: attrs.asdict(identity) for name, identity in self.identities.items()},
             "data": images.manifest_hash,
             "supervised": isinstance(images, LabelledImages),
-            "recipe": attrs.asdict(self.recipe),
+            "recipe": self.recipe.record(),
             "loss": self.guide.loss_record,
             **{k: v for k, v in self.guide.compared_options(self.backend).items() if v is not None},
             "device": self.compute.place.type,

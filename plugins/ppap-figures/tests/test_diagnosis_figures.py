@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ppap_figures.diagnosis import draw
 from ppap_framework.components import Target, TaskLoss
-from ppap_framework.diagnosis import Diagnosis, diagnose
 from ppap_framework.guidance import Guide
+from ppap_plugin_diagnose.diagnose import diagnose
+from ppap_plugin_diagnose.diagnosis import Diagnosis
 
 
 class Margin(TaskLoss):

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from ppap_framework.diagnosis.intervals import (
+from ppap_plugin_bench import metrics
+from ppap_plugin_bench.metrics import halves
+from ppap_plugin_diagnose.intervals import (
     Floats,
     Interval,
     as_json,
@@ -20,8 +22,6 @@ from ppap_framework.diagnosis.intervals import (
     interval,
     share_interval,
 )
-from ppap_plugin_bench import metrics
-from ppap_plugin_bench.metrics import halves
 
 seeds = st.integers(0, 2**32 - 1)
 

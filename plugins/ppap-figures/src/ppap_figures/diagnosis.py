@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from matplotlib.axes import Axes
@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ppap_figures import new_figure, save_both
-from ppap_framework.diagnosis import Diagnosis
+
+if TYPE_CHECKING:
+    from ppap_plugin_diagnose.diagnosis import Diagnosis
 
 _UNTOUCHED, _EXPERTS, _INK = "C1", "C0", "0.35"
 _START = {"color": _INK, "alpha": 0.35, "linewidth": 0.8}

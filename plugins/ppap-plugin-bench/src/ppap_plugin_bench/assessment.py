@@ -10,7 +10,13 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import (
+from ppap_framework.errors import UsageError
+from ppap_framework.files import replacing
+from ppap_plugin_bench import metrics
+from ppap_plugin_bench.judges import ClassJudge, Observations
+from ppap_plugin_bench.pictures import Pictures
+from ppap_plugin_diagnose.diagnosis import provenance
+from ppap_plugin_diagnose.intervals import (
     Floats,
     Interval,
     as_json,
@@ -19,12 +25,6 @@ from ppap_framework.diagnosis.intervals import (
     rounded,
     share_interval,
 )
-from ppap_framework.diagnosis.record import provenance
-from ppap_framework.errors import UsageError
-from ppap_framework.files import replacing
-from ppap_plugin_bench import metrics
-from ppap_plugin_bench.judges import ClassJudge, Observations
-from ppap_plugin_bench.pictures import Pictures
 
 _SURE = 0.9  # confidence threshold
 _MAX_FEATURES = 64

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ppap_framework.diagnosis.intervals import Floats, as_json, interval
 from ppap_plugin_bench.assessment import Assessment
 from ppap_plugin_bench.experiment import Better
+from ppap_plugin_diagnose.intervals import Floats, as_json, interval
 
 
 def best_within(cost: Floats, gain: Floats, limit: Floats) -> Floats:

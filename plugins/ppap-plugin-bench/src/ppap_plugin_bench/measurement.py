@@ -11,8 +11,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import as_json, rounded
-from ppap_framework.diagnosis.record import environment, provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.files import digest
@@ -30,6 +28,8 @@ from ppap_plugin_bench.plots import EXAMPLES
 from ppap_plugin_bench.results import FORMAT
 from ppap_plugin_bench.row import Row, RowScale
 from ppap_plugin_bench.setup import Setup
+from ppap_plugin_diagnose.diagnosis import environment, provenance
+from ppap_plugin_diagnose.intervals import as_json, rounded
 
 _WAYS = ("sampler", "steps", "eta", "through", "normalize", "moments")
 

@@ -16,10 +16,10 @@ from typing import Any
 import attrs
 import torch
 
-from ppap_framework.diagnosis.intervals import Interval, as_json, rounded
 from ppap_framework.figures import draw_figures
 from ppap_framework.files import write_json
 from ppap_framework.origin import Origin
+from ppap_plugin_diagnose.intervals import Interval, as_json, rounded
 
 RECORD = "diagnose.json"
 _LIBRARIES = ("ppap-framework", "torch", "numpy", "torch-fidelity")

@@ -26,8 +26,6 @@ from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.data import SyntheticData
 from ppap_framework.diagnosis import (
-    Diagnosis,
-    diagnose,
     disagreement,
     evenly_spaced,
     noised,
@@ -40,9 +38,11 @@ from ppap_framework.experts import keep_bundle
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 from ppap_framework.pixels import to_uint8
+from ppap_plugin_diagnose.diagnose import diagnose
+from ppap_plugin_diagnose.diagnosis import Diagnosis
 
 BACKEND = Backend()
-DRAW = "ppap_framework.diagnosis.record.draw_figures"
+DRAW = "ppap_plugin_diagnose.diagnosis.draw_figures"
 SCHEDULE = BACKEND.stages[0].schedule  # linear, 100 timesteps
 
 
