@@ -47,7 +47,8 @@ def typed(page: Path) -> list[str]:
     found = []
     for block in blocks(page):
         text = (block["typed"] or "").replace("\\\n", " ")
-        lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in text.splitlines()]
+        lines = re.findall(r"(?m)^ {4}(\S.*)$", text)  # deeper lines belong to something else
+        lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in lines]
         found += [line for line in lines if _TYPED.match(f"{line} ")]
     return found
 
@@ -81,8 +82,8 @@ def script(page: Path) -> str:
             made += [f"python program{number}.py"]
         elif block["typed"]:
             text = block["typed"].replace("\\\n", " ")
-            lines = [" ".join(line.split()) for line in text.splitlines()]
-            lines = [re.sub(r" +# .*", "", line) for line in lines]
+            lines = re.findall(r"(?m)^ {4}(\S.*)$", text)
+            lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in lines]
             wanted = [x for x in lines if _TYPED.match(f"{x} ") and not _ELSEWHERE.search(x)]
             made += [_shortened(line) for line in wanted]
     return "\n".join(made) + "\n"
