@@ -2,6 +2,7 @@
 docs/architectures.md.
 
     make architectures
+    python docs/make_architectures.py detection    # these rows only; the others stay as they were
 
 A second table compares what guides feed the networks of every architecture of transformers and
 timm with what their own libraries feed them.
@@ -14,6 +15,7 @@ size have is counted without its weights.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +23,8 @@ from typing import Any
 
 import attrs
 import timm
+import tiny_detectors
+import tiny_towers
 import torch
 import transformers
 from library_inputs import (
@@ -31,12 +35,13 @@ from library_inputs import (
     timm_models_of_all_modules,
 )
 from PIL import Image
-from tiny_networks import TASKS, Task, named, saved
+from tiny_networks import CLASSIFIERS, MEAN, NAMES, SIZE, STD, TASKS, named, saved
 from torch import Tensor, nn
 from torchvision.models import get_model
 from transfer_toy import anatomy
 
 import ppap_framework as ppap
+from ppap_framework.checkpoints import save_checkpoint
 from ppap_framework.data import SyntheticData
 from ppap_framework.experts import (
     AdapterConfig,
@@ -57,12 +62,27 @@ INPUTS = DOCS / "adapters" / "inputs.json"
 INPUT_MARKS = "<!-- inputs -->\n", "<!-- end of inputs -->\n"
 SIDE = 45  # of the picture that is fed
 
-GUIDERS: Mapping[Task, str] = {
+DETECTORS = (*tiny_detectors.CONFIGS, *tiny_detectors.TORCHVISION)
+TOWERS = tuple(tiny_towers.TOWERS)
+FEATURES = ("likeness", "style", "structure")
+ALL = {**TASKS}  # of DETECTORS, TOWERS and FEATURES no row is recorded yet
+"""Every kind of network, by what it does."""
+
+GUIDERS = {
     "classification": "classifier",
     "depth": "depth",
     "segmentation": "segmentation",
+    "detection": "detection",
+    "text and pictures": "clip-text",
 }
-SCALES: Mapping[Task, float] = {"classification": 2, "depth": 200, "segmentation": 2}
+SCALES = {
+    "classification": 2,
+    "depth": 200,
+    "segmentation": 2,
+    "detection": 2,
+    "text and pictures": 200,
+    "features": 200,
+}
 STEPS, IMAGES = 10, 2
 RECIPE = Recipe(iterations=10, batch=8, learning_rate=0.001, held_out=0.5, validate_every=10)
 DEFAULT = (("lora", {"rank": 16, "alpha": 8.0}), ("bias", {}))
@@ -85,6 +105,10 @@ def _transformers(family: str, config: str, **options: Any) -> Made:
         return getattr(transformers, family)(getattr(transformers, config)(**options))
 
     return "transformers", f"{config}()", make
+
+
+def _detector(name: str) -> Made:
+    return _transformers(f"{name}ForObjectDetection", f"{name}Config")
 
 
 FAMILIES: Mapping[str, tuple[str, Made]] = {
@@ -129,6 +153,30 @@ FAMILIES: Mapping[str, tuple[str, Made]] = {
     "lraspp_mobilenet_v3_large": ("LR-ASPP", _torchvision("lraspp_mobilenet_v3_large")),
     "deeplabv3_mobilenet_v3_large": ("DeepLabv3", _torchvision("deeplabv3_resnet50")),
     "fcn_resnet50": ("FCN", _torchvision("fcn_resnet50")),
+    "detr": ("DETR", _detector("Detr")),
+    "table-transformer": ("Table Transformer", _detector("TableTransformer")),
+    "conditional_detr": ("Conditional DETR", _detector("ConditionalDetr")),
+    "deformable_detr": ("Deformable DETR", _detector("DeformableDetr")),
+    "dab-detr": ("DAB-DETR", _detector("DabDetr")),
+    "yolos": ("YOLOS", _detector("Yolos")),
+    "rt_detr": ("RT-DETR", _detector("RTDetr")),
+    "rt_detr_v2": ("RT-DETR v2", _detector("RTDetrV2")),
+    "d_fine": ("D-FINE", _detector("DFine")),
+    "lw_detr": ("LW-DETR", _detector("LwDetr")),
+    "rf_detr": ("RF-DETR", _detector("RfDetr")),
+    "fcos_resnet50_fpn": ("FCOS", _torchvision("fcos_resnet50_fpn")),
+    "retinanet_resnet50_fpn": ("RetinaNet", _torchvision("retinanet_resnet50_fpn")),
+    "ssdlite320_mobilenet_v3_large": ("SSD", _torchvision("ssd300_vgg16")),
+    "clip": ("CLIP", _transformers("CLIPModel", "CLIPConfig")),
+    "siglip": ("SigLIP", _transformers("SiglipModel", "SiglipConfig")),
+    "metaclip_2": ("MetaCLIP 2", _transformers("MetaClip2Model", "MetaClip2Config")),
+    "chinese_clip": ("Chinese CLIP", _transformers("ChineseCLIPModel", "ChineseCLIPConfig")),
+    "altclip": ("AltCLIP", _transformers("AltCLIPModel", "AltCLIPConfig")),
+    "clipseg": ("CLIPSeg", _transformers("CLIPSegModel", "CLIPSegConfig")),
+    "blip": ("BLIP", _transformers("BlipModel", "BlipConfig")),
+    "likeness": ("features at each place", _timm("resnet50")),
+    "style": ("Gram matrices of features", _timm("resnet50")),
+    "structure": ("self-similarity of keys", _timm("vit_base_patch16_224")),
 }
 """Of each kind of tiny network the family, and one of ordinary size: its library, what that calls
 it, and how it makes it.
@@ -150,6 +198,24 @@ class Stand:
     unguided: Tensor
 
 
+def save_tiny(kind: str, task: str, folder: Path) -> dict[str, str]:
+    """Save a tiny network, and say how `ppap_framework.guide` is told of it."""
+    if task == "detection":
+        tiny_detectors.saved(kind, folder)
+    elif task == "text and pictures":
+        tiny_towers.saved(kind, folder)
+    elif task == "features":
+        model, arguments = CLASSIFIERS["vit" if kind == "structure" else "resnet"]
+        stated = {"model": model, "model_args": arguments, "input_size": SIZE}
+        stated |= {"class_names": list(NAMES), "mean": MEAN, "std": STD}
+        torch.manual_seed(0)
+        network = timm.create_model(model, num_classes=len(NAMES), **arguments)
+        save_checkpoint(folder / "weights.safetensors", network.state_dict(), stated)
+    else:
+        saved(kind, folder)
+    return named(folder)
+
+
 def make_stand(folder: Path) -> Stand:
     """Load the backend and draw."""
     backend = ppap.backend("adm")
@@ -158,7 +224,7 @@ def make_stand(folder: Path) -> Stand:
     return Stand(backend=backend, data=data, unguided=drawn.images)
 
 
-def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]:
+def try_out(kind: str, task: str, stand: Stand, folder: Path) -> dict[str, Any]:
     """From a file to guided images.
 
     Raises:
@@ -166,8 +232,8 @@ def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]
     """
     network = folder / "network"
     network.mkdir()
-    saved(kind, network)
-    learner = load_teacher(GuideRequest(source=GUIDERS[task], **named(network)))
+    guider, files = GUIDERS.get(task, kind), save_tiny(kind, task, network)
+    learner = load_teacher(GuideRequest(source=guider, **files))
     learner.model(stand.unguided)  # at the first call transformers adds hooks of its own
     before = anatomy(learner.model.network)
     bundle = transfer(
@@ -190,10 +256,10 @@ def try_out(kind: str, task: Task, stand: Stand, folder: Path) -> dict[str, Any]
     assert anatomy(learner.model.network) == before
 
     picture = Image.fromarray(stand.data.images([0])[0].permute(1, 2, 0).numpy())
-    target = {"classification": 1, "depth": picture, "segmentation": "cube"}[task]
-    guide = ppap.guide(
-        GUIDERS[task], **named(network), target=target, scale=SCALES[task], experts=str(bundle.path)
-    )
+    words = {"classification": 1, "segmentation": "cube", "text and pictures": "a red cube"}
+    words["detection"] = "red cube@0.2,0.2,0.8,0.8"
+    target = words.get(task, picture)
+    guide = ppap.guide(guider, **files, target=target, scale=SCALES[task], experts=str(bundle.path))
     with torch.no_grad():
         unguided = guide.loss.energy(guide.model(stand.unguided), guide.target.value)
     before = anatomy(guide.model.network)
@@ -240,9 +306,9 @@ def counted(kind: str) -> dict[str, Any]:
     }
 
 
-def kinds() -> Iterator[tuple[str, Task]]:
+def kinds() -> Iterator[tuple[str, str]]:
     """All of them, with what they do."""
-    for task, names in TASKS.items():
+    for task, names in ALL.items():
         for kind in names:
             yield kind, task
 
@@ -312,14 +378,20 @@ def main_inputs() -> None:
     write_page(INPUT_MARKS, input_table(found))
 
 
-def main() -> None:
+def main(tasks: Sequence[str]) -> None:
     transformers.logging.disable_progress_bar()
-    main_inputs()
+    if not tasks:
+        main_inputs()
+    known = json.loads(RECORD.read_text()) if tasks else []
+    kept = {(row["task"], row["kind"]): row for row in known if row["task"] not in tasks}
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         stand = make_stand(folder / "data")
         for kind, task in kinds():
+            if tasks and task not in tasks:
+                rows += [kept[task, kind]] if (task, kind) in kept else []
+                continue
             (folder / kind).mkdir()
             tried = try_out(kind, task, stand, folder / kind)
             rows.append({"kind": kind, "task": task, "tiny": tried, "ordinary": counted(kind)})
@@ -329,4 +401,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -178,7 +178,8 @@ def lines(record: dict[str, Any]) -> list[str]:
         f"{PEAK / 1e12:g} TFLOP/s at its peak, in bfloat16. If each of {EXPERTS} experts trains",
         f"for as long as all do together here, all of it takes {longer} times as long.",
         "",
-        f"Uncompressed, the pixels of {IMAGES:,} images are {pixels} GB; PNG makes them smaller.",
+        f"The pixels of {IMAGES:,} images are {pixels} GB, which `ppap transfer` holds in memory,",
+        "once for each process. The files are smaller, as PNG.",
     ]
 
 

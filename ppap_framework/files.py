@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import time
@@ -80,33 +81,50 @@ def refusals(
 
 
 @contextlib.contextmanager
-def replacing(path: Path, error: type[PpapError] = PpapError, hint: str = "") -> Iterator[Path]:
+def replacing(
+    path: Path, error: type[PpapError] = PpapError, hint: str = "", *, once: bool = False
+) -> Iterator[Path]:
     """A temporary path, flushed and renamed to `path` on success, else removed. Missing parent
-    folders are created. An `OSError` is converted as in `refusals`.
+    folders are created. An `OSError` is converted as in `refusals`. With `once`, a file that exists
+    by then stays, whoever wrote it, and so does the absence of the folder.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the number of the process, which those of other machines may have, too.
+    temporary = path.with_name(f".{path.name}.{int.from_bytes(os.urandom(8), 'big')}.tmp")
     with refusals(path, error, hint):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not once:
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            if not (once and _linked(temporary, path)):
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _linked(temporary: Path, path: Path) -> bool:
+    """Whether a file is there, perhaps linked by this call; some file systems have no links."""
+    with contextlib.suppress(OSError):
+        os.link(temporary, path)
+    return path.exists()
+
+
 def remove_folder(path: Path) -> None:
-    """Remove a folder and all that it holds, if it is there."""
-    with refusals(path):
+    """Remove a folder and all that it holds, if it is there; other processes may do so, too."""
+    for left in reversed(range(10)):
         if path.exists():
-            shutil.rmtree(path)
+            # Another process may write a last file meanwhile.
+            with refusals(path), contextlib.suppress(*[OSError] * bool(left)):
+                shutil.rmtree(path)
 
 
-def write_json(path: Path, value: Any, hint: str = "") -> None:
-    """Write a JSON value, indented, with lists of plain values and short objects on one line."""
+def write_json(path: Path, value: Any, hint: str = "", *, once: bool = False) -> None:
+    """Write a JSON value, indented, with lists of plain values and short objects on one line, as
+    `replacing` does.
+    """
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
-    with replacing(path, hint=hint) as temporary:
+    with replacing(path, hint=hint, once=once) as temporary:
         temporary.write_text(_FLAT.sub(_joined, text) + "\n", encoding="utf-8")
 
 
@@ -185,17 +203,27 @@ def opened(path: Path) -> Iterator[None]:
     with refusals(path, UsageError, ELSEWHERE):
         path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # Windows has no flock; nothing keeps two processes apart there.
-        with contextlib.suppress(ImportError), refusals(path):
-            import fcntl
-
+        with refusals(path):
             file = stack.enter_context((path / ".lock").open("ab"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                fault = f"another process is writing to {str(path)!r}"
-                raise UsageError(fault, hint="wait for it, or give another folder") from error
+        if locked(file.fileno()) is False:
+            fault = f"another process is writing to {str(path)!r}"
+            raise UsageError(fault, hint="wait for it, or give another folder")
         yield
+
+
+def locked(file: int, *, shared: bool = False) -> bool | None:
+    """Take the lock of an open file until it is closed; False if another process holds it, None if
+    the system has no locks.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl  # Windows has no such module
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+        except BlockingIOError:
+            return False
+        return True
+    return None
 
 
 def check_settings(path: Path, before: Any, now: Any) -> None:
@@ -226,7 +254,8 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
 
 class Calls:
     """The record of a job, a JSON file: its status, what every call did in how many seconds, and
-    further content such as the settings. The calls of a damaged file are forgotten.
+    further content such as the settings. Several processes may record their calls in one file. The
+    calls of a damaged file are forgotten.
 
     `more` are entries of this call besides the command that was typed; `call` holds all, and may be
     changed until it ends.
@@ -236,14 +265,11 @@ class Calls:
         self, file: Path, command: Sequence[str] | None, more: _Entries, content: _Entries
     ) -> None:
         self._file, self._content = file, content
-        self._earlier: list[_Entries] = []
-        with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
-            calls = (read_json(file) or {"calls": []})["calls"]
-            self._earlier = [{**call, "seconds": float(call["seconds"])} for call in calls]
         self._start, now = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc)
         self.call: dict[str, Any] = {
             "status": "running",
             "started": now.isoformat(timespec="seconds"),
+            "process": f"{platform.node()}-{os.getpid()}-{os.urandom(4).hex()}",
             "command": command and list(command),
             **more,
             "seconds": 0.0,
@@ -264,7 +290,29 @@ class Calls:
     def write(self, status: str = "running") -> None:
         seconds = round(time.perf_counter() - self._start, 3)
         self.call |= {"status": status, "seconds": seconds}
-        calls = [*self._earlier, self.call]
-        total = round(sum(call["seconds"] for call in calls), 3)
-        record = {"format": 1, "status": status, "seconds": total, "calls": calls, **self._content}
-        write_json(self._file, record, hint=KEPT)
+        with in_turn(self._file.parent):
+            earlier: list[_Entries] = []
+            with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):
+                read = (read_json(self._file) or {"calls": []})["calls"]
+                earlier = [{**call, "seconds": float(call["seconds"])} for call in read]
+            others = [call for call in earlier if call.get("process") != self.call["process"]]
+            calls = [*others, self.call]
+            total = round(sum(call["seconds"] for call in calls), 3)
+            record = {"format": 1, "status": status, "seconds": total, "calls": calls}
+            write_json(self._file, {**record, **self._content}, hint=KEPT)
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """A context for one process at a time, as far as the system has locks. It is entered after a
+    few seconds in any case: a machine that is gone may hold the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # Windows opens no folder
+            held = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, held)
+            for _ in range(100):
+                if locked(held) is not False:
+                    break
+                time.sleep(0.03)
+        yield

@@ -33,17 +33,17 @@ MAX_PIXELS = MAX_ELEMENTS = 50_000_000
 """Limits for a picture and for an array."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # none calls another program
-_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|p[bgp]m|npy)", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|p[bgp]m|npy|json)", re.IGNORECASE)
 _PART = re.compile(r"(?s)\s*(.*?)\s*(?::\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*)?$")
 _SHADES = {"L;2": 4, "L;4": 16}  # Pillow's names, until it spreads them over 8 bits
 _KINDS = "give words, an index, a picture or an array"
 
 
 def decode_target(given: object) -> TargetInput:
-    """Decode words or a number; a path, which a string is if it ends like a picture or array file
-    (`.npy`), or names a file and has an ending or a folder; a PIL image; or an array or tensor,
-    which is a picture if it is (H, W, 3) or (H, W, 4) of uint8. UsageError if it is none of these
-    or not finite; AssetError if a file is missing, damaged, too large or of another kind.
+    """Decode words or a number; a path, which a string is if it ends like a picture, `.npy` or
+    `.json`, or names a file and has an ending or a folder; a PIL image; or an array or tensor,
+    which is a picture if it is (H, W, 3) or (H, W, 4) of uint8. A JSON file is words. UsageError if
+    it is none of these or not finite; AssetError if a file is missing, damaged or too large.
     """
     match given:
         case TargetInput():
@@ -89,6 +89,8 @@ def _from_file(path: Path) -> TargetInput:
         fault = "is a folder" if path.is_dir() else "is not there"
         raise AssetError(f"target {source!r} {fault}", hint="give the path of a picture or array")
     with _decoding(source):
+        if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_ELEMENTS:
+            return TargetInput(text=path.read_text(encoding="utf-8"), source=source)
         if path.suffix.lower() == ".npy":
             # A mapped file is compared with its header before memory is allocated.
             return _from_array(np.load(path, mmap_mode="r", allow_pickle=False), source)
@@ -112,7 +114,7 @@ def _decoding(source: str) -> Iterator[None]:
             fault, hint = f"has more than {MAX_PIXELS} pixels", "make it smaller first"
         elif isinstance(error, UnidentifiedImageError):
             fault = "is no picture of a known format"
-            hint = f"known are {', '.join(_FORMATS)}, and npy"
+            hint = f"known are {', '.join(_FORMATS)}, npy and json"
         elif "Python objects" in str(error):  # as numpy says it
             fault = "is an array of objects, which are not read"
             hint = "save numbers, as in np.save(path, array.astype(np.float32))"
@@ -166,11 +168,9 @@ def _from_array(given: Any, source: str) -> TargetInput:
         if given.dtype == np.uint8 and given.ndim == 3 and given.shape[2] in (3, 4) and given.size:
             return _from_image(Image.fromarray(np.ascontiguousarray(given)), source)
     if not 1 <= (size := math.prod(given.shape)) <= MAX_ELEMENTS:
-        hint = f"give from 1 to {MAX_ELEMENTS}"
-        raise UsageError(f"target {source!r} holds {size} numbers", hint=hint)
+        raise UsageError(f"target {source!r} holds {size} numbers", hint=f"1 to {MAX_ELEMENTS} fit")
     if isinstance(given, np.ndarray):
-        wide = np.float32 if given.dtype.kind == "f" else np.int64
-        given = torch.from_numpy(given.astype(wide))
+        given = torch.from_numpy(given.astype("f4" if given.dtype.kind == "f" else "i8"))
     if given.is_complex():
         raise UsageError(f"target {source!r} holds complex numbers", hint="give real ones")
     real = given.float() if given.is_floating_point() else given.long()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,16 @@ _BLOCK = re.compile(
     r"|(?P<typed>^ {4}[^\n]*\n(?:(?: {4}[^\n]*)?\n)*)"
 )
 _TYPED = re.compile(r"(ppap|pip|pytest|python|cd|mkdir|touch|[A-Z_]+=\S+ ppap) ")
+_ELSEWHERE = re.compile(  # what is already there, and weights that would have to be downloaded
+    r"pip install (ppap-testing|-e \"?\.\[demo)|-uncond|glide-|clip-|siglip|resnet|vit_|deit|mine\."
+    r"|FOLDER|multi_experts|experts import|checkpoints (download|convert|info|where)|my\.png|PATH"
+)
+_SHORTER = {
+    "ppap adapt": "--num 64 --iterations 50",
+    "ppap transfer": "--iterations 50",
+    "ppap synthesize": "--num 64",
+    "ppap diagnose": "--num 16 --levels 3",
+}
 
 
 def blocks(page: Path) -> Iterator[re.Match[str]]:
@@ -34,7 +47,8 @@ def typed(page: Path) -> list[str]:
     found = []
     for block in blocks(page):
         text = (block["typed"] or "").replace("\\\n", " ")
-        lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in text.splitlines()]
+        lines = re.findall(r"(?m)^ {4}(\S.*)$", text)  # deeper lines belong to something else
+        lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in lines]
         found += [line for line in lines if _TYPED.match(f"{line} ")]
     return found
 
@@ -43,6 +57,69 @@ def ppap_commands(page: Path) -> list[list[str]]:
     """The arguments of every `ppap ...` that is typed."""
     words = (shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", line)) for line in typed(page))
     return [arguments for command, *arguments in words if command == "ppap"]
+
+
+def _shortened(line: str) -> str:
+    for command, options in _SHORTER.items():
+        given = set(line.split())
+        pairs = re.findall(r"(--\S+) (\d+)", options)
+        if line.startswith(command):
+            line += "".join(f" {o} {number}" for o, number in pairs if o not in given)
+    return line
+
+
+def script(page: Path) -> str:
+    """What a reader of a page does, as a program of bash: long trainings are shortened, and
+    what needs a download is left out.
+    """
+    made = ["set -eu"]
+    for number, block in enumerate(blocks(page)):
+        if block["file"]:
+            made += [f"mkdir -p $(dirname {block['file']})", f"cat > {block['file']} <<'END'"]
+            made += [block["content"] + "END"]
+        elif block["language"] == "python":
+            made += [f"cat > program{number}.py <<'END'", block["program"] + "END"]
+            made += [f"python program{number}.py"]
+        elif block["typed"]:
+            text = block["typed"].replace("\\\n", " ")
+            lines = re.findall(r"(?m)^ {4}(\S.*)$", text)
+            lines = [re.sub(r" +# .*", "", " ".join(line.split())) for line in lines]
+            wanted = [x for x in lines if _TYPED.match(f"{x} ") and not _ELSEWHERE.search(x)]
+            made += [_shortened(line) for line in wanted]
+    return "\n".join(made) + "\n"
+
+
+def follow(page: Path, folder: Path, python: Path | str = sys.executable) -> str:
+    """Do what a page says, in a folder of its own; what was printed on stderr. AssertionError if
+    a command fails.
+    """
+    bin_, home = folder / "bin", folder / "home"
+    for path in (bin_, home):
+        path.mkdir()
+    for name, words in {"ppap": "-m ppap_framework", "pytest": "-m pytest", "python": ""}.items():
+        (bin_ / name).write_text(f'#!/bin/sh\nexec {python} {words} "$@"\n')
+        (bin_ / name).chmod(0o755)
+    (bin_ / "pip").write_text(f'#!/bin/sh\nexec {python} -m pip "$@"\n')
+    (bin_ / "pip").chmod(0o755)
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("PPAP_")}
+    done = subprocess.run(
+        ["bash", "-c", script(page)],
+        cwd=home,
+        env={
+            **plain,
+            "PATH": f"{bin_}{os.pathsep}{plain['PATH']}",
+            "PPAP_CACHE_DIR": str(folder / "cache"),
+            # pip builds with what is here: its own word for "no isolation" is 0.
+            "PIP_NO_DEPS": "1",
+            "PIP_NO_BUILD_ISOLATION": "0",
+            "PIP_QUIET": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stderr
 
 
 def anchors(page: Path) -> set[str]:

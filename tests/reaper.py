@@ -18,7 +18,7 @@ class Death(BaseException):
 class Reaper:
     """Ends a call at its nth change of the file system; after that, nothing changes any more."""
 
-    CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir"})
+    CHANGES = frozenset({"os.link", "os.rename", "os.remove", "os.mkdir", "os.rmdir"})
 
     def __init__(self) -> None:
         self.armed, self.left = False, 0

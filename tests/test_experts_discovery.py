@@ -28,7 +28,7 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.experts.bundle import _write
+from ppap_framework.experts.bundle import write_bundle
 from ppap_framework.files import file_sha256
 from ppap_framework.plugin import AdapterSpec, ExpertBundle
 from ppap_framework.registry import PluginRecord, Registry, conflicts
@@ -237,7 +237,7 @@ class TestChoosing:
         (adapter,) = info.adapters
         name = change.get("name", "shift")
         tensors = {key.replace("shift/", f"{name}/"): tensor for key, tensor in state.items()}
-        _write(path, tensors, attrs.evolve(info, adapters=[attrs.evolve(adapter, **change)]))
+        write_bundle(path, tensors, attrs.evolve(info, adapters=[attrs.evolve(adapter, **change)]))
         model = TinyGuide()
         before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
         assert choose("auto", model) == "whole"

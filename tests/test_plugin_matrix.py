@@ -42,9 +42,12 @@ SHORT = {
 NEEDS_MORE = {
     "ppap-plugin-bench": "an experiment's file",
     "ppap-plugin-clip": "a network of the hub",
+    "ppap-plugin-diagnose": "a backend and a guider",
     "ppap-plugin-diffusers": "a pipeline",
+    "ppap-plugin-flow": "torchvision's weights and a picture",
     "ppap-plugin-hub": "a repository to share experts in",
     "ppap-plugin-likeness": "networks of the hub and pictures",
+    "ppap-plugin-machines": "trainings of several machines",
     "ppap-plugin-released": "the released files",
 }
 """What the commands of a README need that is not here."""

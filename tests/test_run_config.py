@@ -12,7 +12,7 @@ import pytest
 
 from ppap_framework.checkpoints._fetch import downloads_are_off
 from ppap_framework.cli import COMMANDS, core_command
-from ppap_framework.cli.config import Command, Option, find_config, problems_of
+from ppap_framework.cli.config import Command, Option, configured, find_config, problems_of
 from ppap_framework.cli.config import command as config
 from ppap_framework.cli.run import command as run
 from ppap_framework.errors import UsageError
@@ -185,14 +185,15 @@ def test_config_shows_values_and_where_they_come_from(
 def test_every_command_that_reads_files_is_shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]
 ) -> None:
-    commands = {name: core_command(name) for name in COMMANDS}
-    configured = {name for name, command in commands.items() if isinstance(command, Command)}
-    assert {"run", "synthesize"} <= configured
+    commands = configured()
+    core = {name: core_command(name) for name in COMMANDS}
+    reads = {name for name, command in core.items() if isinstance(command, Command)}
+    assert reads | {"diagnose"} == {*commands}
     path = write(folder / "ppap.toml", "[run]\nnum = 5\n[synthesize]\nblock = 32\n")
     monkeypatch.setenv("PPAP_SYNTHESIZE_NUM", "640")
     told = json.loads(shown("--json"))
-    assert {*told} == {"file", *configured}
-    for name in configured:
+    assert {*told} == {"file", *commands}
+    for name in commands:
         options = {p.name for p in commands[name].params if isinstance(p, Option)}
         assert {option.replace("-", "_") for option in told[name]} == options
     assert told["run"]["num"] == {"value": 5, "from": str(path)}
@@ -201,7 +202,7 @@ def test_every_command_that_reads_files_is_shown(
     assert told["synthesize"]["shard"] == {"value": 512, "from": "default"}
 
     tables = shown()
-    assert all(f"option of {name}" in tables for name in configured)
+    assert all(f"option of {name}" in tables for name in commands)
     _, _, table = tables.partition("option of synthesize")
     assert any(line.split() == ["num", "640", "environment"] for line in table.splitlines())
     only = shown("synthesize")

@@ -41,7 +41,7 @@ from ppap_framework.experts import (
     verify_bundle,
     write_curve,
 )
-from ppap_framework.experts.bundle import _write
+from ppap_framework.experts.bundle import write_bundle
 from ppap_framework.files import file_sha256
 from ppap_framework.guidance import Guide
 from ppap_framework.run import Plan, Sampling, counts_of, draw, plan
@@ -310,7 +310,7 @@ class TestChoosing:
                 recipe = {"loss": {"name": "toy-margin", "options": {}}} if loss else {}
                 given = attrs.evolve(curve, loss=loss)
                 changed = attrs.evolve(info, recipe=recipe, scales=None, curve=given)
-            _write(path, state, changed)
+            write_bundle(path, state, changed)
             caplog.clear()
             (guide,) = planned(toy, green(None, experts=path)).guides
             assert (guide.curve is not None) == found
@@ -330,7 +330,7 @@ class TestChoosing:
         info, state = verify_bundle(path)
         options = green(experts="none").compared_options(toy)
         assert options == {"guide.model": None, "guide.sharpness": 10.0, "guide.upside_down": False}
-        _write(path, state, attrs.evolve(info, options=options))
+        write_bundle(path, state, attrs.evolve(info, options=options))
         assert planned(toy, green()).guides[0].chosen is not None
         other = {"options": {"sharpness": 5.0}}
         assert planned(toy, green(**other)).guides[0].chosen is None

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -86,11 +87,17 @@ class TestSample:
         for kind, pictures in draw(many).pictures.items():
             assert torch.equal(result.pictures[kind].images, pictures.images[:6])
 
-    @pytest.mark.parametrize("sampler", ["dpm++2m", "dpm++2m-sde"])
-    def test_a_solver_remembers_nothing_of_another_batch(self, toy, sampler: str) -> None:
-        how: dict[str, Any] = {"num": 3, "steps": 5, "sampler": sampler}
-        together, alone = (ppap.sample(toy, [green()], batch=n, **how).images for n in (3, 1))
-        assert_close(together, alone)
+    def test_a_step_may_have_fields(self, toy: DiffusionBackend) -> None:
+        @attrs.frozen
+        class Step:
+            eta: float = 0.0
+
+            def __call__(self, *given: Any) -> Any:
+                return ddim_step(*given, eta=self.eta)
+
+        drawn = [ppap.sample(toy, steps=3, sampler=one) for one in (Step(), "ddim")]
+        assert torch.equal(drawn[0].images, drawn[1].images)
+        assert drawn[0].plan.record()["sampler"].endswith("Step")
 
     def test_images_that_guidance_pushed_out_of_range_are_clamped(self, toy) -> None:
         guide = green(scale=3000.0)
@@ -409,7 +416,7 @@ class TestSettings:
             ({"seed": 1.5}, "seed must"),
             (
                 {"sampler": "euler"},
-                "sampler must be ddpm or ddim or dpm++2m or dpm++2m-sde, not euler",
+                "sampler must be ddpm or ddim, not euler",
             ),
             ({"through": "glass"}, "through must be noisy or clean or detached, not glass"),
             ({"conflicts": "drop"}, "conflicts must be keep or remove, not drop"),

@@ -17,7 +17,6 @@ from toy_guides import guide_of
 
 from ppap_framework.components import Prediction, Stage, VarianceKind
 from ppap_framework.diffusion import (
-    DPMSolver,
     NoiseSource,
     Process,
     State,
@@ -109,28 +108,21 @@ def check_moments(found: Tensor, mean: float, deviation: float, slack: float, re
 
 
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
-@pytest.mark.parametrize(("step", "order"), [(ddim_step, 1), (DPMSolver(), 2)], ids=["ddim", "2m"])
-def test_solvers_converge_to_the_flow(step, order: int, schedule: NoiseSchedule) -> None:
+def test_ddim_converges_to_the_flow(schedule: NoiseSchedule) -> None:
     stage = GaussianStage(schedule)
     errors = []
     for steps in (50, 100, 200):
         process = process_of(stage, steps)
-        start, end = walk(stage, process, side=8, clip=False, step=step)
+        start, end = walk(stage, process, side=8, clip=False)
         errors.append((end - transported(stage, process, start)).abs().max().item())
-    assert errors[2] < (0.03 if order == 1 else 0.005)
+    assert errors[2] < 0.03
     for coarse, fine in pairwise(errors):
-        assert 0.8 * 2**-order < fine / coarse < 1.2 * 2**-order
+        assert 0.4 < fine / coarse < 0.6  # of first order
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(
-    "step",
-    [
-        ddpm_step,
-        partial(ddim_step, eta=1.0),
-        partial(ddim_step, eta=0.5),
-        DPMSolver(stochastic=True),
-    ],
+    "step", [ddpm_step, partial(ddim_step, eta=1.0), partial(ddim_step, eta=0.5)]
 )
 def test_stochastic_samplers_draw_the_data(step, variance: VarianceKind) -> None:
     stage = GaussianStage(COSINE)
@@ -191,16 +183,14 @@ class TestGuidance:
         assert_close(guided.x0, wanted.x0, rtol=1e-3, atol=1e-4)
         assert_close(guided.eps, wanted.eps, rtol=1e-3, atol=1e-3)
 
-    @pytest.mark.parametrize("step", [ddim_step, DPMSolver(), DPMSolver(stochastic=True)])
-    def test_guided_through_the_score_is_unguided_on_the_tilted_data(self, step) -> None:
-        how = {"process": 50, "side": 8, "clip": False, "step": step}
+    def test_guided_ddim_is_ddim_on_the_tilted_data(self) -> None:
+        how = {"process": 50, "side": 8, "clip": False}
         _, end = walk(GaussianStage(COSINE), guidance=EnergyGuidance([self.guide()]), **how)
         assert_close(end, walk(self.TILTED, **how)[1], rtol=1e-3, atol=1e-3)
 
-    @pytest.mark.parametrize("step", [ddpm_step, DPMSolver(stochastic=True)])
-    def test_guided_stochastic_sampling_draws_the_tilted_data(self, step) -> None:
+    def test_guided_ancestral_sampling_draws_the_tilted_data(self) -> None:
         guidance = EnergyGuidance([self.guide()])
-        how = {"side": 32, "step": step, "guidance": guidance, "clip": False}
+        how = {"side": 32, "step": ddpm_step, "guidance": guidance, "clip": False}
         _, end = walk(GaussianStage(COSINE), 250, **how)
         check_moments(end, self.TILTED.mean, self.TILTED.deviation, slack=0.01, rel=0.04)
 
@@ -218,9 +208,7 @@ class TestGuidance:
         assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
-steps_of_all = pytest.mark.parametrize(
-    "step", [ddim_step, ddpm_step, DPMSolver(), DPMSolver(stochastic=True)]
-)
+steps_of_both = pytest.mark.parametrize("step", [ddim_step, ddpm_step])
 
 
 class TestWalk:
@@ -237,7 +225,7 @@ class TestWalk:
             assert torch.equal(draw(i, 1)[0], together[i])
 
     @pytest.mark.parametrize(("length", "steps"), [(1000, 1), (1000, 2), (1000, 7), (30, 30)])
-    @steps_of_all
+    @steps_of_both
     def test_any_number_of_steps(self, length: int, steps: int, step) -> None:
         schedule = cosine_schedule(length)
         stage, process = GaussianStage(schedule), Process(schedule, timesteps_for(length, steps))

@@ -89,11 +89,11 @@ def draw(backend: LoadedBackend, out: Path) -> Draw:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the diary."""
+    """Every file but the diary and the lock."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "run.json"
+        if path.is_file() and path.name not in ("run.json", ".lock")
     }
 
 
@@ -443,11 +443,17 @@ class TestRefusals:
             draw(out=tmp_path, overwrite=overwrite)
         assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == [name]
 
-    def test_another_process_in_the_folder(self, draw: Draw, tmp_path: Path) -> None:
-        busy = pytest.raises(UsageError, match="another process is writing")
-        with opened(tmp_path), busy:
-            draw(out=tmp_path)
-        assert len(draw(out=tmp_path)) == 10
+    def test_a_set_at_which_others_are_at_work_is_not_overwritten(
+        self, draw: Draw, tmp_path: Path
+    ) -> None:
+        def overwrite(progress: Progress) -> None:
+            if progress.done == 8:
+                with pytest.raises(UsageError, match="another process is writing"):
+                    draw(out=tmp_path, overwrite=True)
+
+        assert len(draw(out=tmp_path, progress=overwrite)) == 10
+        with opened(tmp_path), pytest.raises(UsageError, match="another process is writing"):
+            draw(out=tmp_path, overwrite=True)
 
     def test_everything_that_is_wrong_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:

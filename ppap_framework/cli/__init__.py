@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from ppap_framework.cli.groups import GlobalOptions, Group, global_options
-from ppap_framework.errors import PpapError, is_out_of_memory
+from ppap_framework.errors import PpapError, UsageError, is_out_of_memory
 
 __all__ = ["COMMANDS", "color", "core_command", "main", "ppap"]
 
@@ -26,7 +26,6 @@ COMMANDS = {
     "transfer": "Train experts: a network learns to answer to noisy images as it does to clean "
     "ones.",
     "adapt": "Make a network read a diffusion model's noise: synthesize, then transfer.",
-    "diagnose": "Measure what a network understands of noised images, and what its experts do.",
     "data": "Look at the images that `ppap synthesize` drew.",
     "experts": "Show, check and calibrate experts.",
     "checkpoints": "Show, download, check and convert the weights that plugins know.",
@@ -86,6 +85,8 @@ def ppap(options: GlobalOptions) -> None:
     """Steer a diffusion model by any off-the-shelf vision network.
 
     Diffusion models, guides, losses and adapters are plugins; `ppap plugins list` shows them.
+    `eval "$(_PPAP_COMPLETE=bash_source ppap)"` makes bash complete what is typed; zsh_source and
+    fish_source are for other shells.
     """
     import logging
 
@@ -111,12 +112,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = GlobalOptions()
     with options.afterwards:
         for name in ("stdin", "stdout", "stderr"):  # None if it is closed, as by `2>&-`
-            if getattr(sys, name) is None:
+            # While a word is completed, nobody wants to read of faults.
+            unwanted = name == "stderr" and "_PPAP_COMPLETE" in os.environ
+            if getattr(sys, name) is None or unwanted:
                 setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115  # stays open
         with contextlib.suppress(ValueError):  # not in the main thread
             # SIGTERM ends a command as Ctrl-C does, so that it is recorded.
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)
             options.afterwards.callback(signal.signal, signal.SIGTERM, before)
+        if os.environ.get("RANK", "0") != "0":  # the first process of a launch speaks for all
+            options.verbosity = -1
+            nothing = open(os.devnull, "w")  # noqa: PTH123, SIM115  # closed below
+            options.afterwards.enter_context(nothing)
+            options.afterwards.enter_context(contextlib.redirect_stdout(nothing))
         try:
             result = ppap.main(
                 arguments, prog_name="ppap", standalone_mode=False, obj=options, color=color()
@@ -136,6 +144,8 @@ def _explain(error: Exception, options: GlobalOptions) -> int:
         traceback.print_exception(error)
     code, hint = _BUG, "" if options.debug else "--debug shows the traceback"
     match error:
+        case UsageError() if os.environ.get("RANK", "0") != "0":
+            return error.exit_code
         case PpapError():
             code, message, hint = error.exit_code, error.message, error.hint
         case click.exceptions.NoArgsIsHelpError():

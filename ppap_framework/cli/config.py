@@ -25,7 +25,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ppap_framework.cli import core_command
+from ppap_framework.cli import ppap
 from ppap_framework.cli.groups import GlobalOptions
 from ppap_framework.cli.output import json_option, print_json, print_table
 from ppap_framework.errors import Problems, UsageError, did_you_mean
@@ -34,7 +34,7 @@ from ppap_framework.registry import plugin_file
 
 _FILES = ("ppap.toml", "pyproject.toml")
 _CONFIGURED = ("run", "synthesize", "transfer", "adapt", "diagnose")
-"""The commands whose options come from files and the environment too."""
+"""The commands whose options come from files and the environment too; a plugin adds the last."""
 
 
 class Text(click.types.StringParamType):
@@ -46,6 +46,16 @@ class Text(click.types.StringParamType):
         if isinstance(value, bool | list | dict):
             self.fail(f"{value!r} is not text", param, ctx)
         return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        """Names of what is installed, else paths."""
+        from click.shell_completion import CompletionItem
+
+        from ppap_framework.registry.names import offered
+
+        found = [name for name in offered(param.name or "") if name.startswith(incomplete)]
+        path = CompletionItem(incomplete, type="dir" if param.metavar == "FOLDER" else "file")
+        return [*map(CompletionItem, found)] or [path]
 
 
 class NumberOrAuto(Text):
@@ -108,7 +118,7 @@ _PAIRS: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "num": {"type": int, "help": "Number of images."},
     "steps": {"default": 50, "help": "Steps from noise to image."},
-    "sampler": {"choices": ("ddpm", "ddim", "dpm++2m", "dpm++2m-sde"), "help": "Sampler."},
+    "sampler": {"choices": ("ddpm", "ddim"), "help": "Sampler."},
     "eta": {"default": 0.0, "help": "Stochasticity of DDIM, from 0 to 1."},
     "seed": {"default": 0, "help": "Seed; the noise of image i depends on (seed, i)."},
     "batch": {"type": int, "help": "Batch size."},
@@ -134,7 +144,7 @@ def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
 
 
 def plug_in(ctx: click.Context, _: object, path: str | None) -> None:
-    if path is not None:
+    if path is not None and not ctx.resilient_parsing:
         ctx.ensure_object(GlobalOptions).afterwards.enter_context(plugin_file(path))
 
 
@@ -173,7 +183,8 @@ class Command(click.Command):
     ) -> click.Context:
         name, own = self.name or "", [p for p in self.params if isinstance(p, Option)]
         prefix = extra["auto_envvar_prefix"] = f"PPAP_{name.upper()}"
-        if not {"-h", "--help"}.intersection(args):  # help works even if a file is broken
+        asked = {"-h", "--help"}.intersection(args) or extra.get("resilient_parsing")
+        if not asked:  # help and completion work even if a file is broken
             advice = f"`ppap {name} --help`"
             known = [f"{prefix}_{(option.name or '').upper()}" for option in own]
             for variable in sorted(os.environ):
@@ -234,6 +245,13 @@ def _unknown(where: str, what: str, name: str, known: Iterable[str], advice: str
     return UsageError(f"{where} sets {what}, which does not exist", hint=hint)
 
 
+def configured() -> dict[str, click.Command]:
+    """The commands whose options come from files, by name; a plugin's if it is installed."""
+    ctx = click.Context(ppap, info_name="ppap", obj=GlobalOptions())
+    found = ((name, ppap.get_command(ctx, name)) for name in _CONFIGURED)
+    return {name: command for name, command in found if command is not None}
+
+
 @click.command("config", short_help="Show the values of options, and where they come from.")
 @click.argument("commands", metavar="[COMMAND]...", type=click.Choice(_CONFIGURED), nargs=-1)
 @json_option
@@ -248,8 +266,11 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
     file, problems = str(found[0]) if found else None, Problems()
     sources = {ParameterSource.ENVIRONMENT: "environment", ParameterSource.DEFAULT_MAP: file}
     values: dict[str, dict[str, Any]] = {}
+    every = configured()
     for name in commands or _CONFIGURED:
-        ctx = core_command(name).make_context(f"ppap {name}", [])
+        if name not in every:  # its plugin is not installed
+            continue
+        ctx = every[name].make_context(f"ppap {name}", [])
         problems.errors += [
             UsageError(f"{name} {problem.message}", hint=problem.hint)
             for problem in problems_of(ctx).errors

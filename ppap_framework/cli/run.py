@@ -90,6 +90,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         --target depth=ref.png --target classifier=cube
     """
     from ppap_framework import run
+    from ppap_framework.processes import launched
 
     plan = _prepare(given, problems_of(ctx))
     for guide in plan.guides:
@@ -103,6 +104,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         return
     if given["compile"]:
         note("networks are compiled when they are first used, which may take minutes")
+    if launched()[0] > 0:  # the first process of the launch writes
+        run.draw(plan)
+        return
     path = expanded(given["out"]) if given["out"] else run.fresh_folder(_RUNS, plan)
     typed = ["ppap", *sys.argv[1:]]
     folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
@@ -130,13 +134,16 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     """Find all errors before weights are read, and report them together."""
     from ppap_framework import run
     from ppap_framework.cli.guide_options import backend_of, parse_guides, settings_of
+    from ppap_framework.processes import launched
 
     num, offline = given["num"], given["dry_run"] or given["offline"]
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
     problems.attempt(run.check, num, sampling, compute)
     out, overwrite = given["out"], given["overwrite"]
-    if out is None and overwrite:
+    if launched()[0] > 0:
+        pass  # the first process of the launch writes
+    elif out is None and overwrite:
         problems.add("--overwrite goes with --out", "name the folder with --out")
     elif out is None:
         problems.attempt(check_writable, _RUNS)

@@ -54,6 +54,11 @@ _training_options = options(
     option("--validate-every", default=100, help="Iterations between validations."),
     option("--patience", default=0, help="Validations without a new best at most; 0: any."),
     settings("precision", "seed"),
+    option(
+        "--experts-of",
+        metavar="K/N",
+        help="Train the Kth of N parts of the experts, for `ppap experts merge`.",
+    ),
     option("--name", help="The bundle is called NAME.experts.safetensors."),
     option("--keep/--no-keep", default=True, help="Whether `ppap run` finds the experts."),
     settings("device", "overwrite", "json"),
@@ -238,6 +243,8 @@ def _train(
         return
     rows = []
     for i, (score, share) in enumerate(zip(info.metrics["experts"], shares, strict=True)):
+        if score is None:  # left to another machine
+            continue
         losses = (score["held_out"], score["untouched"])
         shown = ["not finite" if loss is None else f"{loss:.4g}" for loss in losses]
         first, stop = info.timesteps[i : i + 2]
@@ -275,6 +282,7 @@ def _begin(ctx: click.Context, given: Mapping[str, Any]) -> tuple[Problems, dict
     values["batch"] = given["learn_batch"]
     values["adapters"] = problems.attempt(_adapters, given["adapter"])
     values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
+    values["experts_of"] = problems.attempt(_part, given["experts_of"])
     recipe, compute = Recipe(**values), Compute(device=given["device"], batch=64)
     out = expanded(given["out"] or _default_out(given, recipe))
     return problems, {"out": out, "recipe": recipe, "compute": compute, "name": given["name"]}
@@ -310,10 +318,19 @@ def _boundaries(text: str | None) -> Boundaries:
         raise UsageError(f"--boundaries {text!r} cannot be read", hint=hint) from error
 
 
+def _part(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(map(int, text.split("/", 1)))
+    except ValueError as error:
+        hint = "type 2/5 for the second of five parts"
+        raise UsageError(f"--experts-of {text!r} cannot be read", hint=hint) from error
+
+
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
     parts = [Path(given[name].rpartition(":")[2]).name for name in ("backend", "guider")]
     if recipe.boundaries == "auto":
         parts += [str(recipe.num_experts or ""), "auto"]
     else:
         parts.append(str(recipe.num_experts or len(recipe.boundaries or range(4)) + 1))
+    parts += ["{}-of-{}".format(*recipe.experts_of)] if recipe.experts_of else []
     return f"runs/adapt/{'-'.join(filter(None, parts))}"

@@ -1,14 +1,11 @@
 """The folder of a synthetic set, as it is written and read.
 
-    shard-00000.tar ...      the images
-    manifest.json            settings and hashes; written last, so it marks a complete set
-    run.json                 a record of every call
-    .lock                    lock of the writing process
-    .partial/settings.json   the settings of the first call
-    .partial/DIGEST/00000    a finished batch: tar members of a future shard
-
-Files are written atomically, so an interruption loses only unfinished batches. DIGEST is that of
-the settings: a late write of a dying worker cannot get into another set.
+shard-00000.tar ...      the images
+manifest.json            settings and hashes; written last, so it marks a complete set
+run.json                 a record of every call
+.partial/settings.json   the settings of the first call
+.partial/DIGEST/00000    a finished batch: tar members of a future shard
+.partial/DIGEST/...      entries of finished shards, workers and their claims
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ import contextlib
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,29 +25,29 @@ from torch import Tensor
 from ppap_framework import files
 from ppap_framework.data import shards
 from ppap_framework.data.shards import Layout, member_names, shard_name
-from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.errors import AssetError
 
-_FORMATS = (1, 2)
+FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
 
-_MANIFEST, RUN, _PARTIAL = "manifest.json", "run.json", ".partial"
-_SETTINGS = f"{_PARTIAL}/settings.json"
-_ANEW = "`ppap synthesize --overwrite` draws the set anew"
+MANIFEST, RUN, PARTIAL = "manifest.json", "run.json", ".partial"
+SETTINGS = f"{PARTIAL}/settings.json"
+ANEW = "`ppap synthesize --overwrite` draws the set anew"
 _AGAIN = "`ppap synthesize` with the same settings draws it again"
 
 
 def belongs(name: str) -> bool:
     """Whether a file of this name belongs to a synthetic set."""
-    return name in (_MANIFEST, RUN) or re.fullmatch(r"shard-\d{5,}\.tar", name) is not None
+    return name in (MANIFEST, RUN) or re.fullmatch(r"shard-\d{5,}\.tar", name) is not None
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest, if there is one; AssetError if it is damaged or of another format."""
-    match files.read_json(path / _MANIFEST, hint=_ANEW):
+    match files.read_json(path / MANIFEST, hint=ANEW):
         case None:
             return None
-        case {"format": found} if found not in _FORMATS:
-            fault = f"has format {found}, and this version reads {_FORMATS[-1]}"
+        case {"format": found} if found not in FORMATS:
+            fault = f"has format {found}, and this version reads {FORMATS[-1]}"
         case {"format": _, **content} as manifest:
             stated = content.pop("sha256", None)
             if stated == files.digest({"format": manifest["format"], **content}):
@@ -58,112 +55,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
             fault = "is damaged: its SHA-256 is not that of its content"
         case _:
             fault = "is no manifest of a synthetic set"
-    raise AssetError(f"{str(path / _MANIFEST)!r} {fault}", hint=_ANEW)
-
-
-class SynthesisFolder:
-    """Joins finished batches into shards; PpapError if a file cannot be written. Create it with
-    `opened`. `settings` are everything that determines the images, as JSON.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any], layout: Layout) -> None:
-        self.path, self.settings, self.layout = path, settings, layout
-        self.batches = path / _PARTIAL / files.digest(settings)[:16]
-        self._entries: dict[int, dict[str, Any]] = {}  # entries of the manifest by shard
-
-    @classmethod
-    @contextlib.contextmanager
-    def opened(
-        cls, path: Path, settings: Mapping[str, Any], layout: Layout, *, overwrite: bool = False
-    ) -> Iterator[SynthesisFolder]:
-        """Lock the folder, created if it is missing; `overwrite` removes an earlier set. UsageError
-        if it holds a set with other settings, or another process writes to it.
-        """
-        with files.opened(path):
-            folder = cls(path, settings, layout)
-            if overwrite:
-                folder._clear()
-            manifest = _read_manifest(path)
-            begun = path / _SETTINGS
-            before = manifest["settings"] if manifest else files.read_json(begun, hint=_ANEW)
-            if before is not None:
-                files.check_settings(path, before, settings)
-            elif strays := [file.name for file in path.glob("shard-*.tar")]:
-                fault = f"{str(path)!r} holds {min(strays)!r} without its settings"
-                raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
-            files.remove_temporary(path, belongs)
-            for shard in layout.shards:
-                if (path / shard_name(shard)).exists():
-                    entry = folder._entry(shard)
-                    if manifest is None or manifest["shards"][shard] == entry:
-                        folder._entries[shard] = entry
-            yield folder
-
-    @property
-    def complete(self) -> bool:
-        """Whether the manifest and every shard exist and match."""
-        return len(self._entries) == len(self.layout.shards) and (self.path / _MANIFEST).exists()
-
-    def missing(self) -> list[int]:
-        """Note the settings; return the batches that are to be drawn."""
-        files.write_json(self.path / _SETTINGS, self.settings, hint=files.KEPT)
-        for shard in self.layout.shards:
-            self._join(shard)
-        pending = [shard for shard in self.layout.shards if shard not in self._entries]
-        batches = [batch for shard in pending for batch in self.layout.shard_batches(shard)]
-        return [batch for batch in batches if not self.batch_path(batch).exists()]
-
-    def batch_path(self, batch: int) -> Path:
-        return self.batches / f"{batch:05d}"
-
-    def added(self, batch: int) -> None:
-        """Register a written batch; write its shard once complete."""
-        self._join(batch * self.layout.batch // self.layout.shard)
-
-    def finish(self) -> None:
-        """Write the manifest."""
-        entries = [self._entries[shard] for shard in self.layout.shards]
-        content = {"format": _FORMATS[-1], "settings": self.settings, "shards": entries}
-        content["sha256"] = files.digest(content)
-        files.write_json(self.path / _MANIFEST, content, hint=files.KEPT)
-
-    def tidy(self) -> None:
-        """Remove the files of an unfinished set."""
-        files.remove_folder(self.path / _PARTIAL)
-
-    def _join(self, shard: int) -> None:
-        """Write a shard if all its batches are finished."""
-        batches = [self.batch_path(batch) for batch in self.layout.shard_batches(shard)]
-        if shard in self._entries or not all(batch.exists() for batch in batches):
-            return
-        path = self.path / shard_name(shard)
-        with files.replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
-            for batch in batches:
-                file.write(batch.read_bytes())
-            file.write(shards.end(file.tell()))
-        self._entries[shard] = self._entry(shard)
-        with files.refusals(self.batches, hint=files.KEPT):
-            for batch in batches:
-                batch.unlink()
-
-    def _entry(self, shard: int) -> dict[str, Any]:
-        path, images = self.path / shard_name(shard), len(self.layout.shard_images(shard))
-        size, sha256 = path.stat().st_size, files.file_sha256(path)
-        return {"file": path.name, "sha256": sha256, "bytes": size, "images": images}
-
-    def _clear(self) -> None:
-        """Remove an earlier set; settings last, so that shards are never without them. UsageError
-        if none of its records shows that the files are those of a set.
-        """
-        records = [self.path / name for name in (_MANIFEST, RUN, _SETTINGS)]
-        if not any(b"weights_sha256" in file.read_bytes() for file in records if file.is_file()):
-            files.check_content(self.path, lambda name: False)
-        with files.refusals(self.path):
-            for path in sorted(self.path.iterdir()):
-                if belongs(path.name) and path.name != _MANIFEST:
-                    path.unlink()
-            self.tidy()
-            (self.path / _MANIFEST).unlink(missing_ok=True)
+    raise AssetError(f"{str(path / MANIFEST)!r} {fault}", hint=ANEW)
 
 
 class Fault(NamedTuple):
@@ -181,10 +73,10 @@ class SyntheticData:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = files.local_folder(path)
-        manifest = _read_manifest(self.path)
+        manifest = read_manifest(self.path)
         if manifest is None:
             place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"
-            if (self.path / _SETTINGS).exists():
+            if (self.path / SETTINGS).exists():
                 fault, hint = "there is no finished set in", "with the same settings continues it"
             raise AssetError(f"{fault} {place}", hint=f"`ppap synthesize` {hint}")
         self.manifest, settings = manifest, manifest["settings"]

@@ -8,37 +8,35 @@ processes, with the same bytes: the number of threads is fixed, and the noise of
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import platform
-import signal
-import threading
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
-import numpy as np
 import PIL
 import torch
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from ppap_framework import files
 from ppap_framework.components import DiffusionBackend
-from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belongs
+from ppap_framework.data.folder import RUN, SyntheticData, belongs
 from ppap_framework.data.shards import Layout, members
+from ppap_framework.data.unfinished import SynthesisFolder
 from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
-from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
+from ppap_framework.processes import Processes
 from ppap_framework.run import UNGUIDED, Compute, Plan, Sampling, changed, check, drawing, plan
 from ppap_framework.runtime import Progress, Watch
 
-_Count: TypeAlias = Callable[[int], None]
-"""Called after every step with the number of finished steps, summed over images."""
+_Count: TypeAlias = Callable[[int, int], None]
+"""Called after every step with the number of images that are left, and the steps that were made for
+these, summed over images."""
 
 
 def synthesize(
@@ -55,7 +53,8 @@ def synthesize(
     command: Sequence[str] | None = None,
     **changes: Any,
 ) -> SyntheticData:
-    """Draw images into a folder, or resume an earlier call with the same settings.
+    """Draw images into a folder, or resume an earlier call with the same settings. Several calls,
+    on machines that share the folder, draw a set together.
 
     The manifest records everything that may change a byte, and resuming requires the same: `num`,
     `shard`, `sampling` and `compute`. An interruption then changes no file but `run.json`.
@@ -73,40 +72,40 @@ def synthesize(
         changes: Fields of `sampling` and `compute`.
 
     Raises:
-        UsageError: If settings are invalid or differ from the folder's, or it is being written to.
+        UsageError: If settings are invalid or differ from the folder's, or a set that is being
+            written would be overwritten.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
-    path = expanded(out)
+    path = files.expanded(out)
     usual = sampling or UNGUIDED, compute or Compute(batch=64, threads=1)
     sampling, compute = changed(changes, *usual)
     if compute.threads is None:  # torch's own choice depends on the machine
         compute = attrs.evolve(compute, threads=1)
     check_synthesis(path, num, sampling, compute, shard=shard, workers=workers)
     layout = Layout(num, compute.fixed_batch, shard)
+    processes = Processes.of_launch(compute.place)
     run = plan(backend, (), num, sampling, compute)
-    workers = workers or _automatic_workers(run)
+    workers = 1 if processes.count > 1 else workers or _automatic_workers(run)
     settings, total = _identity(run, layout), num * run.steps
     machine = {"platform": platform.platform(), "python": platform.python_version()}
     about = {"device": str(run.device), **machine, "workers": workers, "images": 0}
 
-    def count(done: int) -> None:
+    def count(left: int, steps: int) -> None:
+        """`left` images are to be drawn, for which so many steps have been made."""
         if progress:
-            progress(Progress("drawing", earlier + done, total))
+            progress(Progress("drawing", total - left * run.steps + steps, total))
 
-    with SynthesisFolder.opened(path, settings, layout, overwrite=overwrite) as folder:
-        if not folder.complete:
-            batches = folder.missing()
-            earlier = total - run.steps * sum(len(layout.batch_images(b)) for b in batches)
-            count(0)
-            calls = files.Calls(path / RUN, command, about, {"config": settings})
-            drawn = _draw(run, folder, batches, workers, count)
-            with calls.recorded(), contextlib.closing(drawn):
-                for batch in drawn:
-                    folder.added(batch)
-                    calls.call["images"] += len(layout.batch_images(batch))
-                    calls.write()
-            folder.finish()
-        folder.tidy()
+    begin = partial(SynthesisFolder.opened, path, settings, layout, overwrite=overwrite)
+    folder = processes.once(begin)
+    if not folder.complete:
+        count(folder.left, 0)
+        calls = files.Calls(path / RUN, command, about, {"config": settings})
+        folder.label = calls.call["process"]
+        with calls.recorded(), contextlib.closing(_draw(run, folder, workers, count)) as drawn:
+            for images in drawn:
+                calls.call["images"] += images
+                calls.write()
+    folder.tidy()
     return SyntheticData(path)
 
 
@@ -134,86 +133,76 @@ def check_synthesis(
 
 
 def _draw(
-    run: Plan, folder: SynthesisFolder, batches: Sequence[int], workers: int, count: _Count
+    run: Plan, folder: SynthesisFolder, workers: int, count: _Count
 ) -> Generator[int, None, None]:
-    """Draw batches in any order, in this process if `workers` is 1; yield each once written."""
-    workers = min(workers, len(batches))
+    """Draw until the set is complete, in this process if `workers` is 1; yield numbers of images
+    that were drawn since.
+    """
+    workers = min(workers, len(folder.missing))
     if workers < 2:
-        yield from _written(run, folder, batches, count)
+        yield from _drawn(run, folder, count)
         return
     try:
         job = pickle.dumps((run, folder))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         fault = f"the backend cannot be copied to other processes: {error}"
         raise UsageError(fault, hint="use 1 worker") from error
-    # In a file: if a worker died at its start, the parent would block on its pipe.
-    path = folder.batches / "job"
-    with replacing(path, hint=files.KEPT) as temporary:
-        temporary.write_bytes(job)
-    with refusals(path, hint=files.KEPT):
-        steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        with _without_interrupts():  # inherited by workers, which the parent ends
-            shares = [batches[worker::workers] for worker in range(workers)]
-            running = {pool.submit(_work, path, w, share) for w, share in enumerate(shares)}
-        missing, counted = set(batches), 0
-        while running:
-            ended, running = wait(running, timeout=0.1, return_when=FIRST_EXCEPTION)
-            if (done := int(steps.sum())) > counted:
-                count(counted := done)
-            finished = {batch for batch in missing if folder.batch_path(batch).exists()}
-            yield from sorted(finished)
-            missing -= finished
-            for task in ended:
-                task.result()
-    except BrokenProcessPool as error:
-        hint = "use fewer workers or a smaller batch, and `if __name__ == '__main__':` in a script"
-        raise PpapError("a worker process died", hint=hint) from error
-    finally:
-        for process in list((pool._processes or {}).values()):  # public from Python 3.14 on
-            process.terminate()
-        pool.shutdown()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "job")
+        path.write_bytes(job)
+        # Processes of torch's end with this one, and without a word at Ctrl-C.
+        how: dict[str, Any] = {"join": False, "start_method": "spawn"}
+        started = start_processes(_work, (path,), workers, **how)  # type: ignore[no-untyped-call]
+        try:
+            finished, ended = 0, False
+            while not ended:
+                ended = started.join(0.1)
+                count(folder.left, 0)
+                images = sum(int(file.read_text() or 0) for file in path.parent.glob("images-*"))
+                if images > finished:
+                    yield images - finished
+                    finished = images
+        except ProcessException as error:
+            for file in path.parent.glob("error-*"):
+                raise pickle.loads(file.read_bytes()) from error
+            hint = "use fewer workers, or a smaller batch"
+            raise PpapError("a worker process died", hint=hint) from error
+        finally:
+            for process in started.processes:
+                process.terminate()
+                process.join()
 
 
-def _written(
-    run: Plan, folder: SynthesisFolder, batches: Sequence[int], count: _Count
-) -> Iterator[int]:
-    with drawing(run, lambda progress: count(progress.done)) as draw:
+def _drawn(run: Plan, folder: SynthesisFolder, count: _Count) -> Iterator[int]:
+    """Draw claimed batches; yield the number of images of each."""
+    before = left = 0
+
+    def watch(progress: Progress) -> None:
+        count(left, progress.done - before)
+
+    with drawing(run, watch) as draw, contextlib.closing(folder.claimed()) as batches:
         for batch in batches:
+            left = folder.left
             images = folder.layout.batch_images(batch)
             prompts: Sequence[str | None] = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
-            path = folder.batch_path(batch)
-            with replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
-                for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-                    pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
-                    file.write(members(image, pictures, run.sampling.seed, prompt))
-            yield batch
+            before += len(images) * run.steps
+            pictures = [{stage: x[row] for stage, x in drawn.items()} for row in range(len(images))]
+            told = zip(images, pictures, prompts, strict=True)
+            folder.added(batch, (members(i, x, run.sampling.seed, said) for i, x, said in told))
+            yield len(images)
 
 
-def _work(path: Path, worker: int, batches: Sequence[int]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _work(worker: int, path: Path) -> None:
     run, folder = pickle.loads(path.read_bytes())
-    steps = np.memmap(path.with_name("steps"), np.int64, "r+")
-    for _ in _written(run, folder, batches, partial(steps.__setitem__, worker)):
-        pass
-
-
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """A context that delays Ctrl-C; processes started in it never receive it."""
-    with contextlib.ExitStack() as stack:
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
-        yield
+    finished = 0
+    try:
+        for images in _drawn(run, folder, lambda left, steps: None):
+            finished += images
+            path.with_name(f"images-{worker}").write_text(str(finished))
+    except PpapError as error:
+        path.with_name(f"error-{worker}").write_bytes(pickle.dumps(error))
+        raise
 
 
 def _automatic_workers(run: Plan) -> int:
@@ -231,7 +220,7 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
     backend["weights_sha256"] = backend_sha256(run.backend.inner)
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
-        sampling["prompt"] = {"sha256": digest(prompts)}
+        sampling["prompt"] = {"sha256": files.digest(prompts)}
     versions = {"torch": torch.__version__, "pillow": PIL.__version__}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {

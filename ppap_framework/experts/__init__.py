@@ -6,6 +6,7 @@ from ppap_framework.experts.bundle import load_bundle as load_bundle
 from ppap_framework.experts.bundle import read_bundle_info as read_bundle_info
 from ppap_framework.experts.bundle import save_bundle as save_bundle
 from ppap_framework.experts.bundle import verify_bundle as verify_bundle
+from ppap_framework.experts.bundle import write_bundle as write_bundle
 from ppap_framework.experts.bundle import write_curve as write_curve
 from ppap_framework.experts.choice import BundleFile as BundleFile
 from ppap_framework.experts.choice import WantedExperts as WantedExperts
@@ -17,7 +18,6 @@ from ppap_framework.experts.choice import find_bundles as find_bundles
 from ppap_framework.experts.choice import keep_bundle as keep_bundle
 from ppap_framework.experts.choice import same_experts as same_experts
 from ppap_framework.experts.choice import same_loss as same_loss
-from ppap_framework.experts.choice import uses_experts as uses_experts
 from ppap_framework.experts.choice import warn_of_idle as warn_of_idle
 from ppap_framework.experts.identity import Identity as Identity
 from ppap_framework.experts.identity import InputConvention as InputConvention

@@ -46,7 +46,7 @@ def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
     adapters = [adapter.name for adapter in info.adapters]
     if info.boundaries != experts.ranges.boundaries or adapters != list(experts.adapters):
         raise ValueError("the description is of other experts")
-    _write(path, experts.state_dict(), info)
+    write_bundle(path, experts.state_dict(), info)
 
 
 def write_curve(path: Path, curve: ScaleCurve) -> None:
@@ -54,10 +54,11 @@ def write_curve(path: Path, curve: ScaleCurve) -> None:
     and `save_bundle`.
     """
     info, state = verify_bundle(path)
-    _write(path, state, attrs.evolve(info, curve=curve, scales=None))
+    write_bundle(path, state, attrs.evolve(info, curve=curve, scales=None))
 
 
-def _write(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:
+def write_bundle(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:
+    """Write or replace a bundle of tensors by their names; AssetError if that fails."""
     with replacing(path, AssetError) as draft:
         write_safetensors(draft, state, {_INFO: info.to_json(), _SEAL: _ZEROS})
         content = draft.read_bytes()

@@ -65,6 +65,8 @@ class BundleInfo:
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
         options: `Guide.compared_options` of the training; None if unknown.
+        part: The indices of the experts that were trained, if others were left to other machines;
+            such a file is of no use before `ppap experts merge`.
     """
 
     format: int = _FORMAT
@@ -94,6 +96,11 @@ class BundleInfo:
     curve: ScaleCurve | None = None
     options: Mapping[str, Any] | None = attrs.field(
         default=None, validator=optional(must.json_object)
+    )
+    part: tuple[int, ...] | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(tuple[int, ...]),
+        validator=optional(must.counts),
     )
 
     def __attrs_post_init__(self) -> None:
@@ -224,7 +231,10 @@ class Present:
         return found
 
     def check(self, path: Path, info: BundleInfo, allow_mismatch: Collection[str]) -> None:
-        """Raise AssetError with all differences that are not waived."""
+        """Raise AssetError with all differences that are not waived, or for a part of a bundle."""
+        if info.part is not None:
+            trained = f"{str(path)!r} holds only {len(info.part)} of {len(info)} trained experts"
+            raise AssetError(trained, hint="`ppap experts merge` joins it with the others")
         found = self.differences(info)
         left = {name: words for name, words in found.items() if name not in allow_mismatch}
         if not left:

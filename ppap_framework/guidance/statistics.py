@@ -85,6 +85,19 @@ class Tally:
         self._backwards += images * differentiated
         self._skipped = self._skipped + skipped
 
+    @classmethod
+    def joined(cls, tallies: Sequence[Tally]) -> Tally:
+        """The counts of several processes."""
+        whole = cls()
+        for tally in tallies:
+            whole.denoiser(tally._forwards, skipped=int(tally._skipped))
+            whole._backwards += tally._backwards
+            for position, steps in tally._guides.items():
+                own = whole._guides.setdefault(position, {})
+                for time, figures in steps.items():
+                    own[time] = own.get(time, 0) + figures.cpu()
+        return whole
+
     def read(self, names: Sequence[str]) -> GuidanceStatistics:
         """The counts, for guides of these names."""
         return GuidanceStatistics(

@@ -77,6 +77,10 @@ class Batch(NamedTuple):
         parts = zip(*(torch.split(field, size) for field in self), strict=True)
         return (Batch(*part) for part in parts)
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the images."""
+        return Batch(*(field[rows] for field in self))
+
 
 def training_batch(
     key: tuple[int, int], step: int, size: int, count: int, timesteps: range, shape: Shape

@@ -31,6 +31,7 @@ from ppap_framework.learn.batches import Batch, TrainingSet, training_batch, val
 from ppap_framework.learn.recipe import SHARED, Phase, Recipe
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import widened
+from ppap_framework.processes import Processes, normalized
 from ppap_framework.runtime import computing_in, evaluating
 
 _STATISTICS_BATCHES = 50
@@ -80,13 +81,28 @@ def averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def synchronized(norms: Sequence[_BatchNorm], processes: Processes) -> Iterator[None]:
+    """A context in which batch norms in training mode normalize by the batch of all processes."""
+
+    def forward(module: _BatchNorm, alone: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return normalized(module, processes, x) if module.training else alone(x)
+
+    with contextlib.ExitStack() as stack:
+        for module in norms if processes.count > 1 else ():
+            stack.callback(delattr, module, "forward")
+            module.forward = partial(forward, module, module.forward)  # type: ignore[method-assign]
+        yield
+
+
 class Distillation:
     """A training of new experts, attached, that resumes exactly after any iteration.
 
     The loss's `transfer` compares the answers of student and teacher; its `energy` compares the
-    student's with labels. The last `held_out` images are kept for validation. `scores` has for each
-    finished expert its held-out loss, that of the untouched network, and the iteration of its best
-    parameters.
+    student's with labels. Each of several processes computes its part of every batch. The last
+    `held_out` images are kept for validation. `scores` has for each finished expert its held-out
+    loss, that of the untouched network, and the iteration of its best parameters; None if another
+    training does it.
     """
 
     def __init__(
@@ -97,12 +113,14 @@ class Distillation:
         data: TrainingSet,
         recipe: Recipe,
         phases: tuple[Phase, ...],
+        processes: Processes = Processes(),  # noqa: B008  # immutable
     ) -> None:
+        self._processes = processes
         self._experts, self._loss, self._schedule = experts, loss, schedule
         self._data, self._recipe, self.phases = data, recipe, phases
         self.held_out = min(data.count - 1, max(1, round(data.count * recipe.held_out)))
         self.phase = self.step = 0
-        self.scores: list[dict[str, float | None]] = []
+        self.scores: list[dict[str, float | None] | None] = []
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.stale = 0  # validations since the best one
         self.start: dict[str, Tensor] | None = None  # the shared start
@@ -137,7 +155,11 @@ class Distillation:
         not fit the network's answers.
         """
         while self.phase < len(self.phases):
-            yield from self._run_phase(self.phases[self.phase])
+            if self.phases[self.phase].iterations:
+                yield from self._run_phase(self.phases[self.phase])
+            else:
+                self.scores.append(None)
+                self.phase += 1
 
     def _run_phase(self, phase: Phase) -> Generator[Report, None, None]:
         recipe, expert = self._recipe, phase.expert
@@ -153,7 +175,11 @@ class Distillation:
         )
         validation = validation_batch(key, self.held_out, times, shape)
         validation = validation._replace(images=validation.images + first)
-        with self._experts.training(expert), evaluating(self._experts.model.network):
+        with (
+            self._experts.training(expert),
+            evaluating(self._experts.model.network),
+            synchronized(self._norms, self._processes),
+        ):
             for module in self._norms:  # other modules stay in evaluation mode: no dropout
                 module.train()
             parameters = list(self._experts.parameters(expert))
@@ -185,8 +211,9 @@ class Distillation:
     ) -> float:
         for group in optimizer.param_groups:
             group["lr"] = self._recipe.rate(phase, self.step)
-        loss = self._losses(batch).mean()
-        value = loss.item()
+        own = batch.part(self._processes.share(len(batch.images)))
+        loss = self._losses(own).mean() * (len(own.images) / len(batch.images))
+        value = self._processes.sum(loss.detach()).item()
         if not math.isfinite(value):
             message = f"the loss of {phase.name} is {value} at iteration {self.step + 1}"
             if self.done == 0 and self._recipe.precision == "float32":  # nothing was learned yet
@@ -199,6 +226,7 @@ class Distillation:
         optimizer.zero_grad(set_to_none=True)
         with calling(maker(self._experts.model), "its backward pass"):
             torch.autograd.backward(loss)
+        self._processes.sum_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, _CLIP)
         optimizer.step()
         return value
@@ -216,7 +244,8 @@ class Distillation:
         if self._norms:
             with torch.no_grad(), averaging(self._norms):
                 for i in range(_STATISTICS_BATCHES):  # fresh noise: steps beyond the last iteration
-                    self._predict(batch(phase.iterations + i))
+                    fresh = batch(phase.iterations + i)
+                    self._predict(fresh.part(self._processes.share(len(fresh.images))))
             estimated = self._score(validation)
             if estimated > score:
                 self._put(phase.expert, parameters)
@@ -230,8 +259,10 @@ class Distillation:
         """Mean loss on held-out images; inf if it is not finite."""
         total = 0.0
         with evaluating(self._experts.model.network):
-            for part in validation.split(self._recipe.batch):
+            own = validation.part(self._processes.share(len(validation.images)))
+            for part in own.split(self._recipe.batch) if len(own.images) else ():
                 total += self._losses(part).double().sum().item()
+        total = self._processes.sum(torch.tensor(total, dtype=torch.float64)).item()
         return total / len(validation.images) if math.isfinite(total) else math.inf
 
     def _losses(self, batch: Batch) -> Tensor:

@@ -36,6 +36,11 @@ def _number(test: Callable[[float], bool]) -> Callable[[Any], bool]:
     return lambda x: type(x) in (int, float) and test(x)
 
 
+def _is_part(value: Any) -> bool:
+    pair = isinstance(value, Sequence) and [type(n) for n in value] == [int, int]
+    return pair and 1 <= value[0] <= value[1]
+
+
 _RULES: dict[str, Rule] = {
     "num_experts": whole(1, 5, None),
     "boundaries": (lambda b: not isinstance(b, str) or b == "auto", "be timesteps or auto", "auto"),
@@ -50,14 +55,16 @@ _RULES: dict[str, Rule] = {
     "patience": whole(0, 0),
     "precision": one_of(Precision),
     "seed": whole(-math.inf, 0),
+    "experts_of": (lambda p: p is None or _is_part(p), "be k of n, with k from 1 to n", (1, 5)),
 }
 
 
 @attrs.frozen
 class Phase:
-    """A part of training: one expert, at base timesteps, for a number of iterations. It begins with
-    a copy of another expert's parameters, by index, of the shared start for `SHARED`, or of the
-    untouched network for None; if `shared`, its result is the shared start.
+    """A part of training: one expert, at base timesteps, for a number of iterations, 0 if another
+    training does it. It begins with a copy of another expert's parameters, by index, of the shared
+    start for `SHARED`, or of the untouched network for None; if `shared`, its result is the shared
+    start.
     """
 
     expert: int
@@ -92,6 +99,8 @@ class Recipe:
         patience: Validations without a new best after which a phase ends; 0 for no early stopping.
         precision: Precision of matrix products and convolutions in training.
         seed: Seed of image order and noise.
+        experts_of: k and n to train only the kth of n parts of the experts, from 1, after the
+            shared start. `ppap experts merge` joins the n bundles.
     """
 
     num_experts: int | None = None
@@ -108,6 +117,7 @@ class Recipe:
     patience: int = 0
     precision: Precision = "float32"
     seed: int = 0
+    experts_of: tuple[int, int] | None = None
 
     def problems(self) -> Iterator[UsageError]:
         """All errors that do not depend on the schedule."""
@@ -116,6 +126,19 @@ class Recipe:
         if given is not None and not isinstance(given, str) and n not in (None, len(given) + 1):
             message = f"{len(given)} boundaries make {len(given) + 1} experts, not {n}"
             yield UsageError(message, hint="give only one of num_experts and boundaries")
+        if self.chain and self.experts_of is not None:
+            message = (
+                "an expert of a chain begins as the one before it, which may be in another part"
+            )
+            yield UsageError(message, hint="leave out chain or experts_of")
+
+    def part(self, n: int) -> list[int] | None:
+        """The indices of the experts to train, of N = `n`; None for all."""
+        return self.experts_of and [*range(self.experts_of[0] - 1, n, self.experts_of[1])]
+
+    def record(self) -> dict[str, Any]:
+        """JSON; without `experts_of` for a training of all experts."""
+        return attrs.asdict(self, filter=lambda field, x: field.name != "experts_of" or bool(x))
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
         """The noise levels of each expert, UsageError if the schedule is too short. For boundaries
@@ -141,13 +164,16 @@ class Recipe:
                 message = f"expert {i} owns no timestep of the schedule"
                 raise UsageError(message, hint="use fewer experts")
         shared = round(self.iterations * self.shared) if n > 1 and not self.chain else 0
-        left = self.iterations - shared
+        left, part = self.iterations - shared, self.part(n)
+        if part == []:
+            message = f"{n} experts have no part {'/'.join(map(str, self.experts_of or ()))}"
+            raise UsageError(message, hint=f"make at most {n} parts")
         if left < n:
             message = f"{left} iterations cannot be shared out among {n} experts"
             raise UsageError(message, hint=f"use --iterations {n * 100}, say")
         begins = [None, *range(n - 1)] if self.chain else [SHARED if shared else None] * n
         phases = [
-            Phase(i, timesteps, left // n + (i < left % n), begins[i])
+            Phase(i, timesteps, (left // n + (i < left % n)) * (not part or i in part), begins[i])
             for i, timesteps in enumerate(owned)
         ]
         if shared:

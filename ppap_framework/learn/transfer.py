@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import logging
 import math
 import os
 import time
@@ -16,7 +16,7 @@ from torch import nn
 
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
-from ppap_framework.errors import Problems
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
@@ -26,17 +26,21 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import Calls, check_writable, expanded, refusals
+from ppap_framework.figures import draw_figures
+from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
+from ppap_framework.learn import calibration
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
-from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
+from ppap_framework.processes import Processes
 from ppap_framework.run import UNGUIDED, Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
@@ -62,7 +66,8 @@ def transfer(
     command: Sequence[str] | None = None,
     **changes: Any,
 ) -> BundleFile:
-    """Train experts and write them into a bundle, or resume an earlier call.
+    """Train experts and write them into a bundle, or resume an earlier call. All processes of a
+    launch train together, with the losses of one process but for rounding.
 
     An interruption, such as Ctrl-C, does not change the bundle's bytes on one machine with one
     number of threads. UsageError if an argument cannot be used; AssetError if data are missing,
@@ -91,6 +96,8 @@ def transfer(
     check_transfer(path, recipe, compute, name)
     if keep:
         check_writable(experts_dir(), _NOT_KEPT)
+    processes = Processes.of_launch(compute.place)
+    processes.check_batch(recipe.batch)
     images = data if not isinstance(data, str | os.PathLike) else SyntheticData(data)
     plan = plan_transfer(backend, guide, loss, recipe, compute, name)
     plan.check_images(images)
@@ -99,23 +106,34 @@ def transfer(
         earlier = {} if overwrite else folders.recorded(path).get("settings", {})
         wanted = plan.settings(images)
         same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
+        found = same and earlier.get("proposal")
         with evaluating(model):
-            plan = plan.with_boundaries((same and earlier.get("proposal")) or plan.measure(images))
-    bundle = f"{plan.name}{SUFFIX}"
-    with folders.opened(path, plan.settings(images), bundle, overwrite=overwrite) as folder:
-        if not folder.complete:
-            calls = folder.calls(command)
-            with calls.recorded():
+            plan = plan.with_boundaries(processes.once(lambda: found or plan.measure(images)))
+    bundle, whole = f"{plan.name}{SUFFIX}", recipe.experts_of is None
+    with contextlib.ExitStack() as held:  # by the first process, for all
+        opened = folders.opened(path, plan.settings(images), bundle, overwrite=overwrite)
+        folder = processes.once(lambda: held.enter_context(opened))
+        if not processes.once(lambda: folder.complete):
+            calls = folder.calls(command, processes)
+            with calls.recorded() if processes.first else contextlib.nullcontext():
                 with evaluating(model):
-                    _train(plan, images, folder, calls, progress)
-                if importlib.util.find_spec("matplotlib"):
-                    with refusals(path / "loss.png"):
-                        plot_losses(folder.log, plan.phases, path / "loss")
-        folder.tidy()
-        verify_bundle(folder.bundle)
-        if calibrate:
-            calibrate_if_possible(plan, folder.bundle, progress)
-    return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
+                    _train(plan, images, folder, calls, progress, processes)
+                if processes.first:
+                    phases = [phase for phase in plan.phases if phase.iterations]
+                    draw_figures("training", folder.log, phases, path / "loss")
+
+        def finished() -> Path:
+            folder.tidy()
+            info, _ = verify_bundle(folder.bundle)
+            if calibrate and whole and info.curve is None:
+                how: Any = {"seed": recipe.seed, "compute": compute, "progress": progress}
+                try:
+                    calibration.calibrate(plan.backend, plan.guide, folder.bundle, **how)
+                except UsageError as error:
+                    _log.warning("%s; %s", error.message, error.hint)
+            return keep_bundle(folder.bundle) if keep and whole else folder.bundle
+
+        return BundleFile(plan.name, processes.once(finished))
 
 
 @isolated()
@@ -192,19 +210,27 @@ def check_adapt(
 
 
 def _train(
-    plan: TransferPlan, images: Images, folder: TransferFolder, calls: Calls, progress: Watch | None
+    plan: TransferPlan,
+    images: Images,
+    folder: TransferFolder,
+    calls: Calls,
+    progress: Watch | None,
+    processes: Processes,
 ) -> None:
-    """Train, from the folder's state on, and save the bundle, the log and states."""
+    """Train, from the folder's state on; the first process saves the bundle, the log and states."""
     recipe, guide, stage = plan.recipe, plan.guide, plan.stage
     data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place)
     total, saved = sum(phase.iterations for phase in plan.phases), time.perf_counter()
     with plan.attached() as experts:
-        training = Distillation(experts, guide.loss, stage.schedule, data, recipe, plan.phases)
-        state = folder.load()
+        known = experts, guide.loss, stage.schedule, data, recipe, plan.phases
+        training = Distillation(*known, processes)
+        state = processes.once(folder.load)
         if state is not None:
             training.load_state_dict(state)
         with contextlib.closing(training.run()) as reports:
             for report in reports:
+                if not processes.first:
+                    continue
                 phase, held_out = training.phases[report.phase], report.held_out
                 line = {"phase": phase.name, "iteration": report.step}
                 if report.step % _LOG_EVERY == 0 or report.step == phase.iterations:
@@ -219,14 +245,18 @@ def _train(
                     folder.save(training.state_dict())
                     calls.write()
                     saved = time.perf_counter()
+        if not processes.first:
+            return
         folder.save(training.state_dict())
+        trained = {k: v for k, v in folder.settings["recipe"].items() if k != "experts_of"}
         info = describe(
             experts,
             stage.schedule,
             stage.image_shape[1:],
             **plan.identities,
             adapters=plan.adapters,
-            recipe={**folder.settings["recipe"], "loss": folder.settings["loss"]},
+            recipe={**trained, "loss": folder.settings["loss"]},
+            part=recipe.part(len(experts)),
             seed=recipe.seed,
             data_sha256=images.manifest_hash,
             options=guide.compared_options(plan.backend),

@@ -19,6 +19,7 @@ from ppap_framework.diffusion import NoiseSource, cascade, trajectory
 from ppap_framework.errors import PluginError, PpapError, one_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
+from ppap_framework.processes import Processes
 from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
 
@@ -80,6 +81,10 @@ class Drawing:
     def statistics(self) -> GuidanceStatistics:
         """Guidance statistics of the "guided" images so far."""
         return self._tally.read([guide.name for guide in self.guides])
+
+    def gather(self, processes: Processes) -> None:
+        """Count what all processes did."""
+        self._tally = Tally.joined(processes.gathered([self._tally]))
 
     @contextlib.contextmanager
     def atomic(self) -> Iterator[None]:

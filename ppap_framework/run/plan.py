@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
 import attrs
 import torch
 
 from ppap_framework.components import CascadedStage, DiffusionBackend, Stage, check_readable
-from ppap_framework.diffusion import Continuation, Process, timesteps_for
+from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     BundleFile,
@@ -68,7 +68,7 @@ class Plan:
     sampling: Sampling
     compute: Compute
     process: Process
-    later: tuple[Continuation, ...]
+    later: tuple[tuple[CascadedStage, Process], ...]
     device: torch.device
 
     @property
@@ -79,12 +79,12 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages that run, in order."""
-        return (self.stage, *(following.stage for following in self.later))
+        return (self.stage, *(stage for stage, _ in self.later))
 
     @property
     def processes(self) -> tuple[Process, ...]:
         """Reverse process of each of `stages`."""
-        return (self.process, *(following.process for following in self.later))
+        return (self.process, *(process for _, process in self.later))
 
     @property
     def steps(self) -> int:
@@ -179,7 +179,7 @@ def plan(
     loaded, aimed, settled, problems = backend(source), _checked(guides), [], Problems()
     stage = loaded.stages[0]
     with problems.collected():
-        later = _later_stages(loaded, sampling.stage)
+        later = tuple(_later_stages(loaded, sampling.stage))
     with problems.collected():
         length, steps = stage.schedule.num_timesteps, sampling.steps
         kept = stage.timesteps(steps) or timesteps_for(length, steps)
@@ -213,9 +213,11 @@ def plan(
     return Plan(loaded, tuple(settled), *how, process, later, here)
 
 
-def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
-    """The stages after the first, in order, up to the one named."""
-    names, later = [stage.name for stage in loaded.stages], []
+def _later_stages(
+    loaded: LoadedBackend, last: str | None
+) -> Iterator[tuple[CascadedStage, Process]]:
+    """The stages after the first, in order, up to the one named, and their processes."""
+    names = [stage.name for stage in loaded.stages]
     whose = f"backend {loaded.origin.component!r}"
     if last not in (None, *names):
         hint = f"choose one of {', '.join(names)}"
@@ -224,8 +226,7 @@ def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation
         if not isinstance(stage, CascadedStage):
             reason = f"stage {stage.name!r} of {whose} does not say how it goes on"
             raise UsageError(reason, hint=f"make it a CascadedStage, or stop at {names[0]!r}")
-        later.append(Continuation.of(stage))
-    return tuple(later)
+        yield stage, Process.following(stage)
 
 
 def option_words(options: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from ppap_framework.errors import PluginError, PpapError, is_out_of_memory, one_
 from ppap_framework.guidance import GuidanceStatistics, Guide, Tally
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_uint8
+from ppap_framework.processes import Processes
 from ppap_framework.run.drawing import Drawing, drawing, models
 from ppap_framework.run.estimate import acting, first_batch
 from ppap_framework.run.plan import Kind, Plan, plan
@@ -80,9 +82,14 @@ def draw(
     """Draw the images of a plan; errors as of `sample`. `progress` is called after every step,
     `finished` with the number of the first image of every finished batch and its images by kind.
     The result holds the first `keep` images, and the rest of their batch, or all.
+
+    Several processes of a launch take turns at batches; each has the whole result, or nothing after
+    Ctrl-C, and `finished` is not called.
     """
-    size, halve, largest = first_batch(run), run.compute.batch == "auto", 0
-    batches: dict[Kind, list[Pictures]] = {kind: [] for kind in ("guided", *run.compared)}
+    processes = Processes.of_launch(run.device)
+    halve, largest = run.compute.batch == "auto", 0
+    size = processes.once(lambda: first_batch(run))
+    parts: list[tuple[int, dict[Kind, Pictures]]] = []
     drawer, seconds, own_seconds, interrupted, count = None, 0.0, 0.0, False, 0
     told = set[str]()
     if run.device.type == "cuda":
@@ -91,20 +98,31 @@ def draw(
         with drawing(run, progress) as drawer:
             told = _warn_of_silence(run, drawer)
             start = time.perf_counter()
-            batch = partial(_batch, drawer, run.compared)
-            for images, drawn, taken in in_batches(run.num, size, batch, halve=halve):
-                for kind, part in drawn.items() if keep is None or images.start < keep else ():
-                    batches[kind].append(part)
-                seconds, count = time.perf_counter() - start, images.stop
-                own_seconds, largest = own_seconds + taken, max(largest, len(images))
-                if finished:
-                    finished(images.start, drawn)
+            for share in processes.turns(run.num, size):
+                batch = partial(_batch, drawer, run.compared, share.start)
+                for images, drawn, taken in in_batches(len(share), size, batch, halve=halve):
+                    if keep is None or images.start < keep or processes.count > 1:
+                        parts.append((images.start, drawn))
+                    count += len(images)
+                    seconds = time.perf_counter() - start
+                    own_seconds, largest = own_seconds + taken, max(largest, len(images))
+                    if finished and processes.count == 1:
+                        finished(images.start, drawn)
+            if processes.count > 1:
+                parts = sorted(processes.gathered(parts), key=itemgetter(0))
+                drawer.gather(processes)
+                count = run.num
+                seconds = time.perf_counter() - start
     except KeyboardInterrupt:
         interrupted = True
+        if processes.count > 1:  # others have what lies in between
+            parts, count = [], 0
     statistics = Tally().read([]) if drawer is None else drawer.statistics
     if largest:
         _warn_of_futility(statistics, told)
-    pictures = {kind: Pictures.joined(parts or [_none(run)]) for kind, parts in batches.items()}
+    kinds: tuple[Kind, ...] = ("guided", *run.compared)
+    made = {kind: [drawn[kind] for _, drawn in parts] or [_none(run)] for kind in kinds}
+    pictures = {kind: Pictures.joined(batches) for kind, batches in made.items()}
     stats = Stats(statistics, count, seconds, own_seconds, peak_memory(run.device), largest)
     return Result(run, pictures, stats, interrupted)
 
@@ -142,9 +160,12 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
 
 
 def _batch(
-    drawer: Drawing, compared: Sequence[Kind], images: range
+    drawer: Drawing, compared: Sequence[Kind], first: int, images: range
 ) -> tuple[range, dict[Kind, Pictures], float]:
-    """One batch of every kind, counted only if all are finished, and the seconds of the guided."""
+    """One batch of every kind, counted only if all are finished, and the seconds of the guided.
+    `images` are counted from `first` on.
+    """
+    images = range(first + images.start, first + images.stop)
     with drawer.atomic():
         start = time.perf_counter()
         pictures: dict[Kind, Pictures] = {"guided": _pictures(drawer, images, "guided")}

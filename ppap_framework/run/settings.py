@@ -11,12 +11,12 @@ import attrs
 import numpy as np
 import torch
 
-from ppap_framework.diffusion import DPMSolver, Step, ddim_step, ddpm_step
+from ppap_framework.diffusion import Step, ddim_step, ddpm_step
 from ppap_framework.errors import Problems, UsageError, did_you_mean
 from ppap_framework.guidance import Conflicts, Through
 from ppap_framework.runtime import Precision, find_device
 
-SamplerName: TypeAlias = Literal["ddpm", "ddim", "dpm++2m", "dpm++2m-sde"]
+SamplerName: TypeAlias = Literal["ddpm", "ddim"]
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
 """The test of a value, what it must do, and a usual one."""
@@ -37,11 +37,7 @@ def one_of(words: Any) -> Rule:
 _RULES: dict[str, Rule] = {
     "num": whole(1, 4),
     "steps": whole(1, 50),
-    "sampler": (
-        lambda x: callable(x) or x in get_args(SamplerName),
-        f"be {' or '.join(get_args(SamplerName))}",
-        "ddpm",
-    ),
+    "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddpm or ddim", "ddpm"),
     "eta": (lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1", 0),
     "seed": whole(-math.inf, 0),
     "through": one_of(Through),
@@ -78,8 +74,8 @@ class Sampling:
 
     Attributes:
         steps: From noise to image, from 1 to the base length of the schedule.
-        sampler: "ddim", guided through the score; "ddpm", guided by a mean shift; "dpm++2m" or
-            "dpm++2m-sde", see `DPMSolver`; or any `ppap_framework.diffusion.Step`.
+        sampler: "ddim", guided through the score; "ddpm", guided by a mean shift; or any
+            `ppap_framework.diffusion.Step`.
         eta: Stochasticity of DDIM, in [0, 1]; 0 is deterministic.
         seed: The noise of image i is a function of (seed, i) alone.
         through: The image that guides look at: the "noisy" one; the predicted "clean" one,
@@ -104,12 +100,9 @@ class Sampling:
 
     @property
     def step(self) -> Step:
-        """The sampler's step; a new one for each walk if it remembers the last step."""
-        if callable(self.sampler):
-            return self.sampler
-        if self.sampler.startswith("dpm++"):
-            return DPMSolver(stochastic=self.sampler == "dpm++2m-sde")
-        return ddpm_step if self.sampler == "ddpm" else partial(ddim_step, eta=self.eta)
+        """The sampler's step."""
+        named: dict[Any, Step] = {"ddim": partial(ddim_step, eta=self.eta), "ddpm": ddpm_step}
+        return self.sampler if callable(self.sampler) else named[self.sampler]
 
     @property
     def sampler_name(self) -> str:
@@ -128,10 +121,8 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """JSON; two records are equal if the images are."""
         each = None if isinstance(self.prompt, str | None) else list(self.prompt)
-        return attrs.asdict(self, recurse=False) | {
-            "sampler": self.sampler_name,
-            "prompt": each or self.prompt,
-        }
+        named = attrs.evolve(self, sampler=self.sampler_name)  # a step may have fields of its own
+        return attrs.asdict(named) | {"prompt": each or self.prompt}
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_distribution import write_experts
 
-from ppap_framework.diagnosis.intervals import Interval
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts import ScaleCurve, keep_bundle, write_curve
 from ppap_framework.files import file_sha256
@@ -28,6 +27,7 @@ from ppap_plugin_bench.comparison import at_equal, best_within
 from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.report_cost import paid_back
 from ppap_plugin_bench.setup import Setup
+from ppap_plugin_diagnose.intervals import Interval
 
 
 def evaluated(experiment: Experiment, folder: Path, *rows: str, **given: Any) -> list[Path]:

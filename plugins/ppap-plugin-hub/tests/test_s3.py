@@ -101,4 +101,4 @@ def test_no_credentials(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
     type(bucket).clear_instance_cache()
-    refused(typed("experts", "push", bundle, "s3://bucket/a"), 1, "credentials")
+    refused(typed("experts", "push", bundle, "s3://bucket/a"), 4, "credentials")

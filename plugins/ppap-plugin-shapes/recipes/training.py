@@ -63,10 +63,10 @@ def rendered(
     seed: int,
     count: int,
     size: int = 32,
-    truth: Literal["labels", "depth", "segmentation"] = "labels",
+    truth: Literal["labels", "depth", "segmentation", "boxes"] = "labels",
 ) -> tuple[Tensor, Tensor]:
     """The first `count` scenes of a seed, rendered once and kept: images (N, 3, size, size) uint8,
-    and labels (N,), distances or classes (N, size, size).
+    and labels (N,), distances or classes (N, size, size), or boxes (N, 3, 5).
     """
     kept = "" if truth == "labels" else f"-{truth}"
     path = folder / f"renders-{seed}-{count}-{size}{kept}.npz"

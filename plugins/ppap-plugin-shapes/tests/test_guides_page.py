@@ -20,7 +20,7 @@ FIRST = (PROJECT / "README.md").read_text(encoding="utf-8")
 FAILURES = re.findall(r"    \$ (ppap .*)\n    (ppap: error: .*)\n    (hint: .*)", PAGE)
 
 
-ELSEWHERE = re.compile("--guider (clip-text|likeness|style|structure)")
+ELSEWHERE = re.compile("--guider (clip-text|flow|likeness|style|structure)")
 """Guides whose weights are on a hub; their plugins try their commands."""
 
 
@@ -62,7 +62,7 @@ def typed(
 
 
 def test_there_is_something_to_follow() -> None:
-    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 18, 3)
+    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 19, 3)
     assert len(commands(FIRST)) == 5
 
 

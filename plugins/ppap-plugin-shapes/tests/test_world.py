@@ -65,7 +65,7 @@ def test_shapes_and_types(rendered: Scenes) -> None:
 def test_bytes_do_not_depend_on_the_batch(rendered: Scenes) -> None:
     order = np.array([17, 3, 95, 3])
     again = render(2, order)
-    for field in ("images", "labels", "depth", "segmentation"):
+    for field in ("images", "labels", "depth", "segmentation", "boxes"):
         np.testing.assert_array_equal(getattr(again, field), getattr(rendered, field)[order])
     assert again.captions == tuple(rendered.captions[index] for index in order)
 
@@ -105,7 +105,7 @@ def test_the_hero_covers_8_to_35_percent_inside_the_picture(scenes: list[Scene],
 
 def test_the_hero_stands_in_front_and_looks_largest(scenes: list[Scene]) -> None:
     for scene in scenes:
-        depth, segmentation = ground_truth(scene, 32)
+        depth, segmentation, _ = ground_truth(scene, 32)
         alone = ground_truth(hero_alone(scene), 32)
         hero = alone[1] >= FIRST_SOLID
         np.testing.assert_array_equal(segmentation[hero], FIRST_SOLID + scene.solids[0].shape)
@@ -146,10 +146,29 @@ def test_solids_only_take_light_from_what_is_behind_them(scenes: list[Scene]) ->
     assert shadows == 20
 
 
+def test_boxes_are_around_what_removing_a_solid_changes(scenes: list[Scene]) -> None:
+    """A pixel shows a solid if its depth is another one without it."""
+    number = 0
+    for scene in scenes[:60]:
+        depth, _, boxes = ground_truth(scene, 32)
+        for index, solid in enumerate(scene.solids):
+            rest = scene.solids[:index] + scene.solids[index + 1 :]
+            visible = ground_truth(attrs.evolve(scene, solids=rest), 32)[0] > depth
+            rows, columns = np.nonzero(visible)
+            edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            np.testing.assert_array_equal(32 * boxes[index, 1:], edges)
+            assert CLASS_NAMES[int(boxes[index, 0])] == (
+                f"{COLOURS[solid.colour]} {SHAPES[solid.shape]}"
+            )
+            number += 1
+        assert (boxes[len(scene.solids) :] == -1).all()
+    assert number > 100
+
+
 def test_a_larger_picture_shows_the_same_scene(scenes: list[Scene]) -> None:
     for scene in scenes[:40]:
-        depth, segmentation = ground_truth(scene, 32)
-        fine_depth, fine_segmentation = ground_truth(scene, 96)
+        depth, segmentation, _ = ground_truth(scene, 32)
+        fine_depth, fine_segmentation, _ = ground_truth(scene, 96)
         # Of nine pixels the middle one has the same centre.
         agree = fine_segmentation[1::3, 1::3] == segmentation
         assert agree.mean() > 0.998  # rounding on an outline

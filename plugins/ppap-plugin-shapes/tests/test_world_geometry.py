@@ -119,7 +119,7 @@ def sphere_before_wall(pitch: float) -> Scene:
 def test_depth_in_closed_form(pitch: float) -> None:
     scene = sphere_before_wall(pitch)
     size = 33
-    depth, segmentation = ground_truth(scene, size)
+    depth, segmentation, _ = ground_truth(scene, size)
     assert depth[16, 16] == pytest.approx(3.5, abs=1e-6)
     # In the middle column a ray falls by sin + v cos and advances by cos - v sin per unit of depth.
     height, back = 0.5 + 4 * math.sin(pitch), 4 * math.cos(pitch)
@@ -133,13 +133,19 @@ def test_depth_in_closed_form(pitch: float) -> None:
     # Half the angle that a sphere fills has the sine radius / distance.
     outline = np.arctan(slope) ** 2 < math.asin(0.5 / 4) ** 2
     np.testing.assert_array_equal(~bare, outline)
+    # Which is as far to the left and right as up and down.
+    first, last = np.flatnonzero(outline)[[0, -1]]
+    own, *others = ground_truth(scene, size)[2]
+    edges = np.array([first, first, last + 1, last + 1]) / size
+    np.testing.assert_allclose(own, [scene.solids[0].kind, *edges], rtol=1e-6)
+    assert (np.array(others) == -1).all()
 
 
 @pytest.mark.parametrize("index", range(12))
 def test_depth_puts_each_pixel_on_the_surface_that_segmentation_names(index: int) -> None:
     scene = sample_scene(11, index)
     size = 32
-    depth, segmentation = ground_truth(scene, size)
+    depth, segmentation, _ = ground_truth(scene, size)
     forward = np.array([0.0, -math.sin(scene.camera.pitch), math.cos(scene.camera.pitch)])
     right = np.array([1.0, 0.0, 0.0])
     up = np.cross(forward, right)

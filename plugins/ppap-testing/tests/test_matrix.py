@@ -11,6 +11,7 @@ import timm
 import tiny_pipelines
 import tiny_towers
 import torch
+import torchvision
 from PIL import Image
 
 from ppap_framework.checkpoints import save_checkpoint
@@ -44,6 +45,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         network = timm.create_model("resnet18", **stated["model_args"])
     features = str(folder / "resnet.safetensors")
     save_checkpoint(Path(features), network.state_dict(), stated)
+    raft = str(folder / "raft.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = torchvision.models.optical_flow.raft_small(weights=None).state_dict()
+    save_checkpoint(Path(raft), state, {"model": "raft_small"})
     pipeline = str(folder / "pipeline")
     tiny_pipelines.pixel().save_pretrained(pipeline)
     picture = Image.new("RGB", (24, 24), (200, 40, 40))
@@ -53,11 +59,16 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     noised = {"checkpoint": str(glide_files.clip(folder).path)}
     clip = {"source": "clip-text", "model": str(towers), "target": "a red cube"}
     alike = {"source": "likeness", "checkpoint": features, "target": picture}
+    beyond = ("zebra crossing@0,0,1,1", "red cube@0,0,1,2", "red cube@1,0,0,1", "{")
+    flow = {"checkpoint": raft, "target": picture, "options": {"size": 64}}
     return {
         "classifier": {"bad_targets": ("zebra crossing", "-1", "100000")},
         "adm-classifier": {"bad_targets": ("zebra crossing", "-1")},
         "depth": {"bad_targets": ("near",)},
         "segmentation": {"bad_targets": ("zebra crossing",)},
+        "detection": {"bad_targets": beyond},
+        "flow": {**flow, "bad_targets": ("still",)},
+        "correspondence": {"guider": {**flow, "source": "flow"}},
         "diffusers": {"checkpoint": pipeline},
         "clip": {**text, **noised},
         "clip-text": {**text, "options": {"model": str(towers)}},

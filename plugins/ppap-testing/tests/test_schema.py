@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from toy_distribution import install, plugged
 
 from ppap_framework.cli import core_command
-from ppap_framework.cli.config import Option, problems_of
+from ppap_framework.cli.config import Option, configured, problems_of
 from ppap_framework.cli.config import command as config
 from ppap_framework.errors import UsageError
 from ppap_framework.registry import plugin_file
@@ -128,7 +128,7 @@ def test_every_option_is_described(site: Path) -> None:
     [commands] = [p.type for p in config.params if p.name == "commands"]
     assert {*tables} == {*commands.choices}
     for name, table in tables.items():
-        own = [o for o in core_command(name).params if isinstance(o, Option)]
+        own = [o for o in configured()[name].params if isinstance(o, Option)]
         assert {*table["properties"]} == {flag[2:] for option in own for flag in option.opts}
         assert all(rule["description"] for rule in table["properties"].values())
     assert tables["transfer"]["properties"]["learn-batch"]["default"] == 64

@@ -19,7 +19,6 @@ from typing import Any
 import attrs
 import torch
 
-from ppap_framework.diagnosis.intervals import rounded
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.files import digest, read_json, write_json
@@ -30,6 +29,7 @@ from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.images import identity
 from ppap_plugin_bench.row import Row
 from ppap_plugin_bench.setup import Setup
+from ppap_plugin_diagnose.intervals import rounded
 
 
 def kept_costs(

@@ -17,7 +17,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.record import provenance
 from ppap_framework.files import digest, replacing, write_json
 from ppap_framework.guidance import Guide
 from ppap_framework.origin import Origin
@@ -25,6 +24,7 @@ from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Drawing, Plan, drawing
 from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.results import FORMAT
+from ppap_plugin_diagnose.diagnosis import provenance
 
 Kept: TypeAlias = tuple[NDArray[np.uint8], Counter[str]]
 """Images, (N, H, W, 3), and counts of gradients "skipped" and images "broken" as not finite.

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ppap_framework.components import Target, TargetInput
-from ppap_framework.diagnosis.intervals import Floats
-from ppap_framework.diagnosis.record import provenance
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
@@ -26,6 +24,8 @@ from ppap_plugin_bench.experiment import JudgeSpec
 from ppap_plugin_bench.pictures import Pictures
 from ppap_plugin_bench.setup import Setup
 from ppap_plugin_bench.targets import Targets
+from ppap_plugin_diagnose.diagnosis import provenance
+from ppap_plugin_diagnose.intervals import Floats
 
 _BATCH = 256
 

@@ -11,8 +11,6 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import rounded
-from ppap_framework.diagnosis.record import environment, provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.files import digest
@@ -30,6 +28,8 @@ from ppap_plugin_bench.plots import EXAMPLES
 from ppap_plugin_bench.results import FORMAT
 from ppap_plugin_bench.row import Row, RowScale
 from ppap_plugin_bench.setup import Setup
+from ppap_plugin_diagnose.diagnosis import environment, provenance
+from ppap_plugin_diagnose.intervals import as_json, rounded
 
 _WAYS = ("sampler", "steps", "eta", "through", "normalize", "moments")
 
@@ -127,7 +127,7 @@ class Measurement:
         targets, scenes = self.setup.targets, None
         if targets.scenes is not None:
             found = self.judges.figures_of_scenes().items()
-            figures = {name: mean(values).record() for name, values in found}
+            figures = {name: as_json(mean(values)) for name, values in found}
             scenes = {"num": len(targets.scenes), "figures": figures}
         return self.reference.record | {"format": FORMAT, "scenes": scenes}
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import SEED, Floats
+from ppap_plugin_diagnose.intervals import SEED, Floats
 
 NEIGHBORS = 3
 _KID_SUBSET = 1000

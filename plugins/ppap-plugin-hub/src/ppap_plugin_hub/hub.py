@@ -170,7 +170,7 @@ def _quiet() -> Iterator[None]:
     import sys
     import warnings
 
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

@@ -250,8 +250,9 @@ def _merged_settings(sets: Sequence[SyntheticData]) -> dict[str, Any]:
     first, *others = (data.manifest["settings"] for data in sets)
     kept = [name for name in first if name not in (*_OWN, *_LOW_ORDER, "block")]
     hint = "merge sets of one backend and one way of sampling"
+    wanted = {name: first[name] for name in kept}
     for data, settings in zip(sets[1:], others, strict=True):
-        if found := files.differences(*({k: s.get(k) for k in kept} for s in (first, settings))):
+        if found := files.differences(wanted, {name: settings.get(name) for name in kept}):
             fault = f"{str(sets[0].path)!r} and {str(data.path)!r} differ: {'; '.join(found[:4])}"
             raise UsageError(fault, hint=hint)
     drawn: dict[str, Path] = {}

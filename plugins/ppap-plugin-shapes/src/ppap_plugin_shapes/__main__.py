@@ -30,6 +30,7 @@ def main(seed: int, num: int, size: int, out: Path) -> None:
             labels=scenes.labels,
             depth=scenes.depth,
             segmentation=scenes.segmentation,
+            boxes=scenes.boxes,
             captions=np.array(scenes.captions),
             class_names=np.array(CLASS_NAMES),
             segmentation_names=np.array(SEGMENTATION_NAMES),

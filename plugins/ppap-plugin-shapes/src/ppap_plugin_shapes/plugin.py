@@ -15,6 +15,7 @@ from ppap_framework.plugin import Asset, Card, DefaultTarget, ExpertBundle, hook
 PPAP_API = (1, 0)
 
 _DENSE = ("depth", "segmentation")  # predictions per pixel; the target is a picture
+_AIMS = {"detection": "red cube@0.25,0.25,0.75,0.75"}
 _SCENE = "package://ppap_plugin_shapes/references/scene-4.png"
 
 
@@ -30,7 +31,7 @@ def ppap_assets() -> list[Asset]:
         DefaultTarget(
             guider=card.component,
             checkpoint=card.name,
-            text=_SCENE if card.component in _DENSE else "red cube",
+            text=_SCENE if card.component in _DENSE else _AIMS.get(card.component, "red cube"),
         )
         for card in cards
         if card.kind == "guider"

@@ -12,8 +12,7 @@ from typing import Any
 
 import click
 
-from ppap_framework.cli import COMMANDS, core_command
-from ppap_framework.cli.config import Command, NumberOrAuto, Option
+from ppap_framework.cli.config import NumberOrAuto, Option, configured
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry
@@ -26,9 +25,7 @@ _JSON = {"integer": "integer", "integer range": "integer", "float": "number", "b
 
 def schema_of() -> dict[str, Any]:
     """The schema (draft 7) of a file with a table for each command that reads it."""
-    commands = {name: core_command(name) for name in COMMANDS}
-    configured = {name: c for name, c in commands.items() if isinstance(c, Command)}
-    tables = _object({name: _table(command) for name, command in configured.items()})
+    tables = _object({name: _table(command) for name, command in configured().items()})
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "ppap.toml", **tables}
 
 

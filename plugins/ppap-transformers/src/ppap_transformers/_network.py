@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 Task: TypeAlias = Literal[
     "depth-estimation",
     "image-classification",
+    "object-detection",
     "semantic-segmentation",
     "universal-segmentation",
     "zero-shot-image-classification",

@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_plugin_shapes.world.sampling import REACH, sample_scene
+from ppap_plugin_shapes.world.sampling import MAX_SOLIDS, REACH, sample_scene
 from ppap_plugin_shapes.world.scene import FIRST_SOLID, FLOOR, WALL, Scene, pixel_centres, trace
 from ppap_plugin_shapes.world.solids import Floats, Solid, dot, normalise
 from ppap_plugin_shapes.world.vocabulary import COLOURS, PAINTS
@@ -43,6 +43,9 @@ class Scenes:
         labels: (B,) int64, the hero's index into ``CLASS_NAMES``.
         depth: (B, size, size) float32, distance along the viewing axis in world units.
         segmentation: (B, size, size) uint8, indices into ``SEGMENTATION_NAMES``.
+        boxes: (B, 3, 5) float32, a row (class, x1, y1, x2, y2) for each solid, the hero first: its
+            index into ``CLASS_NAMES`` and the box around its visible pixels, in fractions of the
+            picture from the top left. Rows of solids that are not there, or hidden, are -1.
         captions: B captions.
     """
 
@@ -50,6 +53,7 @@ class Scenes:
     labels: NDArray[np.int64]
     depth: NDArray[np.float32]
     segmentation: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
     captions: tuple[str, ...]
 
 
@@ -80,23 +84,38 @@ def render(
     labels = np.empty(count, np.int64)
     depth = np.empty((count, size, size), np.float32)
     segmentation = np.empty((count, size, size), np.uint8)
+    boxes = np.empty((count, MAX_SOLIDS, 5), np.float32)
     captions = []
     for row, index in enumerate(wanted):
         scene = sample_scene(seed, index)
-        hero = scene.solids[0]
         images[row] = picture(scene, size)
-        labels[row] = hero.shape * len(COLOURS) + hero.colour
-        depth[row], segmentation[row] = ground_truth(scene, size)
+        labels[row] = scene.solids[0].kind
+        depth[row], segmentation[row], boxes[row] = ground_truth(scene, size)
         captions.append(scene.caption)
-    return Scenes(images, labels, depth, segmentation, tuple(captions))
+    return Scenes(images, labels, depth, segmentation, boxes, tuple(captions))
 
 
-def ground_truth(scene: Scene, size: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Depth and segmentation (size, size) of the points behind the pixel centres."""
+def ground_truth(
+    scene: Scene, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
+    """Depth and segmentation (size, size) of the points behind the pixel centres, and the boxes
+    (3, 5) around them; see `Scenes`.
+    """
     depth, surface = trace(scene, scene.camera.directions(*pixel_centres(size)))
+    surface = surface.reshape(size, size)
     names = [WALL, FLOOR, *(FIRST_SOLID + solid.shape for solid in scene.solids)]
-    segmentation = np.array(names, np.uint8)[surface]
-    return depth.astype(np.float32).reshape(size, size), segmentation.reshape(size, size)
+    boxes = np.full((MAX_SOLIDS, 5), -1, np.float32)
+    for row, solid in enumerate(scene.solids):
+        if (visible := surface == FIRST_SOLID + row).any():
+            boxes[row] = solid.kind, *_box(visible)
+    return depth.astype(np.float32).reshape(size, size), np.array(names, np.uint8)[surface], boxes
+
+
+def _box(visible: NDArray[np.bool_]) -> Floats:
+    """Outer edges (x1, y1, x2, y2) of the true pixels of a square, as fractions of its side."""
+    across, down = (np.flatnonzero(visible.any(axis=axis)) for axis in (0, 1))
+    edges = np.array([across[0], down[0], across[-1] + 1, down[-1] + 1])
+    return edges / len(visible)
 
 
 def picture(scene: Scene, size: int) -> NDArray[np.uint8]:

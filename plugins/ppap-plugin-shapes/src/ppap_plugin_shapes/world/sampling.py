@@ -27,6 +27,9 @@ PROBE = 32
 COVERAGE = (0.09, 0.335)
 """Accepted share of the hero: within 8 to 35 %, with a margin for other sizes."""
 
+MAX_SOLIDS = 3
+"""The hero and at most two others."""
+
 REACH = 7.0
 """Distance from the hero's foot to the lamp."""
 
@@ -57,7 +60,7 @@ def sample_scene(seed: int, index: int) -> Scene:
     """The scene of (seed, index), both non-negative."""
     dice = Dice(seed, index)
     shape, colour = divmod(dice.below(len(SHAPES) * len(COLOURS)), len(COLOURS))
-    others = dice.below(3)
+    others = dice.below(MAX_SOLIDS)
     scene = _stage(dice, shape, colour)
     while not _hero_in_view(scene):
         scene = _stage(dice, shape, colour)

@@ -16,7 +16,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_plugin_shapes.world.vocabulary import SHAPES
+from ppap_plugin_shapes.world.vocabulary import COLOURS, SHAPES
 
 Floats = NDArray[np.floating[Any]]
 Interval = tuple[Floats, Floats]
@@ -46,6 +46,11 @@ class Solid:
     @property
     def centre(self) -> tuple[float, float, float]:
         return (self.x, self.height / 2, self.z)
+
+    @property
+    def kind(self) -> int:
+        """Its index into ``CLASS_NAMES``."""
+        return self.shape * len(COLOURS) + self.colour
 
     @property
     def footprint(self) -> float:

@@ -31,16 +31,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppap_framework.components import DiffusionBackend, GuidanceModel, TaskLoss, check_readable
-from ppap_framework.diagnosis.intervals import Floats, Interval, bootstrap, interval, share_interval
-from ppap_framework.diagnosis.proposal import propose_boundaries, propose_number
-from ppap_framework.diagnosis.record import Diagnosis, Reading
+from ppap_framework.components import DiffusionBackend, check_readable
+from ppap_framework.diagnosis import (
+    distances,
+    evenly_spaced,
+    level_means,
+    noised,
+    propose_boundaries,
+    propose_number,
+)
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import scaled
-from ppap_framework.runtime import Progress, Watch, find_device, frozen, generator, isolated
+from ppap_framework.runtime import Progress, Watch, find_device, frozen, isolated
+from ppap_plugin_diagnose.diagnosis import Diagnosis, Reading
+from ppap_plugin_diagnose.intervals import Floats, Interval, bootstrap, interval, share_interval
 
 _BOUNDS = {
     "disagreement": (-math.inf, math.inf),
@@ -101,7 +108,7 @@ def diagnose(
         measure = partial(_measure, seed=seed, batch=batch, device=place, progress=progress)
         before, found = measure(attached, schedule, timesteps, images, clean, classification)
         starts = tuple(p.start for p in experts.ranges.timesteps(schedule)[1:]) if experts else None
-    curve = _level_means(found[0, :, 0], timesteps, guide.loss)
+    curve = level_means(found[0, :, 0], timesteps, guide.loss)
     number = num_experts or propose_number(timesteps, curve, length)
     draws = bootstrap(len(images))
     readings = [tuple(_reading(f, draws, classification) for f in every) for every in found]
@@ -119,52 +126,6 @@ def diagnose(
         starts=starts,
         proposal=tuple(propose_boundaries(timesteps, curve, length, number)),
     )
-
-
-def disagreement(
-    model: GuidanceModel,
-    loss: TaskLoss,
-    schedule: NoiseSchedule,
-    timesteps: Sequence[int],
-    images: Tensor,
-    clean: Tensor | None = None,
-    *,
-    seed: int = 0,
-    batch: int = 64,
-) -> list[float]:
-    """D(t) of the untouched network at L base timesteps of the first stage's schedule, for
-    `propose_boundaries`; other arguments are those of `diagnose`. The model is in evaluation mode,
-    on the images' device. PluginError if `loss.transfer` is finite for no image, or not one value
-    for each.
-    """
-    guide = Guide(name=type(model).__name__, model=model, loss=loss, target=None)
-    measure = partial(_measure, seed=seed, batch=batch, device=images.device)
-    _, found = measure(guide, schedule, timesteps, images, images if clean is None else clean)
-    return _level_means(found[0, :, 0], timesteps, loss)
-
-
-def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:
-    """`levels` base timesteps, evenly spaced from 0 to T - 1; UsageError unless from 2 to T."""
-    last, gaps = schedule.num_timesteps - 1, levels - 1
-    if not 1 <= gaps <= last:
-        message = f"{last + 1} timesteps cannot be measured at {levels} levels"
-        raise UsageError(message, hint=f"use a number from 2 to {last + 1}")
-    return [(2 * k * last + gaps) // (2 * gaps) for k in range(levels)]  # rounded, halves up
-
-
-def noised(
-    images: Tensor, schedule: NoiseSchedule, timestep: int, *, seed: int = 0, first: int = 0
-) -> tuple[Tensor, NoiseLevel]:
-    """Noisy images (B, 3, H, W), in the variance-preserving form, of clean ones at a base timestep,
-    and their B levels. The noise of image i is a function of (seed, i, timestep) alone, and never
-    that of sampling; `first` is the i of the first image.
-    """
-    batch, *shape = images.shape
-    draw = partial(torch.randn, shape, dtype=torch.float32, device="cpu")
-    seeds = (generator("diagnosis", seed, first + row, timestep) for row in range(batch))
-    noise = torch.stack([draw(generator=own) for own in seeds])
-    t = torch.full((batch,), timestep, device="cpu")
-    return schedule.add_noise(images, t, noise.to(images.device)), schedule.level(t)
 
 
 def _measure(
@@ -219,10 +180,7 @@ def _figures(
     count = len(x_t)
     with torch.no_grad():
         answer = guide.at(level)(x_t, level)
-        apart = guide.loss.transfer(answer, teacher)
-    if apart.shape != (count,):
-        what = f"{type(guide.loss).__name__}.transfer of {count} images has shape"
-        raise PluginError(f"{what} {tuple(apart.shape)}", hint=f"it must be ({count},)")
+        apart = distances(guide.loss, answer, teacher, count)
     agrees = confidence = torch.full((count,), torch.nan, dtype=torch.float64)
     if classification:
         logits = _logits(guide, answer, count)
@@ -233,7 +191,7 @@ def _figures(
     norm, lengths = g.norm(dim=1), g.norm(dim=1) * g0.norm(dim=1)
     cosine = ((g * g0).sum(1) / lengths).clamp(-1.0, 1.0)
     cosine = cosine.where(lengths.isfinite(), torch.nan)  # 0 / 0 is nan already
-    return torch.stack([apart.cpu().double(), agrees, confidence, norm, cosine])
+    return torch.stack([apart, agrees, confidence, norm, cosine])
 
 
 def _logits(guide: Guide, answer: Any, count: int) -> Tensor:
@@ -250,17 +208,6 @@ def _gradient(guide: Guide, x: Tensor, level: NoiseLevel) -> Tensor:
     if guide.target is None:
         return torch.full((len(x), 1), torch.nan, dtype=torch.float64)
     return guide.gradient(x, level).flatten(1).cpu().double()
-
-
-def _level_means(values: Tensor, timesteps: Sequence[int], loss: TaskLoss) -> list[float]:
-    """Means of finite values (L, N) at each of L timesteps; PluginError if there are none."""
-    finite = values.isfinite()
-    if not bool(finite.any(1).all()):
-        t = timesteps[int(finite.any(1).int().argmin())]
-        message = f"{type(loss).__name__}.transfer is finite for no image at timestep {t}"
-        raise PluginError(message, hint="the network or its loss is broken")
-    means: list[float] = (torch.where(finite, values, 0.0).sum(1) / finite.sum(1)).tolist()
-    return means
 
 
 def _reading(figures: Tensor, draws: Floats, classification: bool) -> Reading:

@@ -1,3 +1,5 @@
+"""`ppap diagnose`."""
+
 from __future__ import annotations
 
 import sys
@@ -19,7 +21,7 @@ from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.files import check_writable, expanded
 
 if TYPE_CHECKING:
-    from ppap_framework.diagnosis import Diagnosis
+    from ppap_plugin_diagnose.diagnosis import Diagnosis
 
 _NUM = 256
 _COLUMNS = {
@@ -61,11 +63,12 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from ppap_framework import run
     from ppap_framework.cli.guide_options import backend_of, guide_of, settings_of
     from ppap_framework.data import SyntheticData
-    from ppap_framework.diagnosis import diagnose, evenly_spaced
-    from ppap_framework.diagnosis.record import RECORD, environment, provenance
+    from ppap_framework.diagnosis import evenly_spaced
     from ppap_framework.experts import NoiseRanges, backend_sha256
     from ppap_framework.pixels import to_uint8
     from ppap_framework.registry import registry
+    from ppap_plugin_diagnose.diagnose import diagnose
+    from ppap_plugin_diagnose.diagnosis import RECORD, environment, provenance
 
     sampling, compute = settings_of(given, sampler="ddim")
     problems, out = problems_of(ctx), expanded(given["out"])
@@ -145,7 +148,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     _show(diagnosis)
     click.echo(paths[-1])
     if len(paths) == 1:
-        note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
+        note('nothing here draws the curves: pip install "ppap-framework[eval]"')
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -54,7 +54,7 @@ def test_learns_is_saved_guides_and_is_left_as_it_was(
 ) -> None:
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 1)
     module = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
-    monkeypatch.setattr(module, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(module, "draw_figures", lambda *_: [])
     tried = made["try_out"](kind, task, stand, tmp_path)
     assert tried["parameters"] == rows[kind]["tiny"]["parameters"]
     assert tried["loss"]["untouched"] != tried["loss"]["held_out"]
@@ -112,8 +112,15 @@ def test_counts(kind: str, task: str, made: dict[str, Any], rows: dict[str, Any]
     assert made["counted"](kind) == rows[kind]["ordinary"]
 
 
+@pytest.mark.slow
+def test_counts_of_detectors_towers_and_features(made: dict[str, Any], rows: Any) -> None:
+    for kind, task in made["kinds"]():
+        if task not in TASKS:
+            assert made["counted"](kind) == rows[kind]["ordinary"]
+
+
 def test_the_page(made: dict[str, Any], rows: dict[str, Any]) -> None:
-    assert [(kind, row["task"]) for kind, row in rows.items()] == KINDS
+    assert [(kind, row["task"]) for kind, row in rows.items()] == list(made["kinds"]())
     start, end = made["MARKS"]
     between = made["PAGE"].read_text().partition(start)[2].partition(end)[0]
     assert between.splitlines() == made["table"](list(rows.values()))

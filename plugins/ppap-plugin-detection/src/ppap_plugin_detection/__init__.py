@@ -1,0 +1,1 @@
+"""Guidance by object detectors of transformers and torchvision, and its loss."""

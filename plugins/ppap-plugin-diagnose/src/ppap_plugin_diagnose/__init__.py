@@ -1,0 +1,1 @@
+"""`ppap diagnose`: what a network understands of noisy images, and what its experts do."""

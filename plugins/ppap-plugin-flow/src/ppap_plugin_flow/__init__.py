@@ -1,0 +1,1 @@
+"""Guidance by correspondence with a reference picture, and its loss."""

@@ -1,0 +1,1 @@
+"""Work on many machines: `ppap experts merge`, and `ppap jobs`."""

@@ -1,0 +1,49 @@
+"""`ppap experts merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ppap_framework.cli.output import json_option, print_json
+from ppap_framework.errors import UsageError
+
+__all__ = ["command"]
+
+
+@click.command("merge")
+@click.argument(
+    "parts", metavar="PART...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--out", metavar="FILE", help="The bundle; by default it is kept for `ppap run`.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle of that name.")
+@json_option
+def command(parts: tuple[Path, ...], out: str | None, overwrite: bool, as_json: bool) -> None:
+    """Join the parts of experts that machines trained with --experts-of.
+
+    PART is the folder of a training, or its bundle. The result has the tensors that one machine
+    would have trained. It is not calibrated: see `ppap experts calibrate`.
+
+    \b
+    ppap transfer ... --experts-of 1/2 --out first    # on one machine
+    ppap transfer ... --experts-of 2/2 --out second   # on another one
+    ppap experts merge first second
+    """
+    from ppap_framework.experts import SUFFIX, experts_dir
+    from ppap_framework.files import expanded
+    from ppap_plugin_machines.merging import found, merge
+
+    paths = [found(path.expanduser()) for path in parts]
+    to = expanded(out) if out else experts_dir() / paths[0].name
+    if not to.name.endswith(SUFFIX):
+        raise UsageError(f"a bundle cannot be called {to.name!r}", hint=f"use NAME{SUFFIX}")
+    if to.exists() and not overwrite:
+        hint = "--overwrite replaces it, or give another file with --out"
+        raise UsageError(f"{str(to)!r} is there already", hint=hint)
+    info = merge(paths, to)
+    if as_json:
+        name = to.name.removesuffix(SUFFIX)
+        print_json({"name": name, "path": str(to), "experts": len(info), "parts": len(paths)})
+    else:
+        click.echo(to)
