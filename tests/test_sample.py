@@ -19,7 +19,6 @@ import torch
 from commands import Run
 from distributions import REPOSITORY
 from torch import Tensor, nn
-from torch.testing import assert_close
 from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, green, write_experts
 from toy_guides import Brightness
 

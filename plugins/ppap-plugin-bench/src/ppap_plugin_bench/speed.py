@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ppap_framework.diagnosis.intervals import rounded
 from ppap_framework.diffusion import NoiseSource, trajectory
 from ppap_framework.diffusion.process import times
 from ppap_framework.experts import ExpertSet
@@ -30,6 +29,7 @@ from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.run import Plan, drawing
 from ppap_framework.run.estimate import estimate
 from ppap_framework.runtime import computing_in
+from ppap_plugin_diagnose.intervals import rounded
 
 _SIDE, _CHANNELS, _WIDTH = 64, 64, 2048
 
