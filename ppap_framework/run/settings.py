@@ -121,7 +121,8 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """JSON; two records are equal if the images are."""
         each = None if isinstance(self.prompt, str | None) else list(self.prompt)
-        named = attrs.evolve(self, sampler=self.sampler_name)  # a step may have fields of its own
+        sampler: Any = self.sampler_name  # a step may have fields of its own
+        named = attrs.evolve(self, sampler=sampler)
         return attrs.asdict(named) | {"prompt": each or self.prompt}
 
     def problems(self, num: int) -> Iterator[UsageError]:

@@ -201,8 +201,8 @@ def speed(ctx: click.Context, /, **given: Any) -> None:
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)
     asked = given["batch"], sampling, compute
-    plans = [run.plan(found.load(), [request.load()], *asked) for _ in range(2)]
-    record = speed(*plans, rounds=given["rounds"])
+    ours, published = (run.plan(found.load(), [request.load()], *asked) for _ in range(2))
+    record = speed(ours, published, given["rounds"])
     if given["json"]:
         print_json(record)
         return

@@ -53,7 +53,7 @@ def speed(ours: Plan, published: Plan, rounds: int = 7) -> dict[str, Any]:
         parts = stack.enter_context(_parts(ours, published_style=False))
         theirs = stack.enter_context(_parts(published, published_style=True))
         ceilings = {"convolution": _convolution(ours), "product": _product(ours)}
-        works = {
+        works: dict[Any, Callable[[], object]] = {
             **parts,
             **{("published", name): work for name, work in theirs.items()},
             **{("ceiling", name): work for name, (work, _) in ceilings.items()},
@@ -119,7 +119,7 @@ def _parts(plan: Plan, *, published_style: bool) -> Iterator[dict[str, Callable[
             style = partial(sdpa_kernel, SDPBackend.MATH)
             guide = stack.enter_context(_unmerged(guide, level.log_snr[0].item()))
             for network in (stage.network, guide.model.network):
-                network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+                network.to(memory_format=torch.contiguous_format)
                 stack.callback(network.register_forward_pre_hook(_in_default_layout).remove)
         x = noise((plan.num, *stage.shape)).to(plan.device)
         t = times([process.timesteps[index]] * plan.num, plan.device)
@@ -163,7 +163,7 @@ def _convolution(plan: Plan) -> tuple[Callable[[], object], float]:
     """A large convolution, and its FLOPs."""
     x = torch.randn(8, _CHANNELS, _SIDE, _SIDE, device=plan.device)
     layer = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False, device=plan.device)
-    layer, x = (each.to(memory_format=torch.channels_last) for each in (layer, x))  # type: ignore[call-overload]
+    layer, x = layer.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def work() -> object:

@@ -96,7 +96,7 @@ class ClassifierGuide(PreprocessingGuide):
     ) -> None:
         super().__init__()
         # Convolutions of this layout are faster: a ResNet-50's gradient takes two thirds the time.
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.class_names = tuple(class_names)
         if isinstance(shown, Preprocessing):
             shown = ImageInput(**attrs.asdict(shown))

@@ -134,7 +134,7 @@ def packed(x: Tensor) -> Tensor:
 
 def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `packed`."""
-    grid = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
+    grid = tokens.transpose(1, 2).reshape(len(tokens), -1, height // 2, width // 2)
     return nn.functional.pixel_shuffle(grid, 2)
 
 

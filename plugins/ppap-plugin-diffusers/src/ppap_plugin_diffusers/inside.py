@@ -154,7 +154,8 @@ class callback:  # noqa: N801  # it is called like the function that it stands f
         if name not in _STRAIGHT:
             fault = f"a callback cannot guide the steps of a {name}"
             raise UsageError(fault, hint=f"use `guided`, or one of {', '.join(_STRAIGHT)}")
-        self._loop, self._before = _Loop(guides, changes), None
+        self._loop = _Loop(guides, changes)
+        self._before: Tensor | None = None
         self._loop.stage(pipe)
 
     @torch.no_grad()
