@@ -86,6 +86,8 @@ def launch(
         "OMP_NUM_THREADS": "1",
     }
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
+    if count > 1 and arguments[0] == "-m":  # or torchrun takes --num for one of its options
+        arguments = ("-m", "--", *arguments[1:])
     done = subprocess.run(
         [sys.executable, *(torchrun if count > 1 else ()), *arguments],
         cwd=out,
