@@ -180,7 +180,7 @@ def test_commands(site: Path, tmp_path: Path) -> None:
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
     learn = ("--backend", "toy", "--guider", "colour", "--data", "set", "--learn-batch", "4")
-    train = (*ppap, "transfer", *learn, "--adapter", "bias", "--iterations", "10", "--out", "x")
+    train = (*ppap, "transfer", *learn, "--adapter", "full", "--iterations", "10", "--out", "x")
     done = launch(site, tmp_path, 2, *train, "--no-keep", "--num-experts", "2")
     assert done.stdout.count(".experts.safetensors") == 1
     assert launch(site, tmp_path, 2, *train, "--no-keep", "--num-experts", "1", status=2)
