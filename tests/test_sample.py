@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,7 @@ from ppap_framework.diffusion import (
 from ppap_framework.errors import PluginError, PpapError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.pixels import to_uint8
-from ppap_framework.run import Compute, Sampling, changed, counts_of, plan
+from ppap_framework.run import Compute, Sampling, changed, counts_of, draw, plan
 from ppap_framework.runtime import Progress, frozen, isolated, peak_memory
 
 pytestmark = pytest.mark.usefixtures("site")
@@ -76,6 +77,26 @@ class TestSample:
         expected = by_hand(toy, guide, step=ddpm_step, normalize=True, **asked)
         assert torch.equal(result.images, expected.clamp(-1.0, 1.0))
         assert not result.interrupted
+
+    def test_of_many_images_a_result_may_keep_the_first(self, toy: DiffusionBackend) -> None:
+        told: list[int] = []
+        many = plan(toy, [green()], 8, Sampling(steps=2), Compute(batch=3), compare=True)
+        result = draw(many, finished=lambda start, drawn: told.append(start), keep=4)
+        assert (told, result.stats.count) == ([0, 3, 6], 8)
+        for kind, pictures in draw(many).pictures.items():
+            assert torch.equal(result.pictures[kind].images, pictures.images[:6])
+
+    def test_a_step_may_have_fields(self, toy: DiffusionBackend) -> None:
+        @attrs.frozen
+        class Step:
+            eta: float = 0.0
+
+            def __call__(self, *given: Any) -> Any:
+                return ddim_step(*given, eta=self.eta)
+
+        drawn = [ppap.sample(toy, steps=3, sampler=one) for one in (Step(), "ddim")]
+        assert torch.equal(drawn[0].images, drawn[1].images)
+        assert drawn[0].plan.record()["sampler"].endswith("Step")
 
     def test_images_that_guidance_pushed_out_of_range_are_clamped(self, toy) -> None:
         guide = green(scale=3000.0)
@@ -392,7 +413,10 @@ class TestSettings:
             ({"batch": 0}, "batch must"),
             ({"threads": 0}, "threads must be a whole number from 1, not 0"),
             ({"seed": 1.5}, "seed must"),
-            ({"sampler": "euler"}, "sampler must be ddpm or ddim, not euler"),
+            (
+                {"sampler": "euler"},
+                "sampler must be ddpm or ddim, not euler",
+            ),
             ({"through": "glass"}, "through must be noisy or clean or detached, not glass"),
             ({"conflicts": "drop"}, "conflicts must be keep or remove, not drop"),
             ({"precision": "float16"}, "precision must be float32 or bfloat16, not float16"),

@@ -85,6 +85,8 @@ def ppap(options: GlobalOptions) -> None:
     """Steer a diffusion model by any off-the-shelf vision network.
 
     Diffusion models, guides, losses and adapters are plugins; `ppap plugins list` shows them.
+    `eval "$(_PPAP_COMPLETE=bash_source ppap)"` makes bash complete what is typed; zsh_source and
+    fish_source are for other shells.
     """
     import logging
 
@@ -110,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = GlobalOptions()
     with options.afterwards:
         for name in ("stdin", "stdout", "stderr"):  # None if it is closed, as by `2>&-`
-            if getattr(sys, name) is None:
+            # While a word is completed, nobody wants to read of faults.
+            unwanted = name == "stderr" and "_PPAP_COMPLETE" in os.environ
+            if getattr(sys, name) is None or unwanted:
                 setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115  # stays open
         with contextlib.suppress(ValueError):  # not in the main thread
             # SIGTERM ends a command as Ctrl-C does, so that it is recorded.

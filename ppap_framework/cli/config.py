@@ -47,6 +47,16 @@ class Text(click.types.StringParamType):
             self.fail(f"{value!r} is not text", param, ctx)
         return str(value)
 
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        """Names of what is installed, else paths."""
+        from click.shell_completion import CompletionItem
+
+        from ppap_framework.registry.names import offered
+
+        found = [name for name in offered(param.name or "") if name.startswith(incomplete)]
+        path = CompletionItem(incomplete, type="dir" if param.metavar == "FOLDER" else "file")
+        return [*map(CompletionItem, found)] or [path]
+
 
 class NumberOrAuto(Text):
     """A number of a type, or the word "auto"; a float may be given as raw:NUMBER."""
@@ -134,7 +144,7 @@ def settings(*names: str, **defaults: object) -> Callable[[Any], Any]:
 
 
 def plug_in(ctx: click.Context, _: object, path: str | None) -> None:
-    if path is not None:
+    if path is not None and not ctx.resilient_parsing:
         ctx.ensure_object(GlobalOptions).afterwards.enter_context(plugin_file(path))
 
 
@@ -173,7 +183,8 @@ class Command(click.Command):
     ) -> click.Context:
         name, own = self.name or "", [p for p in self.params if isinstance(p, Option)]
         prefix = extra["auto_envvar_prefix"] = f"PPAP_{name.upper()}"
-        if not {"-h", "--help"}.intersection(args):  # help works even if a file is broken
+        asked = {"-h", "--help"}.intersection(args) or extra.get("resilient_parsing")
+        if not asked:  # help and completion work even if a file is broken
             advice = f"`ppap {name} --help`"
             known = [f"{prefix}_{(option.name or '').upper()}" for option in own]
             for variable in sorted(os.environ):

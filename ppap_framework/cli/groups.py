@@ -12,11 +12,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ppap_framework.errors import PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _ENTRY_POINTS = "ppap.commands"
 _METADATA = ("dist-info", "egg-info")
@@ -98,19 +101,29 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+        known = args[0].startswith("-") or self.get_command(ctx, args[0]) is not None
+        if not known and not ctx.resilient_parsing:  # as when a word is completed
             advice = did_you_mean(args[0], self.list_commands(ctx))
             words = f"There is no command {args[0]!r}. {advice[:1].upper()}{advice[1:]}"
             raise click.UsageError(words.strip(), ctx)
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        rows = {**self.summaries(), **self._origins()}  # click would import every command
+        items = [CompletionItem(n, help=rows[n]) for n in rows if n.startswith(incomplete)]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        own = [*self.summaries().items()]
-        added = [(n, f"from {' and '.join(claims)}") for n, claims in self.added().items()]
+        own, added = self.summaries(), self._origins()
         for title, rows in (("Commands", own), ("Commands of plugins", added)):
             if rows:
                 with formatter.section(title):
-                    formatter.write_dl(rows)
+                    formatter.write_dl([*rows.items()])
+
+    def _origins(self) -> dict[str, str]:
+        return {name: f"from {' and '.join(claims)}" for name, claims in self.added().items()}
 
 
 def plugin_commands() -> dict[str, dict[str, str]]:

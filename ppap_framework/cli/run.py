@@ -112,7 +112,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     folder = run.RunFolder(plan, path, overwrite=given["overwrite"], command=typed)
     with progress() as watch:
         try:
-            result = run.draw(plan, progress=watch, finished=folder.add)
+            result = run.draw(plan, progress=watch, finished=folder.add, keep=run.MAX_IMAGES)
             grid = folder.finish(result)
         except BaseException as error:
             folder.fail(error)
@@ -122,7 +122,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     elif grid:
         click.echo(grid)
     if result.interrupted:
-        raise click.Abort(f"{len(result.images)} of {plan.num} images are in {path}")
+        raise click.Abort(f"{result.stats.count} of {plan.num} images are in {path}")
 
 
 def note_of_target(guide: Guide) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import attrs
 
+from ppap_framework.files import cache_dir
 from ppap_framework.plugin import Card, ComponentKind, ComponentSpec, DefaultTarget, ExpertBundle
 from ppap_framework.registry.discovery import registry
 from ppap_framework.registry.lookup import Registry
@@ -41,6 +42,17 @@ def list_checkpoints(component: str | None = None) -> list[str]:
     if component is not None:
         cards = [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
     return _listed([offer for offer in cards if not offer[1].refusal])
+
+
+def offered(option: str) -> list[str]:
+    """Names that an option of the command line takes; none if it takes no names."""
+    if option == "experts":
+        kept = (cache_dir() / "experts").glob("*.experts.safetensors")
+        names = [path.name.partition(".experts")[0] for path in kept]
+        return ["auto", "none", *(bundle.name for bundle in registry().bundles()), *sorted(names)]
+    if option in ("checkpoint", "guider_checkpoint"):
+        return list_checkpoints()
+    return _listed(registry().offers(ComponentSpec, kind=option))
 
 
 def _listed(offers: Offers[ComponentSpec] | Offers[Card]) -> list[str]:

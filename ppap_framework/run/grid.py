@@ -51,8 +51,8 @@ def grid_of(result: Result) -> Image.Image:
     stand below each image; if it has none, its pictures get a line of their own.
     """
     run, header = result.plan, _header(result.plan)
-    if len(result.images) > MAX_IMAGES:
-        header.append(f"the first {MAX_IMAGES} of {len(result.images)} images")
+    if result.stats.count > MAX_IMAGES:
+        header.append(f"the first {MAX_IMAGES} of {result.stats.count} images")
     spoken = [name for name, seen in result.seen.items() if any(seen.words)]
     if spoken:
         verb = "sees" if len(spoken) == 1 else "see"

@@ -72,12 +72,14 @@ class Stats:
     """The cost of a run.
 
     Attributes:
+        count: Number of finished images.
         seconds: From the first noise to the last look, of the finished images.
         own_seconds: The same without the compared images.
         peak_memory: Bytes, of the process or of its GPU; None if the system does not report it.
     """
 
     guidance: GuidanceStatistics = attrs.field(repr=False)
+    count: int
     seconds: float
     own_seconds: float
     peak_memory: int | None
@@ -90,7 +92,8 @@ class Result:
     """Finished images and how they were made.
 
     Attributes:
-        pictures: Finished images by kind: "guided", and those of `Plan.compared`.
+        pictures: Finished images by kind: "guided", and those of `Plan.compared`. A command
+            that writes many keeps the first ones only; `stats.count` is the number of all.
         stats: The cost of the run.
         interrupted: Whether Ctrl-C ended it early.
     """

@@ -77,9 +77,12 @@ def draw(
     *,
     progress: Watch | None = None,
     finished: Callable[[int, dict[Kind, Pictures]], None] | None = None,
+    keep: int | None = None,
 ) -> Result:
     """Draw the images of a plan; errors as of `sample`. `progress` is called after every step,
     `finished` with the number of the first image of every finished batch and its images by kind.
+    The result holds the first `keep` images, and the rest of their batch, or all.
+
     Several processes of a launch take turns at batches; each has the whole result, or nothing after
     Ctrl-C, and `finished` is not called.
     """
@@ -87,7 +90,7 @@ def draw(
     halve, largest = run.compute.batch == "auto", 0
     size = processes.once(lambda: first_batch(run))
     parts: list[tuple[int, dict[Kind, Pictures]]] = []
-    drawer, seconds, own_seconds, interrupted = None, 0.0, 0.0, False
+    drawer, seconds, own_seconds, interrupted, count = None, 0.0, 0.0, False, 0
     told = set[str]()
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
@@ -98,7 +101,9 @@ def draw(
             for share in processes.turns(run.num, size):
                 batch = partial(_batch, drawer, run.compared, share.start)
                 for images, drawn, taken in in_batches(len(share), size, batch, halve=halve):
-                    parts.append((images.start, drawn))
+                    if keep is None or images.start < keep or processes.count > 1:
+                        parts.append((images.start, drawn))
+                    count += len(images)
                     seconds = time.perf_counter() - start
                     own_seconds, largest = own_seconds + taken, max(largest, len(images))
                     if finished and processes.count == 1:
@@ -106,17 +111,19 @@ def draw(
             if processes.count > 1:
                 parts = sorted(processes.gathered(parts), key=itemgetter(0))
                 drawer.gather(processes)
+                count = run.num
                 seconds = time.perf_counter() - start
     except KeyboardInterrupt:
         interrupted = True
-        parts = parts if processes.count == 1 else []  # others have what lies in between
+        if processes.count > 1:  # others have what lies in between
+            parts, count = [], 0
     statistics = Tally().read([]) if drawer is None else drawer.statistics
     if largest:
         _warn_of_futility(statistics, told)
     kinds: tuple[Kind, ...] = ("guided", *run.compared)
     made = {kind: [drawn[kind] for _, drawn in parts] or [_none(run)] for kind in kinds}
     pictures = {kind: Pictures.joined(batches) for kind, batches in made.items()}
-    stats = Stats(statistics, seconds, own_seconds, peak_memory(run.device), largest)
+    stats = Stats(statistics, count, seconds, own_seconds, peak_memory(run.device), largest)
     return Result(run, pictures, stats, interrupted)
 
 

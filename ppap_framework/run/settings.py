@@ -121,11 +121,13 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """JSON; two records are equal if the images are."""
         each = None if isinstance(self.prompt, str | None) else list(self.prompt)
-        return attrs.asdict(self) | {"sampler": self.sampler_name, "prompt": each or self.prompt}
+        sampler: Any = self.sampler_name  # a step may have fields of its own
+        named = attrs.evolve(self, sampler=sampler)
+        return attrs.asdict(named) | {"prompt": each or self.prompt}
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
-        yield from unfit(attrs.asdict(self))
+        yield from unfit(attrs.asdict(self, recurse=False))
         if self.eta and self.sampler != "ddim":
             reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
             yield UsageError(reason, hint="use ddim")

@@ -55,6 +55,28 @@ def test_measure_costs_alone(site: Path, home: Path) -> None:
     assert table["guided"]["images_at_once"] == 3
 
 
+def test_speed_of_a_step(
+    site: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    asked = ["bench", "speed", "--backend", "toy", "--guider", "colour", "--rounds", "2"]
+    with pytest.raises(SystemExit) as left:
+        main([*asked, "--batch", "3", "--device", "cpu", "--json"])
+    out, err = capsys.readouterr()
+    assert left.value.code == 0, err
+    record = json.loads(out)
+    parts, ceiling = record["parts"], max(record["ceiling"].values())
+    assert list(parts) == ["denoiser", "guide forward", "guide gradient", "sampler", "step"]
+    assert parts["step"]["flops"] == parts["denoiser"]["flops"] + parts["guide gradient"]["flops"]
+    for part in parts.values():
+        assert len(part["rounds"]) == 2
+        assert part["share"] == pytest.approx(part["flops"] / part["seconds"] / ceiling, rel=1e-3)
+    with pytest.raises(SystemExit) as left:
+        main([*asked[:-3], "none"])
+    assert left.value.code == 2
+    assert "names no network" in capsys.readouterr().err
+
+
 @pytest.mark.slow  # several processes that import torch
 def test_go_on_after_a_kill(site: Path, home: Path, results: Path) -> None:
     """SIGKILL while batches are drawn, three times over: figures come out as undisturbed."""

@@ -114,8 +114,10 @@ class UpsamplerArchitecture:
 
 
 def _upsampler(value: Any) -> UpsamplerArchitecture | None:
-    if value is None or isinstance(value, Mapping):
-        return value and UpsamplerArchitecture(**value)
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return UpsamplerArchitecture(**value)
     raise TypeError(f"'upsampler' must be an object, not {value!r}")
 
 
@@ -161,7 +163,7 @@ def load_with_upsampler(
         with torch.device("meta"):  # no initialisation: the weights replace it
             network = build(architecture.official_class, architecture.config)
             second = architecture.upsampler
-            upsampler = second and build(second.official_class, second.config)
+            upsampler = None if second is None else build(second.official_class, second.config)
     except UsageError as error:
         raise AssetError(f"{checkpoint.name!r}: {error.message}", hint=error.hint) from error
     together: nn.Module = network

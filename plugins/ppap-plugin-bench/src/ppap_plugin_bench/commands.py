@@ -1,4 +1,4 @@
-"""`ppap evaluate`, `ppap bench` and `ppap report`."""
+"""`ppap evaluate`, `ppap bench`, `ppap bench speed` and `ppap report`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from typing import Any
 
 import click
 
+from ppap_framework.cli.config import (
+    Command,
+    backend_options,
+    guide_options,
+    option,
+    problems_of,
+    settings,
+)
 from ppap_framework.cli.output import note, print_json, print_table, progress
 
 _PATH = click.Path(path_type=Path)
@@ -100,11 +108,28 @@ def evaluate(
     print_table(["row", *map(spoken, figures), "seconds", "file"], lines)
 
 
-@click.command("bench")
+class _Bench(click.Group):
+    """A group whose command may be left out: `ppap bench FILE` measures an experiment."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["rows", *args])
+
+
+@click.group("bench", cls=_Bench, context_settings={"ignore_unknown_options": True})
+def bench() -> None:
+    """Measure time and memory: of an experiment's rows, or of one guided step.
+
+    `ppap bench EXPERIMENT` is `ppap bench rows EXPERIMENT`.
+    """
+
+
+@bench.command("rows")
 @_experiment_options
 @click.option("--num", type=click.IntRange(1), help="Images at once; as the experiment says.")
 @click.option("--rounds", type=click.IntRange(1), help="How often; as the experiment says.")
-def bench(
+def rows(
     experiment: Path,
     reference: str | None,
     threads: int | None,
@@ -142,6 +167,62 @@ def bench(
     ]
     headings = ["row", "seconds an image", "from", "to", "ms a step", "peak memory, MiB"]
     print_table(headings, lines)
+
+
+@bench.command("speed", cls=Command)
+@backend_options
+@guide_options
+@option("--target", help="What the guide should see.")
+@option("--experts", help="As of `ppap run`.")
+@settings("steps", "sampler", "device", "threads", "precision", batch=8)
+@option("--rounds", default=7, help="Measurements of each part.")
+@settings("json")
+@click.pass_context
+def speed(ctx: click.Context, /, **given: Any) -> None:
+    """Measure a guided step, part by part.
+
+    Beside each part: its share of what the machine can do at all, measured in the same process, and
+    the same part in the style of the published code, with the same weights.
+    """
+    import torch
+
+    from ppap_framework import run
+    from ppap_framework.cli.guide_options import backend_of, guide_of, settings_of
+    from ppap_plugin_bench.speed import speed
+
+    problems = problems_of(ctx)
+    if given["rounds"] < 1:
+        problems.add("--rounds must be a whole number from 1", "use 7, say")
+    sampling, compute = settings_of(given)
+    problems.attempt(run.check, given["batch"], sampling, compute)
+    request = given["guider"] and problems.attempt(guide_of, given)
+    found = given["backend"] and problems.attempt(backend_of, given)
+    problems.check()
+    if compute.threads is not None:
+        torch.set_num_threads(compute.threads)
+    asked = given["batch"], sampling, compute
+    ours, published = (run.plan(found.load(), [request.load()], *asked) for _ in range(2))
+    record = speed(ours, published, given["rounds"])
+    if given["json"]:
+        print_json(record)
+        return
+    lines = [
+        (
+            name,
+            f"{1000 * part['seconds']:.3g}",
+            f"{1000 * min(part['rounds']):.3g}",
+            f"{1000 * max(part['rounds']):.3g}",
+            f"{part['flops'] / 1e9:.3g}" if part["flops"] else "",
+            f"{100 * part['share']:.0f} %" if part["flops"] else "",
+            f"{1000 * part['published']:.3g}",
+            f"{part['faster']:.2f}",
+        )
+        for name, part in record["parts"].items()
+    ]
+    headings = ["part", "ms", "from", "to", "GFLOP", "of the ceiling", "published style, ms"]
+    print_table([*headings, "times faster"], lines)
+    ceiling = ", ".join(f"{x / 1e9:.0f} GFLOP/s in a {k}" for k, x in record["ceiling"].items())
+    click.echo(f"{record['batch']} images, {record['threads']} threads; ceiling {ceiling}")
 
 
 @click.command("report")

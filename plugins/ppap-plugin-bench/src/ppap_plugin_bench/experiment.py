@@ -123,7 +123,7 @@ class Experiment:
         num: Images in each row, a multiple of the number of classes or scenes.
         scales: Scales at which guided rows are drawn; see `Row.scales`.
         steps: Steps from noise to image; a row may have its own, as of `sampler` and `eta`.
-        sampler: "ddim" or "ddpm".
+        sampler: As of `Sampling`.
         eta: Stochasticity of DDIM.
         seed: Seed; the noise of image i depends only on (seed, i).
         precision: Precision of sampling; judges compute in float32.
@@ -203,7 +203,7 @@ class Experiment:
             steps=row.steps or self.steps,
             sampler=row.sampler or self.sampler,
             # DDIM's, which a row with another sampler has no use for
-            eta=row.eta if row.eta is not None else 0.0 if row.sampler == "ddpm" else self.eta,
+            eta=row.eta if row.eta is not None else self.eta if row.sampler == "ddim" else 0.0,
             seed=self.seed,
             through=row.through,
             normalize=row.normalize,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import final
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from ppap_framework.author import (
@@ -94,7 +95,8 @@ class ClassifierGuide(PreprocessingGuide):
         self, network: nn.Module, class_names: Sequence[str], shown: Preprocessing | ImageInput
     ) -> None:
         super().__init__()
-        self.network = network
+        # Convolutions of this layout are faster: a ResNet-50's gradient takes two thirds the time.
+        self.network = network.to(memory_format=torch.channels_last)
         self.class_names = tuple(class_names)
         if isinstance(shown, Preprocessing):
             shown = ImageInput(**attrs.asdict(shown))
@@ -109,7 +111,7 @@ class ClassifierGuide(PreprocessingGuide):
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W); the noise level is ignored."""
-        said = self.network(self.shown(images))
+        said = self.network(self.shown(images).contiguous(memory_format=torch.channels_last))
         logits: Tensor = said if isinstance(said, Tensor) else said.logits  # of transformers
         return logits
 

@@ -107,7 +107,8 @@ def from_numbers(array: Tensor, names: Sequence[str]) -> Tensor:
                     f"there is no class {row[0]:g}",
                     hint=f"the classes are numbered from 0 to {len(names) - 1}",
                 )
-            _checked(int(row[0]), *row[1:], str(row))
+            kind, x1, y1, x2, y2 = row
+            _checked(int(kind), x1, y1, x2, y2, str(row))
     return torch.where(rows[..., :1] < 0, -1.0, rows)
 
 
