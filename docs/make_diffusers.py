@@ -57,12 +57,10 @@ def row(family: Family, folder: Path) -> str:
         moved.append(f"{through} {pixels(guided.images, alone.images)}")
         run = plan(backend, [guide], IMAGES, Sampling(through=through, **how))
         memory.append(f"{through} {estimate(run).memory / least:.1f}")
-    experts = "not yet"
-    if not stage.latent_shape:
-        bundle = teach(backend, prompts, folder)
-        student = ppap.guide("classifier", target="red cube", scale="raw:4", experts=bundle)
-        guided = ppap.sample(backend, [student], num=IMAGES, **how)
-        experts = pixels(guided.images, alone.images)
+    bundle = teach(backend, prompts, folder)
+    student = ppap.guide("classifier", target="red cube", scale="raw:4", experts=bundle)
+    guided = ppap.sample(backend, [student], num=IMAGES, **how)
+    experts = pixels(guided.images, alone.images)
     kind = "a text" if family.prompt == "text" else "a class" if family.cfg else "none, or a class"
     cells = (
         family.name,

@@ -67,7 +67,8 @@ def _guarded_class(kind: Any, who: str) -> Any:
                     fault = f"it returned {_words(found)}" + f" for {count} images" * bool(count)
                     hint = f"the docstring of `{name}` in ppap_framework.components says what fits"
                     raise PluginError(f"{who} failed in {name}: {fault}", hint=hint)
-            return guarded(found, who) if isinstance(found, components.GuidanceModel) else found
+            made = name == "preprocessed" and isinstance(found, components.GuidanceModel)
+            return guarded(found, who) if made else found
 
         return method
 
@@ -126,6 +127,8 @@ def _fits(self: Any, method: str, found: Any, count: int, given: tuple[Any, ...]
             return named and all(figure.shape == (count,) for figure in found.values())
         case "decode":
             return found.shape[:2] == (count, 3) and found.dtype == torch.float32
+        case "encode" if isinstance(self, components.Stage):
+            return found.shape == (count, *self.shape) and found.dtype == torch.float32
         case "denoise":
             learned = self.variance == "learned_range"
             parts = [found.x_t, found._x0 if found._eps is None else found._eps]

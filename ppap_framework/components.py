@@ -91,6 +91,12 @@ class Stage(abc.ABC):
         """Images of clean states, (B, 3, H, W), float32, differentiably; by default the states."""
         return x0
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Clean states, (B, C, h, w), float32, that `decode` makes these images of, or nearly; by
+        default the images, (B, 3, H, W) in [-1, 1]. Experts learn from latents found so.
+        """
+        return images
+
     def evaluations(self, condition: Any) -> int:
         """Network evaluations per image in one `denoise`; by default one. Only for counting."""
         return 1
@@ -110,8 +116,8 @@ class CascadeSampling:
     temperature: float = attrs.field(default=1.0, validator=gt(0.0))
 
 
-def check_readable(stage: Stage, hint: str = "experts for latents do not exist yet") -> None:
-    """UsageError if guides cannot look at x_t, which is a latent."""
+def check_readable(stage: Stage, hint: str) -> None:
+    """UsageError if x_t is a latent, which guides without experts cannot look at."""
     if stage.latent_shape is not None:
         reason = f"stage {stage.name!r} draws latents {stage.latent_shape}, and guides read images"
         raise UsageError(reason, hint=hint)
@@ -293,6 +299,17 @@ class ExpertAdapter(abc.ABC):
     def attach(self, network: nn.Module, experts: int) -> None:
         """Make the parameters of N experts, each equal to no change; the network is not touched.
         UsageError if nothing can be adapted, or another adapter changes the same tensors.
+        """
+
+    def student(self, model: GuidanceModel) -> GuidanceModel:
+        """The guide that experts read noisy states with, once attached to the network of `model`;
+        by default `model` itself. An adapter for latents makes one that reads latents.
+        """
+        return model
+
+    def prepare(self, states: Tensor, images: Tensor) -> None:  # noqa: B027  # not abstract
+        """Learn from B clean latents, (B, C, h, w), and their images, (B, 3, H, W), before any
+        expert is trained; by default nothing.
         """
 
     @abc.abstractmethod

@@ -148,7 +148,9 @@ class TaskLossSpec(ComponentSpec):
 class AdapterSpec(ComponentSpec):
     """A way to fine-tune few parameters, made by `factory(options)`.
 
-    `default` holds the options with which it is used by default; None if it is not.
+    `default` holds the options with which it is used by default; None if it is not. One that
+    `reads_latents` is added for diffusion models of latents, with their shapes, "latents" (C, h, w)
+    and "images" (3, H, W), as options.
     """
 
     kind = "adapter"
@@ -157,6 +159,7 @@ class AdapterSpec(ComponentSpec):
     default: Mapping[str, Any] | None = attrs.field(
         default=None, validator=optional(instance_of(dict))
     )
+    reads_latents: bool = attrs.field(default=False, validator=_flag)
 
 
 @attrs.frozen(kw_only=True)

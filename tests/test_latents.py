@@ -7,54 +7,22 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from test_sampling_gaussian import GaussianStage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 from toy_guides import guide_of
+from toy_latents import LatentBackend, LatentStage, Mean
 
 import ppap_framework as ppap
-from ppap_framework.components import DiffusionBackend, Prediction, TaskLoss
+from ppap_framework.components import Prediction
 from ppap_framework.diffusion import Process, ddim_step
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
-from ppap_framework.learn import Recipe, calibrate
-from ppap_framework.learn.plan import plan_transfer
+from ppap_framework.learn import calibrate
 from ppap_framework.noise import FlowSchedule, NoiseLevel, cosine_schedule
-from ppap_framework.run import Compute, Sampling, plan
+from ppap_framework.run import Sampling, plan
 from ppap_framework.run.estimate import estimate
 
 LEVEL = cosine_schedule(1000).level(torch.tensor([400, 400]))
-
-
-class LatentStage(GaussianStage):
-    """Latents (2, 4, 4), each N(0, 1), of images (3, 8, 8)."""
-
-    image_shape, latent_shape = (3, 8, 8), (2, 4, 4)
-
-    def __init__(self) -> None:
-        super().__init__(cosine_schedule(1000), mean=0.0, deviation=1.0)
-        self.network = nn.ConvTranspose2d(2, 3, 2, stride=2, bias=False)
-        weight = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(2))
-        self.network.weight = nn.Parameter(0.5 * weight)
-
-    def clip(self, x0: Tensor) -> Tensor:
-        return x0
-
-    def decode(self, x0: Tensor) -> Tensor:
-        return self.network(x0).tanh()
-
-
-class LatentBackend(DiffusionBackend):
-    def __init__(self) -> None:
-        self.stages = (LatentStage(),)
-
-    def encode(self, prompts: Any, batch: int) -> None:
-        return None
-
-
-class Mean(TaskLoss):
-    def energy(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (prediction - target).square().sum(1)
 
 
 def red(**changed: Any) -> Guide:
@@ -77,6 +45,10 @@ class TestSampling:
         assert torch.equal(result.images, decode(seen[0]).detach().clamp(-1.0, 1.0))
         assert result.plan.record()["image_shape"] == [3, 8, 8]
 
+    def test_the_toy_encodes_what_it_decodes(self) -> None:
+        stage, z = LatentStage(), 0.3 * torch.randn(3, 2, 4, 4)
+        assert_close(stage.encode(stage.decode(z)), z, atol=1e-4, rtol=1e-4)
+
     @pytest.mark.parametrize("through", ["clean", "detached"])
     def test_guides_reach_their_target(self, through: str) -> None:
         how: dict[str, Any] = {"num": 8, "steps": 20, "through": through}
@@ -92,12 +64,10 @@ class TestSampling:
             ppap.sample(LatentBackend(), [red()], num=2, steps=4)
         assert "--through detached" in caught.value.hint
 
-    def test_experts_and_curves_of_latents_are_refused(self) -> None:
+    def test_curves_of_a_guide_that_cannot_look_at_latents_are_refused(self) -> None:
         guide = attrs.evolve(red(), loss=Mean(), scale=4)
         with pytest.raises(UsageError, match="draws latents"):
             calibrate(LatentBackend(), guide, num=8)
-        with pytest.raises(UsageError, match="draws latents"):
-            plan_transfer(LatentBackend(), guide, None, Recipe(), Compute(), None)
 
     def test_the_cost_of_a_step(self) -> None:
         """A convolution of 2 x 4 x 4 latents to 3 x 8 x 8 pixels, and its gradient."""

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -596,7 +597,9 @@ class TestPrecision:
 
         plain, nested = attached(Means(), 2), attached(Nested(), 2)
         trained(plain, SHORT)
-        data = TrainingSet.of(Pictures({"base": pictures()}), nested.model, 6, torch.device("cpu"))
+        stage: Any = SimpleNamespace(latent_shape=None, shape=(3, 8, 8))
+        drawn, place = Pictures({"base": pictures()}), torch.device("cpu")
+        data = TrainingSet.of(drawn, nested.model, 6, place, stage)
         trained(nested, SHORT, loss=Unpacked(), answers=data.answers)
         assert bits(nested.state_dict()) == bits(plain.state_dict())
 

@@ -282,7 +282,9 @@ def _best(
             left = [words for name, words in differences.items() if name not in allow_mismatch]
             reason = "; ".join(left) or error.message.replace(str(bundle.path), bundle.name)
             told = bundle.name, f"{reason} ({error.hint})" if error.hint else reason
-            if "backend" in differences:
+            if "latents" in differences:  # never of use here
+                _log.info(_PASSED_OVER, *told)
+            elif "backend" in differences:
                 other_backends.append(told)
             else:
                 _log.warning(_PASSED_OVER, *told)

@@ -65,6 +65,7 @@ class BundleInfo:
         scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
         options: `Guide.compared_options` of the training; None if unknown.
+        latents: (C, h, w) of the latents that experts read; None if they read images.
         part: The indices of the experts that were trained, if others were left to other machines;
             such a file is of no use before `ppap experts merge`.
     """
@@ -96,6 +97,11 @@ class BundleInfo:
     curve: ScaleCurve | None = None
     options: Mapping[str, Any] | None = attrs.field(
         default=None, validator=optional(must.json_object)
+    )
+    latents: tuple[int, ...] | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(tuple[int, ...]),
+        validator=optional(must.counts),
     )
     part: tuple[int, ...] | None = attrs.field(
         default=None,
@@ -173,7 +179,9 @@ def describe(
         timesteps=[0, *(owned.stop for owned in experts.ranges.timesteps(schedule))],
         resolution=resolution,
         preprocessing=experts.preprocessing,
-        input=InputConvention.measure(experts.student, tuple(resolution)),
+        input=InputConvention.measure(
+            student_of(experts.model, experts.preprocessing), tuple(resolution)
+        ),
         network_parameters=experts.network_parameters,
         expert_parameters=experts.expert_parameters,
         **{"data_sha256": None, "metrics": {}, "scales": None, **known},
@@ -222,7 +230,13 @@ class Present:
                 f"they learned from {info.backend}, and this backend has other weights "
                 f"({self._backend_sha256[:12]})"
             )
-        _, *resolution = self.backend.stages[0].image_shape
+        stage = self.backend.stages[0]
+        if info.latents != stage.latent_shape:
+            read, here = (
+                f"latents {x}" if x else "images" for x in (info.latents, stage.latent_shape)
+            )
+            found["latents"] = f"they read {read}, and this backend draws {here}"
+        _, *resolution = stage.image_shape
         if tuple(resolution) != info.resolution:
             found["resolution"] = (
                 f"they learned from images of {' x '.join(map(str, info.resolution))}, and these "

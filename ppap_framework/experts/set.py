@@ -60,7 +60,7 @@ class ExpertSet:
 
     Attributes:
         active: Index of the merged expert; None for the untouched network.
-        student: The model with the experts' preprocessing.
+        student: The model with the experts' preprocessing, which reads latents if they do.
         network_parameters: Number of parameters of the untouched network.
     """
 
@@ -86,6 +86,7 @@ class ExpertSet:
             for adapter in self.adapters.values():
                 adapter.attach(model.network, len(ranges))
                 undo.callback(adapter.detach)
+                self.student = adapter.student(self.student)
             undo.pop_all()
         _owned.add(model.network)
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppap_framework.components import GuidanceModel
+from ppap_framework.components import GuidanceModel, Stage
 from ppap_framework.data import Images, LabelledImages
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import scaled
 from ppap_framework.predictions import each_tensor, joined
+from ppap_framework.runtime import frozen
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -27,8 +28,8 @@ _TRAINING, _ORDER, _VALIDATION = 0, 1, 2
 @attrs.frozen(kw_only=True, eq=False)
 class TrainingSet:
     """`count` images of a `shape` (3, H, W) and answers, in memory: functions of indices (B,) to
-    clean images of the guided stage, (B, 3, H, W) in [-1, 1], on the network's device, and to the
-    teacher's answers or, if `supervised`, labels.
+    clean images of the guided stage, (B, 3, H, W) in [-1, 1], or latents, on the network's device,
+    and to the teacher's answers to the images or, if `supervised`, labels.
     """
 
     images: Callable[[Tensor], Tensor]
@@ -39,23 +40,30 @@ class TrainingSet:
 
     @classmethod
     def of(
-        cls, data: Images, model: GuidanceModel, batch: int, device: torch.device
+        cls, data: Images, model: GuidanceModel, batch: int, device: torch.device, stage: Stage
     ) -> TrainingSet:
-        """Images with their labels, or else with the model's answers to those of the last stage.
-        The model is on the device, in evaluation mode.
+        """Images of a stage with their labels, or else with the model's answers to those of the
+        last stage. The model is on the device, in evaluation mode.
         """
         noised, last = first_and_last(data, len(data))
+        ready: Callable[[Tensor], Tensor] = scaled
+        if stage.latent_shape:
+            with frozen([stage.network], device), torch.no_grad():
+                parts = [
+                    stage.encode(scaled(x.to(device))).cpu() for x in torch.split(noised, batch)
+                ]
+            noised, ready = torch.cat(parts), Tensor.float
         answers: Any = data.labels.to(device) if isinstance(data, LabelledImages) else None
         if answers is None:
             with torch.no_grad():
                 parts = [scaled(part.to(device)) for part in torch.split(last, batch)]
                 answers = joined([model(x0, NoiseLevel.clean(len(x0))) for x0 in parts])
         return cls(
-            images=lambda rows: scaled(noised[rows].to(device)),
+            images=lambda rows: ready(noised[rows].to(device)),
             answers=lambda rows: each_tensor(lambda all_: all_[rows.to(all_.device)], answers),
             supervised=isinstance(data, LabelledImages),
             count=len(data),
-            shape=data.image_shape(0),
+            shape=stage.shape,
         )
 
 

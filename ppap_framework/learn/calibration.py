@@ -92,7 +92,8 @@ def calibrate(
     sampling = attrs.evolve(sampling, seed=seed)
     loaded = load_backend(backend)
     stage, device = loaded.stages[0], compute.place
-    check_readable(stage)
+    if bundle is None and through == "noisy":
+        check_readable(stage, "name their experts, or look through detached")
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
     here = Present(guide.model, loaded, guide.compared_options(loaded))
@@ -109,6 +110,9 @@ def calibrate(
         _energies(guide, probe, NoiseLevel.clean(2), _targets(guide, probe))
         drawn = _pictures(plan(loaded, (), num, sampling, compute))
         first, last = (pictures.to(device) for pictures in drawn)
+        with torch.no_grad():
+            parts = torch.split(first, compute.fixed_batch)
+            first = torch.cat([stage.encode(x) for x in parts])
         targets = _targets(guide, last)
         scales, errors = [], []
         for done, t in enumerate(timesteps, start=1):
@@ -203,7 +207,8 @@ def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
 def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
     """The predicted clean images, (B, 3, H, W)."""
     with frozen([stage.network], x_t.device):
-        return stage.denoise(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64), condition).x0
+        at = x_t.new_full((len(x_t),), t, dtype=torch.int64)
+        return stage.decode(stage.denoise(x_t, at, condition).x0)
 
 
 def _targets(guide: Guide, pictures: Tensor) -> Tensor:

@@ -288,7 +288,7 @@ class Distillation:
         x_t = self._schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
         with computing_in(self._recipe.precision, x0.device):
             x_t = x_t.contiguous(memory_format=torch.channels_last)
-            return self._experts.model(x_t, self._schedule.level(batch.timesteps))
+            return self._experts.student(x_t, self._schedule.level(batch.timesteps))
 
     def _held(self, expert: int) -> dict[str, Tensor]:
         """One expert's tensors, by names without its index."""

@@ -167,15 +167,17 @@ def plan_transfer(
     """The plan of `transfer` for its arguments; PpapError with all problems."""
     loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
-    problems = Problems()
-    problems.attempt(check_readable, loaded.stages[0])
-    adapters: tuple[AdapterConfig, ...] = problems.attempt(_configs, recipe.adapters) or ()
+    problems, stage = Problems(), loaded.stages[0]
+    adapters = problems.attempt(_configs, recipe.adapters, stage) or ()
     recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         owned = recipe.ranges(schedule).timesteps(schedule)
         recipe.phases(owned)  # for "auto", with the largest possible number of experts
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
+        elif stage.latent_shape:
+            fault = "boundaries cannot be proposed for a network that reads no latents"
+            raise UsageError(fault, hint="give boundaries or a number of experts")
     problems.check()
     origins = {
         "guide": (guide_origin(teacher), guide_sha256(teacher.model)),
@@ -191,10 +193,19 @@ def plan_transfer(
     return plan
 
 
-def _configs(adapters: Adapters) -> tuple[AdapterConfig, ...]:
+def _configs(adapters: Adapters, stage: Stage) -> tuple[AdapterConfig, ...]:
     problems = Problems()
     configs: dict[str, AdapterConfig] = {}
-    for kind, options in registry().default_adapters() if adapters is None else adapters:
+    given = [*(registry().default_adapters() if adapters is None else adapters)]
+    if stage.latent_shape is not None:
+        readers = dict(registry().default_adapters(latents=True))
+        if not readers:
+            check_readable(stage, "no adapter that reads latents is installed")
+        shapes = {"latents": [*stage.latent_shape], "images": [*stage.image_shape]}
+        if not any(kind in readers for kind, _ in given):
+            given.insert(0, (next(iter(readers)), {}))
+        given = [(kind, {**shapes, **own} if kind in readers else own) for kind, own in given]
+    for kind, options in given:
         with problems.collected():
             if kind in configs:
                 raise UsageError(f"adapter {kind!r} is given twice", hint="give each adapter once")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from ppap_framework.components import DiffusionBackend
@@ -36,6 +37,7 @@ from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
+from ppap_framework.pixels import scaled
 from ppap_framework.processes import Processes
 from ppap_framework.run import UNGUIDED, Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
@@ -43,6 +45,7 @@ from ppap_framework.runtime import Progress, Watch, evaluating, isolated
 _log = logging.getLogger(__name__)
 
 _BATCH = 64  # default batch size of drawing
+_PREPARING = 256  # images with which adapters prepare
 _LOG_EVERY = 10
 _SAVE_SECONDS = 10.0
 _NOT_KEPT = "set PPAP_CACHE_DIR to another folder, or use --no-keep"
@@ -219,11 +222,15 @@ def _train(
 ) -> None:
     """Train, from the folder's state on; the first process saves the bundle, the log and states."""
     recipe, guide, stage = plan.recipe, plan.guide, plan.stage
-    data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place)
+    data = TrainingSet.of(images, guide.model, recipe.batch, plan.compute.place, stage)
     total, saved = sum(phase.iterations for phase in plan.phases), time.perf_counter()
     with plan.attached() as experts:
         known = experts, guide.loss, stage.schedule, data, recipe, plan.phases
         training = Distillation(*known, processes)
+        if stage.latent_shape:
+            rows = torch.arange(min(_PREPARING, data.count - training.held_out))
+            for adapter in experts.adapters.values():
+                adapter.prepare(data.images(rows), scaled(images.images(rows, 0)))
         state = processes.once(folder.load)
         if state is not None:
             training.load_state_dict(state)
@@ -261,5 +268,6 @@ def _train(
             data_sha256=images.manifest_hash,
             options=guide.compared_options(plan.backend),
             metrics={"held_out_images": training.held_out, "experts": training.scores},
+            latents=stage.latent_shape,
         )
         save_bundle(folder.bundle, experts, info)

@@ -100,9 +100,12 @@ class Registry:
         found: TaskLossSpec = self.spec("loss", name)
         return found
 
-    def default_adapters(self) -> list[tuple[str, dict[str, Any]]]:
-        """Default adapters with options, in the order of bundles, which is reverse alphabetical."""
-        specs = [spec for _, spec in self.offers(AdapterSpec) if spec.default is not None]
+    def default_adapters(self, latents: bool = False) -> list[tuple[str, dict[str, Any]]]:
+        """Default adapters with options, in the order of bundles, which is reverse alphabetical; or
+        those that read `latents`.
+        """
+        every = [spec for _, spec in self.offers(AdapterSpec)]
+        specs = [s for s in every if (s.reads_latents if latents else s.default is not None)]
         ordered = sorted(specs, key=lambda spec: spec.name, reverse=True)
         return [(spec.name, dict(spec.default or {})) for spec in ordered]
 

@@ -97,6 +97,7 @@ class Plan:
         if not self.compare:
             return ()
         experts = any(guide.chosen is not None for guide in self.guides)
+        experts = experts and self.stage.latent_shape is None  # nothing else reads latents
         return ("unguided", "naive") if experts else ("unguided",)
 
     def record(self) -> dict[str, Any]:
@@ -199,9 +200,9 @@ def plan(
             hint = "give one target, or one for each image"
             problems.add(f"guide {guide.name!r} has {rows} targets for {num} images", hint)
         with problems.collected():
-            if sampling.through == "noisy":
-                check_readable(stage, "--through detached decodes latents for them")
             settled.append(_settled(guide, loaded, sampling))
+            if sampling.through == "noisy" and settled[-1].chosen is None:
+                check_readable(stage, "--through detached decodes; `ppap adapt` makes experts")
     problems.check()
     _check_shared(settled)
     process = Process.of(stage, kept)

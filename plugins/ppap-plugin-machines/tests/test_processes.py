@@ -86,6 +86,8 @@ def launch(
         "OMP_NUM_THREADS": "1",
     }
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
+    if count > 1 and arguments[0] == "-m":  # or torchrun takes --num for one of its options
+        arguments = ("-m", "--", *arguments[1:])
     done = subprocess.run(
         [sys.executable, *(torchrun if count > 1 else ()), *arguments],
         cwd=out,
@@ -178,7 +180,7 @@ def test_commands(site: Path, tmp_path: Path) -> None:
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         assert one == two
     learn = ("--backend", "toy", "--guider", "colour", "--data", "set", "--learn-batch", "4")
-    train = (*ppap, "transfer", *learn, "--adapter", "bias", "--iterations", "10", "--out", "x")
+    train = (*ppap, "transfer", *learn, "--adapter", "full", "--iterations", "10", "--out", "x")
     done = launch(site, tmp_path, 2, *train, "--no-keep", "--num-experts", "2")
     assert done.stdout.count(".experts.safetensors") == 1
     assert launch(site, tmp_path, 2, *train, "--no-keep", "--num-experts", "1", status=2)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 import ppap_framework as ppap
-from ppap_framework.diagnosis.intervals import bootstrap, interval
 from ppap_framework.guidance import Guide
 from ppap_framework.targets import decode_target
+from ppap_plugin_diagnose.intervals import bootstrap, interval
 from ppap_plugin_shapes.world import CLASS_NAMES, COLOURS, SEGMENTATION_NAMES, SHAPES, render
 
 SEED = 914

@@ -40,7 +40,7 @@ class DetectionOptions:
         default=None, validator=optional(and_(instance_of(int), gt(0))), metadata=_NOT_COMPARED
     )
     threshold: float = attrs.field(
-        default=0.5, converter=float, validator=[ge(0), le(1)], metadata=_NOT_COMPARED
+        default=0.3, converter=float, validator=[ge(0), le(1)], metadata=_NOT_COMPARED
     )
 
 

@@ -94,7 +94,7 @@ def diagnose(
     """
     stage, place = backend.stages[0], find_device(device)
     schedule, length = stage.schedule, stage.schedule.num_timesteps
-    check_readable(stage)
+    check_readable(stage, "only images are diagnosed")
     timesteps = evenly_spaced(schedule, levels)
     if num_experts is not None:  # raises before anything is measured
         propose_boundaries([0], [0.0], length, num_experts)

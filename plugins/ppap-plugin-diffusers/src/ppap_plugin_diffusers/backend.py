@@ -172,6 +172,22 @@ class DiffusersStage(Stage):
         images: Tensor = self.decoder.decode(z.to(dtype), return_dict=False)[0]
         return images.float()
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Clean latents, (B, C, h, w), of images, (B, 3, H, W): the mode, if they have a
+        distribution; of a pixel pipeline the images.
+        """
+        if self.decoder is None:
+            return images
+        found = self.decoder.encode(images.to(next(self.decoder.parameters()).dtype))
+        z: Tensor = found.latents if "latents" in found else found.latent_dist.mode()
+        config, z = self.decoder.config, z.float()
+        mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+        z = (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        if mean is not None and std is not None:
+            mean, std = (z.new_tensor(each)[:, None, None] for each in (mean, std))
+            z = (z - mean * config.scaling_factor) / std
+        return z
+
     def evaluations(self, condition: Condition) -> int:
         """Two if classifier-free guidance applies, else one."""
         return 2 if condition.negatives else 1

@@ -1,12 +1,13 @@
-"""Options of the backend; this module does not import torch."""
+"""Options of the components; this module does not import torch."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 
-__all__ = ["DiffusersOptions"]
+__all__ = ["DiffusersOptions", "StemOptions"]
 
 
 def _finite(instance: object, attribute: attrs.Attribute[float], value: float | None) -> None:
@@ -38,3 +39,27 @@ class DiffusersOptions:
     size: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(attrs.validators.ge(1))
     )
+
+
+def _shape(instance: object, attribute: attrs.Attribute[Any], value: tuple[int, ...]) -> None:
+    if len(value) != 3 or any(type(side) is not int or side < 1 for side in value):
+        raise ValueError(f"must be three whole numbers from 1, not {list(value)}")
+
+
+@attrs.frozen(kw_only=True)
+class StemOptions:
+    """Options of the adapter `stem`. A training sets the shapes.
+
+    Attributes:
+        latents: (C, h, w) of the latents.
+        images: (3, H, W) of their images.
+        width: Channels of the hidden layers.
+    """
+
+    latents: tuple[int, ...] = attrs.field(
+        default=(4, 64, 64), converter=tuple[int, ...], validator=_shape
+    )
+    images: tuple[int, ...] = attrs.field(
+        default=(3, 512, 512), converter=tuple[int, ...], validator=_shape
+    )
+    width: int = attrs.field(default=64, validator=attrs.validators.ge(1))

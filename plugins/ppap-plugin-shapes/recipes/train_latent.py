@@ -1,0 +1,151 @@
+"""A latent world: an autoencoder of scenes of 64 x 64, and a diffusion model of its latents, in one
+folder that diffusers draws with, and that is a checkpoint of backend `diffusers`.
+
+The autoencoder is an `AutoencoderKL` to 4 x 16 x 16; its loss is the mean absolute error plus a
+small share of the Kullback-Leibler divergence (Rombach et al. 2022, arXiv 2112.10752, section 3.1),
+without a discriminator. The denoiser is a `UNet2DModel` that predicts v on the cosine schedule, as
+the other embedded models do. Both trainings go on from the state of a killed one.
+
+    python train_latent.py autoencoder --state ~/ppap-train/latent
+    python train_latent.py denoiser --state ~/ppap-train/latent --out latent-world
+    ppap run --backend diffusers --checkpoint latent-world
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import diffusers
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from training import Plan, mirrored, rendered, to_images, train
+
+from ppap_framework.noise import cosine_schedule
+
+DATA_SEED, SIZE = 1, 64
+TEST_SEED, TEST_COUNT = 900, 500
+KL_WEIGHT = 1e-4  # of the divergence a number of the image
+AUTOENCODER = {
+    "sample_size": SIZE,
+    "block_out_channels": (32, 64, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+}
+DENOISER = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "layers_per_block": 1,
+    "block_out_channels": (64, 128, 128),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 32,
+    "norm_num_groups": 16,
+}
+SCHEDULER = {
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+
+state_option = click.option("--state", type=click.Path(path_type=Path), required=True)
+count_option = click.option("--count", default=12_000, show_default=True, help="Scenes to learn.")
+steps_option = click.option("--steps", default=6_000, show_default=True)
+batch_option = click.option("--batch", default=16, show_default=True)
+
+
+@click.group()
+def main() -> None:
+    """Train the parts of the latent world one after the other."""
+
+
+@main.command()
+@state_option
+@count_option
+@steps_option
+@batch_option
+def autoencoder(state: Path, count: int, steps: int, batch: int) -> None:
+    """Train the autoencoder, and keep it with the scale of its latents in STATE/vae."""
+    images, _ = rendered(state, DATA_SEED, count, SIZE)
+    torch.manual_seed(0)
+    network = diffusers.AutoencoderKL(**AUTOENCODER)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.randint(len(images), (batch,), generator=generator)
+        (x,) = mirrored(generator, to_images(images[chosen]))
+        posterior = network.encode(x).latent_dist
+        decoded = network.decode(posterior.sample(generator)).sample
+        error, kl = F.l1_loss(decoded, x), posterior.kl().mean()
+        return error + KL_WEIGHT * kl / x[0].numel(), {"l1": error.item(), "kl": kl.item()}
+
+    average, seconds = train(network, plan_of(steps, batch, 1e-3), state / "autoencoder", loss)
+    network.load_state_dict(average)
+    network.eval()
+    latents = encoded(network, images)
+    network.register_to_config(scaling_factor=1.0 / latents.std().item())
+    network.half().save_pretrained(state / "vae")
+    torch.save(latents, state / "latents.pt")
+    test = to_images(rendered(state, TEST_SEED, TEST_COUNT, SIZE)[0])
+    with torch.no_grad():
+        parts = [network.float()(part).sample for part in test.split(50)]
+    error = (torch.cat(parts).clamp(-1, 1) - test).square().mean() / 4
+    click.echo(f"{seconds:.0f} s; fresh scenes: PSNR {-10 * error.log10():.2f} dB")
+
+
+@torch.no_grad()
+def encoded(network: diffusers.AutoencoderKL, images: Tensor) -> Tensor:
+    """Modes of the latents of scenes (N, 3, H, W), uint8, and of their mirror images: (2N, ...)."""
+    parts = []
+    for flip in (False, True):
+        for part in images.split(100):
+            x = to_images(part.flip(-1) if flip else part)
+            parts.append(network.encode(x).latent_dist.mode())
+    return torch.cat(parts)
+
+
+@main.command()
+@state_option
+@steps_option
+@batch_option
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+def denoiser(state: Path, steps: int, batch: int, out: Path) -> None:
+    """Train the denoiser of the autoencoder's latents, and write the pipeline."""
+    vae = diffusers.AutoencoderKL.from_pretrained(state / "vae")
+    latents = torch.load(state / "latents.pt", weights_only=True) * vae.config.scaling_factor
+    schedule = cosine_schedule(1000)
+    torch.manual_seed(0)
+    network = diffusers.UNet2DModel(**DENOISER)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        x0 = latents[torch.randint(len(latents), (batch,), generator=generator)]
+        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        t = (u * schedule.num_timesteps).long()
+        noise = torch.randn(x0.shape, generator=generator)
+        alpha = schedule.alphas_cumprod[t].sqrt().float()[:, None, None, None]
+        sigma = (1.0 - alpha**2).sqrt()
+        v = network(alpha * x0 + sigma * noise, t).sample
+        value = F.mse_loss(v, alpha * noise - sigma * x0)
+        return value, {}
+
+    average, seconds = train(network, plan_of(steps, batch, 5e-4), state / "denoiser", loss)
+    network.load_state_dict(average)
+    scheduler = diffusers.DDIMScheduler(**SCHEDULER)
+    pipe = diffusers.LDMPipeline(vqvae=vae, unet=network.eval(), scheduler=scheduler)
+    pipe.to(torch.float16).save_pretrained(out)
+    size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
+    click.echo(f"{seconds:.0f} s; {out}: {size / 1e6:.1f} MB")
+
+
+def plan_of(steps: int, batch: int, learning_rate: float) -> Plan:
+    """The last fifth of the steps lowers the learning rate."""
+    how = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "decay": steps // 5}
+    return Plan(**how, seed=21, ema=0.998)
+
+
+if __name__ == "__main__":
+    main()
