@@ -11,6 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+NEWER = ("ppap-plugin-diffusers",)
+"""Distributions whose libraries require newer versions than all others allow."""
+
 _BOUND = re.compile(r"([\w-]+)(?:\[.*?\])?>=([\w.]+)(.*)")
 
 
@@ -19,6 +22,8 @@ def constraints(repository: Path = REPOSITORY) -> dict[str, str]:
     toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     found = {}
     for path in [repository / "pyproject.toml", *repository.glob("plugins/*/pyproject.toml")]:
+        if path.parent.name in NEWER:
+            continue
         project = toml.loads(path.read_text(encoding="utf-8"))["project"]
         for requirement in project["dependencies"]:
             if match := _BOUND.fullmatch(requirement):
