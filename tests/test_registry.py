@@ -206,8 +206,7 @@ def test_every_component_of_this_project_has_an_extra() -> None:
         for spec in record.specs
         if record.distribution.startswith("ppap-plugin-") and not isinstance(spec, TaskLossSpec)
     ]
-    bench = {"eval": "ppap-plugin-bench"}  # which has commands
-    assert suppliers() == bench | {spec.name: supplier for spec, supplier in found}
+    assert suppliers() == {spec.name: supplier for spec, supplier in found}
     assert suppliers()["depth"] == "ppap-plugin-midas"
     for spec, supplier in found:
         error = refused(registry_of(), spec.kind, spec.name)

@@ -71,11 +71,11 @@ def drawn(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the diaries."""
+    """Every file but the diaries and locks."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("transfer.json", "run.json")
+        if path.is_file() and path.name not in ("transfer.json", "run.json", ".lock")
     }
 
 

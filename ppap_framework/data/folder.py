@@ -50,8 +50,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
             fault = f"has format {found}, and this version reads {FORMATS[-1]}"
         case {"format": _, **content} as manifest:
             stated = content.pop("sha256", None)
-            if stated == files.digest({"format": manifest["format"], **content}):
-                return dict(manifest)
+            with contextlib.suppress(ValueError):  # of a number that is none
+                if stated == files.digest({"format": manifest["format"], **content}):
+                    return dict(manifest)
             fault = "is damaged: its SHA-256 is not that of its content"
         case _:
             fault = "is no manifest of a synthetic set"
