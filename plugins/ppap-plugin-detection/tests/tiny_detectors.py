@@ -187,7 +187,7 @@ def made(kind: str) -> nn.Module:
         else:
             config = CONFIGS[kind]()
             network = transformers.AutoModelForObjectDetection.from_config(config)
-    return network.eval()  # type: ignore[no-any-return]
+    return network.eval()  # type: ignore[no-any-return]  # transformers has no types
 
 
 def saved(kind: str, folder: Path) -> nn.Module:
@@ -199,4 +199,4 @@ def saved(kind: str, folder: Path) -> nn.Module:
     else:
         network.save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    return network  # type: ignore[no-any-return]
+    return network  # type: ignore[no-any-return]  # transformers has no types

@@ -64,7 +64,7 @@ class Linear(GuidanceModel):
         return self.network(images.flatten(1)[:, : self.network.in_features])
 
     def target(self, given: TargetInput) -> Target:
-        raise NotImplementedError
+        raise NotImplementedError  # a diagnosis aims at nothing
 
 
 class Margin(TaskLoss):
