@@ -261,7 +261,7 @@ def test_options_that_are_none(wrong: dict[str, object]) -> None:
     "network, hint",
     [
         (nn.Linear(40, 40), "use a rank of at most 10, or name targets"),
-        (nn.Conv2d(1, 2, 3), "use the adapter `bias` or `full`"),
+        (nn.Conv2d(1, 2, 3), "use the adapter `full`"),
         (nn.ReLU(), "it has no parameters: give it a layer that experts can change"),
     ],
 )

@@ -69,7 +69,7 @@ def _adaptation(dimensions: float, wanted: str, network: nn.Module) -> Adaptatio
             prefix + name for name, _ in module.named_buffers(recurse=False) if name in _STATISTICS
         ]
     if not parameters and not statistics:
-        hint = "use another adapter"
+        hint = "leave this adapter out, or use `full`"
         if next(network.parameters(), None) is None:
             hint = "give it a layer that experts can change"
         raise UsageError(

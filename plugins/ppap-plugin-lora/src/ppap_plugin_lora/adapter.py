@@ -120,7 +120,7 @@ def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
     size = sum(p.numel() for module in others.values() for p in module.parameters(recurse=False))
     if not found:
         change = f"; it does not change {kinds}" if kinds else ""
-        other = "use the adapter `bias` or `full`"
+        other = "use the adapter `full`"
         if next(network.parameters(), None) is None:
             other = "it has no parameters: give it a layer that experts can change"
         elif fitting and not kinds:
