@@ -23,9 +23,10 @@ Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
 
 
 def whole(least: float, usual: int, *others: object) -> Rule:
-    """Whole numbers from `least` on, and other values."""
+    """Whole numbers from `least` to what C calls an int, and other values."""
     words = "be a whole number" + (f" from {least}" if math.isfinite(least) else "")
-    return lambda x: (type(x) is int and x >= least) or x in others, words, usual
+    most = 2**31 if math.isfinite(least) else math.inf
+    return lambda x: (type(x) is int and least <= x < most) or x in others, words, usual
 
 
 def one_of(words: Any) -> Rule:
