@@ -172,6 +172,25 @@ class DiffusersStage(Stage):
         images: Tensor = self.decoder.decode(z.to(dtype), return_dict=False)[0]
         return images.float()
 
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents, (B, C, h, w), of images, (B, 3, H, W) in [-1, 1]: the mode of the encoder's
+        distribution; of a pipeline without latents, the images.
+        """
+        if self.decoder is None:
+            return images
+        config = self.decoder.config
+        made = self.decoder.encode(images.to(next(self.decoder.parameters())))
+        spread = getattr(made, "latent_dist", None)  # of an AutoencoderKL alone
+        z: Tensor = (made.latents if spread is None else spread.mode()).float()
+        mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+        if mean is not None and std is not None:
+            z = z - z.new_tensor(mean)[:, None, None]
+        z = (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        if mean is not None and std is not None:
+            z = z / z.new_tensor(std)[:, None, None]
+        return z
+
     def evaluations(self, condition: Condition) -> int:
         """Two if classifier-free guidance applies, else one."""
         return 2 if condition.negatives else 1
