@@ -2,6 +2,7 @@
 
 from ppap_framework.diffusion.process import Process as Process
 from ppap_framework.diffusion.process import space_timesteps as space_timesteps
+from ppap_framework.diffusion.process import times as times
 from ppap_framework.diffusion.process import timesteps_for as timesteps_for
 from ppap_framework.diffusion.walk import Continuation as Continuation
 from ppap_framework.diffusion.walk import Guidance as Guidance
@@ -14,4 +15,5 @@ from ppap_framework.diffusion.walk import ddpm_step as ddpm_step
 from ppap_framework.diffusion.walk import inversion as inversion
 from ppap_framework.diffusion.walk import noised as noised
 from ppap_framework.diffusion.walk import repeated as repeated
+from ppap_framework.diffusion.walk import shifted as shifted
 from ppap_framework.diffusion.walk import trajectory as trajectory

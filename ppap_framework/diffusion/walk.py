@@ -8,7 +8,7 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters a step in o
     score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
 
 The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
-see `_guided`.
+see `shifted`.
 
 Known pixels of a picture y are replaced after each step (RePaint, Lugmayr et al. 2022, arXiv
 2201.09865, eq. 8) by those of sqrt(abar_{i-1}) y + sqrt(1 - abar_{i-1}) eps. The others only fit
@@ -83,7 +83,7 @@ def ddim_step(
     abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
     sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
     direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
-    prediction = _guided(process, index, prediction, gradient, abar_prev.sqrt(), direction)
+    prediction = shifted(prediction, gradient, abar, abar_prev.sqrt(), direction)
     x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps
     if sigma > 0.0:
         x = x + sigma * noise.to(x)
@@ -97,21 +97,18 @@ def ddim_inversion_step(
 
     From the last index it leads to pure noise, eps.
     """
-    abar_next = at_index(process.alphas_cumprod_next, index, prediction.x_t)
+    both = process.alphas_cumprod, process.alphas_cumprod_next
+    abar, abar_next = (at_index(constants, index, prediction.x_t) for constants in both)
     alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
-    prediction = _guided(process, index, prediction, gradient, alpha_next, sigma_next)
+    prediction = shifted(prediction, gradient, abar, alpha_next, sigma_next)
     return alpha_next * prediction.x0 + sigma_next * prediction.eps, prediction
 
 
-def _guided(
-    process: Process,
-    index: int,
-    prediction: Prediction,
-    gradient: Tensor | None,
-    alpha_to: Tensor,
-    sigma_to: Tensor,
+def shifted(
+    prediction: Prediction, g: Tensor | None, abar: Tensor, alpha_to: Tensor, sigma_to: Tensor
 ) -> Prediction:
-    """The prediction with its score shifted by g, for a step to alpha_to x_0 + sigma_to eps.
+    """The prediction at abar_i with its score shifted by g, for a step to alpha_to x_0 + sigma_to
+    eps; constants are 0-dimensional, of the prediction's dtype.
 
     Such a step moves the state by
 
@@ -120,17 +117,16 @@ def _guided(
     The factor is about 1 or less on evenly spaced timesteps, but unbounded as alpha_i falls to 0.
     If it exceeds `_REACH`, g is reduced such that the factor is 1, as on evenly spaced timesteps.
     """
-    if gradient is None:
+    if g is None:
         return prediction
-    abar = at_index(process.alphas_cumprod, index, gradient)
     alpha, sigma = abar.sqrt(), (1.0 - abar).sqrt()
     reach = alpha_to * sigma - alpha * sigma_to  # alpha_i times the factor
     if reach > _REACH * alpha:
-        return prediction.with_x0(prediction.x0 + sigma**2 / reach * gradient)
-    shifted = prediction.with_eps(prediction.eps - sigma * gradient)
+        return prediction.with_x0(prediction.x0 + sigma**2 / reach * g)
+    moved = prediction.with_eps(prediction.eps - sigma * g)
     # Under strong guidance x_0 and eps are large and nearly cancel, so the order of arithmetic
     # matters. As in the published samplers, eps is computed from x_0 again.
-    return prediction.with_x0(shifted.x0)
+    return prediction.with_x0(moved.x0)
 
 
 class Guidance(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import refused, typed
 from tiny_pipelines import PROMPTS, TINY, pixel, stable_diffusion, tiny_vae
 
 import ppap_framework as ppap
@@ -142,6 +143,44 @@ def test_a_fault_is_one_line(
     assert hint in caught.value.hint
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def predicting(what: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": what}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("break_it", "code", "words"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), 4, "is no pipeline"),
+        (pickled, 4, "pickles may run code"),
+        (cut, 4, "truncated or damaged"),
+        (stating(unet=["my_code", "MyUNet"]), 4, "nothing was run"),
+        (stating(_class_name="CogVideoXPipeline"), 4, "of no family"),
+        (predicting("score"), 4, "prediction_type of DDIMScheduler is 'score'"),
+        (lambda folder: None, 2, "draws latents"),
+    ],
+)
+def test_a_fault_typed(
+    latent: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    break_it: Callable[[Path], object],
+    code: int,
+    words: str,
+) -> None:
+    """Errors of `ppap run`: one line and a hint, and nothing is written."""
+    folder, out = tmp_path / "painter", tmp_path / "out"
+    shutil.copytree(latent, folder)
+    break_it(folder)
+    command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--out", out)
+    guide = ("--guider", "classifier", "--target", "red cube", "--num", "1", "--steps", "2")
+    refused(typed(capsys)(*command, *guide), code, words, "hint: ")
+    assert not out.exists()
 
 
 def test_what_is_no_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,8 @@ class Convention(abc.ABC):
     schedule: NoiseSchedule
     variance: VarianceKind = "fixed_small"
     final_abar: float = 1.0
+    doubled: bool = False
+    """Whether the network predicts a variance, too, and so has twice the channels."""
 
     @abc.abstractmethod
     def timesteps(self, steps: int) -> list[float] | None:
@@ -64,6 +66,20 @@ class Convention(abc.ABC):
     @abc.abstractmethod
     def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         """Of the network's output, (B, C, H, W) or (B, 2C, H, W), float32."""
+
+    @abc.abstractmethod
+    def output(self, prediction: Prediction, t: Tensor) -> Tensor:
+        """The network's output, (B, C, H, W), that would have meant this prediction."""
+
+    @abc.abstractmethod
+    def base(self, told: float) -> float:
+        """The base timestep at which the network is told this number."""
+
+    @abc.abstractmethod
+    def scale(self, scheduler: Any, told: float | None) -> float:
+        """c with x_t = c z for what the scheduler keeps, z, at this number; None for the end. Of a
+        scheduler that counts its steps, at the current one.
+        """
 
     def clip(self, x0: Tensor) -> Tensor:
         """The predicted clean state as samplers use it; by default as it is."""
@@ -113,7 +129,7 @@ class _Classic(Convention):
     """
 
     def __init__(self, name: str, config: Mapping[str, Any], betas: Tensor, doubled: bool) -> None:
-        self._config, self._doubled = config, doubled
+        self._config, self.doubled = config, doubled
         self._predicts = config.get("prediction_type", "epsilon")
         self._spacing = config.get("timestep_spacing", "leading")
         variance = config.get("variance_type") or ("learned_range" if doubled else None)
@@ -170,10 +186,26 @@ class _Classic(Convention):
 
     def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         variance = None
-        if self._doubled:
+        if self.doubled:
             output, variance = output.chunk(2, dim=1)
         variance = variance if self.variance == "learned_range" else None
         return _PREDICTS[self._predicts](output, x_t, *self.alpha_sigma(x_t, t), variance)
+
+    def output(self, prediction: Prediction, t: Tensor) -> Tensor:
+        if self._predicts == "epsilon":
+            return prediction.eps
+        if self._predicts == "sample":
+            return prediction.x0
+        eps, x0 = prediction.eps, prediction.x0
+        return prediction.alpha.to(x0) * eps - prediction.sigma.to(x0) * x0
+
+    def base(self, told: float) -> float:
+        return min(max(round(told), 0), self.schedule.num_timesteps - 1)
+
+    def scale(self, scheduler: Any, told: float | None) -> float:
+        """Schedulers of Euler's kind keep x_t / alpha."""
+        one = torch.ones(1, dtype=torch.float64)
+        return float(scheduler.scale_model_input(one, 0.0 if told is None else told))
 
 
 @final
@@ -231,6 +263,17 @@ class _Flow(Convention):
         s, (y, _) = self._s(x_t, t), self.fed(x_t, t)
         x0 = y - s.to(x_t) * output
         return Prediction.from_x0(x0, x_t, *self.alpha_sigma(x_t, t))
+
+    def output(self, prediction: Prediction, t: Tensor) -> Tensor:
+        s, (y, _) = self._s(prediction.x_t, t), self.fed(prediction.x_t, t)
+        return (y - prediction.x0) / s.to(y)
+
+    def base(self, told: float) -> float:
+        return told - 1.0
+
+    def scale(self, scheduler: Any, told: float | None) -> float:
+        s = (told or 0.0) / self.schedule.num_timesteps
+        return 1.0 / math.hypot(1.0 - s, s)
 
     def _s(self, x_t: Tensor, t: Tensor) -> Tensor:
         wide = torch.float32 if x_t.device.type == "mps" else torch.float64

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppap_framework.author import AssetError
 
-__all__ = ["FAMILIES", "Arguments", "Family", "class_names", "family_of"]
+__all__ = ["FAMILIES", "Arguments", "Family", "class_names", "family_of", "packed", "unpacked"]
 
 Arguments: TypeAlias = Mapping[str, Any]
 """Keyword arguments of a network for its rows: B, or with classifier-free guidance 2B, those of
@@ -120,11 +120,21 @@ def _plain(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
 def _packed(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
     """A network of tokens, each of which holds a square of 2 x 2; its time is s."""
     _, _, height, width = x.shape
-    tokens = nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+    tokens = packed(x)
     places = torch.cartesian_prod(torch.arange(height // 2), torch.arange(width // 2)).to(x)
     places = nn.functional.pad(places, (1, 0))
     output = network(tokens, timestep=t / 1000.0, img_ids=places, **arguments, return_dict=False)
-    grid = output[0].transpose(1, 2).unflatten(2, (height // 2, width // 2))
+    return unpacked(output[0], height, width)
+
+
+def packed(x: Tensor) -> Tensor:
+    """Tokens, (B, H W / 4, 4 C), of a state, (B, C, H, W)."""
+    return nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
+
+
+def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `packed`."""
+    grid = tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2))
     return nn.functional.pixel_shuffle(grid, 2)
 
 
@@ -172,6 +182,11 @@ class Family:
     shape: Callable[[Any, Any], tuple[int, int, int]] = _square
     ends_with_steps: bool = False
     patch: int = 1
+
+    @property
+    def packs(self) -> bool:
+        """Whether the pipeline keeps x_t as tokens."""
+        return self.call is _packed
 
     @property
     def networks(self) -> tuple[str, ...]:
