@@ -21,7 +21,7 @@ SHELL := bash
 # Where modules lie that tests and the makers of pages share.
 SHARED := $(subst $() ,:,tests $(wildcard plugins/*/tests))
 
-.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size docs wheels matrix oldest clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost docs wheels matrix oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make diffusers  try every family of pipelines, tiny and random, into docs/diffusers.md; minutes"
 	@echo "make real-weights  guide by an ImageNet classifier, into docs/real-weights.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
+	@echo "make recipe-cost  count and measure what the paper's full recipe takes, into docs/cost.md; minutes, 4 GB"
 	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
@@ -69,7 +70,12 @@ contracts: $(VENV)/.installed
 parity: $(VENV)/.installed
 	$(BIN)/python -m pytest -q tests/parity
 
-slow: $(VENV)/.installed
+# A server of S3 and its client, and another reader of shards.
+$(VENV)/.slow: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[slow]"
+	@touch $@
+
+slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -q -m slow
 
 results: $(RESULTS)
@@ -151,6 +157,9 @@ docs: $(VENV)/.docs
 
 full-size: $(VENV)/.installed
 	$(BIN)/python docs/make_checkpoints.py measure
+
+recipe-cost: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_cost.py measure
 
 # Each plugin in an environment of its own, from its wheel.
 matrix: $(VENV)/.installed

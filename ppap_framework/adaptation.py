@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ppap_framework.checkpoints import misfits
 from ppap_framework.components import ExpertAdapter
 from ppap_framework.errors import AssetError, UsageError
 
@@ -160,18 +161,9 @@ class ParametrizationAdapter(ExpertAdapter):
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
-        have, given = ({n: _kind(tensor) for n, tensor in s.items()} for s in (own, state))
-        faults = [f"{n:.80} is unknown" for n in given if n not in have]
-        faults += [
-            f"{n} is {given.get(n, 'missing')} instead of {kind}"
-            for n, kind in have.items()
-            if given.get(n) != kind
-        ]
-        if faults:
-            rest = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-            fault = f"the experts do not fit: {'; '.join(faults[:3])}{rest}"
+        if faults := misfits(state, own):
             hint = "they are of another network, or the adapter has other options"
-            raise AssetError(fault, hint=hint)
+            raise AssetError(f"the experts do not fit: {faults}", hint=hint)
         self._restore()
         for name, tensor in own.items():
             tensor.copy_(state[name])
@@ -214,10 +206,6 @@ def _find(network: nn.Module, wanted: Sequence[str]) -> dict[str, _Slots]:
 def _tensors(places: Mapping[str, _Slots]) -> dict[str, Tensor]:
     """The network's current tensors. Moving a network makes new buffers."""
     return {name: getattr(module, own) for name, [(_, module, own), *_] in places.items()}
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{'floating' if tensor.is_floating_point() else 'whole'} {tuple(tensor.shape)}"
 
 
 @contextlib.contextmanager

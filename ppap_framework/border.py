@@ -15,32 +15,28 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.components import (
-    CascadedStage,
-    DiffusionBackend,
-    ExpertAdapter,
-    GuidanceModel,
-    Stage,
-    TaskLoss,
-    VarianceKind,
-)
+from ppap_framework import components
 from ppap_framework.errors import PluginError, calling
 from ppap_framework.predictions import tensors_of
 
 T = TypeVar("T")
 
-_BASES = (GuidanceModel, TaskLoss, DiffusionBackend, Stage, CascadedStage, ExpertAdapter)
+_BASES = (
+    *(components.GuidanceModel, components.TaskLoss, components.ExpertAdapter),
+    *(components.DiffusionBackend, components.Stage, components.CascadedStage),
+)
+_VARIANCES = get_args(components.VarianceKind)
 
 
 def guarded(component: T, who: str) -> T:
     """The same object; its errors name `who`, such as "guider 'depth' of ppap-plugin-midas"."""
     if not hasattr(component, "_made_by"):  # stages may be shared
         _guard(component, who)
-    if isinstance(component, DiffusionBackend):
+    if isinstance(component, components.DiffusionBackend):
         with calling(who, "its stages"):
             for stage in component.stages:
                 kind, shape = stage.variance, tuple(stage.image_shape)
-                if kind not in get_args(VarianceKind) or len(shape) != 3 or shape[0] != 3:
+                if kind not in _VARIANCES or len(shape) != 3 or shape[0] != 3:
                     has = f"has the image_shape {shape} and the variance {kind!r}"
                     raise ValueError(f"{stage.name} {has}; see `Stage`")
                 guarded(stage, who)
@@ -71,7 +67,7 @@ def _guarded_class(kind: Any, who: str) -> Any:
                     fault = f"it returned {_words(found)}" + f" for {count} images" * bool(count)
                     hint = f"the docstring of `{name}` in ppap_framework.components says what fits"
                     raise PluginError(f"{who} failed in {name}: {fault}", hint=hint)
-            return guarded(found, who) if isinstance(found, GuidanceModel) else found
+            return guarded(found, who) if isinstance(found, components.GuidanceModel) else found
 
         return method
 

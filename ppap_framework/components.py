@@ -94,9 +94,7 @@ class Stage(abc.ABC):
         return x0
 
     def encode(self, images: Tensor) -> Tensor:
-        """Clean states of images, (B, 3, H, W) in [-1, 1], on the network's device; by default the
-        images, and UsageError for latents.
-        """
+        """Clean states of images, (B, 3, H, W) in [-1, 1]; by default the images, or UsageError."""
         if self.latent_shape is not None:
             reason = f"stage {self.name!r} draws latents, and cannot make them of a picture"
             raise UsageError(reason, hint="leave out the init image")

@@ -1,32 +1,32 @@
-"""Matplotlib figures whose files have the same bytes every time."""
+"""Figures of what was measured, drawn by whichever installed distribution can.
+
+An entry point of the group `ppap.figures`, such as `diagnosis = "mine:draw"`, is a function of what
+is drawn and a path without suffix. It writes files PATH.* and returns their paths.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from importlib.metadata import distributions
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from ppap_framework.errors import PpapError
+from ppap_framework.errors import calling
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        hint = 'pip install "ppap-framework[eval]"'
-        raise PpapError("matplotlib is not installed", hint=hint) from error
-    return Figure(figsize=(width, height), layout="constrained")
+_GROUP = "ppap.figures"
 
 
-def save_figure(figure: Figure, path: Path, kind: str | None = None) -> None:
-    """Write a figure as "svg" or "png"; None takes the suffix of `path`."""
-    import matplotlib
+def draw_figures(kind: str, *subject: Any) -> list[Path]:
+    """The files that the first distribution which can has drawn; none if none can.
 
-    if (kind or path.suffix[1:]) == "png":
-        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})
-        return
-    with matplotlib.rc_context({"svg.hashsalt": "ppap", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    A "diagnosis" is a `Diagnosis`; a "training" the lines of its log and its `Phase`s. The path
+    comes last. PluginError if drawing fails, PpapError if a file cannot be written.
+    """
+    for distribution in distributions():
+        entries: Any = ()
+        with contextlib.suppress(Exception):  # its file is damaged: `ppap doctor` says so
+            entries = distribution.entry_points.select(group=_GROUP, name=kind)
+        for entry in entries:
+            with calling(f"figure {kind!r} of {distribution.name}", ""):
+                return list(entry.load()(*subject))
+    return []

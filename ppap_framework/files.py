@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError, calling
 
 _FLAT = re.compile(r"([\[{])\n\s*([^][{}]*?)\s*\n\s*([\]}])")  # no string contains a line break
 _WIDTH = 100
@@ -47,6 +47,19 @@ def cache_dir() -> Path:
 def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with its ~ expanded; that of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises
+
+
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a path; of a URL, a copy of it that a plugin's entry point in the group
+    `ppap.folders` fetches. PluginError if there is no such plugin.
+    """
+    if "://" not in (url := os.fspath(path)):
+        return expanded(path)
+    for entry in metadata.entry_points(group="ppap.folders"):
+        with calling(entry.value, ""):
+            copy: Path = entry.load()(url)
+            return copy
+    raise PluginError(f"nothing installed reads {url!r}", hint="pip install ppap-plugin-hub")
 
 
 def is_on(variable: str, environ: Mapping[str, str] = os.environ) -> bool:

@@ -387,11 +387,11 @@ class TestContract:
         whole = {**before, first: before[first].long()}
         more = {**before, "3.nonsense": torch.ones(1)}
         for said, state in {
-            f"{first} is missing": short,
-            "3.nonsense is unknown": more,
-            f"{first} is .*3, 3, 3": wrong,
-            f"{first} is .*whole": whole,
-            "and [0-9]+ more": {},
+            rf"1 missing \('{first}'\)": short,
+            r"1 unexpected \('3.nonsense'\)": more,
+            rf"'{first}' \(3, 3, 3\) instead of \(": wrong,
+            rf"'{first}' .* of int64 instead of \(": whole,
+            r"[0-9]+ missing \(.*, \.\.\.\)": {},
         }.items():
             with pytest.raises(AssetError, match=said) as caught:
                 adapter.load_state_dict(state)

@@ -54,7 +54,7 @@ def test_learns_is_saved_guides_and_is_left_as_it_was(
 ) -> None:
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 1)
     module = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
-    monkeypatch.setattr(module, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(module, "draw_figures", lambda *_: [])
     tried = made["try_out"](kind, task, stand, tmp_path)
     assert tried["parameters"] == rows[kind]["tiny"]["parameters"]
     assert tried["loss"]["untouched"] != tried["loss"]["held_out"]

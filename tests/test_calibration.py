@@ -66,9 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def place(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PPAP_PLUGINS", "ppap-plugin-toy,ppap-plugin-bias")
-    monkeypatch.setattr(
-        sys.modules["ppap_framework.learn.transfer"], "plot_losses", lambda *_: None
-    )
+    monkeypatch.setattr(sys.modules["ppap_framework.learn.transfer"], "draw_figures", lambda *_: [])
     registry.cache_clear()
     monkeypatch.chdir(tmp_path)
 

@@ -42,6 +42,7 @@ from ppap_framework.noise import NoiseLevel, cosine_schedule
 from ppap_framework.pixels import to_uint8
 
 BACKEND = Backend()
+DRAW = "ppap_framework.diagnosis.record.draw_figures"
 SCHEDULE = BACKEND.stages[0].schedule  # linear, 100 timesteps
 
 
@@ -363,42 +364,27 @@ def numbers(found: Diagnosis) -> list[float]:
 
 
 class TestFiles:
-    @pytest.mark.parametrize(
-        ("classification", "number"), [(True, None), (False, 1), (True, 3), (False, 3)]
-    )
-    def test_curves(self, tmp_path: Path, classification: bool, number: int | None) -> None:
-        model = TinyGuide()
-        experts = None if number is None else experts_of(model, number)
-        guide = guide_of(model, Margin(), experts=experts)
-        found = diagnose(
-            BACKEND, guide, pictures(4), levels=3, classification=classification, num_experts=2
-        )
-        names = ["diagnose.json", "diagnose.svg", "diagnose.png"]
-        paths = found.save(tmp_path / "deep", {"guide": "a known one"})
-        assert paths == [tmp_path / "deep" / name for name in names]
-        record, text = json.loads(paths[0].read_text()), paths[1].read_text()
-        assert record == {**found.record(), "guide": "a known one"}
-        assert "where 2 experts could begin" in text
-        assert ("same class" in text) == classification
-        assert ("where they begin" in text) == (number == 3)
-        assert ("its one expert" in text) == (number == 1)
-        assert ("its 3 experts" in text) == (number == 3)
-        with Image.open(paths[2]) as image:
-            assert min(image.size) > 400
-            assert np.asarray(image.convert("L")).std() > 10  # something is drawn
-
-    def test_the_same_figures_give_the_same_bytes(self, tmp_path: Path) -> None:
-        found = diagnose(BACKEND, guide_of(TinyGuide(), Margin()), pictures(2), levels=2)
-        for name in ("a", "b"):
-            found.save(tmp_path / name)
-        for file in (tmp_path / "a").iterdir():
-            assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
-
-    def test_without_matplotlib_there_are_no_curves(
+    def test_the_record_and_whatever_is_drawn_of_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         found = diagnose(BACKEND, guide_of(TinyGuide(), Margin()), pictures(2), levels=2)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        given: list[object] = []
+
+        def draw(*subject: object) -> list[Path]:
+            given.extend(subject)
+            return [tmp_path / "deep" / "diagnose.png"]
+
+        monkeypatch.setattr(DRAW, draw)
+        paths = found.save(tmp_path / "deep", {"guide": "a known one"})
+        assert [path.name for path in paths] == ["diagnose.json", "diagnose.png"]
+        assert given == ["diagnosis", found, tmp_path / "deep" / "diagnose"]
+        assert json.loads(paths[0].read_text()) == {**found.record(), "guide": "a known one"}
+
+    def test_if_nothing_draws_figures_there_are_no_curves(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = diagnose(BACKEND, guide_of(TinyGuide(), Margin()), pictures(2), levels=2)
+        monkeypatch.setattr(DRAW, lambda *_: [])
         assert found.save(tmp_path) == [tmp_path / "diagnose.json"]
 
 
@@ -519,9 +505,14 @@ def run(
     """Types `ppap ...` in an empty folder, where no experts are found; curves take their time and
     are not drawn.
     """
-    monkeypatch.setattr(
-        "ppap_framework.diagnosis.record.diagnosis_plot", lambda found, path, kind: path.touch()
-    )
+
+    def touch(kind: str, found: Diagnosis, path: Path) -> list[Path]:
+        paths = [path.with_suffix(suffix) for suffix in (".svg", ".png")]
+        for each in paths:
+            each.touch()
+        return paths
+
+    monkeypatch.setattr(DRAW, touch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     return typed(capsys)
@@ -631,8 +622,10 @@ class TestCommand:
         assert run(*BASE, *SMALL, "--seed", "1", "--overwrite").code == 0
         assert record()["seed"] == 1
 
-    def test_without_matplotlib_it_says_so(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def test_if_nothing_draws_figures_it_says_so(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DRAW, lambda *_: [])
         code, out, err = run(*BASE, *SMALL)
         assert code == 0
         assert out.splitlines()[-1] == "runs/diagnose/diagnose.json"

@@ -239,7 +239,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     ("--strength 0.5", 2, "strength is for an init image, and there is none", "leave"),
     ("--mask m.png", 2, "mask is for an init image, and there is none", "leave"),
     ("--init-image a.png --resample 2", 2, "resample is for a mask", "leave it out"),
-    ("--init-image a.png --mask wide.png", 2, "has 10x10 pixels, and the init image 8x8", "same"),
+    ("--init-image a.png --mask wide.png", 2, "has another size than the init image", "same"),
     (
         "--init-image a.png --mask black.png",
         2,

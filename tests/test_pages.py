@@ -10,7 +10,7 @@ import click
 import pages
 import pytest
 from distributions import REPOSITORY
-from pages import PAGES
+from pages import DOCS, PAGES
 
 from ppap_framework.cli import ppap
 from ppap_framework.cli.groups import GlobalOptions
@@ -24,6 +24,12 @@ def test_links_lead_somewhere(name: str) -> None:
         assert file.exists(), f"{name} links to {file}"
         if anchor and file.suffix == ".md":
             assert anchor in pages.anchors(file), f"{name} links to {file}#{anchor}"
+
+
+def test_every_page_is_in_the_contents() -> None:
+    entries = re.findall(r"(?m)^(?:.* <)?([\w/-]+)>?$", (DOCS / "index.md").read_text())
+    names = {str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if DOCS in p.parents}
+    assert names - {"index"} <= set(entries)
 
 
 def _added(name: str) -> click.Command | None:

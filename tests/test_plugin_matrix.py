@@ -43,6 +43,7 @@ NEEDS_MORE = {
     "ppap-plugin-bench": "an experiment's file",
     "ppap-plugin-clip": "a network of the hub",
     "ppap-plugin-diffusers": "a pipeline",
+    "ppap-plugin-hub": "a repository to share experts in",
     "ppap-plugin-likeness": "networks of the hub and pictures",
     "ppap-plugin-released": "the released files",
 }

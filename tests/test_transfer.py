@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from experts_toy import SCHEDULE, Backend
-from PIL import Image
 from reaper import Death, Reaper
 from torch import Tensor, nn
 from transfer_toy import (
@@ -47,9 +45,7 @@ from ppap_framework.files import opened
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
-from ppap_framework.learn.folder import plot_losses
 from ppap_framework.learn.plan import TransferPlan
-from ppap_framework.learn.recipe import Phase
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.run import FunctionLoss, GuideRequest
 from ppap_framework.runtime import Progress
@@ -66,12 +62,12 @@ FILE = f"{NAME}.experts.safetensors"
 def hasten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Few batches for statistics, a plot that takes no time, a cache of one's own."""
 
-    def plot(lines: Any, phases: Any, path: Path) -> None:
+    def plot(kind: str, lines: Any, phases: Any, path: Path) -> None:
         for suffix in (".svg", ".png"):
             path.with_suffix(suffix).write_text(f"{len(lines)} lines")
 
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
-    monkeypatch.setattr(MODULE, "plot_losses", plot)
+    monkeypatch.setattr(MODULE, "draw_figures", plot)
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
 
 
@@ -675,19 +671,19 @@ class TestRefusals:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
     ) -> None:
         def refused(*_: Any) -> None:
-            raise PermissionError(13, "Permission denied")
+            raise PpapError("cannot write 'loss.png': Permission denied")
 
         with monkeypatch.context() as patched:
-            patched.setattr(MODULE, "plot_losses", refused)
+            patched.setattr(MODULE, "draw_figures", refused)
             with pytest.raises(PpapError, match=r"cannot write .*Permission denied"):
                 run(tmp_path)
         run(tmp_path)
         assert content(tmp_path) == whole
 
-    def test_without_matplotlib(
+    def test_if_nothing_draws_figures(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes]
     ) -> None:
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setattr(MODULE, "draw_figures", lambda *_: [])
         run(tmp_path)
         assert content(tmp_path) == {k: v for k, v in whole.items() if not k.startswith("loss.")}
 
@@ -742,46 +738,6 @@ class TestTeacher:
         with pytest.raises(UsageError, match="no setting 'num_expert'") as caught:
             transfer(Backend(), network(), "nowhere", out="out", num_expert=3)
         assert caught.value.hint == "did you mean 'num_experts'?"
-
-
-class TestPlot:
-    phases = (
-        Phase(0, range(100), 40, None, shared=True),
-        *(Phase(i, range(20 * i, 20 * i + 20), 20, -1) for i in range(5)),
-    )
-
-    def lines(self, level: float = 1.0) -> Iterator[dict[str, Any]]:
-        for phase in self.phases:
-            for step in range(10, phase.iterations + 1, 10):
-                yield {"phase": phase.name, "iteration": step, "loss": level / step}
-                yield {"phase": phase.name, "iteration": step, "held_out": 2 * level / step}
-
-    def test_files(self, tmp_path: Path) -> None:
-        written = []
-        for number in range(2):
-            path = tmp_path / str(number)
-            plot_losses(list(self.lines()), self.phases, path)
-            with Image.open(path.with_suffix(".png")) as picture:
-                picture.load()
-                assert min(picture.size) > 200
-            svg = path.with_suffix(".svg").read_text()
-            names = re.findall(r">((?:shared|expert \d)[^<]*)<", svg)
-            assert [name.split(":")[0] for name in names] == [phase.name for phase in self.phases]
-            written.append((path.with_suffix(".png").read_bytes(), svg))
-        assert written[0] == written[1]
-
-    @pytest.mark.parametrize(
-        "lines",
-        [
-            [],
-            [{"phase": "shared", "iteration": 10, "held_out": None}],
-            [{"phase": "shared", "iteration": 10, "loss": 0.0, "held_out": 0.0}],
-            [{"phase": "shared", "iteration": 10, "loss": -1.0, "held_out": 3.0}],
-        ],
-    )
-    def test_little_to_show(self, tmp_path: Path, lines: list[dict[str, Any]]) -> None:
-        plot_losses(lines, self.phases[:1], tmp_path / "loss")
-        assert (tmp_path / "loss.png").exists()
 
 
 AUTO: dict[str, Any] = {

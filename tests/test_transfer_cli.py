@@ -57,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def quick(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few batches for statistics, no plots, a cache and a folder of one's own."""
     monkeypatch.setattr(distillation, "_STATISTICS_BATCHES", 2)
-    monkeypatch.setattr(MODULE, "plot_losses", lambda *_: None)
+    monkeypatch.setattr(MODULE, "draw_figures", lambda *_: [])
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
     for command in ("ADAPT", "TRANSFER"):
         monkeypatch.setenv(f"PPAP_{command}_CALIBRATE", "false")

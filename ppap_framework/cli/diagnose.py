@@ -37,7 +37,7 @@ _COLUMNS = {
 @guide_options
 @option("--target", help="Target of its gradients, as in `ppap run`.")
 @option("--experts", default="auto", metavar="auto|none|PATH|NAME", help="As in `ppap run`.")
-@option("--data", metavar="FOLDER", help="A synthetic set; without it, images are drawn.")
+@option("--data", metavar="FOLDER|URL", help="A synthetic set; without it, images are drawn.")
 @option("--num", type=click.IntRange(2), help="Images; by default 256, or all of a smaller set.")
 @option("--levels", type=click.IntRange(2), default=21, help="Noise levels, extremes included.")
 @option("--num-experts", type=click.IntRange(1), help="Experts to propose; by default as needed.")
@@ -145,7 +145,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     _show(diagnosis)
     click.echo(paths[-1])
     if len(paths) == 1:
-        note('matplotlib draws the curves: pip install "ppap-framework[eval]"')
+        note('nothing here draws the curves: pip install "ppap-framework[eval]"')
 
 
 def _show(diagnosis: Diagnosis) -> None:

@@ -6,7 +6,6 @@ Rich is imported by what draws tables and bars only.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import shutil
 import sys
@@ -129,19 +128,19 @@ def size_words(size: int | None) -> str:
 
 
 @contextlib.contextmanager
-def progress(interrupted: str = "", *, lines: bool = False) -> Iterator[Watch | None]:
+def progress(interrupted: str = "") -> Iterator[Watch | None]:
     """A context that shows the progress of a long computation on stderr.
 
     It yields the function to call with the progress, or None if nothing is shown, as with `-q`. On
     Ctrl-C or SIGTERM it raises `click.Abort`: `main` prints `interrupted`, what is left and how to
-    continue, and exits with 130. `lines` prints a line for each task if stderr is no terminal.
+    continue, and exits with 130.
     """
     try:
         if sys.stderr.isatty() and not _is_quiet():
             with _bars() as watch:
                 yield watch
         else:
-            yield _lines() if lines and not _is_quiet() else None
+            yield None
     except KeyboardInterrupt:
         raise click.Abort(interrupted) from None
 
@@ -167,14 +166,6 @@ def _bars() -> Iterator[Watch]:
             bars.update(shown[now.task], completed=now.done, total=now.total, detail=now.detail)
 
         yield watch
-
-
-def _lines() -> Watch:
-    @functools.cache
-    def begin(task: str) -> None:
-        click.echo(f"ppap: {task}", err=True)
-
-    return lambda now: begin(now.task)
 
 
 def _is_quiet() -> bool:

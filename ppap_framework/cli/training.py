@@ -20,6 +20,7 @@ from ppap_framework.cli.config import (
     problems_of,
     settings,
 )
+from ppap_framework.cli.groups import Group
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.files import expanded
 
@@ -100,15 +101,15 @@ def synthesize(ctx: click.Context, /, **given: Any) -> None:
         click.echo(drawn.path)
 
 
-@click.group("data")
+@click.group("data", cls=Group)
 def data() -> None:
     """Look at the images that `ppap synthesize` drew."""
 
 
 @data.command("verify")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @output.json_option
-def verify_data(folder: Path, as_json: bool) -> int:
+def verify_data(folder: str, as_json: bool) -> int:
     """Check that nothing is missing or damaged: hashes, counts, and that pictures can be read."""
     from ppap_framework.data import SyntheticData
 
@@ -118,47 +119,44 @@ def verify_data(folder: Path, as_json: bool) -> int:
     if as_json:
         found = {"images": len(drawn), "sha256": drawn.manifest_hash}
         found["faults"] = [fault._asdict() for fault in faults]
-        output.print_json({"folder": str(folder), "whole": not faults, **found})
+        output.print_json({"folder": folder, "whole": not faults, **found})
         return AssetError.exit_code if faults else 0
     if faults:
         more = f", and {len(files) - 1} more files are not right" if len(files) > 1 else ""
         hint = "--json names them all; `ppap synthesize` with the same settings mends them"
-        raise AssetError(f"{str(folder / files[0])!r} {faults[0].reason}{more}", hint=hint)
+        raise AssetError(f"{str(drawn.path / files[0])!r} {faults[0].reason}{more}", hint=hint)
     click.echo(f"{len(drawn)} images in {len(drawn.manifest['shards'])} shards are whole")
     return 0
 
 
 @data.command("stats")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder")
 @output.json_option
-def data_stats(folder: Path, as_json: bool) -> None:
+def data_stats(folder: str, as_json: bool) -> None:
     """Show what a set holds, and the mean and standard deviation of its colors."""
     from ppap_framework.data import SyntheticData
 
     drawn = SyntheticData(folder)
     shards, settings = drawn.manifest["shards"], drawn.manifest["settings"]
-    stages, rows = [], []
-    for index, stage in enumerate(drawn.stages):
-        mean, std = (values.tolist() for values in drawn.moments(index))
-        shape = drawn.image_shape(index)
-        stages.append({"name": stage, "image_shape": [*shape], "mean": mean, "std": std})
-        moments = (f"{m:+.3f}, {s:.3f}" for m, s in zip(mean, std, strict=True))
-        rows.append((stage, "x".join(map(str, shape)), *moments))
+    stages = []
+    for index, name in enumerate(drawn.stages):
+        mean, std = ([round(x, 6) for x in values.tolist()] for values in drawn.moments(index))
+        shape = [*drawn.image_shape(index)]
+        stages.append({"name": name, "image_shape": shape, "mean": mean, "std": std})
     size = sum(entry["bytes"] for entry in shards)
     found: dict[str, Any] = {"images": len(drawn), "shards": len(shards), "bytes": size}
     found |= {"seconds": drawn.seconds, "sha256": drawn.manifest_hash}
     if as_json:
-        output.print_json({"folder": str(folder), **found, "stages": stages})
-        return
-    output.print_fields(str(folder), {**found, "size": output.size_words(size), **settings})
-    colors = [f"{color} mean, std" for color in ("red", "green", "blue")]
-    output.print_table(["stage", "shape", *colors], rows)
+        output.print_json({"folder": folder, **found, "stages": stages})
+    else:
+        found |= {"size": output.size_words(size), **settings, "stages": stages}
+        output.print_fields(folder, found)
 
 
 @click.command("transfer", cls=Command)
 @backend_options
 @guide_options
-@option("--data", required=True, metavar="FOLDER", help="What `ppap synthesize` drew.")
+@option("--data", required=True, metavar="FOLDER|URL", help="What `ppap synthesize` drew.")
 @option("--out", required=True, metavar="FOLDER", help="Folder to write to, or to continue in.")
 @option("--supervised", is_flag=True, help="--data is an NPZ file of images and labels to learn.")
 @_training_options

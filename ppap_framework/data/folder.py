@@ -174,13 +174,13 @@ class Fault(NamedTuple):
 
 
 class SyntheticData:
-    """A finished set; AssetError if there is none in the folder, or its `manifest`, the settings
-    and the shards with their hashes, is damaged. A shard's hash is checked when the first of its
-    images is read.
+    """A finished set, in a folder or at a URL; AssetError if there is none, or its `manifest`, the
+    settings and the shards with their hashes, is damaged. A shard's hash is checked when the first
+    of its images is read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = files.expanded(path)
+        self.path = files.local_folder(path)
         manifest = _read_manifest(self.path)
         if manifest is None:
             place, fault, hint = repr(str(self.path)), "there is no synthetic set in", "draws one"
@@ -256,17 +256,14 @@ class SyntheticData:
 
     def moments(self, stage: int = -1) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel in [-1, 1]: (3,) and (3,), float64."""
-        total, squares = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+        counts = torch.zeros(3, 256, dtype=torch.float64)
         for shard in self._layout.shards:
-            levels = self.images(self._layout.shard_images(shard), stage).to(torch.int64)
-            total += levels.sum((0, 2, 3))
-            squares += levels.square().sum((0, 2, 3))
-        _, height, width = self.image_shape(stage)
-        pixels = len(self) * height * width
-        sums = zip(squares.tolist(), total.tolist(), strict=True)  # exact: nothing cancels
-        spread = [(pixels * square - level**2) ** 0.5 / pixels for square, level in sums]
-        mean = total.double() / pixels
-        return mean / 127.5 - 1.0, torch.tensor(spread, dtype=torch.float64) / 127.5
+            pictures = self.images(self._layout.shard_images(shard), stage)
+            for color, levels in zip(counts, pictures.unbind(1), strict=True):
+                color += torch.bincount(levels.flatten(), minlength=256)
+        shares, values = counts / counts[0].sum(), torch.linspace(-1, 1, 256, dtype=torch.float64)
+        mean = shares @ values
+        return mean, (shares * (values - mean[:, None]).square()).sum(1).sqrt()
 
     def _damage(self, shard: int) -> str:
         """Fault of a shard's size or hash, or ""."""

@@ -32,7 +32,6 @@ from ppap_framework.data.folder import RUN, SynthesisFolder, SyntheticData, belo
 from ppap_framework.data.shards import Layout, members
 from ppap_framework.errors import PpapError, Problems, UsageError
 from ppap_framework.experts import backend_sha256
-from ppap_framework.files import digest, expanded, refusals, replacing
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import UNGUIDED, Compute, Plan, Sampling, changed, check, drawing, plan
 from ppap_framework.runtime import Progress, Watch
@@ -76,7 +75,7 @@ def synthesize(
         UsageError: If settings are invalid or differ from the folder's, or it is being written to.
         PpapError: If an image is not finite, a worker dies, or the folder cannot be written.
     """
-    path = expanded(out)
+    path = files.expanded(out)
     usual = sampling or UNGUIDED, compute or Compute(batch=64, threads=1)
     sampling, compute = changed(changes, *usual)
     if compute.threads is None:  # torch's own choice depends on the machine
@@ -148,9 +147,9 @@ def _draw(
         raise UsageError(fault, hint="use 1 worker") from error
     # In a file: if a worker died at its start, the parent would block on its pipe.
     path = folder.batches / "job"
-    with replacing(path, hint=files.KEPT) as temporary:
+    with files.replacing(path, hint=files.KEPT) as temporary:
         temporary.write_bytes(job)
-    with refusals(path, hint=files.KEPT):
+    with files.refusals(path, hint=files.KEPT):
         steps = np.memmap(path.with_name("steps"), np.int64, "w+", shape=(workers,))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
     try:
@@ -185,7 +184,7 @@ def _written(
             prompts: Sequence[str | None] = run.sampling.prompts(images) or [None] * len(images)
             drawn = {stage: to_uint8(x) for stage, x in draw(images).items()}
             path = folder.batch_path(batch)
-            with replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
+            with files.replacing(path, hint=files.KEPT) as temporary, temporary.open("wb") as file:
                 for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
                     pictures = {stage: pixels[row] for stage, pixels in drawn.items()}
                     file.write(members(image, pictures, run.sampling.seed, prompt))
@@ -231,7 +230,7 @@ def _identity(run: Plan, layout: Layout) -> dict[str, Any]:
     backend = {name: named[name] for name in ("component", "checkpoint", "sha256", "options")}
     backend["weights_sha256"] = backend_sha256(run.backend.inner)
     if isinstance(prompts := sampling["prompt"], list):  # shards hold each prompt
-        sampling["prompt"] = {"sha256": digest(prompts)}
+        sampling["prompt"] = {"sha256": files.digest(prompts)}
     versions = {"torch": torch.__version__, "pillow": PIL.__version__}
     plugin = {origin.distribution: origin.version} if origin.distribution else {}
     return {

@@ -32,10 +32,6 @@ class Interval:
     low: float
     high: float
 
-    def record(self) -> dict[str, float | None]:
-        """JSON: six digits; None if not finite."""
-        return as_json(self)
-
 
 def bootstrap(images: int, resamples: int = 1000) -> Floats:
     """Count of each image in each resample: (resamples, images), rows sum to `images`."""

@@ -4,7 +4,6 @@ from ppap_framework.diffusion.process import Process as Process
 from ppap_framework.diffusion.process import space_timesteps as space_timesteps
 from ppap_framework.diffusion.process import times as times
 from ppap_framework.diffusion.process import timesteps_for as timesteps_for
-from ppap_framework.diffusion.walk import Continuation as Continuation
 from ppap_framework.diffusion.walk import Guidance as Guidance
 from ppap_framework.diffusion.walk import NoiseSource as NoiseSource
 from ppap_framework.diffusion.walk import State as State

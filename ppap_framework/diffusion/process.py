@@ -27,7 +27,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import Stage, VarianceKind
+from ppap_framework.components import CascadedStage, Stage, VarianceKind
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 
@@ -53,6 +53,12 @@ class Process:
     def of(cls, stage: Stage, timesteps: Sequence[float]) -> Process:
         """The process of a stage over kept timesteps."""
         return cls(stage.schedule, timesteps, stage.variance, stage.final_abar)
+
+    @classmethod
+    def following(cls, stage: CascadedStage) -> Process:
+        """The process of a later stage by its own sampling; UsageError if that cannot be."""
+        length, respacing = stage.schedule.num_timesteps, stage.sampling.respacing
+        return cls.of(stage, space_timesteps(length, respacing))
 
     def __attrs_post_init__(self) -> None:
         kept, length = self.timesteps, self.schedule.num_timesteps

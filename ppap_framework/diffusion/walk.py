@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import torch
 from torch import Generator, Tensor
 
 from ppap_framework.components import CascadedStage, Known, Prediction, Stage
-from ppap_framework.diffusion.process import Process, at_index, space_timesteps, times
+from ppap_framework.diffusion.process import Process, at_index, times
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import generator
@@ -273,23 +273,8 @@ def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Ite
     return trajectory(stage, process, x, torch.zeros, **settings)
 
 
-@final
-@attrs.frozen(eq=False)
-class Continuation:
-    """A later stage, and its reverse process over the timesteps that its sampling keeps."""
-
-    stage: CascadedStage
-    process: Process
-
-    @classmethod
-    def of(cls, stage: CascadedStage) -> Continuation:
-        """The stage with its own sampling; UsageError if its schedule cannot be respaced so."""
-        kept = space_timesteps(stage.schedule.num_timesteps, stage.sampling.respacing)
-        return cls(stage, Process.of(stage, kept))
-
-
 def cascade(
-    later: Sequence[Continuation],
+    later: Sequence[tuple[CascadedStage, Process]],
     images: Tensor,
     condition: Any,
     *,
@@ -301,22 +286,22 @@ def cascade(
     """Images of each later stage, (B, 3, H', W') in [-1, 1], drawn in order.
 
     Args:
-        later: The stages, each of which goes on from the images of the one before it.
+        later: The stages, each of which goes on from the images of the one before it, with their
+            processes, such as `Process.following`.
         images: Finished images of the first stage, (B, 3, H, W) in [-1, 1].
         condition: As in `trajectory`; `seed` and `start` are as in `NoiseSource`.
         watch: Called after every step with the number of images.
         ready: Called before each stage begins.
     """
     drawn = []
-    for number, following in enumerate(later, start=1):
-        stage, sampling = following.stage, following.stage.sampling
+    for number, (stage, process) in enumerate(later, start=1):
         if ready:
             ready(stage)
         noise = NoiseSource(seed, start, number)
-        x = sampling.temperature * noise((len(images), *stage.shape)).to(images.device)
+        x = stage.sampling.temperature * noise((len(images), *stage.shape)).to(images.device)
         given = stage.conditioned(condition, images)
-        step = partial(ddim_step, eta=sampling.eta)
-        for state in trajectory(stage, following.process, x, noise, condition=given, step=step):
+        step = partial(ddim_step, eta=stage.sampling.eta)
+        for state in trajectory(stage, process, x, noise, condition=given, step=step):
             x = state.x
             if watch:
                 watch(len(images))

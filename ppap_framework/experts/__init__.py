@@ -17,7 +17,6 @@ from ppap_framework.experts.choice import find_bundles as find_bundles
 from ppap_framework.experts.choice import keep_bundle as keep_bundle
 from ppap_framework.experts.choice import same_experts as same_experts
 from ppap_framework.experts.choice import same_loss as same_loss
-from ppap_framework.experts.choice import uses_experts as uses_experts
 from ppap_framework.experts.choice import warn_of_idle as warn_of_idle
 from ppap_framework.experts.identity import Identity as Identity
 from ppap_framework.experts.identity import InputConvention as InputConvention

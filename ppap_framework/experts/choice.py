@@ -8,10 +8,10 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
@@ -78,19 +78,14 @@ class BundleFile:
         file = {"name": self.name, "path": str(self.path), "sha256": self.sha256}
         return file | self.ranges.record() | {"scales": scales}
 
-    @contextlib.contextmanager
-    def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:
-        """A context in which the experts are attached to their guide, as by `load_bundle`;
-        AssetError if the file has changed since it was hashed.
+    def attached(self, model: GuidanceModel) -> ExpertSet:
+        """The experts, attached to their guide as by `load_bundle`; AssetError if the file has
+        changed since it was hashed.
         """
         if file_sha256(self.path) != self.sha256:
             message = f"experts {str(self.path)!r} were replaced after they were chosen"
             raise AssetError(message, hint="run again")
-        experts = load_bundle(self.path, model)  # the backend was compared when they were chosen
-        try:
-            yield experts
-        finally:
-            experts.detach()
+        return load_bundle(self.path, model)  # the backend was compared when they were chosen
 
 
 WantedExperts: TypeAlias = "str | os.PathLike[str] | BundleFile | ExpertSet | None"
@@ -144,12 +139,9 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
     own = {bundle.name: bundle for bundle in _own()}
     if name in own:
         return own[name]
-    try:
+    known = [*own, *(asset.name for asset in registry().bundles())]
+    if name.rpartition(":")[2] in known:
         return _installed(registry().bundle(name), offline=offline)
-    except AssetError:
-        known = [*own, *(asset.name for asset in registry().bundles())]
-        if name.rpartition(":")[2] in known:
-            raise
     if path.exists():
         return BundleFile(path.name, path)
     others = f"one of {', '.join(known)}" if known else "train some with `ppap adapt`"
@@ -158,21 +150,14 @@ def bundle_by_name(source: str | os.PathLike[str], *, offline: bool = False) -> 
 
 
 def _own() -> list[BundleFile]:
-    def age(path: Path) -> tuple[int, str]:
-        return -path.lstat().st_mtime_ns, path.name  # a dangling link is refused when it is read
-
-    paths = sorted(experts_dir().glob(f"*{SUFFIX}"), key=age)
+    found = experts_dir().glob(f"*{SUFFIX}")  # a dangling link is refused when it is read
+    paths = sorted(found, key=lambda path: (-path.lstat().st_mtime_ns, path.name))
     return [BundleFile(path.name.removesuffix(SUFFIX), path) for path in paths]
 
 
 def _installed(asset: ExpertBundle, *, offline: bool) -> BundleFile:
     path = fetch(asset, offline=offline)
     return BundleFile(asset.name, path, registry().provider(asset).distribution)
-
-
-def uses_experts(wanted: WantedExperts, *, noise_aware: bool, through: str) -> bool:
-    """Whether experts are wanted and would read noise; arguments as for `check_wanted`."""
-    return wanted not in (None, "none") and not noise_aware and through == "noisy"
 
 
 def check_wanted(
@@ -183,8 +168,9 @@ def check_wanted(
     through: str = "noisy",
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
-) -> BundleFile | None:
-    """Check a request for experts without weights; return the named bundle, if any.
+) -> BundleFile | ExpertSet | Literal["auto"] | None:
+    """Check a request for experts without weights; return what would read noise: the named bundle,
+    the set, "auto" for one that is still to be chosen, or None.
 
     AssetError if the bundle is missing, or its header is damaged, and UsageError if the guide reads
     noise itself (`noise_aware`), or images `through` "clean" or "detached", where experts have no
@@ -192,8 +178,10 @@ def check_wanted(
     downloading.
     """
     check_waivers(allow_mismatch)
-    if wanted in (None, "none", "auto"):
+    if wanted in (None, "none"):
         return None
+    if wanted == "auto":
+        return None if noise_aware or through != "noisy" else "auto"
     if noise_aware:
         fault = f"guide {guide_name!r} reads noise by itself and takes no experts"
         raise UsageError(fault, hint="leave the experts out")
@@ -201,7 +189,7 @@ def check_wanted(
         fault = f"guide {guide_name!r} looks through {through}, where experts have no noise to read"
         raise UsageError(fault, hint="leave the experts out, or look through noisy")
     if isinstance(wanted, ExpertSet):
-        return None
+        return wanted
     bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
     _ = bundle.info  # raises if the header is unreadable
     return bundle
@@ -227,23 +215,23 @@ def choose_experts(
     before and is returned unchecked. UsageError if other experts are attached to the model,
     AssetError or PluginError if a named bundle differs from model or backend or cannot be attached.
     """
-    how: dict[str, Any] = {"noise_aware": noise_aware, "through": through}
-    named = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, offline=offline, **how)
-    if isinstance(wanted, BundleFile) or not uses_experts(wanted, **how):
-        return named
-    if isinstance(wanted, ExpertSet):
-        if wanted.model is not model or not has_experts(model.network):
+    how: dict[str, Any] = {"allow_mismatch": allow_mismatch, "offline": offline}
+    found = check_wanted(wanted, guide_name, noise_aware=noise_aware, through=through, **how)
+    if found is None or (isinstance(found, BundleFile) and found is wanted):
+        return found
+    if isinstance(found, ExpertSet):
+        if found.model is not model or not has_experts(model.network):
             message = f"the experts of guide {guide_name!r} are not attached to its model"
             raise UsageError(message, hint="make the guide of `experts.model`")
-        return wanted
+        return found
     if has_experts(model.network):
         message = f"the network of guide {guide_name!r} has experts already"
         raise UsageError(message, hint="give the guide these, or detach them")
     present = Present(model, backend, options)
-    if named is None:
+    if isinstance(found, str):  # "auto"
         return _best(present, guide_name, allow_mismatch, loss)
-    _try(named, present, allow_mismatch)
-    return named
+    _try(found, present, allow_mismatch)
+    return found
 
 
 def same_experts(one: BundleFile | ExpertSet | None, other: BundleFile | ExpertSet | None) -> bool:

@@ -37,11 +37,9 @@ def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> Gui
     if preprocessing is None:
         return model
     if not isinstance(model, PreprocessingGuide):
-        fault = (
-            f"the experts saw images otherwise: {type(model).__name__} shows them in its own way"
-        )
+        how = f"{type(model).__name__} shows them in its own way"
         hint = "use a guider whose preprocessing can be exchanged, such as `classifier`"
-        raise UsageError(fault, hint=hint)
+        raise UsageError(f"the experts saw images otherwise: {how}", hint=hint)
     return model.preprocessed(preprocessing)
 
 
@@ -50,7 +48,7 @@ class ExpertSet:
     """N experts that share one network; one at a time is merged into its weights.
 
     Each noise level belongs to one expert. The untouched network reads clean images (log-SNR inf).
-    The set owns the network until `detach`.
+    The set owns the network until `detach`, which leaving it as a context calls, too.
 
     Args:
         model: The guide around the network; ValueError if that has experts already.
@@ -169,6 +167,12 @@ class ExpertSet:
         self.activate(None)
         for name, adapter in self.adapters.items():
             adapter.load_state_dict(parts[name])
+
+    def __enter__(self) -> ExpertSet:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
 
     def detach(self) -> None:
         """Restore the original network. The set cannot be used afterwards."""

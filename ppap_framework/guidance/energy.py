@@ -29,7 +29,7 @@ from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, calling
 from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.moments import Moments
-from ppap_framework.guidance.statistics import GuidanceStatistics, Tally
+from ppap_framework.guidance.statistics import Tally
 from ppap_framework.noise import NoiseLevel
 
 Through: TypeAlias = Literal["noisy", "clean", "detached"]
@@ -64,11 +64,6 @@ class EnergyGuidance:
     moments: tuple[float, float] | None = None
     decode: Callable[[Tensor], Tensor] = lambda x0: x0
     _moments: dict[int, Moments] = attrs.field(factory=dict, init=False)
-
-    @property
-    def statistics(self) -> GuidanceStatistics:
-        """Counts and gradient norms so far."""
-        return self.tally.read([guide.name for guide in self.guides])
 
     @torch.no_grad()
     def __call__(

@@ -19,11 +19,11 @@ of the pictures' slopes over the curvature (Huber 1967).
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import torch
@@ -32,14 +32,7 @@ from torch import Tensor
 from ppap_framework.components import DiffusionBackend, Stage, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import (
-    Present,
-    ScaleCurve,
-    check_wanted,
-    load_bundle,
-    read_bundle_info,
-    write_curve,
-)
+from ppap_framework.experts import Present, ScaleCurve, check_wanted, load_bundle, write_curve
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
@@ -47,11 +40,6 @@ from ppap_framework.predictions import widened
 from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, guide_origin, plan
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
-
-if TYPE_CHECKING:
-    from ppap_framework.learn.plan import TransferPlan
-
-_log = logging.getLogger(__name__)
 
 _CAP = 300.0
 _LEAST = 1e-3  # a scale of 0 has no logarithm; this one pulls nothing
@@ -109,38 +97,37 @@ def calibrate(
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
     here = Present(guide.model, loaded, guide.compared_options(loaded))
     experts = None if bundle is None else load_bundle(bundle, guide.model, present=here)
-    try:
-        with frozen([guide.model], device):
-            guide = attrs.evolve(guide, experts=experts)
-            # A guide that cannot be aimed is refused before anything is drawn; the probe has
-            # colors, since grey may pass for a mask or a map.
-            probe = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
-            probe = probe.expand(2, *loaded.stages[-1].image_shape).to(device)
-            _energies(guide, probe, NoiseLevel.clean(2), _targets(guide, probe))
-            drawn = _pictures(plan(loaded, (), num, sampling, compute))
-            first, last = (pictures.to(device) for pictures in drawn)
-            targets = _targets(guide, last)
-            scales, errors = [], []
-            for done, t in enumerate(timesteps, start=1):
-                rows = []
-                for start in range(0, num, compute.fixed_batch):
-                    batch = range(start, min(start + compute.fixed_batch, num))
-                    x0 = first[batch.start : batch.stop]
-                    images, level = noised(x0, stage.schedule, t, first=start)
-                    if through != "noisy":
-                        condition = loaded.encode(sampling.prompts(batch), len(batch))
-                        images = _predicted(stage, images, t, condition)
-                        images = images.clamp(-1, 1) if through == "detached" else images
-                        level = NoiseLevel.clean(len(batch))
-                    rows.append(_energies(guide, images, level, targets))
-                scale, error = honest_scale(torch.cat(rows))
-                scales.append(scale)
-                errors.append(error)
-                if progress:
-                    progress(Progress("calibrating", done, len(timesteps)))
-    finally:
+    with contextlib.ExitStack() as stack:
         if experts is not None:
-            experts.detach()
+            stack.enter_context(experts)
+        stack.enter_context(frozen([guide.model], device))
+        guide = attrs.evolve(guide, experts=experts)
+        # A guide that cannot be aimed is refused before anything is drawn; the probe has
+        # colors, since grey may pass for a mask or a map.
+        probe = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
+        probe = probe.expand(2, *loaded.stages[-1].image_shape).to(device)
+        _energies(guide, probe, NoiseLevel.clean(2), _targets(guide, probe))
+        drawn = _pictures(plan(loaded, (), num, sampling, compute))
+        first, last = (pictures.to(device) for pictures in drawn)
+        targets = _targets(guide, last)
+        scales, errors = [], []
+        for done, t in enumerate(timesteps, start=1):
+            rows = []
+            for start in range(0, num, compute.fixed_batch):
+                batch = range(start, min(start + compute.fixed_batch, num))
+                x0 = first[batch.start : batch.stop]
+                images, level = noised(x0, stage.schedule, t, first=start)
+                if through != "noisy":
+                    condition = loaded.encode(sampling.prompts(batch), len(batch))
+                    images = _predicted(stage, images, t, condition)
+                    images = images.clamp(-1, 1) if through == "detached" else images
+                    level = NoiseLevel.clean(len(batch))
+                rows.append(_energies(guide, images, level, targets))
+            scale, error = honest_scale(torch.cat(rows))
+            scales.append(scale)
+            errors.append(error)
+            if progress:
+                progress(Progress("calibrating", done, len(timesteps)))
     if not any(scales):
         raise _refused(guide, "it does not tell pictures apart at any noise level")
     curve = _curve(every[timesteps].tolist(), scales, errors)
@@ -148,19 +135,6 @@ def calibrate(
     if bundle is not None:
         write_curve(bundle, curve)
     return curve
-
-
-def calibrate_if_possible(plan: TransferPlan, bundle: Path, progress: Watch | None) -> None:
-    """Calibrate the experts of a training, unless they are; log why they cannot be, if so. Other
-    errors are those of `calibrate`.
-    """
-    if read_bundle_info(bundle).curve is not None:
-        return
-    how: Any = {"seed": plan.recipe.seed, "compute": plan.compute, "progress": progress}
-    try:
-        calibrate(plan.backend, plan.guide, bundle, **how)
-    except UsageError as error:
-        _log.warning("%s; %s", error.message, error.hint)
 
 
 def honest_scale(energies: Tensor) -> tuple[float, float]:

@@ -22,17 +22,10 @@ import torch
 from ppap_framework import files
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import SUFFIX
-from ppap_framework.figures import new_figure, save_figure
-from ppap_framework.files import KEPT, digest, read_json, refusals, remove_folder, replacing
-from ppap_framework.learn.recipe import Phase
 
 DATA = "data"  # folder of the synthetic set that `adapt` draws
 _RECORD, _LOG, _PARTIAL, _STATE = "transfer.json", "log.jsonl", ".partial", "state"
 _DAMAGED = "--overwrite begins anew"
-_CURVES = (
-    ("loss", "training, one batch", {"color": "0.65", "linewidth": 0.9}),
-    ("held_out", "held-out images", {"color": "C0", "marker": ".", "linewidth": 1.4}),
-)
 
 
 def check_folder(path: Path) -> None:
@@ -43,7 +36,7 @@ def check_folder(path: Path) -> None:
 
 def recorded(path: Path) -> dict[str, Any]:
     """The content of `transfer.json`, empty if it is missing; AssetError if it is damaged."""
-    match read_json(path / _RECORD, hint=_DAMAGED):
+    match files.read_json(path / _RECORD, hint=_DAMAGED):
         case None:
             return {}
         case {"settings": dict(), "calls": list()} as record:
@@ -81,7 +74,7 @@ class TransferFolder:
         self.bundle: Path = path / settings["bundle"]
         self.log: list[dict[str, Any]] = []
         self._state = path / _PARTIAL / _STATE
-        self._digest = digest(settings)
+        self._digest = files.digest(settings)
 
     @property
     def complete(self) -> bool:
@@ -115,14 +108,14 @@ class TransferFolder:
         # torch.load does not detect changed values.
         stated = hashlib.sha256(saved.getbuffer()).hexdigest().encode()
         lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.log]
-        with replacing(self._state, hint=KEPT) as temporary:
+        with files.replacing(self._state, hint=files.KEPT) as temporary:
             temporary.write_bytes(stated + saved.getbuffer())
-        with replacing(self.path / _LOG, hint=KEPT) as temporary:
+        with files.replacing(self.path / _LOG, hint=files.KEPT) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
 
     def tidy(self) -> None:
         """Remove the files of an unfinished training."""
-        remove_folder(self.path / _PARTIAL)
+        files.remove_folder(self.path / _PARTIAL)
 
 
 def _clear(path: Path) -> None:
@@ -139,40 +132,8 @@ def _clear(path: Path) -> None:
             if isinstance(name, str) and Path(name).name == name and name.endswith(SUFFIX):
                 # Earlier versions wrote a record of the calibration, too.
                 made += [f"{name.removesuffix(SUFFIX)}.calibration.json", name]
-    with refusals(path, hint=KEPT):
+    with files.refusals(path, hint=files.KEPT):
         for name in made:
             (path / name).unlink(missing_ok=True)
-        remove_folder(path / _PARTIAL)
+        files.remove_folder(path / _PARTIAL)
         (path / _RECORD).unlink(missing_ok=True)
-
-
-def plot_losses(lines: Sequence[Mapping[str, Any]], phases: Sequence[Phase], path: Path) -> None:
-    """Write `path`.png and `path`.svg from a log; PpapError without matplotlib, or OSError."""
-    columns = min(3, len(phases))
-    rows = -(-len(phases) // columns)
-    figure = new_figure(3.4 * columns + 0.6, 2.5 * rows + 0.8)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
-    drawn: dict[str, Any] = {}
-    for phase, panel in zip(phases, panels, strict=False):
-        own = [line for line in lines if line["phase"] == phase.name]
-        for key, label, style in _CURVES:
-            points = [(line["iteration"], line[key]) for line in own if line.get(key) is not None]
-            if points:
-                [drawn[label]] = panel.plot(*zip(*points, strict=True), **style)
-        first, last = phase.timesteps.start, phase.timesteps.stop - 1
-        panel.set_title(f"{phase.name}: t = {first} to {last}", fontsize="medium")
-        panel.set_xlim(0, phase.iterations * 1.02)
-        panel.grid(which="both", alpha=0.3, linewidth=0.6)
-    for panel in panels[len(phases) :]:
-        panel.set_axis_off()
-    for panel in panels[: len(phases) : columns]:
-        panel.set_ylabel("transfer loss")
-    losses = [line[key] for line in lines for key in ("loss", "held_out") if key in line]
-    if drawn:
-        handles, labels = [*drawn.values()], [*drawn]
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="medium")
-        if all(loss is None or loss > 0 for loss in losses):
-            panels[0].set_yscale("log")  # panels share the axis
-    figure.supxlabel("iteration", fontsize="medium")
-    for suffix in (".svg", ".png"):
-        save_figure(figure, path.with_suffix(suffix))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -71,15 +70,10 @@ class TransferPlan:
     def phases(self) -> tuple[Phase, ...]:
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
 
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[ExpertSet]:
-        """A context in which new experts are attached to the network; errors as `ExpertSet`."""
+    def attached(self) -> ExpertSet:
+        """New experts, attached to the network; errors as `ExpertSet`."""
         made = {config.name: installed_adapter(config) for config in self.adapters}
-        experts = ExpertSet(self.guide.model, self.ranges, made)
-        try:
-            yield experts
-        finally:
-            experts.detach()
+        return ExpertSet(self.guide.model, self.ranges, made)
 
     def settings(self, images: Images) -> dict[str, Any]:
         """Everything that determines the experts on one kind of machine, as JSON."""
@@ -158,8 +152,7 @@ def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | Non
     if isinstance(guide, GuideRequest):
         guide = guide.load(aim=False)
     if isinstance(guide.loss, FunctionLoss):
-        message = "a bare function does not say how a student learns from a teacher"
-        raise UsageError(message, hint="give a TaskLoss, or the name of one")
+        guide.loss.transfer(None, None)  # raises
     return guide
 
 

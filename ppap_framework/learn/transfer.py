@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import logging
 import math
 import os
 import time
@@ -16,7 +16,7 @@ from torch import nn
 
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
-from ppap_framework.errors import Problems
+from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     SUFFIX,
     BundleFile,
@@ -26,17 +26,20 @@ from ppap_framework.experts import (
     save_bundle,
     verify_bundle,
 )
-from ppap_framework.files import Calls, check_writable, expanded, refusals
+from ppap_framework.figures import draw_figures
+from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
+from ppap_framework.learn import calibration
 from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet
-from ppap_framework.learn.calibration import calibrate_if_possible
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, plot_losses
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.run import UNGUIDED, Compute, Loss, Sampling, changed
 from ppap_framework.runtime import Progress, Watch, evaluating, isolated
+
+_log = logging.getLogger(__name__)
 
 _BATCH = 64  # default batch size of drawing
 _LOG_EVERY = 10
@@ -108,13 +111,15 @@ def transfer(
             with calls.recorded():
                 with evaluating(model):
                     _train(plan, images, folder, calls, progress)
-                if importlib.util.find_spec("matplotlib"):
-                    with refusals(path / "loss.png"):
-                        plot_losses(folder.log, plan.phases, path / "loss")
+                draw_figures("training", folder.log, plan.phases, path / "loss")
         folder.tidy()
-        verify_bundle(folder.bundle)
-        if calibrate:
-            calibrate_if_possible(plan, folder.bundle, progress)
+        info, _ = verify_bundle(folder.bundle)
+        if calibrate and info.curve is None:
+            how: Any = {"seed": recipe.seed, "compute": compute, "progress": progress}
+            try:
+                calibration.calibrate(plan.backend, plan.guide, folder.bundle, **how)
+            except UsageError as error:
+                _log.warning("%s; %s", error.message, error.hint)
     return BundleFile(plan.name, keep_bundle(folder.bundle) if keep else folder.bundle)
 
 

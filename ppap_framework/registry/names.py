@@ -37,11 +37,10 @@ def list_checkpoints(component: str | None = None) -> list[str]:
     Those that are only of use together are joined by "+".
     """
     found = registry()
-    if component is None:
-        return _listed(found.offers(Card))
-    return _listed(
-        [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
-    )
+    cards = found.offers(Card)
+    if component is not None:
+        cards = [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
+    return _listed(cards)
 
 
 def _listed(offers: Offers[ComponentSpec] | Offers[Card]) -> list[str]:

@@ -29,18 +29,8 @@ import attrs
 import torch
 from PIL import Image
 
+from ppap_framework import files
 from ppap_framework.errors import AssetError, PpapError, UsageError
-from ppap_framework.files import (
-    ELSEWHERE,
-    check_content,
-    check_writable,
-    core_version,
-    opened,
-    read_json,
-    refusals,
-    replacing,
-    write_json,
-)
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.estimate import counts_of
 from ppap_framework.run.grid import grid_of
@@ -53,13 +43,13 @@ _FORMAT = 1
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     """UsageError if a folder cannot be written to, or holds anything but, if `overwrite`, a run."""
-    check_writable(folder)
+    files.check_writable(folder)
     if not (folder / _RECORD).exists():
-        check_content(folder, lambda name: False)
+        files.check_content(folder, lambda name: False)
     elif overwrite:
         _earlier(folder)
     else:
-        hint = f"--overwrite replaces it, or {ELSEWHERE}"
+        hint = f"--overwrite replaces it, or {files.ELSEWHERE}"
         raise UsageError(f"{str(folder)!r} holds an earlier run", hint=hint)
 
 
@@ -74,7 +64,7 @@ def fresh_folder(root: Path, run: Plan) -> Path:
         number = 1 + max((int(match[1]) for match in taken if match), default=0)
         folder = root / f"{number:04d}-{label}"
         quicker = contextlib.suppress(FileExistsError)  # another run may be
-        with refusals(folder, UsageError, hint=ELSEWHERE), quicker:
+        with files.refusals(folder, UsageError, hint=files.ELSEWHERE), quicker:
             folder.mkdir(parents=True)
             return folder
 
@@ -96,8 +86,8 @@ class RunFolder:
         self._cost = attrs.asdict(counts_of(run))  # before an earlier run is removed
         self._started = datetime.datetime.now(datetime.timezone.utc)
         self._images: list[dict[str, Any]] = []
-        with contextlib.ExitStack() as stack, refusals(path, UsageError, hint=ELSEWHERE):
-            stack.enter_context(opened(path))
+        with contextlib.ExitStack() as stack, files.refusals(path, UsageError, files.ELSEWHERE):
+            stack.enter_context(files.opened(path))
             check_folder(path, overwrite=overwrite)  # another run may have ended since
             for file in _earlier(path) if (path / _RECORD).exists() else ():
                 (path / file).unlink(missing_ok=True)
@@ -159,7 +149,7 @@ class RunFolder:
         return entry | ({"stages": stages} if stages else {})
 
     def _write_png(self, name: str, picture: Image.Image) -> Path:
-        with replacing(self.path / name) as temporary:
+        with files.replacing(self.path / name) as temporary:
             picture.save(temporary, "PNG")
         return self.path / name
 
@@ -174,7 +164,7 @@ class RunFolder:
             "config": self._run.record(),
             "cost": self._cost,
             "versions": {
-                "ppap-framework": core_version(),
+                "ppap-framework": files.core_version(),
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "platform": platform.platform(),
@@ -185,7 +175,7 @@ class RunFolder:
         }
         # JSON has no NaN and infinities; they become null.
         self.record = json.loads(json.dumps(record), parse_constant=lambda constant: None)
-        write_json(self.path / _RECORD, self.record)
+        files.write_json(self.path / _RECORD, self.record)
 
 
 def _names(
@@ -201,7 +191,7 @@ def _names(
 def _earlier(folder: Path) -> list[str]:
     """Every file of the run in a folder but its record; UsageError if the record is invalid."""
     try:
-        record = read_json(folder / _RECORD)
+        record = files.read_json(folder / _RECORD)
         config = record["config"]
         guides, stages = ([str(x["name"]) for x in config[key]] for key in ("guides", "stages"))
         naive = ["naive"] * any(guide["experts"] for guide in config["guides"])
@@ -211,9 +201,9 @@ def _earlier(folder: Path) -> list[str]:
             raise TypeError
     except (AssetError, TypeError, KeyError) as error:
         reason = f"{str(folder / _RECORD)!r} is not the record of a run"
-        raise UsageError(reason, hint=ELSEWHERE) from error
-    files = [_GRID]
+        raise UsageError(reason, hint=files.ELSEWHERE) from error
+    names = [_GRID]
     for kind, number in kinds:
         name, *others = _names(kind, number, config["num"], guides, stages[:-1])
-        files += [name, *(file for group in others for file in group.values())]
-    return [file for file in files if not Path(file).is_absolute() and ".." not in file.split("/")]
+        names += [name, *(file for group in others for file in group.values())]
+    return [name for name in names if not Path(name).is_absolute() and ".." not in name.split("/")]

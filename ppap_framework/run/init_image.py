@@ -37,11 +37,6 @@ class Picture:
     def _sha256(self) -> str:
         return digest([*self.pixels.shape, self.pixels.numpy().tobytes().hex()])
 
-    @property
-    def size(self) -> str:
-        """Width and height, for people."""
-        return "{2}x{1}".format(*self.pixels.shape)
-
 
 def read_init_image(given: Any) -> Picture | None:
     """A picture by path, as a PIL image, or an array: (H, W, 3) of bytes, or (3, H, W) in [-1, 1].
@@ -99,8 +94,7 @@ def begun(image: Picture, mask: Picture | None, backend: DiffusionBackend) -> tu
     picture = Known(x0=image.pixels[None], unknown=unknown[None]).sized(*size)
     if mask is not None and len(picture.unknown.unique()) == 1:
         reason = f"mask {mask.source!r} is all {'white' if picture.unknown.any() else 'black'}"
-        hint = "white pixels are drawn anew, black ones are kept; only the centre may be used"
-        raise UsageError(reason, hint=hint)
+        raise UsageError(reason, hint="white pixels are drawn anew, black ones are kept")
     small = picture.sized(*first.image_shape[1:])
     x0 = first.encode(small.x0)
     return picture, Known(x0=x0, unknown=F.adaptive_max_pool2d(small.unknown, x0.shape[-2:]).to(x0))

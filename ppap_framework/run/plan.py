@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
 import attrs
 import torch
 
 from ppap_framework.components import CascadedStage, Known, Stage, check_readable
-from ppap_framework.diffusion import Continuation, Process, repeated, timesteps_for
+from ppap_framework.diffusion import Process, repeated, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     BundleFile,
@@ -42,9 +42,6 @@ DEFAULT_SCALE = 4.0
 
 DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
-
-DEFAULT_RESAMPLE = 5
-"""How often each part of a walk is walked if the network does not read the mask."""
 
 _OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
 _NO_CURVE = "experts %r have no curve; try `ppap experts calibrate %s --backend %s --guider %s`"
@@ -79,7 +76,7 @@ class Plan:
     indices: tuple[int, ...]
     picture: Known | None
     known: Known | None
-    later: tuple[Continuation, ...]
+    later: tuple[tuple[CascadedStage, Process], ...]
     device: torch.device
 
     @property
@@ -90,12 +87,12 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages that run, in order."""
-        return (self.stage, *(following.stage for following in self.later))
+        return (self.stage, *(stage for stage, _ in self.later))
 
     @property
     def processes(self) -> tuple[Process, ...]:
         """Reverse process of each of `stages`."""
-        return (self.process, *(following.process for following in self.later))
+        return (self.process, *(process for _, process in self.later))
 
     @property
     def walks(self) -> tuple[int, ...]:
@@ -195,7 +192,7 @@ def plan(
     loaded, aimed, settled, problems = backend(source), _checked(guides), [], Problems()
     stage = loaded.stages[0]
     with problems.collected():
-        later = _later_stages(loaded, sampling.stage)
+        later = tuple(_later_stages(loaded, sampling.stage))
     with problems.collected():
         length, steps = stage.schedule.num_timesteps, sampling.steps
         kept = stage.timesteps(steps) or timesteps_for(length, steps)
@@ -208,7 +205,7 @@ def plan(
             picture, known = begun(sampling.init_image, sampling.mask, loaded)
             if sampling.mask is not None and sampling.resample is None:
                 reads = loaded.inner.inpainting(condition, picture) is not None
-                sampling = attrs.evolve(sampling, resample=1 if reads else DEFAULT_RESAMPLE)
+                sampling = attrs.evolve(sampling, resample=1 if reads else 5)
     if compare and not aimed:
         problems.add("there is nothing to compare without a guide", "give a guide")
     for name, count in Counter(guide.name for guide in aimed).items():
@@ -237,9 +234,11 @@ def plan(
     return Plan(loaded, tuple(settled), *how, process, indices, picture, known, later, here)
 
 
-def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation, ...]:
-    """The stages after the first, in order, up to the one named."""
-    names, later = [stage.name for stage in loaded.stages], []
+def _later_stages(
+    loaded: LoadedBackend, last: str | None
+) -> Iterator[tuple[CascadedStage, Process]]:
+    """The stages after the first, in order, up to the one named, and their processes."""
+    names = [stage.name for stage in loaded.stages]
     whose = f"backend {loaded.origin.component!r}"
     if last not in (None, *names):
         hint = f"choose one of {', '.join(names)}"
@@ -248,8 +247,7 @@ def _later_stages(loaded: LoadedBackend, last: str | None) -> tuple[Continuation
         if not isinstance(stage, CascadedStage):
             reason = f"stage {stage.name!r} of {whose} does not say how it goes on"
             raise UsageError(reason, hint=f"make it a CascadedStage, or stop at {names[0]!r}")
-        later.append(Continuation.of(stage))
-    return tuple(later)
+        yield stage, Process.following(stage)
 
 
 def option_words(options: Mapping[str, Any]) -> str:

@@ -16,11 +16,11 @@ from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
+    BundleFile,
     WantedExperts,
     check_wanted,
     guide_sha256,
     has_experts,
-    uses_experts,
 )
 from ppap_framework.files import expanded
 from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, scale_problems
@@ -126,10 +126,10 @@ class GuideRequest:
         spec = self._found.spec
         how: Any = {"noise_aware": bool(spec and spec.noise_aware), "through": through}
         more: Any = {"allow_mismatch": self.allow_mismatch, "offline": self.offline}
-        bundle = check_wanted(self.experts, self.label, **how, **more)
-        used = uses_experts(self.experts, **how)
-        if bundle is not None or not used:
-            check_calibrated(self.label, self.scale, used, bool(bundle and bundle.calibration))
+        used = check_wanted(self.experts, self.label, **how, **more)
+        if used is None or isinstance(used, BundleFile):
+            calibrated = used is not None and used.calibration is not None
+            check_calibrated(self.label, self.scale, used is not None, calibrated)
 
     @isolated()
     def load(self, *, aim: bool = True) -> Guide:

@@ -16,11 +16,8 @@ from torch import Tensor
 
 from ppap_framework.guidance import GuidanceStatistics
 from ppap_framework.pixels import to_pil, to_uint8
+from ppap_framework.predictions import joined
 from ppap_framework.run.plan import Kind, Plan
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @final
@@ -43,7 +40,7 @@ class Seen:
         """The batches, at least one, joined in order."""
         pictures = np.concatenate([part.pictures for part in parts])
         words = tuple(word for part in parts for word in part.words)
-        return cls(pictures, words, _joined([part.figures for part in parts]))
+        return cls(pictures, words, joined([part.figures for part in parts]))
 
 
 @final
@@ -65,7 +62,7 @@ class Pictures:
     def joined(cls, parts: Sequence[Pictures]) -> Pictures:
         """The batches, at least one, joined in order."""
         seen = {name: Seen.joined([part.seen[name] for part in parts]) for name in parts[0].seen}
-        earlier = _joined([part.earlier for part in parts])
+        earlier = joined([part.earlier for part in parts])
         return cls(torch.cat([part.images for part in parts]), seen, earlier)
 
 

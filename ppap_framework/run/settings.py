@@ -146,7 +146,7 @@ class Sampling:
         record = attrs.asdict(self, filter=lambda field, _: field.name != "pixels")
         record |= {"sampler": self.sampler_name, "prompt": each or self.prompt}
         if self.init_image is None:  # as before there were init images
-            return {name: value for name, value in record.items() if name not in _OF_INIT_IMAGE}
+            return {name: record[name] for name in record if name not in _OF_INIT_IMAGE}
         return record | {"strength": self.share}
 
     def problems(self, num: int) -> Iterator[UsageError]:
@@ -160,8 +160,8 @@ class Sampling:
             if needed is None and getattr(self, name) is not None:
                 of = "a mask" if name == "resample" else "an init image"
                 yield UsageError(f"{name} is for {of}, and there is none", hint="leave it out")
-        if image is not None and mask is not None and image.size != mask.size:
-            reason = f"mask {mask.source!r} has {mask.size} pixels, and the init image {image.size}"
+        if image and mask and image.pixels.shape[1:] != mask.pixels.shape[1:]:
+            reason = f"mask {mask.source!r} has another size than the init image"
             yield UsageError(reason, hint="draw the mask over the picture, at the same size")
         rates: Any = self.moments
         fit = np.shape(rates) == (2,) and all(isinstance(b, int | float) for b in rates)

@@ -15,6 +15,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from ppap_framework.diagnosis.intervals import (
     Floats,
     Interval,
+    as_json,
     bootstrap,
     interval,
     share_interval,
@@ -212,6 +213,6 @@ class TestIntervals:
 
     def test_is_null_in_files_where_it_is_not_finite(self) -> None:
         found = interval(math.nan, np.full(5, np.nan))
-        assert found.record() == {"value": None, "low": None, "high": None}
+        assert as_json(found) == {"value": None, "low": None, "high": None}
         some = interval(0.5, np.array([0.4, np.nan, 0.6]))
-        assert some.record() == {"value": 0.5, "low": None, "high": None}
+        assert as_json(some) == {"value": 0.5, "low": None, "high": None}

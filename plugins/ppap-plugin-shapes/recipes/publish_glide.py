@@ -36,7 +36,7 @@ from train_glide import TEST_COUNT, TEST_SEED, shrunk
 from training import rendered, to_images
 
 from ppap_framework.checkpoints import open_checkpoint
-from ppap_framework.diffusion import Continuation, cascade
+from ppap_framework.diffusion import Process, cascade
 from ppap_plugin_glide import build
 from ppap_plugin_glide.architecture import StageArchitecture
 from ppap_plugin_glide.backend import Condition, UpsamplerStage
@@ -157,7 +157,8 @@ def psnr(state: Path, tokenizer: dict[str, Any], stage: Trained) -> dict[str, fl
         stated = stage.architecture | {"recipe": {**RECIPE, "respacing": respacing}}
         drawn = UpsamplerStage(network, StageArchitecture(**stated))
         with torch.no_grad():
-            (enlarged,) = cascade([Continuation.of(drawn)], low, condition, seed=0, start=0)
+            later = [(drawn, Process.following(drawn))]
+            (enlarged,) = cascade(later, low, condition, seed=0, start=0)
         found[f"respacing_{respacing}"] = of(enlarged)
     return found
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ppap_framework.diagnosis.intervals import (
     Floats,
     Interval,
+    as_json,
     bootstrap,
     interval,
     rounded,
@@ -46,7 +47,7 @@ class Assessment:
     def record(self) -> dict[str, Any]:
         """Figures as JSON, each with its interval and standard error."""
         return {
-            name: {**figure.record(), "error": rounded(float(self.resampled[name].std()))}
+            name: {**as_json(figure), "error": rounded(float(self.resampled[name].std()))}
             for name, figure in self.figures.items()
         }
 
@@ -77,10 +78,12 @@ def difference(row: Assessment, baseline: Assessment) -> dict[str, Any]:
     Intervals are paired, since both have the same noise and targets, image by image.
     """
     return {
-        name: interval(
-            figure.value - baseline.figures[name].value,
-            row.resampled[name] - baseline.resampled[name],
-        ).record()
+        name: as_json(
+            interval(
+                figure.value - baseline.figures[name].value,
+                row.resampled[name] - baseline.resampled[name],
+            )
+        )
         for name, figure in row.figures.items()
     }
 
@@ -122,7 +125,7 @@ class Reference:
             "judge": provenance(judge.origin),
             "pictures": len(pictures),
             "sha256": pictures.sha256,
-            "figures": {name: _share(hits, counts).record() for name, hits in shares.items()},
+            "figures": {name: as_json(_share(hits, counts)) for name, hits in shares.items()},
             "class_names": list(pictures.names),
             "confusion": confusion.tolist(),  # rows are true classes, columns predictions
         }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ppap_framework.cli.output import print_json, print_table, progress
+from ppap_framework.cli.output import note, print_json, print_table, progress
 
 _PATH = click.Path(path_type=Path)
 
@@ -72,13 +73,14 @@ def evaluate(
 
     found = _read(experiment, threads, judge=judge, reference=reference, num=num)
     home = Path("runs") / "evaluate" / found.name
-    with progress("the images so far are kept; the same command goes on", lines=True) as watch:
+    begun = functools.cache(note)  # without a bar, a line for each task
+    with progress("the images so far are kept; the same command goes on") as watch:
         paths = bench.evaluate(
             found,
             out or home,
             images or home / "images",
             command=["ppap", *sys.argv[1:]],
-            progress=watch,
+            progress=watch or (lambda now: begun(now.task)),
             **how,
         )
     records = [read_json(path) for path in paths]

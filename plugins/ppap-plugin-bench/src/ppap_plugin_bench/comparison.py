@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ppap_framework.diagnosis.intervals import Floats, interval
+from ppap_framework.diagnosis.intervals import Floats, as_json, interval
 from ppap_plugin_bench.assessment import Assessment
 from ppap_plugin_bench.experiment import Better
 
@@ -54,8 +54,8 @@ def at_equal(
     fidelity = sign * (gain - best_within(costs, gains, cost))
     fid = cost + best_within(-gains, -costs, -gain)
     return {
-        "fidelity": interval(fidelity[0], fidelity[1:]).record(),
-        "fid": interval(fid[0], fid[1:]).record(),
+        "fidelity": as_json(interval(fidelity[0], fidelity[1:])),
+        "fid": as_json(interval(fid[0], fid[1:])),
         "ends": bool(costs[:, 0].max() < cost[0]),
     }
 

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from ppap_framework.diagnosis.intervals import rounded
+from ppap_framework.diagnosis.intervals import as_json, rounded
 from ppap_framework.diagnosis.record import environment, provenance
 from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
@@ -127,7 +127,7 @@ class Measurement:
         targets, scenes = self.setup.targets, None
         if targets.scenes is not None:
             found = self.judges.figures_of_scenes().items()
-            figures = {name: mean(values).record() for name, values in found}
+            figures = {name: as_json(mean(values)) for name, values in found}
             scenes = {"num": len(targets.scenes), "figures": figures}
         return self.reference.record | {"format": FORMAT, "scenes": scenes}
 

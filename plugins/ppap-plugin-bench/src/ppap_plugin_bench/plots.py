@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppap_framework.figures import new_figure, save_figure
+from ppap_figures import new_figure, save_figure
 from ppap_framework.files import replacing
 from ppap_plugin_bench.markdown import heading
 from ppap_plugin_bench.results import Results
@@ -62,7 +62,7 @@ def curves_plot(results: Results, path: Path) -> None:
             axis.locator_params(axis="x", nbins=6)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
-    save_figure(figure, path, "png")
+    save_figure(figure, path)
 
 
 def _line(axis: Any, row: dict[str, Any], names: tuple[str, str], **style: str) -> None:

@@ -41,8 +41,7 @@ def report(folder: Path, out: Path) -> list[Path]:
     written = [out]
     for result in results:
         written.append(result.folder / "curves.png")
-        with replacing(written[-1]) as temporary:
-            curves_plot(result, temporary)
+        curves_plot(result, written[-1])
     with replacing(out) as temporary:
         temporary.write_text(render(results, out.parent), encoding="utf-8")
     return written
