@@ -9,6 +9,10 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters a step in o
 
 The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
 see `shifted`.
+
+Known pixels of a picture y are replaced after each step (RePaint, Lugmayr et al. 2022, arXiv
+2201.09865, eq. 8) by those of sqrt(abar_{i-1}) y + sqrt(1 - abar_{i-1}) eps. The others only fit
+them if parts of the walk are repeated: see `repeated`.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import attrs
 import torch
 from torch import Generator, Tensor
 
-from ppap_framework.components import CascadedStage, Prediction, Stage
+from ppap_framework.components import CascadedStage, Known, Prediction, Stage
 from ppap_framework.diffusion.process import Process, at_index, times
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
@@ -193,6 +197,7 @@ def trajectory(
     clip: bool = True,
     denoised_fn: Callable[[Tensor], Tensor] | None = None,
     indices: Iterable[int] | None = None,
+    known: Known | None = None,
 ) -> Iterator[State]:
     """Walk from noise to images, one state for each of the process's S timesteps.
 
@@ -206,9 +211,14 @@ def trajectory(
         clip: Clip each x_0 as the stage does before it is used.
         denoised_fn: Changes each x_0, (B, C, H, W), before it is clipped.
         indices: The indices to step from, in order; by default S - 1 to 0.
+        known: Pixels of x_0 to keep. If the next of `indices` is noisier than where a step has led,
+            noise is added, x_j = sqrt(abar_j / abar_i) x_i + sqrt(1 - abar_j / abar_i) eps.
     """
+    (abar, abar_prev), last = (process.alphas_cumprod, process.alphas_cumprod_prev), None
     for index in reversed(range(len(process))) if indices is None else indices:
-        drawn = noise(tuple(x.shape))
+        if known is not None and last is not None and index >= last:
+            x = noised(x, noise(tuple(x.shape)), abar[index] / abar_prev[last])
+        drawn, last = noise(tuple(x.shape)), index
         timestep = process.timesteps[index]
         t = times([timestep] * len(x), x.device)
 
@@ -225,7 +235,28 @@ def trajectory(
         if clip:
             prediction = prediction.with_x0(stage.clip(prediction.x0))
         x, prediction = step(process, index, prediction, drawn, gradient)
+        if known is not None:
+            eps = noise(tuple(x.shape))
+            x = attrs.evolve(known, x0=noised(known.x0, eps, abar_prev[index])).kept(x)
         yield State(index, timestep, x, prediction)
+
+
+def noised(x: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+    """sqrt(abar) x + sqrt(1 - abar) eps of (B, C, H, W) or (1, C, H, W), with abar a number."""
+    abar = abar.to(x.dtype)
+    return abar.sqrt() * x + (1.0 - abar).sqrt() * noise.to(x)
+
+
+def repeated(steps: int, resample: int, jump: int) -> tuple[int, ...]:
+    """The indices of a walk each of whose parts of `jump` steps is walked `resample` times, after
+    noise was added again (RePaint, section 4.2).
+    """
+    return tuple(
+        index
+        for low in reversed(range(0, steps, jump))
+        for _ in range(resample)
+        for index in reversed(range(low, min(low + jump, steps)))
+    )
 
 
 def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Iterator[State]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ppap_framework.border import maker
-from ppap_framework.diffusion import NoiseSource, cascade, trajectory
+from ppap_framework.diffusion import NoiseSource, cascade, noised, trajectory
 from ppap_framework.errors import PluginError, PpapError, one_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
@@ -118,7 +118,15 @@ class Drawing:
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
-        walk = partial(trajectory, plan.stage, plan.process, x, noise, condition=condition)
+        picture, known = (part and part.to(plan.device) for part in (plan.picture, plan.known))
+        if picture and known:
+            told = plan.backend.inner.inpainting(condition, picture)
+            condition = condition if told is None else told
+            if sampling.share < 1.0:
+                x = noised(known.x0, x, plan.process.alphas_cumprod[-1])
+        kept = known if sampling.mask else None
+        more: dict[str, Any] = {"condition": condition, "indices": plan.indices, "known": kept}
+        walk = partial(trajectory, plan.stage, plan.process, x, noise, **more)
         with computing_in(plan.compute.precision, plan.device):
             for state in walk(step=sampling.step, guidance=guidance):
                 x = state.x
@@ -129,9 +137,11 @@ class Drawing:
                 raise self._failure(images[broken[0]], guided)
             with torch.no_grad():
                 x = plan.stage.decode(x)
+            if picture and kept:
+                x = picture.sized(*plan.stage.image_shape[1:]).kept(x)
             drawn = [x.clamp(-1.0, 1.0)]
-            more: dict[str, Any] = {"seed": sampling.seed, "start": images.start}
-            more |= {"watch": self._count, "ready": lambda stage: self.place(stage.network)}
+            more = {"seed": sampling.seed, "start": images.start, "watch": self._count}
+            more |= {"ready": lambda stage: self.place(stage.network)}
             drawn += cascade(plan.later, drawn[0], condition, **more)
         last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
         broken = _broken(last)

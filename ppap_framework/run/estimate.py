@@ -93,7 +93,7 @@ def counts_of(run: Plan) -> Counts:
     """The network evaluations of a plan."""
     acted, passes = acting(run), _passes(run)
     stages = {stage.name: _parameters(stage.network) for stage in run.stages}
-    steps = sum(n * len(process) for n, process in zip(passes, run.processes, strict=True))
+    steps = sum(n * walk for n, walk in zip(passes, run.walks, strict=True))
     guided = len(set().union(*acted.values()))
     return Counts(
         denoiser_parameters=sum(stages.values()),
@@ -123,8 +123,8 @@ def estimate(run: Plan) -> Estimate:
         raise PpapError(f"what a step takes cannot be counted: {one_line(error)}") from error
     base, kinds = stages[run.stage.name], 1 + len(run.compared)
     flops = run.num * len(set().union(*acting(run).values())) * base.backward
-    for cost, process in zip(stages.values(), run.processes, strict=True):
-        flops += run.num * kinds * (cost.before + len(process) * cost.forward)
+    for cost, walk in zip(stages.values(), run.walks, strict=True):
+        flops += run.num * kinds * (cost.before + walk * cost.forward)
     for name, images in counts_of(run).guide_forwards.items():
         flops += images * (guides[name].forward + guides[name].backward)
     graph = base.memory if base.backward else 0  # the denoiser's, kept while guides look
@@ -166,14 +166,15 @@ def available_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-def acting(run: Plan) -> dict[str, set[float]]:
-    """The timesteps at which each guide acts, by its name."""
-    schedule, kept = run.process.schedule, run.process.timesteps
-    levels = {t: run.process.level(k, 1) for k, t in enumerate(kept)}
-    return {
-        guide.name: {t for t in kept if guide.acts(t / schedule.num_timesteps, levels[t])}
+def acting(run: Plan) -> dict[str, list[int]]:
+    """The numbers of the steps at which each guide acts, by its name."""
+    length, kept = run.process.schedule.num_timesteps, run.process.timesteps
+    acts = {
+        guide.name: [guide.acts(t / length, run.process.level(k, 1)) for k, t in enumerate(kept)]
         for guide in run.guides
     }
+    walk = [*enumerate(run.indices)]
+    return {name: [step for step, k in walk if at[k]] for name, at in acts.items()}
 
 
 def _passes(run: Plan) -> list[int]:
