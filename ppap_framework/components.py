@@ -95,8 +95,12 @@ class Stage(abc.ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Clean states, (B, C, h, w), float32, that `decode` makes these images of, or nearly; by
-        default the images, (B, 3, H, W) in [-1, 1]. Experts learn from latents found so.
+        default the images, (B, 3, H, W) in [-1, 1], and UsageError if x_t is a latent. Experts
+        learn from latents found so.
         """
+        if self.latent_shape is not None:
+            reason = f"stage {self.name!r} draws latents, and cannot make them of a picture"
+            raise UsageError(reason, hint="its author implements `Stage.encode`")
         return images
 
     def evaluations(self, condition: Any) -> int:
