@@ -97,17 +97,13 @@ def replacing(
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            if not (once and _linked(temporary, path)):
+            if once:
+                with contextlib.suppress(OSError):  # some file systems have no links
+                    os.link(temporary, path)
+            if not (once and path.exists()):
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _linked(temporary: Path, path: Path) -> bool:
-    """Whether a file is there, perhaps linked by this call; some file systems have no links."""
-    with contextlib.suppress(OSError):
-        os.link(temporary, path)
-    return path.exists()
 
 
 def remove_folder(path: Path) -> None:

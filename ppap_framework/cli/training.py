@@ -26,10 +26,13 @@ from ppap_framework.files import expanded
 
 if TYPE_CHECKING:
     from ppap_framework.experts import BundleFile
-    from ppap_framework.learn import Adapters, Boundaries, Recipe
+    from ppap_framework.learn import Adapters, Recipe
 
 _ADAPTER = re.compile(r"([^:]*(?::[^:=]+(?=:|$))?):?(.*)", re.DOTALL)
 """NAME or DISTRIBUTION:NAME, and options behind another colon."""
+
+_STARTS = "the timesteps at which experts begin, such as 200,400,600,800, or auto"
+_PART = "2/5 for the second of five parts"
 
 _training_options = options(
     option("--num-experts", type=int, help="Number of experts; by default 5."),
@@ -281,8 +284,11 @@ def _begin(ctx: click.Context, given: Mapping[str, Any]) -> tuple[Problems, dict
     values = {name: given[name] for name in attrs.fields_dict(Recipe) if name in given}
     values["batch"] = given["learn_batch"]
     values["adapters"] = problems.attempt(_adapters, given["adapter"])
-    values["boundaries"] = problems.attempt(_boundaries, given["boundaries"])
-    values["experts_of"] = problems.attempt(_part, given["experts_of"])
+    starts, part = given["boundaries"], given["experts_of"]
+    values["boundaries"] = "auto"
+    if starts is None or starts.strip() != "auto":
+        values["boundaries"] = problems.attempt(_numbers, "--boundaries", starts, ",", _STARTS)
+    values["experts_of"] = problems.attempt(_numbers, "--experts-of", part, "/", _PART)
     recipe, compute = Recipe(**values), Compute(device=given["device"], batch=64)
     out = expanded(given["out"] or _default_out(given, recipe))
     return problems, {"out": out, "recipe": recipe, "compute": compute, "name": given["name"]}
@@ -308,22 +314,11 @@ def _adapters(texts: Sequence[str]) -> Adapters:
     return [*found.items()] or None
 
 
-def _boundaries(text: str | None) -> Boundaries:
-    if text is None or text.strip() == "auto":
-        return None if text is None else "auto"
+def _numbers(flag: str, text: str | None, separator: str, advice: str) -> tuple[int, ...] | None:
     try:
-        return [int(part) for part in text.split(",")]
+        return None if text is None else tuple(map(int, text.split(separator)))
     except ValueError as error:
-        hint = "type the timesteps at which experts begin, such as 200,400,600,800, or auto"
-        raise UsageError(f"--boundaries {text!r} cannot be read", hint=hint) from error
-
-
-def _part(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(map(int, text.split("/", 1)))
-    except ValueError as error:
-        hint = "type 2/5 for the second of five parts"
-        raise UsageError(f"--experts-of {text!r} cannot be read", hint=hint) from error
+        raise UsageError(f"{flag} {text!r} cannot be read", hint=f"type {advice}") from error
 
 
 def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:

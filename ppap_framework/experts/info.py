@@ -31,6 +31,11 @@ WAIVABLE = ("backend", "options", "resolution")
 differ. Experts for other weights or another normalization would mislead the guide."""
 
 
+def _series(kind: Any, rule: Any, **more: Any) -> Any:
+    """A field of a series of numbers, or None."""
+    return attrs.field(converter=attrs.converters.optional(kind), validator=optional(rule), **more)
+
+
 @attrs.frozen(kw_only=True)
 class AdapterConfig:
     """Name of an adapter, and its options as JSON."""
@@ -91,23 +96,13 @@ class BundleInfo:
     seed: int = attrs.field(validator=must.whole)
     data_sha256: str | None = attrs.field(validator=optional(must.digest))
     metrics: Mapping[str, Any] = attrs.field(validator=must.json_object)
-    scales: tuple[float, ...] | None = attrs.field(
-        converter=attrs.converters.optional(tuple[float, ...]), validator=optional(must.numbers)
-    )
+    scales: tuple[float, ...] | None = _series(tuple[float, ...], must.numbers)
     curve: ScaleCurve | None = None
     options: Mapping[str, Any] | None = attrs.field(
         default=None, validator=optional(must.json_object)
     )
-    latents: tuple[int, ...] | None = attrs.field(
-        default=None,
-        converter=attrs.converters.optional(tuple[int, ...]),
-        validator=optional(must.counts),
-    )
-    part: tuple[int, ...] | None = attrs.field(
-        default=None,
-        converter=attrs.converters.optional(tuple[int, ...]),
-        validator=optional(must.counts),
-    )
+    latents: tuple[int, ...] | None = _series(tuple[int, ...], must.counts, default=None)
+    part: tuple[int, ...] | None = _series(tuple[int, ...], must.counts, default=None)
 
     def __attrs_post_init__(self) -> None:
         faults = []

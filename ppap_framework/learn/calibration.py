@@ -29,7 +29,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from ppap_framework.components import DiffusionBackend, Stage, TargetInput, check_readable
+from ppap_framework.components import DiffusionBackend, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import Present, ScaleCurve, check_wanted, load_bundle, write_curve
@@ -123,7 +123,9 @@ def calibrate(
                 images, level = noised(x0, stage.schedule, t, first=start)
                 if through != "noisy":
                     condition = loaded.encode(sampling.prompts(batch), len(batch))
-                    images = _predicted(stage, images, t, condition)
+                    at = images.new_full((len(images),), t, dtype=torch.int64)
+                    with frozen([stage.network], device), torch.no_grad():
+                        images = stage.decode(stage.denoise(images, at, condition).x0)
                     images = images.clamp(-1, 1) if through == "detached" else images
                     level = NoiseLevel.clean(len(batch))
                 rows.append(_energies(guide, images, level, targets))
@@ -201,14 +203,6 @@ def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
             parts.append((drawn[0].cpu(), drawn[-1].cpu()))
     first, last = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(last)
-
-
-@torch.no_grad()
-def _predicted(stage: Stage, x_t: Tensor, t: int, condition: Any) -> Tensor:
-    """The predicted clean images, (B, 3, H, W)."""
-    with frozen([stage.network], x_t.device):
-        at = x_t.new_full((len(x_t),), t, dtype=torch.int64)
-        return stage.decode(stage.denoise(x_t, at, condition).x0)
 
 
 def _targets(guide: Guide, pictures: Tensor) -> Tensor:
