@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from commands import Run, refused, typed
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from PIL import Image
 from tiny_pipelines import PROMPTS, SIZE, TINY, dit, ldm, stable_diffusion, tiny_vae
 from toy_guides import guide_of
@@ -92,7 +92,7 @@ class TestInitImages:
 
         def thumbnails(images: torch.Tensor) -> Any:
             small = F.adaptive_avg_pool2d(images, side).mean(1, keepdim=True)
-            return SimpleNamespace(latents=small.expand(-1, channels, -1, -1))
+            return VQEncoderOutput(latents=small.expand(-1, channels, -1, -1))
 
         def enlarged(z: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
             return (F.interpolate(z[:, :1].expand(-1, 3, -1, -1), (height, width)),)
