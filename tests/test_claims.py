@@ -69,7 +69,9 @@ class TestClaims:
         self, tmp_path: Path, elsewhere: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one, two = Claims(tmp_path), Claims(tmp_path)
-        monkeypatch.setattr(claims.threading.Event, "wait", lambda *_: True)  # nobody touches files
+        wait = claims.threading.Event.wait  # without a timeout a thread waits for its start
+        untimed = lambda event, timeout=None: timeout is not None or wait(event)  # noqa: E731
+        monkeypatch.setattr(claims.threading.Event, "wait", untimed)  # nobody touches files
         elsewhere("one")
         with one.working(""):
             one.take("a")

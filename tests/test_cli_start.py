@@ -340,6 +340,16 @@ def test_a_true_interruption(tmp_path: Path, how: signal.Signals) -> None:
     assert "Traceback" not in err
 
 
+def test_results_go_to_stdout_wherever_an_interrupt_came(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(click.Abort), progress():
+        sys.stdout = sys.stderr  # as between the two lines that end a redirection
+        raise KeyboardInterrupt
+    click.echo("out/grid.png")
+    assert capsys.readouterr() == ("out/grid.png\n", "")
+
+
 def progressing() -> None:
     with progress() as watch:
         for task in ("drawing", "learning"):

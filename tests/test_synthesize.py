@@ -535,7 +535,7 @@ class TestProcesses:
         moments = random.Random(count)
         interruptions = 0
         for number in range(count):
-            process = self.drawing(site, tmp_path, 1 + number % 2, "0.01")
+            process = self.drawing(site, tmp_path, 1 + number % 2, "0.05")
             time.sleep(moments.uniform(0.0, 0.6 / count))
             process.send_signal(signal.SIGKILL)
             _, err = process.communicate(timeout=60)  # returns when workers let go of stderr

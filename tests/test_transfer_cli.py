@@ -302,6 +302,12 @@ class TestBadInput:
         for said in ("toi", "'x'", "num must", "fulll", "iterations", "workers", "called ''"):
             assert said in first
 
+    def test_a_part_without_a_folder(self, run: Run) -> None:
+        outcome = run("adapt", *NAMED, *LEARN, "--num", "4", "--steps", "1", "--experts-of", "3")
+        refused(outcome, 2)
+        assert "experts_of must be k of n, with k from 1 to n, not (3,)" in outcome.err
+        assert not any(Path().iterdir())
+
     def test_data_of_another_backend(self, run: Run, drawn: Path) -> None:
         other = {"mean": torch.zeros(3, 8, 8), "spread": torch.tensor(0.5)}
         save_checkpoint(Path("other.safetensors"), other, {"size": 8, "timesteps": 100})

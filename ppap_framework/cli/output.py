@@ -135,6 +135,7 @@ def progress(interrupted: str = "") -> Iterator[Watch | None]:
     Ctrl-C or SIGTERM it raises `click.Abort`: `main` prints `interrupted`, what is left and how to
     continue, and exits with 130.
     """
+    stdout = sys.stdout
     try:
         if sys.stderr.isatty() and not _is_quiet():
             with _bars() as watch:
@@ -143,6 +144,8 @@ def progress(interrupted: str = "") -> Iterator[Watch | None]:
             yield None
     except KeyboardInterrupt:
         raise click.Abort(interrupted) from None
+    finally:
+        sys.stdout = stdout  # an interrupt may leave it where the prints of plugins go
 
 
 @contextlib.contextmanager

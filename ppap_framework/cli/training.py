@@ -327,5 +327,5 @@ def _default_out(given: Mapping[str, Any], recipe: Recipe) -> str:
         parts += [str(recipe.num_experts or ""), "auto"]
     else:
         parts.append(str(recipe.num_experts or len(recipe.boundaries or range(4)) + 1))
-    parts += ["{}-of-{}".format(*recipe.experts_of)] if recipe.experts_of else []
+    parts += ["-of-".join(map(str, recipe.experts_of))] if recipe.experts_of else []
     return f"runs/adapt/{'-'.join(filter(None, parts))}"

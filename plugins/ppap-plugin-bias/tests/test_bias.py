@@ -180,5 +180,6 @@ class TestFull:
             make_full().attach(module, 2)
 
     def test_nothing_to_train(self) -> None:
-        with pytest.raises(UsageError, match="ReLU has no parameters to train"):
+        with pytest.raises(UsageError, match="ReLU has no parameters to train") as caught:
             make_full().attach(nn.ReLU(), 1)
+        assert caught.value.hint == "give it a layer that experts can change"

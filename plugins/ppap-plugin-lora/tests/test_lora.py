@@ -255,3 +255,23 @@ class TestTargets:
 def test_options_that_are_none(wrong: dict[str, object]) -> None:
     with pytest.raises((ValueError, TypeError)):
         LoraOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    "network, hint",
+    [
+        (nn.Linear(40, 40), "use a rank of at most 10, or name targets"),
+        (nn.Conv2d(1, 2, 3), "use the adapter `full`"),
+        (nn.ReLU(), "it has no parameters: give it a layer that experts can change"),
+    ],
+)
+def test_the_hint_is_one_that_helps(network: nn.Module, hint: str) -> None:
+    with pytest.raises(UsageError, match="large enough for LoRA of rank 16") as caught:
+        attached(network)
+    assert caught.value.hint == hint
+
+
+def test_the_highest_rank_of_the_hint_fits() -> None:
+    attached(nn.Linear(40, 40), rank=10)
+    with pytest.raises(UsageError, match="large enough for LoRA of rank 11"):
+        attached(nn.Linear(40, 40), rank=11)

@@ -16,14 +16,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import click
 import torch
 import torch.nn.functional as F
 from publish import publish
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from training import Plan, halved, mirrored, rendered, to_images, train
+from training import (
+    TEST_SEED,
+    Plan,
+    batch_option,
+    bfloat16_option,
+    compile_option,
+    decay_option,
+    halved,
+    mirrored,
+    record,
+    rendered,
+    state_option,
+    to_images,
+    train,
+)
 from variational_bound import variational_bound_term
 
 from ppap_framework.components import Prediction
@@ -32,7 +45,7 @@ from ppap_framework.noise import noise_schedule
 from ppap_plugin_adm import build
 
 DATA_SEED, DATA_COUNT = 1, 30_000
-TEST_SEED, TEST_COUNT, HELD_OUT = 900, 10_000, 2_000
+TEST_COUNT, HELD_OUT = 10_000, 2_000
 VLB_WEIGHT = 1e-3
 OFFICIAL_CLASS = "guided_diffusion.unet.UNetModel"
 CONFIG = {
@@ -59,24 +72,12 @@ PROCESS = {
 
 
 @click.command()
-@click.option(
-    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
-)
+@state_option
 @click.option("--steps", default=20_000, show_default=True)
-@click.option(
-    "--decay",
-    default=0,
-    show_default=True,
-    help="Last steps over which the learning rate falls to zero.",
-)
-@click.option("--batch", default=16, show_default=True)
-@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
-@click.option(
-    "--bfloat16/--float32",
-    default=True,
-    show_default=True,
-    help="bfloat16 products; worth it only where the processor has them.",
-)
+@decay_option
+@batch_option
+@compile_option
+@bfloat16_option
 def main(state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat16: bool) -> None:
     images, _ = rendered(state, DATA_SEED, DATA_COUNT)
     schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
@@ -115,16 +116,9 @@ def main(state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat
     average, seconds = train(network, plan, state / "adm", loss)
     network.load_state_dict(halved(average))
     metrics = held_out(network, process, rendered(state, TEST_SEED, TEST_COUNT)[0])
-    training = {
-        "recipe": "train_adm.py",
-        **attrs.asdict(plan),
-        "vlb_weight": VLB_WEIGHT,
-        "precision": "bfloat16 products" if bfloat16 else "float32",
-        "seconds": round(seconds),
-        "data_seed": DATA_SEED,
-        "data_count": DATA_COUNT,
-        "test_seed": TEST_SEED,
-    }
+    precision = "bfloat16 products" if bfloat16 else "float32"
+    notes = {"vlb_weight": VLB_WEIGHT, "precision": precision}
+    training = record("train_adm.py", plan, seconds, (DATA_SEED, DATA_COUNT), **notes)
     path = publish(
         "shapes-adm",
         "adm",

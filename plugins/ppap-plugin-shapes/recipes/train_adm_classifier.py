@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import click
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,26 @@ from publish import publish
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_adm import PROCESS
-from training import Plan, halved, mirrored, rendered, to_images, train
+from training import (
+    TEST_SEED,
+    Plan,
+    bfloat16_option,
+    compile_option,
+    halved,
+    mirrored,
+    record,
+    rendered,
+    state_option,
+    to_images,
+    train,
+)
 
 from ppap_framework.noise import noise_schedule
 from ppap_plugin_adm import build
 from ppap_plugin_shapes.world import CLASS_NAMES
 
 DATA_SEED, DATA_COUNT = 4, 20_000
-TEST_SEED, TEST_COUNT = 900, 10_000
+TEST_COUNT = 10_000
 OFFICIAL_CLASS = "guided_diffusion.unet.EncoderUNetModel"
 CONFIG = {
     "image_size": 32,
@@ -47,16 +58,9 @@ PLAN = Plan(
 
 
 @click.command()
-@click.option(
-    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
-)
-@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
-@click.option(
-    "--bfloat16/--float32",
-    default=True,
-    show_default=True,
-    help="bfloat16 products; worth it only where the processor has them.",
-)
+@state_option
+@compile_option
+@bfloat16_option
 def main(state: Path, compiled: bool, bfloat16: bool) -> None:
     images, labels = rendered(state, DATA_SEED, DATA_COUNT)
     schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
@@ -97,15 +101,9 @@ def main(state: Path, compiled: bool, bfloat16: bool) -> None:
         "class_names": CLASS_NAMES,
         "process": {key: PROCESS[key] for key in ("schedule", "timesteps")},
     }
-    training = {
-        "recipe": "train_adm_classifier.py",
-        **attrs.asdict(PLAN),
-        "precision": "bfloat16 products" if bfloat16 else "float32",
-        "seconds": round(seconds),
-        "data_seed": DATA_SEED,
-        "data_count": DATA_COUNT,
-        "test_seed": TEST_SEED,
-    }
+    precision = "bfloat16 products" if bfloat16 else "float32"
+    data = DATA_SEED, DATA_COUNT
+    training = record("train_adm_classifier.py", PLAN, seconds, data, precision=precision)
     path = publish(
         "shapes-adm-classifier",
         "adm-classifier",

@@ -11,42 +11,19 @@ lightly grained, so that it forgives what generated pictures have and renders ha
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import attrs
-import click
 import torch
 import torch.nn.functional as F
-from publish import publish_folder
+from recipe import PREPROCESSOR, Recipe, command, of_transformers
 from torch import Tensor, nn
-from training import Plan, grained, halved, mirrored, rendered, to_images, train
-from transformers import CONFIG_MAPPING, MODEL_FOR_DEPTH_ESTIMATION_MAPPING
+from training import Plan, grained, mirrored, to_images
+from transformers import AutoModelForDepthEstimation
 
 from ppap_plugin_midas.loss import ScaleShiftInvariant, depth_metrics
 
-TEST_SEED, TEST_COUNT = 900, 2000
-PREPROCESSOR = {
-    "do_resize": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "resample": 2,
-}
 MEAN_DISPARITY, MEAN_DISTANCE = 0.28, 4.0  # of a few hundred renders, rounded
-
-
-@attrs.frozen
-class Recipe:
-    name: str
-    summary: str
-    config: dict[str, Any]
-    preprocessor: dict[str, Any]
-    data_seed: int
-    data_count: int
-    plan: Plan
+INVARIANT = ScaleShiftInvariant()
 
 
 RECIPES = {
@@ -68,7 +45,7 @@ RECIPES = {
             "reassemble_factors": [2, 1, 0.5, 0.25],
             "use_auxiliary_head": False,
         },
-        {"image_processor_type": "DPTImageProcessor", "size": {"height": 32, "width": 32}},
+        preprocessor=PREPROCESSOR | {"image_processor_type": "DPTImageProcessor"},
         data_seed=8,
         data_count=8000,
         plan=Plan(
@@ -98,10 +75,7 @@ RECIPES = {
             "drop_path_rate": 0.0,
             "max_depth": 12,
         },
-        {
-            "image_processor_type": "GLPNImageProcessor",
-            "size_divisor": 32,
-        },
+        preprocessor={"image_processor_type": "GLPNImageProcessor", "size_divisor": 32},
         data_seed=9,
         data_count=8000,
         plan=Plan(
@@ -115,86 +89,63 @@ RECIPES = {
             ema=0.99,
             save_every=50,
         ),
+        grain=True,
     ),
 }
 
 
 def make(recipe: Recipe) -> nn.Module:
-    values = dict(recipe.config)
-    config = CONFIG_MAPPING[values.pop("model_type")](**values)
-    return MODEL_FOR_DEPTH_ESTIMATION_MAPPING[type(config)](config)
+    network: Any = of_transformers(recipe, AutoModelForDepthEstimation)
+    if says_disparity(network):  # it ends in a ReLU, which must not begin with nothing but zeros
+        nn.init.constant_(network.head.head[4].bias, MEAN_DISPARITY)
+    return network
 
 
-def shown(network: nn.Module, x: Tensor, which: str) -> Tensor:
+def says_disparity(network: Any) -> bool:
+    return network.config.model_type == "dpt"
+
+
+def shown(network: nn.Module, x: Tensor) -> Tensor:
     """What a network predicts of images, in its own units: (B, 32, 32)."""
-    maps = network(pixel_values=x if which == "guide" else (x + 1) / 2).predicted_depth
+    maps = network(pixel_values=x if says_disparity(network) else (x + 1) / 2).predicted_depth
     return F.interpolate(maps[:, None], x.shape[-2:], mode="area")[:, 0]
 
 
-@torch.no_grad()
-def measure(network: nn.Module, images: Tensor, depth: Tensor, which: str) -> dict[str, float]:
+def loss(
+    recipe: Recipe, network: nn.Module, x: Tensor, depth: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    x, z = mirrored(generator, x, depth)
+    x = grained(x, generator) if recipe.grain else x
+    with torch.autocast("cpu", torch.bfloat16):
+        said = shown(network, x)
+    said = said.float()
+    if says_disparity(network):
+        absolute = F.l1_loss(said, 1 / z) / MEAN_DISPARITY
+        shape = INVARIANT.energy(said, 1 / z).mean()
+    else:
+        absolute = F.l1_loss(said.log(), z.log())
+        shape = INVARIANT.energy(1 / said, 1 / z).mean()
+    return absolute + 0.5 * shape, {"absolute": absolute.item(), "shape": shape.item()}
+
+
+def measure(network: nn.Module, images: Tensor, depth: Tensor) -> dict[str, float]:
     """The mean over scenes of what `depth_metrics` says against the true disparity."""
-    network.eval()
-    said = torch.cat([shown(network, to_images(block), which) for block in images.split(250)])
-    figures = depth_metrics(said if which == "guide" else 1 / said, 1 / depth)
+    said = torch.cat([shown(network, to_images(block)) for block in images.split(250)])
+    figures = depth_metrics(said if says_disparity(network) else 1 / said, 1 / depth)
     return {name: round(values.mean().item(), 5) for name, values in figures.items()}
 
 
-@click.command()
-@click.argument("which", type=click.Choice(sorted(RECIPES)))
-@click.option(
-    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
+main = command(
+    __file__,
+    RECIPES,
+    component="depth",
+    truth="depth",
+    make=make,
+    loss=loss,
+    measure=measure,
+    folder="depth-",
+    precision="bfloat16 products",
 )
-def main(which: str, state: Path) -> None:
-    recipe = RECIPES[which]
-    images, depth = rendered(state, recipe.data_seed, recipe.data_count, truth="depth")
-    torch.manual_seed(recipe.plan.seed)
-    network: Any = make(recipe)
-    if which == "guide":  # it ends in a ReLU, which must not begin with nothing but zeros
-        nn.init.constant_(network.head.head[4].bias, MEAN_DISPARITY)
-    invariant = ScaleShiftInvariant()
-
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
-        x, z = mirrored(generator, to_images(images[chosen]), depth[chosen])
-        x = grained(x, generator) if which == "judge" else x
-        with torch.autocast("cpu", torch.bfloat16):
-            said = shown(network, x, which)
-        said = said.float()
-        if which == "guide":
-            absolute = F.l1_loss(said, 1 / z) / MEAN_DISPARITY
-            shape = invariant.energy(said, 1 / z).mean()
-        else:
-            absolute = F.l1_loss(said.log(), z.log())
-            shape = invariant.energy(1 / said, 1 / z).mean()
-        return absolute + 0.5 * shape, {"absolute": absolute.item(), "shape": shape.item()}
-
-    average, seconds = train(network, recipe.plan, state / f"depth-{which}", loss)
-    network.load_state_dict(halved(average))
-    fresh = rendered(state, TEST_SEED, TEST_COUNT, truth="depth")
-    metrics = {"fresh_renders": TEST_COUNT, **measure(network, *fresh, which)}
-    training = {
-        "recipe": f"train_depth.py {which}",
-        **attrs.asdict(recipe.plan),
-        "precision": "bfloat16 products",
-        "seconds": round(seconds),
-        "data_seed": recipe.data_seed,
-        "data_count": recipe.data_count,
-        "test_seed": TEST_SEED,
-    }
-    preprocessor = (PREPROCESSOR if which == "guide" else {}) | recipe.preprocessor
-    path = publish_folder(
-        recipe.name,
-        "depth",
-        recipe.summary,
-        network,
-        preprocessor,
-        training,
-        metrics,
-        which == "guide",
-    )
-    click.echo(f"{path}: {metrics}")
-
 
 if __name__ == "__main__":
     main()

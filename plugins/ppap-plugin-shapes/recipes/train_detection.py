@@ -9,38 +9,17 @@ are not refined from layer to layer, so that no gradient is cut off.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import attrs
-import click
 import torch
-from publish import publish_folder
+from recipe import PREPROCESSOR, Recipe, command, labels, of_transformers
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
-from training import Plan, halved, rendered, to_images, train
-from transformers import CONFIG_MAPPING, AutoModelForObjectDetection
+from training import Plan, to_images
+from transformers import AutoModelForObjectDetection
 
 from ppap_plugin_shapes.world import CLASS_NAMES
 
-TEST_SEED, TEST_COUNT = 900, 2000
-PREPROCESSOR = {
-    "image_processor_type": "DetrImageProcessor",
-    "do_resize": True,
-    "size": {"height": 32, "width": 32},
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "do_convert_annotations": True,
-    "do_pad": False,
-}
-LABELS = {
-    "id2label": dict(enumerate(CLASS_NAMES)),
-    "label2id": {name: index for index, name in enumerate(CLASS_NAMES)},
-}
 TRANSFORMER = {
     "num_queries": 9,
     "d_model": 64,
@@ -70,16 +49,6 @@ def _backbone(width: int) -> dict[str, Any]:
     }
 
 
-@attrs.frozen
-class Recipe:
-    name: str
-    summary: str
-    config: dict[str, Any]
-    data_seed: int
-    data_count: int
-    plan: Plan
-
-
 RECIPES = {
     "guide": Recipe(
         "shapes-detr",
@@ -90,6 +59,13 @@ RECIPES = {
             "num_feature_levels": 1,
             "with_box_refine": False,
             **TRANSFORMER,
+            **labels(CLASS_NAMES),
+        },
+        preprocessor=PREPROCESSOR
+        | {
+            "image_processor_type": "DetrImageProcessor",
+            "do_convert_annotations": True,
+            "do_pad": False,
         },
         data_seed=8,
         data_count=8000,
@@ -106,12 +82,6 @@ RECIPES = {
         ),
     ),
 }
-
-
-def make(recipe: Recipe) -> nn.Module:
-    values = dict(recipe.config) | LABELS
-    config = CONFIG_MAPPING[values.pop("model_type")](**values)
-    return AutoModelForObjectDetection.from_config(config)
 
 
 def flipped(x: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -137,12 +107,19 @@ def labels_of(boxes: Tensor) -> list[dict[str, Tensor]]:
     ]
 
 
-@torch.no_grad()
-def measure(network: nn.Module, images: Tensor, boxes: Tensor) -> dict[str, object]:
+def loss(
+    recipe: Recipe, network: nn.Module, x: Tensor, boxes: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    x, truths = flipped(x, boxes, generator)
+    seen = network(x, labels=labels_of(truths))
+    parts = ("loss_ce", "loss_bbox", "loss_giou")
+    return seen.loss, {name: seen.loss_dict[name].item() for name in parts}
+
+
+def measure(network: nn.Module, images: Tensor, boxes: Tensor) -> dict[str, float]:
     """How many solids are found (class, and IoU of at least 0.5 or 0.75), the mean IoU of those of
     the right class, and how many detections of a score above 0.5 are of no solid.
     """
-    network.eval()
     found = found_closely = solids = detections = false = 0
     overlaps = []
     for x, truths in zip(images.split(250), boxes.split(250), strict=True):
@@ -161,7 +138,6 @@ def measure(network: nn.Module, images: Tensor, boxes: Tensor) -> dict[str, obje
             overlaps += best[best > 0].tolist()
             false += int((iou.amax(0) < 0.5).sum()) if sure.any() else 0
     return {
-        "fresh_renders": len(images),
         "found": found / solids,
         "found_closely": found_closely / solids,
         "mean_iou_of_found": sum(overlaps) / max(1, len(overlaps)),
@@ -169,47 +145,16 @@ def measure(network: nn.Module, images: Tensor, boxes: Tensor) -> dict[str, obje
     }
 
 
-@click.command()
-@click.argument("which", type=click.Choice(sorted(RECIPES)))
-@click.option(
-    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
+main = command(
+    __file__,
+    RECIPES,
+    component="detection",
+    truth="boxes",
+    make=lambda recipe: of_transformers(recipe, AutoModelForObjectDetection),
+    loss=loss,
+    measure=measure,
+    folder="detection-",
 )
-def main(which: str, state: Path) -> None:
-    recipe = RECIPES[which]
-    images, boxes = rendered(state, recipe.data_seed, recipe.data_count, truth="boxes")
-    torch.manual_seed(recipe.plan.seed)
-    network = make(recipe)
-
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
-        x, truths = flipped(to_images(images[chosen]), boxes[chosen], generator)
-        seen = network(x, labels=labels_of(truths))
-        parts = ("loss_ce", "loss_bbox", "loss_giou")
-        return seen.loss, {name: seen.loss_dict[name].item() for name in parts}
-
-    average, seconds = train(network, recipe.plan, state / f"detection-{which}", loss)
-    network.load_state_dict(halved(average))
-    metrics = measure(network, *rendered(state, TEST_SEED, TEST_COUNT, truth="boxes"))
-    training = {
-        "recipe": f"train_detection.py {which}",
-        **attrs.asdict(recipe.plan),
-        "seconds": round(seconds),
-        "data_seed": recipe.data_seed,
-        "data_count": recipe.data_count,
-        "test_seed": TEST_SEED,
-    }
-    path = publish_folder(
-        recipe.name,
-        "detection",
-        recipe.summary,
-        network,
-        PREPROCESSOR,
-        training,
-        metrics,
-        default=True,
-    )
-    click.echo(f"{path}: {metrics}")
-
 
 if __name__ == "__main__":
     main()

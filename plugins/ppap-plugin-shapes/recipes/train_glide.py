@@ -45,7 +45,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.transforms.functional import gaussian_blur
-from training import Plan, halved, rendered, to_images, train
+from training import (
+    TEST_SEED,
+    Plan,
+    batch_option,
+    bfloat16_option,
+    compile_option,
+    decay_option,
+    halved,
+    rendered,
+    state_option,
+    to_images,
+    train,
+)
 from variational_bound import variational_bound_term
 
 from ppap_framework.components import Prediction
@@ -54,7 +66,7 @@ from ppap_framework.noise import NoiseSchedule, noise_schedule
 from ppap_plugin_glide import build
 from ppap_plugin_glide.tokens import Texts
 
-TEST_SEED, TEST_COUNT, HELD_OUT = 900, 2_000, 1_000
+TEST_COUNT, HELD_OUT = 2_000, 1_000
 CROP = 32  # pixels a side, of the upsampler's pictures
 
 Loss = Callable[[torch.Generator], tuple[Tensor, dict[str, float]]]
@@ -211,27 +223,12 @@ def stage_command(name: str, usual: int) -> click.Command:
     """The training of one stage."""
 
     @click.command(name, help=f"Train the {name}.")
-    @click.option(
-        "--state",
-        type=click.Path(path_type=Path),
-        required=True,
-        help="Folder that survives a kill.",
-    )
+    @state_option
     @click.option("--steps", default=usual, show_default=True)
-    @click.option(
-        "--decay",
-        default=0,
-        show_default=True,
-        help="Last steps over which the learning rate falls to zero.",
-    )
-    @click.option("--batch", default=16, show_default=True)
-    @click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
-    @click.option(
-        "--bfloat16/--float32",
-        default=True,
-        show_default=True,
-        help="bfloat16 products; worth it only where the processor has them.",
-    )
+    @decay_option
+    @batch_option
+    @compile_option
+    @bfloat16_option
     def command(
         state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat16: bool
     ) -> None:

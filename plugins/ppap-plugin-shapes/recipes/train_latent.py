@@ -20,12 +20,21 @@ import diffusers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training import Plan, mirrored, rendered, to_images, train
+from training import (
+    TEST_SEED,
+    Plan,
+    batch_option,
+    mirrored,
+    rendered,
+    state_option,
+    to_images,
+    train,
+)
 
 from ppap_framework.noise import cosine_schedule
 
 DATA_SEED, SIZE = 1, 64
-TEST_SEED, TEST_COUNT = 900, 500
+TEST_COUNT = 500
 KL_WEIGHT = 1e-4  # of the divergence a number of the image
 AUTOENCODER = {
     "sample_size": SIZE,
@@ -53,10 +62,8 @@ SCHEDULER = {
     "clip_sample": False,
 }
 
-state_option = click.option("--state", type=click.Path(path_type=Path), required=True)
 count_option = click.option("--count", default=12_000, show_default=True, help="Scenes to learn.")
 steps_option = click.option("--steps", default=6_000, show_default=True)
-batch_option = click.option("--batch", default=16, show_default=True)
 
 
 @click.group()

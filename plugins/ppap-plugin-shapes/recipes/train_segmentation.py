@@ -12,50 +12,20 @@ what generated pictures have and renders have not.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import attrs
-import click
 import torch
 import torch.nn.functional as F
-from publish import publish_folder
+from recipe import PREPROCESSOR, Recipe, command, labels, of_transformers
 from torch import Tensor, nn
-from training import Plan, grained, halved, mirrored, rendered, to_images, train
-from transformers import CONFIG_MAPPING, AutoModelForSemanticSegmentation
+from training import Plan, grained, mirrored, to_images
+from transformers import AutoModelForSemanticSegmentation
 
 from ppap_plugin_shapes.world import SEGMENTATION_NAMES
 
-TEST_SEED, TEST_COUNT = 900, 2000
-PREPROCESSOR = {
+SEGFORMER = PREPROCESSOR | {
     "image_processor_type": "SegformerImageProcessor",
-    "do_resize": True,
-    "size": {"height": 32, "width": 32},
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
     "do_reduce_labels": False,
 }
-LABELS = {
-    "id2label": dict(enumerate(SEGMENTATION_NAMES)),
-    "label2id": {name: index for index, name in enumerate(SEGMENTATION_NAMES)},
-}
-
-
-@attrs.frozen
-class Recipe:
-    name: str
-    summary: str
-    config: dict[str, Any]
-    data_seed: int
-    data_count: int
-    plan: Plan
-    grain: bool
-
-
+LABELS = labels(SEGMENTATION_NAMES)
 RECIPES = {
     "guide": Recipe(
         "shapes-segformer",
@@ -71,7 +41,9 @@ RECIPES = {
             "decoder_hidden_size": 96,
             "drop_path_rate": 0.0,
             "classifier_dropout_prob": 0.0,
+            **LABELS,
         },
+        preprocessor=SEGFORMER,
         data_seed=6,
         data_count=8000,
         plan=Plan(
@@ -85,7 +57,6 @@ RECIPES = {
             ema=0.99,
             save_every=100,
         ),
-        grain=False,
     ),
     "judge": Recipe(
         "shapes-segmentation-judge",
@@ -102,7 +73,9 @@ RECIPES = {
             "hidden_size": 48,
             "pool_scales": [1, 2, 4],
             "use_auxiliary_head": False,
+            **LABELS,
         },
+        preprocessor=SEGFORMER,
         data_seed=7,
         data_count=8000,
         plan=Plan(
@@ -121,21 +94,22 @@ RECIPES = {
 }
 
 
-def make(recipe: Recipe) -> nn.Module:
-    values = dict(recipe.config) | LABELS
-    config = CONFIG_MAPPING[values.pop("model_type")](**values)
-    return AutoModelForSemanticSegmentation.from_config(config)
-
-
 def logits_of(network: nn.Module, x: Tensor) -> Tensor:
     """(B, K, 32, 32)."""
     return F.interpolate(network(x).logits, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-@torch.no_grad()
-def measure(network: nn.Module, images: Tensor, classes: Tensor) -> dict[str, object]:
+def loss(
+    recipe: Recipe, network: nn.Module, x: Tensor, classes: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    x, y = mirrored(generator, x, classes)
+    logits = logits_of(network, grained(x, generator) if recipe.grain else x)
+    accuracy = (logits.argmax(1) == y).float().mean().item()
+    return F.cross_entropy(logits, y), {"accuracy": accuracy}
+
+
+def measure(network: nn.Module, images: Tensor, classes: Tensor) -> dict[str, float]:
     """Intersection over union of each class over all pixels, its mean, and pixel accuracy."""
-    network.eval()
     guessed = torch.cat([logits_of(network, to_images(b)).argmax(1) for b in images.split(250)])
     number = len(SEGMENTATION_NAMES)
     confusion = torch.bincount((classes * number + guessed).flatten(), minlength=number**2)
@@ -143,7 +117,6 @@ def measure(network: nn.Module, images: Tensor, classes: Tensor) -> dict[str, ob
     hits = confusion.diagonal()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)
     return {
-        "fresh_renders": len(images),
         "pixel_accuracy": (hits.sum() / confusion.sum()).item(),
         "mean_iou": iou.mean().item(),
         **{
@@ -153,47 +126,16 @@ def measure(network: nn.Module, images: Tensor, classes: Tensor) -> dict[str, ob
     }
 
 
-@click.command()
-@click.argument("which", type=click.Choice(sorted(RECIPES)))
-@click.option(
-    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
+main = command(
+    __file__,
+    RECIPES,
+    component="segmentation",
+    truth="segmentation",
+    make=lambda recipe: of_transformers(recipe, AutoModelForSemanticSegmentation),
+    loss=loss,
+    measure=measure,
+    folder="segmentation-",
 )
-def main(which: str, state: Path) -> None:
-    recipe = RECIPES[which]
-    images, classes = rendered(state, recipe.data_seed, recipe.data_count, truth="segmentation")
-    torch.manual_seed(recipe.plan.seed)
-    network = make(recipe)
-
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.randint(len(images), (recipe.plan.batch,), generator=generator)
-        x, y = mirrored(generator, to_images(images[chosen]), classes[chosen])
-        logits = logits_of(network, grained(x, generator) if recipe.grain else x)
-        accuracy = (logits.argmax(1) == y).float().mean().item()
-        return F.cross_entropy(logits, y), {"accuracy": accuracy}
-
-    average, seconds = train(network, recipe.plan, state / f"segmentation-{which}", loss)
-    network.load_state_dict(halved(average))
-    metrics = measure(network, *rendered(state, TEST_SEED, TEST_COUNT, truth="segmentation"))
-    training = {
-        "recipe": f"train_segmentation.py {which}",
-        **attrs.asdict(recipe.plan),
-        "seconds": round(seconds),
-        "data_seed": recipe.data_seed,
-        "data_count": recipe.data_count,
-        "test_seed": TEST_SEED,
-    }
-    path = publish_folder(
-        recipe.name,
-        "segmentation",
-        recipe.summary,
-        network,
-        PREPROCESSOR,
-        training,
-        metrics,
-        which == "guide",
-    )
-    click.echo(f"{path}: {metrics}")
-
 
 if __name__ == "__main__":
     main()

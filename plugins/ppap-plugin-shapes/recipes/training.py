@@ -1,5 +1,5 @@
-"""What the recipes share: a seeded training loop that can be killed at any moment, rendered
-pictures kept on disk, and what is done to them by chance.
+"""What all recipes share: a seeded training loop that can be killed at any moment, rendered
+pictures kept on disk, what is done to them by chance, and options of the command lines.
 
 The examples of step s are a pure function of (seed, s), so that a resumed training goes on as if
 never interrupted. The learning rate rises over `warmup` steps, stays, and falls linearly to zero
@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import attrs
+import click
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,26 @@ from torch import Tensor, nn
 from ppap_plugin_shapes.world import render
 
 RENDER_BLOCK = 500
+TEST_SEED = 900  # of scenes that no network has learnt
+Truth: TypeAlias = Literal["labels", "depth", "segmentation", "boxes"]
+
+state_option = click.option(
+    "--state", type=click.Path(path_type=Path), required=True, help="Folder that survives a kill."
+)
+decay_option = click.option(
+    "--decay",
+    default=0,
+    show_default=True,
+    help="Last steps over which the learning rate falls to zero.",
+)
+batch_option = click.option("--batch", default=16, show_default=True)
+compile_option = click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
+bfloat16_option = click.option(
+    "--bfloat16/--float32",
+    default=True,
+    show_default=True,
+    help="bfloat16 products; worth it only where the processor has them.",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -53,6 +74,21 @@ class Plan:
         return min(self.ema, (1 + step) / (10 + step))
 
 
+def record(
+    recipe: str, plan: Plan, seconds: float, data: tuple[int, int], **notes: object
+) -> dict[str, Any]:
+    """What a card says of a training; `data` are seed and number of the scenes."""
+    return {
+        "recipe": recipe,
+        **attrs.asdict(plan),
+        **notes,
+        "seconds": round(seconds),
+        "data_seed": data[0],
+        "data_count": data[1],
+        "test_seed": TEST_SEED,
+    }
+
+
 def _render_block(seed: int, start: int, size: int, truth: str) -> tuple[np.ndarray, np.ndarray]:
     scenes = render(seed, range(start, start + RENDER_BLOCK), size)
     return scenes.images, getattr(scenes, truth)
@@ -63,7 +99,7 @@ def rendered(
     seed: int,
     count: int,
     size: int = 32,
-    truth: Literal["labels", "depth", "segmentation", "boxes"] = "labels",
+    truth: Truth = "labels",
 ) -> tuple[Tensor, Tensor]:
     """The first `count` scenes of a seed, rendered once and kept: images (N, 3, size, size) uint8,
     and labels (N,), distances or classes (N, size, size), or boxes (N, 3, 5).

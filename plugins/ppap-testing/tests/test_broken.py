@@ -55,6 +55,16 @@ def test_nothing_is_wrong_with_what_is_sound(kind: ComponentKind) -> None:
     assert failures(kind, f"{kind}-sound") == {}
 
 
+@pytest.mark.parametrize("status, takes_pictures", [("skipped", False), ("failed", True)])
+def test_a_refused_picture_costs_the_curve(status: str, takes_pictures: bool) -> None:
+    suite = suite_of("guider", "guider-sound", **AIMED, takes_pictures=takes_pictures)
+    found = {outcome.check: outcome for outcome in run_checks(suite)}
+    refused = found.pop("test_pictures_as_targets")
+    assert refused.status == status
+    assert ("--scale is absolute" in refused.fault) == (status == "skipped")
+    assert "failed" not in {outcome.status for outcome in found.values()}
+
+
 def test_every_check_has_a_component_that_it_catches() -> None:
     for kind, suite in SUITES.items():
         common = {check for check in checks_of(Conformance) if check != "test_it_can_be_made"}

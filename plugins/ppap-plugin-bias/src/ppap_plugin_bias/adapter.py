@@ -69,8 +69,11 @@ def _adaptation(dimensions: float, wanted: str, network: nn.Module) -> Adaptatio
             prefix + name for name, _ in module.named_buffers(recurse=False) if name in _STATISTICS
         ]
     if not parameters and not statistics:
+        hint = "leave this adapter out, or use `full`"
+        if next(network.parameters(), None) is None:
+            hint = "give it a layer that experts can change"
         raise UsageError(
             f"{type(network).__name__} has no {wanted} or running statistics",
-            hint="use another adapter",
+            hint=hint,
         )
     return Adaptation(parametrizations=dict.fromkeys(parameters, Replacement), buffers=statistics)

@@ -103,9 +103,12 @@ def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
     """Weights with at least twice as many parameters as their low-rank change."""
     found = []
     adapted = _weights(network)
+    fitting = 0  # the highest rank that some weight is large enough for
     for layer, weights in adapted.items():
         for name, weight in weights.items():
             rows, inner, columns = _factors(weight, options)
+            each = inner // options.rank * (rows + columns)  # parameters of a change of rank 1
+            fitting = max(fitting, weight.numel() // (2 * each))
             if 2 * inner * (rows + columns) <= weight.numel():
                 found.append(f"{layer}.{name}" if layer else name)
     others = {
@@ -117,7 +120,11 @@ def _worthwhile(network: nn.Module, options: LoraOptions) -> list[str]:
     size = sum(p.numel() for module in others.values() for p in module.parameters(recurse=False))
     if not found:
         change = f"; it does not change {kinds}" if kinds else ""
-        other = "use the adapter `bias` or `full`" if kinds else "lower the rank, or name targets"
+        other = "use the adapter `full`"
+        if next(network.parameters(), None) is None:
+            other = "it has no parameters: give it a layer that experts can change"
+        elif fitting and not kinds:
+            other = f"use a rank of at most {fitting}, or name targets"
         raise UsageError(
             f"{type(network).__name__} has no Linear, Conv2d or MultiheadAttention layer that is "
             f"large enough for LoRA of rank {options.rank}{change}",

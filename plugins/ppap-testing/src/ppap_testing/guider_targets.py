@@ -10,11 +10,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ppap_framework.components import TargetInput
 from ppap_framework.errors import AssetError, PpapError, UsageError
 from ppap_framework.guidance import Guide
+from ppap_framework.noise import NoiseLevel
+from ppap_framework.pixels import to_pil
+from ppap_framework.predictions import widened
 from ppap_framework.run import GuideRequest
+from ppap_framework.runtime import evaluating, isolated
 from ppap_framework.targets import decode_target
-from ppap_testing.probes import finite
+from ppap_testing.probes import finite, pictures
 from ppap_testing.suite import Conformance, NotConformingError, require, shared, skip
 
 LONGEST = 80
@@ -43,6 +48,7 @@ class TargetChecks(Conformance):
     kind = "guider"
     checkpoint: ClassVar[str | None] = None
     target: ClassVar[object] = None
+    takes_pictures: ClassVar[bool] = False
     bad_targets: ClassVar[Sequence[object]] = ()
 
     @shared
@@ -97,6 +103,36 @@ class TargetChecks(Conformance):
             picture.ndim == 3 and finite(picture) and picture.abs().max() <= 1.001
         )
         require(shown, "the target's picture is not in [-1, 1]", "convert bytes by x / 127.5 - 1")
+
+    def test_pictures_as_targets(self) -> None:
+        """pictures are targets that the loss compares with, as calibration needs them"""
+        model, loss, seen = self.made(), self.guide().loss, pictures(2, (64, 64))
+        try:
+            aims = [
+                model.target(TargetInput(image=one, source="a picture")) for one in to_pil(seen)
+            ]
+        except PpapError as error:
+            require(
+                not self.takes_pictures,
+                f"a picture as target is refused: {error.message}",
+                "if `given.image` is not None, let `target` measure it: self(given.pixels()[None])",
+            )
+            skip("it takes no pictures, so experts get no curve, and --scale is absolute")
+        shapes = [tuple(aim.value.shape) for aim in aims]
+        require(
+            shapes == [(1, *shapes[0][1:])] * len(aims),
+            f"targets of pictures have the shapes {shapes}",
+            "return Target(value=value[None], ...), of one shape for every picture",
+        )
+        with isolated(), evaluating(model), torch.no_grad():
+            aware = getattr(self.spec, "noise_aware", False)
+            prediction = widened(model(seen, NoiseLevel.clean(len(seen)) if aware else None))
+            energies = [loss.energy(prediction, aim.value) for aim in aims]
+        require(
+            all(energy.shape == (len(seen),) and finite(energy) for energy in energies),
+            f"for targets of pictures the energies of {len(seen)} images are {energies}",
+            "let `target` make of a picture what the default loss compares with a prediction",
+        )
 
     def test_any_target_ends_in_one_line(self) -> None:
         """an odd target is accepted or refused with a hint, whatever it is"""

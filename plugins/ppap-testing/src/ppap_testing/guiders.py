@@ -41,6 +41,8 @@ class GuiderConformance(TargetChecks):
     Attributes:
         checkpoint: Name or path of its weights; None for the default.
         target: A target, as `ppap.guide` takes it; None for the default one.
+        takes_pictures: Whether it fails a check if it refuses pictures as targets, without which
+            its experts cannot be calibrated.
         bad_targets: Targets that it must refuse.
         sizes: Heights and widths of images; the first is that of most checks.
     """

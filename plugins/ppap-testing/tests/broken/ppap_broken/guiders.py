@@ -158,6 +158,15 @@ class Gullible(Sound):
         return Target(value=torch.full((1, 3), number), label=given.text)
 
 
+class TwoColours(Sound):
+    """What it makes of a picture is nothing that its loss can compare."""
+
+    def target(self, given):
+        if given.image is not None:
+            return Target(value=given.pixels().mean((1, 2))[None, :2], label="a picture")
+        return super().target(given)
+
+
 class Glaring(Sound):
     def render(self, prediction, images):
         return 255.0 * images

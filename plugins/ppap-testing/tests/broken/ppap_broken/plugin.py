@@ -38,6 +38,7 @@ CHECKS = {
         "Listening": "noise_levels",
         "Training": "it_is_made_in_evaluation_mode",
         "Rambling": "the_target",
+        "TwoColours": "pictures_as_targets",
         "Careless": "any_target_ends_in_one_line",
         "Gullible": "bad_targets_are_refused",
         "Glaring": "drawings",
