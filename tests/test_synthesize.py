@@ -89,11 +89,11 @@ def draw(backend: LoadedBackend, out: Path) -> Draw:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the diary and the lock."""
+    """Every file but the diary, the lock and what was set aside."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("run.json", ".lock")
+        if path.is_file() and path.name not in ("run.json", ".lock") and path.suffix != ".damaged"
     }
 
 
@@ -339,14 +339,23 @@ class TestResuming:
         assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 
     @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-    def test_a_damaged_shard_is_drawn_again(
-        self, draw: Draw, whole: Path, out: Path, damage: str
+    def test_a_damaged_shard_is_set_aside_and_drawn_again(
+        self, draw: Draw, whole: Path, out: Path, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        hurt(copied(whole, out) / "shard-00001.tar", damage)
+        hurt(shard := copied(whole, out) / "shard-00001.tar", damage)
+        before = None if damage == "remove" else shard.read_bytes()
         drawn: list[int] = []
         draw(progress=lambda p: drawn.append(p.done))
         assert drawn == list(range(18, 31, 2))
         assert content(out) == content(whole)
+        aside = shard.with_name("shard-00001.tar.damaged")
+        assert (aside.read_bytes() if aside.exists() else None) == before
+        told = f"set aside as {aside.name!r}; it" if before else "is missing; it"
+        [message] = caplog.messages
+        assert message.startswith(str(shard))
+        assert f"{told} is drawn again" in message
+        draw(overwrite=True)  # removes all that belongs to the set
+        assert not aside.exists()
 
     def test_a_full_disk(self, draw: Draw, whole: Path, out: Path) -> None:
         full = mock.patch.object(os, "fsync", side_effect=OSError(28, "No space left on device"))

@@ -1,6 +1,7 @@
 """The folder of a synthetic set, as it is written and read.
 
 shard-00000.tar ...      the images
+shard-00000.tar.damaged  a shard that was found damaged and drawn again
 manifest.json            settings and hashes; written last, so it marks a complete set
 run.json                 a record of every call
 .partial/settings.json   the settings of the first call
@@ -31,6 +32,7 @@ FORMATS = (1, 2)
 """Readable formats of the manifest; the last is written. Format 1 called a batch a block."""
 
 MANIFEST, RUN, PARTIAL = "manifest.json", "run.json", ".partial"
+DAMAGED = ".damaged"
 SETTINGS = f"{PARTIAL}/settings.json"
 ANEW = "`ppap synthesize --overwrite` draws the set anew"
 _AGAIN = "`ppap synthesize` with the same settings draws it again"
@@ -38,7 +40,10 @@ _AGAIN = "`ppap synthesize` with the same settings draws it again"
 
 def belongs(name: str) -> bool:
     """Whether a file of this name belongs to a synthetic set."""
-    return name in (MANIFEST, RUN) or re.fullmatch(r"shard-\d{5,}\.tar", name) is not None
+    return (
+        name in (MANIFEST, RUN)
+        or re.fullmatch(rf"shard-\d{{5,}}\.tar({re.escape(DAMAGED)})?", name) is not None
+    )
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

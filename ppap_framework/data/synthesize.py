@@ -8,6 +8,7 @@ processes, with the same bytes: the number of threads is fixed, and the noise of
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import platform
@@ -150,9 +151,9 @@ def _draw(
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "job")
         path.write_bytes(job)
-        # Processes of torch's end with this one, and without a word at Ctrl-C.
+        # Processes of torch's, once they have begun, end with this one, silently at Ctrl-C.
         how: dict[str, Any] = {"join": False, "start_method": "spawn"}
-        started = start_processes(_work, (path,), workers, **how)  # type: ignore[no-untyped-call]
+        started = start_processes(_work, (path, os.getpid()), workers, **how)  # type: ignore[no-untyped-call]
         try:
             finished, ended = 0, False
             while not ended:
@@ -193,12 +194,11 @@ def _drawn(run: Plan, folder: SynthesisFolder, count: _Count) -> Iterator[int]:
             yield len(images)
 
 
-def _work(worker: int, path: Path) -> None:
+def _work(worker: int, path: Path, parent: int) -> None:
     run, folder = pickle.loads(path.read_bytes())
-    finished = 0
+    images = _drawn(run, folder, lambda left, steps: None) if os.getppid() == parent else ()
     try:
-        for images in _drawn(run, folder, lambda left, steps: None):
-            finished += images
+        for finished in itertools.accumulate(images):
             path.with_name(f"images-{worker}").write_text(str(finished))
     except PpapError as error:
         path.with_name(f"error-{worker}").write_bytes(pickle.dumps(error))

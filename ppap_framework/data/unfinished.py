@@ -20,6 +20,7 @@ from ppap_framework.data import shards
 from ppap_framework.data.claims import Claims
 from ppap_framework.data.folder import (
     ANEW,
+    DAMAGED,
     FORMATS,
     MANIFEST,
     PARTIAL,
@@ -166,7 +167,7 @@ class SynthesisFolder:
                 batch.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        """Write the manifest, or remove shards that were damaged since they were written."""
+        """Write the manifest, or set shards aside that were damaged since they were written."""
         entries = [self._entry(shard) for shard in self.layout.shards]
         noted = [files.read_json(self._noted(shard)) for shard in self.layout.shards]
         damaged = [k for k, entry in enumerate(entries) if noted[k] not in (None, entry)]
@@ -196,10 +197,14 @@ class SynthesisFolder:
 
     def _discard(self, damaged: Iterable[int]) -> None:
         for shard in damaged:
-            _log.warning("%s is damaged and is drawn again", self.path / shard_name(shard))
+            path, fault = self.path / shard_name(shard), "is missing"
+            aside = path.with_name(f"{path.name}{DAMAGED}")
             with files.refusals(self.path, hint=KEPT):
-                (self.path / shard_name(shard)).unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    path.replace(aside)
+                    fault = f"is damaged and was set aside as {aside.name!r}"
                 self._noted(shard).unlink(missing_ok=True)
+            _log.warning("%s %s; it is drawn again", path, fault)
 
     def _noted(self, shard: int) -> Path:
         """Where the entry of a shard is kept until there is a manifest."""
