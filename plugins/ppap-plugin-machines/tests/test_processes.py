@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,31 @@ class TestRefusals:
             Processes(0, 4).check_batch(3)
 
 
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
+# Without --multi_gpu it starts one process on a machine without GPUs, whatever the number.
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes")  # fmt: skip
+
+
 def launch(
-    site: Path, out: Path, count: int, *arguments: str, status: int = 0
+    site: Path,
+    out: Path,
+    count: int,
+    *arguments: str,
+    status: int = 0,
+    launcher: Sequence[str] = TORCHRUN,
 ) -> subprocess.CompletedProcess[str]:
-    """Start processes by torchrun, or one without; `arguments` are those of Python."""
+    """Start processes by a launcher, or one without; `arguments` are those of Python."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(site), str(SCRIPT.parent), *filter(None, sys.path)]),
         "PPAP_PLUGINS": "ppap-plugin-toy,ppap-plugin-bias,ppap-plugin-lora",
         "OMP_NUM_THREADS": "1",
     }
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
-    if count > 1 and arguments[0] == "-m":  # or torchrun takes --num for one of its options
+    if count > 1 and arguments[0] == "-m" and launcher is TORCHRUN:  # or it takes --num for its own
         arguments = ("-m", "--", *arguments[1:])
     done = subprocess.run(
-        [sys.executable, *(torchrun if count > 1 else ()), *arguments],
+        [sys.executable, *(("-m", *launcher, str(count)) if count > 1 else ()), *arguments],
         cwd=out,
         env=environment,
         capture_output=True,
@@ -101,8 +112,24 @@ def launch(
     return done
 
 
-def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "experts" / "log.jsonl").read_text().splitlines()]
+def log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest relative difference between the losses of two trainings, of 200 iterations and
+    of the validations.
+    """
+    losses, expected = log(other), log(one)
+    assert [line.keys() for line in losses] == [line.keys() for line in expected]
+    pairs = [
+        (line[key], wanted[key])
+        for line, wanted in zip(losses, expected, strict=True)
+        for key in ("loss", "held_out")
+        if key in wanted
+    ]
+    assert len(pairs) == 220
+    return max(abs(loss - wanted) / wanted for loss, wanted in pairs)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +144,14 @@ def check(out: Path, alone: Path) -> None:
     for name in ("manifest.json", *(f"shard-0000{k}.tar" for k in range(3))):
         assert (out / "set" / name).read_bytes() == (alone / "set" / name).read_bytes()
     assert (np.load(out / "images.npy") == np.load(alone / "images.npy")).all()
-    losses, expected = log(out), log(alone)
-    assert [line.keys() for line in losses] == [line.keys() for line in expected]
-    for line, wanted in zip(losses, expected, strict=True):
-        for key in ("loss", "held_out"):
-            if key in wanted:
-                # The last losses are so small that rounding errors of the answers show in them.
-                assert line[key] == pytest.approx(wanted[key], rel=1e-4, abs=1e-6)
+    # Training with both adapters amplifies the rounding of sums, in one process, too.
+    rounding = difference(alone / "experts", alone / "reversed")
+    together = difference(alone / "experts", out / "experts")
+    one_adapter = difference(alone / "lora", out / "lora")
+    print(f"{one_adapter:.1e} with one adapter; with two {together:.1e}, rounding {rounding:.1e}")
+    assert one_adapter < 1e-4
+    assert 0 < rounding < 1e-2
+    assert together < 5 * rounding
     [one], [other] = (list((o / "experts").glob("*.experts.safetensors")) for o in (alone, out))
     found = load_file(other)
     assert any("running_var" in name for name in found)
@@ -131,10 +159,19 @@ def check(out: Path, alone: Path) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_as_one_process(site: Path, alone: Path, tmp_path: Path, count: int) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "count"),
+    [
+        pytest.param(ACCELERATE, 2, id="accelerate-2"),  # starts torchrun
+        pytest.param(TORCHRUN, 2, id="torchrun-2", marks=pytest.mark.slow),
+        pytest.param(TORCHRUN, 4, id="torchrun-4", marks=pytest.mark.slow),
+    ],
+)
+def test_as_one_process(
+    site: Path, alone: Path, tmp_path: Path, launcher: Sequence[str], count: int
+) -> None:
     pytest.importorskip("accelerate")
-    done = launch(site, tmp_path, count, str(SCRIPT), str(tmp_path), "-1")
+    done = launch(site, tmp_path, count, str(SCRIPT), str(tmp_path), "-1", launcher=launcher)
     _, _, name, forwards = done.stdout.split(maxsplit=3)
     assert done.stdout.startswith(f"{count} 22 ")
     assert forwards.strip() == "[21]"  # 7 images at 3 steps, whoever drew them
