@@ -15,12 +15,12 @@ from typing import Any, Literal, final
 import attrs
 import numpy as np
 import torch
-import torch.nn.functional as F
 from attrs.validators import ge, gt, instance_of, le
 from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.errors import UsageError
+from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, Prediction
 from ppap_framework.origin import Origin
 from ppap_framework.pixels import from_uint8
@@ -32,7 +32,6 @@ __all__ = [
     "DiffusionBackend",
     "ExpertAdapter",
     "GuidanceModel",
-    "Known",
     "Prediction",
     "Stage",
     "Target",
@@ -143,39 +142,6 @@ class CascadedStage(Stage):
         """
 
 
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Known:
-    """A picture of which some pixels are kept.
-
-    Attributes:
-        x0: The picture, (1, 3, H, W) in [-1, 1], or its latent, (1, C, h, w).
-        unknown: (1, 1, H, W): 1 where pixels are drawn anew, 0 where they are kept.
-    """
-
-    x0: Tensor
-    unknown: Tensor
-
-    def sized(self, height: int, width: int) -> Known:
-        """Both resized and cropped to the centre; a pixel is unknown if any part of it is."""
-        side = max(height / self.x0.shape[-2], width / self.x0.shape[-1])
-        covering = [max(1, round(side * extent)) for extent in self.x0.shape[-2:]]
-        x0, unknown = self.x0, self.unknown
-        if covering != [*x0.shape[-2:]]:
-            x0 = F.interpolate(x0, covering, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
-            unknown = F.adaptive_max_pool2d(unknown, covering)
-        top, left = (covering[0] - height) // 2, (covering[1] - width) // 2
-        across = (..., slice(top, top + height), slice(left, left + width))
-        return Known(x0=x0[across], unknown=unknown[across])
-
-    def kept(self, images: Tensor) -> Tensor:
-        """Images, (B, C, H, W), with the known pixels of the picture."""
-        return torch.where(self.unknown > 0, images, self.x0)
-
-    def to(self, device: torch.device | str) -> Known:
-        return Known(x0=self.x0.to(device), unknown=self.unknown.to(device))
-
-
 class DiffusionBackend(abc.ABC):
     """A diffusion model."""
 
@@ -194,11 +160,11 @@ class DiffusionBackend(abc.ABC):
         unconditional one; UsageError if the model takes no prompts and gets some.
         """
 
-    def inpainting(self, condition: Any, known: Known) -> Any | None:
-        """The condition of an inpainting network, which reads the known pixels itself; by default
-        None. The picture has the size of the last stage.
+    def inpainting(self, condition: Any, known: Known) -> Any:
+        """The condition for networks that read the known pixels themselves, of a picture of the
+        last stage's size; by default the condition of `encode`, as it is.
         """
-        return None
+        return condition
 
 
 @final

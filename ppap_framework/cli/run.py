@@ -146,8 +146,8 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     from ppap_framework.processes import launched
 
     num, offline = given["num"], given["dry_run"] or given["offline"]
-    for name, read in (("init_image", run.read_init_image), ("mask", run.read_mask)):
-        given[name] = problems.attempt(read, given[name])
+    for name, what in (("init_image", "init image"), ("mask", "mask")):
+        given[name] = problems.attempt(run.read_picture, given[name], what)
     if problems.errors:  # else it would be missed by the others
         given |= {"strength": None, "mask": None, "resample": None}
     sampling, compute = settings_of(given)

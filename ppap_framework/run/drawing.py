@@ -19,6 +19,7 @@ from ppap_framework.diffusion import NoiseSource, cascade, noised, trajectory
 from ppap_framework.errors import PluginError, PpapError, one_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
+from ppap_framework.known import Known
 from ppap_framework.processes import Processes
 from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
@@ -118,14 +119,14 @@ class Drawing:
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
-        picture, known = (part and part.to(plan.device) for part in (plan.picture, plan.known))
-        if picture and known:
-            told = plan.backend.inner.inpainting(condition, picture)
-            condition = condition if told is None else told
+        picture = known = None
+        if plan.begun is not None:
+            picture, known = (Known(*(x.to(plan.device) for x in part)) for part in plan.begun)
+            condition = plan.backend.inner.inpainting(condition, picture)
             if sampling.share < 1.0:
                 x = noised(known.x0, x, plan.process.alphas_cumprod[-1])
-        kept = known if sampling.mask else None
-        more: dict[str, Any] = {"condition": condition, "indices": plan.indices, "known": kept}
+        more: dict[str, Any] = {"condition": condition, "indices": plan.indices}
+        more["known"] = known if sampling.mask else None
         walk = partial(trajectory, plan.stage, plan.process, x, noise, **more)
         with computing_in(plan.compute.precision, plan.device):
             for state in walk(step=sampling.step, guidance=guidance):
@@ -137,7 +138,7 @@ class Drawing:
                 raise self._failure(images[broken[0]], guided)
             with torch.no_grad():
                 x = plan.stage.decode(x)
-            if picture and kept:
+            if picture is not None:
                 x = picture.sized(*plan.stage.image_shape[1:]).kept(x)
             drawn = [x.clamp(-1.0, 1.0)]
             more = {"seed": sampling.seed, "start": images.start, "watch": self._count}

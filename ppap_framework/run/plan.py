@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, final
 import attrs
 import torch
 
-from ppap_framework.components import CascadedStage, Known, Stage, check_readable
+from ppap_framework.components import CascadedStage, Stage, check_readable
 from ppap_framework.diffusion import Process, repeated, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
@@ -25,6 +25,7 @@ from ppap_framework.experts import (
     warn_of_idle,
 )
 from ppap_framework.guidance import Guide, check_calibrated, raw_scale
+from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
@@ -61,8 +62,7 @@ class Plan:
         process: Reverse process of the backend's first stage over the kept timesteps that are
             walked; an init image is noised to the last of them.
         indices: Indices of this process in the order of the walk.
-        picture: The init image and its mask, of the size of the last stage.
-        known: The same for x_t of the first stage.
+        begun: The init image and its mask, of the last stage's size, and for x_t of the first.
         later: Later stages that run, with their processes.
     """
 
@@ -74,8 +74,7 @@ class Plan:
     compute: Compute
     process: Process
     indices: tuple[int, ...]
-    picture: Known | None
-    known: Known | None
+    begun: tuple[Known, Known] | None
     later: tuple[tuple[CascadedStage, Process], ...]
     device: torch.device
 
@@ -198,14 +197,14 @@ def plan(
         length, steps = stage.schedule.num_timesteps, sampling.steps
         kept = stage.timesteps(steps) or timesteps_for(length, steps)
         kept = kept[: max(1, round(sampling.share * len(kept)))]
-    picture = known = None
+    start = None
     with problems.collected():
         different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
         condition = loaded.encode(different or None, len(different) or 1)
         if sampling.init_image is not None:
-            picture, known = begun(sampling.init_image, sampling.mask, loaded)
+            start = begun(sampling.init_image, sampling.mask, loaded)
             if sampling.mask is not None and sampling.resample is None:
-                reads = loaded.inner.inpainting(condition, picture) is not None
+                reads = loaded.inner.inpainting(condition, start[0]) is not condition
                 sampling = attrs.evolve(sampling, resample=1 if reads else 5)
     if compare and not aimed:
         problems.add("there is nothing to compare without a guide", "give a guide")
@@ -232,7 +231,7 @@ def plan(
             warn_of_idle(guide.name, guide.chosen.ranges, process)
     here = (compute.device == "auto" and loaded.inner.device) or compute.place
     how = int(num), compare, sampling, compute
-    return Plan(loaded, tuple(settled), *how, process, indices, picture, known, later, here)
+    return Plan(loaded, tuple(settled), *how, process, indices, start, later, here)
 
 
 def _later_stages(

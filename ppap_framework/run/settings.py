@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ppap_framework.diffusion import Step, ddim_step, ddpm_step
-from ppap_framework.errors import Problems, UsageError, did_you_mean
+from ppap_framework.errors import PpapError, Problems, UsageError, did_you_mean
 from ppap_framework.guidance import Conflicts, Through
-from ppap_framework.run.init_image import Picture, read_init_image, read_mask
+from ppap_framework.run.init_image import Picture, read_picture
 from ppap_framework.runtime import Precision, find_device
 
 SamplerName: TypeAlias = Literal["ddpm", "ddim"]
@@ -89,10 +89,10 @@ class Sampling:
         moments: Decay rates in [0, 1) of the `guidance.moments` of gradients, such as (0.9, 0.999).
         prompt: Text for all images, or one for each; None for an unconditional model.
         stage: Name of the backend's last stage to run; None for all.
-        init_image: Picture to begin with; see `read_init_image`. None for noise.
+        init_image: Picture to begin with; see `read_picture`. None for noise.
         strength: Share of the trajectory, in (0, 1], that it is noised to; 1 is noise alone. None
             for 1 with a mask, and 0.6 without.
-        mask: White where it is drawn anew, black where it is kept; see `read_mask`.
+        mask: White where it is drawn anew, black where it is kept; see `read_picture`.
         resample: With a mask, walks of each part of `jump_length` steps; None for 5, and 1 if the
             backend's networks read the mask.
     """
@@ -107,9 +107,9 @@ class Sampling:
     moments: tuple[float, float] | None = None
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
-    init_image: Picture | None = attrs.field(default=None, converter=read_init_image)
+    init_image: Picture | None = attrs.field(default=None, converter=read_picture)
     strength: float | None = None
-    mask: Picture | None = attrs.field(default=None, converter=read_mask)
+    mask: Picture | None = attrs.field(default=None, converter=partial(read_picture, what="mask"))
     resample: int | None = None
     jump_length: int = 5
 
@@ -145,11 +145,10 @@ class Sampling:
         each = None if isinstance(self.prompt, str | None) else list(self.prompt)
         sampler: Any = self.sampler_name  # a step may have fields of its own
         named = attrs.evolve(self, sampler=sampler)
-        record = attrs.asdict(named, filter=lambda field, _: field.name != "pixels")
+        left_out = ("pixels", *(() if self.init_image else _OF_INIT_IMAGE))
+        record = attrs.asdict(named, filter=lambda field, _: field.name not in left_out)
         record |= {"prompt": each or self.prompt}
-        if self.init_image is None:  # as before there were init images
-            return {name: record[name] for name in record if name not in _OF_INIT_IMAGE}
-        return record | {"strength": self.share}
+        return record | ({"strength": self.share} if self.init_image else {})
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
@@ -224,13 +223,11 @@ class Compute:
         """JSON."""
         return attrs.asdict(self) | {"device": str(self.device)}
 
-    def problems(self) -> Iterator[UsageError]:
+    def problems(self) -> Iterator[PpapError]:
         """Errors of these settings."""
-        yield from unfit(attrs.asdict(self))
-        try:
-            find_device(self.device)
-        except UsageError as error:
-            yield error
+        problems = Problems()
+        problems.attempt(find_device, self.device)
+        yield from (*unfit(attrs.asdict(self)), *problems.errors)
 
 
 def check(num: int, sampling: Sampling, compute: Compute) -> None:
