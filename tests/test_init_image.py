@@ -18,9 +18,10 @@ from torch import Tensor
 from toy_distribution import SIZE, green
 
 import ppap_framework as ppap
-from ppap_framework.components import DiffusionBackend, Known, Prediction, Stage
+from ppap_framework.components import DiffusionBackend, Prediction, Stage
 from ppap_framework.diffusion import NoiseSource, ddpm_step, noised, trajectory
 from ppap_framework.errors import AssetError, UsageError
+from ppap_framework.known import Known
 from ppap_framework.run import LoadedBackend, Sampling, counts_of, plan
 from ppap_framework.runtime import Progress
 
@@ -306,4 +307,4 @@ class TestCommandLine:
 
 def test_plans_of_other_runs_are_as_they_were(toy: LoadedBackend) -> None:
     plain = plan(toy, [], 2, Sampling(steps=5))
-    assert (plain.picture, plain.known, plain.indices) == (None, None, (4, 3, 2, 1, 0))
+    assert (plain.begun, plain.indices) == (None, (4, 3, 2, 1, 0))

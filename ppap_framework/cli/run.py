@@ -44,11 +44,7 @@ _PER_GUIDE = {
 @option("--cfg", metavar="NUMBER", help="Weight of the prompt: scale of classifier-free guidance.")
 @option("--stage", metavar="NAME", help="Last stage of the diffusion model to run, such as base.")
 @option("--init-image", metavar="PATH", help="Picture to begin with, in place of noise.")
-@option(
-    "--strength",
-    type=float,
-    help="How far it is noised, above 0; 1 leaves nothing of it. By default 0.6, with --mask 1.",
-)
+@option("--strength", type=float, help="How far it is noised, 0 to 1; usually 0.6, with --mask 1.")
 @option("--mask", metavar="PATH", help="Where it is drawn anew: white. Black pixels are kept.")
 @option("--resample", type=int, help="With --mask, walks of each part of the steps; usually 5.")
 @option("--jump-length", default=5, help="Steps of such a part.")

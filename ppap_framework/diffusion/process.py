@@ -122,10 +122,8 @@ class Process:
 
         `index` is in [0, S): one number for all images or, (B,) int64, one for each.
         """
-        return (
-            at_index(self.posterior_mean_coef_x0, index, x_t) * x0
-            + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
-        )
+        x0 = at_index(self.posterior_mean_coef_x0, index, x_t) * x0
+        return x0 + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
 
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor

@@ -191,9 +191,8 @@ def models(guides: Sequence[Guide]) -> list[nn.Module]:
 
 def _broken(images: Tensor) -> list[int]:
     """The positions of images that are not finite."""
-    return [
-        k for k, finite in enumerate(images.isfinite().flatten(1).all(1).tolist()) if not finite
-    ]
+    broken: list[int] = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+    return broken
 
 
 @contextlib.contextmanager

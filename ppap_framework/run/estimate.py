@@ -94,20 +94,16 @@ def counts_of(run: Plan) -> Counts:
     acted, passes = acting(run), _passes(run)
     stages = {stage.name: _parameters(stage.network) for stage in run.stages}
     steps = sum(n * walk for n, walk in zip(passes, run.walks, strict=True))
-    guided = len(set().union(*acted.values()))
+    guided, experts = len(set().union(*acted.values())), [(g.name, g.chosen) for g in run.guides]
+    looks = run.num * (2 if "naive" in run.compared else 1)
     return Counts(
         denoiser_parameters=sum(stages.values()),
         stage_parameters=stages,
         denoiser_forwards=(1 + len(run.compared)) * steps,
         denoiser_backwards=passes[0] * guided if run.sampling.through == "clean" else 0,
         guide_parameters={guide.name: _parameters(guide.model.network) for guide in run.guides},
-        expert_parameters={
-            guide.name: guide.chosen.expert_parameters for guide in run.guides if guide.chosen
-        },
-        guide_forwards={
-            name: run.num * len(steps_of) * (2 if "naive" in run.compared else 1)
-            for name, steps_of in acted.items()
-        },
+        expert_parameters={name: chosen.expert_parameters for name, chosen in experts if chosen},
+        guide_forwards={name: looks * len(steps_of) for name, steps_of in acted.items()},
     )
 
 
@@ -169,12 +165,9 @@ def available_memory(device: torch.device) -> int | None:
 def acting(run: Plan) -> dict[str, list[int]]:
     """The numbers of the steps at which each guide acts, by its name."""
     length, kept = run.process.schedule.num_timesteps, run.process.timesteps
-    acts = {
-        guide.name: [guide.acts(t / length, run.process.level(k, 1)) for k, t in enumerate(kept)]
-        for guide in run.guides
-    }
-    walk = [*enumerate(run.indices)]
-    return {name: [step for step, k in walk if at[k]] for name, at in acts.items()}
+    places = [(t / length, run.process.level(k, 1)) for k, t in enumerate(kept)]
+    walk = [*enumerate(places[k] for k in run.indices)]
+    return {guide.name: [n for n, at in walk if guide.acts(*at)] for guide in run.guides}
 
 
 def _passes(run: Plan) -> list[int]:

@@ -134,7 +134,7 @@ def draw_grid(
     header: Sequence[str], lines: Sequence[Line], targets: Sequence[_Aim] = (), word: str = "target"
 ) -> Image.Image:
     """Draw lines of tiles below lines of text; as many tiles as fit stand side by side. `lines`
-    have equally many tiles and are broken together; captioned `targets`, called by a `word`, stand above.
+    have equally many tiles and are broken together; captioned `targets`, each a `word`, are above.
     """
     tiles = [[_fitted(p, max(p.size), _LARGEST) for p in line.pictures] for line in lines]
     wide = max((p.width for pictures in tiles for p in pictures), default=_TILE)

@@ -116,9 +116,8 @@ class Sampling:
     @property
     def share(self) -> float:
         """The share of the trajectory that is walked."""
-        if self.init_image is None or self.strength is not None:
-            return self.strength or 1.0
-        return 0.6 if self.mask is None else 1.0
+        usual = 0.6 if self.init_image and not self.mask else 1.0
+        return usual if self.strength is None else self.strength
 
     @property
     def step(self) -> Step:

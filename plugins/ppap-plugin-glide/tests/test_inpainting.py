@@ -21,8 +21,9 @@ from toy_guides import guide_of
 
 import ppap_framework as ppap
 from ppap_framework.checkpoints import join_checkpoints, open_checkpoint
-from ppap_framework.components import CascadedStage, CascadeSampling, Known
+from ppap_framework.components import CascadedStage, CascadeSampling
 from ppap_framework.errors import AssetError
+from ppap_framework.known import Known
 from ppap_plugin_glide import released
 from ppap_plugin_glide.backend import GlideBackend, make_glide
 from ppap_plugin_glide.options import GlideOptions

@@ -124,9 +124,8 @@ class Condition:
         """The pixels to keep, at the size of x, (B, 3, H, W), for each of the B images."""
         if self.known is None:
             return None
-        known = self.known.to(x.device).sized(*x.shape[-2:])
-        x0, unknown = (part.expand(len(x), -1, -1, -1) for part in (known.x0, known.unknown))
-        return Known(x0=x0, unknown=unknown)
+        known = self.known.sized(*x.shape[-2:])
+        return Known(*(part.to(x.device).expand(len(x), -1, -1, -1) for part in known))
 
 
 def _fed(known: Known | None) -> dict[str, Tensor]:
@@ -255,9 +254,9 @@ class GlideBackend(DiffusionBackend):
         self._tokens = tokens
         self._inpaints = inpaints
 
-    def inpainting(self, condition: Condition, known: Known) -> Condition | None:
-        """The condition with the pixels to keep; None if the networks do not read them."""
-        return attrs.evolve(condition, known=known) if self._inpaints else None
+    def inpainting(self, condition: Condition, known: Known) -> Condition:
+        """The condition with the pixels to keep, if the networks read them."""
+        return attrs.evolve(condition, known=known) if self._inpaints else condition
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Condition:
         """Tokenize prompts; None means empty prompts, which have no classifier-free guidance.
