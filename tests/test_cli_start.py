@@ -23,7 +23,7 @@ from distributions import REPOSITORY, Environment, plugin
 
 from ppap_framework import cli
 from ppap_framework.cli.groups import plugin_commands
-from ppap_framework.cli.output import progress
+from ppap_framework.cli.output import print_fields, print_table, progress
 from ppap_framework.errors import AssetError, PluginError, PpapError, UsageError
 from ppap_framework.runtime import Progress
 
@@ -461,6 +461,40 @@ def test_tables_are_never_empty(typed: Run, monkeypatch: pytest.MonkeyPatch, col
     out = typed("plugins", "list")[1]
     assert "kind" in out
     assert "guider" in out
+
+
+@pytest.mark.parametrize("columns", [None, 60, 80, 200])
+def test_tables_are_as_wide_as_stdout_and_keep_every_character(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int | None
+) -> None:
+    """In a pipe, 120 columns. Cells wrap; those of short columns stay in one piece."""
+    monkeypatch.setenv("COLUMNS", "" if columns is None else str(columns))
+    rows = [("backend", f"plugin-{'x' * 20}:{k}", "a word " * 40, 3.5, None) for k in range(3)]
+    headings = ("kind", "plugin", "summary", "size", "empty")
+    print_table(headings, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert {*map(len, lines)} == {columns or 120}
+    starts = [lines[1].index(heading) for heading in headings]
+    parts = [slice(*ends) for ends in zip(starts, [*starts[1:], None], strict=True)]
+    cells = ["".join(line[part].strip() for line in lines[3:]) for part in parts]
+    assert cells[0] == "backend" * 3
+    assert cells[1] == "".join(row[1] for row in rows)
+    assert cells[2].replace(" ", "") == "aword" * 120
+    assert cells[3:] == ["3.5" * 3, ""]
+    whole = sum(row[1] in line for row in rows for line in lines)
+    assert whole == (0 if columns == 60 else 3)
+
+
+def test_fields_wrap_between_words_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    print_fields("title", {"a": "x-" * 50, "of": {"it": "one two " * 10}, "none": None})
+    path, *lines = capsys.readouterr().out.splitlines()[1:]
+    assert path == f"  a      {'x-' * 50}"
+    assert [line[:9] for line in lines] == ["  of.it  ", " " * 9]
+    assert " ".join(line[9:] for line in lines) == ("one two " * 10).strip()
+    assert max(map(len, lines)) <= 60
 
 
 def test_an_interrupt_while_a_plugin_is_loaded_names_it(run: Run) -> None:

@@ -45,8 +45,9 @@ def list_experts(as_json: bool) -> None:
     if as_json:
         output.print_json(rows)
     elif rows:
-        sized = [row | {"size": output.size_words(row["size"])} for row in rows]
-        output.print_table(_COLUMNS, sized)
+        for row in rows:
+            row |= {"size": output.size_words(row["size"]), "from": row["plugin"] or row["path"]}
+        output.print_table((*_COLUMNS[:5], "from", "problem"), rows)
     else:
         click.echo(f"There are no experts in {experts_dir()}, and no plugin brings any.")
 
@@ -164,11 +165,9 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
 
 
 def _print_curve(curve: ScaleCurve) -> None:
-    rows = zip(curve.log_snr, curve.scales, curve.errors, strict=True)
-    output.print_table(
-        ["log-SNR", "calibrated scale", "standard error of its logarithm"],
-        [(f"{level:.3f}", f"{scale:.4g}", f"{error:.2g}") for level, scale, error in rows],
-    )
+    points = zip(curve.log_snr, curve.scales, curve.errors, strict=True)
+    rows = [(f"{level:.3f}", f"{scale:.4g}", f"{error:.2g}") for level, scale, error in points]
+    output.print_table(["log-SNR", "calibrated scale", "standard error of its logarithm"], rows)
 
 
 _EMPTY = dict.fromkeys(("name", "plugin", *_COLUMNS[1:]))

@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,29 +48,29 @@ def print_table(
 
     if not rows:
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, overflow="fold")  # not an ellipsis: every character matters
-    for row in rows:
-        cells = [row[column] for column in columns] if isinstance(row, Mapping) else row
-        table.add_row(*map(_cell, cells))
-    _console().print(table)
+    in_order = [map(row.get, columns) if isinstance(row, Mapping) else row for row in rows]
+    cells = [[_cell(value) for value in row] for row in in_order]
+    table, out = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)), _console()
+    lengths = [max(map(len, column)) + 2 for column in zip(columns, *cells, strict=True)]
+    for heading, length in zip(columns, lengths, strict=True):
+        # Short columns are whole; the others wrap, without an ellipsis: every character matters.
+        whole = sum(other for other in lengths if other <= length) <= out.width * 3 // 4
+        table.add_column(heading, overflow="fold", no_wrap=whole)
+    for row in cells:
+        table.add_row(*row)
+    out.print(table)
 
 
 def print_fields(title: str, fields: Mapping[str, Any]) -> None:
     """Print a title and its fields, one per line; nested ones with dots, without empty ones."""
-    from rich.table import Table
-
-    if not fields:
-        return
-    grid = Table.grid("", "", padding=(0, 2))
-    grid.columns[1].overflow = "fold"
-    for name, value in _flat(fields):
-        if text := _cell(value):
-            grid.add_row(f"  {name}", text)
-    out = _console()
-    out.print(title, style="bold")
-    out.print(grid)
+    shown = {name: text for name, value in _flat(fields) if (text := _cell(value))}
+    out, length = _console(), max(map(len, shown), default=0)
+    if fields:
+        out.print(title, style="bold")
+    for name, text in shown.items():
+        wrapped = textwrap.TextWrapper(out.width, f"  {name:<{length}}  ", " " * (length + 4))
+        wrapped.break_long_words = wrapped.break_on_hyphens = False  # a path stays in one piece
+        out.print(wrapped.fill(text), soft_wrap=True)
 
 
 def _cell(value: object) -> str:
@@ -179,6 +180,6 @@ def _console() -> Console:
     """Stdout for rich, without markup; honours NO_COLOR and FORCE_COLOR."""
     from rich.console import Console
 
-    # A pipe has no width of its own, and broken lines are hard to grep.
-    width = shutil.get_terminal_size((1000, 0)).columns
+    # A pipe has no width of its own; programs read --json.
+    width = shutil.get_terminal_size((120, 0)).columns
     return Console(width=max(width, _NARROWEST), markup=False, emoji=False, highlight=False)

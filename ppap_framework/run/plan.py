@@ -259,10 +259,6 @@ def option_words(options: Mapping[str, Any]) -> str:
     )
 
 
-def _loss_words(loss: Mapping[str, Any]) -> str:
-    return f"{loss.get('name')} {option_words(loss.get('options') or {})}".rstrip()
-
-
 def scale_words(guide: Guide) -> str:
     """A guide's scale, for people."""
     if isinstance(guide.curve, ScaleCurve):
@@ -281,8 +277,9 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
         curve = experts.calibration
     if curve is not None and not same_loss(curve.loss, guide.loss_record):
         if raw_scale(scale) is None and (scale is None or isinstance(curve, ScaleCurve)):
-            losses = map(_loss_words, (curve.loss or {}, guide.loss_record))
-            _log.warning(_OTHER_LOSS, guide.name, *losses)
+            both = (curve.loss or {}, guide.loss_record)
+            told = [f"{it.get('name')} {option_words(it.get('options') or {})}" for it in both]
+            _log.warning(_OTHER_LOSS, guide.name, *map(str.rstrip, told))
         curve = None
     check_calibrated(guide.name, scale, experts is not None, curve is not None)
     if raw_scale(scale) is not None:

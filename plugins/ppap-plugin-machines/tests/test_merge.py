@@ -165,3 +165,48 @@ class TestCommand:
     def test_experts_of_that_cannot_be_read(self, run: Run) -> None:
         named = ("--backend", "toy", "--guider", "colour", "--data", "x", "--out", "y")
         refused(run("transfer", *named, "--experts-of", "two"), 2, "--experts-of 'two'", "2/5")
+
+    def test_five_machines_that_share_nothing_but_what_is_carried(
+        self, every_plugin: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each has a folder and a cache of its own; three are given the set, two draw it."""
+        monkeypatch.setattr(MODULE, "draw_figures", lambda *_: [])
+        named = ("--backend", "toy")
+        draw = ("--num", "24", "--steps", "2")
+        learn = ("--guider", "colour", "--adapter", "full", "--num-experts", "5")
+        learn = (*named, *learn, "--iterations", "40", "--learn-batch", "4", "--no-keep")
+
+        def machine(name: str) -> Path:
+            home = tmp_path / name
+            home.mkdir()
+            monkeypatch.chdir(home)
+            monkeypatch.setenv("PPAP_CACHE_DIR", str(home / "cache"))
+            return home
+
+        whole = machine("whole")
+        assert run("synthesize", *named, *draw, "--out", "data").code == 0
+        train = ("transfer", *learn, "--data", "data", "--out", "experts")
+        assert run(*train, "--no-calibrate").code == 0
+        for k in range(1, 6):
+            home, part = machine(f"machine-{k}"), ("--experts-of", f"{k}/5")
+            if k > 3:
+                assert run("adapt", *learn, *draw, *part, "--out", "experts").code == 0
+                continue
+            shutil.copytree(whole / "data", home / "data")
+            assert run(*train, *part).code == 0
+        collected = machine("collected")
+        for k in range(1, 6):
+            shutil.move(tmp_path / f"machine-{k}" / "experts", collected / f"part-{k}")
+        parts, out = [f"part-{k}" for k in (3, 1, 5, 2, 4)], "all.experts.safetensors"
+        assert run("experts", "merge", *parts, "--out", out) == (0, f"{out}\n", "")
+        [one] = (whole / "experts").glob("*.experts.safetensors")
+        merged = Path(out).read_bytes()
+        assert merged == one.read_bytes()
+        state = load_file(out)
+        experts = {name.split("/")[1].split(".")[0] for name in state}
+        assert experts == set("01234")
+        assert len({torch.cat([x.flatten() for n, x in sorted(state.items()) if f"/{k}." in n])
+                    .numpy().tobytes() for k in range(5)}) == 5  # fmt: skip
+        refused(run("experts", "merge", *parts[1:], "--out", "four"), 2, "cannot be called")
+        missing = run("experts", "merge", *parts[1:], "--out", "four.experts.safetensors")
+        refused(missing, 4, "no part holds 2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from distributions import REPOSITORY
 
 from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import plugin_file, registry
-from ppap_testing import run_checks
+from ppap_testing import isolated_registry, run_checks
 from ppap_testing.checking import suite_of
 from ppap_testing.packages import write_file, write_package
 
@@ -91,6 +92,31 @@ def test_the_command_writes_completely_or_nothing(
     refused(typed("new", "guider", "none", "--minimal"), 2, "cannot be called 'none'")
     assert (package / "mine.txt").read_text() == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ppap-plugin-my-edges", "x"]
+
+
+def test_a_new_guider_is_adapted_by_the_defaults(
+    typed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts with the default adapters, which read noise better, and a calibrated curve."""
+    monkeypatch.syspath_prepend(write_package("guider", "acme-rims", tmp_path) / "src")
+    monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
+    plugins = ("ppap_plugin_lora", "ppap_plugin_bias", "ppap_plugin_acme_rims")
+    with isolated_registry("ppap_testing.fakes_plugin", *(f"{name}.plugin" for name in plugins)):
+        made = ("--num", 16, "--workers", 1, "--num-experts", 2, "--iterations", 30)
+        done = typed(
+            "adapt", "--backend=fake", "--guider=acme-rims", *made, "--out", tmp_path / "o"
+        )
+        assert done.code == 0, done.err
+        shown = json.loads(typed("experts", "inspect", "fake-acme-rims-2", "--json").out)
+        run = ("--num", 1, "--steps", 3, "--target", 0.3, "--out", tmp_path / "run")
+        assert typed("run", "--backend=fake", "--guider=acme-rims", *run).code == 0
+    assert [adapter["name"] for adapter in shown["adapters"]] == ["lora", "bias"]
+    assert all(expert["parameters"] > 0 for expert in shown["experts"])
+    noisy = shown["metrics"]["experts"][1]
+    assert noisy["held_out"] < 0.9 * noisy["untouched"]
+    assert all(scale > 0 for scale in shown["curve"]["scales"])
+    [guide] = json.loads((tmp_path / "run/run.json").read_text())["config"]["guides"]
+    assert guide["experts"]["name"] == shown["name"]
 
 
 @pytest.mark.slow
