@@ -76,7 +76,7 @@ def begun(image: Picture, mask: Picture | None, backend: DiffusionBackend) -> tu
     (_, *size), first = backend.stages[-1].image_shape, backend.stages[0]
     unknown = torch.ones_like(image.pixels[:1]) if mask is None else mask.pixels
     picture = Known(image.pixels[None], unknown[None]).sized(*size)
-    if mask is not None and len(picture.unknown.unique()) == 1:
+    if mask is not None and picture.unknown.min() == picture.unknown.max():
         reason = f"mask {mask.source!r} is all {'white' if picture.unknown.any() else 'black'}"
         raise UsageError(reason, hint="white pixels are drawn anew, black ones are kept")
     small = picture.sized(*first.image_shape[1:])

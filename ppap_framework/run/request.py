@@ -202,8 +202,8 @@ class GuideRequest:
         default = self.model is None and bool(registry().cards(self.source, "guider"))
         if self.checkpoint is None and not (spec.needs_checkpoint or default):
             return None
-        of = self.source, "guider", self.checkpoint
-        return find_checkpoint(registry(), *of, offline=self.offline)
+        wanted, offline = self.checkpoint, self.offline
+        return find_checkpoint(registry(), self.source, "guider", wanted, offline=offline)
 
     def _find_loss(self, spec: GuiderSpec | None) -> TaskLossSpec | TaskLoss:
         loss = self.loss

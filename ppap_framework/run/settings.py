@@ -109,7 +109,7 @@ class Sampling:
     stage: str | None = None
     init_image: Picture | None = attrs.field(default=None, converter=read_picture)
     strength: float | None = None
-    mask: Picture | None = attrs.field(default=None, converter=partial(read_picture, what="mask"))
+    mask: Picture | None = attrs.field(default=None, converter=lambda x: read_picture(x, "mask"))
     resample: int | None = None
     jump_length: int = 5
 
