@@ -188,11 +188,10 @@ def _show(plan: Plan, as_json: bool) -> None:
     batch, (_, height, width) = first_batch(plan), plan.stages[-1].image_shape
     sampling, every = plan.sampling, plan.backend.stages
     stages = [stage.name for stage in plan.stages]
-    left_out = [stage.name for stage in every if stage.name not in stages]
     shown = {
         **_origin(config["backend"]),
         "stages": stages if len(every) > 1 else None,
-        "not drawn": left_out,
+        "not drawn": [stage.name for stage in every if stage.name not in stages],
         "parameters": [f"{name} {n:,}" for name, n in counts["stage_parameters"].items()],
     }
     print_fields("backend", shown)

@@ -122,7 +122,7 @@ def decode(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def check_description(content: bytes, image: int) -> None:
     """ValueError if the description is not that of an image."""
-    with contextlib.suppress(ValueError, KeyError, TypeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         if json.loads(content)["index"] == image:
             return
     raise ValueError(f"is not about image {image}")

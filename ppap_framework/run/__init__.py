@@ -29,6 +29,7 @@ from ppap_framework.run.request import guide as guide
 from ppap_framework.run.result import Result as Result
 from ppap_framework.run.sample import draw as draw
 from ppap_framework.run.sample import sample as sample
+from ppap_framework.run.sample import warn_of_futility as warn_of_futility
 from ppap_framework.run.settings import UNGUIDED as UNGUIDED
 from ppap_framework.run.settings import Compute as Compute
 from ppap_framework.run.settings import Sampling as Sampling

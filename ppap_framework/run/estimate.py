@@ -8,6 +8,7 @@ of matrix products and convolutions, two for each multiply-add, by torch's own f
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import weakref
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ from ppap_framework.runtime import computing_in, frozen, isolated
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+logging.getLogger(FakeTensorMode.__module__).setLevel(logging.CRITICAL)  # errors are raised, too
 _USUAL = 8  # batch size if nothing is known
 _MOST_ON_CPU = 32  # more at once is hardly quicker there
 _SHARE = 0.7  # share of free memory to use; libraries allocate the rest

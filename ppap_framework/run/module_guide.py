@@ -81,7 +81,7 @@ class ModuleGuide(GuidanceModel):
         text = given.text or ""
         if not (text.isascii() and text.isdigit()):
             hint = "give an index, a picture, or the value that its loss compares with"
-            raise UsageError(f"a bare network has no name for {text!r}", hint=hint)
+            raise UsageError(f"a bare network has no name for {text[:60]!r}", hint=hint)
         return Target(value=torch.tensor([int(text)]), label=text)
 
 

@@ -119,7 +119,7 @@ def draw(
             parts, count = [], 0
     statistics = Tally().read([]) if drawer is None else drawer.statistics
     if largest:
-        _warn_of_futility(statistics, told)
+        warn_of_futility(statistics, told)
     kinds: tuple[Kind, ...] = ("guided", *run.compared)
     made = {kind: [drawn[kind] for _, drawn in parts] or [_none(run)] for kind in kinds}
     pictures = {kind: Pictures.joined(batches) for kind, batches in made.items()}
@@ -224,7 +224,7 @@ def _warn_of_silence(run: Plan, drawer: Drawing) -> set[str]:
     return set(told)
 
 
-def _warn_of_futility(statistics: GuidanceStatistics, told: Collection[str]) -> None:
+def warn_of_futility(statistics: GuidanceStatistics, told: Collection[str] = ()) -> None:
     """Log which other guides did not steer, or not at every step, and why."""
     for guide in statistics.guides:
         if guide.name in told or not guide.times:

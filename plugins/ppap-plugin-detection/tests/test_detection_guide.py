@@ -284,6 +284,15 @@ class TestTargets:
         assert caught.value.hint
         assert "\n" not in str(caught.value)
 
+    def test_json_that_is_nested_too_deep_or_too_large(self, guide: DetectionGuide) -> None:
+        size = {"width": 10**400, "height": 8}
+        for text, message in (
+            ("[" * 100_000, "is no JSON"),
+            (json.dumps({"images": [size], "annotations": []}), "no boxes as COCO"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                guide.target(decode_target(text))
+
     @pytest.mark.parametrize(
         "note, message",
         [

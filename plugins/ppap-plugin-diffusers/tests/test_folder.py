@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 import torch
 from commands import refused, typed
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import PROMPTS, TINY, pixel, stable_diffusion, tiny_vae
+from torch import Tensor
 
 import ppap_framework as ppap
 from ppap_framework.errors import AssetError, PpapError, UsageError
+from ppap_plugin_diffusers.convention import convention_of
 from ppap_plugin_diffusers.folder import open_pipeline
 
 
@@ -92,6 +96,27 @@ def stating(**changed: Any) -> Callable[[Path], object]:
     return change
 
 
+def configured(name: str, **changed: Any) -> Callable[[Path], object]:
+    """Other values in the config of a component."""
+
+    def change(folder: Path) -> None:
+        (path,) = (folder / name).glob("*config.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    return change
+
+
+def with_tensors(name: str, *dropped: str, **added: Tensor) -> Callable[[Path], object]:
+    """Without some tensors of a component's weights, or with more."""
+
+    def change(folder: Path) -> None:
+        (path,) = (folder / name).glob("*.safetensors")
+        kept = {key: x for key, x in load_file(path).items() if key not in dropped}
+        save_file(kept | added, path, {"format": "pt"})
+
+    return change
+
+
 def pickled(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
@@ -118,7 +143,17 @@ def emptied(folder: Path) -> None:
         (lambda folder: (folder / "model_index.json").write_text("{"), "cannot be read", "again"),
         (lambda folder: (folder / "model_index.json").write_text("[]"), "no JSON object", "again"),
         (without("unet"), "no folder for its unet", "incomplete"),
-        (without("scheduler"), "cannot be loaded", ""),
+        (without("scheduler"), "has no scheduler_config.json", "components"),
+        (with_tensors("unet", "conv_in.bias"), "lack 1 of the tensors of UNet2DModel", "again"),
+        (lambda folder: (folder / "unet" / "config.json").write_text("[]"), "no JSON", "again"),
+        (configured("unet", sample_size=None), "None x None", "multiple of 2"),
+        (configured("unet", sample_size=-8), "-8 x -8", "multiple of 2"),
+        (configured("unet", sample_size=7), "7 x 7", "multiple of 2"),
+        (configured("scheduler", beta_start=-1.0), "betas", "scheduler_config.json"),
+        (configured("scheduler", steps_offset=-5), "steps_offset is -5", "scheduler_config.json"),
+        (configured("scheduler", steps_offset="a"), "'a'", "scheduler_config.json"),
+        (configured("scheduler", clip_sample_range=0), "clip_sample_range", "scheduler_config"),
+        (configured("scheduler", dynamic_thresholding_ratio=5), "ratio is 5", "scheduler_config"),
         (emptied, "unet in", "safetensors"),
         (pickled, "is pickled", "save_pretrained"),
         (cut, "truncated or damaged", "again"),
@@ -143,6 +178,59 @@ def test_a_fault_is_one_line(
     assert hint in caught.value.hint
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (without("tokenizer"), "no folder for its tokenizer"),
+        (with_tensors("vae", "decoder.conv_in.bias"), "lack 1 of the tensors of AutoencoderKL"),
+        (with_tensors("text_encoder", "final_layer_norm.bias"), "tensors of CLIPTextModel"),
+        (configured("vae", scaling_factor=0.0), "scaling_factor of the AutoencoderKL is 0"),
+        (configured("vae", scaling_factor=None), "scaling_factor of the AutoencoderKL is None"),
+    ],
+)
+def test_a_fault_of_latent_diffusion(
+    latent: Path, tmp_path: Path, break_it: Callable[[Path], object], words: str
+) -> None:
+    folder = tmp_path / "painter"
+    shutil.copytree(latent, folder)
+    break_it(folder)
+    with pytest.raises(AssetError, match=words):
+        ppap.backend("diffusers", checkpoint=folder)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"shift": 0}, {"shift": "a"}, {"use_dynamic_shifting": True, "max_image_seq_len": 256}],
+)
+def test_a_fault_of_flow_matching(wrong: dict[str, Any]) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.register_to_config(**wrong)
+    with pytest.raises(AssetError, match="config of the scheduler FlowMatchEuler"):
+        convention_of(scheduler, doubled=False)
+
+
+def test_tensors_that_are_not_used_are_named(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(saved, tmp_path / "painter")
+    with_tensors("unet", spare=torch.zeros(2))(tmp_path / "painter")
+    ppap.backend("diffusers", checkpoint=tmp_path / "painter")
+    assert "UNet2DModel does not use 1 tensors, such as spare" in caplog.text
+
+
+def test_watermarks_and_filters_are_left_out(tmp_path: Path) -> None:
+    folder, own = tmp_path / "deepfloyd", ["deepfloyd_if", "IFWatermarker"]
+    TINY["DeepFloyd IF, stage I"]().save_pretrained(folder)
+    stating(watermarker=own, safety_checker=["deepfloyd_if", "IFSafetyChecker"])(folder)
+    assert ppap.sample(ppap.backend("diffusers", checkpoint=folder), num=1, steps=2).images.any()
+
+
+def test_a_size_that_skips_of_a_u_net_do_not_allow(saved: Path) -> None:
+    with pytest.raises(UsageError, match="side of 9") as caught:
+        ppap.backend("diffusers", checkpoint=saved, options={"size": 9})
+    assert "multiple of 2" in caught.value.hint
 
 
 def predicting(what: str) -> Callable[[Path], object]:

@@ -286,6 +286,73 @@ class TestRefusals:
         with pytest.raises(PpapError, match="square images"), guided(pipe, [brightening()], **HOW):
             pipe("a", num_inference_steps=2, height=2 * SIZE, width=4 * SIZE)
 
+    def test_what_is_no_pipeline(self) -> None:
+        for wrong in (None, "painter", stable_diffusion().unet):
+            with pytest.raises(AssetError, match="of no family"), guided(wrong, [brightening()]):
+                pass
+            with pytest.raises(AssetError, match="of no family"):
+                callback(wrong, [brightening()])
+            with pytest.raises(UsageError, match="no block of a modular pipeline"):
+                guided_blocks(wrong, [brightening()])
+
+    def test_settings_that_are_the_pipelines(self) -> None:
+        for wrong in ({"steps": 3}, {"seed": 1}, {"strength": 1.0}):
+            with pytest.raises(UsageError, match=f"no setting '{next(iter(wrong))}'") as caught:
+                GuideBlock([brightening()], **wrong)
+            assert "through, normalize" in caught.value.hint
+
+    def test_a_scheduler_that_is_replaced_meanwhile(self) -> None:
+        pipe, other = stable_diffusion(), DDIMScheduler()
+        with pytest.raises(UsageError, match="got another scheduler") as caught:  # noqa: SIM117
+            with guided(pipe, [brightening()], **HOW):
+                pipe.scheduler = other
+        assert "first" in caught.value.hint
+        pipe = stable_diffusion()
+        steering = callback(pipe, [brightening()], **HOW)
+        pipe.scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+        with pytest.raises(UsageError, match="the steps of a DDPMScheduler"):
+            pipe("a", num_inference_steps=2, callback_on_step_end=steering)
+
+    def test_a_callback_without_latents(self) -> None:
+        pipe = stable_diffusion()
+        steering = callback(pipe, [brightening()], **HOW)
+        shown = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+        with pytest.raises(UsageError, match="no latents") as caught:
+            pipe("a", num_inference_steps=2, callback_on_step_end=steering, **shown)
+        assert "latents" in caught.value.hint
+
+    def test_steps_from_images_to_noise(self) -> None:
+        pipe = stable_diffusion()
+        pipe.scheduler = diffusers.DDIMInverseScheduler.from_config(pipe.scheduler.config)
+        inside = guided(pipe, [brightening()], **HOW)
+        with pytest.raises(UsageError, match="from images to noise"), inside:
+            pipe("a", num_inference_steps=2)
+
+
+@pytest.mark.parametrize("predicts", ["sample", "epsilon"])
+def test_inference_mode_changes_nothing(predicts: str) -> None:
+    pipe = stable_diffusion()
+    pipe.scheduler.register_to_config(prediction_type=predicts)
+    draw = partial(pipe, PROMPTS, num_inference_steps=3, output_type="pt")
+    noise, images = noise_of((4, SIZE, SIZE)), []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            with guided(pipe, [brightening()], **HOW):
+                images.append(draw(latents=noise.clone()).images)
+            steering = callback(pipe, [brightening()], **HOW)
+            images.append(draw(latents=noise.clone(), callback_on_step_end=steering).images)
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[1], images[3])
+    assert not torch.equal(images[0], images[1])
+
+
+def test_a_guide_that_steers_nothing_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = stable_diffusion()
+    blind = guide_of(lambda x, _: x.mean((1, 2, 3)) * 3e38 * 3e38, lambda p, t: p, torch.ones(1))
+    with guided(pipe, [blind], through="detached"):
+        pipe("a", num_inference_steps=2)
+    assert "2 gradients (100 %) were not finite and left out" in caplog.text
+
 
 def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What docs/inside-diffusers.md shows, with a tiny pipeline."""

@@ -168,6 +168,7 @@ class TestMotion:
             ("nan,1", "out of the picture"),
             ("6,0", "out of the picture"),
             ("none.flo", "is not there"),
+            (f"{'x' * 300}.flo", "is not there"),
             ("short.flo", "cannot be read"),
             ("other.flo", "no Middlebury"),
             ("words.npy", "cannot be read"),
@@ -186,6 +187,17 @@ class TestMotion:
             read_flow(given, 4, 6)
         assert caught.value.hint
         assert "\n" not in str(caught.value)
+
+    def test_numbers_beyond_float32_are_unknown(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "far.npy", np.full((4, 6, 2), 1e300))
+        assert read_flow(str(tmp_path / "far.npy"), 4, 6).isnan().all()
+
+    @pytest.mark.parametrize("size", [(3, 4000), (4000, 3), (1, 1)])
+    def test_a_reference_of_any_shape(self, raft: Any, size: tuple[int, int]) -> None:
+        target = FlowGuide(raft).target(decode_target(Image.new("RGB", size)))
+        assert target.picture is not None
+        assert max(target.picture.shape[1:]) <= 1000
+        assert target.value.isfinite().all()
 
     @pytest.mark.parametrize("given", ["still", np.zeros((4, 4))])
     def test_a_reference_is_a_picture(self, raft: Any, given: Any) -> None:

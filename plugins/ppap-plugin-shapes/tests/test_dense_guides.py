@@ -233,6 +233,7 @@ BOTH = (
 WRONG = (
     *(Wrong(kind, *case) for kind in KINDS for case in BOTH),
     Wrong("depth", "a dog", 2, "cannot aim at the words 'a dog'", "16-bit PNG or NPY"),
+    Wrong("depth", "a dog " * 20, 2, f"the words {'a dog ' * 10!r}", "16-bit PNG or NPY"),
     Wrong("depth", "vector.npy", 2, "shape (5,)", "16-bit PNG or NPY"),
     Wrong("segmentation", "spere", 2, "'spere'", "sphere"),
     Wrong("segmentation", "mask.png", 2, "2 indices that are no class: 9, 77", "5 (cone)"),

@@ -68,7 +68,7 @@ def _load(path: Path) -> dict[str, Any]:
         tables = json.loads(text) if path.suffix == ".json" else toml.loads(text)
     except OSError as error:
         raise AssetError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is neither TOML nor JSON: {error}") from error
     if not isinstance(tables, dict):
         raise UsageError(f"{str(path)!r} is not a table", hint="it has backend, judge, rows ...")

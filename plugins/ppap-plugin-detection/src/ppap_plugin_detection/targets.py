@@ -52,7 +52,7 @@ def from_json(text: str, names: Sequence[str], source: str) -> list[Row]:
     """
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source!r} is no JSON: {error}", hint=_JSON_HOW) from error
     try:
         images, notes = content["images"], content["annotations"]
@@ -61,7 +61,7 @@ def from_json(text: str, names: Sequence[str], source: str) -> list[Row]:
         found = [(_category(note, kinds), [float(x) for x in note["bbox"]]) for note in notes]
     except UsageError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         kind = f"{type(error).__name__}: {error}"
         raise UsageError(f"{source!r} has no boxes as COCO: {kind}", hint=_JSON_HOW) from error
     if len(images) != 1:

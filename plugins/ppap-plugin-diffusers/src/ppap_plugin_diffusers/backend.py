@@ -8,6 +8,7 @@ negative prompt. A learned variance is that for the prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -116,11 +117,22 @@ class DiffusersStage(Stage):
         if self.decoder is not None:
             factor = 2 ** (len(self.decoder.config.block_out_channels) - 1)
             wanted, whose = self.decoder.config.latent_channels, "the latents of its decoder"
+            scale = self.decoder.config.scaling_factor
+            if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+                fault = f"the scaling_factor of the {type(self.decoder).__name__} is {scale}"
+                raise AssetError(fault, hint="correct it in its config.json")
+        patch = family.patch
+        if type(denoiser).__name__ == "UNet2DModel":  # its skips need even sides at each level
+            patch *= 2 ** (len(denoiser.config.block_out_channels) - 1)
         if options.size is not None:
             height = width = options.size // factor
-            if options.size % (factor * family.patch):
-                hint = f"use a multiple of {factor * family.patch}"
+            if options.size % (factor * patch):
+                hint = f"use a multiple of {factor * patch}"
                 raise UsageError(f"images cannot have a side of {options.size}", hint=hint)
+        if any(type(side) is not int or side < 1 or side % patch for side in (height, width)):
+            fault = f"the {type(pipe).__name__} draws {height!r} x {width!r}, by its sample_size"
+            hint = f"give the sides of its images, a multiple of {factor * patch}, as option size"
+            raise AssetError(fault, hint=hint)
         self.image_shape = (3, factor * height, factor * width)
         if self.decoder is not None:
             self.latent_shape = (channels, height, width)

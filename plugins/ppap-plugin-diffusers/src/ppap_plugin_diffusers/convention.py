@@ -36,6 +36,7 @@ _PREDICTS: dict[str, Callable[..., Prediction]] = {
     "sample": Prediction.from_x0,
     "v_prediction": Prediction.from_v,
 }
+_LEAST = 1e-6  # of what is above 0
 _VARIANCES: dict[str | None, VarianceKind] = {
     None: "fixed_small",
     "fixed_small": "fixed_small",
@@ -104,17 +105,31 @@ def convention_of(
         ends_with_steps: See `Family`.
 
     Raises:
-        AssetError: If the scheduler's process or prediction type is unknown.
+        AssetError: If the scheduler's process or prediction type is unknown, or a value of its
+            config is none.
     """
     name, config = type(scheduler).__name__, scheduler.config
-    if name == "FlowMatchEulerDiscreteScheduler":
-        return _Flow(config, tokens, ends_with_steps)
-    if not isinstance(getattr(scheduler, "betas", None), Tensor):
-        raise AssetError(
-            f"the scheduler {name} is of no process that backend 'diffusers' knows",
-            hint="one with betas, such as DDIMScheduler, or FlowMatchEulerDiscreteScheduler",
-        )
-    return _Classic(name, config, scheduler.betas, doubled)
+    try:
+        if name == "FlowMatchEulerDiscreteScheduler":
+            return _Flow(config, tokens, ends_with_steps)
+        if isinstance(getattr(scheduler, "betas", None), Tensor):
+            return _Classic(name, config, scheduler.betas, doubled)
+    except (UsageError, ArithmeticError, TypeError, ValueError) as error:
+        fault = f"the config of the scheduler {name} cannot be used: {error}"
+        raise AssetError(fault, hint="correct its scheduler_config.json") from error
+    raise AssetError(
+        f"the scheduler {name} is of no process that backend 'diffusers' knows",
+        hint="one with betas, such as DDIMScheduler, or FlowMatchEulerDiscreteScheduler",
+    )
+
+
+def _number(config: Mapping[str, Any], key: str, default: float, least: float = 0.0) -> float:
+    """A number of a config, from `least` on; `default` for None. ValueError if it is none."""
+    value = config.get(key)
+    number = default if value is None else float(value)
+    if not (math.isfinite(number) and number >= least):
+        raise ValueError(f"its {key} is {value!r}")
+    return number
 
 
 @final
@@ -147,6 +162,12 @@ class _Classic(Convention):
             fault = f"{name} wants a learned variance, and the network predicts none"
             raise AssetError(fault, hint="give it another variance_type, such as fixed_small")
         self.schedule = NoiseSchedule(str(config.get("beta_schedule")), betas.double().cpu())
+        self._offset = int(_number(config, "steps_offset", 0))
+        self._range = _number(config, "clip_sample_range", 1.0, _LEAST)
+        self._most = max(1.0, _number(config, "sample_max_value", 1.0))
+        self._ratio = _number(config, "dynamic_thresholding_ratio", 0.995)
+        if self._ratio > 1.0:
+            raise ValueError(f"its dynamic_thresholding_ratio is {self._ratio}")
         one = config.get("set_alpha_to_one", True)
         if not one or config.get("final_sigmas_type", "zero") == "sigma_min":
             self.final_abar = float(self.schedule.alphas_cumprod[0])
@@ -158,7 +179,7 @@ class _Classic(Convention):
         if self._spacing == "linspace":
             kept = np.linspace(0, length - 1, steps).round()
         elif self._spacing == "leading":
-            kept = np.arange(steps) * (length // steps) + int(self._config.get("steps_offset", 0))
+            kept = np.arange(steps) * (length // steps) + self._offset
         else:
             kept = np.round(np.arange(length, 0, -length / steps))[:steps][::-1] - 1
         if kept[-1] >= length:
@@ -172,13 +193,11 @@ class _Classic(Convention):
         """
         config = self._config
         if config.get("thresholding"):
-            share = config.get("dynamic_thresholding_ratio", 0.995)
-            largest = torch.quantile(x0.abs().flatten(1), share, dim=1)[:, None, None, None]
-            bound = largest.clamp(1.0, max(1.0, config.get("sample_max_value", 1.0)))
+            largest = torch.quantile(x0.abs().flatten(1), self._ratio, dim=1)[:, None, None, None]
+            bound = largest.clamp(1.0, self._most)
             return x0.clamp(-bound, bound) / bound
         if config.get("clip_sample"):
-            limit = config.get("clip_sample_range") or 1.0
-            return x0.clamp(-limit, limit)
+            return x0.clamp(-self._range, self._range)
         return x0
 
     def fed(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,11 +252,14 @@ class _Flow(Convention):
                 hint = "backend 'diffusers' knows shift and dynamic shifting"
                 raise AssetError(f"the scheduler's {key} is {config[key]!r}", hint=hint)
         self.schedule = FlowSchedule(int(config.get("num_train_timesteps", 1000)))
-        shift = float(config.get("shift") or 1.0)
+        shift = _number(config, "shift", 1.0, _LEAST)
         self._ends_with_steps, self._last = ends_with_steps, 1.0 / self.schedule.num_timesteps
         if config.get("use_dynamic_shifting"):
-            low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-            least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+            low, high = (
+                _number(config, f"{of}_image_seq_len", n)
+                for of, n in (("base", 256), ("max", 4096))
+            )
+            least, most = _number(config, "base_shift", 0.5), _number(config, "max_shift", 1.15)
             mu = least + (most - least) * (tokens - low) / (high - low)
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         else:

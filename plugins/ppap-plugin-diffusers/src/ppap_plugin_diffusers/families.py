@@ -140,7 +140,7 @@ def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def _square(pipe: Any, denoiser: Any) -> tuple[int, int, int]:
     size = denoiser.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
     return denoiser.config.in_channels, height, width
 
 

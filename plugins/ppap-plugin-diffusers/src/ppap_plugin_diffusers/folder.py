@@ -7,10 +7,12 @@ folder for each component. Weights are safetensors only, and no code that comes 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,13 @@ from ppap_plugin_diffusers.families import Family, family_of
 
 __all__ = ["load_decoder", "load_pipeline", "open_pipeline"]
 
+_log = logging.getLogger(__name__)
+
 _INDEX = "model_index.json"
 _HUB = re.compile(r"(?P<repository>\w[\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _LIBRARIES = ("diffusers", "transformers")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)\b")
 
 
@@ -67,11 +72,16 @@ def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
         if library not in _LIBRARIES:
             _refuse_code(folder, name, f"{library}.{kind}")
         files |= dict.fromkeys(_weights(folder, name), f"{name}.")
+        _read(folder / name / "config.json")
     for name, value in index.items():
-        if isinstance(value, list) and name not in family.networks:
+        if isinstance(value, list) and name not in (*family.networks, *_UNUSED):
             library, kind = _component(folder, index, name)
-            if library is not None and library not in _LIBRARIES and not name.startswith("safety"):
+            if library is not None and library not in _LIBRARIES:
                 _refuse_code(folder, name, f"{library}.{kind}")
+            if kind is not None and name == "scheduler":
+                _read(folder / name / "scheduler_config.json")
+            elif kind is not None:
+                _place(folder, name)
     name = path.resolve().name if path.is_dir() else text
     return Checkpoint(name, files, {"folder": str(folder), "class": stated})
 
@@ -81,27 +91,21 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
     import diffusers
 
     folder, stated = Path(checkpoint.architecture["folder"]), checkpoint.architecture["class"]
-    family = family_of(stated)
-    kind = getattr(diffusers, stated)
-    unused = {
-        name: None
-        for name in ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
-        if name in _read(folder / _INDEX)
-    }
+    family, index = family_of(stated), _read(folder / _INDEX)
+    parts: dict[str, Any] = {name: None for name in _UNUSED if name in index}
     with _loading(folder):
-        pipe = kind.from_pretrained(
+        for name in family.networks:
+            library, kind = _component(folder, index, name)
+            if kind is not None:
+                dtype = checkpoint.dtype or torch.float32
+                parts[name] = _network(folder / name, library, kind, dtype=dtype)
+        return getattr(diffusers, stated).from_pretrained(
             str(folder),
-            **unused,
-            dtype=checkpoint.dtype or torch.float32,
+            **parts,
             use_safetensors=True,
             local_files_only=True,
-            low_cpu_mem_usage=False,
             trust_remote_code=False,
         )
-    for name in family.networks:
-        if (part := getattr(pipe, name)) is not None:
-            part.requires_grad_(False).eval()
-    return pipe
 
 
 def load_decoder(folder: str, family: Family) -> nn.Module:
@@ -111,8 +115,6 @@ def load_decoder(folder: str, family: Family) -> nn.Module:
         UsageError: If the family has no latents.
         AssetError: If the folder holds no decoder, or it is damaged or pickled.
     """
-    import diffusers
-
     if family.decoder is None:
         raise UsageError(f"{family.name} have no latents", hint="leave out the option vae")
     path = Path(os.path.expanduser(folder))  # noqa: PTH111  # pathlib's raises
@@ -122,11 +124,34 @@ def load_decoder(folder: str, family: Family) -> nn.Module:
         raise AssetError(f"{folder!r} holds a {stated}", hint=hint)
     _weights(path, "")
     with _loading(path):
-        made = getattr(diffusers, stated).from_pretrained(
-            str(path), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    decoder: nn.Module = made.requires_grad_(False).eval()
-    return decoder
+        return _network(path, "diffusers", stated)
+
+
+def _network(folder: Path, library: str, kind: str, **how: Any) -> nn.Module:
+    """A network of a folder, frozen and in evaluation mode.
+
+    The libraries fill in tensors that the weights lack at random, and say so only in their logs.
+
+    Raises:
+        AssetError: If the weights lack tensors of the network.
+    """
+    network, told = getattr(importlib.import_module(library), kind).from_pretrained(
+        str(folder),
+        **how,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
+        output_loading_info=True,
+    )
+    if missing := sorted(told["missing_keys"]):
+        fault = f"the weights in {str(folder)!r} lack {len(missing)} of the tensors of {kind}"
+        hint = "fetch it again; its config and weights are of different models"
+        raise AssetError(f"{fault}, such as {missing[0]}", hint=hint)
+    if extra := sorted(told["unexpected_keys"]):
+        words = "%r: %s does not use %d tensors, such as %s"
+        _log.warning(words, str(folder), kind, len(extra), extra[0])
+    frozen: nn.Module = network.requires_grad_(False).eval()
+    return frozen
 
 
 @contextlib.contextmanager
@@ -143,7 +168,11 @@ def _loading(folder: Path) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except AssetError:
+        raise
     except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # whatever configs and tensors that do not fit cause
@@ -168,13 +197,19 @@ def _component(folder: Path, index: Mapping[str, Any], name: str) -> tuple[Any, 
     return value[0], value[1]
 
 
-def _weights(folder: Path, name: str) -> list[Path]:
-    """The files of a component's weights, verified as containers."""
+def _place(folder: Path, name: str) -> Path:
+    """The folder of a component."""
     place = folder / name if name else folder
-    whole = name or "the decoder"
     if not place.is_dir():
         fault = f"the pipeline in {str(folder)!r} has no folder for its {name}"
         raise AssetError(fault, hint="fetch it again; it is incomplete")
+    return place
+
+
+def _weights(folder: Path, name: str) -> list[Path]:
+    """The files of a component's weights, verified as containers."""
+    place = _place(folder, name)
+    whole = name or "the decoder"
     found = [path for path in sorted(place.glob("*.safetensors")) if not _VARIANT.search(path.name)]
     if not found:
         if any(True for pattern in _PICKLES for _ in place.glob(pattern)):
@@ -198,8 +233,9 @@ def _refuse_code(folder: Path, what: str, stated: object) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        what = "is no pipeline: it" if path.name == _INDEX else "is incomplete: it"
         hint = f"a pipeline of diffusers is a folder with {_INDEX} and its components"
-        raise AssetError(f"{str(path.parent)!r} is no pipeline: it has no {path.name}", hint=hint)
+        raise AssetError(f"{str(path.parent)!r} {what} has no {path.name}", hint=hint)
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

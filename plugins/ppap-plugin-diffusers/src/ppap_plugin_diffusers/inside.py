@@ -32,7 +32,7 @@ from ppap_framework.author import NoiseLevel, Prediction, UsageError
 from ppap_framework.diffusion import shifted, times
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.origin import Origin
-from ppap_framework.run import LoadedBackend, Plan, Sampling, changed, plan
+from ppap_framework.run import LoadedBackend, Plan, Sampling, changed, plan, warn_of_futility
 from ppap_framework.runtime import frozen, isolated
 from ppap_plugin_diffusers.backend import DiffusersBackend, DiffusersStage
 from ppap_plugin_diffusers.families import Family, family_of, packed, unpacked
@@ -40,6 +40,7 @@ from ppap_plugin_diffusers.options import DiffusersOptions
 
 __all__ = ["GuideBlock", "callback", "guided", "guided_blocks"]
 
+_SETTINGS = ("through", "normalize", "conflicts", "moments")
 _STRAIGHT = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 
 
@@ -58,10 +59,12 @@ def guided(pipe: Any, guides: Sequence[Guide], **changes: Any) -> Iterator[Any]:
             `normalize`, `conflicts`, `moments`.
 
     Raises:
-        PpapError: Then or while the pipeline draws, as `ppap_framework.sample`.
+        PpapError: Then or while the pipeline draws, as `ppap_framework.sample`. On exit, UsageError
+            if the pipeline has got another scheduler meanwhile, whose steps were not guided.
     """
-    loop, scheduler = _Loop(guides, changes), pipe.scheduler
+    loop = _Loop(guides, changes)
     loop.stage(pipe)
+    scheduler = pipe.scheduler
     step = scheduler.step
 
     @functools.wraps(step)
@@ -80,6 +83,9 @@ def guided(pipe: Any, guides: Sequence[Guide], **changes: Any) -> Iterator[Any]:
         if own:
             scheduler.step = step
         loop.close()
+    if pipe.scheduler is not scheduler:
+        fault = "the pipeline got another scheduler inside `guided`, whose steps were not guided"
+        raise UsageError(fault, hint="replace the scheduler first, then enter `guided`")
 
 
 @final
@@ -116,6 +122,9 @@ def guided_blocks(blocks: Any, guides: Sequence[Guide], **changes: Any) -> Any:
 
     Arguments are those of `guided`. UsageError if there is no denoising loop.
     """
+    if not isinstance(blocks, ModularPipelineBlocks):
+        fault = f"a {type(blocks).__name__} is no block of a modular pipeline"
+        raise UsageError(fault, hint="for a pipeline, use `guided`")
     made = copy.deepcopy(blocks)
     if not _insert(made, GuideBlock(guides, **changes)):
         fault = f"{type(blocks).__name__} has no denoising loop with a step after_denoiser"
@@ -150,17 +159,24 @@ class callback:  # noqa: N801  # it is called like the function that it stands f
     """
 
     def __init__(self, pipe: Any, guides: Sequence[Guide], **changes: Any) -> None:
-        name = type(pipe.scheduler).__name__
-        if name not in _STRAIGHT:
-            fault = f"a callback cannot guide the steps of a {name}"
-            raise UsageError(fault, hint=f"use `guided`, or one of {', '.join(_STRAIGHT)}")
         self._loop = _Loop(guides, changes)
         self._before: Tensor | None = None
+        self._check(pipe)
+
+    def _check(self, pipe: Any) -> None:
         self._loop.stage(pipe)
+        if (name := type(pipe.scheduler).__name__) not in _STRAIGHT:
+            fault = f"a callback cannot guide the steps of a {name}"
+            raise UsageError(fault, hint=f"use `guided`, or one of {', '.join(_STRAIGHT)}")
 
     @torch.no_grad()
+    @isolated()
     def __call__(self, pipe: Any, i: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """The tensors of step i, which ends, with guided latents."""
+        self._check(pipe)
+        if "latents" not in tensors:
+            hint = 'add callback_on_step_end_tensor_inputs=["latents"]'
+            raise UsageError("the pipeline shows the callback no latents", hint=hint)
         told = float(t)
         if i == 0:
             self._before = None
@@ -201,13 +217,18 @@ class _Loop:
 
     _guides: Sequence[Guide]
     _changes: Mapping[str, Any]
-    _of: tuple[Any, Any] = (None, None)  # the pipeline and its scheduler
+    _of: tuple[Any, ...] = ()  # the pipeline and its scheduler
     _backend: Any = None
     _run: Plan | None = None
     _open: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     _steer: Any = None
     _last: float = -math.inf
     _batch: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if unknown := [name for name in self._changes if name not in _SETTINGS]:
+            fault = f"guides inside a pipeline have no setting {unknown[0]!r}"
+            raise UsageError(fault, hint=f"choose from {', '.join(_SETTINGS)}")
 
     def __deepcopy__(self, memo: Any) -> _Loop:
         return self  # diffusers copies blocks; networks are not copied
@@ -219,7 +240,7 @@ class _Loop:
 
     def stage(self, pipe: Any) -> DiffusersStage:
         """The stage of a pipeline, which may lack the encoders of prompts."""
-        if self._of[0] is not pipe or self._of[1] is not pipe.scheduler:
+        if not self._of or self._of[0] is not pipe or self._of[1] is not pipe.scheduler:
             family: Family = family_of(type(pipe).__name__.replace("ModularPipeline", "Pipeline"))
             here = [name for name in family.encoders if getattr(pipe, name, None) is not None]
             family = attrs.evolve(family, encoders=tuple(here))
@@ -232,7 +253,11 @@ class _Loop:
     def _begin(self, pipe: Any, batch: int) -> None:
         """Attach everything for a loop of B states; a plan of the same size is used again."""
         self.close()
-        steps = min(len(pipe.scheduler.timesteps), self.stage(pipe).schedule.num_timesteps)
+        told = pipe.scheduler.timesteps
+        if told[0] < told[-1]:
+            fault = f"the steps of a {type(pipe.scheduler).__name__} lead from images to noise"
+            raise UsageError(fault, hint="guides steer steps from noise to images")
+        steps = min(len(told), self.stage(pipe).schedule.num_timesteps)
         sampling = changed({"steps": steps, **self._changes}, Sampling())[0]
         if sampling.through == "clean":
             fault = "guides that look through the denoiser need a loop of ours"
@@ -241,11 +266,12 @@ class _Loop:
             self._run = plan(self._backend, self._guides, batch, sampling)
         self._steer = self._open.enter_context(_steering(self._run))
 
+    @isolated()
     def steered(self, pipe: Any, output: Tensor, t: Any, kept: Tensor) -> Tensor:
         """The output for what the scheduler keeps at the number t, both of B states."""
         convention, told = self.stage(pipe).convention, float(t)
         x_t = self.spread(pipe, kept).float() * convention.scale(pipe.scheduler, told)
-        spread = self.spread(pipe, output).float()
+        spread = self.spread(pipe, output).float().clone()  # of inference mode it has no gradient
         mean, rest = spread[:, : x_t.shape[1]], spread[:, x_t.shape[1] :]
         read = torch.cat([mean, mean], 1) if convention.doubled else mean
         base = torch.full((len(x_t),), convention.base(told))
@@ -312,6 +338,7 @@ def _steering(run: Plan) -> Iterator[Callable[[Prediction, float, float | None],
             return shifted(prediction, gradient, *constants)
 
         yield steer
+        warn_of_futility(guidance.tally.read([guide.name for guide in run.guides]))
 
 
 def _next(scheduler: Any, told: float) -> float | None:

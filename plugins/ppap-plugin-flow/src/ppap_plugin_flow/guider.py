@@ -117,9 +117,8 @@ class FlowGuide(GuidanceModel):
         moved = f", moved by {Path(self._options.flow).name}" if self._options.flow else ""
         if max(height, width) > _SHOWN:
             factor = _SHOWN / max(height, width)
-            picture = F.interpolate(
-                picture[None], scale_factor=factor, mode="bilinear", antialias=True
-            )[0]
+            shown = [max(1, int(factor * side)) for side in (height, width)]
+            picture = F.interpolate(picture[None], shown, mode="bilinear", antialias=True)[0]
         return Target(
             value=torch.cat([features, flow], 1), label=f"{name}{moved}"[:76], picture=picture
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_flow(given: str | None, height: int, width: int) -> Tensor:
     """
     if given is None:
         return torch.zeros(2, height, width)
-    path = Path(given)
+    path = Path(os.path.expanduser(given))  # noqa: PTH111  # pathlib's raises
     if path.suffix.lower() in (".flo", ".npy"):
         flow = _from_file(path)
         if flow.shape != (height, width, 2):
@@ -38,8 +39,8 @@ def read_flow(given: str | None, height: int, width: int) -> Tensor:
                 f" {height} x {width} pixels",
                 hint=_HOW,
             )
-        flow = flow.astype(np.float32)
-        flow[~(np.abs(flow) < _UNKNOWN).all(-1)] = np.nan
+        known = (np.abs(flow) < _UNKNOWN).all(-1, keepdims=True)
+        flow = np.where(known, flow, np.nan).astype(np.float32)
         return torch.from_numpy(flow).permute(2, 0, 1)
     try:
         dx, dy = (float(number) for number in given.split(","))
@@ -51,7 +52,7 @@ def read_flow(given: str | None, height: int, width: int) -> Tensor:
 
 
 def _from_file(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  # pathlib's raises for long names
         raise AssetError(f"flow {str(path)!r} is not there", hint=_HOW)
     try:
         if path.suffix.lower() == ".npy":

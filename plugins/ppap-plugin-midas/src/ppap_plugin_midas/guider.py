@@ -164,7 +164,8 @@ class DepthGuide(PreprocessingGuide):
             )
         if given.array is not None and (len(shape) in (2, 3) or shape[1:2] == (1,)):
             return self._of_map(given.array.float().reshape(-1, *shape[-2:]), given)
-        what = f"the words {given.text!r}" if given.array is None else f"an array of shape {shape}"
+        words = (given.text or "")[:60]
+        what = f"the words {words!r}" if given.array is None else f"an array of shape {shape}"
         raise UsageError(
             f"a depth network cannot aim at {what}",
             hint="give a picture whose depth to copy, or a depth map as 16-bit PNG or NPY",
