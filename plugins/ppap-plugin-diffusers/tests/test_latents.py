@@ -124,8 +124,8 @@ class TestInitImages:
         filled = ppap.sample(backend, **how, mask=mask, resample=2)
         assert torch.equal(filled.images[..., mask == 0], picture[:, mask == 0].expand(2, -1, -1))
         assert filled.images[..., mask == 1].std() > 0
-        assert filled.plan.known is not None
-        assert filled.plan.known.unknown.sum() == 4 * (SIZE - 3)  # latents of 2x2 pixels
+        assert filled.plan.begun is not None
+        assert filled.plan.begun[1].unknown.sum() == 4 * (SIZE - 3)  # latents of 2x2 pixels
         noised = ppap.sample(backend, **how, strength=0.4)
         assert len(noised.plan.indices) == 1
 
