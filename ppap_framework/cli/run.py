@@ -95,7 +95,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         --target depth=ref.png --target classifier=cube
     """
     from ppap_framework import run
-    from ppap_framework.processes import launched
+    from ppap_framework.processes import Processes
 
     plan = _prepare(given, problems_of(ctx))
     for guide in plan.guides:
@@ -109,7 +109,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
         return
     if given["compile"]:
         note("networks are compiled when they are first used, which may take minutes")
-    if launched()[0] > 0:  # the first process of the launch writes
+    if not Processes.of_launch(plan.device).first:  # which writes
         run.draw(plan)
         return
     path = expanded(given["out"]) if given["out"] else run.fresh_folder(_RUNS, plan)

@@ -50,7 +50,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         case None:
             return None
         case {"format": found} if found not in FORMATS:
-            fault = f"has format {found}, and this version reads {FORMATS[-1]}"
+            fault = f"has format {found}; this version reads {FORMATS[-1]}, a newer one may read it"
         case {"format": _, **content} as manifest:
             stated = content.pop("sha256", None)
             with contextlib.suppress(ValueError):  # of a number that is none
