@@ -55,9 +55,8 @@ class TestStrength:
     def test_none_of_it_is_the_picture(self, toy: LoadedBackend) -> None:
         errors = []
         for strength in (0.001, 0.3, 0.6, 0.9):
-            drawn = ppap.sample(
-                toy, num=2, steps=100, init_image=PICTURE, strength=strength, sampler="ddim"
-            )
+            how = {"init_image": PICTURE, "strength": strength, "sampler": "ddim"}
+            drawn = ppap.sample(toy, num=2, steps=100, **how)
             errors.append((drawn.images - PIXELS).abs().mean().item())
         assert errors[0] < 0.03
         assert errors == sorted(errors)
@@ -95,9 +94,8 @@ class TestMask:
         together = ppap.sample(toy, **ASKED, **FILLED, sampler="ddpm")
         alone = ppap.sample(toy, **ASKED, **FILLED, sampler="ddpm", batch=1)
         assert torch.equal(together.images, alone.images)
-        assert torch.equal(
-            ppap.sample(toy, **{**ASKED, "num": 1}, **FILLED).images[0], alone.images[0]
-        )
+        first = ppap.sample(toy, **{**ASKED, "num": 1}, **FILLED).images[0]
+        assert torch.equal(first, alone.images[0])
 
     @pytest.mark.parametrize(
         ("how", "steps"),
@@ -152,11 +150,8 @@ class TestMask:
     def test_latents_that_cannot_be_made_are_refused(self, toy: LoadedBackend) -> None:
         class Latents(Stage):
             name, image_shape, latent_shape = "base", (3, 16, 16), (4, SIZE, SIZE)
-            network, schedule, variance = (
-                toy.stages[0].network,
-                toy.stages[0].schedule,
-                "fixed_small",
-            )
+            network, schedule = toy.stages[0].network, toy.stages[0].schedule
+            variance = "fixed_small"
 
             def denoise(self, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
                 raise NotImplementedError
@@ -194,13 +189,8 @@ class TestPictures:
     def test_the_same_picture_is_the_same_run(self, toy: LoadedBackend, tmp_path: Path) -> None:
         Image.fromarray(PICTURE).save(tmp_path / "a.png")
         Image.fromarray(np.where(MASK, 140, 90).astype(np.uint8)).save(tmp_path / "m.png")
-        pictures = [
-            PICTURE,
-            Image.fromarray(PICTURE),
-            PIXELS,
-            PIXELS.numpy(),
-            str(tmp_path / "a.png"),
-        ]
+        path = str(tmp_path / "a.png")
+        pictures = [PICTURE, Image.fromarray(PICTURE), PIXELS, PIXELS.numpy(), path]
         masks = [MASK, torch.from_numpy(MASK), 255 * MASK.astype(np.uint8), MASK[None] * 0.5,
                  tmp_path / "m.png"]  # fmt: skip
         given = [Sampling(init_image=a, mask=m) for a, m in zip(pictures, masks, strict=True)]
@@ -241,24 +231,11 @@ WRONG: list[tuple[str, int, str, str]] = [
     ("--mask m.png", 2, "mask is for an init image, and there is none", "leave"),
     ("--init-image a.png --resample 2", 2, "resample is for a mask", "leave it out"),
     ("--init-image a.png --mask wide.png", 2, "has another size than the init image", "same"),
-    (
-        "--init-image a.png --mask black.png",
-        2,
-        "'black.png' is all black",
-        "white pixels are drawn",
-    ),
+    ("--init-image a.png --mask black.png", 2, "'black.png' is all black", "white pixels are"),
     ("--init-image a.png --mask white.png", 2, "'white.png' is all white", "black ones are kept"),
     ("--init-image a.png --mask holes.png", 2, "mask 'holes.png' is transparent", "alpha"),
     ("--init-image a.png --mask no.png", 4, "mask 'no.png' is not there", "path"),
-    *(
-        (
-            f"--init-image a.png --strength {x}",
-            2,
-            "strength must lie above 0 and be at most 1",
-            "0.6",
-        )
-        for x in (0, -1, 1.5, "nan")
-    ),
+    *((f"--init-image a.png --strength {x}", 2, "lie above 0", "0.6") for x in (0, -1, 1.5, "nan")),
     ("--init-image a.png --mask m.png --resample 0", 2, "resample must be a whole number", "5"),
     ("--init-image a.png --mask m.png --jump-length 0", 2, "jump_length must be a whole", "5"),
 ]
@@ -295,12 +272,10 @@ class TestCommandLine:
         for words in ("opaque.png", "m.png", "base 10 of 100"):
             assert words in shown.out
 
-    @pytest.mark.parametrize(
-        "init_image", [3, object(), np.zeros((3, 8, 8)) + 2, torch.zeros(2, 2)]
-    )
-    def test_what_is_no_picture(self, init_image: object) -> None:
+    @pytest.mark.parametrize("given", [3, object(), np.zeros((3, 8, 8)) + 2, torch.zeros(2, 2)])
+    def test_what_is_no_picture(self, given: object) -> None:
         with pytest.raises((UsageError, AssetError), match="init image"):
-            Sampling(init_image=init_image)
+            Sampling(init_image=given)
         with pytest.raises(UsageError, match="mask"):
             Sampling(init_image=PICTURE, mask=np.zeros(3))
 
