@@ -7,6 +7,7 @@ RENDERS := runs/renders/reference.npz runs/renders/fresh.npz runs/renders/scenes
 SYNTHETIC := runs/synthetic/shapes-
 LEARN = $(BIN)/ppap transfer --precision bfloat16 --validate-every 200 --no-keep
 SHORT := --iterations 2400 --learn-batch 32
+LONG := --iterations 12000 --learn-batch 32 --precision float32
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 EXPERTS := classifier-experts $(DENSE) $(GLIDE)
@@ -110,7 +111,7 @@ classifier-experts: synthetic-adm runs/renders/labelled.npz
 
 $(DENSE): %-experts: synthetic-adm
 	for number in 1 5; do \
-		$(LEARN) $(SHORT) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
+		$(LEARN) $(LONG) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
 	done
 
 $(GLIDE): glide-%-experts: synthetic-glide
@@ -118,11 +119,11 @@ $(GLIDE): glide-%-experts: synthetic-glide
 		$(LEARN) $(SHORT) --backend glide --guider $* --data $(SYNTHETIC)glide --num-experts $$number --out runs/experts/glide-$*-$$number || exit 1; \
 	done
 
-diagnosis: glide-segmentation-experts
+diagnosis: segmentation-experts
 	for number in 1 5; do \
-		$(BIN)/ppap diagnose --backend glide --guider segmentation --data $(SYNTHETIC)glide --num 200 --levels 11 \
-			--experts runs/experts/glide-segmentation-$$number/glide-segmentation-$$number.experts.safetensors --out runs/diagnose/$$number && \
-		cp runs/diagnose/$$number/diagnose.json docs/diagnosis/glide-segmentation-$$number.json || exit 1; \
+		$(BIN)/ppap diagnose --backend adm --guider segmentation --data $(SYNTHETIC)adm --num 200 --levels 11 \
+			--experts runs/experts/segmentation-$$number/adm-segmentation-$$number.experts.safetensors --out runs/diagnose/$$number && \
+		cp runs/diagnose/$$number/diagnose.json docs/diagnosis/adm-segmentation-$$number.json || exit 1; \
 	done
 
 runs/renders/labelled.npz: | $(VENV)/.installed

@@ -179,7 +179,7 @@ def check_writable(folder: Path, hint: str = ELSEWHERE) -> None:
     """UsageError if a folder can be neither made nor written to; writes nothing."""
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        fault = f"{str(there)!r} {'has no permission' if there.is_dir() else 'is no folder'}"
+        fault = f"{str(there)!r} {'is read-only' if there.is_dir() else 'is no folder'}"
         raise UsageError(f"cannot write to {str(folder)!r}: {fault}", hint=hint)
 
 

@@ -1,17 +1,23 @@
 """Processes of two machines, whose clocks differ by up to two hours, draw one set each round.
 
-They are killed one after another and replaced, the disk is full for a while, and somebody truncates
-a shard. Workers are forks of this process, which has imported everything once.
+They are killed one after another and replaced, a machine that is gone has left a claim, the disk is
+full for a while, and somebody truncates a shard. The disk is a small tmpfs if file systems can be
+mounted; elsewhere only flushing fails. Workers are forks of this process, which has imported
+everything once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +31,44 @@ SET: dict[str, Any] = {"num": 96, "steps": 2, "batch": 2, "shard": 6}
 _FULL = 28  # exit code of a worker that found the disk full
 
 
-def begin(backend: Any, out: Path, number: int) -> int:
+@contextlib.contextmanager
+def disk(place: Path) -> Iterator[bool]:
+    """A folder, on a small disk of its own if the system permits that."""
+    place.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    own = shutil.which("mount") is not None and not subprocess.run(mount).returncode
+    try:
+        yield own
+        shutil.copytree(place / "set", place.with_name("set"))
+    finally:
+        if own:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+def haunt(out: Path) -> bool:
+    """Claim the last batch by a worker of a machine that is gone; False if it is too early."""
+    last = SET["num"] // SET["batch"] - 1
+    for folder in out.glob(".partial/*/"):
+        with (
+            contextlib.suppress(FileExistsError),
+            (folder / f"claim-{last:05d}.1").open("x") as file,
+        ):
+            (folder / "worker-gone-1-00000000").write_text("a machine that is gone\nlabel\n")
+            file.write("worker-gone-1-00000000")
+            return True
+    return False
+
+
+def fill(full: Path, own: bool) -> None:
+    """Make the disk full until the file is removed."""
+    full.touch()
+    for size in (2**16, 1) if own else ():
+        with contextlib.suppress(OSError), full.open("ab", 0) as file:
+            while file.write(bytes(size)):
+                pass
+
+
+def begin(backend: Any, out: Path, number: int, own: bool) -> int:
     """Fork a worker; returns its process id."""
     if child := os.fork():
         return child
@@ -37,7 +80,7 @@ def begin(backend: Any, out: Path, number: int) -> int:
     claims.EXPIRY = 1.0
 
     def write(file: int) -> None:
-        if out.with_name("full").exists():
+        if not own and out.with_name("full").exists():
             with open("/dev/full", "wb", 0) as disk:  # noqa: PTH123  # ENOSPC of the system's own
                 disk.write(b"0")
         sync(file)
@@ -57,23 +100,27 @@ def begin(backend: Any, out: Path, number: int) -> int:
         os._exit(code)
 
 
-def play(backend: Any, out: Path, seed: int, count: int, kills: int) -> None:
+def play(backend: Any, out: Path, own: bool, seed: int, count: int, kills: int) -> None:
     """One round, until all workers say that the set is complete."""
     chance, full, patience = random.Random(seed), out.with_name("full"), time.monotonic() + 200
-    workers, started = {begin(backend, out, number) for number in range(count)}, count
-    truncated = filled = False
+    workers, started = {begin(backend, out, number, own) for number in range(count)}, count
+    haunted = truncated = filled = False
+    ended = {_FULL: 0, 0: 0, -signal.SIGKILL: 0}
     while workers:
         assert time.monotonic() < patience
         time.sleep(chance.uniform(0.02, 0.1))
         shards = sorted(out.glob("shard-*.tar"))
         complete = (out / "manifest.json").exists()
-        if not complete and shards and not truncated:
+        if not haunted:
+            haunted = haunt(out)
+        elif full.exists():
+            if ended[_FULL]:
+                full.unlink()
+        elif not complete and shards and not truncated:
             os.truncate(chance.choice(shards), 512 * chance.randrange(4))
             truncated = True
         elif not complete and shards and not filled:
-            full.touch()
-            time.sleep(0.15)
-            full.unlink()
+            fill(full, own)
             filled = True
         elif not complete and shards and kills:
             os.kill(chance.choice(sorted(workers)), signal.SIGKILL)
@@ -83,13 +130,18 @@ def play(backend: Any, out: Path, seed: int, count: int, kills: int) -> None:
             if done:
                 workers.remove(child)
                 code = os.waitstatus_to_exitcode(status)
-                assert code in (0, _FULL, -signal.SIGKILL), code
+                assert code in ended, code
+                ended[code] += 1
                 if code:
-                    workers.add(begin(backend, out, started))
+                    workers.add(begin(backend, out, started, own))
                     started += 1
+    assert haunted
     assert truncated
     assert filled
     assert not kills
+    killed, stopped = ended[-signal.SIGKILL], ended[_FULL]
+    where = "on a small disk" if own else "on no disk of its own"
+    print(f"round {seed}, {where}: {started} workers, {killed} killed, {stopped} found it full")
 
 
 if __name__ == "__main__":
@@ -97,6 +149,5 @@ if __name__ == "__main__":
     home, workers_, kills_, *seeds = sys.argv[1:]
     toy = ppap.backend("toy")
     for seed_ in seeds:
-        place = Path(home, seed_, "set")
-        place.parent.mkdir()
-        play(toy, place, int(seed_), int(workers_), int(kills_))
+        with disk(place := Path(home, seed_, "disk")) as own_:
+            play(toy, place / "set", own_, int(seed_), int(workers_), int(kills_))

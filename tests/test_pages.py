@@ -30,6 +30,7 @@ FOLLOWED = [
     *(f"tutorial/{name}.md" for name in ("first-picture", "own-classifier", "write-a-guider")),
     *(f"howto/{name}.md" for name in ("run", "data", "diagnose", "plugins", "measure")),
     *("plugins.md", "plugins/losses.md", "plugins/backends.md", "plugins/adapters.md"),
+    *("plugins/options.md", "plugins/weights.md"),
     "../README.md",
 ]
 

@@ -277,7 +277,10 @@ class TestImages:
 
 
 class TestResuming:
-    @pytest.mark.parametrize(("before", "fewest"), [("", 25), ("damaged", 15), ("other", 25)])
+    @pytest.mark.parametrize(
+        ("before", "fewest"),
+        [("", 25), ("damaged", 15), pytest.param("other", 25, marks=pytest.mark.slow)],
+    )
     def test_after_death_at_every_change_of_the_file_system(
         self, finished: Callable[..., Path], draw: Draw, tmp_path: Path, before: str, fewest: int
     ) -> None:

@@ -300,7 +300,7 @@ def reaper() -> Reaper:
 
 
 class TestGoingOn:
-    @pytest.mark.parametrize("seconds", [0.0, 10.0])
+    @pytest.mark.parametrize("seconds", [0.0, pytest.param(10.0, marks=pytest.mark.slow)])
     def test_after_any_iteration(
         self,
         tmp_path: Path,
@@ -342,7 +342,7 @@ class TestGoingOn:
         assert len(record(tmp_path)["calls"]) > 6
         assert content(tmp_path) == whole
 
-    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("overwrite", [False, pytest.param(True, marks=pytest.mark.slow)])
     def test_after_death_at_every_change_of_the_file_system(
         self, tmp_path: Path, reaper: Reaper, overwrite: bool
     ) -> None:

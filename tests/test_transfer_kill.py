@@ -123,7 +123,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="they are forked, so that killing is quick")
-@pytest.mark.parametrize("command", ["transfer", "adapt"])
+@pytest.mark.parametrize("command", ["transfer", pytest.param("adapt", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(site: Path, tmp_path: Path, command: str, kills: int) -> None:
     done = subprocess.run(

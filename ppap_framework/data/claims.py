@@ -55,11 +55,10 @@ class Claims:
 
         with contextlib.ExitStack() as stack:
             with refusals(path, hint=KEPT):
-                file = stack.enter_context(path.open("x"))
+                file = stack.enter_context(path.open("xb", 0))  # or closing would write, too
                 stack.callback(path.unlink, missing_ok=True)
                 locked(file.fileno())
-                file.write(f"{_machine()}\n{label}\n")
-                file.flush()
+                file.write(f"{_machine()}\n{label}\n".encode())
             thread = threading.Thread(target=touch, daemon=True)
             thread.start()
             stack.callback(thread.join)

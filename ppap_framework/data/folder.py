@@ -40,10 +40,8 @@ _AGAIN = "`ppap synthesize` with the same settings draws it again"
 
 def belongs(name: str) -> bool:
     """Whether a file of this name belongs to a synthetic set."""
-    return (
-        name in (MANIFEST, RUN)
-        or re.fullmatch(rf"shard-\d{{5,}}\.tar({re.escape(DAMAGED)})?", name) is not None
-    )
+    shard = rf"shard-\d{{5,}}\.tar({re.escape(DAMAGED)})?"
+    return name in (MANIFEST, RUN) or re.fullmatch(shard, name) is not None
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -52,7 +50,7 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         case None:
             return None
         case {"format": found} if found not in FORMATS:
-            fault = f"has format {found}, and this version reads {FORMATS[-1]}"
+            fault = f"has format {found}; this version reads {FORMATS[-1]}, a newer one may read it"
         case {"format": _, **content} as manifest:
             stated = content.pop("sha256", None)
             with contextlib.suppress(ValueError):  # of a number that is none

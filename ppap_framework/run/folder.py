@@ -46,9 +46,9 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     files.check_writable(folder)
     if not (folder / _RECORD).exists():
         files.check_content(folder, lambda name: False)
-    elif overwrite:
-        _earlier(folder)
-    else:
+        return
+    _earlier(folder)
+    if not overwrite:
         hint = f"--overwrite replaces it, or {files.ELSEWHERE}"
         raise UsageError(f"{str(folder)!r} holds an earlier run", hint=hint)
 

@@ -194,7 +194,9 @@ def guide(**changed: Any) -> Guide:
     return Guide(model=given.pop("model", None) or Contrasts(), **given)
 
 
-@pytest.fixture(scope="module", params=[1, 5], ids=["one", "five"])
+@pytest.fixture(
+    scope="module", params=[1, pytest.param(5, marks=pytest.mark.slow)], ids=["one", "five"]
+)
 def taught(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BundleFile:
     out, count = tmp_path_factory.mktemp("experts"), request.param
     how = {**SHORT, "iterations": 80 + 40 * count, "num_experts": count}
@@ -332,7 +334,9 @@ class TestPipelines:
             decoded = vae.decode(raw).sample
             torch.testing.assert_close(stage.decode(z), decoded, atol=1e-4, rtol=1e-4)
 
-    @pytest.mark.parametrize("make", [stable_diffusion_3, dit], ids=["flow", "DiT"])
+    @pytest.mark.parametrize(
+        "make", [stable_diffusion_3, pytest.param(dit, marks=pytest.mark.slow)], ids=["flow", "DiT"]
+    )
     def test_experts_are_made_and_guide(self, make: Any, tmp_path: Path) -> None:
         pipe = make()
         stage = ppap.backend(pipe).stages[0]

@@ -72,7 +72,7 @@ def test_the_state_dict_is_that_of_the_manifest(
     assert sum(p.numel() for p in network.parameters()) == record["base_model_parameters"]
 
 
-@pytest.mark.parametrize("side", [64, 96])
+@pytest.mark.parametrize("side", [64, pytest.param(96, marks=pytest.mark.slow)])
 def test_outputs_and_gradients_are_those_of_single_operations(
     side: int, file: Path, state: dict[str, Tensor]
 ) -> None:

@@ -19,17 +19,21 @@ Existing images, curves and costs are reused.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ppap_framework.errors import UsageError
 from ppap_framework.files import write_json
+from ppap_framework.processes import Processes
+from ppap_framework.run import Compute
 from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.cost import kept_costs, measure_costs
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.measurement import Measurement
 from ppap_plugin_bench.pictures import read_pictures
 from ppap_plugin_bench.plots import EXAMPLES, write_strip
+from ppap_plugin_bench.row import Row
 from ppap_plugin_bench.setup import Setup
 
 
@@ -46,6 +50,9 @@ def evaluate(
 ) -> list[Path]:
     """Measure rows of an experiment and write their files.
 
+    Processes of one launch, which share the folder of images, take turns at drawing batches; the
+    first one measures them and writes.
+
     Args:
         out: Folder of figures; those of other rows stay.
         images: Folder of saved images.
@@ -61,7 +68,22 @@ def evaluate(
     """
     progress = progress or (lambda now: None)
     wanted = experiment.chosen(rows)  # before loading, to report a wrong name early
+    processes = Processes.of_launch(Compute(device=device).place)
     measurement = Measurement.begin(experiment, images, device, progress)
+    if processes.count > 1:
+        measurement.draw_share(wanted, processes)
+    return processes.once(partial(_written, measurement, wanted, out, time_again, command))
+
+
+def _written(
+    measurement: Measurement,
+    wanted: Sequence[Row],
+    out: Path,
+    time_again: bool,
+    command: Sequence[str],
+) -> list[Path]:
+    """Measure rows, drawing what is missing, and write all files; those of the rows."""
+    progress, images = measurement.progress, measurement.images
     write_json(out / "experiment.json", measurement.describe())
     write_json(out / "judge.json", measurement.describe_judges())
     if scenes := measurement.judges.scene_lines(EXAMPLES):

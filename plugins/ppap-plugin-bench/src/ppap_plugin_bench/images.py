@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,14 +46,30 @@ def draw_images(
     Raises:
         PpapError: If a batch cannot be written, or a bundle changed since it was chosen.
     """
+    images: list[NDArray[np.uint8]] = []
+    lost: Counter[str] = Counter()
+    for pixels, counts in batches(plan, root, lambda: True, task, progress):
+        images.append(pixels)
+        lost.update(counts)
+    return np.concatenate(images), lost
+
+
+def batches(
+    plan: Plan, root: Path, wanted: Callable[[], bool], task: str, progress: Watch | None = None
+) -> Iterator[Kept]:
+    """Batches of a plan, saved; arguments and errors as of `draw_images`.
+
+    Args:
+        wanted: Called once for each batch; the others are neither read nor drawn.
+    """
     identified, size = identity(plan), plan.compute.fixed_batch
     folder = root / digest(identified)[:16]
     write_json(folder / "settings.json", identified)
-    images: list[NDArray[np.uint8]] = []
-    lost: Counter[str] = Counter()
     draw: Drawing | None = None
     with contextlib.ExitStack() as stack:
         for start in range(0, plan.num, size):
+            if not wanted():
+                continue
             numbers = range(start, min(start + size, plan.num))
             prompts = plan.sampling.prompts(numbers)
             suffix = "" if prompts is None else f"-{digest(prompts)[:16]}"
@@ -62,11 +79,9 @@ def draw_images(
                 draw = draw or stack.enter_context(drawing(plan))
                 batch = draw_batch(draw, numbers)
                 _write(path, batch)
-            images.append(batch[0])
-            lost.update(batch[1])
+            yield batch
             if progress:
                 progress(Progress(task, numbers.stop, plan.num))
-    return np.concatenate(images), lost
 
 
 def draw_batch(draw: Drawing, numbers: range) -> Kept:

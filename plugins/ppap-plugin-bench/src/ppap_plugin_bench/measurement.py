@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from ppap_framework.errors import UsageError
 from ppap_framework.experts import BundleFile
 from ppap_framework.files import digest
 from ppap_framework.guidance import Guide
+from ppap_framework.processes import Processes
 from ppap_framework.run import Plan, counts_of
 from ppap_framework.runtime import Progress, Watch
 from ppap_plugin_bench.assessment import Assessment, Reference, difference, mean
 from ppap_plugin_bench.comparison import at_equal
 from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.experiment import Experiment
-from ppap_plugin_bench.images import draw_images
+from ppap_plugin_bench.images import batches, draw_images
 from ppap_plugin_bench.judges import Judges
 from ppap_plugin_bench.pictures import read_pictures
 from ppap_plugin_bench.plots import EXAMPLES
@@ -149,20 +151,14 @@ class Measurement:
             return self._measure_pictures(record, row.name, Path(row.images))
         told = {"prompt": row.prompt, "backend_options": dict(row.backend_options)}
         record |= {name: value for name, value in told.items() if value}
-        guides = self.setup.guides(row)
+        guides = self._guides_of(row)
         origins = [guide.origin for guide in guides if guide.origin]
-        judging = {origin.sha256 for origin in self.judges.origins} - {None}
-        if judging & {origin.sha256 for origin in origins}:
-            raise UsageError(
-                f"row {row.name!r} is guided by the judge, which would judge itself",
-                hint="guide with other weights",
-            )
         training = training_of(row, guides)  # before drawing
         experiment, default = self.experiment, self.experiment.default_of(row)
         points: list[dict[str, Any]] = []
         for scale in experiment.scales_of(row) or (None,):
             plan = self._plan(row, scale)
-            images, lost = self._draw(plan, row.name if scale is None else f"{row.name} at {scale}")
+            images, lost = draw_images(plan, self._batches, _task(row, scale), self.progress)
             assessment = self.reference.assess(self.judges.look(images))
             assessment.save(self._kept(row, scale))
             points.append({"scale": scale, "figures": assessment.record(), **lost})
@@ -185,6 +181,30 @@ class Measurement:
             "environment": environment([self.setup.backend.origin, *self.judges.origins, *origins]),
         }
         return Measured(record, examples)
+
+    def draw_share(self, rows: Sequence[Row], processes: Processes) -> None:
+        """Draw a share of the batches of rows, at which processes take turns, and wait until all
+        are drawn. The first process calibrates guides that have no curve.
+
+        Raises:
+            PpapError: As for `measure`.
+        """
+        number = itertools.count()
+
+        def own() -> bool:
+            return next(number) % processes.count == processes.rank
+
+        for row in rows:
+            if row.images is None:
+                self._guides_of(row)
+                for scale in self.experiment.scales_of(row) or (None,):
+                    processes.once(partial(self.setup.curves_of, row, scale))  # kept in files
+                    task = _task(row, scale)
+                    for _ in batches(
+                        self._plan(row, scale), self._batches, own, task, self.progress
+                    ):
+                        pass
+        processes.gathered([None])
 
     def differences(self) -> dict[str, Any]:
         """Differences of each measured row from each baseline, as JSON: of their figures at the
@@ -247,14 +267,30 @@ class Measurement:
         experiment = self.experiment
         return self.setup.plan(row, scale, num=experiment.num, batch=experiment.batch)
 
-    def _draw(self, plan: Plan, task: str) -> tuple[NDArray[np.uint8], Counter[str]]:
-        return draw_images(plan, self.images / "batches", task, self.progress)
+    @property
+    def _batches(self) -> Path:
+        return self.images / "batches"
+
+    def _guides_of(self, row: Row) -> tuple[Guide, ...]:
+        """The guides of a row; UsageError if a judge is one of them."""
+        guides = self.setup.guides(row)
+        judging = {origin.sha256 for origin in self.judges.origins} - {None}
+        if judging & {guide.origin.sha256 for guide in guides if guide.origin}:
+            raise UsageError(
+                f"row {row.name!r} is guided by the judge, which would judge itself",
+                hint="guide with other weights",
+            )
+        return guides
 
     def _kept(self, row: Row, scale: RowScale | None) -> Path:
         """File of a row's figures at a scale, for differences."""
         depends_on = self.experiment.sampling_of(row).record()
         folder = self.images / "resampled" / digest(self.protocol)[:16]
         return folder / f"{row.name}-{digest([depends_on, scale])[:16]}.npz"
+
+
+def _task(row: Row, scale: RowScale | None) -> str:
+    return row.name if scale is None else f"{row.name} at {scale}"
 
 
 def _per_image(plan: Plan) -> dict[str, float | None]:

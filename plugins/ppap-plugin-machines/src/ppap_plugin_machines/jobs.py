@@ -95,10 +95,11 @@ def _set(path: Path) -> Job:
     with contextlib.suppress(PpapError):
         record = read_json(path / RUN) or {}
     calls = [call for call in record.get("calls", ()) if call.get("process") in at_work]
+    status = _status(record, bool(at_work))
     left = folder.left if folder.batches.is_dir() else settings["num"]
     speed = sum(call["images"] / call["seconds"] for call in calls if call["seconds"])
     return Job(
-        status=_status(record, bool(at_work)),
+        status="stopped" if status == "complete" else status,  # there is no manifest
         done=settings["num"] - left,
         per_second=speed or None,
         seconds_left=left / speed if speed else None,
