@@ -97,14 +97,12 @@ class ParametrizationAdapter(ExpertAdapter):
             fault = f"another adapter of this network changes {both[0]} too ({len(both)} in all)"
             raise UsageError(fault, hint="use one of the two, or narrow its targets")
         tensors, makers = _tensors(places), adaptation.parametrizations
-        self._experts = [
-            _Expert(
-                {n: make(tensors[n].detach()) for n, make in makers.items() if n in places},
-                {n: tensors[n].clone() for n in adaptation.buffers if n in places},
-            )
-            for _ in range(experts)
-        ]
-        self._network, self._places = network, places
+        made: list[_Expert] = []
+        for _ in range(experts):
+            own = {n: make(tensors[n].detach()) for n, make in makers.items() if n in places}
+            buffers = {n: tensors[n].clone() for n in adaptation.buffers if n in places}
+            made.append(_Expert(own, buffers))
+        self._network, self._places, self._experts = network, places, made
         others.add(self)
 
     @torch.no_grad()

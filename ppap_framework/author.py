@@ -20,6 +20,7 @@ from ppap_framework.checkpoints import read_architecture as read_architecture
 from ppap_framework.checkpoints import save_checkpoint as save_checkpoint
 from ppap_framework.classification import *
 from ppap_framework.components import *
+from ppap_framework.known import *
 from ppap_framework.noise import *
 from ppap_framework.pixels import *
 from ppap_framework.plugin import *

@@ -78,9 +78,8 @@ def _guarded_class(kind: Any, who: str) -> Any:
 
     stated = [vars(base) for base in _BASES if issubclass(kind, base)]
     names = {name for each in stated for name in each if name[0] != "_" and callable(each[name])}
-    body: dict[str, Any] = {
-        name: checked(name) for name in {*names, "preprocessed"} if hasattr(kind, name)
-    }
+    there = (name for name in {*names, "preprocessed"} if hasattr(kind, name))
+    body: dict[str, Any] = {name: checked(name) for name in there}
     body |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__slots__": ()}
     body |= {"_made_by": who, "__reduce_ex__": reduced}
     own: Any = type(kind)(kind.__name__, (kind,), body)

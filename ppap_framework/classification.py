@@ -1,27 +1,20 @@
-"""Class names, and drawings of the likeliest classes, shared by all guides that classify."""
+"""Class names, shared by all guides that classify."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ppap_framework.components import Target, TargetInput
 from ppap_framework.errors import UsageError
-from ppap_framework.pixels import from_uint8, to_pil
 
-__all__ = ["class_target", "describe_top_class", "draw_top_classes", "find_class"]
+__all__ = ["class_target", "describe_top_class", "find_class"]
 
 _SHOWN = 8  # candidates in a message
-
-_WIDTH, _HEIGHT, _MARGIN = 288, 144, 8  # of a drawing, in pixels
-_PAPER, _INK, _FAINT, _BAR = (255, 255, 255), (28, 28, 32), (225, 227, 232), (52, 101, 164)
 
 
 def find_class(text: str, names: Sequence[str], *, is_index: bool = False) -> int:
@@ -97,55 +90,9 @@ def class_target(
 
 def describe_top_class(logits: Tensor, names: Sequence[str]) -> list[str]:
     """First name and probability of the likeliest class, "red cube 0.97"; logits are (B, K)."""
-    return [f"{name} {probability:.2f}" for [(name, probability)] in _top(logits, names, 1)]
-
-
-def draw_top_classes(logits: Tensor, images: Tensor, names: Sequence[str], k: int = 5) -> Tensor:
-    """Each image, (B, 3, H, W) in [-1, 1], beside bars of its `k` likeliest classes of K, with
-    names and probabilities: (B, 3, 144, 288), float32 in [-1, 1], on the CPU.
-    """
-    pairs = zip(to_pil(images), _top(logits, names, k), strict=True)
-    return from_uint8(np.stack([_draw(picture, bars) for picture, bars in pairs]))
-
-
-def _top(logits: Tensor, names: Sequence[str], k: int) -> Iterable[list[tuple[str, float]]]:
-    top = logits.detach().float().softmax(-1).cpu().topk(min(k, len(names)), dim=-1)
-    for index, values in zip(top.indices.tolist(), top.values.tolist(), strict=True):
-        yield [(_first_name(names[i]), p) for i, p in zip(index, values, strict=True)]
-
-
-def _draw(picture: Image.Image, bars: list[tuple[str, float]]) -> NDArray[np.uint8]:
-    canvas = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
-    pen = ImageDraw.Draw(canvas)
-    side = _HEIGHT - 2 * _MARGIN
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Small pictures keep their pixels, large ones are averaged.
-    filter_ = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
-    corner = (_MARGIN + (side - size[0]) // 2, _MARGIN + (side - size[1]) // 2)
-    canvas.paste(picture.resize(size, filter_), corner)
-
-    left, right = 2 * _MARGIN + side, _WIDTH - _MARGIN
-    pitch = side / len(bars)
-    font = ImageFont.load_default(min(12, max(6, pitch * 0.5)))
-    for row, (name, probability) in enumerate(bars):
-        top = _MARGIN + row * pitch
-        figure = f"{probability:.2f}"
-        room = right - left - font.getlength(f"  {figure}")
-        pen.text((left, top), _cut(name, room, font), _INK, font)
-        pen.text((right, top), figure, _INK, font, anchor="ra")
-        y0, y1 = top + pitch * 0.62, top + pitch * 0.82
-        pen.rectangle((left, y0, right, y1), fill=_FAINT)
-        if (end := left + probability * (right - left)) >= left + 1:
-            pen.rectangle((left, y0, end, y1), fill=_BAR)
-    return np.asarray(canvas)
-
-
-def _cut(text: str, room: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    end = ""
-    while text and font.getlength(text + end) > room:
-        text, end = text[:-1].rstrip(), "…"
-    return text + end
+    top = logits.detach().float().softmax(-1).cpu().max(-1)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return [f"{_first_name(names[index])} {probability:.2f}" for index, probability in pairs]
 
 
 def _plain(name: str) -> str:

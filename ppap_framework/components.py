@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppap_framework.errors import UsageError
+from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, Prediction
 from ppap_framework.origin import Origin
 from ppap_framework.pixels import from_uint8
@@ -93,8 +94,12 @@ class Stage(abc.ABC):
 
     def encode(self, images: Tensor) -> Tensor:
         """Clean states, (B, C, h, w), float32, that `decode` makes these images of, or nearly; by
-        default the images, (B, 3, H, W) in [-1, 1]. Experts learn from latents found so.
+        default the images, (B, 3, H, W) in [-1, 1], and UsageError if x_t is a latent. Experts
+        learn from latents found so.
         """
+        if self.latent_shape is not None:
+            reason = f"stage {self.name!r} draws latents, and cannot make them of a picture"
+            raise UsageError(reason, hint="its author implements `Stage.encode`")
         return images
 
     def evaluations(self, condition: Any) -> int:
@@ -155,6 +160,12 @@ class DiffusionBackend(abc.ABC):
         unconditional one; UsageError if the model takes no prompts and gets some.
         """
 
+    def inpainting(self, condition: Any, known: Known) -> Any:
+        """The condition for networks that read the known pixels themselves, of a picture of the
+        last stage's size; by default the condition of `encode`, as it is.
+        """
+        return condition
+
 
 @final
 @attrs.frozen(kw_only=True, eq=False)
@@ -168,6 +179,7 @@ class TargetInput:
             finite vector.
         source: Where it came from, for messages.
         is_index: Whether the text is an index that was given as a number, so never a name.
+        transparent: Whether the picture was transparent in places, which are white now.
     """
 
     text: str | None = None
@@ -175,6 +187,7 @@ class TargetInput:
     array: Tensor | None = None
     source: str = ""
     is_index: bool = False
+    transparent: bool = False
 
     def __attrs_post_init__(self) -> None:
         if sum(part is not None for part in (self.text, self.image, self.array)) != 1:

@@ -48,11 +48,9 @@ class Origin:
 
     def record(self, *, resolved: bool = False) -> dict[str, Any]:
         """JSON, with the options that were given, or all of them."""
-        record = attrs.asdict(
-            self, filter=attrs.filters.exclude("suppliers", "resolved", "compared")
-        )
+        left_out = attrs.filters.exclude("suppliers", "resolved", "compared")
         options = self.resolved if resolved else self.options
-        return record | {
+        return attrs.asdict(self, filter=left_out) | {
             "path": str(self.path) if self.path else None,
             "options": {name: plain(value) for name, value in options.items()},
             "load_seconds": round(self.load_seconds, 3),

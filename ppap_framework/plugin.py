@@ -197,7 +197,6 @@ class Card(AssetFile):
         default: Whether it is the default. A card of the component's own distribution goes first.
         joined: For a checkpoint that is only of use with others, the names of all joined by "+",
             such as "glide-base+glide-upsample".
-        refusal: Why it can be fetched but not used, in a few words; empty if it can.
     """
 
     component: str = attrs.field(validator=_name)
@@ -208,7 +207,6 @@ class Card(AssetFile):
     architecture: Mapping[str, Any] = attrs.field(factory=dict)
     default: bool = attrs.field(default=False, validator=_flag)
     joined: str = attrs.field(default="", validator=_text)
-    refusal: str = attrs.field(default="", validator=_text)
 
 
 @attrs.frozen(kw_only=True)

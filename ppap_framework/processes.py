@@ -117,30 +117,20 @@ class Processes:
             raise UsageError(fault, hint="use a larger batch, or fewer processes")
 
 
-class _Sum(torch.autograd.Function):
-    """A sum over processes, differentiable: every process's loss depends on every term."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, processes: Processes) -> Tensor:
-        ctx.processes = processes
-        return processes.sum(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return ctx.processes.sum(gradients[0].contiguous()), None
-
-
 def normalized(norm: nn.modules.batchnorm._BatchNorm, processes: Processes, x: Tensor) -> Tensor:
     """What a batch norm in training mode, with running statistics, returns for its process's part
     of a batch, (B, C, ...). torch's `SyncBatchNorm` needs a GPU.
     """
+    from torch.distributed.nn.functional import all_reduce  # differentiable
+
+    total: Any = all_reduce if processes.count > 1 else nn.Identity()
     dims = [0, *range(2, x.ndim)]
     shape = (1, -1, *[1] * (x.ndim - 2))
     wide = x.float()
     count = processes.sum(torch.tensor(x.numel() / x.shape[1], device=x.device)).item()
-    mean = _Sum.apply(wide.sum(dims), processes) / count
+    mean = total(wide.sum(dims)) / count
     centred = wide - mean.view(shape)
-    var = _Sum.apply(centred.square().sum(dims), processes) / count
+    var = total(centred.square().sum(dims)) / count
     y: Tensor = centred * torch.rsqrt(var + norm.eps).view(shape)
     with torch.no_grad():
         assert norm.running_mean is not None

@@ -128,6 +128,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
     image.seek(0)
     shades = _shades(image)  # decoding loses them
     image = ImageOps.exif_transpose(image)
+    clear = image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255
     if image.mode == "F":
         return _from_array(np.asarray(image), source)
     if image.mode.startswith("I"):
@@ -145,7 +146,7 @@ def _from_image(image: Image.Image, source: str) -> TargetInput:
             layer = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         image = image.convert("RGB")
-    return TargetInput(image=image, source=source)
+    return TargetInput(image=image, source=source, transparent=bool(clear))
 
 
 def _shades(image: Image.Image) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ from ppap_framework.experts import (
     backend_sha256,
     describe,
     guide_sha256,
+    load_bundle,
 )
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, linear_schedule
 from ppap_framework.preprocessing import Preprocessing, PreprocessingGuide
@@ -202,6 +205,19 @@ def read(experts: ExpertSet, images: Tensor, level: NoiseLevel) -> Any:
 def make_adapter(config: AdapterConfig) -> ExpertAdapter:
     assert config == AdapterConfig(name="shift", options={"ending": "bias"})
     return Shift(**config.options)
+
+
+def load(
+    path: Path,
+    model: GuidanceModel,
+    backend: DiffusionBackend | None = None,
+    make: Callable[[AdapterConfig], ExpertAdapter] = make_adapter,
+    **how: Any,
+) -> ExpertSet:
+    """`load_bundle`, as if a plugin supplied the adapter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ppap_framework.experts.bundle.installed_adapter", make)
+        return load_bundle(path, model, backend, **how)
 
 
 def trained(

@@ -219,8 +219,8 @@ class TestFilesByHand:
         ("flags", "expected"),
         [
             (("adm", "adm-64-to-256"), ("of no use alone", "type adm-64+adm-64-to-256")),
+            (("glide", "glide-upsample-inpaint"), ("of no use alone", "type glide-base-inpaint+")),
             (("adm", "adm-64+adm-64-to-256+adm-128-to-512"), ("do not belong together",)),
-            (("glide", "glide-base-inpaint"), ("cannot be used", "list` shows")),
             (("glide", "glide-upsample"), ("is of no use alone", "type glide-base+glide-upsample")),
             (("glide", "glide-base+"), ("does not say what is to be joined", "glide-upsample")),
             (("glide", "glide-base+glide-base"), ("not different networks",)),

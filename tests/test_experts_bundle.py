@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, experts_of, make_adapter, read, trained
+from experts_toy import SCHEDULE, Backend, Shift, TinyGuide, experts_of, load, read, trained
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -31,7 +31,6 @@ from ppap_framework.checkpoints import (
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
     BundleInfo,
-    ExpertSet,
     InputConvention,
     ScaleCurve,
     backend_sha256,
@@ -45,10 +44,6 @@ from ppap_framework.experts import (
     write_curve,
 )
 from ppap_framework.noise import NoiseLevel, cosine_schedule
-
-
-def load(path: Path, model: TinyGuide, backend: Backend | None = None, **kwargs: Any) -> ExpertSet:
-    return load_bundle(path, model, backend, make_adapter=make_adapter, **kwargs)
 
 
 def refusal(
@@ -189,7 +184,7 @@ class TestMatch:
         with pytest.raises(PluginError, match="'shift'"):
             load_bundle(path, model)
         with pytest.raises(AssetError, match=r"cannot be attached: these differ: \['0\.0\.bias"):
-            load_bundle(path, model, make_adapter=lambda config: Shift("weight"))
+            load(path, model, make=lambda config: Shift("weight"))
         assert not has_experts(model.network)
 
 

@@ -22,7 +22,7 @@ from experts_toy import (
     TinyGuide,
     Told,
     experts_of,
-    make_adapter,
+    load,
     read,
     trained,
 )
@@ -331,7 +331,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_experts_are_fed_so_and_the_untouched_network_as_ever(path: Path) -> None:
     model = told()
-    experts = load_bundle(path, model, Backend(), make_adapter=make_adapter)
+    experts = load(path, model, Backend())
     images = torch.randn(3, 3, 8, 8)
     levels = [math.inf, SCHEDULE.log_snr[0].item(), SCHEDULE.log_snr[-1].item()]
     level = NoiseLevel(torch.tensor(levels, dtype=torch.float64))
@@ -349,7 +349,7 @@ def test_experts_are_fed_so_and_the_untouched_network_as_ever(path: Path) -> Non
 
 
 def test_mixed_levels_are_differentiable(path: Path) -> None:
-    experts = load_bundle(path, told(), make_adapter=make_adapter)
+    experts = load(path, told())
     x = torch.randn(2, 3, 8, 8)
     level = NoiseLevel(SCHEDULE.log_snr[torch.tensor([0, 99])])
 
@@ -376,7 +376,7 @@ def test_what_is_measured_is_what_experts_are_fed(path: Path) -> None:
 def test_a_guide_that_cannot_be_told(path: Path) -> None:
     model = TinyGuide()
     with pytest.raises(AssetError, match=r"input: .*TinyGuide shows them in its own way") as caught:
-        load_bundle(path, model, make_adapter=make_adapter)
+        load(path, model)
     assert "\n" not in str(caught.value)
     assert not has_experts(model.network)
     with pytest.raises(UsageError, match="TinyGuide") as refused:
@@ -394,10 +394,10 @@ def test_an_unknown_backend_is_not_compared(tmp_path: Path) -> None:
     experts.detach()
     for seed in (0, 1):
         model = TinyGuide()
-        assert len(load_bundle(path, model, Backend(seed), make_adapter=make_adapter)) == 3
+        assert len(load(path, model, Backend(seed))) == 3
     assert "unknown weights" in str(read_bundle_info(path).backend)
     with pytest.raises(AssetError, match="resolution: "):
-        load_bundle(path, TinyGuide(), Backend(size=16), make_adapter=make_adapter)
+        load(path, TinyGuide(), Backend(size=16))
 
 
 @pytest.mark.parametrize(

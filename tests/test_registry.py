@@ -318,7 +318,7 @@ def test_listings(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [card(name, joined="base+upsampler") for name in ("base", "upsampler")]
     whole = card("whole", component="adm", kind="backend")
     acme = record("acme", guider("depth"), guider("other"), card("small"), *parts, loss("l"))
-    beta = record("beta", guider("depth"), card("small"), card("odd", refusal="no code for it"))
+    beta = record("beta", guider("depth"), card("small"))
     registry = registry_of(acme, beta, record("cards", card("shared"), whole, backend("adm")))
     assert names.list_guiders() == ["acme:depth", "beta:depth", "other"]
     assert (names.list_losses(), names.list_adapters()) == (["l"], [])

@@ -405,6 +405,7 @@ class TestSettings:
         ("changes", "says"),
         [
             ({"num": 0}, "num must be a whole number from 1, not 0"),
+            ({"num": 10**20}, "num must be a whole number from 1, not 100000000000000000000"),
             ({"num": 2.0}, "num must"),
             ({"num": True}, "num must"),
             ({"steps": 0}, "steps must be a whole number from 1, not 0"),

@@ -9,8 +9,10 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from inversion import inversion
 from torch import Tensor, nn
 from torch.testing import assert_close
 from toy_guides import guide_of
@@ -22,12 +24,13 @@ from ppap_framework.diffusion import (
     State,
     ddim_step,
     ddpm_step,
-    inversion,
+    repeated,
     timesteps_for,
     trajectory,
 )
 from ppap_framework.errors import UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule, linear_schedule
 
 MEAN, DEVIATION = 0.3, 0.5
@@ -208,6 +211,96 @@ class TestGuidance:
         assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
+class TestKnownPixels:
+    """Two columns of pixels, N(m, s^2) each and correlated by r within a row. The left one is
+    known, so the right one is N(m + r (k - m), (1 - r^2) s^2).
+    """
+
+    CORRELATION, KNOWN, ROWS = 0.9, -0.5, 1024
+    TRUTH = MEAN + CORRELATION * (KNOWN - MEAN), DEVIATION * (1 - CORRELATION**2) ** 0.5
+    COVARIANCE = DEVIATION**2 * np.array([[1, CORRELATION], [CORRELATION, 1]])
+
+    def gain(self, abar: float) -> np.ndarray:
+        """The Kalman gain K of E[x_0 | x_t] = m + K (x_t - alpha m)."""
+        noisy = abar * self.COVARIANCE + (1 - abar) * np.eye(2)
+        return abar**0.5 * self.COVARIANCE @ np.linalg.inv(noisy)
+
+    def predicted(self, steps: int, resample: int, jump: int) -> tuple[float, float]:
+        """Mean and deviation of the right pixel, carried through the walk of RePaint's algorithm 1:
+        every step is linear.
+        """
+        abar = [1.0, *COSINE.alphas_cumprod[timesteps_for(1000, steps)].tolist()]
+        mean, cov = np.zeros(2), np.eye(2)
+
+        def down(level: int) -> None:
+            nonlocal mean, cov
+            here, there = abar[level], abar[level - 1]
+            beta = 1 - here / there
+            of_x0 = there**0.5 * beta / (1 - here)
+            of_x_t = (1 - beta) ** 0.5 * (1 - there) / (1 - here)
+            carried = of_x0 * self.gain(here) + of_x_t * np.eye(2)
+            shift = of_x0 * (np.eye(2) - here**0.5 * self.gain(here)) @ [MEAN, MEAN]
+            variance = beta * (1 - there) / (1 - here)
+            mean, cov = carried @ mean + shift, carried @ cov @ carried.T + variance * np.eye(2)
+            mean[0], cov[0, 1], cov[1, 0], cov[0, 0] = there**0.5 * self.KNOWN, 0, 0, 1 - there
+
+        for top in range(steps, 0, -jump):
+            bottom = max(top - jump, 0)
+            for round_ in range(resample):
+                if round_:
+                    ratio = abar[top] / abar[bottom]
+                    mean, cov = ratio**0.5 * mean, ratio * cov + (1 - ratio) * np.eye(2)
+                for level in range(top, bottom, -1):
+                    down(level)
+        return mean[1], cov[1, 1] ** 0.5
+
+    def drawn(self, steps: int, resample: int, jump: int) -> Tensor:
+        """The right pixels of one image, drawn."""
+
+        class Correlated(GaussianStage):
+            image_shape = (3, self.ROWS, 2)
+
+            def denoise(_, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:  # noqa: N805
+                level = COSINE.level(t)
+                alpha, sigma = level.alpha[:, None, None, None], level.sigma[:, None, None, None]
+                gain = torch.from_numpy(self.gain(alpha.item() ** 2)).float()
+                x0 = MEAN + (x_t - alpha.float() * MEAN) @ gain.T
+                return Prediction.from_x0(x0, x_t, alpha, sigma)
+
+        stage, source = Correlated(COSINE), NoiseSource(seed=5)
+        x0 = torch.full((1, 3, self.ROWS, 2), self.KNOWN)
+        unknown = torch.tensor([0.0, 1.0]).expand(1, 1, self.ROWS, 2)
+        how: dict[str, Any] = {
+            "step": ddpm_step,
+            "clip": False,
+            "known": Known(x0=x0, unknown=unknown),
+        }
+        process, indices = process_of(stage, steps), repeated(steps, resample, jump)
+        end = end_of(stage, process, source(x0.shape), source, indices=indices, **how)
+        assert torch.equal(end[..., 0], x0[..., 0])
+        return end[..., 1]
+
+    @pytest.mark.parametrize(("steps", "resample", "jump"), [(50, 1, 5), (50, 5, 5), (50, 3, 7)])
+    def test_the_walk_is_that_of_the_algorithm(self, steps: int, resample: int, jump: int) -> None:
+        mean, deviation = self.predicted(steps, resample, jump)
+        check_moments(self.drawn(steps, resample, jump), mean, deviation, slack=0, rel=0.04)
+
+    def test_resampling_approaches_the_conditional_distribution(self) -> None:
+        mean, deviation = self.TRUTH
+        rounds = [1, 2, 5, 10]
+        errors = [abs(self.predicted(250, n, 10)[0] - mean) for n in rounds]
+        assert all(fewer > more for fewer, more in pairwise(errors))
+        assert errors[0] > 0.2
+        drawn = self.drawn(250, 10, 10)
+        check_moments(drawn, *self.predicted(250, 10, 10), slack=0, rel=0.04)
+        check_moments(drawn, mean, deviation, slack=0.025, rel=0.08)
+
+    def test_the_order(self) -> None:
+        assert repeated(4, 1, 3) == (3, 2, 1, 0)
+        assert repeated(5, 2, 2) == (4, 4, 3, 2, 3, 2, 1, 0, 1, 0)
+        assert repeated(2, 3, 5) == (1, 0, 1, 0, 1, 0)
+
+
 steps_of_both = pytest.mark.parametrize("step", [ddim_step, ddpm_step])
 
 
@@ -236,8 +329,9 @@ class TestWalk:
             assert_close(end, stage.denoise(start, torch.tensor([length - 1]), None).x0)
 
     def test_states_tell_where_they_are(self) -> None:
-        for state in states_of(3, denoised_fn=lambda x0: 100 * x0)[1]:  # changed, then clipped
-            assert set(state.prediction.x0.unique().tolist()) <= {-1.0, 1.0}
+        stage, (start, source) = GaussianStage(LINEAR, 50.0, 1e-6), noise_of()
+        for state in trajectory(stage, process_of(stage, 3), start, source):  # clipped
+            assert (state.prediction.x0 == 1.0).all()
         stage, states = states_of(4, batch=2)
         assert [state.index for state in states] == [3, 2, 1, 0]
         assert [state.timestep for state in states] == [750, 500, 250, 0]
@@ -264,13 +358,11 @@ class TestWalk:
             assert not state.prediction.x0.requires_grad
             assert torch.is_grad_enabled()  # the caller's own mode, between the steps
 
-    def test_bad_eta_and_inversion_of_a_single_step_are_refused(self) -> None:
+    def test_a_bad_eta_is_refused(self) -> None:
         stage = GaussianStage(LINEAR)
         for eta in (-0.1, 1.1, float("nan")):
             with pytest.raises(UsageError, match="eta"):
                 walk(stage, 2, step=partial(ddim_step, eta=eta))
-        with pytest.raises(UsageError, match="two"):
-            next(inversion(stage, process_of(stage, 1), torch.zeros(1, 3, 2, 2)))
 
 
 class TestNoiseSource:

@@ -113,9 +113,6 @@ def find_checkpoint(
         _common_architecture(parts)
     of = [card for _, card in found if card and component is not None]
     for card in of:
-        if card.refusal:
-            hint = "`ppap checkpoints list` shows others"
-            raise AssetError(f"checkpoint {card.name!r} cannot be used: {card.refusal}", hint=hint)
         needed = {named(name).prefix for name in card.joined.split("+") if name}
         if needed - {other.prefix for other in of}:
             fault = f"checkpoint {card.name!r} is of no use alone"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 from ppap_framework.errors import AssetError
@@ -183,12 +183,9 @@ def download(url: str, path: Path) -> Path:
         raise OSError(errno.ENOSPC, f"{total - done} bytes are to come, {free} are free", str(path))
     note.write_text(stated)
     if not begun or done < total:
-        fetch = pooch.HTTPDownloader(
-            chunk_size=_CHUNK,
-            progressbar=sys.stderr.isatty(),
-            timeout=_TIMEOUT,
-            headers={**_PLAIN, "Range": f"bytes={done}-"} if done else _PLAIN,
-        )
+        headers = {**_PLAIN, "Range": f"bytes={done}-"} if done else _PLAIN
+        how: Any = {"chunk_size": _CHUNK, "timeout": _TIMEOUT, "headers": headers}
+        fetch = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), **how)
         with part.open("ab" if done else "wb") as file:
             fetch(url, file, None)
     if total and (size := part.stat().st_size) != total:

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -67,19 +67,16 @@ def _print_version(ctx: click.Context, option: click.Parameter, value: bool) -> 
         ctx.exit()
 
 
+_VERSION: Any = {"is_flag": True, "is_eager": True, "expose_value": False}
+_VERSION["callback"] = _print_version
+
+
 @click.group(
     cls=_Commands,
     params=global_options(hidden=False),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Show the version and exit.",
-)
+@click.option("--version", help="Show the version and exit.", **_VERSION)
 @click.pass_obj
 def ppap(options: GlobalOptions) -> None:
     """Steer a diffusion model by any off-the-shelf vision network.

@@ -107,9 +107,8 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
             "tensors": len(open_checkpoint(card, offline=True).state_dict()),
         }
 
-    cards = [registry().card_named(name) for name in names] or [
-        card for card in registry().every_card() if _row(card)["here"]
-    ]
+    cards = [registry().card_named(name) for name in names]
+    cards = cards or [card for card in registry().every_card() if _row(card)["here"]]
     blank = dict.fromkeys(("name", "sound", "sha256", "against"))
     line = "{name}: {tensors} tensors, SHA-256 {sha256} {against}"
     return output.print_verified([(card.name, card) for card in cards], facts, blank, line, as_json)

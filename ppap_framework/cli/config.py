@@ -271,11 +271,8 @@ def command(commands: tuple[str, ...], as_json: bool) -> None:
         if name not in every:  # its plugin is not installed
             continue
         ctx = every[name].make_context(f"ppap {name}", [])
-        problems.errors += [
-            UsageError(f"{name} {problem.message}", hint=problem.hint)
-            for problem in problems_of(ctx).errors
-            if "is required" not in problem.message
-        ]
+        told = (one for one in problems_of(ctx).errors if "is required" not in one.message)
+        problems.errors += [UsageError(f"{name} {one.message}", hint=one.hint) for one in told]
         values[name] = {}
         for own in (o.name or "" for o in ctx.command.params if isinstance(o, Option)):
             source = ctx.get_parameter_source(own) or ParameterSource.DEFAULT

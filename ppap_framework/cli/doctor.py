@@ -134,13 +134,9 @@ def _ask(task: str, names: list[str], environment: Mapping[str, str]) -> dict[st
     while rest := [name for name in names if name not in answers]:
         ended = f"took more than {_SECONDS} s"
         try:
-            done: Any = subprocess.run(
-                [sys.executable, "-c", _ANSWER, task, *rest],
-                capture_output=True,
-                timeout=_SECONDS,
-                check=False,
-                env=environment,
-            )
+            command = [sys.executable, "-c", _ANSWER, task, *rest]
+            how: Any = {"capture_output": True, "timeout": _SECONDS, "check": False}
+            done: Any = subprocess.run(command, env=environment, **how)
             said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
             ended = f"ended with exit code {done.returncode}: {said or 'nothing was said'}"
         except subprocess.TimeoutExpired as late:

@@ -61,9 +61,8 @@ def info(name: str, as_json: bool) -> None:
     named = [r for r in found.records if distribution in (None, r.distribution)]
     components = [_component(found, r, s) for r in named for s in r.specs if s.name == bare]
     projects = () if distribution else (normal(bare),)
-    plugins = [
-        plugin_record(r) for r in named if r.entry_point == bare or r.distribution in projects
-    ]
+    meant = (r for r in named if r.entry_point == bare or r.distribution in projects)
+    plugins = [*map(plugin_record, meant)]
     if not components and not plugins:
         raise _unknown(name, found)
     if as_json:

@@ -43,6 +43,11 @@ _PER_GUIDE = {
 @option("--prompt", help="Prompt, for a diffusion model that takes one.")
 @option("--cfg", metavar="NUMBER", help="Weight of the prompt: scale of classifier-free guidance.")
 @option("--stage", metavar="NAME", help="Last stage of the diffusion model to run, such as base.")
+@option("--init-image", metavar="PATH", help="Picture to begin with, in place of noise.")
+@option("--strength", type=float, help="How far it is noised, 0 to 1; usually 0.6, with --mask 1.")
+@option("--mask", metavar="PATH", help="Where it is drawn anew: white. Black pixels are kept.")
+@option("--resample", type=int, help="With --mask, walks of each part of the steps; usually 5.")
+@option("--jump-length", default=5, help="Steps of such a part.")
 @option(
     "--guider",
     multiple=True,
@@ -137,6 +142,10 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     from ppap_framework.processes import launched
 
     num, offline = given["num"], given["dry_run"] or given["offline"]
+    for name, what in (("init_image", "init image"), ("mask", "mask")):
+        given[name] = problems.attempt(run.read_picture, given[name], what)
+    if problems.errors:  # else it would be missed by the others
+        given |= {"strength": None, "mask": None, "resample": None}
     sampling, compute = settings_of(given)
     requests = parse_guides(given, problems, offline=offline)
     problems.attempt(run.check, num, sampling, compute)
@@ -207,11 +216,13 @@ def _show(plan: Plan, as_json: bool) -> None:
         "number": f"{plan.num} of {height}x{width}, {batch} at once",
         "seed": sampling.seed,
         "prompt": sampling.prompt if isinstance(sampling.prompt, str) else None,
+        "init image": sampling.init_image and sampling.init_image.source,
+        "strength": config.get("strength"),
+        "mask": sampling.mask and sampling.mask.source,
         "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
         "steps": [
-            f"{stage} {len(process)} of {process.schedule.num_timesteps}, "
-            f"schedule {process.schedule.name}"
-            for stage, process in zip(stages, plan.processes, strict=True)
+            f"{stage} {walk} of {process.schedule.num_timesteps}, schedule {process.schedule.name}"
+            for stage, walk, process in zip(stages, plan.walks, plan.processes, strict=True)
         ],
         "device": plan.device,
     }

@@ -58,9 +58,7 @@ _training_options = options(
     option("--patience", default=0, help="Validations without a new best at most; 0: any."),
     settings("precision", "seed"),
     option(
-        "--experts-of",
-        metavar="K/N",
-        help="Train the Kth of N parts of the experts, for `ppap experts merge`.",
+        "--experts-of", metavar="K/N", help="Train the Kth of N parts; see `ppap experts merge`."
     ),
     option("--name", help="The bundle is called NAME.experts.safetensors."),
     option("--keep/--no-keep", default=True, help="Whether `ppap run` finds the experts."),
@@ -192,11 +190,7 @@ def transfer(ctx: click.Context, /, **given: Any) -> None:
 @backend_options
 @guide_options
 @settings("workers", steps=25, num=2048)
-@option(
-    "--out",
-    metavar="FOLDER",
-    help="Folder to write to, or to continue in; by default runs/adapt/BACKEND-GUIDER-N.",
-)
+@option("--out", metavar="FOLDER", help="Where; by default runs/adapt/BACKEND-GUIDER-N.")
 @_training_options
 @click.pass_context
 def adapt(ctx: click.Context, /, **given: Any) -> None:

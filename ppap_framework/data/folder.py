@@ -40,10 +40,8 @@ _AGAIN = "`ppap synthesize` with the same settings draws it again"
 
 def belongs(name: str) -> bool:
     """Whether a file of this name belongs to a synthetic set."""
-    return (
-        name in (MANIFEST, RUN)
-        or re.fullmatch(rf"shard-\d{{5,}}\.tar({re.escape(DAMAGED)})?", name) is not None
-    )
+    shard = rf"shard-\d{{5,}}\.tar({re.escape(DAMAGED)})?"
+    return name in (MANIFEST, RUN) or re.fullmatch(shard, name) is not None
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

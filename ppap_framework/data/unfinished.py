@@ -62,13 +62,11 @@ class SynthesisFolder:
         if overwrite:
             with files.opened(path):
                 folder._clear()
-        before = read_manifest(path)
+        before, strays = read_manifest(path), [file.name for file in path.glob("shard-*.tar")]
         if before is not None:
             files.check_settings(path, before["settings"], settings)
             folder._reopen(before["shards"])
-        elif not (path / SETTINGS).exists() and (
-            strays := [f.name for f in path.glob("shard-*.tar")]
-        ):
+        elif strays and not (path / SETTINGS).exists():
             fault = f"{str(path)!r} holds {min(strays)!r} without its settings"
             raise UsageError(fault, hint="give another folder, or begin anew with --overwrite")
         if not folder.complete:

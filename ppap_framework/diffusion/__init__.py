@@ -11,6 +11,7 @@ from ppap_framework.diffusion.walk import Step as Step
 from ppap_framework.diffusion.walk import cascade as cascade
 from ppap_framework.diffusion.walk import ddim_step as ddim_step
 from ppap_framework.diffusion.walk import ddpm_step as ddpm_step
-from ppap_framework.diffusion.walk import inversion as inversion
+from ppap_framework.diffusion.walk import noised as noised
+from ppap_framework.diffusion.walk import repeated as repeated
 from ppap_framework.diffusion.walk import shifted as shifted
 from ppap_framework.diffusion.walk import trajectory as trajectory

@@ -83,11 +83,6 @@ class Process:
         return torch.cat([self.betas.new_full((1,), self.end), self.alphas_cumprod[:-1]])
 
     @cached_property
-    def alphas_cumprod_next(self) -> Tensor:
-        """(S,), float64: abar_{i+1}, ending with 0."""
-        return torch.cat([self.alphas_cumprod[1:], self.betas.new_zeros(1)])
-
-    @cached_property
     def posterior_variance(self) -> Tensor:
         """(S,), float64: beta~_i; 0 at index 0."""
         return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
@@ -127,10 +122,8 @@ class Process:
 
         `index` is in [0, S): one number for all images or, (B,) int64, one for each.
         """
-        return (
-            at_index(self.posterior_mean_coef_x0, index, x_t) * x0
-            + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
-        )
+        x0 = at_index(self.posterior_mean_coef_x0, index, x_t) * x0
+        return x0 + at_index(self.posterior_mean_coef_xt, index, x_t) * x_t
 
     def reverse_variance(
         self, index: int | Tensor, learned: Tensor | None, like: Tensor

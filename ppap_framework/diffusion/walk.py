@@ -1,4 +1,4 @@
-r"""Walks along a diffusion process: from noise to images, through one stage or several, and back.
+r"""Walks along a diffusion process: from noise to images, through one stage or several.
 
 x_S ~ N(0, I);   for i = S - 1 ... 0:   x_i -> Prediction, clipped -> step -> x_{i-1}
 
@@ -9,6 +9,10 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters a step in o
 
 The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
 see `shifted`.
+
+Known pixels of a picture y are replaced after each step (RePaint, Lugmayr et al. 2022, arXiv
+2201.09865, eq. 8) by those of sqrt(abar_{i-1}) y + sqrt(1 - abar_{i-1}) eps. The others only fit
+them if parts of the walk are repeated: see `repeated`.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from torch import Generator, Tensor
 from ppap_framework.components import CascadedStage, Prediction, Stage
 from ppap_framework.diffusion.process import Process, at_index, times
 from ppap_framework.errors import UsageError
+from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import generator
 
@@ -84,20 +89,6 @@ def ddim_step(
     if sigma > 0.0:
         x = x + sigma * noise.to(x)
     return x, prediction
-
-
-def ddim_inversion_step(
-    process: Process, index: int, prediction: Prediction, noise: Tensor, gradient: Tensor | None, /
-) -> tuple[Tensor, Prediction]:
-    """The deterministic step to x_{i+1} instead (Dhariwal and Nichol 2021, appendix F); see `Step`.
-
-    From the last index it leads to pure noise, eps.
-    """
-    both = process.alphas_cumprod, process.alphas_cumprod_next
-    abar, abar_next = (at_index(constants, index, prediction.x_t) for constants in both)
-    alpha_next, sigma_next = abar_next.sqrt(), (1.0 - abar_next).sqrt()
-    prediction = shifted(prediction, gradient, abar, alpha_next, sigma_next)
-    return alpha_next * prediction.x0 + sigma_next * prediction.eps, prediction
 
 
 def shifted(
@@ -191,8 +182,8 @@ def trajectory(
     step: Step = ddim_step,
     guidance: Guidance | None = None,
     clip: bool = True,
-    denoised_fn: Callable[[Tensor], Tensor] | None = None,
     indices: Iterable[int] | None = None,
+    known: Known | None = None,
 ) -> Iterator[State]:
     """Walk from noise to images, one state for each of the process's S timesteps.
 
@@ -204,11 +195,15 @@ def trajectory(
         condition: Output of the backend's `encode` for these B images.
         step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
         clip: Clip each x_0 as the stage does before it is used.
-        denoised_fn: Changes each x_0, (B, C, H, W), before it is clipped.
         indices: The indices to step from, in order; by default S - 1 to 0.
+        known: Pixels of x_0 to keep. If the next of `indices` is noisier than where a step has led,
+            noise is added, x_j = sqrt(abar_j / abar_i) x_i + sqrt(1 - abar_j / abar_i) eps.
     """
+    (abar, abar_prev), last = (process.alphas_cumprod, process.alphas_cumprod_prev), None
     for index in reversed(range(len(process))) if indices is None else indices:
-        drawn = noise(tuple(x.shape))
+        if known is not None and last is not None and index >= last:
+            x = noised(x, noise(tuple(x.shape)), abar[index] / abar_prev[last])
+        drawn, last = noise(tuple(x.shape)), index
         timestep = process.timesteps[index]
         t = times([timestep] * len(x), x.device)
 
@@ -220,26 +215,31 @@ def trajectory(
         else:
             time, level = timestep / process.schedule.num_timesteps, process.level(index, len(x))
             prediction, gradient = guidance(x, time, level, denoise)
-        if denoised_fn is not None:
-            prediction = prediction.with_x0(denoised_fn(prediction.x0))
         if clip:
             prediction = prediction.with_x0(stage.clip(prediction.x0))
         x, prediction = step(process, index, prediction, drawn, gradient)
+        if known is not None:
+            eps = noise(tuple(x.shape))
+            x = known._replace(x0=noised(known.x0, eps, abar_prev[index])).kept(x)
         yield State(index, timestep, x, prediction)
 
 
-def inversion(stage: Stage, process: Process, x: Tensor, **settings: Any) -> Iterator[State]:
-    """Walk from images to noise by DDIM inversion, one state for each but the last timestep.
+def noised(x: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
+    """sqrt(abar) x + sqrt(1 - abar) eps of (B, C, H, W) or (1, C, H, W), with abar a number."""
+    abar = abar.to(x.dtype)
+    return abar.sqrt() * x + (1.0 - abar).sqrt() * noise.to(x)
 
-    From the last x, `trajectory` with eta 0 and the same process leads back to the images.
 
-    `x` holds the images, (B, C, H, W), float32, as the state at the first kept timestep; `settings`
-    are keyword arguments of `trajectory`. UsageError if the process has a single timestep.
+def repeated(steps: int, resample: int, jump: int) -> tuple[int, ...]:
+    """The indices of a walk each of whose parts of `jump` steps is walked `resample` times, after
+    noise was added again (RePaint, section 4.2).
     """
-    if len(process) < 2:
-        raise UsageError("DDIM inversion needs at least two steps", hint="use more steps")
-    settings |= {"step": ddim_inversion_step, "indices": range(len(process) - 1)}
-    return trajectory(stage, process, x, torch.zeros, **settings)
+    return tuple(
+        index
+        for low in reversed(range(0, steps, jump))
+        for _ in range(resample)
+        for index in reversed(range(low, min(low + jump, steps)))
+    )
 
 
 def cascade(

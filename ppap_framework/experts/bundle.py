@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import attrs
@@ -123,7 +123,6 @@ def load_bundle(
     *,
     present: Present | None = None,
     allow_mismatch: Collection[str] = (),
-    make_adapter: Callable[[AdapterConfig], ExpertAdapter] = installed_adapter,
 ) -> ExpertSet:
     """Attach the experts of a bundle to their guide.
 
@@ -136,14 +135,13 @@ def load_bundle(
         backend: The diffusion model that it steers; None to skip its comparison.
         present: What is compared instead, with options.
         allow_mismatch: Names from `WAIVABLE` that may differ.
-        make_adapter: Factory of the adapters.
     """
     check_waivers(allow_mismatch)
     info, state = verify_bundle(path)
     (present or Present(model, backend)).check(path, info, allow_mismatch)
     with contextlib.ExitStack() as undo:
         try:
-            adapters = {config.name: make_adapter(config) for config in info.adapters}
+            adapters = {config.name: installed_adapter(config) for config in info.adapters}
             experts = ExpertSet(model, info.ranges, adapters, info.preprocessing)
             undo.callback(experts.detach)
             experts.load_state_dict(state)

@@ -201,22 +201,19 @@ def choose_experts(
     model: GuidanceModel,
     backend: DiffusionBackend,
     *,
-    noise_aware: bool = False,
-    through: str = "noisy",
     allow_mismatch: Collection[str] = (),
-    offline: bool = False,
     options: Mapping[str, Any] | None = None,
     loss: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> BundleFile | ExpertSet | None:
-    """The experts of a guide; other arguments and errors as for `check_wanted`.
+    """The experts of a guide; other arguments, also `how`, and errors as for `check_wanted`.
 
     Of the bundles that match, "auto" takes those calibrated for the `loss`, a `Guide.loss_record`;
     of these the lowest `BundleInfo.held_out`, and of these the newest. A `BundleFile` was chosen
     before and is returned unchecked. UsageError if other experts are attached to the model,
     AssetError or PluginError if a named bundle differs from model or backend or cannot be attached.
     """
-    how: dict[str, Any] = {"allow_mismatch": allow_mismatch, "offline": offline}
-    found = check_wanted(wanted, guide_name, noise_aware=noise_aware, through=through, **how)
+    found = check_wanted(wanted, guide_name, allow_mismatch=allow_mismatch, **how)
     if found is None or (isinstance(found, BundleFile) and found is wanted):
         return found
     if isinstance(found, ExpertSet):

@@ -168,15 +168,14 @@ def describe(
     """The description of experts that were trained on noisy images of a height and width. `known`
     are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be missing.
     """
+    student = student_of(experts.model, experts.preprocessing)
     return BundleInfo(
         boundaries=experts.ranges.boundaries,
         schedule=schedule.name,
         timesteps=[0, *(owned.stop for owned in experts.ranges.timesteps(schedule))],
         resolution=resolution,
         preprocessing=experts.preprocessing,
-        input=InputConvention.measure(
-            student_of(experts.model, experts.preprocessing), tuple(resolution)
-        ),
+        input=InputConvention.measure(student, tuple(resolution)),
         network_parameters=experts.network_parameters,
         expert_parameters=experts.expert_parameters,
         **{"data_sha256": None, "metrics": {}, "scales": None, **known},
@@ -205,12 +204,9 @@ class Present:
 
     def differences(self, info: BundleInfo) -> dict[str, str]:
         """Differences from the training of the experts, in words, by field."""
-        found = {}
+        found, this = {}, f"{type(self.model).__name__} are ({self._guide_sha256[:12]})"
         if not self.is_for(info):
-            found["guide"] = (
-                f"they are for the weights of {info.guide}, and those of this "
-                f"{type(self.model).__name__} are ({self._guide_sha256[:12]})"
-            )
+            found["guide"] = f"they are for the weights of {info.guide}, and those of this {this}"
         elif words := self._fed_otherwise(info):
             found["input"] = words
         before, now = info.options or {}, self.options or {}
@@ -221,22 +217,15 @@ class Present:
         if self.backend is None:
             return found
         if info.backend.sha256 not in (None, self._backend_sha256):
-            found["backend"] = (
-                f"they learned from {info.backend}, and this backend has other weights "
-                f"({self._backend_sha256[:12]})"
-            )
+            this = f"this backend has other weights ({self._backend_sha256[:12]})"
+            found["backend"] = f"they learned from {info.backend}, and {this}"
         stage = self.backend.stages[0]
-        if info.latents != stage.latent_shape:
-            read, here = (
-                f"latents {x}" if x else "images" for x in (info.latents, stage.latent_shape)
-            )
+        if (shapes := (info.latents, stage.latent_shape))[0] != shapes[1]:
+            read, here = (f"latents {shape}" if shape else "images" for shape in shapes)
             found["latents"] = f"they read {read}, and this backend draws {here}"
-        _, *resolution = stage.image_shape
-        if tuple(resolution) != info.resolution:
-            found["resolution"] = (
-                f"they learned from images of {' x '.join(map(str, info.resolution))}, and these "
-                f"are {' x '.join(map(str, resolution))}"
-            )
+        if (sizes := (info.resolution, stage.image_shape[1:]))[0] != sizes[1]:
+            size, here = (" x ".join(map(str, size)) for size in sizes)
+            found["resolution"] = f"they learned from images of {size}, and these are {here}"
         return found
 
     def check(self, path: Path, info: BundleInfo, allow_mismatch: Collection[str]) -> None:

@@ -183,10 +183,8 @@ class ExpertSet:
         _owned.discard(self.model.network)
 
     def _owners(self, level: NoiseLevel) -> list[int]:
-        return [
-            _CLEAN if log_snr == math.inf else self.ranges.owner(log_snr)
-            for log_snr in level.log_snr.tolist()
-        ]
+        owner = self.ranges.owner
+        return [_CLEAN if x == math.inf else owner(x) for x in level.log_snr.tolist()]
 
     def _merged(self, owner: int) -> GuidanceModel:
         self.activate(None if owner == _CLEAN else owner)

@@ -45,10 +45,9 @@ def raw_scale(scale: Scale) -> float | None:
 def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> Iterator[UsageError]:
     """Everything that is wrong with a guide's scale and interval; see `Guide`."""
     number = raw_scale(scale) if isinstance(scale, str) else scale
-    if isinstance(scale, str) and number is None:
-        if scale != "auto":
-            hint = "give a number, raw:NUMBER, or auto"
-            yield UsageError(f"the scale {scale!r} is no number", hint=hint)
+    if isinstance(scale, str) and number is None and scale != "auto":
+        hint = "give a number, raw:NUMBER, or auto"
+        yield UsageError(f"the scale {scale!r} is no number", hint=hint)
     elif number is not None and not math.isfinite(number):
         reason = f"the scale of guide {name!r} must be finite, not {scale}"
         yield UsageError(reason, hint="use a scale of 4, say")

@@ -49,10 +49,9 @@ class TrainingSet:
         ready: Callable[[Tensor], Tensor] = scaled
         if stage.latent_shape:
             with frozen([stage.network], device), torch.no_grad():
-                parts = [
-                    stage.encode(scaled(x.to(device))).cpu() for x in torch.split(noised, batch)
-                ]
-            noised, ready = torch.cat(parts), Tensor.float
+                several = (scaled(x.to(device)) for x in torch.split(noised, batch))
+                noised = torch.cat([stage.encode(x).cpu() for x in several])
+            ready = Tensor.float
         answers: Any = data.labels.to(device) if isinstance(data, LabelledImages) else None
         if answers is None:
             with torch.no_grad():

@@ -79,9 +79,8 @@ def calibrate(
     picture or tell pictures apart; AssetError if the bundle is damaged, does not match, or cannot
     be written.
     """
-    sampling, compute = changed(
-        changes, sampling or Sampling(steps=25), compute or Compute(batch=32)
-    )
+    usual = sampling or Sampling(steps=25), compute or Compute(batch=32)
+    sampling, compute = changed(changes, *usual)
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")

@@ -127,9 +127,7 @@ class Recipe:
             message = f"{len(given)} boundaries make {len(given) + 1} experts, not {n}"
             yield UsageError(message, hint="give only one of num_experts and boundaries")
         if self.chain and self.experts_of is not None:
-            message = (
-                "an expert of a chain begins as the one before it, which may be in another part"
-            )
+            message = "an expert of a chain begins as the one before it, perhaps of another part"
             yield UsageError(message, hint="leave out chain or experts_of")
 
     def part(self, n: int) -> list[int] | None:

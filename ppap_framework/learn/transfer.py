@@ -167,12 +167,9 @@ def adapt(
     these.
     """
     path = expanded(out)
-    recipe, sampling, compute = changed(
-        changes,
-        recipe or Recipe(),
-        sampling or attrs.evolve(UNGUIDED, seed=changes.get("seed", recipe.seed if recipe else 0)),
-        compute or Compute(batch=_BATCH),
-    )
+    recipe, compute = recipe or Recipe(), compute or Compute(batch=_BATCH)
+    sampling = sampling or attrs.evolve(UNGUIDED, seed=changes.get("seed", recipe.seed))
+    recipe, sampling, compute = changed(changes, recipe, sampling, compute)
     draws: dict[str, Any] = {"num": num, "workers": workers}
     check_adapt(path, recipe, sampling, compute, name, **draws)
     if keep:

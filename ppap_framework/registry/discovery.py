@@ -115,12 +115,8 @@ def unknown_names(
     plugins: Sequence[PluginRecord], environ: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:
     """The words that name no plugin, each with its variable."""
-    return tuple(
-        (variable, word)
-        for variable in (ONLY, DISABLE)
-        for word in _words(environ, variable)
-        if not any(_means(word, plugin) for plugin in plugins)
-    )
+    named = [(variable, word) for variable in (ONLY, DISABLE) for word in _words(environ, variable)]
+    return tuple(pair for pair in named if not any(_means(pair[1], one) for one in plugins))
 
 
 def _words(environ: Mapping[str, str], variable: str) -> list[str]:
@@ -211,11 +207,9 @@ def _loaded(
         if missing := records.missing_dependency(error, entry_point.value):
             status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
         return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
-    return attrs.evolve(
-        record,
-        specs=tuple(item for item in offered if isinstance(item, ComponentSpec)),
-        assets=tuple(item for item in offered if not isinstance(item, ComponentSpec)),
-    )
+    specs = tuple(item for item in offered if isinstance(item, ComponentSpec))
+    assets = tuple(item for item in offered if not isinstance(item, ComponentSpec))
+    return attrs.evolve(record, specs=specs, assets=assets)
 
 
 def check_api(module: object, distribution: str) -> None:

@@ -294,7 +294,5 @@ class Registry:
         """Offers for a component, its own distribution's first; suppliers of namesakes left out."""
         owners = self.owners(kind, component)
         rivals = self.owners(kind, split(component)[1]) - owners if owners else set()
-        return sorted(
-            (offer for offer in offers if offer[0].distribution not in rivals),
-            key=lambda offer: offer[0].distribution not in owners,
-        )
+        offers = [offer for offer in offers if offer[0].distribution not in rivals]
+        return sorted(offers, key=lambda offer: offer[0].distribution not in owners)

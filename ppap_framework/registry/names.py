@@ -35,13 +35,13 @@ def list_adapters() -> list[str]:
 
 def list_checkpoints(component: str | None = None) -> list[str]:
     """The names of a component's published checkpoints, or of all, as `checkpoint=` takes them.
-    Those that are only of use together are joined by "+"; those of no use are left out.
+    Those that are only of use together are joined by "+".
     """
     found = registry()
     cards = found.offers(Card)
     if component is not None:
         cards = [*found.card_offers(component, "backend"), *found.card_offers(component, "guider")]
-    return _listed([offer for offer in cards if not offer[1].refusal])
+    return _listed(cards)
 
 
 def offered(option: str) -> list[str]:

@@ -13,10 +13,8 @@ Status = Literal["ok", "disabled", "missing-dependency", "incompatible", "broken
 _MACHINERY = ("ppap_framework.registry", "importlib", "_frozen_importlib", "pluggy")
 """The modules between discovery and a plugin in a traceback."""
 
-_DISTRIBUTION_OF = {"PIL": "pillow", "cv2": "opencv-python", "skimage": "scikit-image"} | {
-    "sklearn": "scikit-learn",
-    "yaml": "pyyaml",
-}
+_DISTRIBUTION_OF = {"PIL": "pillow", "cv2": "opencv-python", "yaml": "pyyaml"}
+_DISTRIBUTION_OF |= {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 """Distributions whose modules have another name."""
 
 

@@ -88,7 +88,7 @@ def only(offers: Offers[Item], subject: str, flag: str, name: str) -> Item:
 def card_hint(found: Registry, kind: CardKind, component: str, name: str) -> str:
     """What to do about a checkpoint that a component does not have; `name` "" is the default."""
     cards, records = found.cards(component, kind), found.records
-    known = [card.joined or card.name for card in cards if not card.refusal]
+    known = [card.joined or card.name for card in cards]
     hint = one_of(name, known, CHECKPOINT_FLAGS[kind])
     if known or split(component)[1] not in suppliers():  # components without an extra are unknown
         return hint

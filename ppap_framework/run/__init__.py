@@ -15,6 +15,7 @@ from ppap_framework.run.folder import RunFolder as RunFolder
 from ppap_framework.run.folder import check_folder as check_folder
 from ppap_framework.run.folder import fresh_folder as fresh_folder
 from ppap_framework.run.grid import MAX_IMAGES as MAX_IMAGES
+from ppap_framework.run.init_image import read_picture as read_picture
 from ppap_framework.run.module_guide import FunctionLoss as FunctionLoss
 from ppap_framework.run.module_guide import ModuleGuide as ModuleGuide
 from ppap_framework.run.plan import Plan as Plan

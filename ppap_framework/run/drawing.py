@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ppap_framework.border import maker
-from ppap_framework.diffusion import NoiseSource, cascade, trajectory
+from ppap_framework.diffusion import NoiseSource, cascade, noised, trajectory
 from ppap_framework.errors import PluginError, PpapError, one_line
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide, Tally
+from ppap_framework.known import Known
 from ppap_framework.processes import Processes
 from ppap_framework.run.plan import Kind, Plan
 from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolated
@@ -118,7 +119,15 @@ class Drawing:
         condition = plan.backend.encode(sampling.prompts(images), count)
         guidance = self._guidance(images, kind, plan.stage.evaluations(condition))
         self.place(plan.stage.network, *(models(guidance.guides) if guidance else ()))
-        walk = partial(trajectory, plan.stage, plan.process, x, noise, condition=condition)
+        picture = known = None
+        if plan.begun is not None:
+            picture, known = (Known(*(x.to(plan.device) for x in part)) for part in plan.begun)
+            condition = plan.backend.inner.inpainting(condition, picture)
+            if sampling.share < 1.0:
+                x = noised(known.x0, x, plan.process.alphas_cumprod[-1])
+        more: dict[str, Any] = {"condition": condition, "indices": plan.indices}
+        more["known"] = known if sampling.mask else None
+        walk = partial(trajectory, plan.stage, plan.process, x, noise, **more)
         with computing_in(plan.compute.precision, plan.device):
             for state in walk(step=sampling.step, guidance=guidance):
                 x = state.x
@@ -129,9 +138,11 @@ class Drawing:
                 raise self._failure(images[broken[0]], guided)
             with torch.no_grad():
                 x = plan.stage.decode(x)
+            if picture is not None:
+                x = picture.sized(*plan.stage.image_shape[1:]).kept(x)
             drawn = [x.clamp(-1.0, 1.0)]
-            more: dict[str, Any] = {"seed": sampling.seed, "start": images.start}
-            more |= {"watch": self._count, "ready": lambda stage: self.place(stage.network)}
+            more = {"seed": sampling.seed, "start": images.start, "watch": self._count}
+            more |= {"ready": lambda stage: self.place(stage.network)}
             drawn += cascade(plan.later, drawn[0], condition, **more)
         last = drawn[-1] if plan.later else x  # not clamped, and so infinite if it was
         broken = _broken(last)
@@ -180,9 +191,8 @@ def models(guides: Sequence[Guide]) -> list[nn.Module]:
 
 def _broken(images: Tensor) -> list[int]:
     """The positions of images that are not finite."""
-    return [
-        k for k, finite in enumerate(images.isfinite().flatten(1).all(1).tolist()) if not finite
-    ]
+    broken: list[int] = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+    return broken
 
 
 @contextlib.contextmanager

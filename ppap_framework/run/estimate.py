@@ -95,21 +95,17 @@ def counts_of(run: Plan) -> Counts:
     """The network evaluations of a plan."""
     acted, passes = acting(run), _passes(run)
     stages = {stage.name: _parameters(stage.network) for stage in run.stages}
-    steps = sum(n * len(process) for n, process in zip(passes, run.processes, strict=True))
-    guided = len(set().union(*acted.values()))
+    steps = sum(n * walk for n, walk in zip(passes, run.walks, strict=True))
+    guided, experts = len(set().union(*acted.values())), [(g.name, g.chosen) for g in run.guides]
+    looks = run.num * (2 if "naive" in run.compared else 1)
     return Counts(
         denoiser_parameters=sum(stages.values()),
         stage_parameters=stages,
         denoiser_forwards=(1 + len(run.compared)) * steps,
         denoiser_backwards=passes[0] * guided if run.sampling.through == "clean" else 0,
         guide_parameters={guide.name: _parameters(guide.model.network) for guide in run.guides},
-        expert_parameters={
-            guide.name: guide.chosen.expert_parameters for guide in run.guides if guide.chosen
-        },
-        guide_forwards={
-            name: run.num * len(steps_of) * (2 if "naive" in run.compared else 1)
-            for name, steps_of in acted.items()
-        },
+        expert_parameters={name: chosen.expert_parameters for name, chosen in experts if chosen},
+        guide_forwards={name: looks * len(steps_of) for name, steps_of in acted.items()},
     )
 
 
@@ -125,8 +121,8 @@ def estimate(run: Plan) -> Estimate:
         raise PpapError(f"what a step takes cannot be counted: {one_line(error)}") from error
     base, kinds = stages[run.stage.name], 1 + len(run.compared)
     flops = run.num * len(set().union(*acting(run).values())) * base.backward
-    for cost, process in zip(stages.values(), run.processes, strict=True):
-        flops += run.num * kinds * (cost.before + len(process) * cost.forward)
+    for cost, walk in zip(stages.values(), run.walks, strict=True):
+        flops += run.num * kinds * (cost.before + walk * cost.forward)
     for name, images in counts_of(run).guide_forwards.items():
         flops += images * (guides[name].forward + guides[name].backward)
     graph = base.memory if base.backward else 0  # the denoiser's, kept while guides look
@@ -168,14 +164,12 @@ def available_memory(device: torch.device) -> int | None:
     return min(free, default=None)
 
 
-def acting(run: Plan) -> dict[str, set[float]]:
-    """The timesteps at which each guide acts, by its name."""
-    schedule, kept = run.process.schedule, run.process.timesteps
-    levels = {t: run.process.level(k, 1) for k, t in enumerate(kept)}
-    return {
-        guide.name: {t for t in kept if guide.acts(t / schedule.num_timesteps, levels[t])}
-        for guide in run.guides
-    }
+def acting(run: Plan) -> dict[str, list[int]]:
+    """The numbers of the steps at which each guide acts, by its name."""
+    length, kept = run.process.schedule.num_timesteps, run.process.timesteps
+    places = [(t / length, run.process.level(k, 1)) for k, t in enumerate(kept)]
+    walk = [*enumerate(places[k] for k in run.indices)]
+    return {guide.name: [n for n, at in walk if guide.acts(*at)] for guide in run.guides}
 
 
 def _passes(run: Plan) -> list[int]:

@@ -34,6 +34,7 @@ _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (28, 28, 32), (96, 98, 104), (208
 
 _Type: TypeAlias = tuple["ImageFont.FreeTypeFont | ImageFont.ImageFont", int]
 """A font, and the height of its lines."""
+_Aim: TypeAlias = tuple[Image.Image, str]
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +68,12 @@ def grid_of(result: Result) -> Image.Image:
         for guide in run.guides
         if guide.target is not None and guide.target.picture is not None
     ]
-    return draw_grid(header, lines, targets)
+    if run.begun is None:
+        return draw_grid(header, lines, targets)
+    x0, unknown = run.begun[0]
+    pale, more = (0.8, "; pale where it is drawn anew") if run.sampling.mask else (0.0, "")
+    picture = to_pil(x0 + pale * unknown * (1.0 - x0))[0]
+    return draw_grid(header, lines, [(picture, f"init image{more}"), *targets], "picture")
 
 
 def _guided(run: Plan) -> str:
@@ -125,10 +131,10 @@ def _lines(title: str, pictures: Pictures) -> list[Line]:
 
 
 def draw_grid(
-    header: Sequence[str], lines: Sequence[Line], targets: Sequence[tuple[Image.Image, str]] = ()
+    header: Sequence[str], lines: Sequence[Line], targets: Sequence[_Aim] = (), word: str = "target"
 ) -> Image.Image:
     """Draw lines of tiles below lines of text; as many tiles as fit stand side by side. `lines`
-    have equally many tiles and are broken together; captioned `targets` stand above them.
+    have equally many tiles and are broken together; captioned `targets`, each a `word`, are above.
     """
     tiles = [[_fitted(p, max(p.size), _LARGEST) for p in line.pictures] for line in lines]
     wide = max((p.width for pictures in tiles for p in pictures), default=_TILE)
@@ -143,7 +149,7 @@ def draw_grid(
     strips = [Image.new("RGB", (width, height), _PAPER)]
     _write(strips[0], text, (_MARGIN, _MARGIN), _INK, _HEADER)
     if aims:
-        title = "target" if len(aims) == 1 else "targets"
+        title = word + "s" * (len(aims) > 1)
         captions = [[caption] for _, caption in targets]
         aimed = Line(title=title, pictures=aims, captions=captions, begins=True)
         strips.append(_strip(aimed, width, cells, 2 * _GAP))

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, final
 import attrs
 import torch
 
-from ppap_framework.components import CascadedStage, DiffusionBackend, Stage, check_readable
-from ppap_framework.diffusion import Process, timesteps_for
+from ppap_framework.components import CascadedStage, Stage, check_readable
+from ppap_framework.diffusion import Process, repeated, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     BundleFile,
@@ -25,9 +25,11 @@ from ppap_framework.experts import (
     warn_of_idle,
 )
 from ppap_framework.guidance import Guide, check_calibrated, raw_scale
+from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.run.backend import LoadedBackend, backend
+from ppap_framework.run.init_image import begun
 from ppap_framework.run.settings import Compute, Sampling, check
 from ppap_framework.runtime import isolated
 
@@ -57,7 +59,10 @@ class Plan:
         compare: Draw the same noise also without guides and, if there are any, without experts.
         sampling: What determines the images.
         compute: How they are computed.
-        process: Reverse process of the backend's first stage over the kept timesteps.
+        process: Reverse process of the backend's first stage over the kept timesteps that are
+            walked; an init image is noised to the last of them.
+        indices: Indices of this process in the order of the walk.
+        begun: The init image and its mask, of the last stage's size, and for x_t of the first.
         later: Later stages that run, with their processes.
     """
 
@@ -68,6 +73,8 @@ class Plan:
     sampling: Sampling
     compute: Compute
     process: Process
+    indices: tuple[int, ...]
+    begun: tuple[Known, Known] | None
     later: tuple[tuple[CascadedStage, Process], ...]
     device: torch.device
 
@@ -87,9 +94,14 @@ class Plan:
         return (self.process, *(process for _, process in self.later))
 
     @property
+    def walks(self) -> tuple[int, ...]:
+        """Steps of an image in each of `stages`."""
+        return (len(self.indices), *map(len, self.processes[1:]))
+
+    @property
     def steps(self) -> int:
         """Steps of an image in all stages together."""
-        return sum(map(len, self.processes))
+        return sum(self.walks)
 
     @property
     def compared(self) -> tuple[Kind, ...]:
@@ -163,7 +175,7 @@ def guide_origin(guide: Guide) -> Origin:
 
 @isolated()
 def plan(
-    source: DiffusionBackend | str | object,
+    source: object,
     guides: Sequence[Guide] = (),
     num: int = 4,
     sampling: Sampling | None = None,
@@ -184,9 +196,16 @@ def plan(
     with problems.collected():
         length, steps = stage.schedule.num_timesteps, sampling.steps
         kept = stage.timesteps(steps) or timesteps_for(length, steps)
+        kept = kept[: max(1, round(sampling.share * len(kept)))]
+    start = None
     with problems.collected():
         different = list(dict.fromkeys(sampling.prompts(range(num)) or ()))
-        loaded.encode(different or None, len(different) or 1)
+        condition = loaded.encode(different or None, len(different) or 1)
+        if sampling.init_image is not None:
+            start = begun(sampling.init_image, sampling.mask, loaded)
+            if sampling.mask is not None and sampling.resample is None:
+                reads = loaded.inner.inpainting(condition, start[0]) is not condition
+                sampling = attrs.evolve(sampling, resample=1 if reads else 5)
     if compare and not aimed:
         problems.add("there is nothing to compare without a guide", "give a guide")
     for name, count in Counter(guide.name for guide in aimed).items():
@@ -206,12 +225,13 @@ def plan(
     problems.check()
     _check_shared(settled)
     process = Process.of(stage, kept)
+    indices = repeated(len(process), sampling.resample or 1, sampling.jump_length)
     for guide in settled:
-        if guide.chosen is not None:
+        if guide.chosen is not None and sampling.share == 1.0:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
     here = (compute.device == "auto" and loaded.inner.device) or compute.place
     how = int(num), compare, sampling, compute
-    return Plan(loaded, tuple(settled), *how, process, later, here)
+    return Plan(loaded, tuple(settled), *how, process, indices, start, later, here)
 
 
 def _later_stages(

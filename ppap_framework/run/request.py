@@ -61,6 +61,10 @@ def _path(value: Any) -> Any:
     return expanded(value).absolute() if isinstance(value, os.PathLike) else value
 
 
+_SHARED = ("scale", "interval", "experts", "allow_mismatch", "noise_aware", "offline")
+"""What a request and its `Guide` have in common."""
+
+
 class _Found(NamedTuple):
     """The components of a request, found without reading weights."""
 
@@ -147,17 +151,12 @@ class GuideRequest:
             model=model,
             loss=loss,
             target=target,
-            scale=self.scale,
-            interval=self.interval,
-            experts=self.experts,
-            allow_mismatch=self.allow_mismatch,
-            noise_aware=self.noise_aware,
-            offline=self.offline,
             origin=origin,
             loss_name=name,
             loss_options=dict(self.loss_options),
             target_source=source,
             target_is_default=self.target is None,
+            **{name: getattr(self, name) for name in _SHARED},
         )
 
     @cached_property
@@ -203,9 +202,8 @@ class GuideRequest:
         default = self.model is None and bool(registry().cards(self.source, "guider"))
         if self.checkpoint is None and not (spec.needs_checkpoint or default):
             return None
-        return find_checkpoint(
-            registry(), self.source, "guider", self.checkpoint, offline=self.offline
-        )
+        wanted, offline = self.checkpoint, self.offline
+        return find_checkpoint(registry(), self.source, "guider", wanted, offline=offline)
 
     def _find_loss(self, spec: GuiderSpec | None) -> TaskLossSpec | TaskLoss:
         loss = self.loss

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from ppap_framework.diffusion import Step, ddim_step, ddpm_step
-from ppap_framework.errors import Problems, UsageError, did_you_mean
+from ppap_framework.errors import PpapError, Problems, UsageError, did_you_mean
 from ppap_framework.guidance import Conflicts, Through
+from ppap_framework.run.init_image import Picture, read_picture
 from ppap_framework.runtime import Precision, find_device
 
 SamplerName: TypeAlias = Literal["ddpm", "ddim"]
@@ -23,9 +24,10 @@ Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
 
 
 def whole(least: float, usual: int, *others: object) -> Rule:
-    """Whole numbers from `least` on, and other values."""
+    """Whole numbers from `least` to what C calls an int, and other values."""
     words = "be a whole number" + (f" from {least}" if math.isfinite(least) else "")
-    return lambda x: (type(x) is int and x >= least) or x in others, words, usual
+    most = 2**31 if math.isfinite(least) else math.inf
+    return lambda x: (type(x) is int and least <= x < most) or x in others, words, usual
 
 
 def one_of(words: Any) -> Rule:
@@ -40,6 +42,9 @@ _RULES: dict[str, Rule] = {
     "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddpm or ddim", "ddpm"),
     "eta": (lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1", 0),
     "seed": whole(-math.inf, 0),
+    "strength": (lambda x: x is None or 0.0 < x <= 1.0, "lie above 0 and be at most 1", 0.6),
+    "resample": whole(1, 5, None),
+    "jump_length": whole(1, 5),
     "through": one_of(Through),
     "conflicts": one_of(Conflicts),
     "precision": one_of(Precision),
@@ -85,6 +90,12 @@ class Sampling:
         moments: Decay rates in [0, 1) of the `guidance.moments` of gradients, such as (0.9, 0.999).
         prompt: Text for all images, or one for each; None for an unconditional model.
         stage: Name of the backend's last stage to run; None for all.
+        init_image: Picture to begin with; see `read_picture`. None for noise.
+        strength: Share of the trajectory, in (0, 1], that it is noised to; 1 is noise alone. None
+            for 1 with a mask, and 0.6 without.
+        mask: White where it is drawn anew, black where it is kept; see `read_picture`.
+        resample: With a mask, walks of each part of `jump_length` steps; None for 5, and 1 if the
+            backend's networks read the mask.
     """
 
     steps: int = 50
@@ -97,6 +108,17 @@ class Sampling:
     moments: tuple[float, float] | None = None
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
+    init_image: Picture | None = attrs.field(default=None, converter=read_picture)
+    strength: float | None = None
+    mask: Picture | None = attrs.field(default=None, converter=lambda x: read_picture(x, "mask"))
+    resample: int | None = None
+    jump_length: int = 5
+
+    @property
+    def share(self) -> float:
+        """The share of the trajectory that is walked."""
+        usual = 0.6 if self.init_image and not self.mask else 1.0
+        return usual if self.strength is None else self.strength
 
     @property
     def step(self) -> Step:
@@ -119,11 +141,14 @@ class Sampling:
         return list(self.prompt[images.start : images.stop])
 
     def record(self) -> dict[str, Any]:
-        """JSON; two records are equal if the images are."""
+        """JSON; images of equal records are equal."""
         each = None if isinstance(self.prompt, str | None) else list(self.prompt)
         sampler: Any = self.sampler_name  # a step may have fields of its own
         named = attrs.evolve(self, sampler=sampler)
-        return attrs.asdict(named) | {"prompt": each or self.prompt}
+        left_out = ("pixels", *(() if self.init_image else _OF_INIT_IMAGE))
+        record = attrs.asdict(named, filter=lambda field, _: field.name not in left_out)
+        record |= {"prompt": each or self.prompt}
+        return record | ({"strength": self.share} if self.init_image else {})
 
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
@@ -131,6 +156,14 @@ class Sampling:
         if self.eta and self.sampler != "ddim":
             reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
             yield UsageError(reason, hint="use ddim")
+        image, mask = self.init_image, self.mask
+        for name, needed in {"strength": image, "mask": image, "resample": mask}.items():
+            if needed is None and getattr(self, name) is not None:
+                of = "a mask" if name == "resample" else "an init image"
+                yield UsageError(f"{name} is for {of}, and there is none", hint="leave it out")
+        if image and mask and image.pixels.shape[1:] != mask.pixels.shape[1:]:
+            reason = f"mask {mask.source!r} has another size than the init image"
+            yield UsageError(reason, hint="draw the mask over the picture, at the same size")
         rates: Any = self.moments
         fit = np.shape(rates) == (2,) and all(isinstance(b, int | float) for b in rates)
         if rates is not None and not (fit and all(0 <= b < 1 for b in rates)):
@@ -146,6 +179,7 @@ class Sampling:
             yield UsageError(reason, hint="give one for all, or one for each")
 
 
+_OF_INIT_IMAGE = ("init_image", "strength", "mask", "resample", "jump_length")
 UNGUIDED = Sampling(steps=25, sampler="ddim")
 """Default settings of pictures that nobody guides, such as synthetic sets."""
 
@@ -189,13 +223,11 @@ class Compute:
         """JSON."""
         return attrs.asdict(self) | {"device": str(self.device)}
 
-    def problems(self) -> Iterator[UsageError]:
+    def problems(self) -> Iterator[PpapError]:
         """Errors of these settings."""
-        yield from unfit(attrs.asdict(self))
-        try:
-            find_device(self.device)
-        except UsageError as error:
-            yield error
+        problems = Problems()
+        problems.attempt(find_device, self.device)
+        yield from (*unfit(attrs.asdict(self)), *problems.errors)
 
 
 def check(num: int, sampling: Sampling, compute: Compute) -> None:

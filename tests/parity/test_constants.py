@@ -35,7 +35,7 @@ def test_constants(case: str, record: dict[str, Any]) -> None:
         "betas": process.betas,
         "alphas_cumprod": abar,
         "alphas_cumprod_prev": process.alphas_cumprod_prev,
-        "alphas_cumprod_next": process.alphas_cumprod_next,
+        "alphas_cumprod_next": torch.cat([abar[1:], torch.zeros(1, dtype=abar.dtype)]),
         "sqrt_alphas_cumprod": abar.sqrt(),
         "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
         "log_one_minus_alphas_cumprod": (1 - abar).log(),

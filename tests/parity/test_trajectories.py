@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from inversion import inversion
 from torch import Tensor, nn
 from toy_guides import guide_of
 
@@ -18,7 +19,6 @@ from ppap_framework.diffusion import (
     Step,
     ddim_step,
     ddpm_step,
-    inversion,
     space_timesteps,
     trajectory,
 )
@@ -120,9 +120,11 @@ def replay(record: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[list[Sta
     stage, start = FormulaStage(record, clock), tensors["noise_init"]
     options = {
         "guidance": guidance(record["gradient_fn"], clock),
-        "clip": sampler["clip_denoised"],
-        "denoised_fn": blend(sampler["denoised_fn"]),
+        "clip": sampler["clip_denoised"] or sampler["denoised_fn"] is not None,
     }
+    if fill := blend(sampler["denoised_fn"]):
+        most = 1.0 if sampler["clip_denoised"] else torch.inf
+        stage.clip = lambda x0: fill(x0).clamp(-most, most)  # type: ignore[method-assign]
     if sampler["name"] == "ddim_reverse":
         return list(inversion(stage, process, start, **options)), clock
     step: Step = ddpm_step

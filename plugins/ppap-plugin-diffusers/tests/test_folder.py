@@ -276,6 +276,8 @@ def test_what_is_no_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
         open_pipeline(saved / "model_index.json")
     with pytest.raises(UsageError, match="neither a folder that exists"):
         open_pipeline("no folder")
+    with pytest.raises(UsageError, match="neither a folder that exists"):
+        open_pipeline("long" * 100)
     with pytest.raises(AssetError, match="no default checkpoint"):
         ppap.backend("diffusers")
     monkeypatch.setenv("PPAP_OFFLINE", "1")
@@ -288,5 +290,7 @@ def test_another_decoder_that_is_none(saved: Path, latent: Path, tmp_path: Path)
     for folder, words in ((tmp_path, "holds a UNet2DModel"), (latent, "has no config.json")):
         with pytest.raises(AssetError, match=words):
             ppap.backend("diffusers", checkpoint=latent, options={"vae": str(folder)})
+    with pytest.raises(UsageError, match="is no folder"):
+        ppap.backend("diffusers", checkpoint=latent, options={"vae": "long" * 100})
     with pytest.raises(UsageError, match="have no latents"):
         ppap.backend("diffusers", checkpoint=saved, options={"vae": str(latent / "vae")})

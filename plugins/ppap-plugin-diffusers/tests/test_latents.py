@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import Run, refused, typed
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from PIL import Image
-from tiny_pipelines import PROMPTS, SIZE, TINY, dit, ldm, stable_diffusion
+from tiny_pipelines import PROMPTS, SIZE, TINY, dit, ldm, stable_diffusion, tiny_vae
 from toy_guides import guide_of
 
 import ppap_framework as ppap
@@ -73,6 +75,59 @@ def test_from_the_command_line(folder: Path, reference: Path, tmp_path: Path, ru
     dry = run(*command, *target, "--through", "clean", "--dry-run", "--json")
     assert dry.code == 0, dry.err
     assert json.loads(dry.out)["estimate"]["stages"]["base"]["backward"] > 0
+
+
+class TestInitImages:
+    @pytest.mark.parametrize("name", [name for name in TINY if name != "pixel U-Nets"])
+    def test_pictures_become_latents_as_they_become_images(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An autoencoder whose latents are thumbnails shows whether the scalings are inverse."""
+        stage = ppap.backend(TINY[name]()).stages[0]
+        (_, height, width), (channels, *side) = stage.image_shape, stage.shape
+        if stage.decoder is None:
+            images = torch.rand(2, 3, height, width)
+            assert torch.equal(stage.encode(images), images)
+            return
+
+        def thumbnails(images: torch.Tensor) -> Any:
+            small = F.adaptive_avg_pool2d(images, side).mean(1, keepdim=True)
+            return VQEncoderOutput(latents=small.expand(-1, channels, -1, -1))
+
+        def enlarged(z: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+            return (F.interpolate(z[:, :1].expand(-1, 3, -1, -1), (height, width)),)
+
+        monkeypatch.setattr(stage.decoder, "encode", thumbnails)
+        monkeypatch.setattr(stage.decoder, "decode", enlarged)
+        z = torch.rand(2, 1, *side).expand(-1, channels, -1, -1)
+        images = F.interpolate(z[:, :1].expand(-1, 3, -1, -1), (height, width))
+        with torch.no_grad():
+            torch.testing.assert_close(stage.decode(stage.encode(images)), images)
+
+    def test_the_encoder_is_that_of_the_pipeline(self) -> None:
+        pipe = stable_diffusion()
+        images = torch.rand(1, 3, 2 * SIZE, 2 * SIZE) * 2 - 1
+        with torch.no_grad():
+            expected = pipe.vae.encode(images).latent_dist.mode() * pipe.vae.config.scaling_factor
+        torch.testing.assert_close(ppap.backend(pipe).stages[0].encode(images), expected)
+
+    @pytest.mark.parametrize("vae", [None, "tiny"])
+    def test_black_pixels_are_kept(self, vae: str | None, tmp_path: Path) -> None:
+        if vae is not None:
+            tiny_vae().save_pretrained(tmp_path)
+        options = {} if vae is None else {"vae": str(tmp_path)}
+        picture = torch.rand(3, 2 * SIZE, 2 * SIZE) * 2 - 1
+        mask = torch.zeros(2 * SIZE, 2 * SIZE)
+        mask[4:11, 7:] = 1
+        how = {"num": 2, "steps": 3, "prompt": PROMPTS[0], "init_image": picture}
+        backend = ppap.backend(stable_diffusion(), options=options)
+        filled = ppap.sample(backend, **how, mask=mask, resample=2)
+        assert torch.equal(filled.images[..., mask == 0], picture[:, mask == 0].expand(2, -1, -1))
+        assert filled.images[..., mask == 1].std() > 0
+        assert filled.plan.begun is not None
+        assert filled.plan.begun[1].unknown.sum() == 4 * (SIZE - 3)  # latents of 2x2 pixels
+        noised = ppap.sample(backend, **how, strength=0.4)
+        assert len(noised.plan.indices) == 1
 
 
 class TestPrompts:

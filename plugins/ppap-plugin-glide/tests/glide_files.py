@@ -17,6 +17,8 @@ from ppap_plugin_glide.tokens import END, START
 
 BASE = "glide_text2im.text2im_model.Text2ImUNet"
 UPSAMPLER = "glide_text2im.text2im_model.SuperResText2ImUNet"
+INPAINT_BASE = "glide_text2im.text2im_model.InpaintText2ImUNet"
+INPAINT_UPSAMPLER = "glide_text2im.text2im_model.SuperResInpaintText2ImUnet"
 CLIP = "glide_text2im.clip.model_creation.CLIPModel"
 LETTERS = pre_tokenizers.ByteLevel.alphabet()  # one for each byte
 VOCABULARY = len(LETTERS) + 1  # and the end of a text, which pads
@@ -101,6 +103,20 @@ def glide(folder: Path, **changes: Any) -> Checkpoint:
         state |= {f"{name}.{key}": value for key, value in weights.items()}
     save_checkpoint(folder / "glide.safetensors", state, stated(**changes))
     return open_checkpoint(folder / "glide.safetensors")
+
+
+def inpainting(folder: Path, **changes: Any) -> Checkpoint:
+    """A backend of two inpainting networks."""
+    parts = stated(
+        base=stage(INPAINT_BASE, 4),
+        upsampler=stage(INPAINT_UPSAMPLER, 8, recipe={"respacing": "5", "eta": 1.0}),
+    )
+    state = {}
+    for seed, name in enumerate(("base", "upsampler")):
+        weights = random_state(parts[name]["official_class"], parts[name]["config"], seed)
+        state |= {f"{name}.{key}": value for key, value in weights.items()}
+    save_checkpoint(folder / "inpaint.safetensors", state, parts | changes)
+    return open_checkpoint(folder / "inpaint.safetensors")
 
 
 def clip(folder: Path, **changes: Any) -> Checkpoint:

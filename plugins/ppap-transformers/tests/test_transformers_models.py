@@ -194,6 +194,7 @@ class TestRefusals:
         (tmp_path / "empty").mkdir()
         for name, message in (
             (str(tmp_path / "absent"), "neither a folder that exists nor a name of the hub"),
+            ("long" * 100, "neither a folder that exists nor a name of the hub"),
             ("./models/dpt", "neither a folder"),
             ("dpt", "neither a folder"),
             (str(folder / "model.safetensors"), "is a file"),

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppap_figures.classes import draw_top_classes
 from ppap_framework.author import (
     Checkpoint,
     GuidanceModel,
@@ -17,7 +18,6 @@ from ppap_framework.author import (
     TargetInput,
     class_target,
     describe_top_class,
-    draw_top_classes,
 )
 from ppap_plugin_adm.architecture import Process, class_names, load_network
 

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from ppap_figures.classes import draw_top_classes
 from ppap_framework.author import (
     Checkpoint,
     ImageInput,
@@ -20,7 +21,6 @@ from ppap_framework.author import (
     UsageError,
     class_target,
     describe_top_class,
-    draw_top_classes,
 )
 from ppap_plugin_classifier import timm_models, torchvision_models
 from ppap_plugin_classifier.options import ClassifierOptions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,7 +20,8 @@ def of_transformers(model: str | None, checkpoint: Checkpoint | None) -> bool:
         return "config" in checkpoint.architecture
     if model is None:  # without a name, config.json must lie beside the file
         return checkpoint is not None and (checkpoint.path.parent / "config.json").is_file()
-    return ":" not in model and ("/" in model or Path(os.path.expanduser(model)).is_dir())  # noqa: PTH111  # pathlib's raises
+    place = os.path.expanduser(model)  # noqa: PTH111  # pathlib's raises
+    return ":" not in model and ("/" in model or os.path.isdir(place))  # noqa: PTH112  # the same
 
 
 def from_transformers(

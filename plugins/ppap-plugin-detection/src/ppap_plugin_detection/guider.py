@@ -254,7 +254,7 @@ def _transformers_answer(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _may_be_transformers(model: str) -> bool:
-    return "/" in model or Path(os.path.expanduser(model)).exists()  # noqa: PTH111  # pathlib's raises
+    return "/" in model or os.path.exists(os.path.expanduser(model))  # noqa: PTH110, PTH111  # pathlib's raise
 
 
 def _shortened(words: Sequence[str]) -> str:

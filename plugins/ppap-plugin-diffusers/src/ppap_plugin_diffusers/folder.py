@@ -52,10 +52,11 @@ def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
     """
     text = os.fspath(wanted)
     path = Path(os.path.expanduser(text))  # noqa: PTH111  # pathlib's raises
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113  # pathlib's raises
         hint = f"a pipeline is a folder with {_INDEX}"
         raise UsageError(f"{text!r} is a file, and no pipeline of diffusers", hint=hint)
-    folder = path if path.is_dir() else _downloaded(text)
+    is_folder = os.path.isdir(path)  # noqa: PTH112  # pathlib's raises
+    folder = path if is_folder else _downloaded(text)
     index = _read(folder / _INDEX)
     stated = index.get("_class_name")
     if not isinstance(stated, str):
@@ -82,7 +83,7 @@ def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
                 _read(folder / name / "scheduler_config.json")
             elif kind is not None:
                 _place(folder, name)
-    name = path.resolve().name if path.is_dir() else text
+    name = path.resolve().name if is_folder else text
     return Checkpoint(name, files, {"folder": str(folder), "class": stated})
 
 
@@ -118,6 +119,9 @@ def load_decoder(folder: str, family: Family) -> nn.Module:
     if family.decoder is None:
         raise UsageError(f"{family.name} have no latents", hint="leave out the option vae")
     path = Path(os.path.expanduser(folder))  # noqa: PTH111  # pathlib's raises
+    if not os.path.isdir(path):  # noqa: PTH112  # pathlib's raises
+        hint = "name the folder of an AutoencoderTiny, say"
+        raise UsageError(f"the decoder {folder!r} is no folder", hint=hint)
     stated = _read(path / "config.json").get("_class_name")
     if stated not in ("AutoencoderTiny", "AutoencoderKL", "VQModel"):
         hint = "an AutoencoderTiny, an AutoencoderKL or a VQModel is wanted"

@@ -11,8 +11,9 @@ A backend checkpoint holds one or both stages; names begin with "base." or "upsa
                "recipe": {"respacing": "fast27", "eta": 0.0, "temperature": 0.997}},
  "tokenizer": {...}}               a tokenizer.json, or "gpt2" or "clip"
 
-The recipe is optional; the default is the published one, shown here. The guider's checkpoint holds
-both encoders; names begin with "image_encoder." or "text_encoder.":
+The recipe is optional; the default is the published one, shown here. Two inpainting networks are
+stated alike; the default eta of their upsampler is 1, since the published one samples ancestrally.
+The guider's checkpoint holds both encoders; names begin with "image_encoder." or "text_encoder.":
 
 {"official_class": "glide_text2im.clip.model_creation.CLIPModel",
  "config": {...},                                              the published configuration
@@ -33,7 +34,7 @@ from torch import nn
 from ppap_framework.author import AssetError, CascadeSampling, Checkpoint, UsageError, load_into
 from ppap_plugin_adm.architecture import Process
 from ppap_plugin_glide._build import build
-from ppap_plugin_glide.config import BASE, CLIP, UPSAMPLER
+from ppap_plugin_glide.config import BASE, CLIP, INPAINT_BASE, INPAINT_UPSAMPLER, UPSAMPLER
 from ppap_plugin_glide.tokens import read_tokenizer
 from ppap_plugin_glide.unet import TextUNet
 from ppap_plugin_glide.vocabularies import clip_tokenizer, gpt2_tokenizer
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 _Record = TypeVar("_Record")
+_BASES, _UPSAMPLERS = (BASE, INPAINT_BASE), (UPSAMPLER, INPAINT_UPSAMPLER)
 _PUBLISHED = {"gpt2": gpt2_tokenizer, "clip": clip_tokenizer}
 
 
@@ -86,33 +88,41 @@ class StageArchitecture:
         recipe: Sampling settings; only the upsampler uses them.
     """
 
-    official_class: str = attrs.field(validator=in_((BASE, UPSAMPLER)))
+    official_class: str = attrs.field(validator=in_((*_BASES, *_UPSAMPLERS)))
     config: Mapping[str, Any] = attrs.field(validator=instance_of(dict))
     image_size: int = attrs.field(validator=and_(instance_of(int), gt(0)))
     process: Process = attrs.field(converter=_process)
-    recipe: CascadeSampling = attrs.field(
-        default=CascadeSampling(respacing="fast27", temperature=0.997), converter=_recipe
-    )
+    recipe: CascadeSampling = attrs.field(converter=_recipe)
+
+    @recipe.default
+    def _published(self) -> CascadeSampling:
+        eta = 1.0 if self.inpaints else 0.0
+        return CascadeSampling(respacing="fast27", eta=eta, temperature=0.997)
 
     @property
     def name(self) -> str:
         """Name of the stage, "base" or "upsampler"."""
-        return "base" if self.official_class == BASE else "upsampler"
+        return "base" if self.official_class in _BASES else "upsampler"
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network reads the pixels to keep."""
+        return self.official_class in (INPAINT_BASE, INPAINT_UPSAMPLER)
 
 
-def _stage(official_class: str, name: str, value: Any) -> StageArchitecture:
+def _stage(official_classes: tuple[str, str], name: str, value: Any) -> StageArchitecture:
     stage = _of(StageArchitecture, name, value)
-    if stage.official_class != official_class:
-        raise ValueError(f"{name!r} is a {stage.official_class}, not a {official_class}")
+    if stage.official_class not in official_classes:
+        raise ValueError(f"{name!r} is a {stage.official_class}, not a {official_classes[0]}")
     return stage
 
 
 def _base(value: Any) -> StageArchitecture:
-    return _stage(BASE, "base", value)
+    return _stage(_BASES, "base", value)
 
 
 def _upsampler(value: Any) -> StageArchitecture | None:
-    return None if value is None else _stage(UPSAMPLER, "upsampler", value)
+    return None if value is None else _stage(_UPSAMPLERS, "upsampler", value)
 
 
 @final
@@ -130,6 +140,9 @@ class GlideArchitecture:
                 f"the upsampler draws {self.upsampler.image_size} pixels a side, no more than the "
                 f"base with {self.base.image_size}"
             )
+        if self.upsampler is not None and self.upsampler.inpaints != self.base.inpaints:
+            inpaints = "upsampler" if self.upsampler.inpaints else "base"
+            raise ValueError(f"only the {inpaints} inpaints: join two networks that do, or none")
 
 
 @final

@@ -4,6 +4,9 @@ Nichol et al. 2021, arXiv 2112.10741. Classifier-free guidance (Ho and Salimans 
 2207.12598) happens within `denoise`: the mean is u + s (c - u), with c the network's output for the
 prompt and u that for the empty prompt; the variance is that for the prompt. The formula holds for
 eps, x0 and v alike, since each is a linear function of the others.
+
+Inpainting networks (section 4 there) read the pixels to keep beside the noisy image. As in the
+published sampler, these pixels also replace those of the predicted x0.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ppap_framework.author import (
     CascadedStage,
     Checkpoint,
     DiffusionBackend,
+    Known,
     Prediction,
     Stage,
     UsageError,
@@ -54,8 +58,8 @@ def make_glide(options: GlideOptions, checkpoint: Checkpoint) -> GlideBackend:
         networks.append(network)
         _check_channels(checkpoint.name, stage, network)
     base, *others = networks
-    for upsampler in others:
-        ours, theirs = _reading(base), _reading(upsampler)
+    for other in others:
+        ours, theirs = _reading(base), _reading(other)
         if ours != theirs:
             raise AssetError(
                 f"{checkpoint.name!r}: its base reads {ours}, its upsampler {theirs}",
@@ -67,10 +71,9 @@ def make_glide(options: GlideOptions, checkpoint: Checkpoint) -> GlideBackend:
         raise AssetError(
             f"{checkpoint.name!r}: {error}", hint="its tokenizer is that of another model"
         ) from error
-    base_stage = BaseStage(base, architecture.base, options.cfg)
-    if architecture.upsampler is None:
-        return GlideBackend(base_stage, None, tokens)
-    return GlideBackend(base_stage, UpsamplerStage(others[0], architecture.upsampler), tokens)
+    upsampler = architecture.upsampler and UpsamplerStage(others[0], architecture.upsampler)
+    first = BaseStage(base, architecture.base, options.cfg)
+    return GlideBackend(first, upsampler, tokens, inpaints=architecture.base.inpaints)
 
 
 def _reading(network: TextUNet) -> str:
@@ -97,11 +100,13 @@ class Condition:
         texts: Tokenized prompts.
         empty: The empty prompt, B times; None if all prompts are empty.
         low_res: (B, 3, h, w) in [-1, 1], images of the stage before; None for the first stage.
+        known: Pixels to keep, for inpainting networks; None if all is drawn.
     """
 
     texts: Texts
     empty: Texts | None
     low_res: Tensor | None = None
+    known: Known | None = None
     # Encodings for all steps; the key is the identity of (network, texts).
     _read: dict[tuple[int, int], EncodedText] = attrs.field(factory=dict, init=False)
 
@@ -114,6 +119,24 @@ class Condition:
                     texts.tokens.to(device), texts.mask.to(device)
                 )
         return self._read[key]
+
+    def known_beside(self, x: Tensor) -> Known | None:
+        """The pixels to keep, at the size of x, (B, 3, H, W), for each of the B images."""
+        if self.known is None:
+            return None
+        known = self.known.sized(*x.shape[-2:])
+        return Known(*(part.to(x.device).expand(len(x), -1, -1, -1) for part in known))
+
+
+def _fed(known: Known | None) -> dict[str, Tensor]:
+    """Arguments of an inpainting network, whose mask is 1 at the pixels to keep."""
+    if known is None:
+        return {}
+    return {"inpaint_image": known.x0, "inpaint_mask": 1.0 - known.unknown}
+
+
+def _keeping(prediction: Prediction, known: Known | None) -> Prediction:
+    return prediction if known is None else prediction.with_x0(known.kept(prediction.x0))
 
 
 @final
@@ -147,15 +170,20 @@ class BaseStage(Stage):
         network = self.network
         told = self._process.network_timesteps(t.to(x_t.device))
         text = condition.read_by(network, condition.texts, x_t.device)
+        known = condition.known_beside(x_t)
+        fed = _fed(known)
         if condition.empty is None or self.evaluations(condition) == 1:
-            return self._meaning(network(x_t, told, tokens=text), x_t, t)
+            output = network(x_t, told, tokens=text, **fed)
+            return _keeping(self._meaning(output, x_t, t), known)
         empty = condition.read_by(network, condition.empty, x_t.device)
         twice = EncodedText.joined(text, empty)
-        both = network(torch.cat([x_t, x_t]), torch.cat([told, told]), tokens=twice)
+        fed = {name: torch.cat([each, each]) for name, each in fed.items()}
+        both = network(torch.cat([x_t, x_t]), torch.cat([told, told]), tokens=twice, **fed)
         output, without = both.chunk(2)
         mean, variance = output[:, :3], output[:, 3:]
         guided = without[:, :3] + self._cfg * (mean - without[:, :3])
-        return self._meaning(torch.cat([guided, variance], dim=1), x_t, t)
+        output = torch.cat([guided, variance], dim=1)
+        return _keeping(self._meaning(output, x_t, t), known)
 
     def evaluations(self, condition: Condition) -> int:
         """Two if classifier-free guidance applies, else one."""
@@ -198,8 +226,9 @@ class UpsamplerStage(CascadedStage):
         told = self._process.network_timesteps(t.to(x_t.device))
         text = condition.read_by(self.network, condition.texts, x_t.device)
         low_res = condition.low_res.to(x_t)
-        output = self.network(x_t, told, low_res=low_res, tokens=text)
-        return self._meaning(output, x_t, t)
+        known = condition.known_beside(x_t)
+        output = self.network(x_t, told, low_res=low_res, tokens=text, **_fed(known))
+        return _keeping(self._meaning(output, x_t, t), known)
 
 
 @final
@@ -210,13 +239,24 @@ class GlideBackend(DiffusionBackend):
         base: The first stage.
         upsampler: The second stage, if any.
         tokens: Tokenizer of both stages.
+        inpaints: Whether the networks read the pixels to keep.
     """
 
     def __init__(
-        self, base: BaseStage, upsampler: UpsamplerStage | None, tokens: PromptTokens
+        self,
+        base: BaseStage,
+        upsampler: UpsamplerStage | None,
+        tokens: PromptTokens,
+        *,
+        inpaints: bool = False,
     ) -> None:
         self.stages = (base,) if upsampler is None else (base, upsampler)
         self._tokens = tokens
+        self._inpaints = inpaints
+
+    def inpainting(self, condition: Condition, known: Known) -> Condition:
+        """The condition with the pixels to keep, if the networks read them."""
+        return attrs.evolve(condition, known=known) if self._inpaints else condition
 
     def encode(self, prompts: Sequence[str] | None, batch: int) -> Condition:
         """Tokenize prompts; None means empty prompts, which have no classifier-free guidance.

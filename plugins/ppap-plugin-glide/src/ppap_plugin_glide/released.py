@@ -18,6 +18,7 @@ __all__ = ["CLIP_CONFIG", "STAGES", "cards"]
 _URL = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/{}.pt"
 _SIZES = {"upsample": 1593693639}
 _STAGES, _ENCODERS = "glide-base+glide-upsample", "clip-image-enc+clip-text-enc"
+_FILLING = "glide-base-inpaint+glide-upsample-inpaint"
 
 _BOTH: dict[str, Any] = {
     "text_ctx": 128,
@@ -85,25 +86,22 @@ def cards() -> list[Card]:
         {**STAGES["base"], "official_class": INPAINT_BASE},
         {**STAGES["upsampler"], "official_class": INPAINT_UPSAMPLER},
     )
-    refusal = "nothing draws with it"
     upsample = _stage(
         *("glide-upsample", "upsample", 398361286, f"From 64 to 256: {_STAGES}"),
         *("upsampler", STAGES["upsampler"]),
     )
-    fills = [
-        _stage(
-            *("glide-base-inpaint", "base_inpaint", 385037638, f"Fills in at 64 x 64; {refusal}"),
-            *("base", base),
-        ),
-        _stage(
-            *("glide-upsample-inpaint", "upsample_inpaint", 398368198),
-            *(f"Fills in from 64 to 256; {refusal}", "upsampler", upsampler),
-        ),
-    ]
+    fill_in = _stage(
+        *("glide-base-inpaint", "base_inpaint", 385037638, "Fills in at 64 x 64", "base", base)
+    )
+    fill_in_large = _stage(
+        *("glide-upsample-inpaint", "upsample_inpaint", 398368198),
+        *(f"Fills in from 64 to 256: {_FILLING}", "upsampler", upsampler),
+    )
     return [
         _stage("glide-base", "base", 385030726, "Draws 64 x 64", "base", STAGES["base"]),
         attrs.evolve(upsample, joined=_STAGES),
-        *(attrs.evolve(card, refusal=refusal) for card in fills),
+        fill_in,
+        attrs.evolve(fill_in_large, joined=_FILLING),
         _encoder("clip-image-enc", "clip_image_enc", 86443776, "image_encoder"),
         _encoder("clip-text-enc", "clip_text_enc", 71679488, "text_encoder"),
     ]

@@ -207,7 +207,7 @@ def _of_transformers(
 
 
 def _may_be_transformers(model: str) -> bool:
-    return "/" in model or Path(os.path.expanduser(model)).exists()  # noqa: PTH111  # pathlib's raises
+    return "/" in model or os.path.exists(os.path.expanduser(model))  # noqa: PTH110, PTH111  # pathlib's raise
 
 
 def _torchvision_answer(answer: Mapping[str, Tensor]) -> Tensor:

@@ -127,9 +127,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _folder(model: str, *, weights: bool) -> tuple[Path, str]:
     """The folder of a model, downloaded if necessary, and its name."""
     path = Path(os.path.expanduser(model))  # noqa: PTH111  # pathlib's raises
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  # pathlib's raises
         return path, path.resolve().name
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113  # pathlib's raises
         raise UsageError(
             f"model {model!r} is a file",
             hint=f"--guider-model takes its folder, --guider-checkpoint takes {path.name}",
