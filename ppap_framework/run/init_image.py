@@ -67,6 +67,11 @@ def read_picture(given: Any, what: Literal["init image", "mask"] = "init image")
     return Picture(pixels.contiguous(), decoded.source)
 
 
+def read_mask(given: Any) -> Picture | None:
+    """A mask, as `read_picture` reads it."""
+    return read_picture(given, "mask")
+
+
 @torch.no_grad()
 def begun(image: Picture, mask: Picture | None, backend: DiffusionBackend) -> tuple[Known, Known]:
     """Both for images of the last stage, and for x_t of the first; all is unknown without a mask.

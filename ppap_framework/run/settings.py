@@ -14,7 +14,7 @@ import torch
 from ppap_framework.diffusion import Step, ddim_step, ddpm_step
 from ppap_framework.errors import PpapError, Problems, UsageError, did_you_mean
 from ppap_framework.guidance import Conflicts, Through
-from ppap_framework.run.init_image import Picture, read_picture
+from ppap_framework.run.init_image import Picture, read_mask, read_picture
 from ppap_framework.runtime import Precision, find_device
 
 SamplerName: TypeAlias = Literal["ddpm", "ddim"]
@@ -110,7 +110,7 @@ class Sampling:
     stage: str | None = None
     init_image: Picture | None = attrs.field(default=None, converter=read_picture)
     strength: float | None = None
-    mask: Picture | None = attrs.field(default=None, converter=lambda x: read_picture(x, "mask"))
+    mask: Picture | None = attrs.field(default=None, converter=read_mask)
     resample: int | None = None
     jump_length: int = 5
 
