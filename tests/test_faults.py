@@ -405,6 +405,7 @@ def test_the_traceback_is_shown_with_debug(typed: Run, monkeypatch) -> None:
     assert "acme_bad/parts.py" in typed("--debug", *RUN).err
 
 
+@pytest.mark.slow
 def test_workers_name_the_plugin_and_print_nothing(capfd, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     for mode in ("prints", "raises"):

@@ -175,11 +175,10 @@ def test_config_shows_values_and_where_they_come_from(
     assert told["run"]["num"] == {"value": 7, "from": "environment"}
     assert told["run"]["seed"] == {"value": 0, "from": "default"}
     assert told["run"]["guider"]["value"] == ["depth=2", "colour=4:0.2-0.9"]
+    monkeypatch.setenv("COLUMNS", "400")  # no long path is wrapped
     table = shown()
     assert str(path) in table
-    assert any(
-        "steps" in line and "40" in line and "ppap.toml" in line for line in table.splitlines()
-    )
+    assert any({"steps", "40", str(path)} <= {*line.split()} for line in table.splitlines())
 
 
 def test_every_command_that_reads_files_is_shown(

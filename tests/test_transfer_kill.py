@@ -147,6 +147,7 @@ def test_killed_at_random_moments(site: Path, tmp_path: Path, command: str, kill
     assert int(done.stdout) >= kills
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_death_leave_what_the_same_command_goes_on_with(
     site: Path, tmp_path: Path
 ) -> None:

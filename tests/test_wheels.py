@@ -53,6 +53,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return build(REPOSITORY, tmp_path_factory.mktemp("wheels"), 0o022)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_from_another_copy(wheels: dict[str, Path], tmp_path: Path) -> None:
     """In another folder, of other times and permissions, with what Python leaves behind."""
     copy = tmp_path / "copy"

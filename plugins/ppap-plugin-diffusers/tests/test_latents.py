@@ -175,6 +175,7 @@ class TestRefusals:
         assert "--batch" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_detached_guidance_needs_less_memory() -> None:
     costs = {}
     for through in ("clean", "detached"):

@@ -350,6 +350,7 @@ class TestPipelines:
         for name, tensor in stage.network.state_dict().items():
             assert torch.equal(tensor, weights[name])
 
+    @pytest.mark.slow
     def test_from_the_command_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
     ) -> None:

@@ -458,6 +458,7 @@ def test_a_picture_that_is_none(
     assert not hub.asked
 
 
+@pytest.mark.slow
 def test_it_works_in_a_process_of_its_own(
     hub: Hub, bundle: Path, toy_site: Path, tmp_path: Path
 ) -> None:

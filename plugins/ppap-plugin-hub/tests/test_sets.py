@@ -78,6 +78,7 @@ def test_a_set_is_read_from_where_it_was_pushed(
     assert json.loads(typed("data", "stats", url, "--json").out)["images"] == 10
 
 
+@pytest.mark.slow
 def test_experts_of_a_set_at_a_url_are_those_of_the_folder(
     typed: Run, memory: Any, drawn: Path, tmp_path: Path
 ) -> None:

@@ -349,7 +349,7 @@ class TestTogether:
         assert figures["segmentation"] == {"energy", "mean_iou", "pixel_accuracy"}
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["depth", pytest.param("segmentation", marks=pytest.mark.slow)])
 def test_experts_are_made_and_calibrated_and_guide(kind: str, tmp_path: Path) -> None:
     few: dict[str, Any] = {"num": 10, "steps": 2, "num_experts": 2}
     few |= {"keep": False, "recipe": Recipe(iterations=4, batch=4, held_out=0.2)}

@@ -94,6 +94,7 @@ def test_the_command_writes_completely_or_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ppap-plugin-my-edges", "x"]
 
 
+@pytest.mark.slow
 def test_a_new_guider_is_adapted_by_the_defaults(
     typed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
