@@ -92,7 +92,7 @@ class SynthesisFolder:
         """Claim one batch after another that is to be `added`, until all workers together have
         completed the set.
         """
-        with self._claims.working(self.label):
+        with self._late(), self._claims.working(self.label):
             idle = 0
             while todo := self._todo():
                 name = self._claims.take(todo)
@@ -141,12 +141,12 @@ class SynthesisFolder:
         return todo or [MANIFEST]
 
     @contextlib.contextmanager
-    def _late(self, name: str) -> Iterator[None]:
-        """A context for making a file, without an error if another worker made it meanwhile."""
+    def _late(self, name: str | None = None) -> Iterator[None]:
+        """A context for making a file, or all, without an error if others made it meanwhile."""
         try:
             yield
         except PpapError:
-            if name in self._todo():
+            if (todo := self._todo()) and (name is None or name in todo):
                 raise
 
     def _join(self, name: str) -> None:
