@@ -25,6 +25,21 @@ def seen(folder: Path) -> dict[str, Job]:
     return {job.kind: job for job in jobs_in(folder)}
 
 
+def test_who_begins_when_others_have_completed_the_set_has_nothing_to_do(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = claims.Claims.working
+
+    def late(self: claims.Claims, label: str) -> Any:
+        monkeypatch.setattr(claims.Claims, "working", working)
+        synthesize("toy", out=tmp_path, **DRAW)
+        return working(self, label)
+
+    monkeypatch.setattr(claims.Claims, "working", late)
+    assert len(synthesize("toy", out=tmp_path, **DRAW).manifest["shards"]) == 3
+    assert not list(tmp_path.glob(".partial/*"))
+
+
 def test_a_set_while_it_is_drawn(site: Path, tmp_path: Path) -> None:
     told: list[Job] = []
 
