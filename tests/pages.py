@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ PAGES = [
     *sorted(path for path in REPOSITORY.glob("*.md")),
     *sorted(p for p in DOCS.rglob("*.md") if not {"_build", "generated"} & {*p.parts}),
     *sorted(REPOSITORY.glob("plugins/*/README.md")),
+    *sorted(REPOSITORY.glob("release/*.md")),
+    *sorted(REPOSITORY.glob("tests/parity/*.md")),
 ]
 
 _BLOCK = re.compile(
@@ -24,17 +25,22 @@ _BLOCK = re.compile(
     r"|^```(?P<language>\S*)\n(?P<program>(?s:.*?))^```$"
     r"|(?P<typed>^ {4}[^\n]*\n(?:(?: {4}[^\n]*)?\n)*)"
 )
-_TYPED = re.compile(r"(ppap|pip|pytest|python|cd|mkdir|touch|[A-Z_]+=\S+ ppap) ")
-_ELSEWHERE = re.compile(  # what is already there, and weights that would have to be downloaded
-    r"pip install (ppap-testing|-e \"?\.\[demo)|-uncond|glide-|clip-|siglip|resnet|vit_|deit|mine\."
-    r"|FOLDER|multi_experts|experts import|checkpoints (download|convert|info|where)|my\.png|PATH"
+_TYPED = re.compile(
+    r"(ppap|pip|pytest|python|torchrun|accelerate|cd|mkdir|touch|[A-Z_]+=\S+ ppap) "
+)
+_ELSEWHERE = re.compile(  # what is already there, and what a network or other machines have
+    r"pip install (\"?ppap-|-e \"?\.\[demo)|-uncond|glide-|clip-|siglip|resnet|vit_|deit|mine\."
+    r"|PATH|FOLDER|multi_experts|experts import|checkpoints (download|convert|info|where)|my\.png"
+    r"|--checkpoint (adm-|~)|--guider flow|OWNER|BUNDLE|s3:|--nnodes"
 )
 _SHORTER = {
-    "ppap adapt": "--num 64 --iterations 50",
-    "ppap transfer": "--iterations 50",
-    "ppap synthesize": "--num 64",
-    "ppap diagnose": "--num 16 --levels 3",
+    "run": {"--num": 2, "--steps": 10},
+    "adapt": {"--num": 64, "--iterations": 50},
+    "transfer": {"--iterations": 50},
+    "synthesize": {"--num": 64},
+    "diagnose": {"--num": 16, "--levels": 3},
 }
+"""Numbers that suffice to see that a command works, which replace larger ones."""
 
 
 def blocks(page: Path) -> Iterator[re.Match[str]]:
@@ -53,24 +59,18 @@ def typed(page: Path) -> list[str]:
     return found
 
 
-def ppap_commands(page: Path) -> list[list[str]]:
-    """The arguments of every `ppap ...` that is typed."""
-    words = (shlex.split(re.sub(r"^[A-Z_]+=\S+ ", "", line)) for line in typed(page))
-    return [arguments for command, *arguments in words if command == "ppap"]
-
-
 def _shortened(line: str) -> str:
-    for command, options in _SHORTER.items():
-        given = set(line.split())
-        pairs = re.findall(r"(--\S+) (\d+)", options)
-        if line.startswith(command):
-            line += "".join(f" {o} {number}" for o, number in pairs if o not in given)
-    return line
+    named = re.search(r"\bppap(?:_framework)? (\w+) .*--backend ", line)
+    for option, number in _SHORTER.get(named[1] if named else "", {}).items():
+        given = re.search(rf"{option} (\d+)", line)
+        if given is None or int(given[1]) > number:
+            line += f" {option} {number}"
+    return line.replace(" /shared/", " shared/").replace("per-node 4", "per-node 2")
 
 
 def script(page: Path) -> str:
-    """What a reader of a page does, as a program of bash: long trainings are shortened, and
-    what needs a download is left out.
+    """What a reader of a page does, as a program of bash: what takes long is shortened, and what
+    needs a download is left out.
     """
     made = ["set -eu"]
     for number, block in enumerate(blocks(page)):
@@ -96,11 +96,15 @@ def follow(page: Path, folder: Path, python: Path | str = sys.executable) -> str
     bin_, home = folder / "bin", folder / "home"
     for path in (bin_, home):
         path.mkdir()
-    for name, words in {"ppap": "-m ppap_framework", "pytest": "-m pytest", "python": ""}.items():
+    programs = {
+        "ppap": "-m ppap_framework",
+        "torchrun": "-m torch.distributed.run",
+        "accelerate": "-m accelerate.commands.accelerate_cli",
+        "python": "",
+    }
+    for name, words in {**programs, "pytest": "-m pytest", "pip": "-m pip"}.items():
         (bin_ / name).write_text(f'#!/bin/sh\nexec {python} {words} "$@"\n')
         (bin_ / name).chmod(0o755)
-    (bin_ / "pip").write_text(f'#!/bin/sh\nexec {python} -m pip "$@"\n')
-    (bin_ / "pip").chmod(0o755)
     plain = {k: v for k, v in os.environ.items() if not k.startswith("PPAP_")}
     done = subprocess.run(
         ["bash", "-c", script(page)],

@@ -19,6 +19,7 @@ from experts_toy import SCHEDULE, Backend, TinyGuide, trained
 from ppap_framework.cli import main
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
+    ScaleCurve,
     bundle_by_name,
     choose_experts,
     experts_dir,
@@ -271,9 +272,9 @@ class TestChoosing:
         assert ppap(capsys, "verify")[0] == 4
 
     def test_auto_prefers_the_calibrated_then_the_better(self, caplog: Caplog) -> None:
-        def scored(name: str, age: float, loss: float | None, scales: Any = None) -> None:
+        def scored(name: str, age: float, loss: float | None, **more: Any) -> None:
             scores = [{"held_out": loss, "untouched": 2.0}] * 3
-            bundle(name, age, metrics={"experts": scores}, scales=scales)
+            bundle(name, age, metrics={"experts": scores}, **more)
 
         scored("trial", 0, 1.5)
         assert choose("auto", TinyGuide()) == "trial"
@@ -283,7 +284,7 @@ class TestChoosing:
         assert choose("auto", TinyGuide()) == "better"
         assert "experts 'better' before the newer 'trial': held-out losses are lower" in caplog.text
         caplog.clear()
-        scored("calibrated", 3, 1.0, [1.0, 2.0, 3.0])
+        scored("calibrated", 3, 1.0, curve=ScaleCurve((0.0,), (2.0,), (0.1,)))
         assert choose("auto", TinyGuide()) == "calibrated"
         (said,) = (record.getMessage() for record in caplog.records)
         assert "'calibrated' before the newer 'trial': they are calibrated" in said

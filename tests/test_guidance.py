@@ -481,6 +481,15 @@ class TestMoments:
         fresh = pull(*guides, x=steps[-1], moments=(0.9, 0.99))
         assert not torch.allclose(both_at_once, fresh)
 
+    @pytest.mark.parametrize("through", ["noisy", "clean", "detached"])
+    def test_are_repeated_between_looks(self, through: Any) -> None:
+        one = guide(scale=3.0, interval=(0.0, 0.9))
+        guidance, times = EnergyGuidance([one], through, every=3), [TIME, TIME, 0.95, TIME, TIME]
+        g = [guidance(images(k), t, LEVEL, denoiser())[1] for k, t in enumerate(times)]
+        first, last = (pull(one, x=images(k), through=through) for k in (0, 4))
+        for found, expected in zip(g, [first, first, None, first, last], strict=True):
+            assert found is expected or torch.allclose(found, expected)
+
     def test_a_bad_gradient_leaves_no_trace(self) -> None:
         """Of the image whose gradient is not finite nothing is pulled; later steps are finite."""
         bad = iter([NAN, 1.0])

@@ -347,14 +347,14 @@ class TestGrid:
             assert f"told: {line}" in _header(attrs.evolve(run, sampling=sampling))
 
     def test_says_what_was_asked_for(self, toy: DiffusionBackend, tmp_path: Path) -> None:
-        bundle = write_experts(tmp_path, number=2, scales=(3.0, 1.5))
+        bundle = write_experts(tmp_path, number=2)
         bare, expert = green(experts="none"), green(None, experts=bundle)
         grey = ppap.guide("grey", target=Image.new("L", (8, 8), 40))
         run = plan(toy, [expert, grey])
         origin = attrs.evolve(run.backend.origin, options={"cfg": 5.0})
         told = attrs.evolve(run, backend=attrs.evolve(run.backend, origin=origin))
         assert _header(told)[0].startswith("toy · toy-8 · cfg=5 · ")
-        assert "scales of experts, from little noise to much: 3, 1.5 ·" in _header(run)[1]
+        assert "scale 4 · with 2 experts" in _header(run)[1]
         assert _guided(run) == "guided, with experts of colour"
         assert _guided(plan(toy, [expert])) == "guided, with experts"
         assert _guided(plan(toy, [bare])) == "guided"

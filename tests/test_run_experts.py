@@ -29,7 +29,6 @@ from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import (
     BundleFile,
     ExpertSet,
-    RangeScales,
     ScaleCurve,
     choose_experts,
     experts_dir,
@@ -160,15 +159,13 @@ class TestGuiding:
             sampled(toy, green(experts=bundle), batch=1).images, at_once, atol=1e-5
         )
 
-    def test_calibrated_scales_belong_to_their_experts(self, toy: Toy, tmp_path: Path) -> None:
-        scales = (20.0, 5.0, 1.0)
-        path = write_experts(tmp_path, scales=scales)
-        drawn = sampled(toy, green("auto", experts=path)).images
-        assert torch.allclose(drawn, by_hand(toy, scales), atol=1e-5)
-        assert torch.equal(sampled(toy, green(None, experts=path)).images, drawn)
-        uniform = sampled(toy, green(4.0, experts=path)).images
-        assert torch.allclose(uniform, by_hand(toy, (4.0,) * 3), atol=1e-5)
-        assert (drawn - uniform).abs().max() > 0.1
+    def test_scales_of_earlier_versions_are_not_used(self, toy: Toy, tmp_path: Path) -> None:
+        path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
+        drawn = sampled(toy, green(None, experts=path)).images
+        assert torch.allclose(drawn, by_hand(toy, (DEFAULT_SCALE,) * 3), atol=1e-5)
+        with pytest.raises(UsageError, match="not calibrated") as caught:
+            planned(toy, green("auto", experts=path))
+        assert "ppap experts calibrate" in caught.value.hint
 
     def test_a_number_multiplies_the_curve(self, toy: Toy, curved: Path) -> None:
         drawn = sampled(toy, green(3.0, experts=curved)).images
@@ -187,12 +184,11 @@ class TestGuiding:
         self, toy: Toy, tmp_path: Path, calibrated: bool
     ) -> None:
         """Naive images are those of a run without experts, pulled as hard; nothing else changes."""
-        path = write_experts(tmp_path, scales=(4.0, 4.0, 4.0) if calibrated else None)
+        path = write_experts(tmp_path)
+        if calibrated:
+            write_curve(path, ScaleCurve((0.0,), (SCALE / DEFAULT_MULTIPLIER,), (0.1,)))
         scale = "auto" if calibrated else SCALE
-        alone, naive = (
-            sampled(toy, green(scale, experts=path)),
-            sampled(toy, green(experts="none")),
-        )
+        alone, naive = sampled(toy, green(scale, experts=path)), sampled(toy, green(experts="none"))
         both = sampled(toy, green(scale, experts=path), compare=True)
         assert torch.equal(both.images, alone.images)
         assert torch.equal(both.compared["naive"].images, naive.images)
@@ -212,15 +208,15 @@ class TestGuiding:
         naive.save(tmp_path / "out", overwrite=True)
         assert not (tmp_path / "out" / "naive" / "002.png").exists()
 
-    def test_an_expert_of_scale_zero_costs_nothing(self, toy: Toy, tmp_path: Path) -> None:
-        guide = green("auto", experts=write_experts(tmp_path, scales=(5.0, 0.0, 7.0)))
-        run = planned(toy, guide)
-        acting = [t for t in run.process.timesteps if t < 70 and t * 3 // TIMESTEPS != 1]
+    @pytest.mark.parametrize("every", [1, 2, 3])
+    def test_a_step_at_which_no_guide_looks_costs_nothing(self, toy: Toy, every: int) -> None:
+        run = planned(toy, green(), guide_every=every)
+        acting = [t for t in reversed(run.process.timesteps) if t < 70][::every]
         assert 0 < len(acting) < STEPS
         assert counts_of(run).guide_forwards == {"colour": NUM * len(acting)}
-        (spent,) = sampled(toy, guide).stats.guidance.guides
+        (spent,) = sampled(toy, green(), guide_every=every).stats.guidance.guides
         assert spent.forwards == NUM * len(acting)
-        assert sorted(spent.times) == [t / TIMESTEPS for t in acting]
+        assert list(spent.times) == [t / TIMESTEPS for t in acting]
 
     def test_the_untouched_network_reads_clean_images(self, toy: Toy, bundle: Path) -> None:
         result = sampled(toy, green(experts=bundle), compare=True)
@@ -265,11 +261,10 @@ class TestTheUsersOwnSet:
         kept = BundleFile("mine", bundle).record()
         assert record == kept | {"name": None, "path": None, "sha256": None}
 
-    def test_scales_of_a_guide_are_kept(self, toy: Toy, experts: ExpertSet) -> None:
+    def test_the_curve_of_a_guide_is_kept(self, toy: Toy, experts: ExpertSet) -> None:
         guide = attrs.evolve(green(0.5, experts="none"), model=experts.model, experts=experts)
-        curve = RangeScales(experts.ranges, (20.0, 5.0, 1.0))
-        drawn = sampled(toy, attrs.evolve(guide, curve=curve)).images
-        assert torch.allclose(drawn, by_hand(toy, (10.0, 2.5, 0.5)), atol=1e-5)
+        drawn = sampled(toy, attrs.evolve(guide, curve=ScaleCurve((0.0,), (20.0,), (0.1,)))).images
+        assert torch.allclose(drawn, by_hand(toy, (10.0,) * 3), atol=1e-5)
 
     def test_of_another_model_is_refused(self, toy: Toy, experts: ExpertSet) -> None:
         with pytest.raises(UsageError, match="'colour' are of another model"):
@@ -288,13 +283,12 @@ class TestTheUsersOwnSet:
 
 
 class TestChoosing:
-    @pytest.mark.parametrize("kind", ["curve", "scales"])
-    def test_scales_of_another_loss_are_not_used(
-        self, toy: Toy, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("stated", [False, True])
+    def test_a_curve_of_another_loss_is_not_used(
+        self, toy: Toy, tmp_path: Path, stated: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """By the loss of the curve, or else of the training; an unknown loss is any."""
-        scales = (20.0, 5.0, 1.0)
-        path = write_experts(tmp_path / "scaled", scales=scales)
+        """By the loss that the curve states, or else of the training; an unknown loss is any."""
+        path = write_experts(tmp_path / "scaled")
         curve = ScaleCurve((-2.0, 4.0), (1.0, 2.0), (0.1, 0.1))
         info, state = verify_bundle(path)
         for name, own, found in (
@@ -305,11 +299,9 @@ class TestChoosing:
             (None, {}, True),
         ):
             loss = name and {"name": name, "options": own}
-            changed = attrs.evolve(info, recipe={"loss": loss})
-            if kind == "curve":  # whose loss counts if it is stated
-                recipe = {"loss": {"name": "toy-margin", "options": {}}} if loss else {}
-                given = attrs.evolve(curve, loss=loss)
-                changed = attrs.evolve(info, recipe=recipe, scales=None, curve=given)
+            other = loss and {"name": "toy-margin", "options": {}}
+            given = attrs.evolve(curve, loss=loss if stated else None)
+            changed = attrs.evolve(info, recipe={"loss": other if stated else loss}, curve=given)
             write_bundle(path, state, changed)
             caplog.clear()
             (guide,) = planned(toy, green(None, experts=path)).guides
@@ -357,7 +349,7 @@ class TestChoosing:
     def test_what_the_plan_says(self, toy: Toy, tmp_path: Path) -> None:
         path = write_experts(tmp_path, number=4, scales=(1, 2, 3, 4.5))
         record = planned(toy, green(None, experts=path)).record()
-        assert record["guides"][0]["scale"] == "auto"
+        assert record["guides"][0]["scale"] == DEFAULT_SCALE
         assert record["guides"][0]["experts"] == {
             "name": "mine",
             "path": str(path),
@@ -383,12 +375,12 @@ class TestChoosing:
             assert (record["scale"], record["curve"]) == (scale, None)
             assert record["scales"] == (3.0, 3.0)
 
-    @pytest.mark.parametrize("scale", [None, "auto", 2.0, "raw:2"])
+    @pytest.mark.parametrize("scale", [None, 2.0, "raw:2"])
     @pytest.mark.parametrize("curve", [False, True])
     def test_a_plan_can_be_planned_again(
         self, toy: Toy, curved: Path, tmp_path: Path, scale: Any, curve: bool
     ) -> None:
-        path = curved if curve else write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
+        path = curved if curve else write_experts(tmp_path)
         first = planned(toy, green(scale, experts=path))
         path.unlink()  # it is settled
         assert planned(toy, *first.guides).record() == first.record()
@@ -557,8 +549,8 @@ class TestCommandLine:
             assert found == code
             assert words in err
 
-    def test_scales(self, run: Run, tmp_path: Path) -> None:
-        keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
+    def test_scales(self, run: Run, curved: Path) -> None:
+        keep_bundle(curved)
         steer = (*BASE[:-2], "--target", "blue", "--guider")
         for out, typed in {
             "a": ("colour",),
@@ -571,18 +563,17 @@ class TestCommandLine:
             "h": ("ppap-plugin-toy:colour=raw:-.5e1:0.1-0.9", "--scale", "3"),
         }.items():
             assert run(*steer, *typed, "--out", out)[0] == 0
-        said = [guides_of(out)[0]["scale"] for out in "abcdefgh"]
-        assert said == ["auto", "auto", 5.0, "auto", 7.0, "raw:5", "raw:7", "raw:-.5e1"]
+        said, auto = [guides_of(out)[0]["scale"] for out in "abcdefgh"], DEFAULT_MULTIPLIER
+        assert said == [auto, auto, 5.0, auto, 7.0, "raw:5", "raw:7", "raw:-.5e1"]
         assert guides_of("d")[0]["interval"] == guides_of("h")[0]["interval"] == [0.1, 0.9]
-        assert Path("c", "000.png").read_bytes() == Path("f", "000.png").read_bytes()
-        a, b, c = (Path(out, "000.png").read_bytes() for out in "abc")
-        assert a == b != c
+        a, b, c, f = (Path(out, "000.png").read_bytes() for out in "abcf")
+        assert a == b != c != f
 
     def test_dry_run(self, run: Run, tmp_path: Path, curved: Path) -> None:
-        path = keep_bundle(write_experts(tmp_path / "aside", scales=(10, 300, 60)))
+        path = keep_bundle(write_experts(tmp_path / "aside"))
         code, shown, _ = run(*STEER, "--dry-run")
         assert code == 0
-        for fact in ("3 of mine", str(path), file_sha256(path)[:12], "10, 300, 60"):
+        for fact in ("3 of mine", str(path), file_sha256(path)[:12]):
             assert fact in shown
         words = "2 x calibrated (0.736 in noise to 14.8 without)"
         for scale, said in {"2": words, "raw:2": "2"}.items():

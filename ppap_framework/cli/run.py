@@ -65,13 +65,14 @@ _PER_GUIDE = {
     metavar="NUMBER|raw:NUMBER|auto",
     help="Guidance scale for guides without =SCALE. A number multiplies the calibrated scale at "
     "each noise level if the guide's experts have a curve, and is absolute otherwise; raw:NUMBER "
-    "is always absolute. auto: the curve times a default, or the scales of experts that were "
-    "calibrated without one. By default auto if there is either, and 4 otherwise.",
+    "is always absolute. auto: the curve times a default. By default auto if there is a curve, "
+    "and 4 otherwise.",
 )
 @settings("allow-mismatch", "steps", "sampler", "eta")
 @option("--through", choices=["noisy", "clean", "detached"], help="The image that guides see.")
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
+@option("--guide-every", default=1, metavar="K", help="Let guides look at every K-th step only.")
 @option("--moments", nargs=2, type=float, metavar="B1 B2", help="Average gradients as Adam does.")
 @settings("seed", num=4)
 @option("--batch", type=NumberOrAuto(int), metavar="NUMBER|auto", default=8, help="Batch size.")
@@ -208,6 +209,7 @@ def _show(plan: Plan, as_json: bool) -> None:
             "each expert": f"{max(own):,} parameters" if own else None,
             "scale": scale_words(guide) + (" of unit gradients" if sampling.normalize else ""),
             "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
+            "looks": None if (k := sampling.guide_every) == 1 else f"at one of {k} steps",
             "conflicts": None if sampling.conflicts == "keep" else "removed",
             "moments": sampling.moments and "{:g} and {:g}".format(*sampling.moments),
         }

@@ -29,7 +29,6 @@ from ppap_framework.experts.info import BundleInfo as BundleInfo
 from ppap_framework.experts.info import Present as Present
 from ppap_framework.experts.info import describe as describe
 from ppap_framework.experts.levels import NoiseRanges as NoiseRanges
-from ppap_framework.experts.levels import RangeScales as RangeScales
 from ppap_framework.experts.levels import ScaleCurve as ScaleCurve
 from ppap_framework.experts.set import ExpertSet as ExpertSet
 from ppap_framework.experts.set import has_experts as has_experts

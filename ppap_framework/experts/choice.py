@@ -21,7 +21,7 @@ from ppap_framework.diffusion import Process
 from ppap_framework.errors import AssetError, PpapError, UsageError, did_you_mean
 from ppap_framework.experts.bundle import SUFFIX, load_bundle, read_bundle_info
 from ppap_framework.experts.info import BundleInfo, Present, check_waivers
-from ppap_framework.experts.levels import NoiseRanges, RangeScales, ScaleCurve
+from ppap_framework.experts.levels import NoiseRanges, ScaleCurve
 from ppap_framework.experts.set import ExpertSet, has_experts
 from ppap_framework.files import cache_dir, expanded, file_sha256, replacing
 from ppap_framework.plugin import ExpertBundle
@@ -54,13 +54,11 @@ class BundleFile:
         return self.info.ranges
 
     @property
-    def calibration(self) -> ScaleCurve | RangeScales | None:
-        """Calibrated guidance scales; None if the experts were not calibrated."""
+    def calibration(self) -> ScaleCurve | None:
+        """The scale curve; None if the experts were not calibrated."""
         info = self.info
         loss = (info.curve and info.curve.loss) or info.recipe.get("loss")
         of: Any = loss if isinstance(loss, Mapping) else None
-        if info.curve is None and info.scales is not None:
-            return RangeScales(info.ranges, info.scales, of)
         return info.curve and attrs.evolve(info.curve, loss=of)
 
     def calibrated(self, loss: object) -> bool:

@@ -137,24 +137,3 @@ class ScaleCurve:
         """s at B noise levels: (B, 1, 1, 1), float64, on the CPU."""
         found = np.interp(level.log_snr.numpy(), self.log_snr, np.log(self.scales))
         return torch.from_numpy(np.exp(found))[:, None, None, None]
-
-
-@attrs.frozen
-class RangeScales:
-    """One scale, of `values`, for each of N ranges of noise levels, as bundles without a curve may
-    have; `loss` as for `ScaleCurve`. UsageError if there are not N finite numbers.
-    """
-
-    ranges: NoiseRanges
-    values: tuple[float, ...] = attrs.field(converter=_floats)
-    loss: Mapping[str, Any] | None = None
-
-    def __attrs_post_init__(self) -> None:
-        if len(self.values) != len(self.ranges) or not all(map(math.isfinite, self.values)):
-            fault = f"{len(self.ranges)} ranges of noise levels cannot have the scales"
-            raise UsageError(f"{fault} {[*self.values]}", hint="give a finite number for each")
-
-    def at(self, level: NoiseLevel) -> Tensor:
-        """The scale at B noise levels: (B, 1, 1, 1), float64, on the CPU."""
-        values = torch.tensor(self.values, dtype=torch.float64)
-        return values[self.ranges.index(level)][:, None, None, None]

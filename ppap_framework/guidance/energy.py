@@ -53,6 +53,7 @@ class EnergyGuidance:
         tally: Counts; several guidances may share one.
         moments: Decay rates of each guide's `Moments`; None for the plain gradients.
         decode: `Stage.decode`, which makes images of the predicted clean states.
+        every: Guides look at the first of so many steps that they act at; the others repeat g.
     """
 
     guides: Sequence[Guide]
@@ -63,7 +64,9 @@ class EnergyGuidance:
     tally: Tally = attrs.field(factory=Tally)
     moments: tuple[float, float] | None = None
     decode: Callable[[Tensor], Tensor] = lambda x0: x0
+    every: int = 1
     _moments: dict[int, Moments] = attrs.field(factory=dict, init=False)
+    _given: list[Tensor] = attrs.field(factory=list, init=False)
 
     @torch.no_grad()
     def __call__(
@@ -71,12 +74,21 @@ class EnergyGuidance:
     ) -> tuple[Prediction, Tensor | None]:
         """Denoise x_t and find g; see `ppap_framework.diffusion.Guidance`."""
         acts = any(guide.acts(time, level) for guide in self.guides)
-        if acts and self.through == "clean":
+        if acts and len(self._given) % self.every == 0:
+            prediction, gradient = self._looked(x_t, time, level, denoise)
+            self._given[:] = [gradient]
+            return prediction, gradient
+        self.tally.denoiser(len(x_t) * self.evaluations)
+        self._given.extend(self._given[-1:] if acts else ())
+        return denoise(x_t), self._given[-1] if acts else None
+
+    def _looked(
+        self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
+    ) -> tuple[Prediction, Tensor]:
+        if self.through == "clean":
             return self._through_denoiser(x_t, time, level, denoise)
         self.tally.denoiser(len(x_t) * self.evaluations)
         prediction = denoise(x_t)
-        if not acts:
-            return prediction, None
         if self.through == "noisy":
             return prediction, self._pull(x_t, level, time, level)
         x0 = prediction.x0.detach().requires_grad_()

@@ -17,7 +17,6 @@ from ppap_framework.errors import PluginError, PpapError, UsageError, calling
 from ppap_framework.experts import (
     BundleFile,
     ExpertSet,
-    RangeScales,
     ScaleCurve,
     WantedExperts,
     choose_experts,
@@ -28,8 +27,8 @@ from ppap_framework.predictions import widened
 
 Scale: TypeAlias = "float | str | None"
 """Guidance scale: a number multiplies the calibrated curve of the guide's experts, and is absolute
-if they have none; "raw:NUMBER" is absolute; "auto" is the default multiplier of a curve, or the
-scales of a bundle without one; None is "auto" if the experts are calibrated, and otherwise 4."""
+if they have none; "raw:NUMBER" is absolute; "auto" is the default multiplier of a curve; None
+is "auto" if the experts are calibrated, and otherwise 4."""
 
 
 def raw_scale(scale: Scale) -> float | None:
@@ -61,7 +60,8 @@ def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -
     """UsageError if the scale is "auto" without calibrated scales."""
     if scale == "auto" and not calibrated:
         why = "its experts were not calibrated for its loss" if experts else "no experts guide"
-        hint = "give a scale, such as 4"
+        more = ", or calibrate them: `ppap experts calibrate`" if experts else ""
+        hint = f"give a scale, such as 4{more}"
         raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
 
 
@@ -99,7 +99,7 @@ class Guide:
     target: Target | None
     scale: Scale = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    curve: ScaleCurve | RangeScales | None = None
+    curve: ScaleCurve | None = None
     experts: WantedExperts = None
     allow_mismatch: tuple[str, ...] = ()
     noise_aware: bool = False

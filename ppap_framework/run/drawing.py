@@ -162,9 +162,9 @@ class Drawing:
                     guide.experts.activate(None)
             guides = [attrs.evolve(guide, experts=None) for guide in guides]
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
-        how = sampling.through, sampling.normalize, sampling.conflicts
-        decode, moments = self._plan.stage.decode, sampling.moments
-        return EnergyGuidance(guides, *how, evaluations, tally, moments, decode)
+        how = sampling.through, sampling.normalize, sampling.conflicts, evaluations, tally
+        more = sampling.moments, self._plan.stage.decode, sampling.guide_every
+        return EnergyGuidance(guides, *how, *more)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"

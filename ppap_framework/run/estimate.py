@@ -169,7 +169,9 @@ def acting(run: Plan) -> dict[str, list[int]]:
     length, kept = run.process.schedule.num_timesteps, run.process.timesteps
     places = [(t / length, run.process.level(k, 1)) for k, t in enumerate(kept)]
     walk = [*enumerate(places[k] for k in run.indices)]
-    return {guide.name: [n for n, at in walk if guide.acts(*at)] for guide in run.guides}
+    acts = {guide.name: [n for n, at in walk if guide.acts(*at)] for guide in run.guides}
+    looks = sorted(set().union(*acts.values()))[:: run.sampling.guide_every]
+    return {name: [n for n in steps if n in looks] for name, steps in acts.items()}
 
 
 def _passes(run: Plan) -> list[int]:

@@ -13,7 +13,6 @@ from typing import TypeAlias
 import attrs
 from PIL import Image, ImageDraw, ImageFont
 
-from ppap_framework.experts import RangeScales
 from ppap_framework.pixels import to_pil
 from ppap_framework.run.plan import Plan, option_words, scale_words
 from ppap_framework.run.result import Pictures, Result
@@ -98,11 +97,9 @@ def _header(run: Plan) -> list[str]:
     for guide in run.guides:
         low, high = guide.interval
         bare = "without experts" if sampling.through == "noisy" else "through the clean image"
-        by_range = isinstance(guide.curve, RangeScales)
-        scale = "scales of experts, from little noise to much:" if by_range else "scale"
         words = [
             f"{guide.name} aims at {guide.target.label if guide.target else ''}",
-            f"{scale} {scale_words(guide)}",
+            f"scale {scale_words(guide)}",
             "normalized" if sampling.normalize else "",
             f"from t/T {low:g} to {high:g}" if guide.interval != (0.0, 1.0) else "",
             f"with {len(guide.chosen.ranges)} experts" if guide.chosen else bare,

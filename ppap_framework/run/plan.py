@@ -16,8 +16,6 @@ from ppap_framework.diffusion import Process, repeated, timesteps_for
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
     BundleFile,
-    RangeScales,
-    ScaleCurve,
     guide_sha256,
     has_experts,
     same_experts,
@@ -147,8 +145,8 @@ def _guide_record(guide: Guide) -> dict[str, Any]:
         "target": guide.target.label,
         "target_given": guide.target_source or guide.target.label,
         "target_is_default": guide.target_is_default,
-        "scale": "auto" if isinstance(guide.curve, RangeScales) else guide.scale,
-        "curve": attrs.asdict(guide.curve) if isinstance(guide.curve, ScaleCurve) else None,
+        "scale": guide.scale,
+        "curve": attrs.asdict(guide.curve) if guide.curve else None,
         "scales": _ends(guide),
         "interval": list(guide.interval),
         "loss": guide.loss_name or type(guide.loss).__name__,
@@ -261,12 +259,10 @@ def option_words(options: Mapping[str, Any]) -> str:
 
 def scale_words(guide: Guide) -> str:
     """A guide's scale, for people."""
-    if isinstance(guide.curve, ScaleCurve):
-        low, high = _ends(guide)
-        return f"{guide.factor:g} x calibrated ({low:.3g} in noise to {high:.3g} without)"
-    if guide.curve is not None:
-        return ", ".join(f"{guide.factor * factor:.3g}" for factor in guide.curve.values)
-    return f"{guide.factor:g}"
+    if guide.curve is None:
+        return f"{guide.factor:g}"
+    low, high = _ends(guide)
+    return f"{guide.factor:g} x calibrated ({low:.3g} in noise to {high:.3g} without)"
 
 
 def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
@@ -276,7 +272,7 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     if curve is None and experts is not None:
         curve = experts.calibration
     if curve is not None and not same_loss(curve.loss, guide.loss_record):
-        if raw_scale(scale) is None and (scale is None or isinstance(curve, ScaleCurve)):
+        if raw_scale(scale) is None:
             both = (curve.loss or {}, guide.loss_record)
             told = [f"{it.get('name')} {option_words(it.get('options') or {})}" for it in both]
             _log.warning(_OTHER_LOSS, guide.name, *map(str.rstrip, told))
@@ -285,10 +281,7 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     if raw_scale(scale) is not None:
         curve = None
     elif scale in (None, "auto"):
-        scale = DEFAULT_SCALE if curve is None else 1.0
-        scale = DEFAULT_MULTIPLIER if isinstance(curve, ScaleCurve) else scale
-    elif guide.curve is None and isinstance(curve, RangeScales):
-        curve = None  # next to these, a number has always been absolute
+        scale = DEFAULT_SCALE if curve is None else DEFAULT_MULTIPLIER
     if isinstance(experts, BundleFile) and experts.info.curve is guide.curve is None:
         trained = experts.info.backend.component, experts.info.guide.component
         _log.info(_NO_CURVE, experts.name, experts.name, *trained)

@@ -36,6 +36,11 @@ def one_of(words: Any) -> Rule:
     return choices.__contains__, f"be {' or '.join(choices)}", choices[0]
 
 
+def _rates(given: Any) -> bool:
+    numbers = np.shape(given) == (2,) and all(isinstance(b, int | float) for b in given)
+    return given is None or (numbers and all(0 <= b < 1 for b in given))
+
+
 _RULES: dict[str, Rule] = {
     "num": whole(1, 4),
     "steps": whole(1, 50),
@@ -47,6 +52,8 @@ _RULES: dict[str, Rule] = {
     "jump_length": whole(1, 5),
     "through": one_of(Through),
     "conflicts": one_of(Conflicts),
+    "moments": (_rates, "be two numbers from 0 to below 1", "0.9 and 0.999"),
+    "guide_every": whole(1, 2),
     "precision": one_of(Precision),
     "batch": whole(1, 8, "auto"),
     "threads": whole(1, 1, None),
@@ -88,6 +95,7 @@ class Sampling:
         normalize: Scale each guide's gradient to a root mean square of 1 first.
         conflicts: "keep" or "remove" gradient components that oppose another guide.
         moments: Decay rates in [0, 1) of the `guidance.moments` of gradients, such as (0.9, 0.999).
+        guide_every: Guides look at the first of so many steps at which they act; others repeat g.
         prompt: Text for all images, or one for each; None for an unconditional model.
         stage: Name of the backend's last stage to run; None for all.
         init_image: Picture to begin with; see `read_picture`. None for noise.
@@ -106,6 +114,7 @@ class Sampling:
     normalize: bool = False
     conflicts: Conflicts = "keep"
     moments: tuple[float, float] | None = None
+    guide_every: int = 1
     prompt: str | Sequence[str] | None = None
     stage: str | None = None
     init_image: Picture | None = attrs.field(default=None, converter=read_picture)
@@ -146,6 +155,7 @@ class Sampling:
         sampler: Any = self.sampler_name  # a step may have fields of its own
         named = attrs.evolve(self, sampler=sampler)
         left_out = ("pixels", *(() if self.init_image else _OF_INIT_IMAGE))
+        left_out += ("guide_every",) * (self.guide_every == 1)  # as older records
         record = attrs.asdict(named, filter=lambda field, _: field.name not in left_out)
         record |= {"prompt": each or self.prompt}
         return record | ({"strength": self.share} if self.init_image else {})
@@ -164,11 +174,6 @@ class Sampling:
         if image and mask and image.pixels.shape[1:] != mask.pixels.shape[1:]:
             reason = f"mask {mask.source!r} has another size than the init image"
             yield UsageError(reason, hint="draw the mask over the picture, at the same size")
-        rates: Any = self.moments
-        fit = np.shape(rates) == (2,) and all(isinstance(b, int | float) for b in rates)
-        if rates is not None and not (fit and all(0 <= b < 1 for b in rates)):
-            reason = f"moments must be two numbers from 0 to below 1, not {rates}"
-            yield UsageError(reason, hint="use 0.9 and 0.999, say")
         if isinstance(self.prompt, str | None):
             return
         each: Any = self.prompt if isinstance(self.prompt, Sequence) else [self.prompt]

@@ -280,7 +280,7 @@ def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     write_curve(bundle, ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.2)))
     keep_bundle(write_experts(tmp_path, seed=5))  # auto would take it
     found = read_experiment(tmp_path / "experts.toml")
-    other = attrs.evolve(found.rows[2], moments=(0.5, 0.9))
+    other = attrs.evolve(found.rows[2], moments=(0.5, 0.9), guide_every=2)
     found = attrs.evolve(found, rows=(*found.rows[:2], other))
     paths = evaluated(found, tmp_path, "experts", "other")
     record, drawn_otherwise = map(read, paths)
@@ -303,6 +303,7 @@ def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert f"experts: guided by 3 experts, mine ({experts['sha256'][:12]})." in page
     assert "other: 4 DDPM steps." in page
     assert "other: adaptive moments 0.5 and 0.9." in page
+    assert "other: guides look at one of 2 steps, the others repeat the gradient." in page
 
 
 class TestAtEqualFid:

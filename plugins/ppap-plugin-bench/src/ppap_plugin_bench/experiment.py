@@ -208,6 +208,7 @@ class Experiment:
             through=row.through,
             normalize=row.normalize,
             moments=row.moments,
+            guide_every=row.guide_every,
             stage=self.stage,
             **more,
         )

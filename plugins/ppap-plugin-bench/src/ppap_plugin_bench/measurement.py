@@ -33,7 +33,7 @@ from ppap_plugin_bench.setup import Setup
 from ppap_plugin_diagnose.diagnosis import environment, provenance
 from ppap_plugin_diagnose.intervals import as_json, rounded
 
-_WAYS = ("sampler", "steps", "eta", "through", "normalize", "moments")
+_WAYS = ("sampler", "steps", "eta", "through", "normalize", "moments", "guide_every")
 
 
 @attrs.frozen(eq=False)
@@ -169,7 +169,7 @@ class Measurement:
         curves = self.setup.curves_of(row, default)
         record |= {
             **_guides(row, guides),
-            "sampling": {name: sampling[name] for name in _WAYS},
+            "sampling": {name: sampling[name] for name in _WAYS if name in sampling},
             "interval": list(row.interval),
             "schedule": row.schedule,
             "curves": [curve and attrs.asdict(curve) for curve in curves],

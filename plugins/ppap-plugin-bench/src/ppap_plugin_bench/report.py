@@ -239,6 +239,8 @@ def _drawn_otherwise(result: Results, row: dict[str, Any]) -> list[str]:
         notes.append(f"{sampling['steps']} {sampling['sampler'].upper()} steps{eta}")
     if sampling["moments"]:
         notes.append("adaptive moments {:g} and {:g}".format(*sampling["moments"]))
+    if (every := sampling.get("guide_every") or 1) > 1:
+        notes.append(f"guides look at one of {every} steps, the others repeat the gradient")
     if sampling["normalize"]:
         notes.append("gradients of unit size")
     if row["schedule"] != "calibrated":

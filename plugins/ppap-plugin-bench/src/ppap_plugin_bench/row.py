@@ -82,7 +82,7 @@ class Row:
         guides: Guides to combine, see `row_guide`; none for an unguided row.
         through: Input of the guides; see `ppap_framework.Sampling`.
         normalize: Whether each guide's gradient is scaled to a root mean square of 1.
-        moments: Decay rates of adaptive moments; see `ppap_framework.Sampling`.
+        moments, guide_every: See `ppap_framework.Sampling`.
         interval: Pair [lo, hi] of t / T in which the guides act.
         scales: Scales at which it is drawn, in the order of its line: multipliers of the curve, or
             "raw:NUMBER"; None for those of the experiment.
@@ -106,6 +106,7 @@ class Row:
     through: Through = "noisy"
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
     moments: tuple[float, float] | None = None
+    guide_every: int = 1
     interval: tuple[float, float] = attrs.field(default=(0.0, 1.0), converter=values.interval)
     scales: tuple[RowScale, ...] | None = attrs.field(
         default=None, converter=optional(values.scales)

@@ -40,7 +40,7 @@ from ppap_plugin_diffusers.options import DiffusersOptions
 
 __all__ = ["GuideBlock", "callback", "guided", "guided_blocks"]
 
-_SETTINGS = ("through", "normalize", "conflicts", "moments")
+_SETTINGS = ("through", "normalize", "conflicts", "moments", "guide_every")
 _STRAIGHT = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 
 
@@ -56,7 +56,7 @@ def guided(pipe: Any, guides: Sequence[Guide], **changes: Any) -> Iterator[Any]:
         pipe: A pipeline, classic or modular, of a family that is built.
         guides: Guides, as of `ppap_framework.guide`.
         changes: Fields of `ppap_framework.Sampling` that concern guidance: `through` (not "clean"),
-            `normalize`, `conflicts`, `moments`.
+            `normalize`, `conflicts`, `moments`, `guide_every`.
 
     Raises:
         PpapError: Then or while the pipeline draws, as `ppap_framework.sample`. On exit, UsageError
@@ -326,7 +326,8 @@ def _steering(run: Plan) -> Iterator[Callable[[Prediction, float, float | None],
                 sets[model].student.to(run.device)
             aimed.append(attrs.evolve(guide.rows(0, batch), experts=sets.get(model)))
         how = sampling.through, sampling.normalize, sampling.conflicts
-        guidance = EnergyGuidance(aimed, *how, moments=sampling.moments, decode=stage.decode)
+        more: Any = {"moments": sampling.moments, "every": sampling.guide_every}
+        guidance = EnergyGuidance(aimed, *how, decode=stage.decode, **more)
 
         @isolated()
         def steer(prediction: Prediction, t: float, to: float | None) -> Prediction:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ppap_framework.data import SyntheticData
 from ppap_framework.errors import PpapError
-from ppap_framework.experts import BundleInfo, Identity, RangeScales, ScaleCurve
+from ppap_framework.experts import BundleInfo, Identity, ScaleCurve
 from ppap_framework.registry import registry
 
 _TAGS = ("ppap", "diffusion", "guidance", "plug-and-play", "multi-experts")
@@ -205,18 +205,15 @@ def _experts(info: BundleInfo) -> str:
 
 
 def _curve(info: BundleInfo) -> list[str] | None:
-    if info.curve is not None:
-        curve: ScaleCurve = info.curve
-        rows = [
-            (f"{level:.3f}", f"{scale:.4g}", f"{error:.2g}")
-            for level, scale, error in zip(curve.log_snr, curve.scales, curve.errors, strict=True)
-        ]
-        told = "`--scale` multiplies it. At scale 1, the energy is a negative log-likelihood."
-        return [told, _table(("log-SNR", "scale", "standard error of its logarithm"), rows)]
-    if info.scales is not None:
-        scales = RangeScales(info.ranges, info.scales)
-        return [_table(("expert", "scale"), [(k, f"{s:.4g}") for k, s in enumerate(scales.values)])]
-    return None
+    if info.curve is None:
+        return None
+    curve: ScaleCurve = info.curve
+    rows = [
+        (f"{level:.3f}", f"{scale:.4g}", f"{error:.2g}")
+        for level, scale, error in zip(curve.log_snr, curve.scales, curve.errors, strict=True)
+    ]
+    told = "`--scale` multiplies it. At scale 1, the energy is a negative log-likelihood."
+    return [told, _table(("log-SNR", "scale", "standard error of its logarithm"), rows)]
 
 
 def _number(value: Any) -> str:
