@@ -58,6 +58,16 @@ def test_guides_and_says_so(tmp_path: Path, capsys: Capsys) -> None:
     assert pictures[0] == pictures[1]
 
 
+def test_a_dry_run_counts_what_a_step_takes(capsys: Capsys) -> None:
+    made = typed(capsys)(
+        "run", "--backend", "adm", "--guider", "detection", "--target", f"{BOX}; {BOX}",
+        "--experts", "none", "--device", "cpu", "--dry-run",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    assert "detection backward" in made.out
+    assert "cannot be counted" not in made.out + made.err
+
+
 @pytest.mark.parametrize(
     "target, error",
     [
