@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,34 @@ def _transformers(family: str, config: str, **options: Any) -> Made:
 
 def _detector(name: str) -> Made:
     return _transformers(f"{name}ForObjectDetection", f"{name}Config")
+
+
+def _image_tower(name: str) -> Made:
+    """Without the text tower, which no expert adapts."""
+    library, title, make = _transformers(f"{name}Model", f"{name}Config")
+
+    def without_texts() -> nn.Module:
+        network = make()
+        for part in (
+            *dict(network.named_children()),
+            *dict(network.named_parameters(recurse=False)),
+        ):
+            if not part.startswith("vis"):
+                delattr(network, part)
+        return network
+
+    return library, title, without_texts
+
+
+def _features(name: str, layers: Sequence[int]) -> Made:
+    """Up to the last of these layers, counted from 0."""
+
+    def make() -> nn.Module:
+        network: Any = timm.create_model(name)
+        network.prune_intermediate_layers([*layers], prune_norm=True, prune_head=True)
+        return network  # type: ignore[no-any-return]  # timm says nothing of it
+
+    return "timm", name, make
 
 
 FAMILIES: Mapping[str, tuple[str, Made]] = {
@@ -126,16 +155,16 @@ FAMILIES: Mapping[str, tuple[str, Made]] = {
     "fcos_resnet50_fpn": ("FCOS", _torchvision("fcos_resnet50_fpn")),
     "retinanet_resnet50_fpn": ("RetinaNet", _torchvision("retinanet_resnet50_fpn")),
     "ssdlite320_mobilenet_v3_large": ("SSD", _torchvision("ssd300_vgg16")),
-    "clip": ("CLIP", _transformers("CLIPModel", "CLIPConfig")),
-    "siglip": ("SigLIP", _transformers("SiglipModel", "SiglipConfig")),
-    "metaclip_2": ("MetaCLIP 2", _transformers("MetaClip2Model", "MetaClip2Config")),
-    "chinese_clip": ("Chinese CLIP", _transformers("ChineseCLIPModel", "ChineseCLIPConfig")),
-    "altclip": ("AltCLIP", _transformers("AltCLIPModel", "AltCLIPConfig")),
-    "clipseg": ("CLIPSeg", _transformers("CLIPSegModel", "CLIPSegConfig")),
-    "blip": ("BLIP", _transformers("BlipModel", "BlipConfig")),
-    "likeness": ("features at each place", _timm("resnet50")),
-    "style": ("Gram matrices of features", _timm("resnet50")),
-    "structure": ("self-similarity of keys", _timm("vit_base_patch16_224")),
+    "clip": ("CLIP", _image_tower("CLIP")),
+    "siglip": ("SigLIP", _image_tower("Siglip")),
+    "metaclip_2": ("MetaCLIP 2", _image_tower("MetaClip2")),
+    "chinese_clip": ("Chinese CLIP", _image_tower("ChineseCLIP")),
+    "altclip": ("AltCLIP", _image_tower("AltCLIP")),
+    "clipseg": ("CLIPSeg", _image_tower("CLIPSeg")),
+    "blip": ("BLIP", _image_tower("Blip")),
+    "likeness": ("features at each place", _features("resnet50", range(1, 5))),
+    "style": ("Gram matrices of features", _features("resnet50", range(3))),
+    "structure": ("self-similarity of keys", _features("vit_base_patch16_224", [11])),
 }
 """Of each kind of tiny network the family, and one of ordinary size: its library, what that calls
 it, and how it makes it.
@@ -145,7 +174,8 @@ it, and how it makes it.
 def counted(kind: str) -> dict[str, Any]:
     """What an expert has, with the default recipe, of a network of ordinary size."""
     _, (library, name, make) = FAMILIES[kind]
-    with torch.device("meta"):  # shapes, and no numbers
+    with warnings.catch_warnings(), torch.device("meta"):  # shapes, and no numbers
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # of LW-DETR
         network = make().eval().requires_grad_(False)
     made = {
         adapter: installed_adapter(AdapterConfig(name=adapter, options=options))

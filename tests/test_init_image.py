@@ -236,7 +236,7 @@ WRONG: list[tuple[str, int, str, str]] = [
     ("--init-image a.png --mask holes.png", 2, "mask 'holes.png' is transparent", "alpha"),
     ("--init-image a.png --mask no.png", 4, "mask 'no.png' is not there", "path"),
     *((f"--init-image a.png --strength {x}", 2, "lie above 0", "0.6") for x in (0, -1, 1.5, "nan")),
-    ("--init-image a.png --mask m.png --resample 0", 2, "resample must be a whole number", "5"),
+    ("--init-image a.png --mask m.png --resample 1001", 2, "whole number from 1 to 1000", "5"),
     ("--init-image a.png --mask m.png --jump-length 0", 2, "jump_length must be a whole", "5"),
 ]
 

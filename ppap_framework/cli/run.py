@@ -209,6 +209,7 @@ def _show(plan: Plan, as_json: bool) -> None:
             "each expert": f"{max(own):,} parameters" if own else None,
             "scale": scale_words(guide) + (" of unit gradients" if sampling.normalize else ""),
             "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
+            "looks": None if (k := sampling.guide_every) == 1 else f"at one of {k} steps",
             "conflicts": None if sampling.conflicts == "keep" else "removed",
             "moments": sampling.moments and "{:g} and {:g}".format(*sampling.moments),
         }

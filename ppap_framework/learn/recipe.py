@@ -54,7 +54,7 @@ _RULES: dict[str, Rule] = {
     "validate_every": whole(1, 100),
     "patience": whole(0, 0),
     "precision": one_of(Precision),
-    "seed": whole(-math.inf, 0),
+    "seed": whole(-math.inf, 0, most=math.inf),
     "experts_of": (lambda p: p is None or _is_part(p), "be k of n, with k from 1 to n", (1, 5)),
 }
 

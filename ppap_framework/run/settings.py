@@ -23,11 +23,11 @@ Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
 """The test of a value, what it must do, and a usual one."""
 
 
-def whole(least: float, usual: int, *others: object) -> Rule:
-    """Whole numbers from `least` to what C calls an int, and other values."""
+def whole(least: float, usual: int, *others: object, most: float = 2**31 - 1) -> Rule:
+    """Whole numbers from `least` to `most`, usually to what C calls an int, and other values."""
     words = "be a whole number" + (f" from {least}" if math.isfinite(least) else "")
-    most = 2**31 if math.isfinite(least) else math.inf
-    return lambda x: (type(x) is int and least <= x < most) or x in others, words, usual
+    words += f" to {most}" if most < 2**31 - 1 else ""
+    return lambda x: (type(x) is int and least <= x <= most) or x in others, words, usual
 
 
 def one_of(words: Any) -> Rule:
@@ -46,9 +46,9 @@ _RULES: dict[str, Rule] = {
     "steps": whole(1, 50),
     "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddpm or ddim", "ddpm"),
     "eta": (lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1", 0),
-    "seed": whole(-math.inf, 0),
+    "seed": whole(-math.inf, 0, most=math.inf),
     "strength": (lambda x: x is None or 0.0 < x <= 1.0, "lie above 0 and be at most 1", 0.6),
-    "resample": whole(1, 5, None),
+    "resample": whole(1, 5, None, most=1000),
     "jump_length": whole(1, 5),
     "through": one_of(Through),
     "conflicts": one_of(Conflicts),

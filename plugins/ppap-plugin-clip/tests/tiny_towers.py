@@ -45,7 +45,10 @@ TOWERS: dict[str, Any] = {
         **{**_BOTH, "text_config": {**_TEXT, "project_dim": 16, "max_position_embeddings": 14}}
     ),
     "clipseg": transformers.CLIPSegConfig(**_BOTH),
-    "blip": transformers.BlipConfig(**_BOTH, image_text_hidden_size=8),
+    "blip": transformers.BlipConfig(  # whose default of 1e-10 makes all images equal
+        **{**_BOTH, "vision_config": {**_VISION, "initializer_range": 0.02}},
+        image_text_hidden_size=8,
+    ),
 }
 
 

@@ -30,7 +30,7 @@ from ppap_framework.run import GuideRequest, LoadedBackend
 DETECTORS = (*tiny_detectors.CONFIGS, *tiny_detectors.TORCHVISION)
 TOWERS = tuple(tiny_towers.TOWERS)
 FEATURES = ("likeness", "style", "structure")
-ALL = {**TASKS}  # of DETECTORS, TOWERS and FEATURES no row is recorded yet
+ALL = {**TASKS, "detection": DETECTORS, "text and pictures": TOWERS, "features": FEATURES}
 """Every kind of network, by what it does."""
 
 GUIDERS = {
@@ -48,6 +48,9 @@ SCALES = {
     "text and pictures": 200,
     "features": 200,
 }
+SORTED = ("rt_detr", "rt_detr_v2", "d_fine", "lw_detr", "rf_detr")
+"""Detectors that sort their queries by score."""
+
 STEPS, IMAGES = 10, 2
 RECIPE = Recipe(iterations=10, batch=8, learning_rate=0.001, held_out=0.5, validate_every=10)
 TINY = (("lora", {"rank": 2, "alpha": 2.0}), ("bias", {}))
@@ -109,8 +112,11 @@ def try_out(kind: str, task: str, stand: Stand, folder: Path) -> dict[str, Any]:
     """
     network = folder / "network"
     network.mkdir()
-    guider, files = GUIDERS.get(task, kind), save_tiny(kind, task, network)
-    learner = load_teacher(GuideRequest(source=guider, **files))
+    guider = GUIDERS.get(task, kind)
+    told: dict[str, Any] = save_tiny(kind, task, network)
+    if kind in SORTED:
+        told["loss_options"] = {"match_experts": True}
+    learner = load_teacher(GuideRequest(source=guider, **told))
     learner.model(stand.unguided)  # at the first call transformers adds hooks of its own
     before = anatomy(learner.model.network)
     bundle = transfer(
@@ -136,7 +142,7 @@ def try_out(kind: str, task: str, stand: Stand, folder: Path) -> dict[str, Any]:
     words = {"classification": 1, "segmentation": "cube", "text and pictures": "a red cube"}
     words["detection"] = "red cube@0.2,0.2,0.8,0.8"
     target = words.get(task, picture)
-    guide = ppap.guide(guider, **files, target=target, scale=SCALES[task], experts=str(bundle.path))
+    guide = ppap.guide(guider, **told, target=target, scale=SCALES[task], experts=str(bundle.path))
     with torch.no_grad():
         unguided = guide.loss.energy(guide.model(stand.unguided), guide.target.value)
     before = anatomy(guide.model.network)

@@ -11,12 +11,19 @@ from typing import Any
 import pytest
 from distributions import REPOSITORY
 from library_inputs import TOLERANCE, architectures, of_timm, of_transformers, picture
-from tiny_networks import TASKS, Task
+from network_trials import kinds as all_kinds
+from tiny_networks import Task
 
 from ppap_framework.learn import distillation
 
-KINDS = [(kind, task) for task, kinds in TASKS.items() for kind in kinds]
+KINDS = [*all_kinds()]
+LONG = ("fcn", "deeplab", "fcos", "retinanet", "d_fine")
+QUICK = ("classification", "depth", "segmentation")
 kinds = pytest.mark.parametrize(("kind", "task"), KINDS, ids=[kind for kind, _ in KINDS])
+
+
+def is_slow(kind: str, task: str) -> bool:
+    return kind.startswith(LONG) or (task not in QUICK and kind not in ("detr", "clip", "style"))
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +44,7 @@ def stand(made: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        pytest.param(
-            *each, marks=pytest.mark.slow if each[0].startswith(("fcn", "deeplab")) else ()
-        )
+        pytest.param(*each, marks=pytest.mark.slow if is_slow(*each) else (), id=each[0])
         for each in KINDS
     ],
 )
@@ -110,13 +115,6 @@ def test_the_table_of_inputs(made: dict[str, Any]) -> None:
 @kinds
 def test_counts(kind: str, task: str, made: dict[str, Any], rows: dict[str, Any]) -> None:
     assert made["counted"](kind) == rows[kind]["ordinary"]
-
-
-@pytest.mark.slow
-def test_counts_of_detectors_towers_and_features(made: dict[str, Any], rows: Any) -> None:
-    for kind, task in made["kinds"]():
-        if task not in TASKS:
-            assert made["counted"](kind) == rows[kind]["ordinary"]
 
 
 def test_the_page(made: dict[str, Any], rows: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def from_json(text: str, names: Sequence[str], source: str) -> list[Row]:
         images, notes = content["images"], content["annotations"]
         kinds = {kind["id"]: kind["name"] for kind in content.get("categories", ())}
         width, height = float(images[0]["width"]), float(images[0]["height"])
-        found = [(_category(note, kinds), [float(x) for x in note["bbox"]]) for note in notes]
+        found = [(_category(note, kinds), _numbers(note["bbox"])) for note in notes]
     except UsageError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -80,6 +80,12 @@ def from_json(text: str, names: Sequence[str], source: str) -> list[Row]:
     if not rows:
         raise UsageError(f"{source!r} has no annotations", hint=_JSON_HOW)
     return rows
+
+
+def _numbers(box: Any) -> list[float]:
+    if not isinstance(box, list) or any(isinstance(number, str | bool) for number in box):
+        raise TypeError(f"{str(box)[:_SHOWN]!r} is no list of numbers")
+    return [float(number) for number in box]
 
 
 def _category(note: Mapping[str, Any], kinds: Mapping[Any, str]) -> str:
