@@ -68,8 +68,9 @@ def borrowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ELSEWHERE])
 def test_pages_are_followed(name: str, tmp_path: Path, borrowed: Path) -> None:
-    if "pip wheel " in pages.script(REPOSITORY / name):
-        pytest.importorskip("trove_classifiers", reason="hatchling needs it")
+    for command, needed in {"pip wheel": "trove_classifiers", "torchrun": "accelerate"}.items():
+        if f"{command} " in pages.script(REPOSITORY / name):
+            pytest.importorskip(needed, reason="in the extra dev, or machines")
     pages.follow(REPOSITORY / name, tmp_path, borrowed)
 
 

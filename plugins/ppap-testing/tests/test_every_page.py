@@ -414,6 +414,15 @@ def made_by(page: Path) -> str:
     return "\n".join([*files, *new])
 
 
+def test_the_transcript_replays_the_tutorial() -> None:
+    tutorial, transcript = (
+        pages.DOCS / "tutorial" / f"{name}.md" for name in ("write-a-guider", "transcript")
+    )
+    shown = [command for code in inline(transcript) for command in code.split("; ")]
+    missing = [command for command in pages.typed(tutorial) if command not in shown]
+    assert missing == []
+
+
 def helped(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
     """Every command and its help."""
     yield context.command_path, command.help or ""
