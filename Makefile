@@ -24,7 +24,7 @@ SHELL := bash
 # Where modules lie that tests and the makers of pages share.
 SHARED := $(subst $() ,:,tests $(wildcard plugins/*/tests))
 
-.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost speeds docs wheels matrix oldest clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost speed speeds docs wheels matrix oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo "make real-weights  guide by an ImageNet classifier, into docs/real-weights.md; minutes"
 	@echo "make full-size  measure released networks at their size, random weights, into docs/checkpoints.md; some GB"
 	@echo "make recipe-cost  count and measure what the paper's full recipe takes, into docs/cost.md; minutes, 4 GB"
+	@echo "make speed    measure a guided step beside the style of the published code, into docs/speed.md; on a machine at rest"
 	@echo "make speeds   measure how fast 1, 2 and 4 processes draw, into docs/machines.md; on a machine at rest"
 	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
@@ -169,6 +170,9 @@ recipe-cost: $(VENV)/.installed
 
 speeds: $(VENV)/.installed
 	$(BIN)/python docs/make_machines.py
+
+speed: $(VENV)/.installed
+	$(BIN)/python docs/make_speed.py measure
 
 # Each plugin in an environment of its own, from its wheel.
 matrix: $(VENV)/.installed
