@@ -62,7 +62,7 @@ def typed(
 
 
 def test_there_is_something_to_follow() -> None:
-    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 21, 3)
+    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 22, 3)
     assert len(commands(FIRST)) == 5
 
 

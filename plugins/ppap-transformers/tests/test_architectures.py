@@ -23,7 +23,7 @@ kinds = pytest.mark.parametrize(("kind", "task"), KINDS, ids=[kind for kind, _ i
 
 
 def is_slow(kind: str, task: str) -> bool:
-    return kind.startswith(LONG) or (task not in QUICK and kind not in ("detr", "clip", "style"))
+    return kind.startswith(LONG) or (task not in QUICK and kind != "detr")
 
 
 @pytest.fixture(scope="module")
