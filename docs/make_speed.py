@@ -9,12 +9,13 @@ Weights are random: times do not depend on them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from ppap_framework.noise import cosine_schedule
 from ppap_framework.run import Compute, ModuleGuide, Plan, Sampling, drawing, plan
 from ppap_framework.runtime import computing_in
 from ppap_plugin_adm import build
-from ppap_plugin_bench.speed import speed
+from ppap_plugin_bench.speed import in_turn, speed
 
 DOCS = Path(__file__).parent
 PAGE, RECORD = DOCS / "speed.md", DOCS / "speed" / "guided-step.json"
@@ -52,6 +53,7 @@ GROWTH: dict[str, tuple[int, ...]] = {
     "guides": (1, 2, 3, 4),
 }
 OPERATORS = 8
+CPU = torch.device("cpu")
 
 
 def unet(folder: Path, side: int) -> Path:
@@ -98,24 +100,11 @@ def planned(path: Path, batch: int, guides: int = 1, experts: int = EXPERTS, **h
     )
 
 
-def in_turn(works: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
-    """Seconds of each function, once a round, after a first round that does not count."""
-    seconds: dict[Any, list[float]] = {key: [] for key in works}
-    for number in range(rounds + 1):
-        for key, work in works.items():
-            start = time.perf_counter()
-            work()
-            if number:
-                seconds[key].append(time.perf_counter() - start)
-    return seconds
-
-
-def step(run: Plan) -> tuple[Callable[[], object], Any]:
+@contextlib.contextmanager
+def step(run: Plan) -> Iterator[tuple[Callable[[], object], Any]]:
     """A guided step of a run, and its guides."""
-    draw = drawing(run).__enter__()  # the process ends soon enough
     noise, index = NoiseSource(0), len(run.process) // 2
     x = noise((run.num, *run.stage.shape))
-    guides = [one.rows(0, run.num) for one in draw.guides]
 
     def work() -> object:
         how: Any = {
@@ -126,7 +115,9 @@ def step(run: Plan) -> tuple[Callable[[], object], Any]:
         with computing_in(run.compute.precision, run.device):
             return list(trajectory(run.stage, run.process, x, noise, **how))
 
-    return work, guides
+    with drawing(run) as draw:
+        guides = [one.rows(0, run.num) for one in draw.guides]
+        yield work, guides
 
 
 def growth(folder: Path) -> Iterator[tuple[str, int, float]]:
@@ -136,16 +127,16 @@ def growth(folder: Path) -> Iterator[tuple[str, int, float]]:
             side = value if what == "side" else SIDE
             batch = value if what == "batch" else 1 if what == "side" else BATCH
             more = {what: value} if what in ("experts", "guides") else {}
-            work, _ = step(planned(folder / f"{side}.safetensors", batch, **more))
-            yield what, value, statistics.median(in_turn({0: work}, 3)[0])
+            with step(planned(folder / f"{side}.safetensors", batch, **more)) as (work, _):
+                yield what, value, statistics.median(in_turn({0: work}, 3, CPU)[0])
 
 
 def operators(path: Path) -> list[list[Any]]:
     """The operators of a step that take longest, with their share of the time."""
-    work, _ = step(planned(path, BATCH))
-    work()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with step(planned(path, BATCH)) as (work, _):
         work()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            work()
     every = sorted(seen.key_averages(), key=lambda row: -row.self_cpu_time_total)
     whole = sum(row.self_cpu_time_total for row in every)
     return [
@@ -156,11 +147,9 @@ def operators(path: Path) -> list[list[Any]]:
 
 def switch(path: Path) -> float:
     """Seconds to merge another expert of five."""
-    _, [one] = step(planned(path, 1))
-    works: dict[Any, Callable[[], object]] = {
-        k: (lambda k=k: one.experts.activate(k)) for k in range(EXPERTS)
-    }
-    return statistics.median(chain.from_iterable(in_turn(works, ROUNDS).values()))
+    with step(planned(path, 1)) as (_, [one]):
+        works = {k: partial(one.experts.activate, k) for k in range(EXPERTS)}
+        return statistics.median(chain.from_iterable(in_turn(works, ROUNDS, CPU).values()))
 
 
 def measure() -> dict[str, Any]:

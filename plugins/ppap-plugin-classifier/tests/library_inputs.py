@@ -202,7 +202,7 @@ def levels(guide: GuidanceModel, image: Image.Image, expected: Tensor) -> float:
     ours = fed(guide, image)
     if ours.shape != expected.shape:
         return float("inf")
-    shown: Any = getattr(guide, "shown", None) or guide.feed  # type: ignore[union-attr]
+    shown: Any = getattr(guide, "shown", None) or guide.feed  # type: ignore[union-attr]  # one or the other
     unit = 2 * shown._scale / 255  # of the network's input
     return float(((ours - expected).abs() / unit).max())
 

@@ -58,7 +58,7 @@ def speed(ours: Plan, published: Plan, rounds: int = 7) -> dict[str, Any]:
             **{("published", name): work for name, work in theirs.items()},
             **{("ceiling", name): work for name, (work, _) in ceilings.items()},
         }
-        seconds = _in_turn(works, rounds, ours.device)
+        seconds = in_turn(works, rounds, ours.device)
     flops = {name: ceilings[name][1] / min(seconds["ceiling", name]) for name in ceilings}
     costs = _costs(ours)
     return {
@@ -89,7 +89,7 @@ def speed(ours: Plan, published: Plan, rounds: int = 7) -> dict[str, Any]:
     }
 
 
-def _in_turn(
+def in_turn(
     works: Mapping[Any, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[Any, list[float]]:
     """Seconds of each function, once a round; the first round, which is slower, is left out."""
