@@ -24,7 +24,7 @@ SHELL := bash
 # Where modules lie that tests and the makers of pages share.
 SHARED := $(subst $() ,:,tests $(wildcard plugins/*/tests))
 
-.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost speed speeds docs wheels matrix oldest clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost speed speeds docs linkcheck wheels matrix oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,7 +32,7 @@ help:
 	@echo "make test     lint, types, import contracts and tests"
 	@echo "make parity   only the comparison with the published networks, schedules and samplers"
 	@echo "make slow     what takes longer than a few minutes"
-	@echo "make matrix   try each plugin in an environment of its own, from its wheel; minutes"
+	@echo "make matrix   try each plugin and its tests in an environment of its own, from its wheel; half an hour"
 	@echo "make oldest   test with the oldest versions of all libraries; several GB, minutes"
 	@echo "make wheels   build the core and every plugin, reproducibly, into dist/"
 	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
@@ -45,6 +45,7 @@ help:
 	@echo "make speed    measure a guided step beside the style of the published code, into docs/speed.md; on a machine at rest"
 	@echo "make speeds   measure how fast 1, 2 and 4 processes draw, into docs/machines.md; on a machine at rest"
 	@echo "make docs     build the pages, with warnings as errors, into docs/_build/html"
+	@echo "make linkcheck  ask whether the pages that the documentation links to exist; needs internet"
 	@echo "make costs    measure a guided step and the memory of experts, into docs/adapters.md; on a machine at rest"
 
 # One stamp for all: made anew when any distribution's metadata changes. What builds them, and
@@ -161,6 +162,10 @@ $(VENV)/.docs: $(VENV)/.installed
 
 docs: $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -n -b html docs docs/_build/html
+
+# Links within the repository are checked by `make docs` and by the tests.
+linkcheck: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
 
 full-size: $(VENV)/.installed
 	$(BIN)/python docs/make_checkpoints.py measure

@@ -46,3 +46,6 @@ napoleon_numpy_docstring = False
 
 # Only our own names are checked: no inventory of another project is at hand while building.
 nitpick_ignore_regex = [("py:.*", ".*")]
+
+# Files of this repository, which the build itself looks for.
+linkcheck_ignore = [r"https://github\.com/ppap-framework/ppap-framework/blob/"]

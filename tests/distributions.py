@@ -23,6 +23,11 @@ from pathlib import Path
 import attrs
 
 REPOSITORY = Path(__file__).parent.parent
+EVERY_PLUGIN = all(
+    importlib.util.find_spec(path.parent.name)
+    for path in REPOSITORY.glob("plugins/*/src/*/__init__.py")
+)
+"""Whether all of this repository's plugins are installed."""
 PACKAGES = (
     *("attr", "attrs", "click", "markdown_it", "mdurl", "platformdirs", "pluggy", "pygments"),
     *("rich", "typing_extensions"),

@@ -216,6 +216,21 @@ def test_a_plugin_alone(index: Path, tmp_path: Path, plugin: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plugin", PLUGINS)
+def test_its_own_tests(index: Path, tmp_path: Path, plugin: str) -> None:
+    """Beside it are what tests need, the extra `dev` of the core, and of ours what both require."""
+    environment = Environment.create(tmp_path / "environment", index)
+    environment.install("ppap-framework[dev]", plugin)
+    configuration = ("-c", REPOSITORY / "pyproject.toml", "-p", "no:cacheprovider")
+    tests = REPOSITORY / "plugins" / plugin / "tests"
+    # The current folder is the environment's, so what is ours comes from its wheels.
+    python = environment.folder / "bin" / "python"
+    done = environment.run(python, "-m", "pytest", "-q", *configuration, tests)
+    print(done.stdout[-9000:], done.stderr[-3000:])  # counts, and why tests were skipped
+    assert done.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", PLUGINS)
 def test_the_commands_of_its_readme(index: Path, tmp_path: Path, plugin: str) -> None:
     """In an environment with what its README installs, and nothing else."""
     (_, _, *names), *commands = card(plugin)

@@ -104,10 +104,10 @@ def ppap(
 
 
 @contextlib.contextmanager
-def plugged(site: Path) -> Iterator[Path]:
-    """The plugin that is installed in `site`, and no other, in this process."""
+def plugged(site: Path, *others: str) -> Iterator[Path]:
+    """The plugin that is installed in `site`, and of others those named, in this process."""
     before = os.environ.get("PPAP_PLUGINS")
-    os.environ["PPAP_PLUGINS"] = "ppap-plugin-toy"
+    os.environ["PPAP_PLUGINS"] = ",".join(["ppap-plugin-toy", *others])
     sys.path.insert(0, str(site))
     registry.cache_clear()
     try:

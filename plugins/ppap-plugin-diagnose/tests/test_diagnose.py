@@ -679,6 +679,8 @@ class TestCommand:
 
 def test_a_classifier_off_the_shelf(site: Path, tmp_path: Path) -> None:
     """The embedded one, as a user types it: noise takes its understanding, and not all at once."""
+    pytest.importorskip("ppap_plugin_classifier", reason="the classifier")
+    pytest.importorskip("ppap_plugin_shapes", reason="its weights")
     done = toy_distribution.ppap(
         site,
         tmp_path,

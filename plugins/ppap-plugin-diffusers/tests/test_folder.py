@@ -254,6 +254,7 @@ def predicting(what: str) -> Callable[[Path], object]:
     ],
 )
 def test_a_fault_typed(
+    toy: None,
     latent: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -266,7 +267,7 @@ def test_a_fault_typed(
     shutil.copytree(latent, folder)
     break_it(folder)
     command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--out", out)
-    guide = ("--guider", "classifier", "--target", "red cube", "--num", "1", "--steps", "2")
+    guide = ("--guider", "colour", "--target", "green", "--num", "1", "--steps", "2")
     refused(typed(capsys)(*command, *guide), code, words, "hint: ")
     assert not out.exists()
 

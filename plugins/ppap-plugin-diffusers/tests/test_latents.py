@@ -34,13 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reference") / "ref.png"
-    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(path)
-    return path
-
-
 def brightening() -> Guide:
     return guide_of(
         lambda x, _: x.mean((1, 2, 3)), lambda p, t: (p - t).square(), torch.ones(1), scale=30.0
@@ -58,9 +51,9 @@ def test_every_family_is_guided(name: str, through: Any) -> None:
     assert gained.gt(0.0).all()
 
 
-def test_from_the_command_line(folder: Path, reference: Path, tmp_path: Path, run: Run) -> None:
-    command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--guider", "depth")
-    target = ("--target", reference, "--scale", "10", "--prompt", "a cat", "--num", "1")
+def test_from_the_command_line(toy: None, folder: Path, tmp_path: Path, run: Run) -> None:
+    command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--guider", "colour")
+    target = ("--target", "green", "--scale", "10", "--prompt", "a cat", "--num", "1")
     out = tmp_path / "out"
     refused(run(*command, *target, "--out", out), 2, "draws latents", "--through detached")
     assert not out.exists()

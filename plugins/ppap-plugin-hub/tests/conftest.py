@@ -14,14 +14,13 @@ from commands import Run
 from hub_server import Hub
 
 from ppap_framework.data import synthesize
-from ppap_plugin_hub import commands as hub_commands
 
 
 @pytest.fixture(scope="session")
 def toy_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy plugin, and this one's entry points, as an installation leaves them."""
     site = toy_distribution.install(tmp_path_factory.mktemp("hub-toy") / "site")
-    project = (Path(hub_commands.__file__).parents[2] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     groups = project.split("[project.entry-points.")[1:]
     folder = site / "ppap_plugin_hub-0.1.0.dist-info"
     folder.mkdir()

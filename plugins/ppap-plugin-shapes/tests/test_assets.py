@@ -17,6 +17,12 @@ from ppap_plugin_shapes.world import CLASS_NAMES
 ASSETS = ppap_assets()
 FILES = [asset for asset in ASSETS if isinstance(asset, AssetFile)]
 BUNDLES = [asset for asset in FILES if isinstance(asset, ExpertBundle)]
+PACKAGES = {
+    "classifier": "ppap_plugin_classifier",
+    "depth": "ppap_plugin_midas",
+    "segmentation": "ppap_plugin_segmentation",
+}
+"""Guiders, and the packages that supply them."""
 
 
 @pytest.mark.parametrize("asset", FILES, ids=lambda asset: asset.name)
@@ -32,6 +38,7 @@ def test_bundles_are_for_the_networks_here(bundle: ExpertBundle) -> None:
     info = read_bundle_info(path)
     assert (info.guide.component, info.backend.component) == (bundle.guider, bundle.backend)
     assert (info.scales, info.curve) != (None, None)
+    pytest.importorskip(PACKAGES[bundle.guider], reason="the guider")
     run = ppap.sample(bundle.backend, [ppap.guide(bundle.guider)], num=1, steps=1)
     assert run.plan.guides[0].chosen is not None
     assert run.plan.guides[0].chosen.name == bundle.name
@@ -46,6 +53,7 @@ def test_default_targets_are_among_the_classes() -> None:
 
 def test_experts_lead_where_the_untouched_network_does_not() -> None:
     """By the eyes of the judge, which guides nothing."""
+    pytest.importorskip(PACKAGES["classifier"], reason="the guide and the judge")
     aims = torch.arange(0, 32, 4)
     guide = ppap.guide("classifier", target=aims.numpy())
     drawn = ppap.sample("adm", [guide], num=8, steps=20, batch=8, seed=3, compare=True)

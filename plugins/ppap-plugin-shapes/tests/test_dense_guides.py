@@ -28,6 +28,9 @@ from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe
 from ppap_framework.targets import decode_target
 
+pytest.importorskip("ppap_plugin_midas", reason="the guider depth")
+pytest.importorskip("ppap_plugin_segmentation", reason="the guider segmentation")
+
 PACKAGE = Path(str(files("ppap_plugin_shapes")))
 SCENE = np.asarray(Image.open(PACKAGE / "references" / "scene-2.png").convert("RGB"))
 KINDS = ("depth", "segmentation")

@@ -92,11 +92,14 @@ class TestPluginFile:
         assert registry().specs("guider")[0].name == "fake"
         assert "acme_quick_guider" not in sys.modules
 
-    def test_it_is_diagnosed_and_adapted(self, typed: Run, fakes: None, file: str) -> None:
+    def test_it_is_diagnosed(self, typed: Run, fakes: None, file: str) -> None:
+        pytest.importorskip("ppap_plugin_diagnose", reason="the command")
         more = ("--backend", "fake", "--guider", "acme-quick", "--plugin-file", file)
         few = ("--num", "4", "--steps", "2")
         done = typed("diagnose", *more, *few, "--levels", "3", "--target", "0.3", "--out", "d")
         assert done.code == 0, done.err
+
+    def test_it_is_adapted(self, typed: Run, fakes: None, file: str) -> None:
         adapter = write_file("adapter", "acme-scale")
         text = Path(file).read_text().replace("acme-quick", "acme-other")
         Path("both.py").write_text(

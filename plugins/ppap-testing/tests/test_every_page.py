@@ -24,7 +24,7 @@ import click
 import pages
 import pytest
 import yaml
-from distributions import REPOSITORY
+from distributions import EVERY_PLUGIN, REPOSITORY
 from pages import PAGES
 
 import ppap_framework as framework
@@ -53,6 +53,10 @@ PLACEHOLDERS = {
     "docs/inside-diffusers.md": "pipe components size loop index",
 }
 """Names in programs of a page that its reader has."""
+
+of_every_plugin = pytest.mark.skipif(
+    not EVERY_PLUGIN, reason="what is typed is of every plugin of the repository"
+)
 
 EXAMPLE = "polish"
 """A command of nobody's, by which pages explain how plugins add theirs."""
@@ -370,6 +374,7 @@ def check_call(function: Any, node: ast.Call) -> None:
     )
 
 
+@of_every_plugin
 @pytest.mark.parametrize("name", NAMES)
 def test_all_code_is_right(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = REPOSITORY / name
@@ -432,6 +437,7 @@ def helped(command: click.Command, context: click.Context) -> Iterator[tuple[str
         yield from helped(child, click.Context(child, parent=context, info_name=name))
 
 
+@of_every_plugin
 def test_the_examples_of_help_are_right(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     seen = []

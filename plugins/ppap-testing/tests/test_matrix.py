@@ -7,8 +7,6 @@ from typing import Any
 
 import glide_files
 import pytest
-import timm
-import tiny_pipelines
 import tiny_towers
 import torch
 import torchvision
@@ -19,6 +17,9 @@ from ppap_framework.plugin import ComponentKind
 from ppap_framework.registry import registry
 from ppap_testing import run_checks
 from ppap_testing.checking import SUITES, suite_of
+
+timm = pytest.importorskip("timm", reason="makes networks of several plugins")
+tiny_pipelines = pytest.importorskip("tiny_pipelines", reason="makes a pipeline of diffusers")
 
 COMPONENTS = [
     (kind, spec.name)

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from distributions import REPOSITORY
-from library_inputs import TOLERANCE, architectures, of_timm, of_transformers, picture
-from network_trials import kinds as all_kinds
 from tiny_networks import Task
 
 from ppap_framework.learn import distillation
+
+for name in ("classifier", "clip", "detection", "likeness", "midas", "segmentation", "shapes"):
+    pytest.importorskip(f"ppap_plugin_{name}", reason="a guide is of it, or the diffusion model")
+
+from library_inputs import TOLERANCE, architectures, of_timm, of_transformers, picture  # noqa: E402
+from network_trials import kinds as all_kinds  # noqa: E402
 
 KINDS = [*all_kinds()]
 LONG = ("fcn", "deeplab", "fcos", "retinanet", "d_fine")

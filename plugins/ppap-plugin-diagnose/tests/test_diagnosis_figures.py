@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,11 +14,8 @@ from torch import Tensor
 from ppap_figures.diagnosis import draw
 from ppap_framework.components import Target, TaskLoss
 from ppap_framework.guidance import Guide
-
-if TYPE_CHECKING:
-    from ppap_plugin_diagnose.diagnosis import Diagnosis
-
-diagnosing = pytest.importorskip("ppap_plugin_diagnose.diagnose")
+from ppap_plugin_diagnose.diagnose import diagnose
+from ppap_plugin_diagnose.diagnosis import Diagnosis
 
 
 class Margin(TaskLoss):
@@ -36,8 +32,7 @@ def found(number: int | None, *, classification: bool) -> Diagnosis:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 8, 8), generator=generator, dtype=torch.uint8)
     how = {"levels": 3, "num_experts": 2, "classification": classification}
-    made: Diagnosis = diagnosing.diagnose(Backend(), guide, images, **how)
-    return made
+    return diagnose(Backend(), guide, images, **how)
 
 
 @pytest.mark.parametrize(
