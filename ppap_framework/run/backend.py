@@ -132,7 +132,8 @@ def find_backend(
     if dtype is not None and cast not in _DTYPES:
         raise UsageError(f"dtype cannot be {dtype!r}", hint=f"choose one of {', '.join(_DTYPES)}")
     wanted = checkpoint if isinstance(checkpoint, str | None) else Path(checkpoint)
-    if spec.opens and wanted is not None:
+    is_card = any(card.name == wanted for card in registry().cards(name, "backend"))
+    if spec.opens and wanted is not None and not is_card:
         with without_downloads(offline):
             found = registry().opened(spec, wanted)
     elif not (wanted or dtype or spec.needs_checkpoint or registry().cards(name, "backend")):

@@ -81,6 +81,29 @@ def publish_folder(
     return path
 
 
+def publish_pipeline(
+    name: str,
+    summary: str,
+    pipe: Any,
+    denoiser: str,
+    image_size: int,
+    training: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> Path:
+    """Write `weights/NAME/`, a pipeline as diffusers saves it, in half precision, and the card of
+    its denoiser's file, `weights/NAME.json`.
+
+    Args:
+        pipe: A pipeline of diffusers, with the averaged weights.
+        denoiser: Name of the component that denoises.
+        image_size: Height and width of what it draws. The rest is as for `publish`.
+    """
+    pipe.to(torch.float16).save_pretrained(WEIGHTS / name)
+    path = WEIGHTS / name / denoiser / "diffusion_pytorch_model.safetensors"
+    _write_card(path, name, "diffusers", "backend", summary, training, metrics, True, image_size)
+    return path
+
+
 def _halves(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     halves = halved(state)
     too_large = [
@@ -102,6 +125,7 @@ def _write_card(
     training: Mapping[str, Any],
     metrics: Mapping[str, Any],
     default: bool,
+    image_size: int = 32,
 ) -> None:
     card = Card(
         name=name,
@@ -112,7 +136,7 @@ def _write_card(
         sha256=file_sha256(path),
         size=path.stat().st_size,
         licence="Apache-2.0",
-        image_size=32,
+        image_size=image_size,
         default=default,
     )
     record = {"card": attrs.asdict(card), "training": dict(training), "metrics": dict(metrics)}

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
@@ -88,9 +89,17 @@ def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
 
 
 def load_pipeline(checkpoint: Checkpoint) -> Any:
-    """The pipeline of `open_pipeline`, frozen and in evaluation mode; AssetError if it fails."""
+    """The pipeline of a checkpoint, frozen and in evaluation mode; AssetError if it fails.
+
+    Args:
+        checkpoint: What `open_pipeline` made, or a card's, which is the denoiser's file in its
+            folder in the pipeline's.
+    """
     import diffusers
 
+    if "folder" not in checkpoint.architecture:
+        opened = open_pipeline(checkpoint.path.parents[1])
+        checkpoint = attrs.evolve(opened, dtype=checkpoint.dtype)
     folder, stated = Path(checkpoint.architecture["folder"]), checkpoint.architecture["class"]
     family, index = family_of(stated), _read(folder / _INDEX)
     parts: dict[str, Any] = {name: None for name in _UNUSED if name in index}
