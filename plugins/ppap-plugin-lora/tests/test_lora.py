@@ -44,15 +44,22 @@ def found(network: nn.Module, **options: object) -> list[str]:
     dilation=st.integers(1, 2),
     rank=st.integers(1, 3),
     alpha=st.sampled_from([0.5, 4.0]),
+    layout=st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )
 def test_convolution_is_two_convolutions(
-    groups: int, kernel: tuple[int, int], stride: int, dilation: int, rank: int, alpha: float
+    groups: int,
+    kernel: tuple[int, int],
+    stride: int,
+    dilation: int,
+    rank: int,
+    alpha: float,
+    layout: torch.memory_format,
 ) -> None:
     """Each group: first into r channels with A, then 1 x 1 into its outputs with its rows of B."""
     layer = nn.Conv2d(
         4, 8, kernel, stride=stride, padding=2, dilation=dilation, groups=groups
     ).double()
-    network = nn.Sequential(layer)
+    network = nn.Sequential(layer).to(memory_format=layout)
     adapter = attached(network, rank=rank, alpha=alpha, targets="0")
     state = filled(adapter)
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)

@@ -77,11 +77,18 @@ class LowRank(nn.Module):
         self.scale = options.alpha / options.rank
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W' for W."""
+        """W' for W, in the memory format of W."""
+        last = self.lora_A.shape[1] == weight[0].numel() and not weight.is_contiguous()
+        last = last and weight.is_contiguous(memory_format=torch.channels_last)
         with torch.autocast(weight.device.type, enabled=False):
-            matrix = weight.to(self.lora_A.dtype).reshape(len(self.lora_B), -1)
-            matrix = torch.addmm(matrix, self.lora_B, self.lora_A, alpha=self.scale)
-            return matrix.view(weight.shape).to(weight.dtype)
+            given = weight.to(self.lora_A.dtype)
+            a: Tensor = self.lora_A
+            if last:  # ordering the columns of A as they lie in memory saves two copies of W
+                given = given.permute(0, 2, 3, 1)
+                a = a.view(-1, *weight.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+            matrix = given.reshape(len(self.lora_B), -1)
+            changed = torch.addmm(matrix, self.lora_B, a, alpha=self.scale).view(given.shape)
+            return (changed.permute(0, 3, 1, 2) if last else changed).to(weight.dtype)
 
 
 def _factors(weight: Tensor, options: LoraOptions) -> tuple[int, int, int]:
