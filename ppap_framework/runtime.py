@@ -7,6 +7,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -106,16 +107,17 @@ def frozen(
         yield
 
 
-@contextlib.contextmanager
-def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """A context that sets the precision of matrix products and convolutions."""
-    half = precision == "bfloat16"
-    # The backward pass of fused attention in bfloat16 is so slow on CPUs that a small SegFormer's
-    # gradients take twice as long with it as with two plain products.
-    plain = half and device.type == "cpu"
-    attention = sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half), attention:
-        yield
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def attending(device: torch.device) -> AbstractContextManager[object]:
+    """A context without fused attention where its backward pass is slow, in bfloat16 on CPUs: a
+    small SegFormer's gradients take twice as long with it. Without gradients it is the faster one.
+    """
+    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    return sdpa_kernel(SDPBackend.MATH) if slow else contextlib.nullcontext()
 
 
 def peak_memory(device: torch.device) -> int | None:

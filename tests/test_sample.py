@@ -19,6 +19,7 @@ import torch
 from commands import Run
 from distributions import REPOSITORY
 from torch import Tensor, nn
+from torch.backends.cuda import flash_sdp_enabled
 from toy_distribution import MEANS, SIZE, SPREAD, TIMESTEPS, green, write_experts
 from toy_guides import Brightness
 
@@ -36,7 +37,14 @@ from ppap_framework.errors import PluginError, PpapError, UsageError
 from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import Compute, Sampling, changed, counts_of, draw, plan
-from ppap_framework.runtime import Progress, frozen, isolated, peak_memory
+from ppap_framework.runtime import (
+    Progress,
+    attending,
+    computing_in,
+    frozen,
+    isolated,
+    peak_memory,
+)
 
 pytestmark = pytest.mark.usefixtures("site")
 
@@ -108,11 +116,13 @@ class TestSample:
     def test_in_bfloat16_networks_multiply_and_losses_do_not(self, toy: DiffusionBackend) -> None:
         said: list[torch.dtype] = []
         given: set[torch.dtype] = set()
+        fused: list[bool] = []
 
         class Linear(nn.Linear):
             def forward(self, images: Tensor) -> Tensor:
                 logits = super().forward(images.mean((2, 3)))
                 said.append(logits.dtype)
+                fused.append(flash_sdp_enabled())
                 return logits
 
         def energy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -131,6 +141,10 @@ class TestSample:
         # Three probes before drawing, and finished images, are looked at in float32.
         probes, drawn = [full] * 3, [*[half] * 3, full]
         assert said == [*probes, *[full] * 4, *probes, *drawn, *probes, *drawn]
+        assert fused == [dtype == full for dtype in said]  # gradients in bfloat16 are slow so
+        cpu = torch.device("cpu")
+        with computing_in("bfloat16", cpu), torch.no_grad(), attending(cpu):
+            assert flash_sdp_enabled()
         assert given == {full}
         assert torch.equal(named, as_torch)
         assert not torch.equal(plain, named)

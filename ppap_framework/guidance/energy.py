@@ -31,6 +31,7 @@ from ppap_framework.guidance.guide import Guide
 from ppap_framework.guidance.moments import Moments
 from ppap_framework.guidance.statistics import Tally
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.runtime import attending
 
 Through: TypeAlias = Literal["noisy", "clean", "detached"]
 Conflicts: TypeAlias = Literal["keep", "remove"]
@@ -98,7 +99,7 @@ class EnergyGuidance:
     def _through_denoiser(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor]:
-        with torch.enable_grad():
+        with torch.enable_grad(), attending(x_t.device):
             x = x_t.detach().requires_grad_()
             prediction = denoise(x)
             x0 = prediction.x0
@@ -114,7 +115,7 @@ class EnergyGuidance:
         self, x0: Tensor, x: Tensor, time: float, level: NoiseLevel, whose: str
     ) -> tuple[Tensor, Tensor]:
         """The pull of the images of x0, differentiated to x, and how many are not finite, ()."""
-        with torch.enable_grad():
+        with torch.enable_grad(), attending(x0.device):
             images = self.decode(x0)
         seen = images.detach() if self.through == "clean" else images.detach().clamp(-1.0, 1.0)
         # Guides are differentiated one by one down to the images, then the rest once for their sum.

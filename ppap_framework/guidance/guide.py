@@ -24,6 +24,7 @@ from ppap_framework.experts import (
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened
+from ppap_framework.runtime import attending
 
 Scale: TypeAlias = "float | str | None"
 """Guidance scale: a number multiplies the calibrated curve of the guide's experts, and is absolute
@@ -211,7 +212,7 @@ class Guide:
         PluginError if the energies are not (B,) or do not depend on the images, UsageError if the
         target is an index beyond the model's outputs, and errors as of `read`.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), attending(images.device):
             x = images.detach().requires_grad_()
             energy = self.energy(x, level)
             gradient = None

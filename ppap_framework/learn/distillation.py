@@ -32,7 +32,7 @@ from ppap_framework.learn.recipe import SHARED, Phase, Recipe
 from ppap_framework.noise import NoiseSchedule
 from ppap_framework.predictions import widened
 from ppap_framework.processes import Processes, normalized
-from ppap_framework.runtime import computing_in, evaluating
+from ppap_framework.runtime import attending, computing_in, evaluating
 
 _STATISTICS_BATCHES = 50
 _CLIP = 1.0
@@ -286,7 +286,7 @@ class Distillation:
     def _predict(self, batch: Batch) -> Any:
         x0 = self._data.images(batch.images)
         x_t = self._schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
-        with computing_in(self._recipe.precision, x0.device):
+        with computing_in(self._recipe.precision, x0.device), attending(x0.device):
             x_t = x_t.contiguous(memory_format=torch.channels_last)
             return self._experts.student(x_t, self._schedule.level(batch.timesteps))
 

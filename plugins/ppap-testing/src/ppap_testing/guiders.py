@@ -13,7 +13,7 @@ from ppap_framework.errors import PluginError, PpapError
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.plugin import GuiderSpec
 from ppap_framework.predictions import tensors_of, widened
-from ppap_framework.runtime import computing_in, evaluating, isolated
+from ppap_framework.runtime import attending, computing_in, evaluating, isolated
 from ppap_testing.guider_targets import LONGEST, TargetChecks
 from ppap_testing.probes import (
     close,
@@ -286,7 +286,8 @@ class GuiderConformance(TargetChecks):
         """it works in bfloat16, as with --precision bfloat16"""
         self.gradient()
         try:
-            with computing_in("bfloat16", torch.device("cpu")):
+            cpu = torch.device("cpu")
+            with computing_in("bfloat16", cpu), attending(cpu):
                 images = self._images().requires_grad_()
                 (gradient,) = torch.autograd.grad(self._energy(images).sum(), images)
         except (PluginError, RuntimeError) as error:
