@@ -23,7 +23,7 @@ from ppap_framework.checkpoints import misfits
 from ppap_framework.components import ExpertAdapter
 from ppap_framework.errors import AssetError, UsageError
 
-__all__ = ["Adaptation", "ParametrizationAdapter"]
+__all__ = ["Adaptation", "Parametrization", "ParametrizationAdapter"]
 
 _Slots = list[tuple[str, nn.Module, str]]
 """The places that hold one tensor: full name, module, name in it. Tied tensors have several."""
@@ -35,6 +35,14 @@ _in_training: WeakSet[nn.Module] = WeakSet()
 """The networks in which an expert lives unmerged."""
 
 
+class Parametrization(nn.Module):
+    """A parametrization that can write P(W) without an intermediate tensor: see `Adaptation`."""
+
+    def write(self, weight: Tensor, out: Tensor) -> None:
+        """Write P(W) into a tensor with the layout of W; bitwise equal to `forward`."""
+        out.copy_(self(weight))
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Adaptation:
@@ -43,8 +51,8 @@ class Adaptation:
     Attributes:
         parametrizations: For the full name of each parameter W, a function from W to P for one
             expert: a module that takes W and returns a tensor of the same shape, dtype and device,
-            at first equal to W. Its parameters are trained. The functions are called for all of
-            expert 0, then for all of expert 1, and so on.
+            at first equal to W. Its parameters are trained. A `Parametrization` may be faster. The
+            functions are called for all of expert 0, then for all of expert 1, and so on.
         buffers: Full names of the buffers of which every expert has its own.
     """
 
@@ -96,8 +104,7 @@ class ParametrizationAdapter(ExpertAdapter):
         if both := [name for name in places if name in taken]:
             fault = f"another adapter of this network changes {both[0]} too ({len(both)} in all)"
             raise UsageError(fault, hint="use one of the two, or narrow its targets")
-        tensors, makers = _tensors(places), adaptation.parametrizations
-        made: list[_Expert] = []
+        tensors, makers, made = _tensors(places), adaptation.parametrizations, list[_Expert]()
         for _ in range(experts):
             own = {n: make(tensors[n].detach()) for n, make in makers.items() if n in places}
             buffers = {n: tensors[n].clone() for n in adaptation.buffers if n in places}
@@ -117,7 +124,11 @@ class ParametrizationAdapter(ExpertAdapter):
             self._kept = {name: tensor.clone() for name, tensor in tensors.items()}
         expert.to(tensors)
         for name, parametrization in expert.parametrizations.items():
-            tensors[name].copy_(parametrization(self._kept[name].to(tensors[name].device)))
+            given, out = self._kept[name].to(tensors[name].device), tensors[name]
+            if isinstance(parametrization, Parametrization):
+                parametrization.write(given, out)
+            else:
+                out.copy_(parametrization(given))
         for name, buffer in expert.buffers.items():
             tensors[name].copy_(buffer)
 

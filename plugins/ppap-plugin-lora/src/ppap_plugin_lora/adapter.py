@@ -24,7 +24,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ppap_framework.author import Adaptation, ExpertAdapter, ParametrizationAdapter, UsageError
+from ppap_framework.author import (
+    Adaptation,
+    ExpertAdapter,
+    Parametrization,
+    ParametrizationAdapter,
+    UsageError,
+)
 from ppap_plugin_lora.options import LoraOptions
 
 __all__ = ["LowRank", "make_lora"]
@@ -50,7 +56,7 @@ def make_lora(options: LoraOptions | None = None) -> ExpertAdapter:
     return ParametrizationAdapter(partial(_adaptation, options or LoraOptions()))
 
 
-class LowRank(nn.Module):
+class LowRank(Parametrization):
     """W to W + alpha / r * reshape(B A, W).
 
     The sum is computed in float32, or in float64 if W is float64, regardless of autocast, and
@@ -78,17 +84,35 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """W' for W, in the memory format of W."""
-        last = self.lora_A.shape[1] == weight[0].numel() and not weight.is_contiguous()
-        last = last and weight.is_contiguous(memory_format=torch.channels_last)
+        given, a, last = self._ordered(weight.to(self.lora_A.dtype))
         with torch.autocast(weight.device.type, enabled=False):
-            given = weight.to(self.lora_A.dtype)
-            a: Tensor = self.lora_A
-            if last:  # ordering the columns of A as they lie in memory saves two copies of W
-                given = given.permute(0, 2, 3, 1)
-                a = a.view(-1, *weight.shape[1:]).permute(0, 2, 3, 1).flatten(1)
             matrix = given.reshape(len(self.lora_B), -1)
-            changed = torch.addmm(matrix, self.lora_B, a, alpha=self.scale).view(given.shape)
-            return (changed.permute(0, 3, 1, 2) if last else changed).to(weight.dtype)
+            matrix = torch.addmm(matrix, self.lora_B, a, alpha=self.scale)
+        changed = matrix.view(given.shape)
+        return (changed.permute(0, 3, 1, 2) if last else changed).to(weight.dtype)
+
+    def write(self, weight: Tensor, out: Tensor) -> None:
+        """See `Parametrization.write`."""
+        given, a, last = self._ordered(weight)
+        into = out.permute(0, 2, 3, 1) if last else out
+        if not (weight.dtype == out.dtype == a.dtype and into.is_contiguous()):
+            super().write(weight, out)
+            return
+        rows = len(self.lora_B)
+        matrix, into = given.reshape(rows, -1), into.view(rows, -1)
+        with torch.autocast(weight.device.type, enabled=False):
+            torch.addmm(matrix, self.lora_B, a, alpha=self.scale, out=into)
+
+    def _ordered(self, weight: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """W and A, with the channels of kernels last if those of W lie so, and whether they do.
+        Ordering A saves copies of W, which is larger.
+        """
+        a: Tensor = self.lora_A
+        plain = a.shape[1] == weight[0].numel() and not weight.is_contiguous()
+        if not (plain and weight.is_contiguous(memory_format=torch.channels_last)):
+            return weight, a, False
+        a = a.view(-1, *weight.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return weight.permute(0, 2, 3, 1), a, True
 
 
 def _factors(weight: Tensor, options: LoraOptions) -> tuple[int, int, int]:
