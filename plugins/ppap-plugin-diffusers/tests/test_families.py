@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from diffusers import FlowMatchEulerDiscreteScheduler
-from tiny_pipelines import TINY, drawn, noise_of, told
+import torch
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler
+from tiny_pipelines import PROMPTS, TINY, drawn, made, noise_of, prx, prx_pixel, told
 from torch.testing import assert_close
 
 import ppap_framework as ppap
@@ -59,6 +60,58 @@ def test_dynamic_shifts_are_the_scheduler_s(kind: str, tokens: int) -> None:
     kept = convention_of(scheduler, False, tokens, ends_with_steps=True).timesteps(4)
     theirs = [1000 * s - 1 for s in scheduler.sigmas[:-1].flip(0).tolist()]
     assert kept == pytest.approx(theirs, abs=1e-3)
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0, 3.7])
+def test_noise_of_another_scale_is_another_noise_level(noise: float) -> None:
+    """At each timestep, what the network is told and fed is (1 - s) x_0 + s k eps."""
+    convention = convention_of(FlowMatchEulerDiscreteScheduler(shift=3.0), False, noise=noise)
+    for t in convention.timesteps(4):
+        base = torch.tensor([t], dtype=torch.float64)
+        x0, eps = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
+        alpha, sigma = convention.alpha_sigma(x0, base)
+        y, told = convention.fed(alpha * x0 + sigma * eps, base)
+        s = told.item() / 1000
+        assert_close(y, (1.0 - s) * x0 + s * noise * eps)
+        assert convention.base(told.item()) == pytest.approx(t)
+        assert convention.scale(None, told.item()) * y.std() == pytest.approx(
+            (alpha * x0 + sigma * eps).std().item()
+        )
+        v = noise * eps - x0
+        prediction = convention.prediction(v, alpha * x0 + sigma * eps, base)
+        assert_close(prediction.x0, x0)
+        assert_close(convention.output(prediction, base), v)
+
+
+@pytest.mark.parametrize("noise", [0.0, -2.0, float("nan"), "2", None])
+def test_an_impossible_scale_of_noise(noise: Any) -> None:
+    with pytest.raises(AssetError, match="noise_scale of the PRXPixelPipeline is"):
+        ppap.backend(prx_pixel(noise_scale=noise))
+
+
+def test_a_deep_compression_autoencoder() -> None:
+    decoder = made(
+        AutoencoderDC,
+        latent_channels=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(4, 8),
+        decoder_block_out_channels=(4, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.41,
+    )
+    pipe = prx(decoder)
+    backend = ppap.backend(pipe)
+    (stage,) = backend.stages
+    own = ppap.sample(backend, num=2, steps=4, sampler="ddim", prompt=PROMPTS).images_01
+    theirs = drawn(pipe, noise_of(stage.shape), 4, prompt=PROMPTS)
+    assert_close(own, theirs, **TOLERANCE)
+    images = torch.rand(1, *stage.image_shape) * 2 - 1
+    with torch.no_grad():
+        assert_close(stage.encode(images), 0.41 * decoder.encode(images).latent)
 
 
 @pytest.mark.parametrize("option", ["use_karras_sigmas", "stochastic_sampling", "invert_sigmas"])

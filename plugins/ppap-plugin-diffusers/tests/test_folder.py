@@ -36,14 +36,16 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["pixel U-Nets", "DiT", "Stable Diffusion 1 and 2", "Flux"])
+@pytest.mark.parametrize(
+    "name", ["pixel U-Nets", "DiT", "Stable Diffusion 1 and 2", "Flux", "Z-Image", "PRX, pixels"]
+)
 def test_a_folder_draws_what_the_saved_pipeline_does(name: str, tmp_path: Path) -> None:
     pipe = TINY[name]()
     pipe.save_pretrained(tmp_path / "saved")
     how: dict[str, Any] = {"num": 1, "steps": 2}
     if name.startswith("Stable"):
         how["prompt"] = PROMPTS[0]
-    size = 16 if name == "Flux" else None  # the default is that of a full-size network
+    size = 16 if name in ("Flux", "Z-Image") else None  # the default is that of full-size networks
     loaded = ppap.backend("diffusers", checkpoint=tmp_path / "saved", options={"size": size})
     same = ppap.sample(pipe, **how).images
     torch.testing.assert_close(ppap.sample(loaded, **how).images, same, atol=1e-5, rtol=0.0)

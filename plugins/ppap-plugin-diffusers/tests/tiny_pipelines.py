@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import string
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -44,6 +45,14 @@ def randomised(network: nn.Module) -> Any:
 def made(kind: Callable[..., nn.Module], **config: Any) -> Any:
     torch.manual_seed(0)
     return randomised(kind(**config))
+
+
+@contextlib.contextmanager
+def outdated() -> Iterator[None]:
+    """A context in which diffusers uses what it deprecates itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def quiet(pipe: Any) -> Any:
@@ -278,6 +287,128 @@ def flux() -> Any:
     return quiet(pipe)
 
 
+def chroma() -> Any:
+    encoder, tokenizer = t5()
+    with outdated():
+        transformer = made(
+            diffusers.ChromaTransformer2DModel,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            approximator_num_channels=16,
+            approximator_hidden_dim=16,
+            approximator_layers=1,
+        )
+    pipe = diffusers.ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(shift_factor=0.11),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    pipe.default_sample_size = SIZE
+    return quiet(pipe)
+
+
+def qwen() -> tuple[Any, Any]:
+    """A text encoder and its tokenizer."""
+    words = [*string.ascii_lowercase, "\u0120", "<|endoftext|>"]
+    tokenizer = transformers.Qwen2Tokenizer({word: k for k, word in enumerate(words)}, [])
+    tokenizer.chat_template = "{% for message in messages %}user {{ message.content }}{% endfor %}"
+    config = transformers.Qwen3VLTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+    )
+    return made(transformers.Qwen3VLTextModel, config=config), tokenizer
+
+
+def z_image() -> Any:
+    encoder, tokenizer = qwen()
+    transformer = made(
+        diffusers.ZImageTransformer2DModel,
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[512, 32, 32],
+    )
+    pipe = diffusers.ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.11),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+    )
+    pipe.default_sample_size = 2 * SIZE  # of its own it draws 1024 x 1024
+    return quiet(pipe)
+
+
+def auraflow() -> Any:
+    encoder, tokenizer = t5()
+    transformer = made(
+        diffusers.AuraFlowTransformer2DModel,
+        sample_size=SIZE,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.73)
+    return quiet(diffusers.AuraFlowPipeline(tokenizer, encoder, vae(), transformer, scheduler))
+
+
+def prx_transformer(**changed: Any) -> Any:
+    config = {
+        "in_channels": 4,
+        "context_in_dim": 16,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "depth": 2,
+        "axes_dim": [4, 4],
+    }
+    return made(diffusers.PRXTransformer2DModel, **{**config, **changed})
+
+
+def prx(decoder: Any = None) -> Any:
+    encoder, tokenizer = qwen()
+    transformer, scheduler = prx_transformer(), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    autoencoder = decoder or vae(shift_factor=0.11)
+    parts = (transformer, scheduler, encoder, tokenizer, autoencoder)
+    with outdated():
+        pipe = diffusers.PRXPipeline(*parts, default_sample_size=2 * SIZE)
+    tokenizer.model_max_length = TOKENS
+    return quiet(pipe)
+
+
+def prx_pixel(**config: Any) -> Any:
+    encoder, tokenizer = qwen()
+    pipe = diffusers.PRXPixelPipeline(
+        prx_transformer(in_channels=3, bottleneck_size=8, resolution_embeds=True),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        encoder,
+        tokenizer,
+        **{"default_sample_size": SIZE, "prompt_max_tokens": TOKENS, **config},
+    )
+    return quiet(pipe)
+
+
 def deepfloyd() -> Any:
     encoder, tokenizer = t5()
     network = text_unet(in_channels=3, out_channels=6, encoder_hid_dim=16)
@@ -294,6 +425,22 @@ def deepfloyd() -> Any:
     return quiet(pipe)
 
 
+def deepfloyd_upsampler(**changed: Any) -> Any:
+    """Stage II of `deepfloyd`, for images of 16 x 16, with a classic DDIM scheduler."""
+    network = text_unet(
+        **{"sample_size": 2 * SIZE, "in_channels": 6, "out_channels": 6, "encoder_hid_dim": 16}
+        | {"class_embed_type": "timestep", **changed}
+    )
+    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+    scheduler.register_to_config(variance_type="fixed_small")
+    noising = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    more = {"requires_safety_checker": False}
+    pipe = diffusers.IFSuperResolutionPipeline(
+        None, None, network, scheduler, noising, None, None, None, **more
+    )
+    return quiet(pipe)
+
+
 TINY: dict[str, Callable[[], Any]] = {
     "pixel U-Nets": pixel,
     "latent diffusion (LDM)": ldm,
@@ -303,6 +450,11 @@ TINY: dict[str, Callable[[], Any]] = {
     "PixArt": pixart,
     "Stable Diffusion 3": stable_diffusion_3,
     "Flux": flux,
+    "Chroma": chroma,
+    "Z-Image": z_image,
+    "AuraFlow": auraflow,
+    "PRX": prx,
+    "PRX, pixels": prx_pixel,
     "DeepFloyd IF, stage I": deepfloyd,
 }
 """A pipeline of each family, by the family's name."""
@@ -319,21 +471,26 @@ def beginning(pipe: Any, noise: Tensor) -> Iterator[None]:
 def drawn(pipe: Any, noise: Tensor, steps: int, **how: Any) -> Tensor:
     """What a pipeline draws by itself from noise, (B, 3, H, W) in [0, 1]."""
     kind, size = type(pipe).__name__, {}
+    if kind.startswith("PRX"):
+        size = {"use_resolution_binning": False}
+        if len(noise) > 1:  # it cannot draw several images with classifier-free guidance
+            each = zip(noise.split(1), how.pop("prompt"), strict=True)
+            return torch.cat([drawn(pipe, x, steps, prompt=[text], **how) for x, text in each])
     if kind in ("DDIMPipeline", "LDMPipeline"):
         how |= {"batch_size": len(noise)}
     if kind == "DDIMPipeline":
         how |= {"use_clipped_model_output": True}
     if kind == "PixArtAlphaPipeline":
         size = {"use_resolution_binning": False, "clean_caption": False}
-    if kind == "FluxPipeline":
+    if kind in ("FluxPipeline", "ChromaPipeline", "ZImagePipeline"):
         size = {"height": 2 * SIZE, "width": 2 * SIZE}
     step = pipe.scheduler.step
     if kind == "IFPipeline":  # it thresholds, and has no argument for what becomes of eps
         step = partial(step, use_clipped_model_output=True)
     with beginning(pipe, noise), mock.patch.object(pipe.scheduler, "step", step):
         images = pipe(num_inference_steps=steps, output_type="pt", **size, **how).images
-    if kind == "IFPipeline":  # which leaves tensors in [-1, 1]
-        images = (images + 1.0) / 2.0
+    if kind in ("IFPipeline", "PRXPixelPipeline"):  # which leave tensors in [-1, 1]
+        images = (images.clamp(-1.0, 1.0) + 1.0) / 2.0
     found: Tensor = images if isinstance(images, Tensor) else torch.from_numpy(images)
     return found if found.shape[1] == 3 else found.permute(0, 3, 1, 2)
 
@@ -350,4 +507,4 @@ def told(pipe: Any) -> tuple[list[str] | None, dict[str, Any]]:
         return ["207", "class 3"], {"class_labels": [207, 3]}
     if kind in ("DDIMPipeline", "LDMPipeline"):
         return None, {}
-    return PROMPTS, {"prompt": PROMPTS}
+    return PROMPTS, {"prompt": [*PROMPTS]}

@@ -1,4 +1,4 @@
-"""A pipeline of diffusers as a backend with one stage.
+"""A pipeline of diffusers as a backend, with one stage or, of a cascade, two.
 
 The pipeline's networks are called here; its scheduler's config says what they mean; its samplers
 are not used. Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) happens in
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from ppap_framework.author import (
     AssetError,
+    CascadedStage,
+    CascadeSampling,
     Checkpoint,
     DiffusionBackend,
     Prediction,
@@ -28,10 +30,19 @@ from ppap_framework.author import (
 )
 from ppap_plugin_diffusers.convention import convention_of
 from ppap_plugin_diffusers.families import Arguments, Family, class_names, family_of
-from ppap_plugin_diffusers.folder import load_decoder, load_pipeline
+from ppap_plugin_diffusers.folder import load_decoder, load_pipeline, load_upsampler
 from ppap_plugin_diffusers.options import DiffusersOptions
 
-__all__ = ["Condition", "DiffusersBackend", "DiffusersStage", "make_diffusers"]
+__all__ = [
+    "Condition",
+    "DiffusersBackend",
+    "DiffusersStage",
+    "Enlarged",
+    "UpsamplerStage",
+    "make_diffusers",
+]
+
+_LEVEL, _SCALE = 250, 4.0  # of IFSuperResolutionPipeline
 
 
 def make_diffusers(options: DiffusersOptions, source: Checkpoint | Any) -> DiffusersBackend:
@@ -49,7 +60,9 @@ def make_diffusers(options: DiffusersOptions, source: Checkpoint | Any) -> Diffu
     pipe = load_pipeline(source) if isinstance(source, Checkpoint) else source
     family = family_of(type(pipe).__name__)
     vae = None if options.vae is None else load_decoder(options.vae, family)
-    return DiffusersBackend(DiffusersStage(pipe, family, options, vae))
+    stage = DiffusersStage(pipe, family, options, vae)
+    later = load_upsampler(source) if isinstance(source, Checkpoint) else None
+    return DiffusersBackend(stage, None if later is None else UpsamplerStage(later, stage))
 
 
 @final
@@ -69,6 +82,15 @@ class Condition:
             self._read[str(device)] = each_tensor(lambda x: x.to(device), made)
         found: Arguments = self._read[str(device)]
         return found
+
+
+@final
+@attrs.frozen(eq=False)
+class Enlarged:
+    """Condition of an upsampler: that of stage I, and its images, (B, 3, H, W), noised."""
+
+    told: Condition
+    low_res: Tensor
 
 
 @final
@@ -115,13 +137,15 @@ class DiffusersStage(Stage):
         channels, height, width = family.shape(pipe, denoiser)
         factor, wanted, whose = 1, 3, "colour images"
         if self.decoder is not None:
-            factor = 2 ** (len(self.decoder.config.block_out_channels) - 1)
+            ratio = getattr(self.decoder, "spatial_compression_ratio", None)
+            factor = int(ratio or 2 ** (len(self.decoder.config.block_out_channels) - 1))
             wanted, whose = self.decoder.config.latent_channels, "the latents of its decoder"
             scale = self.decoder.config.scaling_factor
             if not (isinstance(scale, int | float) and 0 < scale < math.inf):
                 fault = f"the scaling_factor of the {type(self.decoder).__name__} is {scale}"
                 raise AssetError(fault, hint="correct it in its config.json")
-        patch = family.patch
+        token = family.patch * (denoiser.config.get("patch_size") or 1)
+        patch = token
         if type(denoiser).__name__ == "UNet2DModel":  # its skips need even sides at each level
             patch *= 2 ** (len(denoiser.config.block_out_channels) - 1)
         if options.size is not None:
@@ -141,10 +165,14 @@ class DiffusersStage(Stage):
             fault = distilled if channels == wanted else f"denoises {channels} channels"
             hint = f"one for any number of steps, of {whose}, which have {wanted} channels"
             raise AssetError(f"this {type(pipe).__name__} {fault}", hint=hint)
-        outputs = denoiser.config.out_channels or denoiser.config.in_channels
+        outputs = denoiser.config.get("out_channels") or denoiser.config.in_channels
         doubled = outputs == 2 * denoiser.config.in_channels
-        tokens = (height // family.patch) * (width // family.patch)
-        self.convention = convention_of(pipe.scheduler, doubled, tokens, family.ends_with_steps)
+        noise = pipe.config.get("noise_scale", 1.0)
+        if not (isinstance(noise, int | float) and 0 < noise < math.inf):
+            fault = f"the noise_scale of the {type(pipe).__name__} is {noise!r}"
+            raise AssetError(fault, hint="correct it in its model_index.json")
+        how = (height // token) * (width // token), family.ends_with_steps, noise
+        self.convention = convention_of(pipe.scheduler, doubled, *how)
         self.schedule, self.variance = self.convention.schedule, self.convention.variance
         self.final_abar = self.convention.final_abar
 
@@ -154,6 +182,12 @@ class DiffusersStage(Stage):
         encoders = (getattr(self.pipe, name) for name in self.family.encoders)
         device: torch.device = next(encoder.device for encoder in encoders if encoder is not None)
         return device
+
+    @property
+    def text_width(self) -> int | None:
+        """Length of the vector of a token of a text, if the network has a layer for them."""
+        width: int | None = getattr(self.pipe, self.family.denoiser).config.get("encoder_hid_dim")
+        return width
 
     @property
     def cfg(self) -> float | None:
@@ -191,7 +225,7 @@ class DiffusersStage(Stage):
         if self.decoder is None:
             return images
         found = self.decoder.encode(images.to(next(self.decoder.parameters()).dtype))
-        z: Tensor = found.latents if "latents" in found else found.latent_dist.mode()
+        z: Tensor = found[0] if isinstance(found[0], Tensor) else found.latent_dist.mode()
         config, z = self.decoder.config, z.float()
         mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
         z = (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
@@ -220,10 +254,89 @@ class DiffusersStage(Stage):
         output = self.family.call(self.network, fed.to(dtype), told, arguments).float()
         if condition.negatives:
             assert self.cfg is not None
-            without, output = output.chunk(2)
-            channels = x_t.shape[1]
-            mean = without[:, :channels] + self.cfg * (output - without)[:, :channels]
-            output = torch.cat([mean, output[:, channels:]], dim=1)
+            output = _with_guidance(output, x_t.shape[1], self.cfg)
+        return self.convention.prediction(output, x_t, t)
+
+
+def _with_guidance(both: Tensor, channels: int, scale: float) -> Tensor:
+    """u + s (c - u), (B, C', H, W), of the outputs u and c, (2B, C', H, W), whose first `channels`
+    are no variance.
+    """
+    without, output = both.chunk(2)
+    mean = without[:, :channels] + scale * (output - without)[:, :channels]
+    return torch.cat([mean, output[:, channels:]], dim=1)
+
+
+@final
+class UpsamplerStage(CascadedStage):
+    """Stage II of DeepFloyd IF, which enlarges the images of stage I with the same text.
+
+    The network reads the images, noised to a level that it is told (Ho et al. 2021, arXiv
+    2106.15282, section 4). This noise is the same for all images, so that none depends on its
+    batch. Level, steps and guidance scale are the defaults of the pipeline.
+
+    Args:
+        pipe: An `IFSuperResolutionPipeline`; its encoder of texts is not used.
+        before: Stage I.
+
+    Raises:
+        AssetError: If its scheduler is not known, or its network is no upsampler.
+    """
+
+    name = "upsampler"
+    sampling = CascadeSampling(respacing="ddim50", eta=1.0)
+
+    def __init__(self, pipe: Any, before: DiffusersStage) -> None:
+        config = pipe.unet.config
+        if (config.in_channels, config.encoder_hid_dim) != (6, before.text_width):
+            fault = f"stage II reads {config.in_channels} channels and texts of"
+            fault = f"{fault} {config.encoder_hid_dim} numbers, not 6 and {before.text_width}"
+            raise AssetError(fault, hint="give the stage II of the same model")
+        self.network = pipe.unet
+        self.image_shape = (3, config.sample_size, config.sample_size)
+        self.convention = convention_of(pipe.scheduler, config.out_channels == 6)
+        self.schedule, self.variance = self.convention.schedule, self.convention.variance
+        self.final_abar = self.convention.final_abar
+        self._before = before
+        self._abar = float(pipe.image_noising_scheduler.alphas_cumprod[_LEVEL])
+
+    def clip(self, x0: Tensor) -> Tensor:
+        """As the scheduler's config says."""
+        return self.convention.clip(x0)
+
+    def evaluations(self, condition: Condition | Enlarged) -> int:
+        """Two if classifier-free guidance applies, else one."""
+        told = condition.told if isinstance(condition, Enlarged) else condition
+        return self._before.evaluations(told)
+
+    def conditioned(self, condition: Condition, images: Tensor) -> Enlarged:
+        """Add the images, enlarged and noised."""
+        side = self.image_shape[1:]
+        large = nn.functional.interpolate(images, side, mode="bilinear", align_corners=True)
+        noise = torch.randn(self.image_shape, generator=torch.Generator().manual_seed(0))
+        noised = self._abar**0.5 * large + (1.0 - self._abar) ** 0.5 * noise.to(images)
+        return Enlarged(condition, noised)
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Enlarged) -> Prediction:
+        """Predict the clean image and the noise.
+
+        Args:
+            x_t: (B, 3, H, W), float32.
+            t: (B,), base timesteps.
+            condition: Condition of the B images.
+        """
+        arguments = condition.told.arguments(self._before, x_t.device)
+        fed = torch.cat([x_t, condition.low_res.to(x_t)], dim=1)
+        told = t.to(x_t.device)
+        if condition.told.negatives:
+            fed, told = torch.cat([fed, fed]), torch.cat([told, told])
+        level = torch.full_like(told, _LEVEL)
+        dtype = next(self.network.parameters()).dtype
+        output = self.network(
+            fed.to(dtype), told, **arguments, class_labels=level, return_dict=False
+        )[0].float()
+        if condition.told.negatives:
+            output = _with_guidance(output, 3, _SCALE)
         return self.convention.prediction(output, x_t, t)
 
 
@@ -232,11 +345,12 @@ class DiffusersBackend(DiffusionBackend):
     """The backend `diffusers`.
 
     Args:
-        stage: The only stage.
+        stage: The stage for guidance.
+        upsampler: The second stage, if any.
     """
 
-    def __init__(self, stage: DiffusersStage) -> None:
-        self.stages = (stage,)
+    def __init__(self, stage: DiffusersStage, upsampler: UpsamplerStage | None = None) -> None:
+        self.stages = (stage,) if upsampler is None else (stage, upsampler)
         self._stage = stage
         self.device = next(stage.network.parameters()).device
 

@@ -6,7 +6,8 @@ back before the network sees it, so their networks are classic ones.
 
 Networks of flow matching look at y = (1 - s) x_0 + s eps and predict v = eps - x_0, so that x_0 is
 y - s v. In the variance-preserving form y is c x_t with c = sqrt((1 - s)^2 + s^2). They are told
-1000 s.
+1000 s. Noise of another standard deviation k, y = (1 - s) x_0 + s k eps, is the same process at
+r = k s / (1 + (k - 1) s), since y / (1 + (k - 1) s) = (1 - r) x_0 + r eps; base timesteps count r.
 """
 
 from __future__ import annotations
@@ -94,7 +95,11 @@ class Convention(abc.ABC):
 
 
 def convention_of(
-    scheduler: Any, doubled: bool, tokens: int = 1, ends_with_steps: bool = False
+    scheduler: Any,
+    doubled: bool,
+    tokens: int = 1,
+    ends_with_steps: bool = False,
+    noise: float = 1.0,
 ) -> Convention:
     """The convention of a pipeline's scheduler.
 
@@ -103,6 +108,7 @@ def convention_of(
         doubled: Whether the network predicts a variance, too, and so has twice the channels.
         tokens: Length of the sequence to which dynamic shifting refers.
         ends_with_steps: See `Family`.
+        noise: Standard deviation k of the noise of flow matching.
 
     Raises:
         AssetError: If the scheduler's process or prediction type is unknown, or a value of its
@@ -111,7 +117,7 @@ def convention_of(
     name, config = type(scheduler).__name__, scheduler.config
     try:
         if name == "FlowMatchEulerDiscreteScheduler":
-            return _Flow(config, tokens, ends_with_steps)
+            return _Flow(config, tokens, ends_with_steps, noise)
         if isinstance(getattr(scheduler, "betas", None), Tensor):
             return _Classic(name, config, scheduler.betas, doubled)
     except (UsageError, ArithmeticError, TypeError, ValueError) as error:
@@ -233,13 +239,15 @@ class _Flow(Convention):
 
     Args:
         config: Config of a `FlowMatchEulerDiscreteScheduler`.
-        tokens, ends_with_steps: See `convention_of`.
+        tokens, ends_with_steps, noise: See `convention_of`.
 
     Raises:
         AssetError: If the config asks for a spacing of its own, such as Karras'.
     """
 
-    def __init__(self, config: Mapping[str, Any], tokens: int, ends_with_steps: bool) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], tokens: int, ends_with_steps: bool, noise: float
+    ) -> None:
         for key in (
             "use_karras_sigmas",
             "use_exponential_sigmas",
@@ -264,7 +272,7 @@ class _Flow(Convention):
             shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         else:
             self._last = _shifted(self._last, shift)
-        self._shift = shift
+        self._shift, self._noise = shift, noise
 
     def timesteps(self, steps: int) -> list[float] | None:
         """Evenly spaced, then shifted to s = a u / (1 + (a - 1) u) (Esser et al. 2024, arXiv
@@ -275,11 +283,12 @@ class _Flow(Convention):
             return None
         last = 1.0 / steps if self._ends_with_steps else self._last
         even = np.linspace(1.0, last, steps)[::-1]
-        return [float(length * _shifted(u, self._shift) - 1.0) for u in even]
+        return [self.base(length * _shifted(u, self._shift)) for u in even]
 
     def fed(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         s = self._s(x_t, t)
-        return ((1.0 - s) ** 2 + s**2).sqrt().to(x_t) * x_t, (t + 1).to(x_t)
+        told = self.schedule.num_timesteps * s.flatten()
+        return self._c(s).to(x_t) * x_t, told.to(x_t)
 
     def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         s, (y, _) = self._s(x_t, t), self.fed(x_t, t)
@@ -291,16 +300,24 @@ class _Flow(Convention):
         return (y - prediction.x0) / s.to(y)
 
     def base(self, told: float) -> float:
-        return told - 1.0
+        length = self.schedule.num_timesteps
+        return float(length * _shifted(told / length, self._noise) - 1.0)
 
     def scale(self, scheduler: Any, told: float | None) -> float:
-        s = (told or 0.0) / self.schedule.num_timesteps
-        return 1.0 / math.hypot(1.0 - s, s)
+        s = torch.tensor((told or 0.0) / self.schedule.num_timesteps, dtype=torch.float64)
+        return 1.0 / float(self._c(s))
+
+    def _c(self, s: Tensor) -> Tensor:
+        return ((1.0 - s) ** 2 + (self._noise * s) ** 2).sqrt()
 
     def _s(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """At base timesteps t, (B,): (B, 1, 1, 1)."""
         wide = torch.float32 if x_t.device.type == "mps" else torch.float64
-        return ((t.to(x_t.device, wide) + 1.0) / self.schedule.num_timesteps)[:, None, None, None]
+        r = (t.to(x_t.device, wide) + 1.0)[:, None, None, None] / self.schedule.num_timesteps
+        s: Tensor = _shifted(r, 1.0 / self._noise)
+        return s
 
 
-def _shifted(u: float, shift: float) -> float:
+def _shifted(u: Any, shift: float) -> Any:
+    """A number or a tensor in [0, 1], shifted."""
     return shift * u / (1.0 + (shift - 1.0) * u)

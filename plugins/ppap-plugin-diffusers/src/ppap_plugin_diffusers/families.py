@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from ppap_framework.author import AssetError
 
-__all__ = ["FAMILIES", "Arguments", "Family", "class_names", "family_of", "packed", "unpacked"]
+__all__ = [
+    "FAMILIES",
+    "UPSAMPLER",
+    "Arguments",
+    "Family",
+    "class_names",
+    "family_of",
+    "packed",
+    "unpacked",
+]
 
 Arguments: TypeAlias = Mapping[str, Any]
 """Keyword arguments of a network for its rows: B, or with classifier-free guidance 2B, those of
@@ -65,21 +74,27 @@ def _sd3_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> 
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
-def _masked_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+def _with_masks(
+    stage: Any, prompts: Sequence[str], negatives: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Texts as the network reads them, and their masks."""
     own, own_mask, other, other_mask = stage.pipe.encode_prompt(
         [*prompts],
         device=stage.encoder_device,
         do_classifier_free_guidance=bool(negatives),
-        negative_prompt=negatives[0] if negatives else "",
+        negative_prompt=[*negatives],
     )
-    states = _rows(other, own, negatives)
+    return _rows(other, own, negatives), _rows(other_mask, own_mask, negatives)
+
+
+def _masked_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    states, mask = _with_masks(stage, prompts, negatives)
     extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
     if stage.network.denoiser.use_additional_conditions:
         height, width = stage.image_shape[1:]
         size = states.new_tensor([[height, width]]).expand(len(states), -1)
         ratio = states.new_tensor([[height / width]]).expand(len(states), -1)
         extra = {"resolution": size, "aspect_ratio": ratio}
-    mask = _rows(other_mask, own_mask, negatives)
     return {
         "encoder_hidden_states": states,
         "encoder_attention_mask": mask,
@@ -103,6 +118,41 @@ def _flux_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) ->
     }
 
 
+def _prx_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    states, mask = _with_masks(stage, prompts, negatives)
+    return {"encoder_hidden_states": states, "attention_mask": mask}
+
+
+def _aura_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    return {"encoder_hidden_states": _with_masks(stage, prompts, negatives)[0]}
+
+
+def _chroma_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    own, places, own_mask, other, _, other_mask = stage.pipe.encode_prompt(
+        [*prompts],
+        device=stage.encoder_device,
+        do_classifier_free_guidance=bool(negatives),
+        negative_prompt=[*negatives],
+    )
+    mask = _rows(other_mask, own_mask, negatives)
+    _, height, width = stage.shape
+    return {
+        "encoder_hidden_states": _rows(other, own, negatives),
+        "txt_ids": places,
+        "attention_mask": nn.functional.pad(mask, (0, height * width // 4), value=1),
+    }
+
+
+def _listed_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
+    own, other = stage.pipe.encode_prompt(
+        [*prompts],
+        device=stage.encoder_device,
+        do_classifier_free_guidance=bool(negatives),
+        negative_prompt=[*negatives],
+    )
+    return {"cap_feats": [*other, *own]}
+
+
 def _written(negatives: Sequence[str]) -> list[str] | None:
     """None if all are empty, for which some pipelines have embeddings of their own."""
     return [*negatives] if any(negatives) else None
@@ -115,6 +165,24 @@ def _rows(negative: Tensor | None, own: Tensor, negatives: Sequence[Any]) -> Ten
 def _plain(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
     output: Tensor = network(x, timestep=t, **arguments, return_dict=False)[0]
     return output
+
+
+def _by_share(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
+    """A network whose time is s."""
+    return _plain(network, x, t / 1000.0, arguments)
+
+
+def _by_clean_images(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
+    """The velocity of a network that predicts x_0, (x - x_0) / s; s is at least 0.05 there."""
+    x0, s = _by_share(network, x, t, arguments), (t / 1000.0)[:, None, None, None]
+    return (x - x0) / s.clamp_min(0.05)
+
+
+def _reversed(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
+    """A network of lists of videos whose time is 1 - s, and which predicts x_0 - eps."""
+    states = [*x.unsqueeze(2)]
+    output = network(states, 1.0 - t / 1000.0, **arguments, return_dict=False)[0]
+    return -torch.stack(output).squeeze(2)
 
 
 def _packed(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
@@ -144,6 +212,13 @@ def _square(pipe: Any, denoiser: Any) -> tuple[int, int, int]:
     return denoiser.config.in_channels, height, width
 
 
+def _by_pipeline(pipe: Any, denoiser: Any) -> tuple[int, int, int]:
+    own = pipe.config.get("default_sample_size")
+    side = own or getattr(pipe, "default_sample_size", 1024)
+    side //= pipe.vae_scale_factor
+    return denoiser.config.in_channels, side, side
+
+
 def _unpacked(pipe: Any, denoiser: Any) -> tuple[int, int, int]:
     return denoiser.config.in_channels // 4, pipe.default_sample_size, pipe.default_sample_size
 
@@ -166,7 +241,7 @@ class Family:
         shape: Of the pipeline and its denoiser, (C, H, W) of x_t.
         ends_with_steps: Whether flow matching in n steps is spaced from s = 1 to 1 / n before it is
             shifted, and not to the first base timestep.
-        patch: Side of the square of x_t that is one token; 1 for a network of convolutions.
+        patch: Sides of x_t are multiples of it, and of the network's `patch_size`, if any.
     """
 
     name: str
@@ -204,7 +279,6 @@ FAMILIES = (
         denoiser="transformer",
         decoder="vae",
         cfg=4.0,
-        patch=2,
     ),
     Family(
         name="Stable Diffusion 1 and 2",
@@ -229,7 +303,6 @@ FAMILIES = (
         pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
         denoiser="transformer",
         decoder="vae",
-        patch=2,
         prompt="text",
         cfg=4.5,
         encoders=("text_encoder",),
@@ -240,7 +313,6 @@ FAMILIES = (
         pipelines=("StableDiffusion3Pipeline",),
         denoiser="transformer",
         decoder="vae",
-        patch=2,
         prompt="text",
         cfg=7.0,
         encoders=("text_encoder", "text_encoder_2"),
@@ -261,6 +333,68 @@ FAMILIES = (
         ends_with_steps=True,
     ),
     Family(
+        name="Chroma",
+        pipelines=("ChromaPipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        patch=2,
+        prompt="text",
+        cfg=5.0,
+        encoders=("text_encoder",),
+        arguments=_chroma_texts,
+        call=_packed,
+        shape=_unpacked,
+        ends_with_steps=True,
+    ),
+    Family(
+        name="Z-Image",
+        pipelines=("ZImagePipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        patch=2,
+        prompt="text",
+        cfg=6.0,
+        encoders=("text_encoder",),
+        arguments=_listed_texts,
+        call=_reversed,
+        shape=_by_pipeline,
+        ends_with_steps=True,
+    ),
+    Family(
+        name="AuraFlow",
+        pipelines=("AuraFlowPipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        prompt="text",
+        cfg=3.5,
+        encoders=("text_encoder",),
+        arguments=_aura_texts,
+        call=_by_share,
+    ),
+    Family(
+        name="PRX",
+        pipelines=("PRXPipeline",),
+        denoiser="transformer",
+        decoder="vae",
+        prompt="text",
+        cfg=4.0,
+        encoders=("text_encoder",),
+        arguments=_prx_texts,
+        call=_by_share,
+        shape=_by_pipeline,
+    ),
+    Family(
+        name="PRX, pixels",
+        pipelines=("PRXPixelPipeline",),
+        denoiser="transformer",
+        prompt="text",
+        cfg=4.0,
+        encoders=("text_encoder",),
+        arguments=_prx_texts,
+        call=_by_clean_images,
+        shape=_by_pipeline,
+    ),
+    Family(
         name="DeepFloyd IF, stage I",
         pipelines=("IFPipeline",),
         prompt="text",
@@ -271,11 +405,18 @@ FAMILIES = (
 )
 
 
-def family_of(pipeline: str) -> Family:
-    """The family of a pipeline class, by name; AssetError if none is built for it."""
-    for family in FAMILIES:
+UPSAMPLER = Family(name="DeepFloyd IF, stage II", pipelines=("IFSuperResolutionPipeline",))
+"""Goes on from the images of stage I, and draws nothing alone."""
+
+
+def family_of(pipeline: str, also: Sequence[Family] = ()) -> Family:
+    """The family of a pipeline class, by name, also from others; AssetError if none is built."""
+    for family in (*FAMILIES, *also):
         if pipeline in family.pipelines:
             return family
+    if pipeline in UPSAMPLER.pipelines:
+        hint = "type STAGE1+STAGE2, with the folder or name of an IFPipeline before the '+'"
+        raise AssetError(f"an {pipeline} draws nothing alone", hint=hint)
     built = "; ".join(f"{f.name} ({', '.join(f.pipelines)})" for f in FAMILIES)
     raise AssetError(f"{pipeline} is of no family that is built", hint=f"built are {built}")
 

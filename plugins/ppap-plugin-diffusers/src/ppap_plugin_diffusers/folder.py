@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from ppap_framework.author import (
     downloads_are_off,
     open_checkpoint,
 )
-from ppap_plugin_diffusers.families import Family, family_of
+from ppap_plugin_diffusers.families import UPSAMPLER, Family, family_of
 
-__all__ = ["load_decoder", "load_pipeline", "open_pipeline"]
+__all__ = ["load_decoder", "load_pipeline", "load_upsampler", "open_pipeline"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)\b")
 
 
 def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
-    """The checkpoint of a folder, or of "owner/name" or "owner/name@revision" of the hub.
+    """The checkpoint of a folder, or of "owner/name" or "owner/name@revision" of the hub; or of two
+    joined by "+", the stages of a cascade.
 
     Raises:
         AssetError: If it is no pipeline, of no family that is built, wants code of its own to be
@@ -52,6 +53,24 @@ def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
         UsageError: If it is neither a folder nor a name of the hub.
     """
     text = os.fspath(wanted)
+    if "+" in text and not os.path.exists(os.path.expanduser(text)):  # noqa: PTH110, PTH111
+        return _joined([_opened(part, also=(UPSAMPLER,)) for part in text.split("+")])
+    return _opened(text)
+
+
+def _joined(stages: Sequence[Checkpoint]) -> Checkpoint:
+    names = [stage.architecture["class"] for stage in stages]
+    if names != ["IFPipeline", *UPSAMPLER.pipelines]:
+        fault = f"{' and '.join(names)} are no stages of one model"
+        hint = f"of DeepFloyd IF: an IFPipeline and an {UPSAMPLER.pipelines[0]}"
+        raise AssetError(fault, hint=hint)
+    first, later = stages
+    architecture = {**first.architecture, "later": later.architecture["folder"]}
+    files = {**first.files, **{path: f"later.{name}" for path, name in later.files.items()}}
+    return Checkpoint(f"{first.name}+{later.name}", files, architecture)
+
+
+def _opened(text: str, also: Sequence[Family] = ()) -> Checkpoint:
     path = Path(os.path.expanduser(text))  # noqa: PTH111  # pathlib's raises
     if os.path.isfile(path):  # noqa: PTH113  # pathlib's raises
         hint = f"a pipeline is a folder with {_INDEX}"
@@ -62,7 +81,7 @@ def open_pipeline(wanted: str | os.PathLike[str]) -> Checkpoint:
     stated = index.get("_class_name")
     if not isinstance(stated, str):
         _refuse_code(folder, "its pipeline", stated)
-    family = family_of(str(stated))
+    family = family_of(str(stated), also)
     files: dict[Path, str] = {}
     for name in family.networks:
         library, kind = _component(folder, index, name)
@@ -104,17 +123,37 @@ def load_pipeline(checkpoint: Checkpoint) -> Any:
     family, index = family_of(stated), _read(folder / _INDEX)
     parts: dict[str, Any] = {name: None for name in _UNUSED if name in index}
     with _loading(folder):
+        made_of = getattr(diffusers, stated)  # importing it adds classes to transformers
         for name in family.networks:
             library, kind = _component(folder, index, name)
             if kind is not None:
                 dtype = checkpoint.dtype or torch.float32
                 parts[name] = _network(folder / name, library, kind, dtype=dtype)
-        return getattr(diffusers, stated).from_pretrained(
+        return made_of.from_pretrained(
             str(folder),
             **parts,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+        )
+
+
+def load_upsampler(checkpoint: Checkpoint) -> Any:
+    """The second pipeline of `open_pipeline`, without encoders of texts, frozen and in evaluation
+    mode; None if it opened one. AssetError if it fails.
+    """
+    if "later" not in checkpoint.architecture:
+        return None
+    import diffusers
+
+    folder = Path(checkpoint.architecture["later"])
+    unused = ("safety_checker", "feature_extractor", "watermarker", "text_encoder", "tokenizer")
+    parts: dict[str, Any] = dict.fromkeys(unused)
+    with _loading(folder):
+        dtype = checkpoint.dtype or torch.float32
+        unet = _network(folder / "unet", "diffusers", "UNet2DConditionModel", dtype=dtype)
+        return diffusers.IFSuperResolutionPipeline.from_pretrained(
+            str(folder), unet=unet, **parts, requires_safety_checker=False, local_files_only=True
         )
 
 
