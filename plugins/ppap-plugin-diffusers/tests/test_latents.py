@@ -55,6 +55,13 @@ def test_every_family_is_guided(name: str, through: Any) -> None:
         assert gained.gt(0.0).all()
 
 
+@pytest.mark.parametrize("name", ["Chroma", "Z-Image", "PRX, pixels"])
+def test_what_a_step_takes_is_estimated(name: str) -> None:
+    run = plan(TINY[name](), [], 1, Sampling(steps=4, prompt=PROMPTS[0]))
+    (cost,) = estimate(run).stages.values()
+    assert cost.forward > 0
+
+
 def test_from_the_command_line(toy: None, folder: Path, tmp_path: Path, run: Run) -> None:
     command = ("run", "--backend", "diffusers", "--checkpoint", folder, "--guider", "colour")
     target = ("--target", "green", "--scale", "10", "--prompt", "a cat", "--num", "1")

@@ -144,13 +144,26 @@ def _chroma_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) 
 
 
 def _listed_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    own, other = stage.pipe.encode_prompt(
-        [*prompts],
-        device=stage.encoder_device,
-        do_classifier_free_guidance=bool(negatives),
-        negative_prompt=[*negatives],
-    )
-    return {"cap_feats": [*other, *own]}
+    """As `ZImagePipeline.encode_prompt`, whose masks of tokens have values that are unknown where
+    the cost of a step is estimated.
+    """
+    pipe, how = stage.pipe, {"add_generation_prompt": True, "enable_thinking": True}
+    texts = [
+        pipe.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, **how
+        )
+        for text in (*negatives, *prompts)
+    ]
+    read = pipe.tokenizer(texts, padding="max_length", max_length=512, truncation=True)
+    tokens, mask = read["input_ids"], read["attention_mask"]
+    states = pipe.text_encoder(
+        input_ids=torch.tensor(tokens, device=stage.encoder_device),
+        attention_mask=torch.tensor(mask, device=stage.encoder_device).bool(),
+        output_hidden_states=True,
+    ).hidden_states[-2]
+    starts = (row.index(1) for row in mask)
+    each = zip(states, starts, map(sum, mask), strict=True)
+    return {"cap_feats": [x[start : start + length] for x, start, length in each]}
 
 
 def _written(negatives: Sequence[str]) -> list[str] | None:
