@@ -120,8 +120,7 @@ class ParametrizationAdapter(ExpertAdapter):
             self._restore()
             return
         expert, tensors = self._expert(index), _tensors(self._places)
-        if not self._kept:
-            self._kept = {name: tensor.clone() for name, tensor in tensors.items()}
+        self._kept = self._kept or {name: tensor.clone() for name, tensor in tensors.items()}
         expert.to(tensors)
         for name, parametrization in expert.parametrizations.items():
             given, out = self._kept[name].to(tensors[name].device), tensors[name]
