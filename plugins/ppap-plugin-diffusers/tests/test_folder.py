@@ -281,8 +281,6 @@ def test_what_is_no_folder(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None
         open_pipeline("no folder")
     with pytest.raises(UsageError, match="neither a folder that exists"):
         open_pipeline("long" * 100)
-    with pytest.raises(AssetError, match="no default checkpoint"):
-        ppap.backend("diffusers")
     monkeypatch.setenv("PPAP_OFFLINE", "1")
     with pytest.raises(PpapError, match="downloads are off"):
         open_pipeline("nobody/nothing-of-that-name")

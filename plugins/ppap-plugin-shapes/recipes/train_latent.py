@@ -6,8 +6,8 @@ small share of the Kullback-Leibler divergence (Rombach et al. 2022, arXiv 2112.
 without a discriminator. The denoiser is a `UNet2DModel` that predicts v on the cosine schedule, as
 the other embedded models do. Both trainings go on from the state of a killed one.
 
-    python train_latent.py autoencoder --state ~/ppap-train/latent
-    python train_latent.py denoiser --state ~/ppap-train/latent
+    python train_latent.py autoencoder --state ~/ppap-train/latent --batch 16
+    python train_latent.py denoiser --state ~/ppap-train/latent --steps 7000 --batch 32
     ppap run --backend diffusers
 """
 
@@ -69,7 +69,7 @@ SCHEDULER = {
     "clip_sample": False,
 }
 
-count_option = click.option("--count", default=12_000, show_default=True, help="Scenes to learn.")
+count_option = click.option("--count", default=8_000, show_default=True, help="Scenes to learn.")
 steps_option = click.option("--steps", default=6_000, show_default=True)
 
 
