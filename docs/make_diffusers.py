@@ -4,7 +4,7 @@ docs/diffusers.md.
     make diffusers
 
 Of each family a tiny pipeline with random weights is drawn by itself and by this framework from the
-same noise, guided, and, if it draws images, given an expert.
+same noise, guided, and given an expert.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 import pages
 import pytest
 from PIL import Image
-from tiny_pipelines import pixel, stable_diffusion
+from tiny_pipelines import deepfloyd, deepfloyd_upsampler, pixel, stable_diffusion
 
 
 @pytest.mark.slow
@@ -17,6 +17,9 @@ def test_the_page_is_followed(tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(reference)
     first, heading, second = text.partition("## Experts for latents")
     assert heading
+    for name, stage in {"STAGE1": deepfloyd(), "STAGE2": deepfloyd_upsampler()}.items():
+        stage.save_pretrained(tmp_path / name)
+        first = first.replace(name, str(tmp_path / name))
     for part, pipe in ((first, pixel()), (second, stable_diffusion())):
         folder = tmp_path / type(pipe).__name__
         saved = folder / "saved"
