@@ -97,6 +97,9 @@ $(RESULTS): %: %.toml $(RENDERS)
 docs/results/adm-classifier: classifier-experts
 docs/results/adm-depth: depth-experts
 docs/results/adm-segmentation: segmentation-experts
+docs/results/latent-classifier: latent-classifier-experts
+docs/results/latent-depth: latent-depth-experts
+docs/results/latent-segmentation: latent-segmentation-experts
 docs/results/glide-classifier: glide-classifier-experts
 docs/results/glide-depth docs/results/glide-prompt: glide-depth-experts
 docs/results/glide-segmentation: glide-segmentation-experts

@@ -13,9 +13,17 @@ from PIL import Image
 
 from ppap_framework.errors import AssetError, UsageError
 from ppap_plugin_bench import Experiment, read_experiment, read_pictures
+from ppap_plugin_bench.pictures import sized
 from ppap_plugin_bench.targets import Targets
 
 BLACK = np.zeros((2, 3, 8, 8), np.uint8)
+
+
+def test_larger_images_are_averaged() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)
+    means = images.reshape(2, 4, 2, 6, 2, 3).mean((2, 4))
+    assert np.abs(sized(images, 4, 6) - means).max() <= 1.0
+    assert sized(images, 8, 12) is images
 
 
 class TestPictures:

@@ -25,7 +25,7 @@ from ppap_plugin_bench.cost import training_of
 from ppap_plugin_bench.experiment import Experiment
 from ppap_plugin_bench.images import batches, draw_images
 from ppap_plugin_bench.judges import Judges
-from ppap_plugin_bench.pictures import read_pictures
+from ppap_plugin_bench.pictures import read_pictures, sized
 from ppap_plugin_bench.plots import EXAMPLES
 from ppap_plugin_bench.results import FORMAT
 from ppap_plugin_bench.row import Row, RowScale
@@ -159,6 +159,7 @@ class Measurement:
         for scale in experiment.scales_of(row) or (None,):
             plan = self._plan(row, scale)
             images, lost = draw_images(plan, self._batches, _task(row, scale), self.progress)
+            images = sized(images, *self.reference.pictures.images.shape[1:3])
             assessment = self.reference.assess(self.judges.look(images))
             assessment.save(self._kept(row, scale))
             points.append({"scale": scale, "figures": assessment.record(), **lost})

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ppap_framework.errors import AssetError
 from ppap_framework.targets import decode_target
@@ -56,6 +57,18 @@ class Pictures:
         cut = slice(start, stop)
         truths = {name: truth[cut] for name, truth in self.truths.items()}
         return attrs.evolve(self, images=self.images[cut], labels=self.labels[cut], truths=truths)
+
+
+def sized(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Images, (N, H, W, 3), at the size of others that they are compared with; each pixel is the
+    mean of those that it covers.
+    """
+    if images.shape[1:3] == (height, width):
+        return images
+    pictures = (Image.fromarray(image) for image in images)
+    return np.stack(
+        [np.asarray(one.resize((width, height), Image.Resampling.BOX)) for one in pictures]
+    )
 
 
 def read_pictures(path: Path, truths: Collection[str] | None = None) -> Pictures:
