@@ -77,7 +77,7 @@ def script(page: Path) -> str:
         if block["file"]:
             made += [f"mkdir -p $(dirname {block['file']})", f"cat > {block['file']} <<'END'"]
             made += [block["content"] + "END"]
-        elif block["language"] == "python":
+        elif block["language"] == "python" and "OWNER/" not in block["program"]:
             made += [f"cat > program{number}.py <<'END'", block["program"] + "END"]
             made += [f"python program{number}.py"]
         elif block["typed"]:
