@@ -1,178 +1,42 @@
 """The families of pipelines, and what distinguishes them: one record each.
 
-A family says which components of the pipeline denoise and decode, what a prompt is, how prompts
-become arguments of the network, and how the network is called.
+A family says which components of the pipeline denoise and decode, what a prompt is, by which
+function of `prompts` it becomes arguments of the network, and how the network is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from ppap_framework.author import AssetError
+from ppap_plugin_diffusers.prompts import (
+    Arguments,
+    aura_texts,
+    chroma_texts,
+    classes,
+    flux_texts,
+    listed_texts,
+    masked_texts,
+    prx_texts,
+    sd3_texts,
+    texts,
+    xl_texts,
+)
 
 __all__ = [
     "FAMILIES",
     "UPSAMPLER",
-    "Arguments",
     "Family",
     "class_names",
     "family_of",
     "packed",
     "unpacked",
 ]
-
-Arguments: TypeAlias = Mapping[str, Any]
-"""Keyword arguments of a network for its rows: B, or with classifier-free guidance 2B, those of
-negative prompts first."""
-
-
-def _classes(stage: Any, prompts: Sequence[int], negatives: Sequence[int]) -> Arguments:
-    return {"class_labels": torch.tensor([*negatives, *prompts])} if prompts else {}
-
-
-def _texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    own, other = stage.pipe.encode_prompt(
-        [*prompts],
-        device=stage.encoder_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=bool(negatives),
-        negative_prompt=_written(negatives),
-    )
-    return {"encoder_hidden_states": _rows(other, own, negatives)}
-
-
-def _pooled(stage: Any, prompts: Sequence[str], negatives: Sequence[str], **others: None) -> Any:
-    own, other, own_pooled, other_pooled = stage.pipe.encode_prompt(
-        [*prompts],
-        **others,
-        device=stage.encoder_device,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=bool(negatives),
-        negative_prompt=_written(negatives),
-    )
-    return _rows(other, own, negatives), _rows(other_pooled, own_pooled, negatives)
-
-
-def _xl_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    states, pooled = _pooled(stage, prompts, negatives)
-    height, width = stage.image_shape[1:]  # original size, no crop, target size
-    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=states.dtype)
-    sizes = sizes.to(states.device).expand(len(states), -1)
-    return {
-        "encoder_hidden_states": states,
-        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes},
-    }
-
-
-def _sd3_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    states, pooled = _pooled(stage, prompts, negatives, prompt_2=None, prompt_3=None)
-    return {"encoder_hidden_states": states, "pooled_projections": pooled}
-
-
-def _with_masks(
-    stage: Any, prompts: Sequence[str], negatives: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Texts as the network reads them, and their masks."""
-    own, own_mask, other, other_mask = stage.pipe.encode_prompt(
-        [*prompts],
-        device=stage.encoder_device,
-        do_classifier_free_guidance=bool(negatives),
-        negative_prompt=[*negatives],
-    )
-    return _rows(other, own, negatives), _rows(other_mask, own_mask, negatives)
-
-
-def _masked_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    states, mask = _with_masks(stage, prompts, negatives)
-    extra: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
-    if stage.network.denoiser.use_additional_conditions:
-        height, width = stage.image_shape[1:]
-        size = states.new_tensor([[height, width]]).expand(len(states), -1)
-        ratio = states.new_tensor([[height / width]]).expand(len(states), -1)
-        extra = {"resolution": size, "aspect_ratio": ratio}
-    return {
-        "encoder_hidden_states": states,
-        "encoder_attention_mask": mask,
-        "added_cond_kwargs": extra,
-    }
-
-
-def _flux_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    states, pooled, text_ids = stage.pipe.encode_prompt(
-        [*prompts], prompt_2=None, device=stage.encoder_device, num_images_per_prompt=1
-    )
-    scale = None
-    if stage.network.denoiser.config.guidance_embeds:
-        told = 3.5 if stage.options.cfg is None else stage.options.cfg
-        scale = states.new_full((len(states),), told, dtype=torch.float32)
-    return {
-        "encoder_hidden_states": states,
-        "pooled_projections": pooled,
-        "txt_ids": text_ids,
-        "guidance": scale,
-    }
-
-
-def _prx_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    states, mask = _with_masks(stage, prompts, negatives)
-    return {"encoder_hidden_states": states, "attention_mask": mask}
-
-
-def _aura_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    return {"encoder_hidden_states": _with_masks(stage, prompts, negatives)[0]}
-
-
-def _chroma_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    own, places, own_mask, other, _, other_mask = stage.pipe.encode_prompt(
-        [*prompts],
-        device=stage.encoder_device,
-        do_classifier_free_guidance=bool(negatives),
-        negative_prompt=[*negatives],
-    )
-    mask = _rows(other_mask, own_mask, negatives)
-    _, height, width = stage.shape
-    return {
-        "encoder_hidden_states": _rows(other, own, negatives),
-        "txt_ids": places,
-        "attention_mask": nn.functional.pad(mask, (0, height * width // 4), value=1),
-    }
-
-
-def _listed_texts(stage: Any, prompts: Sequence[str], negatives: Sequence[str]) -> Arguments:
-    """As `ZImagePipeline.encode_prompt`, whose masks of tokens have values that are unknown where
-    the cost of a step is estimated.
-    """
-    pipe, how = stage.pipe, {"add_generation_prompt": True, "enable_thinking": True}
-    texts = [
-        pipe.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, **how
-        )
-        for text in (*negatives, *prompts)
-    ]
-    read = pipe.tokenizer(texts, padding="max_length", max_length=512, truncation=True)
-    tokens, mask = read["input_ids"], read["attention_mask"]
-    states = pipe.text_encoder(
-        input_ids=torch.tensor(tokens, device=stage.encoder_device),
-        attention_mask=torch.tensor(mask, device=stage.encoder_device).bool(),
-        output_hidden_states=True,
-    ).hidden_states[-2]
-    starts = (row.index(1) for row in mask)
-    each = zip(states, starts, map(sum, mask), strict=True)
-    return {"cap_feats": [x[start : start + length] for x, start, length in each]}
-
-
-def _written(negatives: Sequence[str]) -> list[str] | None:
-    """None if all are empty, for which some pipelines have embeddings of their own."""
-    return [*negatives] if any(negatives) else None
-
-
-def _rows(negative: Tensor | None, own: Tensor, negatives: Sequence[Any]) -> Tensor:
-    return torch.cat([negative, own]) if negatives and negative is not None else own
 
 
 def _plain(network: Any, x: Tensor, t: Tensor, arguments: Arguments) -> Tensor:
@@ -265,7 +129,7 @@ class Family:
     cfg: float | None = None
     encoders: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    arguments: Callable[[Any, Sequence[Any], Sequence[Any]], Arguments] = _classes
+    arguments: Callable[[Any, Sequence[Any], Sequence[Any]], Arguments] = classes
     call: Callable[[Any, Tensor, Tensor, Arguments], Tensor] = _plain
     shape: Callable[[Any, Any], tuple[int, int, int]] = _square
     ends_with_steps: bool = False
@@ -300,7 +164,7 @@ FAMILIES = (
         prompt="text",
         cfg=7.5,
         encoders=("text_encoder",),
-        arguments=_texts,
+        arguments=texts,
     ),
     Family(
         name="Stable Diffusion XL",
@@ -309,7 +173,7 @@ FAMILIES = (
         prompt="text",
         cfg=5.0,
         encoders=("text_encoder", "text_encoder_2"),
-        arguments=_xl_texts,
+        arguments=xl_texts,
     ),
     Family(
         name="PixArt",
@@ -319,7 +183,7 @@ FAMILIES = (
         prompt="text",
         cfg=4.5,
         encoders=("text_encoder",),
-        arguments=_masked_texts,
+        arguments=masked_texts,
     ),
     Family(
         name="Stable Diffusion 3",
@@ -330,7 +194,7 @@ FAMILIES = (
         cfg=7.0,
         encoders=("text_encoder", "text_encoder_2"),
         optional=("text_encoder_3",),
-        arguments=_sd3_texts,
+        arguments=sd3_texts,
     ),
     Family(
         name="Flux",
@@ -340,7 +204,7 @@ FAMILIES = (
         patch=2,
         prompt="text",
         encoders=("text_encoder", "text_encoder_2"),
-        arguments=_flux_texts,
+        arguments=flux_texts,
         call=_packed,
         shape=_unpacked,
         ends_with_steps=True,
@@ -354,7 +218,7 @@ FAMILIES = (
         prompt="text",
         cfg=5.0,
         encoders=("text_encoder",),
-        arguments=_chroma_texts,
+        arguments=chroma_texts,
         call=_packed,
         shape=_unpacked,
         ends_with_steps=True,
@@ -368,7 +232,7 @@ FAMILIES = (
         prompt="text",
         cfg=6.0,
         encoders=("text_encoder",),
-        arguments=_listed_texts,
+        arguments=listed_texts,
         call=_reversed,
         shape=_by_pipeline,
         ends_with_steps=True,
@@ -381,7 +245,7 @@ FAMILIES = (
         prompt="text",
         cfg=3.5,
         encoders=("text_encoder",),
-        arguments=_aura_texts,
+        arguments=aura_texts,
         call=_by_share,
     ),
     Family(
@@ -392,7 +256,7 @@ FAMILIES = (
         prompt="text",
         cfg=4.0,
         encoders=("text_encoder",),
-        arguments=_prx_texts,
+        arguments=prx_texts,
         call=_by_share,
         shape=_by_pipeline,
     ),
@@ -403,7 +267,7 @@ FAMILIES = (
         prompt="text",
         cfg=4.0,
         encoders=("text_encoder",),
-        arguments=_prx_texts,
+        arguments=prx_texts,
         call=_by_clean_images,
         shape=_by_pipeline,
     ),
@@ -413,7 +277,7 @@ FAMILIES = (
         prompt="text",
         cfg=7.0,
         encoders=("text_encoder",),
-        arguments=_texts,
+        arguments=texts,
     ),
 )
 

@@ -34,9 +34,10 @@ from ppap_framework.guidance import EnergyGuidance, Guide
 from ppap_framework.origin import Origin
 from ppap_framework.run import LoadedBackend, Plan, Sampling, changed, plan, warn_of_futility
 from ppap_framework.runtime import frozen, isolated
-from ppap_plugin_diffusers.backend import DiffusersBackend, DiffusersStage
+from ppap_plugin_diffusers.backend import DiffusersBackend
 from ppap_plugin_diffusers.families import Family, family_of, packed, unpacked
 from ppap_plugin_diffusers.options import DiffusersOptions
+from ppap_plugin_diffusers.stage import DiffusersStage
 
 __all__ = ["GuideBlock", "callback", "guided", "guided_blocks"]
 
