@@ -1,12 +1,12 @@
 """The processes of one launch by `torchrun` or `accelerate launch`.
 
-Hugging Face accelerate joins them: over gloo on CPUs, over nccl on GPUs, of which each process has
-its own. What is added up over processes is equal in each of them, to the bit, so they take the same
-decisions. A process that fails ends the launch, since torchrun then ends the others.
+Hugging Face accelerate joins them: over gloo on CPUs, over nccl on GPUs, one for each. Sums over
+them are equal in each, to the bit, so they decide alike. If one fails, torchrun ends the others.
 """
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ppap_framework.errors import PluginError, PpapError, UsageError
 
 _T = TypeVar("_T")
-_PATIENCE = datetime.timedelta(hours=6)  # for what one process does, such as a calibration
 
 
 def launched() -> tuple[int, int]:
@@ -48,7 +47,8 @@ class Processes:
                 fault = f"this is one of {count} processes, and accelerate is not installed"
                 raise PluginError(fault, hint="pip install ppap-framework[machines]") from error
             cpu = str(device) == "cpu" or not torch.cuda.is_available()
-            PartialState(cpu=cpu, timeout=_PATIENCE)
+            state = PartialState(cpu=cpu, timeout=datetime.timedelta(hours=6))
+            atexit.register(state.destroy_process_group)  # threads of gloo would abort some exits
         return cls(rank, count)
 
     @property
