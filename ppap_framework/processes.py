@@ -10,7 +10,7 @@ import atexit
 import datetime
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import attrs
 import torch
@@ -71,8 +71,7 @@ class Processes:
         broadcast_object_list(made)
         if isinstance(made[0], PpapError):
             raise made[0]
-        result: _T = made[0]
-        return result
+        return cast("_T", made[0])
 
     def gathered(self, values: list[_T]) -> list[_T]:
         """The values of all processes."""
@@ -87,8 +86,7 @@ class Processes:
         from accelerate import PartialState
         from accelerate.utils import reduce
 
-        total: Tensor = reduce(tensor.to(PartialState().device), "sum")
-        return total.to(tensor.device)
+        return cast("Tensor", reduce(tensor.to(PartialState().device), "sum")).to(tensor.device)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Give parameters the sums of their gradients."""
@@ -117,13 +115,18 @@ class Processes:
             raise UsageError(fault, hint="use a larger batch, or fewer processes")
 
 
-def normalized(norm: nn.modules.batchnorm._BatchNorm, processes: Processes, x: Tensor) -> Tensor:
+def normalized(norm: Any, processes: Processes, x: Tensor) -> Tensor:
     """What a batch norm in training mode, with running statistics, returns for its process's part
     of a batch, (B, C, ...). torch's `SyncBatchNorm` needs a GPU.
     """
-    from torch.distributed.nn.functional import all_reduce  # differentiable
 
-    total: Any = all_reduce if processes.count > 1 else nn.Identity()
+    def total(part: Tensor) -> Tensor:
+        """Its sum over processes; so is the gradient."""
+        whole = processes.sum(part.detach()) + (part - part.detach())  # of the value 0
+        if whole.requires_grad:
+            whole.register_hook(processes.sum)  # type: ignore[no-untyped-call]  # of torch
+        return whole
+
     dims = [0, *range(2, x.ndim)]
     shape = (1, -1, *[1] * (x.ndim - 2))
     wide = x.float()
@@ -133,9 +136,6 @@ def normalized(norm: nn.modules.batchnorm._BatchNorm, processes: Processes, x: T
     var = total(centred.square().sum(dims)) / count
     y: Tensor = centred * torch.rsqrt(var + norm.eps).view(shape)
     with torch.no_grad():
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         rate = 1.0 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
         norm.running_mean.lerp_(mean.to(norm.running_mean), rate)
