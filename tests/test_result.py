@@ -25,13 +25,8 @@ from ppap_framework.experts import weights_sha256
 from ppap_framework.files import replacing
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import RunFolder, plan
-from ppap_framework.run.grid import (
-    Line,
-    _guided,
-    _header,
-    draw_grid,
-    grid_of,
-)
+from ppap_framework.run.grid import Line, _guided, _header, _lines, draw_grid, grid_of
+from ppap_framework.run.result import Pictures, Seen
 from ppap_framework.runtime import Progress
 
 pytestmark = pytest.mark.usefixtures("site")
@@ -358,6 +353,13 @@ class TestGrid:
         assert _guided(run) == "guided, with experts of colour"
         assert _guided(plan(toy, [expert])) == "guided, with experts"
         assert _guided(plan(toy, [bare])) == "guided"
+
+    def test_a_guide_that_draws_nothing_has_energies_below_the_images(self) -> None:
+        pixels, energy = np.zeros((2, 8, 8, 3), np.uint8), {"energy": torch.tensor([1.0, 2.0])}
+        seen = {"a": Seen(pixels, ("", ""), energy), "b": Seen(pixels + 1, ("", ""), energy)}
+        one, two = _lines("guided", Pictures(-torch.ones(2, 3, 8, 8), seen))
+        assert one.captions == [["a: energy 1"], ["a: energy 2"]]
+        assert (two.title, two.captions) == ("what b sees", [["energy 1"], ["energy 2"]])
 
     def test_of_many_images_shows_the_first(self) -> None:
         few = grid_of(ppap.sample("toy", num=64, steps=1, batch=64))

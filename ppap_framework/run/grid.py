@@ -1,7 +1,7 @@
 """All images of a run in one labelled picture.
 
 Above, how they were made and the targets; below, line by line, the same noise drawn without guides
-and with them, each followed by what every guide sees there.
+and with them, each followed by what guides see there.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from itertools import accumulate
 from typing import TypeAlias
 
 import attrs
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ppap_framework.pixels import to_pil
+from ppap_framework.pixels import to_pil, to_uint8
 from ppap_framework.run.plan import Plan, option_words, scale_words
 from ppap_framework.run.result import Pictures, Result
 
@@ -48,7 +49,7 @@ class Line:
 
 def grid_of(result: Result) -> Image.Image:
     """The grid of a run: images, what the guides see in them, and the targets. A guide's words
-    stand below each image; if it has none, its pictures get a line of their own.
+    stand below each image, or its energy; its pictures get a line of their own if they differ.
     """
     run, header = result.plan, _header(result.plan)
     if result.stats.count > MAX_IMAGES:
@@ -111,20 +112,19 @@ def _header(run: Plan) -> list[str]:
 
 
 def _lines(title: str, pictures: Pictures) -> list[Line]:
-    spoken = {name: seen.words for name, seen in pictures.seen.items() if any(seen.words)}
-    prefix = len(pictures.seen) > 1
-    images = to_pil(pictures.images[:MAX_IMAGES])
-    captions = [
-        [f"{name}: {words[i]}" if prefix else words[i] for name, words in spoken.items()]
-        for i in range(len(images))
-    ]
-    lines = [Line(title=title, pictures=images, captions=captions, begins=True)]
+    pixels, below, more = to_uint8(pictures.images), [], []
     for name, seen in pictures.seen.items():
-        if name not in spoken:
+        energies = [f"energy {e:.3g}" for e in seen.figures["energy"][:MAX_IMAGES].tolist()]
+        words: Sequence[str] = seen.words if any(seen.words) else energies
+        if any(seen.words) or np.array_equal(seen.pictures, pixels):
+            below.append([f"{name}: {w}" for w in words] if len(pictures.seen) > 1 else words)
+        else:
             shown = [Image.fromarray(picture) for picture in seen.pictures[:MAX_IMAGES]]
-            told = [[f"energy {e:.3g}"] for e in seen.figures["energy"][:MAX_IMAGES].tolist()]
-            lines.append(Line(title=f"what {name} sees", pictures=shown, captions=told))
-    return lines
+            told = [[word] for word in words]
+            more.append(Line(title=f"what {name} sees", pictures=shown, captions=told))
+    images = [Image.fromarray(picture) for picture in pixels[:MAX_IMAGES]]
+    captions = [[words[i] for words in below] for i in range(len(images))]
+    return [Line(title=title, pictures=images, captions=captions, begins=True), *more]
 
 
 def draw_grid(
