@@ -193,10 +193,16 @@ class TestRows:
         assert both.guide_names == ("a-b", "a-d")
 
 
-def test_hits_are_shown_if_a_guide_aims_at_classes(scene_experiment: Experiment) -> None:
+def test_hits_are_shown_if_a_guide_aims_at_classes_or_fidelity_names_them(
+    scene_experiment: Experiment,
+) -> None:
     dense = {"grey.distance": "lower", "grey.likeness": "higher"}
     assert scene_experiment.shown == {"hit": "higher", **dense}
-    assert attrs.evolve(scene_experiment, rows=scene_experiment.rows[:3]).shown == dense
+    bare = attrs.evolve(
+        scene_experiment, rows=scene_experiment.rows[:3], fidelity=("grey.distance",)
+    )
+    assert bare.shown == dense
+    assert attrs.evolve(bare, fidelity=("hit",)).shown == {"hit": "higher", **dense}
 
 
 def test_the_readme_shows_an_experiment(tmp_path: Path) -> None:

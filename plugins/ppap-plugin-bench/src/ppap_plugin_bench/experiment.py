@@ -235,10 +235,13 @@ class Experiment:
 
     @property
     def shown(self) -> dict[str, Better]:
-        """Reported `figures`; hits only if a guide or prompt has classes as targets."""
+        """Reported `figures`; hits only if a guide or prompt has classes as targets, or `fidelity`
+        names one.
+        """
         kinds = {self.target_kind(guide) for row in self.rows for guide in row.guides}
         prompted = any(row.prompt for row in self.rows)
-        hits = self.scenes is None or "class" in kinds or prompted
+        named = any(name.startswith("hit") for name in self.fidelity)
+        hits = self.scenes is None or "class" in kinds or prompted or named
         return {n: better for n, better in self.figures.items() if hits or not n.startswith("hit")}
 
     def target_kind(self, guide: GuideRequest) -> TargetKind:
