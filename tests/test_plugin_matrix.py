@@ -41,7 +41,6 @@ SHORT = {
 
 NEEDS_MORE = {
     "ppap-plugin-bench": "an experiment's file",
-    "ppap-plugin-clip": "a network of the hub",
     "ppap-plugin-diagnose": "a backend and a guider",
     "ppap-plugin-diffusers": "a pipeline",
     "ppap-plugin-flow": "torchvision's weights and a picture",

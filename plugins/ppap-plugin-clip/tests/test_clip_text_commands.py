@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_towers
+import torch
 from commands import refused, typed
 from PIL import Image
 
+import ppap_framework as ppap
+from ppap_framework.components import TargetInput
 from ppap_framework.learn import calibrate, load_teacher
 from ppap_framework.run import GuideRequest
 
@@ -70,3 +73,30 @@ def test_a_long_prompt_is_one_line(folder: Path, tmp_path: Path, capsys: Capsys)
     )  # fmt: skip
     refused(outcome, 2, "reads at most 12", "shorten it")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_network_guides_as_it_stands() -> None:
+    result = ppap.sample("adm", [ppap.guide("clip-text", scale="raw:300")], num=2, steps=2)
+    (guide,) = result.plan.guides
+    assert guide.target is not None
+    assert guide.target.label == "a red cube"
+    assert guide.chosen is not None
+    assert guide.chosen.name == "shapes-clip-text-5"
+
+
+def test_the_embedded_network_reads_texts_of_any_form() -> None:
+    """Captions begin with an article and are in small letters; texts need not."""
+    from ppap_plugin_shapes.world import CLASS_NAMES, render
+
+    model = ppap.guide("clip-text").model
+    scenes = render(901, range(64), 32)
+    images = torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        seen = model(images)
+    answers = []
+    for form in (str, str.upper, lambda name: f"{'an' if name[0] in 'aeiou' else 'a'} {name}"):
+        given = [TargetInput(text=form(name), source=name) for name in CLASS_NAMES]
+        texts = torch.cat([model.target(one).value[0] for one in given])
+        answers.append((seen @ texts.T).argmax(1))
+        assert torch.equal(answers[-1], answers[0])
+    assert (answers[0].numpy() == scenes.labels).mean() > 0.75

@@ -19,7 +19,7 @@ PPAP_API = (1, 0)
 
 _FEATURES = ("likeness", "style")
 _PICTURES = ("depth", "segmentation", *_FEATURES)  # the target is a picture
-_AIMS = {"detection": "red cube@0.25,0.25,0.75,0.75"}
+_AIMS = {"detection": "red cube@0.25,0.25,0.75,0.75", "clip-text": "a red cube"}
 _SCENE = "package://ppap_plugin_shapes/references/scene-4.png"
 
 
