@@ -4,10 +4,14 @@ Targets are the class and the exact box of the hero in fresh renders, one for ea
 judge says which solid is in front. The segmentation judge says where: the box around the largest
 connected region of pixels of the wanted shape. The last row is what both say of the renders.
 
-    python measure_boxes.py --num 64 [--experts FILE]
+    python measure_boxes.py --num 64 [--experts FILE] [--out FILE]
 """
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -63,7 +67,8 @@ def judged(images: Tensor, wanted: Tensor) -> dict[str, NDArray[np.float64]]:
 @click.option("--num", type=click.IntRange(min=2), default=64, show_default=True)
 @click.option("--experts", default="auto", show_default=True)
 @click.option("--scale", default="auto", show_default=True)
-def main(num: int, experts: str, scale: str) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="A JSON file of the figures.")
+def main(num: int, experts: str, scale: str, out: Path | None) -> None:
     """Print a table in Markdown."""
     scenes = render(SEED, range(num), 32)
     wanted = torch.from_numpy(scenes.boxes[:, 0])
@@ -75,6 +80,7 @@ def main(num: int, experts: str, scale: str) -> None:
         name: judged(renders if row is None else row.images, wanted) for name, row in rows.items()
     }
     resamples = bootstrap(num) / num
+    record: dict[str, Any] = {"num": num, "experts": experts, "scale": scale, "rows": {}}
     click.echo("| images | class in front | IoU of the box | both, IoU at least 0.5 |")
     click.echo("|---|---|---|---|")
     for name, figures in found.items():
@@ -82,11 +88,15 @@ def main(num: int, experts: str, scale: str) -> None:
         for values in figures.values():
             one = interval(float(values.mean()), resamples @ values, 0.0, 1.0)
             cells.append(f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})")
+        record["rows"][name] = dict(zip(figures, cells, strict=True))
         click.echo(f"| {name} | {' | '.join(cells)} |")
     if "naive" in found:
         ahead = found["experts"]["both"] - found["naive"]["both"]
         one = interval(float(ahead.mean()), resamples @ ahead)
-        click.echo(f"\nExperts above naive: {one.value:.2f} ({one.low:.2f} to {one.high:.2f}).")
+        record["experts above naive"] = f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+        click.echo(f"\nExperts above naive: {record['experts above naive']}.")
+    if out is not None:
+        out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

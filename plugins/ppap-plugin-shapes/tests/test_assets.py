@@ -19,6 +19,9 @@ FILES = [asset for asset in ASSETS if isinstance(asset, AssetFile)]
 BUNDLES = [asset for asset in FILES if isinstance(asset, ExpertBundle)]
 PACKAGES = {
     "classifier": "ppap_plugin_classifier",
+    "clip-text": "ppap_plugin_clip",
+    "detection": "ppap_plugin_detection",
+    "likeness": "ppap_plugin_likeness",
     "depth": "ppap_plugin_midas",
     "segmentation": "ppap_plugin_segmentation",
 }
