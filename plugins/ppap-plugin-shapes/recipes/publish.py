@@ -29,6 +29,7 @@ def publish(
     training: Mapping[str, Any],
     metrics: Mapping[str, Any],
     default: bool,
+    weights: Path = WEIGHTS,
 ) -> Path:
     """Write `weights/NAME.safetensors` in half precision and `weights/NAME.json`.
 
@@ -42,10 +43,11 @@ def publish(
         training: Recipe, steps, seconds, data seed and so on.
         metrics: What was measured of the network.
         default: Whether the component takes it when nothing else is asked for.
+        weights: The folder `weights` of the package.
     """
-    path = WEIGHTS / f"{name}.safetensors"
+    path = weights / f"{name}.safetensors"
     save_checkpoint(path, _halves(state), architecture, {"name": name, "training": training})
-    _write_card(path, name, component, kind, summary, training, metrics, default)
+    _write_card(path, name, component, kind, summary, training, metrics, default, weights=weights)
     return path
 
 
@@ -61,7 +63,7 @@ def publish_folder(
 ) -> Path:
     """Write `weights/NAME/`, a folder as transformers saves it, in half precision, and
     `weights/NAME.json`. The weights state config and preprocessing as well, and so are whole
-    without the folder.
+    without the folder, but for a tokenizer.
 
     Args:
         network: A model of transformers, with the averaged weights.
@@ -126,13 +128,14 @@ def _write_card(
     metrics: Mapping[str, Any],
     default: bool,
     image_size: int = 32,
+    weights: Path = WEIGHTS,
 ) -> None:
     card = Card(
         name=name,
         component=component,
         kind=kind,
         summary=summary,
-        uri=f"package://ppap_plugin_shapes/{path.relative_to(WEIGHTS.parent).as_posix()}",
+        uri=f"package://{path.relative_to(weights.parents[1]).as_posix()}",
         sha256=file_sha256(path),
         size=path.stat().st_size,
         licence="Apache-2.0",
@@ -140,6 +143,6 @@ def _write_card(
         default=default,
     )
     record = {"card": attrs.asdict(card), "training": dict(training), "metrics": dict(metrics)}
-    partial = WEIGHTS / f"{name}.partial"
+    partial = weights / f"{name}.partial"
     partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(WEIGHTS / f"{name}.json")
+    partial.replace(weights / f"{name}.json")

@@ -24,13 +24,21 @@ from ppap_framework.plugin import ExpertBundle
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--name", required=True, help="Of the bundle, as in `--experts NAME`.")
 @click.option("--summary", required=True, help="One line.")
-def main(folder: Path, name: str, summary: str) -> None:
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=WEIGHTS,
+    help="The folder `weights` of the package.",
+    show_default="that of this plugin",
+)
+def main(folder: Path, name: str, summary: str, weights: Path) -> None:
     """Publish the experts that `ppap transfer` left in FOLDER."""
+    weights = weights.resolve()
     (source,) = folder.glob(f"*{SUFFIX}")
     verify_bundle(source)
     info = read_bundle_info(source)
     training = json.loads((folder / "transfer.json").read_text())
-    target = WEIGHTS / f"{name}{SUFFIX}"
+    target = weights / f"{name}{SUFFIX}"
     partial = target.with_suffix(".partial")
     shutil.copyfile(source, partial)
     partial.replace(target)
@@ -39,7 +47,7 @@ def main(folder: Path, name: str, summary: str) -> None:
         guider=info.guide.component,
         backend=info.backend.component,
         summary=summary,
-        uri=f"package://ppap_plugin_shapes/weights/{target.name}",
+        uri=f"package://{target.relative_to(weights.parents[1]).as_posix()}",
         sha256=file_sha256(target),
         size=target.stat().st_size,
         licence="Apache-2.0",
@@ -54,7 +62,7 @@ def main(folder: Path, name: str, summary: str) -> None:
         "metrics": info.metrics,
     }
     partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(WEIGHTS / f"{name}.json")
+    partial.replace(weights / f"{name}.json")
     click.echo(target)
 
 

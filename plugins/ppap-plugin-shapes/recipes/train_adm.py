@@ -14,6 +14,7 @@ instance norms, and the head, which is normalised too, could not say how bright 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -80,35 +81,15 @@ PROCESS = {
 @bfloat16_option
 def main(state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat16: bool) -> None:
     images, _ = rendered(state, DATA_SEED, DATA_COUNT)
-    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
-    process = Process(schedule, range(schedule.num_timesteps), PROCESS["variance"])
+    process = process_of()
     torch.manual_seed(0)
     network = build(OFFICIAL_CLASS, CONFIG).to(memory_format=torch.channels_last)
     forward = torch.compile(network) if compiled else network
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.randint(len(images), (batch,), generator=generator)
-        x0 = to_images(images[chosen])
-        (x0,) = mirrored(generator, x0)
-        # One timestep from each of `batch` equal ranges: the same expectation as independent
-        # draws, less variance.
-        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        t = (u * schedule.num_timesteps).long()
-        noise = torch.randn(x0.shape, generator=generator).contiguous(
-            memory_format=torch.channels_last
-        )
-        x_t = schedule.add_noise(x0, t, noise)
-        # On CPU, attention's own bfloat16 kernel is several times slower than two plain products.
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
-            output = forward(x_t, t).float()
-        v, variance = output.chunk(2, dim=1)
-        abar = schedule.alphas_cumprod[t].float()[:, None, None, None]
-        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-        prediction = Prediction.from_v(v, x_t, alpha, sigma, variance)
-        simple = F.mse_loss(v, alpha * noise - sigma * x0)
-        bound = variational_bound_term(process, x0, x_t, t, prediction).mean()
-        value = simple + VLB_WEIGHT * len(process) * bound
-        return value, {"mse": simple.item(), "bits": bound.item() * len(process)}
+        (x0,) = mirrored(generator, to_images(images[chosen]))
+        return batch_loss(forward, process, x0, generator, bfloat16)
 
     plan = Plan(
         steps=steps, decay=decay, batch=batch, learning_rate=5e-4, seed=11, warmup=500, ema=0.999
@@ -131,6 +112,40 @@ def main(state: Path, steps: int, decay: int, batch: int, compiled: bool, bfloat
         default=True,
     )
     click.echo(f"{path}: {metrics}")
+
+
+def process_of() -> Process:
+    """The diffusion process with all timesteps."""
+    schedule = noise_schedule(PROCESS["schedule"], PROCESS["timesteps"])
+    return Process(schedule, range(schedule.num_timesteps), PROCESS["variance"])
+
+
+def batch_loss(
+    forward: Callable[[Tensor, Tensor], Tensor],
+    process: Process,
+    x0: Tensor,
+    generator: torch.Generator,
+    bfloat16: bool,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one batch, and figures for the log."""
+    schedule, batch = process.schedule, len(x0)
+    # One timestep from each of `batch` equal ranges: the same expectation as independent
+    # draws, less variance.
+    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    t = (u * schedule.num_timesteps).long()
+    noise = torch.randn(x0.shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    x_t = schedule.add_noise(x0, t, noise)
+    # On CPU, attention's own bfloat16 kernel is several times slower than two plain products.
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+        output = forward(x_t, t).float()
+    v, variance = output.chunk(2, dim=1)
+    abar = schedule.alphas_cumprod[t].float()[:, None, None, None]
+    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    prediction = Prediction.from_v(v, x_t, alpha, sigma, variance)
+    simple = F.mse_loss(v, alpha * noise - sigma * x0)
+    bound = variational_bound_term(process, x0, x_t, t, prediction).mean()
+    value = simple + VLB_WEIGHT * len(process) * bound
+    return value, {"mse": simple.item(), "bits": bound.item() * len(process)}
 
 
 @torch.no_grad()

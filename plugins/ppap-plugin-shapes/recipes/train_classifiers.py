@@ -11,6 +11,7 @@ have not. Its last features are 64 wide, few enough to estimate a covariance fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -23,12 +24,14 @@ from training import Plan, grained, mirrored, to_images
 from ppap_plugin_shapes.world import CLASS_NAMES, COLOURS
 
 
-def architecture(model: str, **arguments: object) -> dict[str, Any]:
+def architecture(
+    model: str, class_names: Sequence[str] = CLASS_NAMES, **arguments: object
+) -> dict[str, Any]:
     """What the checkpoint of a timm model states."""
     return {
         "model": model,
         "model_args": arguments,
-        "class_names": CLASS_NAMES,
+        "class_names": class_names,
         "input_size": 32,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),

@@ -75,17 +75,16 @@ class Plan:
 
 
 def record(
-    recipe: str, plan: Plan, seconds: float, data: tuple[int, int], **notes: object
+    recipe: str, plan: Plan, seconds: float, data: tuple[int, int] | None = None, **notes: object
 ) -> dict[str, Any]:
-    """What a card says of a training; `data` are seed and number of the scenes."""
+    """What a card says of a training; `data` are seed and number of the scenes, if it saw some."""
+    seen = {"data_seed": data[0], "data_count": data[1], "test_seed": TEST_SEED} if data else {}
     return {
         "recipe": recipe,
         **attrs.asdict(plan),
         **notes,
         "seconds": round(seconds),
-        "data_seed": data[0],
-        "data_count": data[1],
-        "test_seed": TEST_SEED,
+        **seen,
     }
 
 
