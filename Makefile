@@ -11,7 +11,8 @@ LONG := --iterations 12000 --learn-batch 32 --precision float32
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 LATENT := latent-classifier-experts latent-depth-experts latent-segmentation-experts
-EXPERTS := classifier-experts $(DENSE) $(GLIDE) $(LATENT)
+OTHERS := clip-text-experts detection-experts likeness-experts
+EXPERTS := classifier-experts $(DENSE) $(OTHERS) fashion-experts $(GLIDE) $(LATENT)
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 # A file of weights in a package that wants a torch of 2020, and of which no code is run.
@@ -25,7 +26,7 @@ SHELL := bash
 # Where modules lie that tests and the makers of pages share.
 SHARED := $(subst $() ,:,tests $(wildcard plugins/*/tests))
 
-.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide $(EXPERTS) $(RESULTS) diagnosis shares costs architectures real-weights full-size recipe-cost speed speeds docs linkcheck wheels matrix oldest clean
+.PHONY: help demo test slow parity lint types contracts results diffusers synthetic-adm synthetic-glide synthetic-latent synthetic-fashion $(EXPERTS) $(RESULTS) boxes diagnosis shares costs architectures real-weights full-size recipe-cost speed speeds docs linkcheck wheels matrix oldest clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,7 +37,8 @@ help:
 	@echo "make matrix   try each plugin and its tests in an environment of its own, from its wheel; half an hour"
 	@echo "make oldest   test with the oldest versions of all libraries; several GB, minutes"
 	@echo "make wheels   build the core and every plugin, reproducibly, into dist/"
-	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, and goes on where it was"
+	@echo "make results  measure the experiments in docs/results, write docs/results.md; hours, goes on where it was; may download 31 MB"
+	@echo "make boxes    measure the guide of boxes, into docs/detection/boxes.json; minutes"
 	@echo "make shares   count the parameters of experts, into docs/adapters.md"
 	@echo "make architectures  try guides of many architectures, tiny and random, into docs/architectures.md; minutes"
 	@echo "make diffusers  try every family of pipelines, tiny and random, into docs/diffusers.md; minutes"
@@ -103,6 +105,7 @@ docs/results/latent-segmentation: latent-segmentation-experts
 docs/results/glide-classifier: glide-classifier-experts
 docs/results/glide-depth docs/results/glide-prompt: glide-depth-experts
 docs/results/glide-segmentation: glide-segmentation-experts
+docs/results/fashion-classifier: fashion-experts runs/renders/fashion.npz
 
 # Each of these commands goes on where it was, and does nothing where it was done.
 synthetic-adm: $(VENV)/.installed
@@ -114,6 +117,9 @@ synthetic-glide: $(VENV)/.installed
 synthetic-latent: $(VENV)/.installed
 	$(BIN)/ppap synthesize --backend diffusers --num 2048 --seed 500 --out $(SYNTHETIC)latent
 
+synthetic-fashion: $(VENV)/.installed
+	$(BIN)/ppap synthesize --backend adm --checkpoint fashion-adm --num 2048 --seed 500 --out runs/synthetic/fashion-adm
+
 classifier-experts: synthetic-adm runs/renders/labelled.npz
 	for number in 1 2 5 10; do \
 		$(LEARN) --backend adm --guider classifier --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
@@ -124,6 +130,15 @@ classifier-experts: synthetic-adm runs/renders/labelled.npz
 $(DENSE): %-experts: synthetic-adm
 	for number in 1 5; do \
 		$(LEARN) $(LONG) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
+	done
+
+$(OTHERS): %-experts: synthetic-adm
+	$(LEARN) $(SHORT) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts 5 --out runs/experts/$*-5
+
+fashion-experts: synthetic-fashion
+	for number in 1 5; do \
+		$(LEARN) $(SHORT) --backend adm --checkpoint fashion-adm --guider classifier --guider-checkpoint fashion-resnet18 \
+			--adapter lora:rank=8 --adapter bias --data runs/synthetic/fashion-adm --num-experts $$number --out runs/experts/fashion-$$number || exit 1; \
 	done
 
 $(GLIDE): glide-%-experts: synthetic-glide
@@ -138,12 +153,21 @@ $(LATENT): latent-%-experts: synthetic-latent
 			--num-experts $$number --out runs/experts/latent-$*-$$number || exit 1; \
 	done
 
+boxes: $(VENV)/.installed
+	mkdir -p docs/detection
+	$(BIN)/python plugins/ppap-plugin-shapes/recipes/measure_boxes.py --num 64 --out docs/detection/boxes.json
+
 diagnosis: segmentation-experts
 	for number in 1 5; do \
 		$(BIN)/ppap diagnose --backend adm --guider segmentation --data $(SYNTHETIC)adm --num 200 --levels 11 \
 			--experts runs/experts/segmentation-$$number/adm-segmentation-$$number.experts.safetensors --out runs/diagnose/$$number && \
 		cp runs/diagnose/$$number/diagnose.json docs/diagnosis/adm-segmentation-$$number.json || exit 1; \
 	done
+
+# The test photographs of the second world, from Debian's package or the internet.
+runs/renders/fashion.npz: | $(VENV)/.installed
+	mkdir -p $(@D)
+	$(BIN)/python plugins/ppap-plugin-shapes/recipes/train_fashion.py reference --state $(@D)
 
 runs/renders/labelled.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 912 --num 4096 --out $@

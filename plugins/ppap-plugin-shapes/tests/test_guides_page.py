@@ -1,5 +1,5 @@
 """docs/guides.md is followed: its files are made, its commands typed, its messages compared. The
-runs that the README shows are typed, too.
+runs that the README and the gallery show are typed, too.
 """
 
 from __future__ import annotations
@@ -13,17 +13,27 @@ import pytest
 
 from ppap_framework.cli import main
 
-for name in ("classifier", "midas", "segmentation"):
+for name in (
+    "classifier",
+    "clip",
+    "detection",
+    "diffusers",
+    "fashion",
+    "likeness",
+    "midas",
+    "segmentation",
+):
     pytest.importorskip(f"ppap_plugin_{name}", reason="a guider of the page")
 
 PROJECT = Path(__file__).parents[3]
 PAGE = (PROJECT / "docs" / "guides.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 FIRST = (PROJECT / "README.md").read_text(encoding="utf-8")
+GALLERY = (PROJECT / "docs" / "index.md").read_text(encoding="utf-8")
 FAILURES = re.findall(r"    \$ (ppap .*)\n    (ppap: error: .*)\n    (hint: .*)", PAGE)
 
 
-ELSEWHERE = re.compile("--guider (clip-text|flow|structure|style .*structure)")
+ELSEWHERE = re.compile("--guider (clip-text --guider-model|flow|structure|style .*structure)")
 """Guides whose weights are on a hub; their plugins try their commands."""
 
 
@@ -34,6 +44,7 @@ def commands(page: str) -> list[str]:
     return [command for command in found if not ELSEWHERE.search(command)]
 
 
+BACKENDS = ("shapes-adm", "shapes-glide", "shapes-latent", "fashion-adm")
 Typed = Callable[[str], tuple[int, str, str]]
 
 
@@ -65,15 +76,15 @@ def typed(
 
 
 def test_there_is_something_to_follow() -> None:
-    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 24, 3)
-    assert len(commands(FIRST)) == 5
+    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 25, 3)
+    assert (len(commands(FIRST)), len(commands(GALLERY))) == (7, 10)
 
 
-@pytest.mark.parametrize("command", [*commands(PAGE), *commands(FIRST)])
+@pytest.mark.parametrize("command", [*commands(PAGE), *commands(FIRST), *commands(GALLERY)])
 def test_commands(typed: Typed, command: str) -> None:
     code, out, err = typed(f"{command} --dry-run")
     assert code == 0, err
-    assert "shapes-adm" in out or "shapes-glide" in out
+    assert any(name in out for name in BACKENDS)
 
 
 @pytest.mark.parametrize(("command", "error", "hint"), FAILURES)
