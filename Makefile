@@ -11,7 +11,7 @@ LONG := --iterations 12000 --learn-batch 32 --precision float32
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 LATENT := latent-classifier-experts latent-depth-experts latent-segmentation-experts
-OTHERS := clip-text-experts detection-experts likeness-experts
+OTHERS := clip-text-experts detection-experts likeness-experts style-experts
 EXPERTS := classifier-experts $(DENSE) $(OTHERS) fashion-experts $(GLIDE) $(LATENT)
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
@@ -132,8 +132,9 @@ $(DENSE): %-experts: synthetic-adm
 		$(LEARN) $(LONG) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
 	done
 
+style-experts: SMALL := --adapter lora:rank=8 --adapter bias
 $(OTHERS): %-experts: synthetic-adm
-	$(LEARN) $(SHORT) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts 5 --out runs/experts/$*-5
+	$(LEARN) $(SHORT) --backend adm --guider $* $(SMALL) --data $(SYNTHETIC)adm --num-experts 5 --out runs/experts/$*-5
 
 fashion-experts: synthetic-fashion
 	for number in 1 5; do \

@@ -73,7 +73,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         "correspondence": {"guider": {**flow, "source": "flow"}},
         "diffusers": {"checkpoint": pipeline},
         "clip": {**text, **noised},
-        "clip-text": {**text, "options": {"model": str(towers)}},
+        "clip-text": text,
         **dict.fromkeys(("likeness", "style"), likeness),
         "structure": {**likeness, "options": {"layers": "layer2"}},
         "clip-similarity": {"guider": {**noised, "source": "clip", "target": "a red cube"}},
