@@ -183,16 +183,16 @@ def _examine(name: str) -> Any:
 
         device = "mps" if torch.backends.mps.is_available() else "cpu"
         if torch.cuda.is_available():
-            number = torch.cuda.device_count()
-            device = f"cuda ({number} x {torch.cuda.get_device_name(0)})"
-        threads = torch.get_num_threads()
-        return {"version": torch.__version__, "threads": threads, "device": device}
+            device = f"cuda ({torch.cuda.device_count()} x {torch.cuda.get_device_name(0)})"
+        return {"version": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+    plugins = registry()
     if name == "experts":
         from ppap_framework.cli.experts import row_of
         from ppap_framework.experts import find_bundles
 
-        return [row for row in map(row_of, find_bundles()) if row["problem"]]
-    plugins = registry()
+        here = {spec.name for spec in plugins.specs("backend")}  # others use no experts
+        rows = [row for row in map(row_of, find_bundles()) if row["problem"]]
+        return [row for row in rows if row["plugin"] is None or row["backend"] in here]
     every = {f"{one.name} {s.kind} {s.name}": s for one in plugins.records for s in one.specs}
     return [*plugins.faults(every[name])]
 

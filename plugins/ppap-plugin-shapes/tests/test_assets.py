@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -22,6 +27,7 @@ PACKAGES = {
     "clip-text": "ppap_plugin_clip",
     "detection": "ppap_plugin_detection",
     "likeness": "ppap_plugin_likeness",
+    "style": "ppap_plugin_likeness",
     "depth": "ppap_plugin_midas",
     "segmentation": "ppap_plugin_segmentation",
 }
@@ -45,6 +51,15 @@ def test_bundles_are_for_the_networks_here(bundle: ExpertBundle) -> None:
     run = ppap.sample(bundle.backend, [ppap.guide(bundle.guider)], num=1, steps=1)
     assert run.plan.guides[0].chosen is not None
     assert run.plan.guides[0].chosen.name == bundle.name
+
+
+def test_experts_of_a_backend_that_is_not_here_are_no_fault() -> None:
+    """Those that read latents need an adapter that comes with the backend."""
+    plugins = ",".join(f"ppap-plugin-{name}" for name in ("shapes", "lora", "bias"))
+    environment = {**os.environ, "PPAP_PLUGINS": plugins}
+    command = [sys.executable, "-m", "ppap_framework", "doctor", "--json"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert json.loads(told.stdout)["experts"] == []
 
 
 def test_default_targets_are_among_the_classes() -> None:

@@ -76,7 +76,7 @@ def typed(
 
 
 def test_there_is_something_to_follow() -> None:
-    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 25, 3)
+    assert (len(PROGRAMS), len(commands(PAGE)), len(FAILURES)) == (2, 26, 3)
     assert (len(commands(FIRST)), len(commands(GALLERY))) == (7, 10)
 
 
