@@ -77,9 +77,11 @@ class TestRefusals:
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node")
-# Without --multi_gpu it starts one process on a machine without GPUs, whatever the number.
+# Without --multi_gpu it starts one process on a machine without GPUs, whatever the number. The
+# usual port may be another test's.
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes")  # fmt: skip
+              "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--main_process_port", "0", "--num_processes")  # fmt: skip
 
 
 def launch(
