@@ -142,9 +142,11 @@ fashion-experts: synthetic-fashion
 			--adapter lora:rank=8 --adapter bias --data runs/synthetic/fashion-adm --num-experts $$number --out runs/experts/fashion-$$number || exit 1; \
 	done
 
-$(GLIDE): glide-%-experts: synthetic-glide
+# Those for GLIDE begin as those for ADM.
+$(GLIDE): glide-%-experts: synthetic-glide %-experts
 	for number in 1 5; do \
-		$(LEARN) $(SHORT) --backend glide --guider $* --data $(SYNTHETIC)glide --num-experts $$number --out runs/experts/glide-$*-$$number || exit 1; \
+		$(LEARN) --iterations 3000 --learn-batch 32 --learning-rate 0.001 --backend glide --guider $* --data $(SYNTHETIC)glide \
+			--begin-with runs/experts/$*-$$number/adm-$*-$$number.experts.safetensors --out runs/experts/glide-$*-$$number || exit 1; \
 	done
 
 latent-classifier-experts: SMALL := --adapter lora:rank=8 --adapter bias

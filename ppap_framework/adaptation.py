@@ -75,9 +75,7 @@ class _Expert:
 
 @final
 class ParametrizationAdapter(ExpertAdapter):
-    """An adapter defined by `adapt`, a function from a network to its changes; raises UsageError if
-    there are none.
-    """
+    """An adapter defined by `adapt`, a function of a network to changes; UsageError for none."""
 
     def __init__(self, adapt: Callable[[nn.Module], Adaptation]) -> None:
         self._adapt = adapt

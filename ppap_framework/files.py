@@ -116,9 +116,7 @@ def remove_folder(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any, hint: str = "", *, once: bool = False) -> None:
-    """Write a JSON value, indented, with lists of plain values and short objects on one line, as
-    `replacing` does.
-    """
+    """Write JSON as `replacing` does, indented; short objects, and plain lists, take one line."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str)
     with replacing(path, hint=hint, once=once) as temporary:
         temporary.write_text(_FLAT.sub(_joined, text) + "\n", encoding="utf-8")

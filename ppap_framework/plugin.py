@@ -211,9 +211,7 @@ class Card(AssetFile):
 
 @attrs.frozen(kw_only=True)
 class ExpertBundle(AssetFile):
-    """The record of experts of a guider, for images of a backend, both by name; the file says for
-    which weights.
-    """
+    """Experts of a guider for images of a backend, both by name; the file says which weights."""
 
     guider: str = attrs.field(validator=_name)
     backend: str = attrs.field(validator=_name)

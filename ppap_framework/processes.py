@@ -29,9 +29,7 @@ def launched() -> tuple[int, int]:
 @final
 @attrs.frozen
 class Processes:
-    """A number of processes that compute together; `rank` is this one's, from 0. Every method is
-    called by all.
-    """
+    """Processes that compute together; `rank` is this one's, from 0. All call every method."""
 
     rank: int = 0
     count: int = 1

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from reaper import Death, Reaper
 from safetensors.torch import load_file
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from toy_distribution import install, plugged, write_experts
 from transfer_toy import Means, Pictures, Square, anatomy, pictures
@@ -149,10 +150,17 @@ class TestHonestScale:
             logs.append(math.log(honest_scale(again)[0]))
         assert error == pytest.approx(torch.tensor(logs).std().item(), rel=0.25)
 
-    def test_has_bounds(self) -> None:
+    @pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+    def test_if_every_belief_is_right_one_more_picture_is_misread(self, unit: float) -> None:
+        def loss(s: float) -> float:
+            return s / 8 - math.log(0.95 / (1 + 7 * math.exp(-s)) + 0.05 / 8)
+
         apart = 1.0 - torch.eye(8, dtype=torch.float64)
-        assert honest_scale(apart)[0] > 30.0  # always right, so that more is better
-        assert honest_scale(1e-3 * apart)[0] == pytest.approx(300.0, rel=1e-6)
+        wanted = minimize_scalar(loss, bounds=(0.0, 50.0), method="bounded").x
+        assert honest_scale(unit * apart)[0] == pytest.approx(wanted / unit, rel=1e-4)
+
+    def test_of_what_says_nothing(self) -> None:
+        apart = 1.0 - torch.eye(8, dtype=torch.float64)
         for nothing in (torch.ones(8, 8), -apart, apart[:1, :1], torch.full((8, 8), torch.nan)):
             assert honest_scale(nothing) == (0.0, math.inf)
 
@@ -177,7 +185,7 @@ class TestCurve:
             st.tuples(st.floats(0, 300), st.floats(0.01, 9) | st.just(math.inf)),
             min_size=2,
             max_size=9,
-        )
+        ).filter(lambda found: any(scale > 0.0 for scale, _ in found))
     )
     def test_rises(self, found: list[tuple[float, float]]) -> None:
         scales, errors = zip(*found, strict=True)
@@ -185,7 +193,8 @@ class TestCurve:
         curve = module._curve(noisy_last, scales, errors)
         assert list(curve.scales) == sorted(curve.scales)
         assert curve.log_snr == tuple(range(1, len(found) + 1))
-        least, most = max(min(scales), 1e-3), max(max(scales), 1e-3)
+        least = min(scales) or 1e-3 * min(filter(None, scales))
+        most = max(scales)
         assert all(least * 0.999 <= scale <= most * 1.001 for scale in curve.scales)
 
     def test_trusts_what_is_known_better(self) -> None:
@@ -218,7 +227,7 @@ class TestCurve:
 class TestBundle:
     def test_has_the_curve_and_is_the_same_otherwise(self, toy: Any, bundle: Path) -> None:
         info, state = verify_bundle(bundle)
-        assert info.curve is info.scales is None
+        assert info.curve is None
         reports: list[Progress] = []
         model = Seen().train()
         before = anatomy(model)
@@ -440,7 +449,6 @@ class TestCommand:
         assert last == str(bundle)
         info = read_bundle_info(bundle)
         assert info.curve is not None
-        assert info.scales is None  # the curve takes their place
         cells = [line.split() for line in table if re.match(r"\s*-?\d", line)]
         knots = zip(info.curve.log_snr, info.curve.scales, strict=True)
         assert [row[:2] for row in cells] == [[f"{x:.3f}", f"{s:.4g}"] for x, s in knots]

@@ -398,43 +398,26 @@ def ppap_guiders():
     )
 
 
+# fmt: off
 FAULTS = {
-    "factory": (
-        guiders("odd", "", "name='x', factory='acme_odd.parts:None_'"),
-        "guider 'x' of acme-odd cannot be imported from acme_odd.parts:None_",
-    ),
-    "factory that is none": (
-        guiders("odd", "", "name='x', factory='acme_mirror.parts:__name__'"),
-        "guider 'x' of acme-odd has the factory acme_mirror.parts:__name__, which is no callable",
-    ),
-    "missing options": (
-        guiders("odd", "", "name='x', options='acme_mirror.parts:Opts'"),
-        "guider 'x' of acme-odd cannot be imported from acme_mirror.parts:Opts",
-    ),
-    "options": (
-        guiders("odd", "", "name='x', options='acme_mirror.parts:Loss'"),
-        "names acme_mirror.parts:Loss as its options, which is no attrs class",
-    ),
-    "missing loss": (
-        guiders("odd", "", "name='x', default_loss='z'"),
-        "no installed loss is called 'z'",
-    ),
-    "loss": (
-        guiders("odd", "", "name='x', task='sleep'"),
-        "guider 'x' of acme-odd does sleep and has the default loss 'likeness', which is for refl",
-    ),
-    "checkpoint": (
-        guiders("odd", "", "name='x', needs_checkpoint=True"),
-        "guider 'x' of acme-odd needs a checkpoint, and no plugin supplies one",
-    ),
-    "torch": (
-        guiders("odd", "import torch", "name='x'"),
-        "plugin acme-odd:odd imports torch when it is listed",
-    ),
-    "slow module": (
-        guiders("odd", "import time; time.sleep(1.1)", "name='x'"),
-        "plugin acme-odd:odd takes 1.1 s to be listed",
-    ),
+    "factory": (guiders("odd", "", "name='x', factory='acme_odd.parts:None_'"),
+        "guider 'x' of acme-odd cannot be imported from acme_odd.parts:None_"),
+    "factory that is none": (guiders("odd", "", "name='x', factory='acme_mirror.parts:__name__'"),
+        "guider 'x' of acme-odd has the factory acme_mirror.parts:__name__, which is no callable"),
+    "missing options": (guiders("odd", "", "name='x', options='acme_mirror.parts:Opts'"),
+        "guider 'x' of acme-odd cannot be imported from acme_mirror.parts:Opts"),
+    "options": (guiders("odd", "", "name='x', options='acme_mirror.parts:Loss'"),
+        "names acme_mirror.parts:Loss as its options, which is no attrs class"),
+    "missing loss": (guiders("odd", "", "name='x', default_loss='z'"),
+        "no installed loss is called 'z'"),
+    "loss": (guiders("odd", "", "name='x', task='sleep'"),
+        "guider 'x' of acme-odd does sleep and has the default loss 'likeness', which is for refl"),
+    "checkpoint": (guiders("odd", "", "name='x', needs_checkpoint=True"),
+        "guider 'x' of acme-odd needs a checkpoint, and no plugin supplies one"),
+    "torch": (guiders("odd", "import torch", "name='x'"),
+        "plugin acme-odd:odd imports torch when it is listed"),
+    "slow module": (guiders("odd", "import time; time.sleep(1.1)", "name='x'"),
+        "plugin acme-odd:odd takes 1.1 s to be listed"),
     "default options": (
         plugin(
             "odd",
@@ -449,6 +432,7 @@ def ppap_expert_adapters():
         "adapter 'thin' of acme-odd: unknown option 'tnit' (did you mean 'tint'?)",
     ),
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("case", FAULTS)

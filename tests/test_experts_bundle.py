@@ -86,7 +86,7 @@ class TestRoundTrip:
         assert info.expert_parameters == (13,) * 3
         assert info.metrics == {"agreement": [0.9, 0.8, 0.7]}
         assert info.recipe["iterations"] == 10
-        assert (info.seed, info.data_sha256, info.scales) == (7, None, None)
+        assert (info.seed, info.data_sha256) == (7, None)
         assert BundleInfo.from_json(info.to_json()) == info
 
     def test_equal_content_gives_equal_bytes(self, path: Path, tmp_path: Path) -> None:
@@ -94,12 +94,11 @@ class TestRoundTrip:
         experts, info = trained(TinyGuide(), Backend(), metrics={"agreement": [0.9, 0.8, 0.7]})
         save_bundle(again, experts, info)
         assert again.read_bytes() == path.read_bytes()
-        save_bundle(other, experts, attrs.evolve(info, scales=[2.0, 3.5, 4.0]))
+        save_bundle(other, experts, attrs.evolve(info, seed=8))
         assert other.read_bytes() != path.read_bytes()
-        assert read_bundle_info(other).scales == (2.0, 3.5, 4.0)
         curve = ScaleCurve((-3.0, 0.1), (1 / 3, 300.0), (99.0, 0.05))
         write_curve(other, curve)
-        assert read_bundle_info(other) == attrs.evolve(info, curve=curve)
+        assert read_bundle_info(other) == attrs.evolve(info, seed=8, curve=curve)
 
     def test_an_old_file_is_replaced_and_no_other_is_left(self, path: Path) -> None:
         before = path.read_bytes()
@@ -276,7 +275,7 @@ class TestIdentity:
 class TestDescription:
     @pytest.fixture
     def said(self) -> dict[str, Any]:
-        _, info = trained(TinyGuide(), Backend(), scales=[1.0, 2.0, 3.0])
+        _, info = trained(TinyGuide(), Backend())
         said: dict[str, Any] = json.loads(info.to_json())
         return said
 
@@ -284,7 +283,7 @@ class TestDescription:
         del said["guide"]["sha256"]
         del said["recipe"]
         said |= {
-            "seed": "7", "resolution": [8], "scales": "high", "mine": 1, "adapters": [],
+            "seed": "7", "resolution": [8], "mine": 1, "adapters": [],
             "boundaries": [1.0, "x"],
         }  # fmt: skip
         with pytest.raises(ValueError) as caught:
@@ -292,7 +291,7 @@ class TestDescription:
         for part in (
             "'mine' is unknown", "guide: sha256 is missing", "recipe is missing",
             "seed must be a whole number, not '7'", "resolution must be two",
-            "scales must be", "adapters: ", "boundaries must be a list of finite numbers",
+            "adapters: ", "boundaries must be a list of finite numbers",
         ):  # fmt: skip
             assert part in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -303,7 +302,6 @@ class TestDescription:
             ({"boundaries": [1.0, 2.0]}, "fall strictly"),
             ({"timesteps": [0, 50, 100]}, "timesteps must be 4 rising numbers"),
             ({"timesteps": [0, 50, 40, 100]}, "timesteps must be 4 rising numbers"),
-            ({"scales": [1.0]}, "scales must be 3 numbers, not 1"),
             ({"curve": {"log_snr": [0], "scales": [0], "errors": [1]}}, "curve: .* above 0"),
             ({"curve": {"log_snr": [0], "scales": [1]}}, "curve: errors is missing"),
             ({"curve": [1.0]}, "curve: .* is no object"),

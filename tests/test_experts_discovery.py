@@ -376,7 +376,7 @@ class TestCommand:
         assert row["problem"] == "no installed adapter is called 'shift'"
 
     def test_inspect(self, capsys: Capsys) -> None:
-        path = bundle("mine", scales=[1.0, 2.5, 4.0], metrics={"agreement": 0.75})
+        path = bundle("mine", metrics={"agreement": 0.75})
         code, out, _ = ppap(capsys, "inspect", "mine", "--json")
         said = json.loads(out)
         assert code == 0
@@ -387,13 +387,12 @@ class TestCommand:
         assert top[0] == (SCHEDULE.log_snr[32] + SCHEDULE.log_snr[33]).item() / 2
         total = sum(p.numel() for p in TinyGuide().network.parameters())
         assert (middle["parameters"], middle["share"]) == (13, 13 / total)
-        assert middle["scale"] == 2.5
         assert said["experts"][0]["log_snr"][0] is said["experts"][2]["log_snr"][1] is None
 
         code, out, _ = ppap(capsys, "inspect", str(path))
         assert code == 0
         for words in (
-            *("33-65", f"{top[0]:.3f} to {top[1]:.3f}", f"{13 / total:.2%}", "2.5", "8, 8"),
+            *("33-65", f"{top[0]:.3f} to {top[1]:.3f}", f"{13 / total:.2%}", "8, 8"),
             *("agreement", "iterations", "shift ending=bias", "look 'first'"),
         ):
             assert words in out

@@ -347,7 +347,7 @@ class TestChoosing:
         assert planned(toy, guide).guides[0].chosen is None
 
     def test_what_the_plan_says(self, toy: Toy, tmp_path: Path) -> None:
-        path = write_experts(tmp_path, number=4, scales=(1, 2, 3, 4.5))
+        path = write_experts(tmp_path, number=4)
         record = planned(toy, green(None, experts=path)).record()
         assert record["guides"][0]["scale"] == DEFAULT_SCALE
         assert record["guides"][0]["experts"] == {
@@ -356,7 +356,6 @@ class TestChoosing:
             "sha256": file_sha256(path),
             "num_experts": 4,
             "boundaries": list(read_bundle_info(path).boundaries),
-            "scales": [1.0, 2.0, 3.0, 4.5],
         }
         json.dumps(record, allow_nan=False)
         assert planned(toy, green(2.0, experts=path)).record()["guides"][0]["scale"] == 2.0

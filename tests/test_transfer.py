@@ -40,13 +40,14 @@ from ppap_framework.experts import (
     guide_sha256,
     has_experts,
     load_bundle,
+    verify_bundle,
 )
 from ppap_framework.files import opened
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
 from ppap_framework.learn.plan import TransferPlan
-from ppap_framework.noise import NoiseLevel, NoiseSchedule
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
 from ppap_framework.run import FunctionLoss, GuideRequest
 from ppap_framework.runtime import Progress
 
@@ -229,6 +230,27 @@ class TestResult:
         inner = run(tmp_path / "b", backend=Inner(), boundaries=[20, 60], num_experts=None)
         assert inner.name == "inner-convolutions-3"
         assert inner.info.timesteps == (0, 20, 60, 100)
+
+
+def test_experts_begin_as_others(tmp_path: Path) -> None:
+    first = run(tmp_path / "first")
+    other = Backend(seed=1, schedule=cosine_schedule(50))  # its timesteps have other noise levels
+    how: dict[str, Any] = {"num_experts": None, "adapters": None, "begin_with": str(first.path)}
+    info = run(tmp_path / "second", backend=other, learning_rate=1e-12, **how).info
+    assert (info.ranges, info.adapters) == (first.info.ranges, first.info.adapters)
+    assert info.timesteps != first.info.timesteps
+    assert info.backend.sha256 == backend_sha256(other)
+    assert info.recipe["begin_with"] == first.sha256
+    (_, before), (_, after) = (verify_bundle(tmp_path / n / FILE) for n in ("first", "second"))
+    learned = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert before.keys() == after.keys()
+    assert len(learned) > 4
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in learned)
+    model = Convolutions(seed=1)
+    unchanged = anatomy(model)
+    with pytest.raises(AssetError, match="do not match: guide"):
+        run(tmp_path / "third", guide=network(model), **how)
+    assert anatomy(model) == unchanged
 
 
 class Watching(Means):
@@ -615,33 +637,23 @@ class TestRefusals:
         [
             ({"num_experts": 101}, "cannot share 100 timesteps among 101 experts", UsageError),
             ({"num_experts": True}, "num_experts must be a whole number", UsageError),
+            ({"begin_with": "mine"}, "begin with a bundle have its number", UsageError),
+            ({"begin_with": 5}, "begin_with must be a bundle's name", UsageError),
             ({"num_experts": 2, "boundaries": [5, 9]}, "2 boundaries make 3 experts", UsageError),
-            (
-                {"num_experts": None, "boundaries": [9, 5]},
-                r"begin at timesteps \[9, 5\]",
-                UsageError,
-            ),
+            ({"num_experts": None, "boundaries": [9, 5]}, r"at timesteps \[9, 5\]", UsageError),
             ({"num_experts": None, "boundaries": [100]}, r"begin at timesteps \[100\]", UsageError),
             ({"recipe": Recipe(iterations=1)}, "1 iterations cannot be shared out", UsageError),
             ({"adapters": ()}, "experts need an adapter", UsageError),
             ({"adapters": BIAS * 2}, "'bias' is given twice", UsageError),
             ({"adapters": (("biass", {}),)}, "biass", PluginError),
             ({"adapters": (("lora", {"rank": 0}),)}, "rank", UsageError),
-            (
-                {"adapters": (("lora", {"rank": {1}}),)},
-                "adapter 'lora' of ppap-plugin-lora: option 'rank'",
-                UsageError,
-            ),
+            ({"adapters": (("lora", {"rank": {1}}),)}, "of ppap-plugin-lora: option", UsageError),
             ({"adapters": (("full", {}), ("bias", {}))}, "another adapter", UsageError),
             ({"adapters": (("lora", {"rank": 64}),)}, "large enough", UsageError),
             ({"name": ""}, "a bundle cannot be called ''", UsageError),
             ({"name": ".hidden"}, "cannot be called", UsageError),
             ({"loss": "cross-entropy"}, "the guide has a loss already, 'Square'", UsageError),
-            (
-                {"data": Pictures({"b": pictures(size=9)})},
-                r"the data are of \(3, 9, 9\)",
-                AssetError,
-            ),
+            ({"data": Pictures({"b": pictures(size=9)})}, r"data are of \(3, 9, 9\)", AssetError),
             ({"data": Pictures({"b": pictures(1)})}, "cannot learn from 1 image", AssetError),
             ({"data": "nowhere"}, "no synthetic set in 'nowhere'", AssetError),
             ({"recipe": Recipe(iterations=9, batch=1)}, "batch of one image", UsageError),

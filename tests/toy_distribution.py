@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from ppap_framework.experts import (
     guide_sha256,
     installed_adapter,
     save_bundle,
+    write_bundle,
 )
 from ppap_framework.guidance import Guide
 from ppap_framework.registry import registry
@@ -137,7 +140,7 @@ def write_experts(
     sharpness: float = 10.0,
     backend: DiffusionBackend | None = None,
 ) -> Path:
-    """A bundle of experts that differ much; its path."""
+    """A bundle of experts that differ much, its path; `scales` as earlier versions wrote them."""
     options = {"sharpness": sharpness}
     model = ppap_framework.guide("colour", target="green", options=options, experts="none").model
     backend = backend or ppap_framework.backend("toy").inner
@@ -150,11 +153,15 @@ def write_experts(
         for index, shift in enumerate(shifts(number, seed)):
             (parameter,) = experts.parameters(index)
             parameter.copy_(shift)
-    said: Any = {"adapters": [ADAPTER], "recipe": {}, "seed": seed, "scales": scales}
+    said: Any = {"adapters": [ADAPTER], "recipe": {}, "seed": seed}
     size = stage.image_shape[1:]
     info = describe(experts, stage.schedule, size, guide=guide, backend=drawn_by, **said)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}{SUFFIX}"
     save_bundle(path, experts, info)
+    if scales is not None:
+        content = json.dumps({**json.loads(info.to_json()), "scales": [*scales]})
+        earlier: Any = SimpleNamespace(to_json=lambda: content)
+        write_bundle(path, experts.state_dict(), earlier)
     experts.detach()
     return path

@@ -84,13 +84,11 @@ def find_checkpoint(
     *,
     offline: bool = False,
 ) -> Checkpoint:
-    """The checkpoint that is asked for, its containers verified; for any use, or for one component
-    of a kind.
+    """The checkpoint asked for, its containers verified; for any use, or one component of a kind.
 
     It is wanted by the name of a card, the path of a file, CARD=PATH for a file of a card under
     another name, or several of these joined by "+"; None is the component's default card. If a file
-    does not state what it is, the card that publishes a file of this name counts. `offline` raises
-    instead of downloading.
+    does not state what it is, the card of a file of this name counts. `offline` never downloads.
 
     AssetError if there is no such checkpoint, it is damaged, or it cannot be used; PluginError if
     several plugins claim the name.

@@ -51,8 +51,7 @@ _OTHERS = (  # how other files begin, what they are, and a hint
 def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Verify a file and read the strings that a safetensors file carries beside its tensors, and
     all tensors by name, on the CPU. If its kind can be mapped, these are read when they are used,
-    and changes stay in memory. AssetError if it is missing, damaged, of another kind, or wants code
-    to run.
+    and changes stay in memory. AssetError if it is missing, damaged, of another kind, or runs code.
     """
     try:
         kind = container(path)
@@ -171,9 +170,7 @@ def _is_extra(name: object) -> bool:
 
 
 def wrapper(state: Iterable[str]) -> str:
-    """The prefix that a network gave to all names as a part of a compiled, parallel or other one,
-    such as "module."
-    """
+    """The prefix of all names of a part of a compiled, parallel or other one, such as "module."."""
     found = _WRAPPERS.match(commonprefix([*state]))  # noqa: RUF071  # by characters
     return found[0] if found else ""
 

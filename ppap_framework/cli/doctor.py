@@ -88,9 +88,7 @@ def command(as_json: bool) -> int:
 
 
 def _listed() -> tuple[Registry, list[str], dict[str, str]]:
-    """All plugins, faults of their listing, and an environment without those that cannot be listed
-    at all.
-    """
+    """All plugins, faults of their listing, and an environment without those that end it."""
     names = [one.name for one in discover(environ={ONLY: "-"}, strict=False).records]
     answers = _ask("list", names, os.environ)
     ended = {name: said for name, said in answers.items() if isinstance(said, str)}

@@ -72,7 +72,7 @@ def inspect(source: str, as_json: bool) -> None:
         " ".join([adapter.name, *(f"{key}={value}" for key, value in adapter.options.items())])
         for adapter in info.adapters
     ]
-    below = ("boundaries", "timesteps", "schedule", "expert_parameters", "scales", "curve")
+    below = ("boundaries", "timesteps", "schedule", "expert_parameters", "curve")
     left_out = attrs.filters.exclude("recipe", "metrics", *below)
     fields = attrs.asdict(info, recurse=False, filter=left_out) | {
         "adapters": adapters,
@@ -88,10 +88,9 @@ def inspect(source: str, as_json: bool) -> None:
         levels = [word if end is None else f"{end:.3f}" for end, word in ends]
         owned = "{}-{}".format(*expert["timesteps"]) if expert["timesteps"] else "none"
         numbers = f"{expert['parameters']:,}", f"{expert['share']:.2%}"
-        scale = None if expert["scale"] is None else f"{expert['scale']:g}"
-        rows.append((expert["index"], owned, " to ".join(levels), *numbers, scale))
+        rows.append((expert["index"], owned, " to ".join(levels), *numbers))
     timesteps = f"timesteps ({info.schedule})"
-    output.print_table(["expert", timesteps, "log-SNR", "trainable", "share", "scale"], rows)
+    output.print_table(["expert", timesteps, "log-SNR", "trainable", "share"], rows)
     if info.curve is not None:
         _print_curve(info.curve)
 
@@ -200,7 +199,6 @@ def _experts(info: BundleInfo) -> list[dict[str, Any]]:
             "log_snr": ends[k : k + 2],
             "parameters": parameters,
             "share": parameters / max(info.network_parameters, 1),
-            "scale": info.scales[k] if info.scales else None,
         }
         for k, parameters in enumerate(info.expert_parameters)
     ]

@@ -127,9 +127,7 @@ class Group(click.Group):
 
 
 def plugin_commands() -> dict[str, dict[str, str]]:
-    """The commands of all plugins: each name's "module:attribute" by the distribution that claims
-    it; nothing is imported.
-    """
+    """Plugins' commands: each name's "module:attribute" by distribution; nothing is imported."""
     # Importing importlib.metadata takes half as long as all else that `ppap --help` does, and its
     # entry_points() fails if one distribution's file is damaged.
     found: dict[str, dict[str, str]] = {}

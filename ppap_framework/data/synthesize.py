@@ -1,8 +1,7 @@
 """Synthesis: the diffusion model draws unlabelled training images for its experts.
 
 See section 4.3 of PPAP (Go et al. 2023, arXiv 2212.05973). Batches are drawn by one or several
-processes, with the same bytes: the number of threads is fixed, and the noise of image i depends on
-(seed, i) alone.
+processes, with the same bytes: the number of threads is fixed, and noise depends on (seed, i).
 """
 
 from __future__ import annotations
@@ -136,9 +135,7 @@ def check_synthesis(
 def _draw(
     run: Plan, folder: SynthesisFolder, workers: int, count: _Count
 ) -> Generator[int, None, None]:
-    """Draw until the set is complete, in this process if `workers` is 1; yield numbers of images
-    that were drawn since.
-    """
+    """Draw until the set is complete, here if `workers` is 1; yield numbers of images since."""
     workers = min(workers, len(folder.missing))
     if workers < 2:
         yield from _drawn(run, folder, count)

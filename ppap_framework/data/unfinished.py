@@ -89,9 +89,7 @@ class SynthesisFolder:
         return sum(len(self.layout.batch_images(batch)) for batch in self.missing)
 
     def claimed(self) -> Generator[int, None, None]:
-        """Claim one batch after another that is to be `added`, until all workers together have
-        completed the set.
-        """
+        """Claim one batch after another that is to be `added`, until the set is complete."""
         with self._late(), self._claims.working(self.label):
             idle = 0
             while todo := self._todo():

@@ -33,8 +33,7 @@ def propose_boundaries(
 ) -> list[int]:
     """Base timesteps in [1, T) at which experts 1 to N - 1 should begin, from a curve of D(t), in
     any unit, at rising timesteps in [0, T); D is constant outside of them. No range is narrower
-    than T / (4 N); see `NoiseRanges.from_timesteps`. UsageError if N exceeds T, or the curve is
-    invalid.
+    than T / (4 N); see `NoiseRanges.from_timesteps`. UsageError for N above T, or no such curve.
     """
     if not 1 <= experts <= schedule_length:
         message = f"cannot share {schedule_length} timesteps among {experts} experts"

@@ -50,11 +50,9 @@ def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
 
 
 def write_curve(path: Path, curve: ScaleCurve) -> None:
-    """Give a bundle a scale curve in the place of the scales that it has; errors as `verify_bundle`
-    and `save_bundle`.
-    """
+    """Give a bundle another scale curve; errors as `verify_bundle` and `save_bundle`."""
     info, state = verify_bundle(path)
-    write_bundle(path, state, attrs.evolve(info, curve=curve, scales=None))
+    write_bundle(path, state, attrs.evolve(info, curve=curve))
 
 
 def write_bundle(path: Path, state: Mapping[str, Tensor], info: BundleInfo) -> None:

@@ -72,9 +72,8 @@ class BundleFile:
 
     def record(self) -> dict[str, Any]:
         """The record of the experts in a run, as JSON."""
-        scales = None if self.info.scales is None else list(self.info.scales)
         file = {"name": self.name, "path": str(self.path), "sha256": self.sha256}
-        return file | self.ranges.record() | {"scales": scales}
+        return file | self.ranges.record()
 
     def attached(self, model: GuidanceModel) -> ExpertSet:
         """The experts, attached to their guide as by `load_bundle`; AssetError if the file has
@@ -172,8 +171,7 @@ def check_wanted(
 
     AssetError if the bundle is missing, or its header is damaged, and UsageError if the guide reads
     noise itself (`noise_aware`), or images `through` "clean" or "detached", where experts have no
-    noise to read. `allow_mismatch` are names from `WAIVABLE`; `offline` raises instead of
-    downloading.
+    noise to read. `allow_mismatch` are names from `WAIVABLE`; `offline` never downloads.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none"):

@@ -53,9 +53,7 @@ def _tensors(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def guide_sha256(model: GuidanceModel) -> str:
-    """The `weights_sha256` of a guide's network; ValueError if experts are attached, UsageError if
-    it has lazy layers.
-    """
+    """The `weights_sha256` of a guide's network; ValueError with experts, UsageError if lazy."""
     if has_experts(model.network):
         raise ValueError("ask for the identity of a network before experts are attached")
     state = model.network.state_dict()

@@ -67,7 +67,6 @@ class BundleInfo:
         recipe: The recipe of the training, as JSON; `seed` is its seed.
         data_sha256: Hash of the images' manifest, if any.
         metrics: Held-out metrics, as JSON.
-        scales: N guidance scales, as bundles had before they had a curve; None for none.
         curve: The calibrated guidance scale by noise level; None if nobody calibrated.
         options: `Guide.compared_options` of the training; None if unknown.
         latents: (C, h, w) of the latents that experts read; None if they read images.
@@ -96,7 +95,6 @@ class BundleInfo:
     seed: int = attrs.field(validator=must.whole)
     data_sha256: str | None = attrs.field(validator=optional(must.digest))
     metrics: Mapping[str, Any] = attrs.field(validator=must.json_object)
-    scales: tuple[float, ...] | None = _series(tuple[float, ...], must.numbers)
     curve: ScaleCurve | None = None
     options: Mapping[str, Any] | None = attrs.field(
         default=None, validator=optional(must.json_object)
@@ -115,11 +113,10 @@ class BundleInfo:
         n = len(self)
         if len(self.timesteps) != n + 1 or list(self.timesteps) != sorted(self.timesteps):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
-        faults += [
-            f"{name} must be {n} numbers, not {len(values)}"
-            for name in ("expert_parameters", "scales")
-            if (values := getattr(self, name)) is not None and len(values) != n
-        ]
+        if len(self.expert_parameters) != n:
+            faults.append(
+                f"expert_parameters must be {n} numbers, not {len(self.expert_parameters)}"
+            )
         names = [adapter.name for adapter in self.adapters]
         if len(set(names)) != len(names):
             faults.append(f"adapters must have different names, not {names}")
@@ -159,6 +156,8 @@ class BundleInfo:
             raise ValueError("it is nested too deep") from error
         if isinstance(given, dict) and (stated := given.get("format")) != _FORMAT:
             raise ValueError(f"it is of format {stated!r:.20}, and this version reads {_FORMAT}")
+        if isinstance(given, dict):
+            given.pop("scales", None)  # of earlier versions, one an expert; a curve replaces them
         return must.read_record(cls, given)
 
 
@@ -166,7 +165,7 @@ def describe(
     experts: ExpertSet, schedule: NoiseSchedule, resolution: Sequence[int], **known: Any
 ) -> BundleInfo:
     """The description of experts that were trained on noisy images of a height and width. `known`
-    are the other fields of `BundleInfo`; `data_sha256`, `metrics` and `scales` may be missing.
+    are the other fields of `BundleInfo`; `data_sha256` and `metrics` may be missing.
     """
     student = student_of(experts.model, experts.preprocessing)
     return BundleInfo(
@@ -178,7 +177,7 @@ def describe(
         input=InputConvention.measure(student, tuple(resolution)),
         network_parameters=experts.network_parameters,
         expert_parameters=experts.expert_parameters,
-        **{"data_sha256": None, "metrics": {}, "scales": None, **known},
+        **{"data_sha256": None, "metrics": {}, **known},
     )
 
 

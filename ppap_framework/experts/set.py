@@ -100,7 +100,7 @@ class ExpertSet:
 
     def record(self) -> dict[str, Any]:
         """The ranges as JSON, under the keys of `BundleFile.record`."""
-        return {"name": None, "path": None, "sha256": None, **self.ranges.record(), "scales": None}
+        return {"name": None, "path": None, "sha256": None, **self.ranges.record()}
 
     @contextlib.contextmanager
     def attached(self, model: GuidanceModel) -> Iterator[ExpertSet]:

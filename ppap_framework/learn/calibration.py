@@ -11,10 +11,11 @@ log-likelihood. It is small if the guide cannot tell the pictures apart, and lar
 classifier that is calibrated itself has 1 at every level. The share p = 0.05 allows for pictures
 that the network misreads whatever the scale, such as broken ones: without it, they alone decide.
 
-Few pictures leave the scale at little noise undetermined, since every belief is right there. It is
-therefore capped (`_CAP`), and scales rise with the log-SNR: isotonic least squares on log s,
-weighted by the inverse variance. The standard error of log s is that of an M-estimate, the spread
-of the pictures' slopes over the curvature (Huber 1967).
+Few pictures leave the scale at little noise undetermined, since every belief is right there, and
+more is always better. So one more picture counts, which is misread by the margin m by which the
+median picture is read rightly: -s m / M is added. It hardly matters where others are misread.
+Scales rise with the log-SNR: isotonic least squares on log s, weighted by the inverse variance. Its
+standard error is that of an M-estimate, the spread of slopes over the curvature (Huber 1967).
 """
 
 from __future__ import annotations
@@ -41,8 +42,7 @@ from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing,
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
-_CAP = 300.0
-_LEAST = 1e-3  # a scale of 0 has no logarithm; this one pulls nothing
+_LEAST, _MOST = 1e-3, 1e4  # of s times the spread of the energies
 _MISREAD = 0.05
 _STEP = 0.05  # of log s, for finite differences
 _ERRORS = (0.05, 2.0)  # least and largest standard error of log s in the fit
@@ -76,8 +76,7 @@ def calibrate(
         **changes: Fields of `sampling` and `compute`.
 
     UsageError if an argument cannot be used, the guide takes no experts, or it cannot be aimed at a
-    picture or tell pictures apart; AssetError if the bundle is damaged, does not match, or cannot
-    be written.
+    picture or tell pictures apart; AssetError if the bundle is unfit or cannot be written.
     """
     usual = sampling or Sampling(steps=25), compute or Compute(batch=32)
     sampling, compute = changed(changes, *usual)
@@ -143,26 +142,29 @@ def calibrate(
 
 
 def honest_scale(energies: Tensor) -> tuple[float, float]:
-    """s of the module's objective, in [0, `_CAP`], and the standard error of log s, from energies
-    (M, M), E(x^i, y^j). Rows that are not finite are left out; s is 0 with error inf if the
-    energies say nothing.
+    """s of the module's objective, and the standard error of log s, from energies E(x^i, y^j),
+    (M, M), without rows that are not finite; s is 0 with error inf if they say nothing.
     """
     known = energies.isfinite().all(1)
     own, energies = energies.diagonal()[known].double(), energies[known].double()
-    if len(energies) < 2:
+    spread = (energies - energies.mean(1, keepdim=True)).square().mean().sqrt().item()
+    if len(energies) < 2 or not spread > 0.0:
         return 0.0, math.inf
     misread = torch.tensor(math.log(_MISREAD / energies.shape[1]), dtype=torch.float64)
+    nearest = energies.scatter(1, known.nonzero(), math.inf).amin(1)  # of the others' targets
+    margin = max(0.0, (nearest - own).median().item()) / len(energies)
 
     def beliefs(log_s: float) -> Tensor:
         """The term of the objective of each picture."""
         s = math.exp(log_s)
         log_belief = -s * own - torch.logsumexp(-s * energies, 1)
-        return torch.logaddexp(log_belief + math.log1p(-_MISREAD), misread)
+        return torch.logaddexp(log_belief + math.log1p(-_MISREAD), misread) - s * margin
 
     def objective(log_s: float) -> float:
         return beliefs(log_s).mean().item()
 
-    grid = torch.linspace(math.log(_LEAST), math.log(_CAP), 128, dtype=torch.float64).tolist()
+    ends = math.log(_LEAST / spread), math.log(_MOST / spread)
+    grid = torch.linspace(*ends, 160, dtype=torch.float64).tolist()
     values = [objective(log_s) for log_s in grid]
     best = max(range(len(grid)), key=values.__getitem__)
     if best == 0 or values[best] <= values[0] + 1e-12:
@@ -172,17 +174,20 @@ def honest_scale(energies: Tensor) -> tuple[float, float]:
         left, right = (2.0 * low + high) / 3.0, (low + 2.0 * high) / 3.0
         low, high = (left, high) if objective(left) < objective(right) else (low, right)
     below, at, above = (beliefs(high + step) for step in (-_STEP, 0.0, _STEP))
-    spread = ((above - below) / (2.0 * _STEP)).square().sum().sqrt().item()
+    slopes = ((above - below) / (2.0 * _STEP)).square().sum().sqrt().item()
     curvature = -((above - 2.0 * at + below) / _STEP**2).sum().item()
-    return math.exp(high), spread / curvature if curvature > 0.0 else math.inf
+    return math.exp(high), slopes / curvature if curvature > 0.0 else math.inf
 
 
 def _curve(
     log_snr: Sequence[float], scales: Sequence[float], errors: Sequence[float]
 ) -> ScaleCurve:
-    """The curve that rises with the log-SNR, closest to the scales; from noisy to clean."""
+    """The curve that rises with the log-SNR, closest to the scales, some above 0; from noisy to
+    clean. A scale of 0 has no logarithm; a thousandth of the least other pulls nothing.
+    """
     order = sorted(range(len(log_snr)), key=lambda k: log_snr[k])
-    logs = [math.log(max(scales[k], _LEAST)) for k in order]
+    faint = 1e-3 * min(filter(None, scales))
+    logs = [math.log(scales[k] or faint) for k in order]
     least, most = _ERRORS
     weights = [min(max(errors[k], least), most) ** -2 for k in order]
     return ScaleCurve(

@@ -16,12 +16,16 @@ from ppap_framework.data import Images, LabelledImages, SyntheticData
 from ppap_framework.errors import AssetError, Problems, UsageError
 from ppap_framework.experts import (
     AdapterConfig,
+    BundleFile,
     ExpertSet,
     Identity,
     NoiseRanges,
+    Present,
     backend_sha256,
+    bundle_by_name,
     guide_sha256,
     installed_adapter,
+    load_bundle,
 )
 from ppap_framework.files import core_version
 from ppap_framework.guidance import Guide
@@ -39,7 +43,8 @@ _IMAGES, _LEVELS = 256, 21  # with which boundaries are proposed
 class TransferPlan:
     """A training of experts, independent of its images. The guide is teacher and student, and its
     loss compares their answers; identities are those of "guide", untouched, and "backend". The
-    recipe is resolved, except for boundaries "auto"; `measure` then makes the `curve`.
+    recipe is resolved, but for boundaries "auto"; `measure` then makes the `curve`. The bundle
+    `first` is what experts begin with.
     """
 
     backend: LoadedBackend
@@ -49,6 +54,7 @@ class TransferPlan:
     adapters: tuple[AdapterConfig, ...]
     compute: run.Compute
     bundle_name: str | None
+    first: BundleFile | None = None
     curve: Mapping[str, Any] | None = None
 
     @property
@@ -64,14 +70,20 @@ class TransferPlan:
 
     @property
     def ranges(self) -> NoiseRanges:
-        return self.recipe.ranges(self.stage.schedule)
+        return self.first.ranges if self.first else self.recipe.ranges(self.stage.schedule)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return self.recipe.phases(self.ranges.timesteps(self.stage.schedule))
 
     def attached(self) -> ExpertSet:
-        """New experts, attached to the network; errors as `ExpertSet`."""
+        """Experts, attached to the network; errors as `ExpertSet` and `load_bundle`."""
+        if self.first is not None:
+            others = ("backend", "resolution")
+            here = Present(self.guide.model, self.backend)
+            return load_bundle(
+                self.first.path, self.guide.model, present=here, allow_mismatch=others
+            )
         made = {config.name: installed_adapter(config) for config in self.adapters}
         return ExpertSet(self.guide.model, self.ranges, made)
 
@@ -167,11 +179,17 @@ def plan_transfer(
     """The plan of `transfer` for its arguments; PpapError with all problems."""
     loaded, teacher = run.backend(backend), load_teacher(guide, loss)
     schedule = loaded.stages[0].schedule
-    problems, stage = Problems(), loaded.stages[0]
-    adapters = problems.attempt(_configs, recipe.adapters, stage) or ()
+    problems, stage, first = Problems(), loaded.stages[0], None
+    if recipe.begin_with is not None:
+        first = bundle_by_name(recipe.begin_with)
+        recipe = attrs.evolve(recipe, begin_with=first.sha256)
+        adapters: tuple[AdapterConfig, ...] = tuple(first.info.adapters)
+    else:
+        adapters = problems.attempt(_configs, recipe.adapters, stage) or ()
     recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
-        owned = recipe.ranges(schedule).timesteps(schedule)
+        ranges = first.ranges if first else recipe.ranges(schedule)
+        owned = ranges.timesteps(schedule)
         recipe.phases(owned)  # for "auto", with the largest possible number of experts
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
@@ -187,7 +205,7 @@ def plan_transfer(
         name: Identity(component=of.component, checkpoint=of.checkpoint, sha256=sha256)
         for name, (of, sha256) in origins.items()
     }
-    plan = TransferPlan(loaded, teacher, identities, recipe, adapters, compute, name)
+    plan = TransferPlan(loaded, teacher, identities, recipe, adapters, compute, name, first)
     with plan.attached() as experts:
         check_experts(experts, recipe)
     return plan

@@ -23,8 +23,7 @@ Adapters: TypeAlias = "Sequence[tuple[str, Mapping[str, Any]]] | None"
 """Adapters by name, with their options; None for the defaults of the installed plugins."""
 
 Boundaries: TypeAlias = "Sequence[int] | str | None"
-"""Base timesteps at which experts 1 to N - 1 begin; "auto" to derive them from the data; None for
-ranges of equal width."""
+"""Base timesteps at which experts 1 to N - 1 begin; "auto" derives them; None: equal ranges."""
 
 SHARED = -1
 """Value of `Phase.begins_with` for the shared start."""
@@ -55,6 +54,7 @@ _RULES: dict[str, Rule] = {
     "patience": whole(0, 0),
     "precision": one_of(Precision),
     "seed": whole(-math.inf, 0, most=math.inf),
+    "begin_with": (lambda b: isinstance(b, str | None), "be a bundle's name", "shapes-depth-5"),
     "experts_of": (lambda p: p is None or _is_part(p), "be k of n, with k from 1 to n", (1, 5)),
 }
 
@@ -63,8 +63,7 @@ _RULES: dict[str, Rule] = {
 class Phase:
     """A part of training: one expert, at base timesteps, for a number of iterations, 0 if another
     training does it. It begins with a copy of another expert's parameters, by index, of the shared
-    start for `SHARED`, or of the untouched network for None; if `shared`, its result is the shared
-    start.
+    start for `SHARED`, or as attached for None; if `shared`, its result is the shared start.
     """
 
     expert: int
@@ -99,6 +98,8 @@ class Recipe:
         patience: Validations without a new best after which a phase ends; 0 for no early stopping.
         precision: Precision of matrix products and convolutions in training.
         seed: Seed of image order and noise.
+        begin_with: A bundle of the same network, by name or path, perhaps for another backend, as
+            which experts begin, with its ranges and adapters; None for new ones.
         experts_of: k and n to train only the kth of n parts of the experts, from 1, after the
             shared start. `ppap experts merge` joins the n bundles.
     """
@@ -117,6 +118,7 @@ class Recipe:
     patience: int = 0
     precision: Precision = "float32"
     seed: int = 0
+    begin_with: str | None = None
     experts_of: tuple[int, int] | None = None
 
     def problems(self) -> Iterator[UsageError]:
@@ -126,6 +128,9 @@ class Recipe:
         if given is not None and not isinstance(given, str) and n not in (None, len(given) + 1):
             message = f"{len(given)} boundaries make {len(given) + 1} experts, not {n}"
             yield UsageError(message, hint="give only one of num_experts and boundaries")
+        if self.begin_with and (n or given or self.adapters or self.chain):
+            message = "experts that begin with a bundle have its number, boundaries and adapters"
+            yield UsageError(message, hint="leave these out, and chain")
         if self.chain and self.experts_of is not None:
             message = "an expert of a chain begins as the one before it, perhaps of another part"
             yield UsageError(message, hint="leave out chain or experts_of")
@@ -135,8 +140,9 @@ class Recipe:
         return self.experts_of and [*range(self.experts_of[0] - 1, n, self.experts_of[1])]
 
     def record(self) -> dict[str, Any]:
-        """JSON; without `experts_of` for a training of all experts."""
-        return attrs.asdict(self, filter=lambda field, x: field.name != "experts_of" or bool(x))
+        """JSON; without `begin_with` and `experts_of` where they are None."""
+        optional = ("begin_with", "experts_of")
+        return attrs.asdict(self, filter=lambda field, x: field.name not in optional or bool(x))
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
         """The noise levels of each expert, UsageError if the schedule is too short. For boundaries
@@ -161,7 +167,8 @@ class Recipe:
             if not timesteps:
                 message = f"expert {i} owns no timestep of the schedule"
                 raise UsageError(message, hint="use fewer experts")
-        shared = round(self.iterations * self.shared) if n > 1 and not self.chain else 0
+        starts = n > 1 and not self.chain and self.begin_with is None
+        shared = round(self.iterations * self.shared) if starts else 0
         left, part = self.iterations - shared, self.part(n)
         if part == []:
             message = f"{n} experts have no part {'/'.join(map(str, self.experts_of or ()))}"

@@ -163,8 +163,7 @@ def adapt(
 
     The same call resumes an interrupted one. Arguments and errors are those of `synthesize`, which
     draws into the folder `data` of `out`, by default with the recipe's seed, and of `transfer`.
-    `changes` are fields of `recipe`, `sampling` and `compute`; shared names mean the first of
-    these.
+    `changes` are fields of `recipe`, `sampling` and `compute`, or of the first that has the name.
     """
     path = expanded(out)
     recipe, compute = recipe or Recipe(), compute or Compute(batch=_BATCH)
@@ -224,7 +223,7 @@ def _train(
     with plan.attached() as experts:
         known = experts, guide.loss, stage.schedule, data, recipe, plan.phases
         training = Distillation(*known, processes)
-        if stage.latent_shape:
+        if stage.latent_shape and plan.first is None:
             rows = torch.arange(min(_PREPARING, data.count - training.held_out))
             for adapter in experts.adapters.values():
                 adapter.prepare(data.images(rows), scaled(images.images(rows, 0)))

@@ -101,9 +101,7 @@ class Registry:
         return found
 
     def default_adapters(self, latents: bool = False) -> list[tuple[str, dict[str, Any]]]:
-        """Default adapters with options, in the order of bundles, which is reverse alphabetical; or
-        those that read `latents`.
-        """
+        """Default adapters, or those that read `latents`, with options, reverse alphabetically."""
         every = [spec for _, spec in self.offers(AdapterSpec)]
         specs = [s for s in every if (s.reads_latents if latents else s.default is not None)]
         ordered = sorted(specs, key=lambda spec: spec.name, reverse=True)

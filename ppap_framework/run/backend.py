@@ -113,9 +113,7 @@ def find_backend(
     dtype: DType | None = None,
     offline: bool = False,
 ) -> FoundBackend:
-    """Find all errors of a backend, as of `backend`, without reading weights. `offline` raises
-    instead of downloading.
-    """
+    """Find all errors of `backend` without reading weights. `offline` never downloads."""
     name = os.fspath(source)
     # A name has no slash, and a dot only in the prefix of "distribution:name".
     is_path = "/" in name or os.sep in name or "." in name.rpartition(":")[2]

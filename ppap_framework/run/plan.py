@@ -39,7 +39,7 @@ Kind: TypeAlias = Literal["guided", "unguided", "naive"]
 DEFAULT_SCALE = 4.0
 """Guidance scale if none is given and no experts are calibrated."""
 
-DEFAULT_MULTIPLIER = 8.0
+DEFAULT_MULTIPLIER = 16.0
 """Multiplier of a calibrated curve if none is given."""
 
 _OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"
@@ -182,8 +182,7 @@ def plan(
     compare: bool = False,
 ) -> Plan:
     """Settle everything about a run; see `sample` for the arguments. UsageError with all settings
-    that are invalid, alone or for this backend and guides; PpapError if experts cannot be used: see
-    `choose_experts`.
+    that are invalid, alone or for this backend and guides; PpapError as of `choose_experts`.
     """
     sampling, compute = sampling or Sampling(), compute or Compute()
     check(num, sampling, compute)
