@@ -46,6 +46,7 @@ def cache(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run --checkpoint ", ["colour-3", "grey-1", "toy-8"]),
         ("run --sampler ", ["ddpm", "ddim"]),
         ("run --experts ", ["auto", "none", "mine"]),
+        ("transfer --begin-with ", ["mine"]),
         ("config tr", ["transfer"]),
         ("sy", ["synthesize"]),
         ("experts i", ["inspect", "import"]),

@@ -246,8 +246,7 @@ def test_experts_begin_as_others(tmp_path: Path) -> None:
     assert before.keys() == after.keys()
     assert len(learned) > 4
     assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in learned)
-    model = Convolutions(seed=1)
-    unchanged = anatomy(model)
+    unchanged = anatomy(model := Convolutions(seed=1))
     with pytest.raises(AssetError, match="do not match: guide"):
         run(tmp_path / "third", guide=network(model), **how)
     assert anatomy(model) == unchanged

@@ -46,10 +46,11 @@ def list_checkpoints(component: str | None = None) -> list[str]:
 
 def offered(option: str) -> list[str]:
     """Names that an option of the command line takes; none if it takes no names."""
-    if option == "experts":
+    if option in ("experts", "begin_with"):
         kept = (cache_dir() / "experts").glob("*.experts.safetensors")
         names = [path.name.partition(".experts")[0] for path in kept]
-        return ["auto", "none", *(bundle.name for bundle in registry().bundles()), *sorted(names)]
+        words = ["auto", "none"] if option == "experts" else []
+        return [*words, *(bundle.name for bundle in registry().bundles()), *sorted(names)]
     if option in ("checkpoint", "guider_checkpoint"):
         return list_checkpoints()
     return _listed(registry().offers(ComponentSpec, kind=option))

@@ -167,7 +167,7 @@ class TestRows:
         assert experiment.scales_of(plain) == ()
         assert experiment.default_of(plain) is None
         assert experiment.scales_of(own) == experiment.scales == (2.0, 4.0, 8.0, 16.0, 32.0)
-        assert experiment.default_of(own) == 8.0
+        assert experiment.default_of(own) == 16.0
         assert experiment.default_of(guided) == "raw:100"
         assert experiment.default_of(attrs.evolve(own, scales=(1, 3, 5, 7))) == 3.0
 

@@ -46,7 +46,7 @@ def test_bundles_are_for_the_networks_here(bundle: ExpertBundle) -> None:
     verify_bundle(path)
     info = read_bundle_info(path)
     assert (info.guide.component, info.backend.component) == (bundle.guider, bundle.backend)
-    assert (info.scales, info.curve) != (None, None)
+    assert info.curve is not None
     pytest.importorskip(PACKAGES[bundle.guider], reason="the guider")
     run = ppap.sample(bundle.backend, [ppap.guide(bundle.guider)], num=1, steps=1)
     assert run.plan.guides[0].chosen is not None

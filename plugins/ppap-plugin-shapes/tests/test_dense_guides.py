@@ -26,6 +26,7 @@ from ppap_framework.components import Target
 from ppap_framework.experts import weights_sha256
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe
+from ppap_framework.run.plan import DEFAULT_MULTIPLIER
 from ppap_framework.targets import decode_target
 
 pytest.importorskip("ppap_plugin_midas", reason="the guider depth")
@@ -321,7 +322,7 @@ class TestTogether:
         assert (depth["scale"], depth["interval"]) == (300.0, [0.3, 1.0])
         assert (segmentation["scale"], segmentation["interval"]) == (200.0, [0.0, 0.8])
         assert classifier["interval"] == [0.0, 1.0]
-        assert classifier["scale"] in ("auto", 8.0)  # of each range, or times a curve
+        assert classifier["scale"] == DEFAULT_MULTIPLIER
         assert [guide["experts"] is None for guide in kept["config"]["guides"]] == [
             *(True, True, False)
         ]

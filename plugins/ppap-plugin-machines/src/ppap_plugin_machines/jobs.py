@@ -121,8 +121,8 @@ def _training(path: Path) -> Job:
     record = read_json(path / _TRAINING)
     recipe, calls = record["settings"]["recipe"], record["calls"]
     known = {name: recipe[name] for name in ("num_experts", "iterations", "shared", "chain")}
-    part = recipe.get("experts_of")
-    phases = Recipe(**known, experts_of=part).phases([range(1)] * recipe["num_experts"])
+    known |= {name: recipe.get(name) for name in ("begin_with", "experts_of")}
+    phases = Recipe(**known).phases([range(1)] * recipe["num_experts"])
     total = sum(phase.iterations for phase in phases)
     status = _status(record, _held(path))
     complete, running = status == "complete", status == "running"
