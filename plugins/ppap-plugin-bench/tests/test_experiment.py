@@ -121,7 +121,7 @@ def test_paths_are_relative_to_the_file(
         (SCENES, 'aim = "class"', "loss_options = 3", "'loss_options' must be a table"),
         (SCENES, 'name = "unguided"', 'name = "unguided"\ntraining = "a"', "training and no g"),
         (EXPERTS, NAMED, "auto", "a table says which"),
-        (EXPERTS, "scales = [1, 8]", 'scales = ["auto"]', "not 'auto'"),
+        (EXPERTS, "scales = [1, 16]", 'scales = ["auto"]', "not 'auto'"),
         (EXPERTS, 'experts = "k', 'through = "clean"\nexperts = "k', "looks through clean"),
         (EXPERTS, 'experts = "k', 'through = "detached"\nexperts = "k', "without noise"),
         (EXPERTS, 'guider = "colour"\nexperts', "experts", "has experts and no guider"),
