@@ -153,7 +153,7 @@ class Result:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path | None:
         """Write a `RunFolder`, made if missing; the grid's path, or None without images.
 
-        `overwrite` replaces an earlier run. UsageError if it holds anything else, or is read-only.
+        `overwrite` replaces an earlier run. UsageError if the folder holds more, or is read-only.
         """
         from ppap_framework.run.folder import RunFolder  # it writes results, so it imports them
 
