@@ -80,7 +80,7 @@ _PER_GUIDE = {
 @option("--out", metavar="FOLDER", help="Output folder; by default a new one in runs/.")
 @settings("overwrite", "device", "threads", "precision")
 @option("--offload", is_flag=True, help="Keep idle networks on the CPU: less memory, more time.")
-@option("--compile", is_flag=True, help="Compile the networks first: pays off for many images.")
+@option("--compile", is_flag=True, help="Compile the networks first; for many images.")
 @option("--dry-run", is_flag=True, help="Show the plan and its cost; draw nothing.")
 @settings("json")
 @click.pass_context

@@ -8,8 +8,8 @@ over the pictures j of -s E(x_t^i, y^j) is a belief which of the pictures x_t^i 
 
 makes it as confident as it is right: the energy times s(l) is then an honest negative
 log-likelihood. It is small if the guide cannot tell the pictures apart, and large if it can; a
-classifier that is calibrated itself has 1 at every level. The share p = 0.05 allows for pictures
-that the network misreads whatever the scale, such as broken ones: without it, they alone decide.
+classifier that is calibrated itself has about 1 where it misreads some. The share p = 0.05 allows
+for pictures that are misread whatever the scale, such as broken ones: without it, they decide.
 
 Few pictures leave the scale at little noise undetermined, since every belief is right there, and
 more is always better. So one more picture counts, which is misread by the margin m by which the

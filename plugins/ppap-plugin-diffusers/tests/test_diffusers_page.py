@@ -20,8 +20,9 @@ def test_the_page_is_followed(tmp_path: Path) -> None:
     for name, stage in {"STAGE1": deepfloyd(), "STAGE2": deepfloyd_upsampler()}.items():
         stage.save_pretrained(tmp_path / name)
         first = first.replace(name, str(tmp_path / name))
-    for part, pipe in ((first, pixel()), (second, stable_diffusion())):
-        folder = tmp_path / type(pipe).__name__
+    parts = {"pixels": (first, pixel()), "latents": (first + second, stable_diffusion())}
+    for name, (part, pipe) in parts.items():
+        folder = tmp_path / name
         saved = folder / "saved"
         pipe.save_pretrained(saved)
         loaded = f"pipe = diffusers.DiffusionPipeline.from_pretrained({str(saved)!r})"
