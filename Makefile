@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(sort $(wildcard plugins/*))
-RENDERS := runs/renders/reference.npz runs/renders/fresh.npz runs/renders/scenes.npz
+RENDERS := runs/renders/reference.npz runs/renders/fresh.npz runs/renders/in-turn.npz runs/renders/scenes.npz
 SYNTHETIC := runs/synthetic/shapes-
 LEARN = $(BIN)/ppap transfer --precision bfloat16 --validate-every 200 --no-keep
 SHORT := --iterations 2400 --learn-batch 32
-LONG := --iterations 12000 --learn-batch 32 --precision float32
+LONG := --iterations 12000 --learn-batch 32
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 LATENT := latent-classifier-experts latent-depth-experts latent-segmentation-experts
@@ -180,6 +180,9 @@ runs/renders/reference.npz: | $(VENV)/.installed
 
 runs/renders/fresh.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 911 --num 2048 --out $@
+
+runs/renders/in-turn.npz: | $(VENV)/.installed
+	$(BIN)/python -m ppap_plugin_shapes --seed 914 --num 2048 --in-turn --out $@
 
 runs/renders/scenes.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 352 --out $@

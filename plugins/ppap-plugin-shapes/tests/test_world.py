@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from ppap_plugin_shapes.__main__ import main
 from ppap_plugin_shapes.world import (
     CLASS_NAMES,
     COLOURS,
@@ -233,6 +236,20 @@ def test_other_sizes(size: int) -> None:
 def test_values_out_of_range(seed: int, indices: list[int], size: int, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         render(seed, indices, size=size)
+
+
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_file(in_turn: bool, tmp_path: Path) -> None:
+    out = tmp_path / "renders.npz"
+    given = ["--seed", "3", "--num", "70", "--out", str(out), *(["--in-turn"] if in_turn else [])]
+    assert CliRunner().invoke(main, given).exit_code == 0
+    with np.load(out) as file:
+        assert file["images"].shape == (70, 3, 32, 32)
+        assert len(np.unique(file["images"], axis=0)) == 70
+        assert (file["labels"].tolist() == [i % 32 for i in range(70)]) == in_turn
+        kinds = (sample_scene(3, index).solids[0].kind for index in range(300))
+        first = list(kinds).index(file["labels"][0])
+        assert np.array_equal(file["images"][0], render(3, [first]).images[0].transpose(2, 0, 1))
 
 
 def test_indices_must_be_integers() -> None:

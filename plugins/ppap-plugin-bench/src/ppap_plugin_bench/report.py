@@ -135,7 +135,10 @@ def _setting(result: Results) -> str:
             f"against {reciprocal}the true {other['truth']} of the scene.\n"
         )
     if num < _ENOUGH:
-        text += f"\n**A sketch: with fewer than {_ENOUGH:,} images a row, read nothing into it.**\n"
+        text += (
+            f"\n**A sketch: with fewer than {_ENOUGH:,} images a row, intervals are wide and FIDs "
+            "too high.**\n"
+        )
     elif num < _ENOUGH_FOR_FID:
         text += (
             f"\nFID is biased upwards with fewer than {_ENOUGH_FOR_FID:,} images, in all rows of "
