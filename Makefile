@@ -124,6 +124,8 @@ classifier-experts: synthetic-adm runs/renders/labelled.npz
 	for number in 1 2 5 10; do \
 		$(LEARN) --backend adm --guider classifier --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
 	done
+	$(LEARN) --backend adm --guider classifier --through detached --iterations 3000 --learn-batch 32 --data $(SYNTHETIC)adm \
+		--num-experts 5 --out runs/experts/classifier-predicted
 	$(LEARN) --backend adm --guider classifier --supervised --data runs/renders/labelled.npz --adapter full --learning-rate 0.001 --num-experts 5 \
 		--out runs/experts/classifier-supervised
 

@@ -249,6 +249,19 @@ class TestBundle:
         said = [(report.task, report.done, report.total) for report in reports]
         assert said == [("calibrating", k, 5) for k in range(1, 6)]
 
+    @pytest.mark.parametrize("through", ["noisy", "detached"])
+    def test_of_the_images_that_its_experts_read(
+        self, toy: Any, tmp_path: Path, through: Any
+    ) -> None:
+        """Experts that learned next to nothing have the curve of the untouched network."""
+        bundle = learned(toy, tmp_path / "out", through=through, learning_rate=1e-12)
+        bare = calibrate(toy, seen(), through=through, **QUICK)
+        assert calibrate(toy, seen(), bundle, **QUICK).scales == pytest.approx(bare.scales, 1e-3)
+        other = calibrate(
+            toy, seen(), through="noisy" if through == "detached" else "detached", **QUICK
+        )
+        assert bare.scales != pytest.approx(other.scales, 1e-1)
+
     def test_equal_seeds_give_equal_bytes(self, toy: Any, bundle: Path) -> None:
         bare = bundle.read_bytes()
         once = calibrate(toy, seen(), bundle, seed=3, **QUICK)
@@ -364,7 +377,9 @@ class TestWhatCannotBe:
 
     def test_experts_read_noise(self, toy: Any, bundle: Path) -> None:
         content = bundle.read_bytes()
-        with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
+        with pytest.raises(
+            UsageError, match="looks through clean, and its experts learned through noisy"
+        ):
             calibrate(toy, seen(), bundle, through="clean", **QUICK)
         with pytest.raises(UsageError, match="reads noise by itself"):
             calibrate(toy, attrs.evolve(seen(), noise_aware=True), bundle, **QUICK)

@@ -117,6 +117,7 @@ def by_hand(
     number: int = 3,
     seed: int = 0,
     curve: Callable[[float], float] = lambda log_snr: 1.0,
+    through: str = "noisy",
 ) -> Tensor:
     """The images when the weight of expert floor(t N / T) looks at timestep t, pulling with that
     expert's scale times the curve: PPAP's equation, with nothing of `experts` or `guidance` in it.
@@ -132,16 +133,16 @@ def by_hand(
         for index in reversed(range(len(process))):
             t, drawn = process.timesteps[index], noise((1, 3, SIZE, SIZE))
             expert = t * number // TIMESTEPS
+            prediction = stage.denoise(x, torch.tensor([t]), None)
+            prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
             with torch.enable_grad():
-                seen = x.detach().requires_grad_()
+                seen = (x if through == "noisy" else prediction.x0).detach().requires_grad_()
                 logits = 10.0 * seen.mean((2, 3)) @ (weight + own[expert]).T
                 energy = nn.functional.cross_entropy(logits, torch.tensor([2]))
                 (gradient,) = torch.autograd.grad(energy, seen)
             with torch.no_grad():
                 scale = scales[expert] * curve(stage.schedule.log_snr[t].item())
                 pull = -scale * gradient if t / TIMESTEPS < INTERVAL[1] else None
-                prediction = stage.denoise(x, torch.tensor([t]), None)
-                prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
                 x, _ = ddim_step(process, index, prediction, drawn, pull)
         images.append(x.clamp(-1.0, 1.0))
     return torch.cat(images)
@@ -158,6 +159,13 @@ class TestGuiding:
         assert torch.allclose(
             sampled(toy, green(experts=bundle), batch=1).images, at_once, atol=1e-5
         )
+
+    def test_experts_of_predicted_images(self, toy: Toy, tmp_path: Path) -> None:
+        path = write_experts(tmp_path, through="detached")
+        drawn = sampled(toy, green(experts=path), through="detached").images
+        assert torch.allclose(drawn, by_hand(toy, (SCALE,) * 3, through="detached"), atol=1e-5)
+        without = sampled(toy, green(experts="none"), through="detached").images
+        assert (drawn - without).abs().max() > 0.05
 
     def test_scales_of_earlier_versions_are_not_used(self, toy: Toy, tmp_path: Path) -> None:
         path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
@@ -395,11 +403,18 @@ class TestChoosing:
         assert line.levelno == logging.INFO
         assert "`ppap experts calibrate mine --backend toy --guider colour`" in line.message
 
-    def test_auto_reads_no_clean_images(self, toy: Toy, bundle: Path) -> None:
-        keep_bundle(bundle)
-        assert planned(toy, green(), through="clean").guides[0].chosen is None
-        with pytest.raises(UsageError, match="looks through clean, where experts have no noise"):
-            planned(toy, green(experts="mine"), through="clean")
+    @pytest.mark.parametrize("through", ["noisy", "detached", "clean"])
+    def test_of_the_images_that_they_learned_to_read(
+        self, toy: Toy, tmp_path: Path, through: Any
+    ) -> None:
+        for name, reads in {"noisy": None, "detached": "detached"}.items():
+            keep_bundle(write_experts(tmp_path, name, through=reads))
+        chosen = planned(toy, green(), through=through).guides[0].chosen
+        assert through == (chosen.name if isinstance(chosen, BundleFile) else "clean")
+        for name in {"noisy", "detached"} - {through}:
+            said = f"looks through {through}, and its experts learned through {name}"
+            with pytest.raises(UsageError, match=said):
+                planned(toy, green(experts=name), through=through)
 
     def test_a_noise_aware_guide_takes_none(self, toy: Toy, bundle: Path) -> None:
         keep_bundle(bundle)

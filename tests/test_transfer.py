@@ -47,7 +47,7 @@ from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
 from ppap_framework.learn.batches import validation_batch
 from ppap_framework.learn.plan import TransferPlan
-from ppap_framework.noise import NoiseLevel, NoiseSchedule, cosine_schedule
+from ppap_framework.noise import NoiseLevel, NoiseSchedule, Prediction, cosine_schedule
 from ppap_framework.run import FunctionLoss, GuideRequest
 from ppap_framework.runtime import Progress
 
@@ -185,9 +185,21 @@ class TestResult:
         lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         assert [line["iteration"] for line in lines if "loss" in line] == [10, 20, 25]
 
-    def test_the_experts_say_of_noise_what_was_scored(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("through", ["noisy", "detached"])
+    def test_the_experts_say_of_noise_what_was_scored(
+        self, tmp_path: Path, through: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """From the file, on another instance, against the teacher's answers."""
-        bundle = run(tmp_path)
+
+        def denoise(self: Any, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:
+            level = SCHEDULE.level(t)
+            alpha, sigma = (x[:, None, None, None].to(x_t) for x in (level.alpha, level.sigma))
+            return Prediction.from_x0(2.0 * x_t, x_t, alpha, sigma)
+
+        monkeypatch.setattr(Backend, "encode", lambda self, prompts, batch: None)
+        monkeypatch.setattr(type(Backend().stages[0]), "denoise", denoise)
+        bundle = run(tmp_path, through=through)
+        assert bundle.info.reads == through
         model, x0 = Convolutions(), seen(pictures())
         with torch.no_grad():
             answers = model(x0[15:])
@@ -197,8 +209,9 @@ class TestResult:
             exam = validation_batch((0, 1 + expert), 5, timesteps, (3, 8, 8))
             x_t = SCHEDULE.add_noise(x0[15:], exam.timesteps, exam.noise)
             level = SCHEDULE.level(exam.timesteps)
+            read = x_t if through == "noisy" else (2.0 * x_t).clamp(-1.0, 1.0)
             with torch.no_grad():
-                said = experts.at(level)(x_t, level)
+                said = experts.at(level)(read, level)
             assert (said - answers).square().mean().item() == pytest.approx(score["held_out"])
 
     @pytest.mark.parametrize("keep", [True, False])
@@ -638,6 +651,8 @@ class TestRefusals:
             ({"num_experts": True}, "num_experts must be a whole number", UsageError),
             ({"begin_with": "mine"}, "begin with a bundle have its number", UsageError),
             ({"begin_with": 5}, "begin_with must be a bundle's name", UsageError),
+            ({"through": "clean"}, "through must be", UsageError),
+            ({"through": "detached", "boundaries": "auto"}, "noisy images alone", UsageError),
             ({"num_experts": 2, "boundaries": [5, 9]}, "2 boundaries make 3 experts", UsageError),
             ({"num_experts": None, "boundaries": [9, 5]}, r"at timesteps \[9, 5\]", UsageError),
             ({"num_experts": None, "boundaries": [100]}, r"begin at timesteps \[100\]", UsageError),

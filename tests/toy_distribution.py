@@ -139,6 +139,7 @@ def write_experts(
     scales: Sequence[float] | None = None,
     sharpness: float = 10.0,
     backend: DiffusionBackend | None = None,
+    through: str | None = None,
 ) -> Path:
     """A bundle of experts that differ much, its path; `scales` as earlier versions wrote them."""
     options = {"sharpness": sharpness}
@@ -153,7 +154,8 @@ def write_experts(
         for index, shift in enumerate(shifts(number, seed)):
             (parameter,) = experts.parameters(index)
             parameter.copy_(shift)
-    said: Any = {"adapters": [ADAPTER], "recipe": {}, "seed": seed}
+    recipe = {} if through is None else {"through": through}
+    said: Any = {"adapters": [ADAPTER], "recipe": recipe, "seed": seed}
     size = stage.image_shape[1:]
     info = describe(experts, stage.schedule, size, guide=guide, backend=drawn_by, **said)
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,7 @@ _training_options = options(
         metavar="NAME[:KEY=VALUE,...]",
         help="What an expert is made of, such as lora:rank=16,alpha=8; may be repeated.",
     ),
+    option("--through", choices=["noisy", "detached"], default="noisy", help="What experts read."),
     option("--begin-with", metavar="NAME|PATH", help="Experts of this network to begin with."),
     option("--iterations", default=5000, help="Iterations of all experts together."),
     option("--shared", default=0.5, help="Share of them in a start of all experts."),

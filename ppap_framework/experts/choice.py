@@ -162,7 +162,7 @@ def check_wanted(
     guide_name: str,
     *,
     noise_aware: bool = False,
-    through: str = "noisy",
+    through: str | None = "noisy",
     allow_mismatch: Collection[str] = (),
     offline: bool = False,
 ) -> BundleFile | ExpertSet | Literal["auto"] | None:
@@ -170,25 +170,24 @@ def check_wanted(
     the set, "auto" for one that is still to be chosen, or None.
 
     AssetError if the bundle is missing, or its header is damaged, and UsageError if the guide reads
-    noise itself (`noise_aware`), or images `through` "clean" or "detached", where experts have no
-    noise to read. `allow_mismatch` are names from `WAIVABLE`; `offline` never downloads.
+    noise itself (`noise_aware`), or experts read other images than it looks `through`, if that is
+    not None. `allow_mismatch` are names from `WAIVABLE`; `offline` never downloads.
     """
     check_waivers(allow_mismatch)
     if wanted in (None, "none"):
         return None
     if wanted == "auto":
-        return None if noise_aware or through != "noisy" else "auto"
+        return None if noise_aware or through == "clean" else "auto"
     if noise_aware:
         fault = f"guide {guide_name!r} reads noise by itself and takes no experts"
         raise UsageError(fault, hint="leave the experts out")
-    if through != "noisy":
-        fault = f"guide {guide_name!r} looks through {through}, where experts have no noise to read"
-        raise UsageError(fault, hint="leave the experts out, or look through noisy")
-    if isinstance(wanted, ExpertSet):
-        return wanted
-    bundle = wanted if isinstance(wanted, BundleFile) else bundle_by_name(wanted, offline=offline)
-    _ = bundle.info  # raises if the header is unreadable
-    return bundle
+    if not isinstance(wanted, BundleFile | ExpertSet):
+        wanted = bundle_by_name(wanted, offline=offline)
+    reads = wanted.info.reads if isinstance(wanted, BundleFile) else "noisy"
+    if through not in (None, reads):
+        fault = f"{guide_name!r} looks through {through}, and its experts learned through {reads}"
+        raise UsageError(fault, hint=f"leave the experts out, or look through {reads}")
+    return wanted
 
 
 def choose_experts(
@@ -222,7 +221,7 @@ def choose_experts(
         raise UsageError(message, hint="give the guide these, or detach them")
     present = Present(model, backend, options)
     if isinstance(found, str):  # "auto"
-        return _best(present, guide_name, allow_mismatch, loss)
+        return _best(present, guide_name, how.get("through", "noisy"), allow_mismatch, loss)
     _try(found, present, allow_mismatch)
     return found
 
@@ -261,13 +260,13 @@ def _loss(record: Any) -> tuple[str, Any]:
 
 
 def _best(
-    present: Present, guide_name: str, allow_mismatch: Collection[str], loss: object
+    present: Present, name: str, through: str, allow_mismatch: Collection[str], loss: object
 ) -> BundleFile | None:
     matching, other_backends = list[BundleFile](), []  # the latter are logged if nothing matches
     for bundle in find_bundles():
         differences: dict[str, str] = {}
         try:
-            if present.is_for(bundle.info):
+            if present.is_for(bundle.info) and bundle.info.reads == through:
                 differences = present.differences(bundle.info)
                 _try(bundle, present, allow_mismatch)
                 matching.append(bundle)
@@ -290,7 +289,7 @@ def _best(
     if best > 0:
         lower = ranks[best][0] == ranks[0][0]
         why = "held-out losses are lower" if lower else "they are calibrated"
-        _log.warning(_TAKEN, guide_name, matching[best].name, matching[0].name, why)
+        _log.warning(_TAKEN, name, matching[best].name, matching[0].name, why)
     return matching[best]
 
 

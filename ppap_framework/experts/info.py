@@ -131,6 +131,11 @@ class BundleInfo:
         return NoiseRanges(self.boundaries)
 
     @property
+    def reads(self) -> str:
+        """`Recipe.through`, the images that experts read: "noisy" or "detached"."""
+        return str(self.recipe.get("through", "noisy"))
+
+    @property
     def held_out(self) -> float:
         """Mean held-out loss as a share of the untouched network's; infinity if unknown."""
         with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
@@ -219,7 +224,8 @@ class Present:
             this = f"this backend has other weights ({self._backend_sha256[:12]})"
             found["backend"] = f"they learned from {info.backend}, and {this}"
         stage = self.backend.stages[0]
-        if (shapes := (info.latents, stage.latent_shape))[0] != shapes[1]:
+        drawn = stage.latent_shape if info.reads == "noisy" else None
+        if (shapes := (info.latents, drawn))[0] != shapes[1]:
             read, here = (f"latents {shape}" if shape else "images" for shape in shapes)
             found["latents"] = f"they read {read}, and this backend draws {here}"
         if (sizes := (info.resolution, stage.image_shape[1:]))[0] != sizes[1]:

@@ -142,7 +142,7 @@ class EnergyGuidance:
                 continue
             scale = guide.scale_at(level)
             scale = scale.to(images) if isinstance(scale, Tensor) else scale
-            gradient = guide.gradient(images, seen)
+            gradient = guide.gradient(images, seen if guide.experts is None else level)
             norms = _norms(gradient)
             # A norm is finite only if all elements are; its product with the scale must be, too.
             finite = torch.isfinite(norms * scale)

@@ -14,13 +14,7 @@ from torch import Tensor
 from ppap_framework.border import maker
 from ppap_framework.components import DiffusionBackend, GuidanceModel, Target, TaskLoss
 from ppap_framework.errors import PluginError, PpapError, UsageError, calling
-from ppap_framework.experts import (
-    BundleFile,
-    ExpertSet,
-    ScaleCurve,
-    WantedExperts,
-    choose_experts,
-)
+from ppap_framework.experts import BundleFile, ExpertSet, ScaleCurve, WantedExperts, choose_experts
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.predictions import widened

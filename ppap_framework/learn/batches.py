@@ -5,7 +5,7 @@ Training therefore resumes exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import attrs
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppap_framework.components import GuidanceModel, Stage
+from ppap_framework.components import DiffusionBackend, GuidanceModel, Stage
 from ppap_framework.data import Images, LabelledImages
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import scaled
@@ -70,6 +70,15 @@ def first_and_last(data: Images, count: int) -> tuple[Tensor, Tensor]:
     """The first images of the guided stage and of the last one, (N, 3, H, W) each, uint8."""
     first = data.images(range(count), 0)
     return first, first if len(data.stages) == 1 else data.images(range(count), -1)
+
+
+def predicted(
+    backend: DiffusionBackend, x_t: Tensor, t: Tensor, prompts: Sequence[str] | None = None
+) -> Tensor:
+    """The predicted clean images of x_t, (B, 3, H, W), not clipped."""
+    stage = backend.stages[0]
+    with frozen([stage.network], x_t.device), torch.no_grad():
+        return stage.decode(stage.denoise(x_t, t, backend.encode(prompts, len(x_t))).x0)
 
 
 class Batch(NamedTuple):

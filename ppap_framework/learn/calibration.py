@@ -11,10 +11,9 @@ log-likelihood. It is small if the guide cannot tell the pictures apart, and lar
 classifier that is calibrated itself has about 1 where it misreads some. The share p = 0.05 allows
 for pictures that are misread whatever the scale, such as broken ones: without it, they decide.
 
-Few pictures leave the scale at little noise undetermined, since every belief is right there, and
-more is always better. So one more picture counts, which is misread by the margin m by which the
-median picture is read rightly: -s m / M is added. It hardly matters where others are misread.
-Scales rise with the log-SNR: isotonic least squares on log s, weighted by the inverse variance. Its
+At little noise every belief is right, and more is always better. So one more picture counts, which
+is misread by the margin m by which the median picture is read rightly: -s m / M is added. Scales
+rise with the log-SNR: isotonic least squares on log s, weighted by the inverse variance. Its
 standard error is that of an M-estimate, the spread of slopes over the curvature (Huber 1967).
 """
 
@@ -33,8 +32,10 @@ from torch import Tensor
 from ppap_framework.components import DiffusionBackend, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import Present, ScaleCurve, check_wanted, load_bundle, write_curve
+from ppap_framework.experts import BundleFile, Present, ScaleCurve, check_wanted
+from ppap_framework.experts.bundle import load_bundle, write_curve
 from ppap_framework.guidance import Guide
+from ppap_framework.learn.batches import predicted
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
@@ -70,7 +71,7 @@ def calibrate(
         num: M, the number of pictures, from 8.
         levels: Number of noise levels, evenly spaced over the timesteps.
         sampling: What determines the pictures, by default 25 steps, and through which image the
-            guide looks.
+            guide looks; a bundle's experts have their own.
         compute: How they are computed, by default 32 at once.
         progress: Called after every level.
         **changes: Fields of `sampling` and `compute`.
@@ -83,8 +84,9 @@ def calibrate(
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")
-    aware, through = guide.noise_aware, sampling.through
-    check_wanted(bundle, guide.name, noise_aware=aware, through=through)
+    asked = None if sampling.through == "noisy" else sampling.through
+    found = check_wanted(bundle, guide.name, noise_aware=guide.noise_aware, through=asked)
+    through = found.info.reads if isinstance(found, BundleFile) else sampling.through
     # Pictures that are in no training set of the same seed.
     seed = int(torch.randint(2**48, (), generator=generator("calibration", sampling.seed)).item())
     sampling = attrs.evolve(sampling, seed=seed)
@@ -120,12 +122,10 @@ def calibrate(
                 x0 = first[batch.start : batch.stop]
                 images, level = noised(x0, stage.schedule, t, first=start)
                 if through != "noisy":
-                    condition = loaded.encode(sampling.prompts(batch), len(batch))
                     at = images.new_full((len(images),), t, dtype=torch.int64)
-                    with frozen([stage.network], device), torch.no_grad():
-                        images = stage.decode(stage.denoise(images, at, condition).x0)
+                    images = predicted(loaded, images, at, sampling.prompts(batch))
                     images = images.clamp(-1, 1) if through == "detached" else images
-                    level = NoiseLevel.clean(len(batch))
+                    level = NoiseLevel.clean(len(batch)) if experts is None else level
                 rows.append(_energies(guide, images, level, targets))
             scale, error = honest_scale(torch.cat(rows))
             scales.append(scale)

@@ -4,6 +4,7 @@ With teacher f, expert f_i and its timesteps R_i (Go et al. 2023, arXiv 2212.059
 
     min  E_{x0, eps, t in R_i}  L(f_i(alpha_t x0 + sigma_t eps), f(x0))
 
+Experts may read the predicted clean image x0(x_t) instead, as guides that look through "detached".
 The teacher is the untouched network. Batch norms use its running statistics, unless experts hold
 their own: then training normalizes by the batch and gathers running statistics. At the end of a
 phase these are estimated anew if that lowers the held-out loss.
@@ -99,10 +100,10 @@ class Distillation:
     """A training of new experts, attached, that resumes exactly after any iteration.
 
     The loss's `transfer` compares the answers of student and teacher; its `energy` compares the
-    student's with labels. Each of several processes computes its part of every batch. The last
-    `held_out` images are kept for validation. `scores` has for each finished expert its held-out
-    loss, that of the untouched network, and the iteration of its best parameters; None if another
-    training does it.
+    student's with labels. Experts read `seen`(x_t, t), clipped, if not x_t. Each of several
+    processes computes its part of every batch. The last `held_out` images are kept for validation.
+    `scores` has for each finished expert its held-out loss, that of the untouched network, and the
+    iteration of its best parameters; None if another training does it.
     """
 
     def __init__(
@@ -114,8 +115,9 @@ class Distillation:
         recipe: Recipe,
         phases: tuple[Phase, ...],
         processes: Processes = Processes(),  # noqa: B008  # immutable
+        seen: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
-        self._processes = processes
+        self._processes, self._seen = processes, seen
         self._experts, self._loss, self._schedule = experts, loss, schedule
         self._data, self._recipe, self.phases = data, recipe, phases
         self.held_out = min(data.count - 1, max(1, round(data.count * recipe.held_out)))
@@ -287,6 +289,8 @@ class Distillation:
         x0 = self._data.images(batch.images)
         x_t = self._schedule.add_noise(x0, batch.timesteps, batch.noise.to(x0))
         with computing_in(self._recipe.precision, x0.device), attending(x0.device):
+            if self._seen:
+                x_t = self._seen(x_t, batch.timesteps).to(x0).clamp(-1.0, 1.0)
             x_t = x_t.contiguous(memory_format=torch.channels_last)
             return self._experts.student(x_t, self._schedule.level(batch.timesteps))
 

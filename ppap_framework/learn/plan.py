@@ -14,24 +14,15 @@ from ppap_framework import diagnosis, run
 from ppap_framework.components import DiffusionBackend, Stage, check_readable
 from ppap_framework.data import Images, LabelledImages, SyntheticData
 from ppap_framework.errors import AssetError, Problems, UsageError
-from ppap_framework.experts import (
-    AdapterConfig,
-    BundleFile,
-    ExpertSet,
-    Identity,
-    NoiseRanges,
-    Present,
-    backend_sha256,
-    bundle_by_name,
-    guide_sha256,
-    installed_adapter,
-    load_bundle,
-)
+from ppap_framework.experts import AdapterConfig, BundleFile, ExpertSet, NoiseRanges, Present
+from ppap_framework.experts.bundle import installed_adapter, load_bundle
+from ppap_framework.experts.choice import bundle_by_name
+from ppap_framework.experts.identity import Identity, backend_sha256, guide_sha256
 from ppap_framework.files import core_version
 from ppap_framework.guidance import Guide
 from ppap_framework.learn.batches import first_and_last
 from ppap_framework.learn.distillation import check_experts
-from ppap_framework.learn.recipe import Adapters, Phase, Recipe
+from ppap_framework.learn.recipe import Phase, Recipe
 from ppap_framework.origin import plain
 from ppap_framework.registry import registry
 from ppap_framework.run import FunctionLoss, GuideRequest, LoadedBackend, Loss, guide_origin
@@ -182,10 +173,10 @@ def plan_transfer(
     problems, stage, first = Problems(), loaded.stages[0], None
     if recipe.begin_with is not None:
         first = bundle_by_name(recipe.begin_with)
-        recipe = attrs.evolve(recipe, begin_with=first.sha256)
+        recipe = attrs.evolve(recipe, begin_with=first.sha256, through=first.info.reads)
         adapters: tuple[AdapterConfig, ...] = tuple(first.info.adapters)
     else:
-        adapters = problems.attempt(_configs, recipe.adapters, stage) or ()
+        adapters = problems.attempt(_configs, recipe, stage) or ()
     recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
         ranges = first.ranges if first else recipe.ranges(schedule)
@@ -193,8 +184,8 @@ def plan_transfer(
         recipe.phases(owned)  # for "auto", with the largest possible number of experts
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])
-        elif stage.latent_shape:
-            fault = "boundaries cannot be proposed for a network that reads no latents"
+        elif stage.latent_shape or recipe.through != "noisy":
+            fault = "boundaries can be proposed for networks that read noisy images alone"
             raise UsageError(fault, hint="give boundaries or a number of experts")
     problems.check()
     origins = {
@@ -211,11 +202,11 @@ def plan_transfer(
     return plan
 
 
-def _configs(adapters: Adapters, stage: Stage) -> tuple[AdapterConfig, ...]:
-    problems = Problems()
+def _configs(recipe: Recipe, stage: Stage) -> tuple[AdapterConfig, ...]:
+    problems, adapters = Problems(), recipe.adapters
     configs: dict[str, AdapterConfig] = {}
     given = [*(registry().default_adapters() if adapters is None else adapters)]
-    if stage.latent_shape is not None:
+    if stage.latent_shape is not None and recipe.through == "noisy":
         readers = dict(registry().default_adapters(latents=True))
         if not readers:
             check_readable(stage, "no adapter that reads latents is installed")

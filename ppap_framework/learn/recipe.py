@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
@@ -54,6 +54,7 @@ _RULES: dict[str, Rule] = {
     "patience": whole(0, 0),
     "precision": one_of(Precision),
     "seed": whole(-math.inf, 0, most=math.inf),
+    "through": one_of(Literal["noisy", "detached"]),
     "begin_with": (lambda b: isinstance(b, str | None), "be a bundle's name", "shapes-depth-5"),
     "experts_of": (lambda p: p is None or _is_part(p), "be k of n, with k from 1 to n", (1, 5)),
 }
@@ -98,8 +99,10 @@ class Recipe:
         patience: Validations without a new best after which a phase ends; 0 for no early stopping.
         precision: Precision of matrix products and convolutions in training.
         seed: Seed of image order and noise.
+        through: What experts read: the "noisy" image, or with "detached" the predicted clean one,
+            as `Sampling.through` has it.
         begin_with: A bundle of the same network, by name or path, perhaps for another backend, as
-            which experts begin, with its ranges and adapters; None for new ones.
+            which experts begin, with its ranges, adapters and `through`; None for new ones.
         experts_of: k and n to train only the kth of n parts of the experts, from 1, after the
             shared start. `ppap experts merge` joins the n bundles.
     """
@@ -118,6 +121,7 @@ class Recipe:
     patience: int = 0
     precision: Precision = "float32"
     seed: int = 0
+    through: str = "noisy"
     begin_with: str | None = None
     experts_of: tuple[int, int] | None = None
 
@@ -140,9 +144,9 @@ class Recipe:
         return self.experts_of and [*range(self.experts_of[0] - 1, n, self.experts_of[1])]
 
     def record(self) -> dict[str, Any]:
-        """JSON; without `begin_with` and `experts_of` where they are None."""
-        optional = ("begin_with", "experts_of")
-        return attrs.asdict(self, filter=lambda field, x: field.name not in optional or bool(x))
+        """JSON; without `through`, `begin_with` and `experts_of` where they are the defaults."""
+        late = "through", "begin_with", "experts_of"
+        return attrs.asdict(self, filter=lambda of, x: of.name not in late or x != of.default)
 
     def ranges(self, schedule: NoiseSchedule) -> NoiseRanges:
         """The noise levels of each expert, UsageError if the schedule is too short. For boundaries

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,14 @@ from torch import nn
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.data import Images, SyntheticData, check_synthesis, synthesize
 from ppap_framework.errors import Problems, UsageError
-from ppap_framework.experts import (
-    SUFFIX,
-    BundleFile,
-    describe,
-    experts_dir,
-    keep_bundle,
-    save_bundle,
-    verify_bundle,
-)
+from ppap_framework.experts import BundleFile, describe, experts_dir, keep_bundle
+from ppap_framework.experts.bundle import SUFFIX, save_bundle, verify_bundle
 from ppap_framework.figures import draw_figures
 from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import calibration
 from ppap_framework.learn import folder as folders
-from ppap_framework.learn.batches import TrainingSet
+from ppap_framework.learn.batches import TrainingSet, predicted
 from ppap_framework.learn.distillation import Distillation
 from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
@@ -222,7 +216,8 @@ def _train(
     total, saved = sum(phase.iterations for phase in plan.phases), time.perf_counter()
     with plan.attached() as experts:
         known = experts, guide.loss, stage.schedule, data, recipe, plan.phases
-        training = Distillation(*known, processes)
+        seen = partial(predicted, plan.backend) if recipe.through == "detached" else None
+        training = Distillation(*known, processes, seen)
         if stage.latent_shape and plan.first is None:
             rows = torch.arange(min(_PREPARING, data.count - training.held_out))
             for adapter in experts.adapters.values():
@@ -264,6 +259,6 @@ def _train(
             data_sha256=images.manifest_hash,
             options=guide.compared_options(plan.backend),
             metrics={"held_out_images": training.held_out, "experts": training.scores},
-            latents=stage.latent_shape,
+            latents=None if seen else stage.latent_shape,
         )
         save_bundle(folder.bundle, experts, info)

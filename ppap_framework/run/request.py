@@ -125,7 +125,7 @@ class GuideRequest:
         source = self.source
         return isinstance(source, str) and registry().spec("guider", source).noise_aware
 
-    def check(self, through: Through = "noisy") -> None:
+    def check(self, through: Through | None = None) -> None:
         """Find all errors, as of `guide`, without reading weights."""
         spec = self._found.spec
         how: Any = {"noise_aware": bool(spec and spec.noise_aware), "through": through}

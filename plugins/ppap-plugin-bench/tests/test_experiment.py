@@ -123,7 +123,6 @@ def test_paths_are_relative_to_the_file(
         (EXPERTS, NAMED, "auto", "a table says which"),
         (EXPERTS, "scales = [1, 16]", 'scales = ["auto"]', "not 'auto'"),
         (EXPERTS, 'experts = "k', 'through = "clean"\nexperts = "k', "looks through clean"),
-        (EXPERTS, 'experts = "k', 'through = "detached"\nexperts = "k', "without noise"),
         (EXPERTS, 'guider = "colour"\nexperts', "experts", "has experts and no guider"),
         (EXPERTS, 'experts = "k', "experts = 3 #", "'experts' must be a string, not 3"),
     ],

@@ -137,8 +137,8 @@ class Row:
         counts = Counter(self.guide_names)
         if repeated := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"is steered by {', '.join(repeated)} more than once")
-        if self.through != "noisy" and any(guide.experts != "none" for guide in self.guides):
-            raise ValueError(f"has experts, and looks through {self.through}, without noise")
+        if self.through == "clean" and any(guide.experts != "none" for guide in self.guides):
+            raise ValueError("has experts, and looks through clean, which none learns to read")
 
     @property
     def guide_names(self) -> tuple[str, ...]:
