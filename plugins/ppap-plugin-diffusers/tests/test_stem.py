@@ -302,7 +302,7 @@ class TestRefusals:
         assert "latents" not in json.loads(images.to_json())
 
     def test_proposed_boundaries(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="boundaries can be proposed for networks that read noisy images"):
+        with pytest.raises(UsageError, match="boundaries can be proposed"):
             ppap.adapt(LatentBackend(), guide(), out=tmp_path, boundaries="auto", **SHORT)
 
     def test_no_adapter_for_latents(self, tmp_path: Path, monkeypatch: Any) -> None:
