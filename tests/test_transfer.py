@@ -652,6 +652,11 @@ class TestRefusals:
             ({"begin_with": "mine"}, "begin with a bundle have its number", UsageError),
             ({"begin_with": 5}, "begin_with must be a bundle's name", UsageError),
             ({"through": "clean"}, "through must be", UsageError),
+            (
+                {"begin_with": "m", "through": "detached", "num_experts": None, "adapters": None},
+                "begin with a bundle have its number",
+                UsageError,
+            ),
             ({"through": "detached", "boundaries": "auto"}, "noisy images alone", UsageError),
             ({"num_experts": 2, "boundaries": [5, 9]}, "2 boundaries make 3 experts", UsageError),
             ({"num_experts": None, "boundaries": [9, 5]}, r"at timesteps \[9, 5\]", UsageError),

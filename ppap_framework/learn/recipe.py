@@ -132,9 +132,10 @@ class Recipe:
         if given is not None and not isinstance(given, str) and n not in (None, len(given) + 1):
             message = f"{len(given)} boundaries make {len(given) + 1} experts, not {n}"
             yield UsageError(message, hint="give only one of num_experts and boundaries")
-        if self.begin_with and (n or given or self.adapters or self.chain):
+        told = n or given or self.adapters or self.chain or self.through != "noisy"
+        if self.begin_with and told:
             message = "experts that begin with a bundle have its number, boundaries and adapters"
-            yield UsageError(message, hint="leave these out, and chain")
+            yield UsageError(message, hint="leave these out, and chain and through")
         if self.chain and self.experts_of is not None:
             message = "an expert of a chain begins as the one before it, perhaps of another part"
             yield UsageError(message, hint="leave out chain or experts_of")
