@@ -187,7 +187,7 @@ runs/renders/in-turn.npz: | $(VENV)/.installed
 	$(BIN)/python -m ppap_plugin_shapes --seed 914 --num 2048 --in-turn --out $@
 
 runs/renders/scenes.npz: | $(VENV)/.installed
-	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 352 --out $@
+	$(BIN)/python -m ppap_plugin_shapes --seed 913 --num 1024 --out $@
 
 real-weights: $(VENV)/.installed
 	PYTHONPATH=$(SHARED) $(BIN)/python docs/make_real_weights.py

@@ -97,6 +97,20 @@ class TestClasses:
         assert found["fidelity"] == {"value": 0.0, "low": 0.0, "high": 0.0}
         assert found["fid"]["value"] <= 0.0 or found["fid"]["value"] == pytest.approx(0.0)
 
+    def test_a_row_may_have_baselines_of_its_own(
+        self, experiment: Experiment, home: Path, tmp_path: Path
+    ) -> None:
+        plain, guided = experiment.rows[:2]
+        rows = (plain, guided, attrs.evolve(guided, name="twin", baselines=("guided",)))
+        more = attrs.evolve(experiment, rows=rows)
+        evaluate(more, tmp_path / "out", home / "images", rows=["unguided", "guided", "twin"],
+                 device="cpu")  # fmt: skip
+        found = read(tmp_path / "out" / "differences.json")["from"]
+        compared = {name: list(rows) for name, rows in found.items()}
+        assert compared == {"unguided": ["guided"], "guided": ["twin"]}
+        with pytest.raises(ValueError, match="has no row nobody, which `baselines` names"):
+            attrs.evolve(more, rows=(plain, attrs.evolve(guided, baselines=("nobody",))))
+
     def test_what_an_image_costs_is_stated(self, results: Path) -> None:
         plain, guided = row(results, "unguided"), row(results, "guided")
         passes = ("denoiser_forwards", "denoiser_backwards", "guide_forwards", "guide_backwards")

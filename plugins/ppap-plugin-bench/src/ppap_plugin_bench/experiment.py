@@ -128,7 +128,7 @@ class Experiment:
         seed: Seed; the noise of image i depends only on (seed, i).
         precision: Precision of sampling; judges compute in float32.
         batch: Batch size; it changes low-order bits of images.
-        baselines: Rows to compare every other row with.
+        baselines: Rows to compare every other row with; a row may have its own.
         timing: Measurement of time and memory.
         rows: Rows of the table, in order.
     """
@@ -165,8 +165,9 @@ class Experiment:
         names = [row.name for row in self.rows]
         _check_unique("rows", names)
         _check_unique("judges", [judge.name for judge in self.judges])
-        if unknown := [name for name in self.baselines if name not in names]:
-            raise ValueError(f"has no row {', '.join(unknown)}, which `baselines` names")
+        for baselines in (self.baselines, *map(self.baselines_of, self.rows)):
+            if unknown := [name for name in baselines if name not in names]:
+                raise ValueError(f"has no row {', '.join(unknown)}, which `baselines` names")
         for row in self.rows:
             if row.default is not None and row.default not in self.scales_of(row):
                 raise ValueError(f"has row {row.name}, whose default is none of its scales")
@@ -184,6 +185,11 @@ class Experiment:
                 raise ValueError(
                     f"has the fidelity {name!r}, which is none of {', '.join(self.figures)}"
                 )
+
+    def baselines_of(self, row: Row) -> tuple[str, ...]:
+        """Names of the other rows with which a row is compared."""
+        names = self.baselines if row.baselines is None else row.baselines
+        return tuple(name for name in names if name != row.name)
 
     def scales_of(self, row: Row) -> tuple[RowScale, ...]:
         """Scales at which a row is drawn; none for an unguided one."""

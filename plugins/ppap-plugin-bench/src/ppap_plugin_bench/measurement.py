@@ -215,22 +215,21 @@ class Measurement:
         curves = {row: self._curve(row) for row in experiment.rows if row.images is None}
         rows = {row: curve.get(experiment.default_of(row)) for row, curve in curves.items()}
         known = {row: assessment for row, assessment in rows.items() if assessment}
-        for other in (row for row in known if row.name in experiment.baselines):
-            start = experiment.start_of(other)
-            along = [*(curves[start].values() if start else ()), *curves[other].values()]
-            found[other.name] = {
-                row.name: difference(assessment, known[other])
-                for row, assessment in known.items()
-                if row is not other
-            }
+        for other in known:
+            compared = [row for row in known if other.name in experiment.baselines_of(row)]
+            if not compared:
+                continue
+            found[other.name] = {row.name: difference(known[row], known[other]) for row in compared}
             if other.guides:
+                start = experiment.start_of(other)
+                along = [*(curves[start].values() if start else ()), *curves[other].values()]
                 equal[other.name] = {
                     row.name: {
-                        name: at_equal(assessment, along, name, experiment.figures[name])
+                        name: at_equal(known[row], along, name, experiment.figures[name])
                         for name in experiment.fidelity
                     }
-                    for row, assessment in known.items()
-                    if row is not other and row.guides
+                    for row in compared
+                    if row.guides
                 }
         return {"format": FORMAT, "protocol": self.protocol, "from": found, "equal": equal}
 

@@ -95,6 +95,7 @@ class Row:
         training: Records of how long its experts trained: `transfer.json` of the training and
             `run.json` of its data.
         images: Labelled pictures to measure instead of drawn images, as for the reference.
+        baselines: Rows to compare it with; None for those of the experiment.
     """
 
     name: str = attrs.field(validator=values.name)
@@ -122,6 +123,7 @@ class Row:
     backend_options: Mapping[str, Any] = attrs.field(factory=dict, validator=instance_of(dict))
     training: tuple[str, ...] = attrs.field(default=(), converter=values.text_or_texts)
     images: str | None = attrs.field(default=None, validator=values.maybe_text)
+    baselines: tuple[str, ...] | None = attrs.field(default=None, converter=optional(values.texts))
 
     def __attrs_post_init__(self) -> None:
         told = ("prompt", "backend_options", "steps", "sampler", "eta")
