@@ -16,6 +16,7 @@ from ppap_framework.errors import AssetError
 from ppap_plugin_bench import report
 from ppap_plugin_bench.plots import write_strip
 from ppap_plugin_bench.report import render
+from ppap_plugin_bench.report_default import one_default
 from ppap_plugin_bench.results import Results
 
 
@@ -75,6 +76,26 @@ class TestOfClasses:
         assert "| row | hit rate at equal FID | FID at equal hit rate |" in text
         assert "| A guide | **+0.250 [+0.125, +0.375]**\\* | never |" in text
         assert "| No guide | never | never |" in text
+
+    def test_says_how_near_the_default_is_to_the_best_scale_of_no_higher_fid(
+        self, folder: Path, text: str
+    ) -> None:
+        assert "one multiplier" not in text  # of rows without experts
+        path = folder / "rows" / "guided.json"
+        found = json.loads(path.read_text())
+        figures = {4.0: (0.5, 2.0), 8.0: (0.75, 1.0), 16.0: (0.6, 1.5), 32.0: (0.9, 1.75)}
+        found["points"] = [
+            {"scale": scale, "figures": {"hit": {"value": hit}, "fid": {"value": fid}}}
+            for scale, (hit, fid) in figures.items()
+        ]
+        found |= {"default": 16.0, "guide": {"experts": {"num_experts": 5}}}
+        title = "A toy"
+        result = Results.read(folder)
+        rows = [found if row["name"] == "guided" else row for row in result.rows]
+        experiment = {**result.experiment, "title": title}
+        said = one_default([attrs.evolve(result, rows=rows, experiment=experiment)])
+        assert f"| {title} | A guide | hit rate | × 16 | 0.600 | × 8 | 0.750 | 80.0% |" in said
+        assert one_default([attrs.evolve(result, rows=[found | {"default": "raw:16"}])]) == ""
 
     def test_reads_what_had_a_single_scale(self, folder: Path) -> None:
         """Of format 1, whose rows chose a scale on other images."""

@@ -13,6 +13,7 @@ from ppap_plugin_bench import markdown
 from ppap_plugin_bench.markdown import spoken
 from ppap_plugin_bench.plots import curves_plot
 from ppap_plugin_bench.report_cost import cost, training
+from ppap_plugin_bench.report_default import one_default
 from ppap_plugin_bench.results import Results, find_results, guides_of
 
 _ENOUGH = 1024  # images in a row
@@ -56,7 +57,8 @@ def render(results: Sequence[Results], place: Path) -> str:
     """
     sections = [_section(result, place) for result in results]
     glance = _glance(results) if len(results) > 1 else ""
-    parts = ["# Results\n", "`ppap report` writes this page.\n", glance, _NOTES, *sections]
+    begin = ["# Results\n", "`ppap report` writes this page.\n", glance, _NOTES]
+    parts = [*begin, one_default(results), *sections]
     return "\n".join(part for part in parts if part)
 
 
