@@ -171,7 +171,7 @@ class TestGuiding:
         path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
         drawn = sampled(toy, green(None, experts=path)).images
         assert torch.allclose(drawn, by_hand(toy, (DEFAULT_SCALE,) * 3), atol=1e-5)
-        with pytest.raises(UsageError, match="not calibrated") as caught:
+        with pytest.raises(UsageError, match="has no calibrated curve for its loss") as caught:
             planned(toy, green("auto", experts=path))
         assert "ppap experts calibrate" in caught.value.hint
 
@@ -286,7 +286,7 @@ class TestTheUsersOwnSet:
             sampled(toy, of_model(experts.model, name="mine"))
 
     def test_has_no_calibrated_scales(self, toy: Toy, experts: ExpertSet) -> None:
-        with pytest.raises(UsageError, match="its experts were not calibrated"):
+        with pytest.raises(UsageError, match="has no calibrated curve for its loss"):
             sampled(toy, of_model(experts.model, experts=experts, scale="auto"))
 
 
@@ -317,7 +317,7 @@ class TestChoosing:
             assert ("calibrated scales" in caplog.text) == (not found)
             if not found:
                 assert guide.scale == DEFAULT_SCALE
-                with pytest.raises(UsageError, match="were not calibrated for its loss"):
+                with pytest.raises(UsageError, match="has no calibrated curve for its loss"):
                     planned(toy, green("auto", experts=path))
             caplog.clear()
             (guide,) = planned(toy, green("raw:3", experts=path)).guides
@@ -434,15 +434,12 @@ class TestChoosing:
         assert not same_experts(one, choose_experts(path, "g", model, toy.inner))
 
     def test_scales_that_nobody_calibrated(self, toy: Toy, bundle: Path) -> None:
-        with pytest.raises(UsageError, match="its experts were not calibrated") as caught:
-            green("auto", experts=bundle)
-        assert "such as 4" in caught.value.hint
-        with pytest.raises(UsageError, match="no experts guide"):
-            green("auto", experts="none")
-        with pytest.raises(UsageError, match="no experts guide"):
-            planned(toy, green("auto"))
+        for experts in (bundle, "none"):
+            with pytest.raises(UsageError, match="has no calibrated curve for its loss") as caught:
+                planned(toy, green("auto", experts=experts))
+            assert "such as 4" in caught.value.hint
         keep_bundle(bundle)
-        with pytest.raises(UsageError, match="not calibrated"):
+        with pytest.raises(UsageError, match="has no calibrated curve for its loss"):
             planned(toy, green("auto"))
         for scale, said in {"big": "no number", "raw:big": "finite", "raw:inf": "finite"}.items():
             with pytest.raises(UsageError, match=f"scale .*{said}"):
@@ -583,6 +580,29 @@ class TestCommandLine:
         a, b, c, f = (Path(out, "000.png").read_bytes() for out in "abcf")
         assert a == b != c != f
 
+    def test_auto_calibrates_a_guide_without_a_curve_once(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The untouched network, and experts in a copy of their bundle."""
+        calls, scales = [], []
+
+        def found(backend: Any, guide: Any, copy: Path | None, **how: Any) -> ScaleCurve:
+            calls.append((copy and copy.read_bytes(), how["sampling"].through))
+            return ScaleCurve((0.0,), (float(len(calls)),), (0.1,), guide.loss_record)
+
+        monkeypatch.setattr("ppap_framework.learn.calibration.calibrate", found)
+        path = write_experts(tmp_path / "aside")
+        before = path.read_bytes()
+        steer = ("--target", "blue", "--guider", "colour", "--scale", "auto", "--overwrite")
+        for more in (("none",), (str(path),), ("none", "--through", "clean")) * 2:
+            assert run(*BASE[:-2], *steer, "--experts", *more, "--out", "out")[0] == 0
+            scales.append(guides_of("out")[0]["curve"]["scales"])
+        assert scales == [[1.0], [2.0], [3.0]] * 2
+        assert calls == [(None, "noisy"), (before, "noisy"), (None, "clean")]
+        assert path.read_bytes() == before
+        code, _, err = run(*BASE[:-2], *steer[:-1], "--experts", "none", "--dry-run")
+        assert (code, "has no calibrated curve" in err) == (2, True)
+
     def test_dry_run(self, run: Run, tmp_path: Path, curved: Path) -> None:
         path = keep_bundle(write_experts(tmp_path / "aside"))
         code, shown, _ = run(*STEER, "--dry-run")
@@ -606,9 +626,6 @@ class TestCommandLine:
             ("--experts ./text.experts.safetensors", 4, "text.experts.safetensors", ""),
             ("--experts mine --through clean", 2, "through clean", "noisy"),
             ("--allow-mismatch guide", 2, "'guide' cannot be allowed", "backend"),
-            ("--scale auto", 2, "were not calibrated", "such as 4"),
-            ("--scale auto --experts none", 2, "no experts guide", "such as 4"),
-            ("--scale auto --through clean", 2, "no experts guide", "such as 4"),
             ("--scale big", 2, "'big' is neither a number, raw:NUMBER, nor auto", "--help"),
             ("--scale raw:", 2, "'raw:' is neither", "--help"),
             ("--scale raw:nan", 2, "must be finite, not raw:nan", "scale of 4"),

@@ -65,8 +65,8 @@ _PER_GUIDE = {
     metavar="NUMBER|raw:NUMBER|auto",
     help="Guidance scale for guides without =SCALE. A number multiplies the calibrated scale at "
     "each noise level if the guide's experts have a curve, and is absolute otherwise; raw:NUMBER "
-    "is always absolute. auto: the curve times a default. By default auto if there is a curve, "
-    "and 4 otherwise.",
+    "is always absolute. auto: the curve times a default; a guide that has none is calibrated "
+    "first, once. By default auto if there is a curve, and 4 otherwise.",
 )
 @settings("allow-mismatch", "steps", "sampler", "eta")
 @option("--through", choices=["noisy", "clean", "detached"], help="The image that guides see.")
@@ -168,10 +168,30 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
     problems.check()
 
     if backend := problems.attempt(found.load):
-        problems.attempt(run.plan, backend, (), num, sampling, compute)
+        plain = problems.attempt(run.plan, backend, (), num, sampling, compute)
     guides = [problems.attempt(request.load) for request in requests]
     problems.check()
+    if not given["dry_run"]:
+        guides = [_calibrated(plain, guide) for guide in guides]
     return run.plan(backend, guides, num, sampling, compute, compare=given["compare"])
+
+
+def _calibrated(plan: Plan, guide: Guide) -> Guide:
+    """A guide of the plan's backend, with its curve if its scale multiplies one."""
+    import attrs
+
+    from ppap_framework.learn import kept_curve
+    from ppap_framework.run import Compute, Sampling
+
+    if guide.scale != "auto":
+        return guide
+    through, prompt, stage = (getattr(plan.sampling, of) for of in ("through", "prompt", "stage"))
+    guide = guide.with_experts(plan.backend, through)
+    sampling = Sampling(steps=25, through=through, prompt=prompt, stage=stage)
+    compute = Compute(device=plan.compute.device, precision=plan.compute.precision, batch=32)
+    with progress() as watch:
+        curve = kept_curve(plan.backend, guide, sampling, compute, progress=watch)
+    return attrs.evolve(guide, curve=curve)
 
 
 def _show(plan: Plan, as_json: bool) -> None:

@@ -51,15 +51,6 @@ def scale_problems(name: str, scale: Scale, interval: tuple[float, float]) -> It
         yield UsageError(f"guide {name!r} cannot act from {low} to {high}", hint=hint)
 
 
-def check_calibrated(name: str, scale: Scale, experts: bool, calibrated: bool) -> None:
-    """UsageError if the scale is "auto" without calibrated scales."""
-    if scale == "auto" and not calibrated:
-        why = "its experts were not calibrated for its loss" if experts else "no experts guide"
-        more = ", or calibrate them: `ppap experts calibrate`" if experts else ""
-        hint = f"give a scale, such as 4{more}"
-        raise UsageError(f"guide {name!r} has no calibrated scales: {why}", hint=hint)
-
-
 @attrs.frozen(kw_only=True, eq=False)
 class Guide:
     """One energy E(x) for each image of a batch, lower if the guide sees its target.

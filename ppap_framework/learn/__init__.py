@@ -1,6 +1,7 @@
 """Knowledge transfer without data: the diffusion model draws the training images."""
 
 from ppap_framework.learn.calibration import calibrate as calibrate
+from ppap_framework.learn.calibration import kept_curve as kept_curve
 from ppap_framework.learn.plan import load_teacher as load_teacher
 from ppap_framework.learn.recipe import Adapters as Adapters
 from ppap_framework.learn.recipe import Recipe as Recipe

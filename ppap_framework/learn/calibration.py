@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +34,26 @@ from torch import Tensor
 from ppap_framework.components import DiffusionBackend, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
-from ppap_framework.experts import BundleFile, Present, ScaleCurve, check_wanted
+from ppap_framework.experts import BundleFile, Present, ScaleCurve, check_wanted, same_loss
 from ppap_framework.experts.bundle import load_bundle, write_curve
+from ppap_framework.files import cache_dir, digest, read_json, write_json
 from ppap_framework.guidance import Guide
 from ppap_framework.learn.batches import predicted
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.origin import Origin
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
-from ppap_framework.run import Compute, Plan, Sampling, changed, check, drawing, guide_origin, plan
+from ppap_framework.run import (
+    Compute,
+    LoadedBackend,
+    Plan,
+    Sampling,
+    changed,
+    check,
+    drawing,
+    guide_origin,
+    plan,
+)
 from ppap_framework.run import backend as load_backend
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
@@ -139,6 +153,50 @@ def calibrate(
     if bundle is not None:
         write_curve(bundle, curve)
     return curve
+
+
+def kept_curve(
+    backend: LoadedBackend,
+    guide: Guide,
+    sampling: Sampling,
+    compute: Compute,
+    folder: Path | None = None,
+    progress: Watch | None = None,
+) -> ScaleCurve:
+    """A guide's calibrated curve: that of its experts' bundle if it is for this loss; else one that
+    was kept in `folder`, by default in the cache; else a new one, which is kept there. Bundles are
+    not changed. `guide` is one of `ppap_framework.guide` with its experts chosen; the other
+    arguments and errors are those of `calibrate`.
+    """
+    bundle = guide.experts if isinstance(guide.experts, BundleFile) else None
+    curve = None if bundle is None else bundle.calibration
+    if curve is not None and same_loss(curve.loss, guide.loss_record):
+        return curve
+    assert guide.origin is not None
+    depends_on = {
+        "backend": _identity(backend.origin),
+        "guide": _identity(guide.origin),
+        "experts": bundle and bundle.sha256,
+        "loss": guide.loss_record,
+        "sampling": sampling.record(),
+        "precision": compute.precision,
+        "device": compute.place.type,
+    }
+    path = (folder or cache_dir() / "curves") / f"{digest(depends_on)[:16]}.json"
+    if kept := read_json(path, "delete it"):
+        return ScaleCurve(**kept["curve"])
+    how: Any = {"sampling": sampling, "compute": compute, "progress": progress}
+    with tempfile.TemporaryDirectory() as place:
+        copy = None if bundle is None else Path(shutil.copy(bundle.path, place))
+        curve = calibrate(backend, attrs.evolve(guide, experts=None), copy, **how)
+    write_json(path, {**depends_on, "curve": attrs.asdict(curve)})
+    return curve
+
+
+def _identity(origin: Origin) -> dict[str, Any]:
+    """What a component computes, independent of where its files are and of its version."""
+    left_out = {"path", "load_seconds", "distribution", "version"}
+    return {name: value for name, value in origin.record().items() if name not in left_out}
 
 
 def honest_scale(energies: Tensor) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from ppap_framework.experts import (
     same_loss,
     warn_of_idle,
 )
-from ppap_framework.guidance import Guide, check_calibrated, raw_scale
+from ppap_framework.guidance import Guide, raw_scale
 from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
@@ -276,7 +276,10 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
             told = [f"{it.get('name')} {option_words(it.get('options') or {})}" for it in both]
             _log.warning(_OTHER_LOSS, guide.name, *map(str.rstrip, told))
         curve = None
-    check_calibrated(guide.name, scale, experts is not None, curve is not None)
+    if scale == "auto" and curve is None:
+        reason = f"guide {guide.name!r} has no calibrated curve for its loss"
+        hint = "give a scale, such as 4; `ppap run` and `ppap experts calibrate` find a curve"
+        raise UsageError(reason, hint=hint)
     if raw_scale(scale) is not None:
         curve = None
     elif scale in (None, "auto"):

@@ -16,14 +16,13 @@ from ppap_framework.checkpoints import Checkpoint, find_checkpoint, package_file
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import Problems, UsageError
 from ppap_framework.experts import (
-    BundleFile,
     WantedExperts,
     check_wanted,
     guide_sha256,
     has_experts,
 )
 from ppap_framework.files import expanded
-from ppap_framework.guidance import Guide, Scale, Through, check_calibrated, scale_problems
+from ppap_framework.guidance import Guide, Scale, Through, scale_problems
 from ppap_framework.origin import Origin
 from ppap_framework.plugin import GuiderSpec, TaskLossSpec
 from ppap_framework.registry import registry
@@ -130,10 +129,7 @@ class GuideRequest:
         spec = self._found.spec
         how: Any = {"noise_aware": bool(spec and spec.noise_aware), "through": through}
         more: Any = {"allow_mismatch": self.allow_mismatch, "offline": self.offline}
-        used = check_wanted(self.experts, self.label, **how, **more)
-        if used is None or isinstance(used, BundleFile):
-            calibrated = used is not None and used.calibration is not None
-            check_calibrated(self.label, self.scale, used is not None, calibrated)
+        check_wanted(self.experts, self.label, **how, **more)
 
     @isolated()
     def load(self, *, aim: bool = True) -> Guide:

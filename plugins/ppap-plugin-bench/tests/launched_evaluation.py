@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from ppap_plugin_bench import curves, evaluate, images, read_experiment
+from ppap_framework.learn import calibration
+from ppap_plugin_bench import evaluate, images, read_experiment
 from ppap_plugin_bench.experiment import Experiment
 
 
@@ -35,7 +36,7 @@ def main(path: Path, home: Path) -> None:
         setattr(module, name, count)
 
     counted(images, "draw_batch")
-    counted(curves, "calibrate")
+    counted(calibration, "calibrate")
     command = ["ppap", "evaluate"]
     evaluate(experiment(path), home / "out", home / "images", device="cpu", command=command)
     told = f"{done['draw_batch']} {done['calibrate']}"

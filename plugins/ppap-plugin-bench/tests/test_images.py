@@ -249,7 +249,7 @@ class TestOfExperts:
             calls.append(copy and copy != bundle)
             return ScaleCurve((0.0,), (float(len(calls)),), (0.1,), guide.loss_record)
 
-        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", found)
+        monkeypatch.setattr("ppap_framework.learn.calibration.calibrate", found)
         for again in (setup, Setup.load(setup.experiment, NAMES, "cpu", home / "curves")):
             for number, name in enumerate(("naive", "experts"), start=1):
                 guide = plan_of(again, name, 8.0).guides[0]
@@ -263,7 +263,7 @@ class TestOfExperts:
     def test_a_bundle_with_a_curve_of_its_own_has_that(
         self, setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", None)
+        monkeypatch.setattr("ppap_framework.learn.calibration.calibrate", None)
         own = ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.1))
         write_curve(bundle, own)
         assert plan_of(setup, "experts", 8.0).guides[0].curve == own
@@ -275,7 +275,7 @@ class TestOfExperts:
         def refuse(*given: Any, **more: Any) -> None:
             raise UsageError("guide 'colour' cannot be calibrated: it is blind")
 
-        monkeypatch.setattr("ppap_plugin_bench.curves.calibrate", refuse)
+        monkeypatch.setattr("ppap_framework.learn.calibration.calibrate", refuse)
         with pytest.raises(UsageError, match=r"row 'naive'.*it is blind.*raw:4"):
             plan_of(setup, "naive", 8.0)
         plan_of(setup, "naive", "raw:8")

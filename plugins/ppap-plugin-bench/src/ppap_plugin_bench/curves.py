@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
 
 from ppap_framework.diffusion import Process
 from ppap_framework.errors import UsageError
-from ppap_framework.experts import SUFFIX, BundleFile, ScaleCurve, same_loss
-from ppap_framework.files import digest, read_json, write_json
+from ppap_framework.experts import ScaleCurve
 from ppap_framework.guidance import Guide
-from ppap_framework.learn import calibrate
+from ppap_framework.learn import kept_curve
 from ppap_framework.run import Compute, LoadedBackend, Sampling
 from ppap_framework.runtime import Progress, Watch
-from ppap_plugin_bench.images import weights
 
-_PICTURES = 64
 _FACTOR = 0.3
 
 
@@ -33,51 +27,16 @@ def calibrated(
     folder: Path,
     progress: Watch,
 ) -> ScaleCurve:
-    """The calibrated curve of a guide: that of its experts' bundle for its loss; else one from a
-    file in the folder; else a new one, kept there. Bundles are not changed.
-
-    Args:
-        guide: A guide with its experts chosen.
-        sampling: How the pictures are drawn, and through which image the guide looks.
-
-    Raises:
-        UsageError: If the guide cannot be calibrated.
-    """
-    bundle = guide.experts if isinstance(guide.experts, BundleFile) else None
-    curve = bundle and bundle.calibration
-    if isinstance(curve, ScaleCurve) and same_loss(curve.loss, guide.loss_record):
-        return curve
-    assert guide.origin is not None  # it was requested by name
-    depends_on = {
-        "backend": weights(backend.origin),
-        "guide": weights(guide.origin),
-        "experts": bundle and bundle.sha256,
-        "loss": guide.loss_record,
-        "sampling": sampling.record(),
-        "pictures": _PICTURES,
-        "precision": compute.precision,
-        "device": compute.place.type,
-    }
-    path = folder / f"{digest(depends_on)[:16]}.json"
-    if kept := read_json(path, "delete it"):
-        return ScaleCurve(**kept["curve"])
-    folder.mkdir(parents=True, exist_ok=True)
+    """The curve of `kept_curve`; UsageError names the row if the guide cannot be calibrated."""
 
     def told(now: Progress) -> None:
         progress(attrs.evolve(now, task=f"calibrating {guide.name}"))
 
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        copy = None
-        if bundle is not None:
-            copy = Path(shutil.copyfile(bundle.path, Path(place) / f"copy{SUFFIX}"))
-        how: Any = {"num": _PICTURES, "sampling": sampling, "compute": compute, "progress": told}
-        try:
-            curve = calibrate(backend, attrs.evolve(guide, experts=None), copy, **how)
-        except UsageError as error:
-            hint = 'give the row absolute scales, such as "raw:4"'
-            raise UsageError(f"row {guide.name!r}: {error.message}", hint=hint) from error
-    write_json(path, {**depends_on, "curve": attrs.asdict(curve)})
-    return curve
+    try:
+        return kept_curve(backend, guide, sampling, compute, folder, told)
+    except UsageError as error:
+        hint = 'give the row absolute scales, such as "raw:4"'
+        raise UsageError(f"row {guide.name!r}: {error.message}", hint=hint) from error
 
 
 def elucd(process: Process) -> ScaleCurve:
