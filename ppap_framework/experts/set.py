@@ -44,7 +44,7 @@ def student_of(model: GuidanceModel, preprocessing: Preprocessing | None) -> Gui
 
 
 @final
-class ExpertSet:
+class ExpertSet(contextlib.AbstractContextManager["ExpertSet"]):
     """N experts that share one network; one at a time is merged into its weights.
 
     Each noise level belongs to one expert. The untouched network reads clean images (log-SNR inf).
@@ -55,8 +55,7 @@ class ExpertSet:
         ranges: The noise levels of each of the N experts.
         adapters: Adapters by name, attached in this order. They must not share tensors. UsageError
             if one finds nothing to adapt.
-        preprocessing: Preprocessing for experts; None for the model's own. UsageError if the
-            model's cannot be exchanged.
+        preprocessing: Preprocessing for experts; None for the model's. UsageError if that is fixed.
 
     Attributes:
         active: Index of the merged expert; None for the untouched network.
@@ -169,9 +168,6 @@ class ExpertSet:
         for name, adapter in self.adapters.items():
             adapter.load_state_dict(parts[name])
 
-    def __enter__(self) -> ExpertSet:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.detach()
 
@@ -192,15 +188,15 @@ class ExpertSet:
 
     def _grouped(self, images: Tensor, level: NoiseLevel) -> Any:
         owners = torch.tensor(self._owners(level))  # (B,)
-        differentiable = torch.is_grad_enabled() and images.requires_grad
-        recomputed = partial(checkpoint, self._read, use_reentrant=False, preserve_rng_state=False)
+        read: Callable[..., Any] = self._read
+        if torch.is_grad_enabled() and images.requires_grad:
+            # In the backward pass another expert is merged, so each part is recomputed.
+            read = partial(checkpoint, read, use_reentrant=False, preserve_rng_state=False)
         parts, places = [], []
         for owner in sorted(set(owners.tolist())):
             rows = (owners == owner).nonzero()[:, 0]
-            own = images[rows.to(images.device)], NoiseLevel(level.log_snr[rows])
-            # In the backward pass another expert is merged, so each part is recomputed.
-            read = recomputed if differentiable else self._read
-            parts.append(read(owner, *own))
+            seen = images[rows.to(images.device)]
+            parts.append(read(owner, seen, NoiseLevel(level.log_snr[rows])))
             places.append(rows)
         order = torch.cat(places).argsort()
         return each_tensor(lambda tensor: tensor[order.to(tensor.device)], joined(parts))
