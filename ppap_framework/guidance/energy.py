@@ -108,7 +108,8 @@ class EnergyGuidance:
         if not differentiable:
             raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
         gradient, skipped = self._behind(x0, x, time, level, "the denoiser")
-        self.tally.denoiser(len(x) * self.evaluations, differentiated=True, skipped=skipped)
+        seen = len(x) * self.evaluations
+        self.tally.denoiser(seen, seen, skipped)
         return prediction.detach(), gradient
 
     def _behind(
@@ -179,8 +180,7 @@ def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
     Two pulls conflict if their dot product over an image is negative (Yu et al. 2020, "Gradient
     Surgery for Multi-Task Learning", arXiv 2001.06782, algorithm 1). The others are the original
-    ones, in the order given; the paper draws a random order, but here an image depends on its seed
-    alone. Each image is treated separately.
+    ones, in the order given; the paper's is random. Each image is treated separately.
 
     Args:
         pulls: K of (B, C, H, W), finite.
@@ -207,5 +207,4 @@ def _direction(pull: Tensor) -> Tensor:
     largest = pull.abs().amax((1, 2, 3), keepdim=True)
     scaled = pull / torch.where(largest > 0, largest, 1.0)
     length = torch.linalg.vector_norm(scaled, dim=(1, 2, 3), keepdim=True)
-    direction: Tensor = scaled / torch.where(length > 0, length, 1.0)
-    return direction
+    return scaled / torch.where(length > 0, length, 1.0)

@@ -64,9 +64,7 @@ class Tally:
     def guide(
         self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor
     ) -> None:
-        """Add one guide's gradients at one step, t / T = `time`. `norms`, the mask `finite` and
-        `pulls` (root mean square change of eps) are (B, 1, 1, 1).
-        """
+        """Add a guide's norms, mask and pulls (changes of eps), (B, 1, 1, 1), at t / T = `time`."""
         images, none = norms.new_full((), len(norms)), norms.new_zeros(())
         norm, pull = (torch.where(finite, figure, none).sum() for figure in (norms, pulls))
         figures = torch.stack([images, finite.sum().to(norms), norm, pull, none])
@@ -77,12 +75,10 @@ class Tally:
         """Add a guide's pulls that lost a component in that step: a mask (B, 1, 1, 1)."""
         self._guides[position][time][-1] += changed.sum()
 
-    def denoiser(
-        self, images: int, *, differentiated: bool = False, skipped: Tensor | int = 0
-    ) -> None:
-        """Add a call of the denoiser on a number of images; `skipped`, (), have no gradient."""
-        self._forwards += images
-        self._backwards += images * differentiated
+    def denoiser(self, forwards: int, backwards: int = 0, skipped: Tensor | int = 0) -> None:
+        """Add calls of the denoiser, in images; of `skipped`, (), the gradient was left out."""
+        self._forwards += forwards
+        self._backwards += backwards
         self._skipped = self._skipped + skipped
 
     @classmethod
@@ -90,8 +86,7 @@ class Tally:
         """The counts of several processes."""
         whole = cls()
         for tally in tallies:
-            whole.denoiser(tally._forwards, skipped=int(tally._skipped))
-            whole._backwards += tally._backwards
+            whole.denoiser(tally._forwards, tally._backwards, int(tally._skipped))
             for position, steps in tally._guides.items():
                 own = whole._guides.setdefault(position, {})
                 for time, figures in steps.items():
