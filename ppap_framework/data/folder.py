@@ -25,7 +25,6 @@ from torch import Tensor
 
 from ppap_framework import files
 from ppap_framework.data import shards
-from ppap_framework.data.shards import Layout, member_names, shard_name
 from ppap_framework.errors import AssetError
 
 FORMATS = (1, 2)
@@ -71,8 +70,7 @@ class Fault(NamedTuple):
 
 class SyntheticData:
     """A finished set, in a folder or at a URL; AssetError if there is none, or its `manifest`, the
-    settings and the shards with their hashes, is damaged. A shard's hash is checked when the first
-    of its images is read.
+    settings and the shards with their hashes, is damaged. A shard is checked when it is first read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -85,7 +83,7 @@ class SyntheticData:
             raise AssetError(f"{fault} {place}", hint=f"`ppap synthesize` {hint}")
         self.manifest, settings = manifest, manifest["settings"]
         batch = settings["block" if self.manifest["format"] == 1 else "batch"]
-        self._layout = Layout(settings["num"], batch, settings["shard"])
+        self._layout = shards.Layout(settings["num"], batch, settings["shard"])
         self._indices: dict[int, dict[str, tuple[int, int]]] = {}  # by shard
 
     @property
@@ -122,14 +120,14 @@ class SyntheticData:
         pictures = torch.empty(len(numbers), *shape, dtype=torch.uint8)
         order = sorted(range(len(numbers)), key=numbers.__getitem__)
         for shard, rows in groupby(order, lambda row: numbers[row] // self._layout.shard):
-            path = self.path / shard_name(shard)
+            path = self.path / shards.shard_name(shard)
             if shard not in self._indices:
                 if reason := self._damage(shard):
                     raise AssetError(f"{str(path)!r} {reason}", hint=_AGAIN)
                 self._indices[shard] = shards.read_index(path)
             with path.open("rb") as file:
                 for row in rows:
-                    name = member_names(numbers[row], self.stages)[:-1][stage]
+                    name = shards.member_names(numbers[row], self.stages)[:-1][stage]
                     try:
                         content = shards.read_member(file, self._indices[shard][name])
                         pixels = shards.decode(content, shape)
@@ -145,7 +143,7 @@ class SyntheticData:
 
     def faults(self) -> list[Fault]:
         """All faults of the files: hashes, counts, and unreadable pictures."""
-        names = [shard_name(shard) for shard in self._layout.shards]
+        names = [shards.shard_name(shard) for shard in self._layout.shards]
         found = [Fault(names[n], reason) for n in self._layout.shards for reason in self._faults(n)]
         others = {path.name for path in self.path.glob("shard-*.tar")} - {*names}
         return found + [Fault(name, "is not in the manifest") for name in sorted(others)]
@@ -163,7 +161,7 @@ class SyntheticData:
 
     def _damage(self, shard: int) -> str:
         """Fault of a shard's size or hash, or ""."""
-        entry, path = self.manifest["shards"][shard], self.path / shard_name(shard)
+        entry, path = self.manifest["shards"][shard], self.path / shards.shard_name(shard)
         try:
             if (size := path.stat().st_size) != entry["bytes"]:
                 return f"has {size} bytes, not {entry['bytes']}"
@@ -178,12 +176,12 @@ class SyntheticData:
         if reason := self._damage(shard):
             yield reason
             return
-        path, last = self.path / shard_name(shard), len(self.stages)
+        path, last = self.path / shards.shard_name(shard), len(self.stages)
         index = shards.read_index(path)
         expected = {
             name: (number, stage)
             for number in self._layout.shard_images(shard)
-            for stage, name in enumerate(member_names(number, self.stages))
+            for stage, name in enumerate(shards.member_names(number, self.stages))
         }
         if list(index) != list(expected):
             yield f"has {len(index)} members that are not the {len(expected)} expected"

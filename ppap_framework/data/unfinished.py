@@ -1,9 +1,8 @@
 """A synthetic set that is being drawn by any number of processes, whose machines share its folder.
 
 Processes claim what is to be done next: a batch, a shard whose batches are finished, the manifest.
-Every file is written once, atomically, so an interruption loses only unfinished batches. A batch
-lies in a folder named by the digest of the settings: a late write of a worker that was taken for
-dead cannot get into another set.
+Every file is written once, atomically, so an interruption loses only unfinished batches. Each lies
+in a folder named by the digest of the settings: a worker taken for dead writes to no other set.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from ppap_framework.data.folder import (
 )
 from ppap_framework.data.shards import Layout, shard_name
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.files import KEPT
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +108,7 @@ class SynthesisFolder:
     def added(self, batch: int, members: Iterable[bytes]) -> None:
         """Write a claimed batch, members of tar files, unless another worker was faster."""
         path = self.batches / f"{batch:05d}"
-        with self._late(path.name), files.replacing(path, hint=KEPT, once=True) as temporary:
+        with self._late(path.name), files.replacing(path, hint=files.KEPT, once=True) as temporary:
             temporary.write_bytes(b"".join(members))
 
     def tidy(self) -> None:
@@ -121,14 +119,14 @@ class SynthesisFolder:
 
     def _todo(self) -> list[str]:
         """Names of the files that can be made next; empty if the set is complete."""
-        try:
-            # In this order: a batch that was joined in between is in its shard.
-            paths = [*self.batches.iterdir(), *self.path.iterdir()]
-        except OSError as error:
-            if self.complete:
-                return []
-            reason = error.strerror or str(error)
-            raise PpapError(f"cannot read {str(self.batches)!r}: {reason}", hint=KEPT) from error
+        with files.refusals(self.batches, hint=files.KEPT, action="read"):
+            try:
+                # In this order: a batch that was joined in between is in its shard.
+                paths = [*self.batches.iterdir(), *self.path.iterdir()]
+            except OSError:
+                if self.complete:
+                    return []
+                raise
         if MANIFEST in (there := {path.name for path in paths}):
             return []
         todo: list[str] = []
@@ -151,14 +149,14 @@ class SynthesisFolder:
         """Write a shard, and before that its entry of the manifest."""
         [shard] = (shard for shard in self.layout.shards if shard_name(shard) == name)
         batches = [self.batches / f"{batch:05d}" for batch in self.layout.shard_batches(shard)]
-        with files.replacing(self.path / name, hint=KEPT, once=True) as temporary:
+        with files.replacing(self.path / name, hint=files.KEPT, once=True) as temporary:
             with temporary.open("wb") as file:
                 for batch in batches:
                     file.write(batch.read_bytes())
                 file.write(shards.end(file.tell()))
             entry = self._entry(shard, temporary)
-            files.write_json(self._noted(shard), entry, hint=KEPT, once=True)
-        with files.refusals(self.batches, hint=KEPT):
+            files.write_json(self._noted(shard), entry, hint=files.KEPT, once=True)
+        with files.refusals(self.batches, hint=files.KEPT):
             for batch in batches:
                 batch.unlink(missing_ok=True)
 
@@ -172,22 +170,22 @@ class SynthesisFolder:
         else:
             content = {"format": FORMATS[-1], "settings": self.settings, "shards": entries}
             content["sha256"] = files.digest(content)
-            files.write_json(self.path / MANIFEST, content, hint=KEPT, once=True)
+            files.write_json(self.path / MANIFEST, content, hint=files.KEPT, once=True)
 
     def _reopen(self, entries: Sequence[Any]) -> None:
         """Begin to mend a finished set if a shard is missing or not that of its entry."""
         if damaged := [k for k in self.layout.shards if self._entry(k) != entries[k]]:
             self._begin()
             self._discard(damaged)
-            with files.refusals(self.path, hint=KEPT):
+            with files.refusals(self.path, hint=files.KEPT):
                 (self.path / MANIFEST).unlink(missing_ok=True)
 
     def _begin(self) -> None:
         """Make the folder of batches, unless another process has begun with other settings."""
         begun = self.path / SETTINGS
-        with files.refusals(self.batches, hint=KEPT):
+        with files.refusals(self.batches, hint=files.KEPT):
             begun.parent.mkdir(exist_ok=True)
-            files.write_json(begun, self.settings, hint=KEPT, once=True)
+            files.write_json(begun, self.settings, hint=files.KEPT, once=True)
             files.check_settings(self.path, files.read_json(begun, hint=ANEW), self.settings)
             self.batches.mkdir(exist_ok=True)
 
@@ -195,7 +193,7 @@ class SynthesisFolder:
         for shard in damaged:
             path, fault = self.path / shard_name(shard), "is missing"
             aside = path.with_name(f"{path.name}{DAMAGED}")
-            with files.refusals(self.path, hint=KEPT):
+            with files.refusals(self.path, hint=files.KEPT):
                 with contextlib.suppress(FileNotFoundError):
                     path.replace(aside)
                     fault = f"is damaged and was set aside as {aside.name!r}"

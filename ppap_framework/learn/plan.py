@@ -14,9 +14,8 @@ from ppap_framework import diagnosis, run
 from ppap_framework.components import DiffusionBackend, Stage, check_readable
 from ppap_framework.data import Images, LabelledImages, SyntheticData
 from ppap_framework.errors import AssetError, Problems, UsageError
-from ppap_framework.experts import AdapterConfig, BundleFile, ExpertSet, NoiseRanges, Present
+from ppap_framework.experts import AdapterConfig, BundleFile, ExpertSet, NoiseRanges, bundle_by_name
 from ppap_framework.experts.bundle import installed_adapter, load_bundle
-from ppap_framework.experts.choice import bundle_by_name
 from ppap_framework.experts.identity import Identity, backend_sha256, guide_sha256
 from ppap_framework.files import core_version
 from ppap_framework.guidance import Guide
@@ -70,11 +69,8 @@ class TransferPlan:
     def attached(self) -> ExpertSet:
         """Experts, attached to the network; errors as `ExpertSet` and `load_bundle`."""
         if self.first is not None:
-            others = ("backend", "resolution")
-            here = Present(self.guide.model, self.backend)
-            return load_bundle(
-                self.first.path, self.guide.model, present=here, allow_mismatch=others
-            )
+            path, others = self.first.path, ("backend", "resolution")
+            return load_bundle(path, self.guide.model, self.backend, allow_mismatch=others)
         made = {config.name: installed_adapter(config) for config in self.adapters}
         return ExpertSet(self.guide.model, self.ranges, made)
 
@@ -105,9 +101,7 @@ class TransferPlan:
         return {"images": count, "timesteps": timesteps, "disagreement": values}
 
     def with_boundaries(self, curve: Mapping[str, Any]) -> TransferPlan:
-        """The plan with the boundaries that a result of `measure`, perhaps read from a file,
-        proposes; AssetError if it is damaged.
-        """
+        """The plan with what a result of `measure` proposes; AssetError if it is damaged."""
         length = self.stage.schedule.num_timesteps
         try:
             timesteps = [int(t) for t in curve["timesteps"]]
@@ -139,15 +133,13 @@ class TransferPlan:
 def load_teacher(guide: Guide | GuideRequest | nn.Module | str, loss: Loss | None = None) -> Guide:
     """A guide whose network can teach experts, of a guide, a request, a guider's name or a network.
 
-    It needs no target. UsageError if it is noise-aware, or its loss does not compare answers, and
-    errors as of `ppap_framework.guide`.
+    It needs no target. UsageError if it reads noise or its loss is a function; else as of `guide`.
     """
     if not isinstance(guide, Guide | GuideRequest):
         guide = GuideRequest(source=guide, loss=loss)
     elif loss is not None:
         own = guide.loss_name if isinstance(guide, Guide) else guide.loss
-        message = f"the guide has a loss already, {own!r}"
-        raise UsageError(message, hint="leave out loss")
+        raise UsageError(f"the guide has a loss already, {own!r}", hint="leave out loss")
     if guide.noise_aware:
         name = guide.name if isinstance(guide, Guide) else guide.label
         hint = "experts are for networks that have only seen clean images"
@@ -169,7 +161,6 @@ def plan_transfer(
 ) -> TransferPlan:
     """The plan of `transfer` for its arguments; PpapError with all problems."""
     loaded, teacher = run.backend(backend), load_teacher(guide, loss)
-    schedule = loaded.stages[0].schedule
     problems, stage, first = Problems(), loaded.stages[0], None
     if recipe.begin_with is not None:
         first = bundle_by_name(recipe.begin_with)
@@ -179,8 +170,7 @@ def plan_transfer(
         adapters = problems.attempt(_configs, recipe, stage) or ()
     recipe = attrs.evolve(recipe, adapters=[(a.name, dict(a.options)) for a in adapters])
     with problems.collected():
-        ranges = first.ranges if first else recipe.ranges(schedule)
-        owned = ranges.timesteps(schedule)
+        owned = (first.ranges if first else recipe.ranges(stage.schedule)).timesteps(stage.schedule)
         recipe.phases(owned)  # for "auto", with the largest possible number of experts
         if recipe.boundaries != "auto":
             recipe = recipe.beginning_at([timesteps.start for timesteps in owned[1:]])

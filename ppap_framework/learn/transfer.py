@@ -25,10 +25,9 @@ from ppap_framework.figures import draw_figures
 from ppap_framework.files import Calls, check_writable, expanded
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import calibration
-from ppap_framework.learn import folder as folders
 from ppap_framework.learn.batches import TrainingSet, predicted
 from ppap_framework.learn.distillation import Distillation
-from ppap_framework.learn.folder import DATA, TransferFolder, check_folder
+from ppap_framework.learn.folder import DATA, TransferFolder, check_folder, opened, recorded
 from ppap_framework.learn.plan import TransferPlan, plan_transfer
 from ppap_framework.learn.recipe import Recipe
 from ppap_framework.pixels import scaled
@@ -100,7 +99,7 @@ def transfer(
     plan.check_images(images)
     model = plan.guide.model.to(plan.compute.place)
     if plan.recipe.boundaries == "auto":
-        earlier = {} if overwrite else folders.recorded(path).get("settings", {})
+        earlier = {} if overwrite else recorded(path).get("settings", {})
         wanted = plan.settings(images)
         same = all(earlier.get(name) == wanted[name] for name in ("guide", "backend", "data"))
         found = same and earlier.get("proposal")
@@ -108,8 +107,8 @@ def transfer(
             plan = plan.with_boundaries(processes.once(lambda: found or plan.measure(images)))
     bundle, whole = f"{plan.name}{SUFFIX}", recipe.experts_of is None
     with contextlib.ExitStack() as held:  # by the first process, for all
-        opened = folders.opened(path, plan.settings(images), bundle, overwrite=overwrite)
-        folder = processes.once(lambda: held.enter_context(opened))
+        training = opened(path, plan.settings(images), bundle, overwrite=overwrite)
+        folder = processes.once(lambda: held.enter_context(training))
         if not processes.once(lambda: folder.complete):
             calls = folder.calls(command, processes)
             with calls.recorded() if processes.first else contextlib.nullcontext():

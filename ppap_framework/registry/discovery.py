@@ -29,9 +29,8 @@ from ppap_framework import plugin
 from ppap_framework.errors import PluginError, UsageError, did_you_mean, one_line
 from ppap_framework.files import expanded, is_on
 from ppap_framework.plugin import PPAP_API, Asset, ComponentSpec, Hooks
-from ppap_framework.registry import records
 from ppap_framework.registry.lookup import Registry
-from ppap_framework.registry.records import PluginRecord, Status, normal
+from ppap_framework.registry.records import PluginRecord, Status, label, missing_dependency, normal
 
 GROUP = "ppap"
 ONLY = "PPAP_PLUGINS"
@@ -194,7 +193,7 @@ def _loaded(
             for caller in _hooks(module, record.name):
                 doing = f"{caller.name}()"
                 offered += _answers(caller)
-        labels = [records.label(item) for item in offered]
+        labels = [label(item) for item in offered]
         if twice := [one for index, one in enumerate(labels) if one in labels[:index]]:
             raise _RefusedError(f"it offers {twice[0]} twice")
     except KeyboardInterrupt as stop:
@@ -204,7 +203,7 @@ def _loaded(
         return attrs.evolve(record, status=status, reason=refusal.message, hint=refusal.hint)
     except BaseException as error:  # SystemExit too: no plugin may end the host
         status, reason, hint = "broken", f"{doing}: {one_line(error)}", ""
-        if missing := records.missing_dependency(error, entry_point.value):
+        if missing := missing_dependency(error, entry_point.value):
             status, reason, hint = "missing-dependency", f"it {missing[0]}", missing[1]
         return attrs.evolve(record, status=status, reason=reason, hint=hint, error=error)
     specs = tuple(item for item in offered if isinstance(item, ComponentSpec))
