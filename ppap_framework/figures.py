@@ -13,8 +13,6 @@ from typing import Any
 
 from ppap_framework.errors import calling
 
-_GROUP = "ppap.figures"
-
 
 def draw_figures(kind: str, *subject: Any) -> list[Path]:
     """The files that the first distribution which can has drawn; none if none can.
@@ -25,7 +23,7 @@ def draw_figures(kind: str, *subject: Any) -> list[Path]:
     for distribution in distributions():
         entries: Any = ()
         with contextlib.suppress(Exception):  # its file is damaged: `ppap doctor` says so
-            entries = distribution.entry_points.select(group=_GROUP, name=kind)
+            entries = distribution.entry_points.select(group="ppap.figures", name=kind)
         for entry in entries:
             with calling(f"figure {kind!r} of {distribution.name}", ""):
                 return list(entry.load()(*subject))

@@ -1,7 +1,5 @@
 """What a network still understands at each noise level, and boundaries for experts."""
 
-from __future__ import annotations
-
 from ppap_framework.diagnosis.disagreement import disagreement as disagreement
 from ppap_framework.diagnosis.disagreement import distances as distances
 from ppap_framework.diagnosis.disagreement import evenly_spaced as evenly_spaced

@@ -1,7 +1,5 @@
 """Runs from Python: `backend`, `guide` and `sample`; plans, the image loop, run folders."""
 
-from __future__ import annotations
-
 from ppap_framework.run.backend import FoundBackend as FoundBackend
 from ppap_framework.run.backend import LoadedBackend as LoadedBackend
 from ppap_framework.run.backend import backend as backend

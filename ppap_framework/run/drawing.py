@@ -26,8 +26,6 @@ from ppap_framework.runtime import Progress, Watch, computing_in, frozen, isolat
 
 _log = logging.getLogger(__name__)
 
-_BROKEN = "its network or weights are broken, or float16 is too narrow for them"
-
 
 @contextlib.contextmanager
 def drawing(plan: Plan, watch: Watch | None = None) -> Iterator[Drawing]:
@@ -171,7 +169,8 @@ class Drawing:
         if guided:
             return PpapError(fault, hint="lower the scale, or use more steps")
         who = maker(self._plan.backend.inner)
-        return PluginError(f"{who} failed in denoise: {fault}", hint=_BROKEN)
+        hint = "its network or weights are broken, or float16 is too narrow for them"
+        return PluginError(f"{who} failed in denoise: {fault}", hint=hint)
 
     def _count(self, images: int) -> None:
         if self._stepped:
@@ -191,8 +190,7 @@ def models(guides: Sequence[Guide]) -> list[nn.Module]:
 
 def _broken(images: Tensor) -> list[int]:
     """The positions of images that are not finite."""
-    broken: list[int] = (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
-    return broken
+    return (~images.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
 
 
 @contextlib.contextmanager
@@ -201,8 +199,7 @@ def compiled(run: Plan) -> Iterator[Callable[[], None]]:
 
     Weights are inputs of the compiled code, not constants, so merged experts take effect. Call the
     yielded function after a step: it warns if the first stage's network was not called as a module
-    and so not compiled. Other networks are checked on exit. Raises a PpapError if a network cannot
-    be compiled, for instance without a compiler.
+    and so not compiled. Others are checked on exit. PpapError if a network cannot be compiled.
     """
     from torch._dynamo.exc import TorchDynamoException  # it takes seconds to import
 

@@ -60,13 +60,13 @@ class ModuleGuide(GuidanceModel):
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """The network's output; the level is ignored."""
         if self._size is not None:
-            size = self._size, self._size
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+            images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
         images = ((images + 1.0) / 2.0 - self.mean) / self.std
         floats = (p.dtype for p in self.network.parameters() if p.is_floating_point())
         with _same_buffers(self.network):
             answer = self.network(images.to(next(floats, images.dtype)))
-        return _one_tensor(answer) if self._task in _OF_ONE_TENSOR else answer
+        one = self._task in ("classification", "depth", "segmentation")
+        return _one_tensor(answer) if one else answer
 
     def target(self, given: TargetInput) -> Target:
         """An index, (1,); a picture, (1, 3, H, W) in [-1, 1]; or an array, (1, ...) or (num, ...).
@@ -83,9 +83,6 @@ class ModuleGuide(GuidanceModel):
             hint = "give an index, a picture, or the value that its loss compares with"
             raise UsageError(f"a bare network has no name for {text[:60]!r}", hint=hint)
         return Target(value=torch.tensor([int(text)]), label=text)
-
-
-_OF_ONE_TENSOR = ("classification", "depth", "segmentation")
 
 
 def _one_tensor(answer: Any) -> Tensor:

@@ -60,10 +60,6 @@ def _path(value: Any) -> Any:
     return expanded(value).absolute() if isinstance(value, os.PathLike) else value
 
 
-_SHARED = ("scale", "interval", "experts", "allow_mismatch", "noise_aware", "offline")
-"""What a request and its `Guide` have in common."""
-
-
 class _Found(NamedTuple):
     """The components of a request, found without reading weights."""
 
@@ -142,6 +138,7 @@ class GuideRequest:
             name, loss = name or loss.name, registry().make(loss, self.loss_options)
         if not isinstance(name, str):
             name = getattr(name, "__name__", type(name).__name__)
+        same = ("scale", "interval", "experts", "allow_mismatch", "noise_aware", "offline")
         return Guide(
             name=self.label,
             model=model,
@@ -152,7 +149,7 @@ class GuideRequest:
             loss_options=dict(self.loss_options),
             target_source=source,
             target_is_default=self.target is None,
-            **{name: getattr(self, name) for name in _SHARED},
+            **{field: getattr(self, field) for field in same},
         )
 
     @cached_property
