@@ -146,9 +146,7 @@ def digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, cached while its modification time and size stay the same;
-    AssetError if it cannot be read.
-    """
+    """SHA-256 of a file in hexadecimal, cached by time and size; AssetError if it is unreadable."""
     with refusals(path, AssetError, action="read"):
         stat = path.stat()
         settled = time.time_ns() - stat.st_mtime_ns > _SETTLED
@@ -206,9 +204,7 @@ def opened(path: Path) -> Iterator[None]:
 
 
 def locked(file: int, *, shared: bool = False) -> bool | None:
-    """Take the lock of an open file until it is closed; False if another process holds it, None if
-    the system has no locks.
-    """
+    """Lock an open file until it is closed; False if another process has, None without locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl  # Windows has no such module
 
@@ -237,9 +233,7 @@ def differences(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
-    """Remove temporary files that a killed process left in `files.replacing`, of files whose names
-    belong to the job; the folder may be missing.
-    """
+    """Remove what a killed `replacing` left of files that belong; the folder may be missing."""
     with refusals(path, hint=KEPT):
         for entry in path.glob(".*.tmp") if path.is_dir() else ():
             if (match := _TEMPORARY.fullmatch(entry.name)) and belongs(match[1]):
@@ -248,11 +242,9 @@ def remove_temporary(path: Path, belongs: Callable[[str], bool]) -> None:
 
 class Calls:
     """The record of a job, a JSON file: its status, what every call did in how many seconds, and
-    further content such as the settings. Several processes may record their calls in one file. The
-    calls of a damaged file are forgotten.
+    further content such as settings. Processes may share a file; calls of a damaged one are lost.
 
-    `more` are entries of this call besides the command that was typed; `call` holds all, and may be
-    changed until it ends.
+    `more` are entries beside the typed command; `call` holds all, and may be changed until it ends.
     """
 
     def __init__(
@@ -282,8 +274,7 @@ class Calls:
         self.write("complete")
 
     def write(self, status: str = "running") -> None:
-        seconds = round(time.perf_counter() - self._start, 3)
-        self.call |= {"status": status, "seconds": seconds}
+        self.call |= {"status": status, "seconds": round(time.perf_counter() - self._start, 3)}
         with in_turn(self._file.parent):
             earlier: list[_Entries] = []
             with contextlib.suppress(PpapError, KeyError, TypeError, ValueError):

@@ -51,8 +51,7 @@ def isolated() -> Iterator[None]:
 
 def generator(*key: object) -> torch.Generator:
     """A CPU generator, seeded by a hash of the key's words joined by "/"."""
-    words = "/".join(map(str, key))
-    seed = hashlib.blake2b(words.encode(), digest_size=8).digest()
+    seed = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(seed, "big"))
 
 

@@ -156,8 +156,7 @@ def calibrate_experts(ctx: click.Context, /, source: str, as_json: bool, **given
         made = backend.load(), load_teacher(request)
         curve = calibrate(*made, bundle.path, **chosen, progress=watch)
     if as_json:
-        path = str(bundle.path)
-        output.print_json({"name": bundle.name, "path": path, "curve": attrs.asdict(curve)})
+        output.print_json({"name": bundle.name, "path": bundle.path, "curve": attrs.asdict(curve)})
         return
     _print_curve(curve)
     click.echo(bundle.path)

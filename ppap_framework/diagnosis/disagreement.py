@@ -70,8 +70,7 @@ def level_means(values: Tensor, timesteps: Sequence[int], loss: TaskLoss) -> lis
         t = timesteps[int(finite.any(1).int().argmin())]
         message = f"{type(loss).__name__}.transfer is finite for no image at timestep {t}"
         raise PluginError(message, hint="the network or its loss is broken")
-    means: list[float] = (torch.where(finite, values, 0.0).sum(1) / finite.sum(1)).tolist()
-    return means
+    return (torch.where(finite, values, 0.0).sum(1) / finite.sum(1)).tolist()
 
 
 def evenly_spaced(schedule: NoiseSchedule, levels: int) -> list[int]:

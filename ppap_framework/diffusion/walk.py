@@ -7,8 +7,7 @@ Guidance g = -s dE/dx, a gradient of a log-likelihood at x_i, enters a step in o
     mean shift:  mu + Sigma g                 (Dhariwal and Nichol 2021, arXiv 2105.05233, alg. 1)
     score:       eps - sqrt(1 - abar_i) g     (the same, alg. 2)
 
-The x_0 that guidance has moved is not clipped again. Its shift is bounded if alpha_i is nearly 0;
-see `shifted`.
+The x_0 that guidance moved is not clipped again; `shifted` bounds its shift if alpha_i is nearly 0.
 
 Known pixels of a picture y are replaced after each step (RePaint, Lugmayr et al. 2022, arXiv
 2201.09865, eq. 8) by those of sqrt(abar_{i-1}) y + sqrt(1 - abar_{i-1}) eps. The others only fit
@@ -48,9 +47,8 @@ guidance. It returns x_{i-1}, (B, C, H, W), and the prediction that it was made 
 def ddpm_step(
     process: Process, index: int, prediction: Prediction, noise: Tensor, gradient: Tensor | None, /
 ) -> tuple[Tensor, Prediction]:
-    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, alg. 2), guided by a mean shift.
-
-    The returned prediction stays unguided. See `Step`.
+    """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, alg. 2), guided by a mean shift; the
+    returned prediction stays unguided. See `Step`.
     """
     x_t = prediction.x_t
     x = process.posterior_mean(prediction.x0, x_t, index)
@@ -74,8 +72,7 @@ def ddim_step(
 ) -> tuple[Tensor, Prediction]:
     """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16), guided through the score.
 
-    See `Step`. `eta` is in [0, 1], else UsageError: 0 is deterministic, 1 has the ancestral
-    sampler's posterior variance.
+    See `Step`. `eta` in [0, 1], else UsageError: 0 is deterministic, 1 has the posterior variance.
     """
     if not 0.0 <= eta <= 1.0:
         raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
@@ -110,10 +107,9 @@ def shifted(
     reach = alpha_to * sigma - alpha * sigma_to  # alpha_i times the factor
     if reach > _REACH * alpha:
         return prediction.with_x0(prediction.x0 + sigma**2 / reach * g)
-    moved = prediction.with_eps(prediction.eps - sigma * g)
     # Under strong guidance x_0 and eps are large and nearly cancel, so the order of arithmetic
     # matters. As in the published samplers, eps is computed from x_0 again.
-    return prediction.with_x0(moved.x0)
+    return prediction.with_x0(prediction.with_eps(prediction.eps - sigma * g).x0)
 
 
 class Guidance(Protocol):
@@ -231,9 +227,7 @@ def noised(x: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
 
 
 def repeated(steps: int, resample: int, jump: int) -> tuple[int, ...]:
-    """The indices of a walk each of whose parts of `jump` steps is walked `resample` times, after
-    noise was added again (RePaint, section 4.2).
-    """
+    """Indices that walk each part of `jump` steps `resample` times (RePaint, section 4.2)."""
     return tuple(
         index
         for low in reversed(range(0, steps, jump))

@@ -16,9 +16,7 @@ _R = TypeVar("_R")
 
 
 def read_record(cls: type[_R], given: object) -> _R:
-    """A record, with nested ones, from a JSON object; ValueError with all faults in one line.
-    Fields with default None may be absent.
-    """
+    """A record of a JSON object, where None defaults may be absent; ValueError has all faults."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r:.40} is no object")
     fields = {field.name: field for field in attrs.fields(cls)}  # type: ignore[arg-type]  # it is an attrs class
@@ -69,9 +67,7 @@ digest = must_be("64 hexadecimal digits", lambda value: re.fullmatch("[0-9a-f]{6
 whole = must_be("a whole number", lambda value: type(value) is int)
 count = must_be("a whole number from 0", _is_count)
 counts = must_be("a list of whole numbers from 0", lambda value: all(map(_is_count, value)))
-size = must_be(
-    "two whole numbers from 0", lambda value: len(value) == 2 and all(map(_is_count, value))
-)
+size = must_be("two whole numbers from 0", lambda two: len(two) == 2 and all(map(_is_count, two)))
 numbers = must_be(
     "a list of finite numbers",
     lambda value: all(type(x) in (int, float) and math.isfinite(x) for x in value),

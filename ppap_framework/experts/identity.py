@@ -47,8 +47,7 @@ def _tensors(part: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     if isinstance(part, Tensor):
         yield name, part
     elif isinstance(part, Mapping | tuple | list):
-        items = part.items() if isinstance(part, Mapping) else enumerate(part)
-        for key, value in items:
+        for key, value in part.items() if isinstance(part, Mapping) else enumerate(part):
             yield from _tensors(value, f"{name}.{key}" if name else str(key))
 
 
@@ -78,9 +77,8 @@ def backend_sha256(backend: DiffusionBackend) -> str:
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """Identity of a network: the name of its backend or guider, or the class of a user's own
-    object; the name of its weights, if any; and `guide_sha256` or `backend_sha256`, the only field
-    that is compared, None if unknown.
+    """A network's backend or guider by name, or the class of a user's own object; the name of its
+    weights, if any; and `guide_sha256` or `backend_sha256`, which alone is compared, if known.
     """
 
     component: str = attrs.field(validator=text)
@@ -108,9 +106,7 @@ class InputConvention:
 
     @classmethod
     def measure(cls, model: GuidanceModel, resolution: tuple[int, ...]) -> InputConvention | None:
-        """Measure at a resolution (h, w), without running the network; None if the guide does not
-        call its network as a whole.
-        """
+        """Measure at (h, w), without running the network; None if it is not called as a whole."""
         parameter = next(model.parameters(), torch.empty(0))
         images = torch.tensor([-1.0, 1.0], device=parameter.device)[:, None, None, None]
 

@@ -113,10 +113,8 @@ class BundleInfo:
         n = len(self)
         if len(self.timesteps) != n + 1 or list(self.timesteps) != sorted(self.timesteps):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
-        if len(self.expert_parameters) != n:
-            faults.append(
-                f"expert_parameters must be {n} numbers, not {len(self.expert_parameters)}"
-            )
+        if (given := len(self.expert_parameters)) != n:
+            faults.append(f"expert_parameters must be {n} numbers, not {given}")
         names = [adapter.name for adapter in self.adapters]
         if len(set(names)) != len(names):
             faults.append(f"adapters must have different names, not {names}")

@@ -68,8 +68,7 @@ class NoiseRanges:
         if they are not, or one has the log-SNR of the timestep before.
         """
         last = schedule.num_timesteps - 1
-        bounds = [0, *starts, last + 1]
-        if not all(a < b for a, b in pairwise(bounds)):
+        if not all(a < b for a, b in pairwise([0, *starts, last + 1])):
             message = f"experts cannot begin at timesteps {list(starts)}"
             raise UsageError(message, hint=f"use rising numbers from 1 to {last}")
         boundaries, log_snr = [], schedule.log_snr.tolist()

@@ -184,8 +184,7 @@ class Registry:
         with calling(who, ""):
             made = factory(built, checkpoint) if takes else factory(built)
         border = importlib.import_module("ppap_framework.border")  # imports torch: only now
-        components = importlib.import_module("ppap_framework.components")
-        if not isinstance(made, getattr(components, spec.makes)):
+        if not isinstance(made, getattr(border.components, spec.makes)):
             raise PluginError(f"{who} made a {type(made).__name__}, which is no {spec.makes}")
         with calling(who, ""):
             _ = made.network if spec.kind == "guider" else None
@@ -224,8 +223,7 @@ class Registry:
     def cards(self, component: str, kind: CardKind) -> list[Card]:
         """The checkpoints of a component: its own distribution's first, then by distribution.
 
-        If several distributions claim the component's name, "distribution:name" leaves out those of
-        the others, which are for components of their own.
+        If several claim its name, "distribution:name" leaves out those for the others' components.
         """
         return [card for _, card in self.card_offers(component, kind)]
 
@@ -251,9 +249,8 @@ class Registry:
         for card in self.cards(component, kind):
             if card.default:
                 return card
-        fault = f"{kind} {split(component)[1]!r} has no default checkpoint"
         hint = refusals.card_hint(self, kind, component, "")
-        raise AssetError(fault, hint=hint)
+        raise AssetError(f"{kind} {split(component)[1]!r} has no default checkpoint", hint=hint)
 
     def every_card(self) -> list[Card]:
         """All checkpoints: by component, then as plugins list them."""

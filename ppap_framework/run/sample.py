@@ -63,12 +63,10 @@ def sample(
 
     Raises:
         UsageError: If arguments are invalid; it lists all of them.
-        PpapError: As `ppap_framework.backend`; if an image is not finite, memory is short, or
-            networks cannot be compiled.
+        PpapError: As of `backend`; if an image is not finite, memory is short, or compiling fails.
     """
     sampling, compute = changed(changes, sampling or Sampling(), compute or Compute())
-    settled = plan(backend, guides, num, sampling, compute, compare=compare)
-    return draw(settled, progress=progress)
+    return draw(plan(backend, guides, num, sampling, compute, compare=compare), progress=progress)
 
 
 @isolated()
@@ -130,8 +128,7 @@ def draw(
 def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
     """Draw images 0 to `num` - 1 in batches; a call of `draw` that fails must leave no trace.
 
-    Out of memory, `halve` halves the batch size and retries. Raises a PpapError if memory is short
-    for `size` images or, with `halve`, for one.
+    Out of memory, `halve` halves the batch size and retries; else, or for one image, PpapError.
     """
     start = 0
     while start < num:
@@ -162,9 +159,7 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
 def _batch(
     drawer: Drawing, compared: Sequence[Kind], first: int, images: range
 ) -> tuple[range, dict[Kind, Pictures], float]:
-    """One batch of every kind, counted only if all are finished, and the seconds of the guided.
-    `images` are counted from `first` on.
-    """
+    """Images from `first` on of every kind, counted if all are finished; seconds of the guided."""
     images = range(first + images.start, first + images.stop)
     with drawer.atomic():
         start = time.perf_counter()
@@ -187,8 +182,7 @@ def _pictures(drawer: Drawing, images: range, kind: Kind) -> Pictures:
 def _seen(guide: Guide, images: Tensor) -> Seen:
     """What a guide's untouched network sees in finished images."""
     assert guide.target is not None  # a run's guides are aimed
-    clean = NoiseLevel.clean(len(images))
-    prediction = guide.read(images, clean)
+    prediction = guide.read(images, NoiseLevel.clean(len(images)))
     target = guide.target.value.to(images.device)
     words = tuple(guide.model.describe(prediction)) or ("",) * len(images)
     pictures = guide.model.render(prediction, images)
