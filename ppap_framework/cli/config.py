@@ -118,8 +118,12 @@ _PAIRS: dict[str, Any] = {"multiple": True, "metavar": "KEY=VALUE"}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "num": {"type": int, "help": "Number of images."},
     "steps": {"default": 50, "help": "Steps from noise to image."},
-    "sampler": {"choices": ("ddpm", "ddim"), "help": "Sampler."},
-    "eta": {"default": 0.0, "help": "Stochasticity of DDIM, from 0 to 1."},
+    "sampler": {"choices": ("ancestral", "ddpm", "ddim"), "help": "Sampler."},
+    "eta": {
+        "type": float,
+        "help": "Noise that a step adds, from 0; 1 is as much as of ddpm. By default 1.5 with "
+        "ancestral and 0 with ddim, which differ in this alone.",
+    },
     "seed": {"default": 0, "help": "Seed; the noise of image i depends on (seed, i)."},
     "batch": {"type": int, "help": "Batch size."},
     "device": {"default": "auto", "help": "Device, such as cpu, cuda, cuda:1 or mps."},

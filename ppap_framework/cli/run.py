@@ -187,7 +187,8 @@ def _calibrated(plan: Plan, guide: Guide) -> Guide:
         return guide
     through, prompt, stage = (getattr(plan.sampling, of) for of in ("through", "prompt", "stage"))
     guide = guide.with_experts(plan.backend, through)
-    sampling = Sampling(steps=25, through=through, prompt=prompt, stage=stage)
+    how: Any = {"through": through, "prompt": prompt, "stage": stage}
+    sampling = Sampling(steps=25, sampler="ddpm", **how)
     compute = Compute(device=plan.compute.device, precision=plan.compute.precision, batch=32)
     with progress() as watch:
         curve = kept_curve(plan.backend, guide, sampling, compute, progress=watch)
@@ -241,7 +242,8 @@ def _show(plan: Plan, as_json: bool) -> None:
         "init image": sampling.init_image and sampling.init_image.source,
         "strength": config.get("strength"),
         "mask": sampling.mask and sampling.mask.source,
-        "sampler": sampling.sampler_name + (f", eta {sampling.eta:g}" if sampling.eta else ""),
+        "sampler": sampling.sampler_name
+        + (f", eta {eta:g}" if (eta := sampling.stochasticity) else ""),
         "steps": [
             f"{stage} {walk} of {process.schedule.num_timesteps}, schedule {process.schedule.name}"
             for stage, walk, process in zip(stages, plan.walks, plan.processes, strict=True)

@@ -16,6 +16,7 @@ them if parts of the walk are repeated: see `repeated`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -72,14 +73,16 @@ def ddim_step(
 ) -> tuple[Tensor, Prediction]:
     """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16), guided through the score.
 
-    See `Step`. `eta` in [0, 1], else UsageError: 0 is deterministic, 1 has the posterior variance.
+    See `Step`. `eta` is from 0, else UsageError: 0 is deterministic, 1 adds noise of the posterior
+    variance, and more adds more, at most all that x_{i-1} has, so that eps is drawn anew.
     """
-    if not 0.0 <= eta <= 1.0:
-        raise UsageError(f"eta must lie between 0 and 1, not be {eta}")
+    if not 0.0 <= eta < math.inf:
+        raise UsageError(f"eta must be a number from 0, not {eta}")
     x_t = prediction.x_t
     abar = at_index(process.alphas_cumprod, index, x_t)
     abar_prev = at_index(process.alphas_cumprod_prev, index, x_t)
     sigma = eta * ((1.0 - abar_prev) / (1.0 - abar)).sqrt() * (1.0 - abar / abar_prev).sqrt()
+    sigma = torch.minimum(sigma, (1.0 - abar_prev).sqrt())
     direction = (1.0 - abar_prev - sigma**2).clamp_min(0.0).sqrt()
     prediction = shifted(prediction, gradient, abar, abar_prev.sqrt(), direction)
     x = abar_prev.sqrt() * prediction.x0 + direction * prediction.eps

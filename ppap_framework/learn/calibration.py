@@ -93,7 +93,7 @@ def calibrate(
     UsageError if an argument cannot be used, the guide takes no experts, or it cannot be aimed at a
     picture or tell pictures apart; AssetError if the bundle is unfit or cannot be written.
     """
-    usual = sampling or Sampling(steps=25), compute or Compute(batch=32)
+    usual = sampling or Sampling(steps=25, sampler="ddpm"), compute or Compute(batch=32)
     sampling, compute = changed(changes, *usual)
     check(num, sampling, compute)
     if num < 8:

@@ -86,7 +86,7 @@ def _guided(run: Plan) -> str:
 
 def _header(run: Plan) -> list[str]:
     sampling, origin = run.sampling, run.backend.origin
-    eta = f", eta {sampling.eta:g}" if sampling.eta else ""
+    eta = f", eta {sampling.stochasticity:g}" if sampling.stochasticity else ""
     told = [origin.component, origin.checkpoint, option_words(origin.options)]
     steps = f"{len(run.process)} {sampling.sampler_name} steps{eta}"
     lines = [" · ".join([*filter(None, told), steps, f"seed {sampling.seed}"])]

@@ -17,7 +17,9 @@ from ppap_framework.guidance import Conflicts, Through
 from ppap_framework.run.init_image import Picture, read_mask, read_picture
 from ppap_framework.runtime import Precision, find_device
 
-SamplerName: TypeAlias = Literal["ddpm", "ddim"]
+SamplerName: TypeAlias = Literal["ancestral", "ddpm", "ddim"]
+
+_ETA = 1.5  # of the ancestral sampler
 
 Rule: TypeAlias = tuple[Callable[[Any], bool], str, object]
 """The test of a value, what it must do, and a usual one."""
@@ -41,11 +43,12 @@ def _rates(given: Any) -> bool:
     return given is None or (numbers and all(0 <= b < 1 for b in given))
 
 
+_NAMED = one_of(SamplerName)
 _RULES: dict[str, Rule] = {
     "num": whole(1, 4),
     "steps": whole(1, 50),
-    "sampler": (lambda x: callable(x) or x in get_args(SamplerName), "be ddpm or ddim", "ddpm"),
-    "eta": (lambda x: 0.0 <= x <= 1.0, "lie between 0 and 1", 0),
+    "sampler": (lambda x: callable(x) or _NAMED[0](x), *_NAMED[1:]),
+    "eta": (lambda x: x is None or 0.0 <= x < math.inf, "be a number from 0", 1),
     "seed": whole(-math.inf, 0, most=math.inf),
     "strength": (lambda x: x is None or 0.0 < x <= 1.0, "lie above 0 and be at most 1", 0.6),
     "resample": whole(1, 5, None, most=1000),
@@ -86,9 +89,10 @@ class Sampling:
 
     Attributes:
         steps: From noise to image, from 1 to the base length of the schedule.
-        sampler: "ddim", guided through the score; "ddpm", guided by a mean shift; or any
-            `ppap_framework.diffusion.Step`.
-        eta: Stochasticity of DDIM, in [0, 1]; 0 is deterministic.
+        sampler: "ancestral" or "ddim", guided through the score, which differ in `eta` alone;
+            "ddpm", guided by a mean shift; or any `ppap_framework.diffusion.Step`.
+        eta: Noise of a step, from 0, see `ddim_step`; None for 1.5 if "ancestral" and for 0 if
+            "ddim". 0 adds none, 1 as much as DDPM.
         seed: The noise of image i is a function of (seed, i) alone.
         through: The image that guides look at: the "noisy" one; the predicted "clean" one,
             differentiated through the denoiser; or "detached", the same without that derivative.
@@ -107,8 +111,8 @@ class Sampling:
     """
 
     steps: int = 50
-    sampler: SamplerName | Step = "ddpm"
-    eta: float = 0.0
+    sampler: SamplerName | Step = "ancestral"
+    eta: float | None = None
     seed: int = 0
     through: Through = "noisy"
     normalize: bool = False
@@ -132,8 +136,14 @@ class Sampling:
     @property
     def step(self) -> Step:
         """The sampler's step."""
-        named: dict[Any, Step] = {"ddim": partial(ddim_step, eta=self.eta), "ddpm": ddpm_step}
-        return self.sampler if callable(self.sampler) else named[self.sampler]
+        if callable(self.sampler):
+            return self.sampler
+        return ddpm_step if self.sampler == "ddpm" else partial(ddim_step, eta=self.stochasticity)
+
+    @property
+    def stochasticity(self) -> float:
+        """The `eta` of the sampler; 0 for one that has none."""
+        return (_ETA if self.sampler == "ancestral" else 0.0) if self.eta is None else self.eta
 
     @property
     def sampler_name(self) -> str:
@@ -153,7 +163,7 @@ class Sampling:
         """JSON; images of equal records are equal."""
         each = None if isinstance(self.prompt, str | None) else list(self.prompt)
         sampler: Any = self.sampler_name  # a step may have fields of its own
-        named = attrs.evolve(self, sampler=sampler)
+        named = attrs.evolve(self, sampler=sampler, eta=self.stochasticity)
         left_out = ("pixels", *(() if self.init_image else _OF_INIT_IMAGE))
         left_out += ("guide_every",) * (self.guide_every == 1)  # as older records
         record = attrs.asdict(named, filter=lambda field, _: field.name not in left_out)
@@ -163,9 +173,9 @@ class Sampling:
     def problems(self, num: int) -> Iterator[UsageError]:
         """Errors of these settings for `num` images, whatever the backend."""
         yield from unfit(attrs.asdict(self, recurse=False))
-        if self.eta and self.sampler != "ddim":
+        if self.eta and self.sampler not in ("ancestral", "ddim"):
             reason = f"eta is {self.eta}, and sampler {self.sampler_name!r} has none"
-            yield UsageError(reason, hint="use ddim")
+            yield UsageError(reason, hint="use ancestral or ddim")
         image, mask = self.init_image, self.mask
         for name, needed in {"strength": image, "mask": image, "resample": mask}.items():
             if needed is None and getattr(self, name) is not None:

@@ -124,7 +124,7 @@ class Experiment:
         scales: Scales at which guided rows are drawn; see `Row.scales`.
         steps: Steps from noise to image; a row may have its own, as of `sampler` and `eta`.
         sampler: As of `Sampling`.
-        eta: Stochasticity of DDIM.
+        eta: As of `Sampling`.
         seed: Seed; the noise of image i depends only on (seed, i).
         precision: Precision of sampling; judges compute in float32.
         batch: Batch size; it changes low-order bits of images.
@@ -152,8 +152,8 @@ class Experiment:
     num: int = attrs.field(default=2048, validator=values.positive)
     scales: tuple[RowScale, ...] = attrs.field(default=_SCALES, converter=values.scales)
     steps: int = attrs.field(default=Sampling().steps, validator=values.positive)
-    sampler: SamplerName = "ddpm"
-    eta: float = 0.0
+    sampler: SamplerName = "ancestral"
+    eta: float | None = None
     seed: int = attrs.field(default=0, validator=instance_of(int))
     precision: Precision = attrs.field(default="float32", validator=in_(get_args(Precision)))
     batch: int = attrs.field(default=64, validator=values.positive)
@@ -203,13 +203,17 @@ class Experiment:
         usual: RowScale = DEFAULT_MULTIPLIER
         return usual if usual in scales else scales[(len(scales) - 1) // 2]
 
+    @property
+    def sampling(self) -> Sampling:
+        """How rows are sampled that do not say otherwise."""
+        return Sampling(steps=self.steps, sampler=self.sampler, eta=self.eta, seed=self.seed)
+
     def sampling_of(self, row: Row, **more: Any) -> Sampling:
         """What determines a row's images, apart from its guides; `more` are other fields."""
         return Sampling(
             steps=row.steps or self.steps,
             sampler=row.sampler or self.sampler,
-            # DDIM's, which a row with another sampler has no use for
-            eta=row.eta if row.eta is not None else self.eta if row.sampler == "ddim" else 0.0,
+            eta=self.eta if row.eta is None and row.sampler is None else row.eta,
             seed=self.seed,
             through=row.through,
             normalize=row.normalize,
@@ -224,7 +228,7 @@ class Experiment:
 
         def drawn(one: Row) -> Any:
             sampling = self.sampling_of(one)
-            how = sampling.steps, sampling.sampler, sampling.eta
+            how = sampling.steps, sampling.sampler, sampling.stochasticity
             return how, one.prompt, one.backend_options
 
         plain = (other for other in self.rows if not other.guides and other.images is None)

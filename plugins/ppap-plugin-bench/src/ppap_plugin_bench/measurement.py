@@ -95,7 +95,7 @@ class Measurement:
             "num": self.experiment.num,
             "steps": self.experiment.steps,
             "sampler": self.experiment.sampler,
-            "eta": self.experiment.eta,
+            "eta": self.experiment.sampling.stochasticity,
             "seed": self.experiment.seed,
             "precision": self.experiment.precision,
             **self.judges.protocol,
