@@ -351,9 +351,7 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs. No
-        expert is merged afterwards.
-        """
+        """Load all of it and leave no expert merged, or nothing: AssetError says what differs."""
 
     @abc.abstractmethod
     def detach(self) -> None:

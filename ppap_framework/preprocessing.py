@@ -60,8 +60,7 @@ class Preprocessing:
 class ImageInput(nn.Module):
     """Differentiable resizing and normalization.
 
-    Images of the right size are not resized. Nothing is clipped or rounded. Other arguments are as
-    in `Preprocessing`.
+    Images of the right size are not resized. Nothing is clipped or rounded. See `Preprocessing`.
 
     Args:
         resize: Resizes and crops images (B, 3, H, W) in [-1, 1] as the network's library does.

@@ -5,8 +5,7 @@ with 8 bits, single-channel with 16 bits (mode "I;16"), or indexed (mode "P"), w
 the labels of a mask. Gray ones of fewer than 8 bits are indexed as well: by their numbers, 0 to 1,
 3 or 15, with a palette of the same grays. Other numbers become tensors; maps may have gaps.
 
-Files are untrusted: few formats are read, the size is limited before anything is unpacked, and
-nothing in them is run.
+Files are untrusted: few formats are read, sizes are limited before unpacking, nothing is run.
 """
 
 from __future__ import annotations

@@ -90,8 +90,7 @@ def find_checkpoint(
     another name, or several of these joined by "+"; None is the component's default card. If a file
     does not state what it is, the card of a file of this name counts. `offline` never downloads.
 
-    AssetError if there is no such checkpoint, it is damaged, or it cannot be used; PluginError if
-    several plugins claim the name.
+    AssetError if it is missing, damaged or of no use; PluginError if several plugins claim a name.
     """
     if component is None or kind is None:
         named, cards = registry.card_named, registry.every_card()
@@ -151,9 +150,8 @@ def open_checkpoint(
     source: Card | Path | str, *, like: Card | None = None, offline: bool = False
 ) -> Checkpoint:
     """Open a file, or that of a card, and verify its container; if the format allows, no tensor is
-    read. A card's file is downloaded if it is missing, unless `offline`. The card `like` says what
-    a file is that does not say it. AssetError if the file is missing, damaged, not the one of its
-    card, or wants code to run.
+    read. A card's missing file is downloaded, unless `offline`. The card `like` says what a file is
+    that does not. AssetError if it is missing, damaged, not the card's, or wants code to run.
     """
     if isinstance(source, Card):
         card, like, path, name = source, source, fetch(source, offline=offline), source.name

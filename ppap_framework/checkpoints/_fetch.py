@@ -217,10 +217,8 @@ def downloading(what: str, hint: str, *, here: bool = True) -> Iterator[None]:
 
     If downloads are off, the Hugging Face hub's library uses only its cache. It logs nothing of its
     own: failures are raised, and retries are logged once. `hint` says how to get the files by hand;
-    `here` whether a copy may be in the library's cache.
-
-    Raises:
-        AssetError: If there is no copy and downloads are off, or the download fails in any way.
+    `here` whether a copy may be in the library's cache. AssetError if there is none and downloads
+    are off, or the download fails in any way.
     """
     off = downloads_are_off()
     absent = AssetError(f"there is no copy of {what}, and downloads are off", hint=hint)

@@ -1,8 +1,7 @@
 """Files of tensors: detecting their kind, reading them, also into a network, and writing them.
 
-Files that `torch.save` wrote are pickles, and a pickle may ask for any function to be called.
-torch's restricted unpickler (`weights_only`) builds tensors and plain containers, and raises before
-it calls anything else.
+Files that `torch.save` wrote are pickles, which may ask for any function to be called. torch's
+restricted unpickler (`weights_only`) builds tensors and plain containers, and refuses all else.
 """
 
 from __future__ import annotations
@@ -268,10 +267,7 @@ def _like(tensor: Tensor, own: Tensor, channels_last: bool, small: bool) -> Tens
 
 
 def _release_pages(tensor: Tensor) -> None:
-    """Release the pages of a mapped file that lie wholly within a tensor.
-
-    Pages that were read count as the process's memory; they are read again if they are needed.
-    """
+    """Release a mapped tensor's whole pages, which count as memory since they were read."""
     if _madvise is None or not tensor.is_contiguous():
         return
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes

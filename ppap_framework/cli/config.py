@@ -215,9 +215,7 @@ def _as_typed(option: Option, value: Any) -> Any:
 
 def find_config(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The nearest file that configures ppap, from a folder upwards, and its tables by command.
-
-    Raises:
-        UsageError: If it is not valid TOML, or has other tables than those of commands.
+    UsageError if it is not valid TOML, or has other tables than those of commands.
     """
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     for path in (place / name for place in (folder, *folder.parents) for name in _FILES):

@@ -2,8 +2,7 @@
 
 An entry point `name = "module:command"` of the group `ppap.commands` is the click command
 `ppap name`, imported when it is typed; one with the name `experts.name` is `ppap experts name`.
-They cannot replace the core's commands. If several distributions claim a name, it is typed as
-`distribution:name`.
+They cannot replace the core's; a name that several claim is typed as `distribution:name`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What options mean: the backend, settings, and guides.
 
-Guides are `--guider NAME[=SCALE][:LO-HI]`, and options with `guide=value`; a value without a
-guide's name is for the only guide. SCALE is as in `--scale`; LO and HI are t / T, and 1 is pure
-noise.
+Guides are `--guider NAME[=SCALE][:LO-HI]`, and options with `guide=value`; a value without a name
+is for the only guide. SCALE is as in `--scale`; LO and HI are t / T, and 1 is pure noise.
 
     --guider depth=2 --guider classifier=4:0.2-0.9 --target depth=ref.png --target classifier=cube
 """

@@ -132,9 +132,8 @@ def size_words(size: int | None) -> str:
 def progress(interrupted: str = "") -> Iterator[Watch | None]:
     """A context that shows the progress of a long computation on stderr.
 
-    It yields the function to call with the progress, or None if nothing is shown, as with `-q`. On
-    Ctrl-C or SIGTERM it raises `click.Abort`: `main` prints `interrupted`, what is left and how to
-    continue, and exits with 130.
+    It yields what to call with the progress; None if nothing is shown, as with `-q`. On Ctrl-C or
+    SIGTERM it raises `click.Abort`: `main` prints `interrupted`, how to go on, and exits with 130.
     """
     stdout = sys.stdout
     try:

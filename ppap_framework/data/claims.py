@@ -5,8 +5,7 @@ created exclusively, that names its worker. Claim k + 1 of a block succeeds clai
 claim k is dead: on its own machine because nobody holds the lock, elsewhere because it was not
 touched while another worker watched for `EXPIRY` seconds. Clocks of machines are never compared.
 
-Claims only avoid double work. A worker that was taken for dead may return, so what it writes has to
-be written by `files.replacing` with `once`.
+Claims only avoid double work. A worker taken for dead may return: it writes by `replacing`, `once`.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ class Claims:
 
     @contextlib.contextmanager
     def working(self, label: str) -> Iterator[None]:
-        """A context in which blocks can be claimed; its end releases them. The label of the worker
-        is for people who look at the folder.
-        """
+        """A context for claiming blocks; its end releases them. A worker's label is for people."""
         self._own = f"worker-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         path, ended = self._folder / self._own, threading.Event()
 
@@ -67,9 +64,7 @@ class Claims:
             yield
 
     def take(self, blocks: Iterable[str]) -> str | None:
-        """Claim the first block that no worker has claimed who may live; None if there is none.
-        Work that was finished since the blocks were listed can be claimed, too.
-        """
+        """Claim the first block without a worker that may live, perhaps finished since; or None."""
         latest: dict[str, int] = {}
         with contextlib.suppress(FileNotFoundError):
             for path in self._folder.iterdir():

@@ -35,8 +35,7 @@ from ppap_framework.run import UNGUIDED, Compute, Plan, Sampling, changed, check
 from ppap_framework.runtime import Progress, Watch
 
 _Count: TypeAlias = Callable[[int, int], None]
-"""Called after every step with the number of images that are left, and the steps that were made for
-these, summed over images."""
+"""Called after every step with the number of images left, and the steps made for these, summed."""
 
 
 def synthesize(

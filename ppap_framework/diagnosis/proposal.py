@@ -1,9 +1,8 @@
 """Number and boundaries of experts, from a network's disagreement over noise.
 
 D(t), the distance between the untouched network's answers with and without noise, is the error that
-an expert corrects at timestep t. An expert makes one correction for its whole range, so its
-difficulty is the variation of D within the range. Boundaries that divide the rise of D equally
-minimize the largest variation.
+an expert corrects at timestep t. It makes one correction for its whole range, so its difficulty is
+the variation of D there. Boundaries that divide the rise of D equally minimize the largest.
 
 Since D is measured on a few images at a few levels, it is replaced by the closest rising curve
 (isotonic least squares), piecewise linear. On a plateau the middle is taken. A quarter of the

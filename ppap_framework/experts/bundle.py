@@ -38,8 +38,7 @@ def installed_adapter(config: AdapterConfig) -> ExpertAdapter:
 
 def save_bundle(path: Path, experts: ExpertSet, info: BundleInfo) -> None:
     """Write or replace a bundle, NAME.experts.safetensors, atomically and reproducibly. UsageError
-    for another suffix, ValueError if the description is of other experts, AssetError if the file
-    cannot be written.
+    for another suffix, ValueError for other experts' description, AssetError if writing fails.
     """
     if not path.name.endswith(SUFFIX) or path.name == SUFFIX:
         raise UsageError(f"a bundle cannot be called {path.name!r}", hint=f"use NAME{SUFFIX}")

@@ -32,9 +32,7 @@ _log = logging.getLogger(__name__)
 
 @attrs.frozen
 class BundleFile:
-    """A bundle on disk, by its name in requests; description and hash are read once. `distribution`
-    supplies it; None for a user's own.
-    """
+    """A bundle on disk by its name in requests, and the distribution, if any, that supplies it."""
 
     name: str
     path: Path
@@ -76,9 +74,7 @@ class BundleFile:
         return file | self.ranges.record()
 
     def attached(self, model: GuidanceModel) -> ExpertSet:
-        """The experts, attached to their guide as by `load_bundle`; AssetError if the file has
-        changed since it was hashed.
-        """
+        """As `load_bundle`; AssetError, too, if the file has changed since it was hashed."""
         if file_sha256(self.path) != self.sha256:
             message = f"experts {str(self.path)!r} were replaced after they were chosen"
             raise AssetError(message, hint="run again")

@@ -1,7 +1,4 @@
-"""What a training sees: images, answers, and noise as a pure function of seed, phase and iteration.
-
-Training therefore resumes exactly.
-"""
+"""Images, answers, and noise by seed, phase and iteration alone, so training resumes exactly."""
 
 from __future__ import annotations
 

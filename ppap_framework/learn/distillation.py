@@ -153,8 +153,7 @@ class Distillation:
         """Train and yield a report after every iteration, when `state_dict` is valid.
 
         Closing the generator restores the network. PpapError if the loss is no longer finite,
-        PluginError if it is not one differentiable number for each image, AssetError if labels do
-        not fit the network's answers.
+        PluginError if it is not (B,) and differentiable, AssetError if labels do not fit answers.
         """
         while self.phase < len(self.phases):
             if self.phases[self.phase].iterations:

@@ -1,8 +1,7 @@
 """The cost of a run, before it is drawn: network evaluations, FLOPs, memory and batch size.
 
 FLOPs and memory are estimated on fake tensors: in seconds, without reading weights. FLOPs are those
-of matrix products and convolutions, two for each multiply-add, by torch's own formulas
-(`torch.utils.flop_counter`).
+of products and convolutions, two for each multiply-add, by `torch.utils.flop_counter`.
 """
 
 from __future__ import annotations

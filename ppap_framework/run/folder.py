@@ -73,8 +73,7 @@ class RunFolder:
     """Writes a run batch by batch to a folder, made if missing; see `check_folder`.
 
     No other process can write to it until `finish` or `fail`. `overwrite` removes an earlier run's
-    files, and no others; `command` is the command line, for the record. The attribute `record`
-    holds the content of `run.json` so far.
+    files, and no others; `command` is the typed line. `record` is the content of `run.json` so far.
     """
 
     def __init__(
