@@ -351,7 +351,9 @@ class ExpertAdapter(abc.ABC):
 
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load all of it and leave no expert merged, or nothing: AssetError says what differs."""
+        """Load all of a `state_dict`, or nothing and raise AssetError that says what differs. No
+        expert is merged afterwards.
+        """
 
     @abc.abstractmethod
     def detach(self) -> None:

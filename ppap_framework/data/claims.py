@@ -5,7 +5,8 @@ created exclusively, that names its worker. Claim k + 1 of a block succeeds clai
 claim k is dead: on its own machine because nobody holds the lock, elsewhere because it was not
 touched while another worker watched for `EXPIRY` seconds. Clocks of machines are never compared.
 
-Claims only avoid double work. A worker taken for dead may return: it writes by `replacing`, `once`.
+Claims only avoid double work. A worker that was taken for dead may return, so what it writes has to
+be written by `files.replacing` with `once`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Claims:
             yield
 
     def take(self, blocks: Iterable[str]) -> str | None:
-        """Claim the first block without a worker that may live, perhaps finished since; or None."""
+        """Claim the first block that no worker has claimed who may live; None if there is none.
+        Work that was finished since the blocks were listed can be claimed, too.
+        """
         latest: dict[str, int] = {}
         with contextlib.suppress(FileNotFoundError):
             for path in self._folder.iterdir():

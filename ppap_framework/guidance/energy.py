@@ -180,7 +180,8 @@ def without_conflicts(pulls: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
     Two pulls conflict if their dot product over an image is negative (Yu et al. 2020, "Gradient
     Surgery for Multi-Task Learning", arXiv 2001.06782, algorithm 1). The others are the original
-    ones, in the order given; the paper's is random. Each image is treated separately.
+    ones, in the order given; the paper draws a random order, but here an image depends on its seed
+    alone. Each image is treated separately.
 
     Args:
         pulls: K of (B, C, H, W), finite.

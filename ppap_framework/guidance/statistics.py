@@ -64,7 +64,9 @@ class Tally:
     def guide(
         self, position: int, time: float, norms: Tensor, finite: Tensor, pulls: Tensor
     ) -> None:
-        """Add a guide's norms, mask and pulls (changes of eps), (B, 1, 1, 1), at t / T = `time`."""
+        """Add one guide's gradients at one step, t / T = `time`. `norms`, the mask `finite` and
+        `pulls` (root mean square change of eps) are (B, 1, 1, 1).
+        """
         images, none = norms.new_full((), len(norms)), norms.new_zeros(())
         norm, pull = (torch.where(finite, figure, none).sum() for figure in (norms, pulls))
         figures = torch.stack([images, finite.sum().to(norms), norm, pull, none])

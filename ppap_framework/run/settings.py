@@ -253,7 +253,9 @@ def check(num: int, sampling: Sampling, compute: Compute) -> None:
 
 
 def changed(changes: Mapping[str, Any], *records: Any) -> tuple[Any, ...]:
-    """Records with fields changed by name, each in the first that has it, else UsageError."""
+    """Records with fields changed by keyword; UsageError for a name that is no field. A name in
+    several records changes the first.
+    """
     left, result = dict(changes), []
     for record in records:
         own = {name: left.pop(name) for name in attrs.fields_dict(type(record)) if name in left}
