@@ -44,7 +44,7 @@ def cache(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("diagnose --loss toy-s", ["toy-square"]),
         ("adapt --adapter ", ["toy-shift"]),
         ("run --checkpoint ", ["colour-3", "grey-1", "toy-8"]),
-        ("run --sampler ", ["ddpm", "ddim"]),
+        ("run --sampler ", ["ancestral", "ddpm", "ddim"]),
         ("run --experts ", ["auto", "none", "mine"]),
         ("transfer --begin-with ", ["mine"]),
         ("config tr", ["transfer"]),

@@ -149,7 +149,7 @@ def test_wrong_values_say_where_they_are_and_are_replaced_by_defaults(
     messages = [problem.message for problem in problems_of(context).errors]
     assert any(message.startswith(says) for message in messages), messages
     given = context.params
-    assert (given["steps"], given["sampler"], given["target"]) == (50, "ddpm", ())
+    assert (given["steps"], given["sampler"], given["target"]) == (50, "ancestral", ())
     assert (given["batch"], given["scale"], given["backend"]) == (8, None, None)
 
 

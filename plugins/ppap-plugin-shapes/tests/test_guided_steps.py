@@ -53,7 +53,7 @@ def saturated(schedule: str, sampler: str, steps: int) -> tuple[dict[str, float]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "ddpm"])
 @pytest.mark.parametrize("steps", STEPS)
 def test_guided_pictures_are_about_as_saturated(schedule: str, sampler: str, steps: int) -> None:
     shares, pictures = saturated(schedule, sampler, steps)
