@@ -151,7 +151,7 @@ class TestSample:
         torch.testing.assert_close(plain, named, atol=0.02, rtol=0)
 
     def test_draws_the_model_distribution(self, toy: DiffusionBackend) -> None:
-        images = ppap.sample(toy, num=32, steps=TIMESTEPS, batch=32).images
+        images = ppap.sample(toy, num=32, steps=TIMESTEPS, batch=32, sampler="ddpm").images
         assert images.dtype == torch.float32
         assert torch.allclose(images.mean((0, 2, 3)), torch.tensor(MEANS), atol=0.02)
         assert torch.allclose(images.std((0, 2, 3)), torch.full((3,), SPREAD), rtol=0.1)
@@ -430,7 +430,7 @@ class TestSettings:
             ({"seed": 1.5}, "seed must"),
             (
                 {"sampler": "euler"},
-                "sampler must be ddpm or ddim, not euler",
+                "sampler must be ancestral or ddpm or ddim, not euler",
             ),
             ({"through": "glass"}, "through must be noisy or clean or detached, not glass"),
             ({"conflicts": "drop"}, "conflicts must be keep or remove, not drop"),
@@ -460,7 +460,7 @@ class TestSettings:
 
     def test_everything_wrong_is_told_at_once(self, toy: DiffusionBackend) -> None:
         with pytest.raises(UsageError) as caught:
-            ppap.sample(toy, num=0, steps=-1, batch=0, eta=7.0, device="abacus")
+            ppap.sample(toy, num=0, steps=-1, batch=0, eta=-7.0, device="abacus")
         for culprit in ("num", "steps", "batch", "eta", "abacus"):
             assert culprit in caught.value.message
 

@@ -5,6 +5,7 @@ The best denoiser is then linear, and what samplers, inversion and guidance must
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -125,7 +126,7 @@ def test_ddim_converges_to_the_flow(schedule: NoiseSchedule) -> None:
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(
-    "step", [ddpm_step, partial(ddim_step, eta=1.0), partial(ddim_step, eta=0.5)]
+    "step", [ddpm_step, *(partial(ddim_step, eta=eta) for eta in (0.5, 1.0, 1.5))]
 )
 def test_stochastic_samplers_draw_the_data(step, variance: VarianceKind) -> None:
     stage = GaussianStage(COSINE)
@@ -140,6 +141,15 @@ def test_ddim_with_eta_1_takes_the_ancestral_step() -> None:
     ]
     for a, b in zip(*walks, strict=True):
         assert_close(a.x, b.x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_noise_of_a_step_is_at_most_all() -> None:
+    """However large eta is, x_{i-1} is noised to its own level, with new noise alone."""
+    stage, states = states_of(10, step=partial(ddim_step, eta=1e6), clip=False)
+    abars, (start, noise) = process_of(stage, 10).alphas_cumprod_prev.flip(0).tolist(), noise_of()
+    for state, abar in zip(states, abars, strict=True):
+        wanted = abar**0.5 * state.prediction.x0 + (1.0 - abar) ** 0.5 * noise(tuple(start.shape))
+        assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_inversion_leads_back() -> None:
@@ -360,7 +370,7 @@ class TestWalk:
 
     def test_a_bad_eta_is_refused(self) -> None:
         stage = GaussianStage(LINEAR)
-        for eta in (-0.1, 1.1, float("nan")):
+        for eta in (-0.1, math.inf, math.nan):
             with pytest.raises(UsageError, match="eta"):
                 walk(stage, 2, step=partial(ddim_step, eta=eta))
 
