@@ -39,7 +39,7 @@ Kind: TypeAlias = Literal["guided", "unguided", "naive"]
 DEFAULT_SCALE = 4.0
 """Guidance scale if none is given and no experts are calibrated."""
 
-DEFAULT_MULTIPLIER = 16.0
+DEFAULT_MULTIPLIER = 8.0
 """Multiplier of a calibrated curve if none is given."""
 
 _OTHER_LOSS = "guide %r: the calibrated scales are for %s, and are not used for %s; find a scale"

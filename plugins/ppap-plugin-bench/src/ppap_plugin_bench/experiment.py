@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
+from attrs import converters
 from attrs.validators import deep_iterable, in_, instance_of, min_len, optional
 
 from ppap_framework.errors import UsageError, did_you_mean
@@ -122,6 +123,8 @@ class Experiment:
         fidelity: Figures that are drawn and compared against FID: hit, hit_PART or JUDGE.METRIC.
         num: Images in each row, a multiple of the number of classes or scenes.
         scales: Scales at which guided rows are drawn; see `Row.scales`.
+        default: Scale that tables show, unless a row has its own; None for the default multiplier
+            of `ppap run` if it is among the scales, else the middle one.
         steps: Steps from noise to image; a row may have its own, as of `sampler` and `eta`.
         sampler: As of `Sampling`.
         eta: As of `Sampling`.
@@ -151,6 +154,9 @@ class Experiment:
     )
     num: int = attrs.field(default=2048, validator=values.positive)
     scales: tuple[RowScale, ...] = attrs.field(default=_SCALES, converter=values.scales)
+    default: RowScale | None = attrs.field(
+        default=None, converter=converters.optional(values.scale)
+    )
     steps: int = attrs.field(default=Sampling().steps, validator=values.positive)
     sampler: SamplerName = "ancestral"
     eta: float | None = None
@@ -200,7 +206,7 @@ class Experiment:
         scales = self.scales_of(row)
         if not scales or row.default is not None:
             return row.default
-        usual: RowScale = DEFAULT_MULTIPLIER
+        usual: RowScale = DEFAULT_MULTIPLIER if self.default is None else self.default
         return usual if usual in scales else scales[(len(scales) - 1) // 2]
 
     @property

@@ -9,9 +9,9 @@ from ppap_plugin_bench import markdown
 from ppap_plugin_bench.markdown import spoken
 from ppap_plugin_bench.results import Results, guides_of
 
-_FEWEST = 3  # points of a line
+_FEWEST = 2  # points of a line
 _TEXT = """\
-Rows with experts, at the default multiplier of `ppap run` and at the best of their line whose FID \
+Rows with experts, at the multiplier that the tables show and at the best of their line whose FID \
 is no higher than there. *Share*: the fidelity at the default as a part of the best; it has no \
 interval, and a line of few images wavers by some percent.
 """

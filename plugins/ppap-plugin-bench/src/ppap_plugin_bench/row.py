@@ -86,8 +86,7 @@ class Row:
         interval: Pair [lo, hi] of t / T in which the guides act.
         scales: Scales at which it is drawn, in the order of its line: multipliers of the curve, or
             "raw:NUMBER"; None for those of the experiment.
-        default: Scale that tables show; None for the default multiplier of `ppap run` if it is
-            among the scales, else the middle one.
+        default: Scale that tables show; None for that of the experiment.
         schedule: Curve that scales multiply: the "calibrated" one of each guide, or "elucd".
         steps: Steps from noise to image; None for those of the experiment, as `sampler` and `eta`.
         prompt: Prompt template, see `Targets.prompts`; None for an unconditional model.
