@@ -269,7 +269,14 @@ class TestBundle:
         bundle.write_bytes(bare)
         calibrate(toy, seen(), bundle, seed=3, **QUICK)
         assert bundle.read_bytes() == written
-        calibrate(toy, seen(), bundle, sampling=Sampling(seed=3, steps=5), num=12, levels=5)
+        calibrate(
+            toy,
+            seen(),
+            bundle,
+            sampling=Sampling(seed=3, steps=5, sampler="ddpm"),
+            num=12,
+            levels=5,
+        )
         assert bundle.read_bytes() == written  # also if there is a curve
         parts = calibrate(toy, seen(), seed=3, batch=5, **QUICK)
         assert parts.log_snr == once.log_snr

@@ -19,7 +19,7 @@ from toy_distribution import SIZE, green
 
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend, Prediction, Stage
-from ppap_framework.diffusion import NoiseSource, ddpm_step, noised, trajectory
+from ppap_framework.diffusion import NoiseSource, noised, trajectory
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.known import Known
 from ppap_framework.run import LoadedBackend, Sampling, counts_of, plan
@@ -70,7 +70,7 @@ class TestStrength:
         assert process.timesteps == tuple(range(0, 10 * steps, 10))
         start = noised(PIXELS, noise((3, 3, SIZE, SIZE)), process.alphas_cumprod[-1])
         stage = toy.stages[0]
-        *_, last = trajectory(stage, process, start, noise, step=ddpm_step)
+        *_, last = trajectory(stage, process, start, noise, step=drawn.plan.sampling.step)
         assert torch.equal(drawn.images, last.x.clamp(-1.0, 1.0))
         assert counts_of(drawn.plan).denoiser_forwards == 3 * steps
 
@@ -94,7 +94,7 @@ class TestMask:
         together = ppap.sample(toy, **ASKED, **FILLED, sampler="ddpm")
         alone = ppap.sample(toy, **ASKED, **FILLED, sampler="ddpm", batch=1)
         assert torch.equal(together.images, alone.images)
-        first = ppap.sample(toy, **{**ASKED, "num": 1}, **FILLED).images[0]
+        first = ppap.sample(toy, **{**ASKED, "num": 1}, **FILLED, sampler="ddpm").images[0]
         assert torch.equal(first, alone.images[0])
 
     @pytest.mark.parametrize(
@@ -253,8 +253,8 @@ class TestCommandLine:
     def test_a_picture_that_fails_is_the_only_error(self, run: Run, files: None) -> None:
         found = run(*DRAW, "--init-image", "no.png", "--mask", "m.png", "--strength", "0.5")
         refused(found, 4, "'no.png' is not there")
-        found = run(*DRAW, "--init-image", "no.png", "--mask", "gone.png", "--eta", "2")
-        for said in ("'no.png' is not there", "'gone.png' is not there", "eta must lie"):
+        found = run(*DRAW, "--init-image", "no.png", "--mask", "gone.png", "--eta", "-2")
+        for said in ("'no.png' is not there", "'gone.png' is not there", "eta must be"):
             assert said in found.err
 
     def test_draws_and_records(self, run: Run, files: None) -> None:

@@ -274,7 +274,7 @@ WRONG = {  # what is typed behind these words, the exit code, the culprit and th
         ("--guider grey", 2, "'grey' has nothing to aim", "--target"),
         ("--sampler euler", 2, "--sampler: 'euler'", "--help"),
         ("--moments 0.9 1", 2, "moments must be two numbers from 0 to below 1", "0.9 and 0.999"),
-        ("--eta 2", 2, "eta must lie between 0 and 1, not 2", "use 0 for eta"),
+        ("--eta -2", 2, "eta must be a number from 0, not -2", "use 1 for eta"),
         ("--eta 0.5 --sampler ddpm", 2, "'ddpm' has none", "ddim"),
         ("--device abacus", 2, "'abacus'", "cpu"),
         ("--compare", 2, "nothing to compare", "guide"),
@@ -369,7 +369,7 @@ class TestWrongInput:
     def test_everything_that_is_wrong_is_told_at_once(self, run: Run, tmp_path: Path) -> None:
         code, _, err = run(
             *("run", "--backend", "toi", "--guider", "colour:1-0", "--target", "no.png"),
-            *("--steps", "0", "--num", "few", "--scale", "inf", "--eta", "3", "--threads", "0"),
+            *("--steps", "0", "--num", "few", "--scale", "inf", "--eta", "-3", "--threads", "0"),
             *("--guider-checkpoint", "no/such.pt", "--sampler", "x", "--out", "/dev/null/x"),
         )
         assert code == 2

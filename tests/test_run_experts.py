@@ -600,8 +600,9 @@ class TestCommandLine:
         assert scales == [[1.0], [2.0], [3.0]] * 2
         assert calls == [(None, "noisy"), (before, "noisy"), (None, "clean")]
         assert path.read_bytes() == before
-        code, _, err = run(*BASE[:-2], *steer[:-1], "--experts", "none", "--dry-run")
-        assert (code, "has no calibrated curve" in err) == (2, True)
+        code, out, err = run(*BASE[:-2], *steer[:-1], "--experts", "none", "--dry-run")
+        assert (code, "has no curve: the run finds one first" in err) == (0, True)
+        assert re.search(rf"scale +{DEFAULT_MULTIPLIER:g} *\n", out)
 
     def test_dry_run(self, run: Run, tmp_path: Path, curved: Path) -> None:
         path = keep_bundle(write_experts(tmp_path / "aside"))

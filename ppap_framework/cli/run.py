@@ -171,22 +171,27 @@ def _prepare(given: dict[str, Any], problems: Problems) -> Plan:
         plain = problems.attempt(run.plan, backend, (), num, sampling, compute)
     guides = [problems.attempt(request.load) for request in requests]
     problems.check()
-    if not given["dry_run"]:
-        guides = [_calibrated(plain, guide) for guide in guides]
+    guides = [_calibrated(plain, guide, dry=given["dry_run"]) for guide in guides]
     return run.plan(backend, guides, num, sampling, compute, compare=given["compare"])
 
 
-def _calibrated(plan: Plan, guide: Guide) -> Guide:
+def _calibrated(plan: Plan, guide: Guide, *, dry: bool) -> Guide:
     """A guide of the plan's backend, with its curve if its scale multiplies one."""
     import attrs
 
+    from ppap_framework.experts import same_loss
     from ppap_framework.learn import kept_curve
     from ppap_framework.run import Compute, Sampling
+    from ppap_framework.run.plan import DEFAULT_MULTIPLIER
 
     if guide.scale != "auto":
         return guide
     through, prompt, stage = (getattr(plan.sampling, of) for of in ("through", "prompt", "stage"))
     guide = guide.with_experts(plan.backend, through)
+    curve = guide.chosen and guide.chosen.calibration
+    if dry and not (curve and same_loss(curve.loss, guide.loss_record)):
+        note(f"{guide.name} has no curve: the run finds one first, which the scale multiplies")
+        return attrs.evolve(guide, scale=DEFAULT_MULTIPLIER)
     how: Any = {"through": through, "prompt": prompt, "stage": stage}
     sampling = Sampling(steps=25, sampler="ddpm", **how)
     compute = Compute(device=plan.compute.device, precision=plan.compute.precision, batch=32)

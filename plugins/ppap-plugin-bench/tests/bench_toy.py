@@ -94,12 +94,12 @@ timing = {{num = 2, rounds = 1}}
 [[rows]]
 name = "naive"
 guider = "colour"
-scales = [1, 16]
+scales = [1, 8]
 [[rows]]
 name = "experts"
 guider = "colour"
 experts = "kept/mine.experts.safetensors"
-scales = [1, 16]
+scales = [1, 8]
 [[rows]]
 name = "other"
 guider = "colour"

@@ -301,8 +301,8 @@ def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     experts = record["guide"]["experts"]
     assert experts["sha256"] == file_sha256(bundle)
     assert experts["num_experts"] == 3
-    assert [point["scale"] for point in record["points"]] == [1.0, 16.0]
-    assert record["default"] == 16.0
+    assert [point["scale"] for point in record["points"]] == [1.0, 8.0]
+    assert record["default"] == 8.0
     (curve,) = record["curves"]
     assert (curve["scales"], curve["errors"]) == ([0.5, 8.0], [0.1, 0.2])
     assert drawn_otherwise["curves"] == [None]
@@ -312,7 +312,7 @@ def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     written = report(tmp_path / "out", tmp_path / "page.md")
     assert all(path.is_file() for path in written)
     page = (tmp_path / "page.md").read_text()
-    assert "| experts | × 16 |" in page
+    assert "| experts | × 8 |" in page
     assert "| other | raw:7.5 |" in page
     assert f"experts: guided by 3 experts, mine ({experts['sha256'][:12]})." in page
     assert "other: 4 DDPM steps." in page

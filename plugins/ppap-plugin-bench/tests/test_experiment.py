@@ -121,7 +121,7 @@ def test_paths_are_relative_to_the_file(
         (SCENES, 'aim = "class"', "loss_options = 3", "'loss_options' must be a table"),
         (SCENES, 'name = "unguided"', 'name = "unguided"\ntraining = "a"', "training and no g"),
         (EXPERTS, NAMED, "auto", "a table says which"),
-        (EXPERTS, "scales = [1, 16]", 'scales = ["auto"]', "not 'auto'"),
+        (EXPERTS, "scales = [1, 8]", 'scales = ["auto"]', "not 'auto'"),
         (EXPERTS, 'experts = "k', 'through = "clean"\nexperts = "k', "looks through clean"),
         (EXPERTS, 'guider = "colour"\nexperts', "experts", "has experts and no guider"),
         (EXPERTS, 'experts = "k', "experts = 3 #", "'experts' must be a string, not 3"),
@@ -166,7 +166,9 @@ class TestRows:
         assert experiment.scales_of(plain) == ()
         assert experiment.default_of(plain) is None
         assert experiment.scales_of(own) == experiment.scales == (2.0, 4.0, 8.0, 16.0, 32.0)
-        assert experiment.default_of(own) == 16.0
+        assert experiment.default_of(own) == 8.0
+        shown = attrs.evolve(experiment, default=32)
+        assert (shown.default_of(own), shown.default_of(guided)) == (32.0, "raw:100")
         assert experiment.default_of(guided) == "raw:100"
         assert experiment.default_of(attrs.evolve(own, scales=(1, 3, 5, 7))) == 3.0
 
