@@ -160,7 +160,7 @@ $(LATENT): latent-%-experts: synthetic-latent
 
 boxes: $(VENV)/.installed
 	mkdir -p docs/detection
-	$(BIN)/python plugins/ppap-plugin-shapes/recipes/measure_boxes.py --num 64 --out docs/detection/boxes.json
+	$(BIN)/python plugins/ppap-plugin-shapes/recipes/measure_boxes.py --num 64 --scale 16 --out docs/detection/boxes.json
 
 diagnosis: segmentation-experts
 	for number in 1 5; do \

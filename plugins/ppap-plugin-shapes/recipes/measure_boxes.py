@@ -73,7 +73,7 @@ def main(num: int, experts: str, scale: str, out: Path | None) -> None:
     scenes = render(SEED, range(num), 32)
     wanted = torch.from_numpy(scenes.boxes[:, 0])
     guide = ppap.guide("detection", target=wanted[:, None].numpy(), experts=experts, scale=scale)
-    drawn = ppap.sample("adm", [guide], num=num, batch=num, seed=0, compare=True)
+    drawn = ppap.sample("adm", [guide], num=num, batch=num, seed=0, sampler="ddpm", compare=True)
     renders = torch.from_numpy(scenes.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     rows = {**drawn.compared, "experts": drawn, "the renders themselves": None}
     found = {
