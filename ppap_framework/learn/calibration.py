@@ -173,6 +173,8 @@ def kept_curve(
     if curve is not None and same_loss(curve.loss, guide.loss_record):
         return curve
     assert guide.origin is not None
+    # The code of a plugin that is not installed may change without a new version.
+    lasting = guide.origin.version is not None and backend.origin.version is not None
     depends_on = {
         "backend": _identity(backend.origin),
         "guide": _identity(guide.origin),
@@ -183,7 +185,7 @@ def kept_curve(
         "device": compute.place.type,
     }
     path = (folder or cache_dir() / "curves") / f"{digest(depends_on)[:16]}.json"
-    if kept := read_json(path, "delete it"):
+    if lasting and (kept := read_json(path, "delete it")):
         return ScaleCurve(**kept["curve"])
     how: Any = {"sampling": sampling, "compute": compute, "progress": progress}
     with tempfile.TemporaryDirectory() as place:
@@ -194,8 +196,8 @@ def kept_curve(
 
 
 def _identity(origin: Origin) -> dict[str, Any]:
-    """What a component computes, independent of where its files are and of its version."""
-    left_out = {"path", "load_seconds", "distribution", "version"}
+    """What a component computes, wherever its files are."""
+    left_out = {"path", "load_seconds"}
     return {name: value for name, value in origin.record().items() if name not in left_out}
 
 

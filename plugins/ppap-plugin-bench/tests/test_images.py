@@ -20,9 +20,9 @@ from ppap_framework.diffusion import Process, timesteps_for
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import ScaleCurve, has_experts, write_curve
 from ppap_framework.files import file_sha256
-from ppap_framework.learn import calibrate
+from ppap_framework.learn import calibrate, kept_curve
 from ppap_framework.noise import cosine_schedule
-from ppap_framework.run import Plan, counts_of, drawing
+from ppap_framework.run import Compute, Plan, Sampling, counts_of, drawing
 from ppap_framework.runtime import Progress
 from ppap_plugin_bench import Experiment, cost, read_experiment
 from ppap_plugin_bench.curves import elucd
@@ -259,6 +259,13 @@ class TestOfExperts:
                 assert plan_of(again, name, "raw:1").guides[0].curve is None
         assert calls == [None, True]  # once each
         assert len(list((home / "curves").iterdir())) == 2
+        # The code of a plugin without a version may change, so its curve is found anew.
+        assert guide.origin is not None
+        origin = attrs.evolve(guide.origin, version=None)
+        changing = attrs.evolve(guide, experts=None, origin=origin)
+        for _ in range(2):
+            kept_curve(setup.backend, changing, Sampling(), Compute(batch=8), home / "curves")
+        assert calls == [None, True, None, None]
 
     def test_a_bundle_with_a_curve_of_its_own_has_that(
         self, setup: Setup, bundle: Path, monkeypatch: pytest.MonkeyPatch
