@@ -130,6 +130,15 @@ class TestGradient:
         apart = [pull(one, through=through) for one in guides]
         assert_close(pull(*guides, through=through), apart[0] + apart[1])
 
+    def test_each_guide_looks_at_its_own_image(self) -> None:
+        """Their gradients add up, and the denoiser serves all of them once."""
+        ways: tuple[Any, ...] = ("noisy", "detached", "clean")
+        guides = [guide(k, through=way) for k, way in enumerate(ways)]
+        apart = [pull(guide(k), through=way) for k, way in enumerate(ways)]
+        network = Counted(100)
+        assert_close(pull(*guides, denoise=denoiser(network)), torch.stack(apart).sum(0))
+        assert network.forwards == 1
+
     @both
     def test_prediction_is_the_denoisers_without_a_graph(self, through) -> None:
         x, denoise = images(), denoiser()

@@ -42,7 +42,7 @@ from ppap_framework.experts import (
 )
 from ppap_framework.experts.bundle import write_bundle
 from ppap_framework.files import file_sha256
-from ppap_framework.guidance import Guide
+from ppap_framework.guidance import Guide, Through
 from ppap_framework.run import Plan, Sampling, counts_of, draw, plan
 from ppap_framework.run.plan import DEFAULT_MULTIPLIER, DEFAULT_SCALE
 
@@ -160,12 +160,32 @@ class TestGuiding:
             sampled(toy, green(experts=bundle), batch=1).images, at_once, atol=1e-5
         )
 
-    def test_experts_of_predicted_images(self, toy: Toy, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("through", ["detached", None])
+    def test_experts_of_predicted_images(
+        self, toy: Toy, tmp_path: Path, through: Through | None
+    ) -> None:
         path = write_experts(tmp_path, through="detached")
-        drawn = sampled(toy, green(experts=path), through="detached").images
-        assert torch.allclose(drawn, by_hand(toy, (SCALE,) * 3, through="detached"), atol=1e-5)
-        without = sampled(toy, green(experts="none"), through="detached").images
-        assert (drawn - without).abs().max() > 0.05
+        result = sampled(toy, green(experts=path), through=through, compare=True)
+        by_them = by_hand(toy, (SCALE,) * 3, through="detached")
+        assert torch.allclose(result.images, by_them, atol=1e-5)
+        assert result.plan.guides[0].through == "detached"
+        for look, same in ("noisy", True), ("detached", False):
+            bare = sampled(toy, green(experts="none"), through=look).images
+            assert torch.allclose(result.compared["naive"].images, bare, atol=1e-5) == same
+            assert (result.images - bare).abs().max() > 0.05
+
+    def test_each_guide_looks_at_what_its_experts_read(self, toy: Toy, tmp_path: Path) -> None:
+        guides = [
+            attrs.evolve(
+                green(experts=write_experts(tmp_path, f"of-{reads}", through=reads)), name=reads
+            )
+            for reads in ("noisy", "detached")
+        ]
+        planned_guides = planned(toy, *guides).guides
+        assert [guide.through for guide in planned_guides] == ["noisy", "detached"]
+        both = sampled(toy, *guides).images
+        for guide in guides:
+            assert (sampled(toy, guide).images - both).abs().max() > 0.05
 
     def test_scales_of_earlier_versions_are_not_used(self, toy: Toy, tmp_path: Path) -> None:
         path = write_experts(tmp_path, scales=(20.0, 5.0, 1.0))
@@ -409,6 +429,9 @@ class TestChoosing:
     ) -> None:
         for name, reads in {"noisy": None, "detached": "detached"}.items():
             keep_bundle(write_experts(tmp_path, name, through=reads))
+        [guide] = planned(toy, green()).guides  # nobody says what it looks at
+        assert isinstance(guide.chosen, BundleFile)
+        assert guide.chosen.info.reads == guide.through
         chosen = planned(toy, green(), through=through).guides[0].chosen
         assert through == (chosen.name if isinstance(chosen, BundleFile) else "clean")
         for name in {"noisy", "detached"} - {through}:

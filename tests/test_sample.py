@@ -241,7 +241,7 @@ class TestSample:
                 ppap.sample("toy", guides, num=2, steps=5)
         monkeypatch.delenv("TOY_BROKEN")
         infinite = partial(torch.full_like, fill_value=torch.inf)
-        monkeypatch.setattr(EnergyGuidance, "_pull", lambda self, images, *_: infinite(images))
+        monkeypatch.setattr(EnergyGuidance, "_together", lambda self, pulls, _: infinite(pulls[0]))
         with pytest.raises(PpapError, match=r"^image 0 came out not finite") as caught:
             ppap.sample("toy", [green()], num=2, steps=5)
         assert "lower the scale" in caught.value.hint

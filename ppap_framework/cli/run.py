@@ -69,7 +69,12 @@ _PER_GUIDE = {
     "first, once. By default auto if there is a curve, and 4 otherwise.",
 )
 @settings("allow-mismatch", "steps", "sampler", "eta")
-@option("--through", choices=["noisy", "clean", "detached"], help="The image that guides see.")
+@option(
+    "--through",
+    choices=["noisy", "clean", "detached"],
+    default=None,
+    help="The image that guides see, by default what their experts read, or the noisy one.",
+)
 @option("--normalize", is_flag=True, help="Scale each guide's gradient to unit size first.")
 @option("--conflicts", choices=["keep", "remove"], help="Gradients that oppose another guide's.")
 @option("--guide-every", default=1, metavar="K", help="Let guides look at every K-th step only.")
@@ -192,7 +197,7 @@ def _calibrated(plan: Plan, guide: Guide, *, dry: bool) -> Guide:
     if dry and not (curve and same_loss(curve.loss, guide.loss_record)):
         note(f"{guide.name} has no curve: the run finds one first, which the scale multiplies")
         return attrs.evolve(guide, scale=DEFAULT_MULTIPLIER)
-    how: Any = {"through": through, "prompt": prompt, "stage": stage}
+    how: Any = {"through": guide.through, "prompt": prompt, "stage": stage}
     sampling = Sampling(steps=25, sampler="ddpm", **how)
     compute = Compute(device=plan.compute.device, precision=plan.compute.precision, batch=32)
     with progress() as watch:
@@ -234,7 +239,7 @@ def _show(plan: Plan, as_json: bool) -> None:
             "experts": bundle or "none",
             "each expert": f"{max(own):,} parameters" if own else None,
             "scale": scale_words(guide) + (" of unit gradients" if sampling.normalize else ""),
-            "acts": f"from t/T {low:g} to {high:g}, through the {sampling.through} image",
+            "acts": f"from t/T {low:g} to {high:g}, through the {guide.through} image",
             "looks": None if (k := sampling.guide_every) == 1 else f"at one of {k} steps",
             "conflicts": None if sampling.conflicts == "keep" else "removed",
             "moments": sampling.moments and "{:g} and {:g}".format(*sampling.moments),

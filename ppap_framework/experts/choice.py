@@ -217,7 +217,8 @@ def choose_experts(
         raise UsageError(message, hint="give the guide these, or detach them")
     present = Present(model, backend, options)
     if isinstance(found, str):  # "auto"
-        return _best(present, guide_name, how.get("through", "noisy"), allow_mismatch, loss)
+        through = how.get("through", "noisy")
+        return _best(present, guide_name, through, allow_mismatch, loss)
     _try(found, present, allow_mismatch)
     return found
 
@@ -256,13 +257,13 @@ def _loss(record: Any) -> tuple[str, Any]:
 
 
 def _best(
-    present: Present, name: str, through: str, allow_mismatch: Collection[str], loss: object
+    present: Present, name: str, through: str | None, allow_mismatch: Collection[str], loss: object
 ) -> BundleFile | None:
     matching, other_backends = list[BundleFile](), []  # the latter are logged if nothing matches
     for bundle in find_bundles():
         differences: dict[str, str] = {}
         try:
-            if present.is_for(bundle.info) and bundle.info.reads == through:
+            if present.is_for(bundle.info) and through in (None, bundle.info.reads):
                 differences = present.differences(bundle.info)
                 _try(bundle, present, allow_mismatch)
                 matching.append(bundle)

@@ -19,6 +19,7 @@ Components of the pulls -s_k dE_k that oppose another guide can be removed (`wit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeAlias
 
 import attrs
@@ -27,13 +28,12 @@ from torch import Tensor
 
 from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, calling
-from ppap_framework.guidance.guide import Guide
+from ppap_framework.guidance.guide import Guide, Through
 from ppap_framework.guidance.moments import Moments
 from ppap_framework.guidance.statistics import Tally
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.runtime import attending
 
-Through: TypeAlias = Literal["noisy", "clean", "detached"]
 Conflicts: TypeAlias = Literal["keep", "remove"]
 
 
@@ -45,11 +45,12 @@ class EnergyGuidance:
 
     Attributes:
         guides: Any number.
-        through: The image that guides look at.
+        through: The image that guides look at; None for each guide's own.
         normalize: Scale each guide's gradient of each image to a root mean square of 1, so that a
             guidance scale is a change of eps in units of sigma. Through "clean", the denoiser then
             rotates the sum of the gradients and keeps its length. A gradient of 0 stays 0.
-        conflicts: "keep" or "remove" gradient components that oppose another guide.
+        conflicts: "keep" or "remove" gradient components that oppose another guide; those that are
+            led back through a denoiser or decoder are compared among themselves, at the image.
         evaluations: Forward passes of the denoiser's network for one `denoise`, for counting.
         tally: Counts; several guidances may share one.
         moments: Decay rates of each guide's `Moments`; None for the plain gradients.
@@ -58,7 +59,7 @@ class EnergyGuidance:
     """
 
     guides: Sequence[Guide]
-    through: Through = "noisy"
+    through: Through | None = None
     normalize: bool = False
     conflicts: Conflicts = "keep"
     evaluations: int = 1
@@ -86,43 +87,47 @@ class EnergyGuidance:
     def _looked(
         self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
     ) -> tuple[Prediction, Tensor]:
-        if self.through == "clean":
-            return self._through_denoiser(x_t, time, level, denoise)
-        self.tally.denoiser(len(x_t) * self.evaluations)
-        prediction = denoise(x_t)
-        if self.through == "noisy":
-            return prediction, self._pull(x_t, level, time, level)
-        x0 = prediction.x0.detach().requires_grad_()
-        gradient, _ = self._behind(x0, x0, time, level, "the decoder")
-        return prediction, gradient
+        looking: dict[Through, list[int]] = {}
+        for k, guide in enumerate(self.guides):
+            if guide.acts(time, level):
+                looking.setdefault(self.through or guide.through, []).append(k)
+        pulls = partial(self._pulls, time=time, level=level)
+        clean, count = NoiseLevel.clean(len(x_t)), len(x_t) * self.evaluations
+        # What is pulled at x_t itself, by guide, and parts that something differentiated leads to.
+        direct, parts = dict[int, Tensor](), list[Tensor]()
+        if those := looking.get("clean"):
+            x, x0, prediction = _differentiable(x_t, denoise)
+            images = self._decoded(x0)
+            pull = self._together(pulls(those, images.detach(), clean), time)
+            part, skipped = self._led_back(pull, images, x, "the denoiser")
+            parts.append(part)
+            self.tally.denoiser(count, count, skipped)
+        else:
+            prediction = denoise(x_t)
+            self.tally.denoiser(count)
+        if those := looking.get("noisy"):
+            direct |= pulls(those, x_t, level)
+        if those := looking.get("detached"):
+            x0 = prediction.x0.detach().requires_grad_()
+            images = self._decoded(x0)
+            found = pulls(those, images.detach().clamp(-1.0, 1.0), clean)
+            if images is x0:
+                direct |= found
+            else:
+                pull = self._together(found, time)
+                parts.append(self._led_back(pull, images, x0, "the decoder")[0])
+        if direct:
+            parts.append(self._together(dict(sorted(direct.items())), time))
+        return prediction, torch.stack(parts).sum(0)
 
-    def _through_denoiser(
-        self, x_t: Tensor, time: float, level: NoiseLevel, denoise: Callable[[Tensor], Prediction]
-    ) -> tuple[Prediction, Tensor]:
-        with torch.enable_grad(), attending(x_t.device):
-            x = x_t.detach().requires_grad_()
-            prediction = denoise(x)
-            x0 = prediction.x0
-            # The one of the two that was not predicted has a graph through x alone.
-            differentiable = x0.requires_grad and prediction.eps.requires_grad
-        if not differentiable:
-            raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
-        gradient, skipped = self._behind(x0, x, time, level, "the denoiser")
-        seen = len(x) * self.evaluations
-        self.tally.denoiser(seen, seen, skipped)
-        return prediction.detach(), gradient
-
-    def _behind(
-        self, x0: Tensor, x: Tensor, time: float, level: NoiseLevel, whose: str
-    ) -> tuple[Tensor, Tensor]:
-        """The pull of the images of x0, differentiated to x, and how many are not finite, ()."""
+    def _decoded(self, x0: Tensor) -> Tensor:
         with torch.enable_grad(), attending(x0.device):
-            images = self.decode(x0)
-        seen = images.detach() if self.through == "clean" else images.detach().clamp(-1.0, 1.0)
-        # Guides are differentiated one by one down to the images, then the rest once for their sum.
-        pull = self._pull(seen, NoiseLevel.clean(len(x)), time, level)
-        if images is x:  # nothing lies between
-            return pull, torch.zeros((), dtype=torch.int64)
+            return self.decode(x0)
+
+    def _led_back(
+        self, pull: Tensor, images: Tensor, x: Tensor, whose: str
+    ) -> tuple[Tensor, Tensor]:
+        """A pull at images, differentiated to x, and how many images' are not finite, ()."""
         with calling(whose, "its backward pass"):
             (gradient,) = torch.autograd.grad(images, x, grad_outputs=pull)
         norms, pulled = _norms(gradient), _norms(pull)
@@ -131,16 +136,17 @@ class EnergyGuidance:
             gradient = _rescaled(gradient, norms, pulled * (x[0].numel() / pull[0].numel()) ** 0.5)
         return torch.where(finite, gradient, 0.0), (~finite & (pulled > 0)).sum()
 
-    def _pull(self, images: Tensor, seen: NoiseLevel, time: float, level: NoiseLevel) -> Tensor:
-        """-sum_k s_k dE_k/d images, (B, C, H, W), normalized and without conflicts if asked for.
+    def _pulls(
+        self, those: list[int], images: Tensor, seen: NoiseLevel, time: float, level: NoiseLevel
+    ) -> dict[int, Tensor]:
+        """-s_k dE_k/d images of guides k, (B, C, H, W) each, normalized if asked for.
 
         Guides see `images`, (B, C, H, W), at levels `seen`; `level` and `time` (t / T) are x_t's.
         """
         pulls, root = {}, images[0].numel() ** 0.5
         sigma = level.sigma.to(images)[:, None, None, None]
-        for k, guide in enumerate(self.guides):
-            if not guide.acts(time, level):
-                continue
+        for k in those:
+            guide = self.guides[k]
             scale = guide.scale_at(level)
             scale = scale.to(images) if isinstance(scale, Tensor) else scale
             gradient = guide.gradient(images, seen if guide.experts is None else level)
@@ -156,12 +162,31 @@ class EnergyGuidance:
             if self.normalize:
                 gradient = _rescaled(gradient, norms, root)
             pulls[k] = -scale * torch.where(finite, gradient, 0.0)
+        return pulls
+
+    def _together(self, pulls: dict[int, Tensor], time: float) -> Tensor:
+        """The sum of pulls by guide, (B, C, H, W), without conflicts if asked for."""
         if self.conflicts == "remove":
             parted = without_conflicts(list(pulls.values()))
             for k, (pull, changed) in zip(pulls, parted, strict=True):
                 self.tally.conflicts(k, time, changed)
-                pulls[k] = pull
+                pulls = pulls | {k: pull}
         return torch.stack(list(pulls.values())).sum(0)
+
+
+def _differentiable(
+    x_t: Tensor, denoise: Callable[[Tensor], Prediction]
+) -> tuple[Tensor, Tensor, Prediction]:
+    """x_t, the x0 that is predicted of it, with a graph between them, and the prediction."""
+    with torch.enable_grad(), attending(x_t.device):
+        x = x_t.detach().requires_grad_()
+        prediction = denoise(x)
+        x0 = prediction.x0
+        # The one of the two that was not predicted has a graph through x alone.
+        differentiable = x0.requires_grad and prediction.eps.requires_grad
+    if not differentiable:
+        raise PluginError("the denoiser cannot be differentiated", hint="guide through noisy")
+    return x, x0, prediction.detach()
 
 
 def _norms(gradient: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import torch
@@ -24,6 +24,9 @@ Scale: TypeAlias = "float | str | None"
 """Guidance scale: a number multiplies the calibrated curve of the guide's experts, and is absolute
 if they have none; "raw:NUMBER" is absolute; "auto" is the default multiplier of a curve; None
 is "auto" if the experts are calibrated, and otherwise 4."""
+
+
+Through: TypeAlias = Literal["noisy", "clean", "detached"]
 
 
 def raw_scale(scale: Scale) -> float | None:
@@ -65,6 +68,7 @@ class Guide:
         scale: See `Scale`; 0 switches the guide off. A plan settles it to a number or
             "raw:NUMBER".
         interval: (lo, hi) with 0 <= lo < hi <= 1; the guide acts if lo <= t / T < hi.
+        through: The image that it looks at, see `Sampling.through`. A plan settles it.
         curve: s(l) in g = -scale s(l) dE/dx, as `learn.calibrate` finds it; None for 1. A plan
             takes that of the experts if none is set, and none for a scale "raw:NUMBER".
         experts: Experts that read noisy images in the model's place: while images are drawn, None
@@ -85,6 +89,7 @@ class Guide:
     target: Target | None
     scale: Scale = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
+    through: Through = "noisy"
     curve: ScaleCurve | None = None
     experts: WantedExperts = None
     allow_mismatch: tuple[str, ...] = ()
@@ -109,13 +114,16 @@ class Guide:
         assert self.experts is None or isinstance(self.experts, BundleFile | ExpertSet)
         return self.experts
 
-    def with_experts(self, backend: DiffusionBackend, through: str = "noisy") -> Guide:
-        """The guide with its experts for a backend; errors as of `choose_experts`."""
+    def with_experts(self, backend: DiffusionBackend, through: Through | None = "noisy") -> Guide:
+        """The guide with its experts for a backend. It looks at the image `through`, else at what a
+        bundle's experts read; errors as of `choose_experts`.
+        """
         how: dict[str, Any] = {"noise_aware": self.noise_aware, "through": through}
         how |= {"allow_mismatch": self.allow_mismatch, "offline": self.offline}
         how |= {"options": self.compared_options(backend), "loss": self.loss_record}
         experts = choose_experts(self.experts, self.name, self.model, backend, **how)
-        return attrs.evolve(self, experts=experts)
+        read: Any = experts.info.reads if isinstance(experts, BundleFile) else self.through
+        return attrs.evolve(self, experts=experts, through=through or read)
 
     def compared_options(self, backend: DiffusionBackend) -> dict[str, Any]:
         """Options by which experts are compared, as JSON; those of a user's objects are unknown."""

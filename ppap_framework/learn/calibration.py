@@ -98,9 +98,10 @@ def calibrate(
     check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")
-    asked = None if sampling.through == "noisy" else sampling.through
-    found = check_wanted(bundle, guide.name, noise_aware=guide.noise_aware, through=asked)
-    through = found.info.reads if isinstance(found, BundleFile) else sampling.through
+    asked: Any = {"noise_aware": guide.noise_aware, "through": sampling.through}
+    found = check_wanted(bundle, guide.name, **asked)
+    read = found.info.reads if isinstance(found, BundleFile) else "noisy"
+    through = sampling.through or read
     # Pictures that are in no training set of the same seed.
     seed = int(torch.randint(2**48, (), generator=generator("calibration", sampling.seed)).item())
     sampling = attrs.evolve(sampling, seed=seed)

@@ -158,11 +158,12 @@ class Drawing:
             for guide in guides:  # the next call with experts merges one again
                 if isinstance(guide.experts, ExpertSet):
                     guide.experts.activate(None)
-            guides = [attrs.evolve(guide, experts=None) for guide in guides]
+            guides = [attrs.evolve(guide, experts=None, through="noisy") for guide in guides]
         sampling, tally = self._plan.sampling, self._tally if kind == "guided" else Tally()
-        how = sampling.through, sampling.normalize, sampling.conflicts, evaluations, tally
-        more = sampling.moments, self._plan.stage.decode, sampling.guide_every
-        return EnergyGuidance(guides, *how, *more)
+        how: dict[str, Any] = {"normalize": sampling.normalize, "conflicts": sampling.conflicts}
+        how |= {"moments": sampling.moments, "every": sampling.guide_every}
+        how |= {"evaluations": evaluations, "tally": tally, "decode": self._plan.stage.decode}
+        return EnergyGuidance(guides, **how)
 
     def _failure(self, number: int, guided: bool = False) -> PpapError:
         fault = f"image {number} came out not finite"

@@ -101,7 +101,7 @@ def counts_of(run: Plan) -> Counts:
         denoiser_parameters=sum(stages.values()),
         stage_parameters=stages,
         denoiser_forwards=(1 + len(run.compared)) * steps,
-        denoiser_backwards=passes[0] * guided if run.sampling.through == "clean" else 0,
+        denoiser_backwards=passes[0] * guided if "clean" in run.looks else 0,
         guide_parameters={guide.name: _parameters(guide.model.network) for guide in run.guides},
         expert_parameters={name: chosen.expert_parameters for name, chosen in experts if chosen},
         guide_forwards={name: looks * len(steps_of) for name, steps_of in acted.items()},
@@ -208,8 +208,7 @@ def _size(network: nn.Module) -> int:
 def _stages(run: Plan, fake: FakeTensorMode) -> dict[str, StepCost]:
     condition = run.backend.encode(run.sampling.prompts(range(1)), 1)
     stages, condition = _copy(fake, (run.stages, condition))
-    through = run.sampling.through
-    differentiated, detached = through != "noisy" and bool(run.guides), through == "detached"
+    differentiated, detached = bool(run.looks - {"noisy"}), "clean" not in run.looks
     costs: dict[str, StepCost] = {}
     for number, stage in enumerate(stages):
         with frozen([stage.network], _CPU, move=False):

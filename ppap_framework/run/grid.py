@@ -97,13 +97,15 @@ def _header(run: Plan) -> list[str]:
         lines.append("each told a prompt of its own")
     for guide in run.guides:
         low, high = guide.interval
-        bare = "without experts" if sampling.through == "noisy" else "through the clean image"
+        noisy = guide.through == "noisy"
+        bare = "without experts" if noisy else "through the clean image"
+        read = "" if noisy else " of the predicted image"
         words = [
             f"{guide.name} aims at {guide.target.label if guide.target else ''}",
             f"scale {scale_words(guide)}",
             "normalized" if sampling.normalize else "",
             f"from t/T {low:g} to {high:g}" if guide.interval != (0.0, 1.0) else "",
-            f"with {len(guide.chosen.ranges)} experts" if guide.chosen else bare,
+            f"with {len(guide.chosen.ranges)} experts{read}" if guide.chosen else bare,
         ]
         lines.append(" · ".join(filter(None, words)))
     if sampling.conflicts == "remove":

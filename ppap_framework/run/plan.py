@@ -22,7 +22,7 @@ from ppap_framework.experts import (
     same_loss,
     warn_of_idle,
 )
-from ppap_framework.guidance import Guide, raw_scale
+from ppap_framework.guidance import Guide, Through, raw_scale
 from ppap_framework.known import Known
 from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
@@ -92,6 +92,11 @@ class Plan:
         return (self.process, *(process for _, process in self.later))
 
     @property
+    def looks(self) -> set[Through]:
+        """The images that guides look at."""
+        return {guide.through for guide in self.guides}
+
+    @property
     def walks(self) -> tuple[int, ...]:
         """Steps of an image in each of `stages`."""
         return (len(self.indices), *map(len, self.processes[1:]))
@@ -149,6 +154,7 @@ def _guide_record(guide: Guide) -> dict[str, Any]:
         "curve": attrs.asdict(guide.curve) if guide.curve else None,
         "scales": _ends(guide),
         "interval": list(guide.interval),
+        "through": guide.through,
         "loss": guide.loss_name or type(guide.loss).__name__,
         "experts": guide.chosen.record() if guide.chosen else None,
         **guide_origin(guide).record(resolved=True),
@@ -217,7 +223,7 @@ def plan(
             problems.add(f"guide {guide.name!r} has {rows} targets for {num} images", hint)
         with problems.collected():
             settled.append(_settled(guide, loaded, sampling))
-            if sampling.through == "noisy" and settled[-1].chosen is None:
+            if settled[-1].through == "noisy" and settled[-1].chosen is None:
                 check_readable(stage, "--through detached decodes; `ppap adapt` makes experts")
     problems.check()
     _check_shared(settled)
@@ -226,6 +232,9 @@ def plan(
     for guide in settled:
         if guide.chosen is not None and sampling.share == 1.0:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
+    looks = {guide.through for guide in settled} or {sampling.through or "noisy"}
+    if len(looks) == 1:  # as in records from before each guide had its own
+        sampling = attrs.evolve(sampling, through=looks.pop())
     here = (compute.device == "auto" and loaded.inner.device) or compute.place
     how = int(num), compare, sampling, compute
     return Plan(loaded, tuple(settled), *how, process, indices, start, later, here)

@@ -38,6 +38,10 @@ def one_of(words: Any) -> Rule:
     return choices.__contains__, f"be {' or '.join(choices)}", choices[0]
 
 
+def _or_none(accepts: Callable[[Any], bool], words: str, usual: Any) -> Rule:
+    return lambda value: value is None or accepts(value), words, usual
+
+
 def _rates(given: Any) -> bool:
     numbers = np.shape(given) == (2,) and all(isinstance(b, int | float) for b in given)
     return given is None or (numbers and all(0 <= b < 1 for b in given))
@@ -53,7 +57,7 @@ _RULES: dict[str, Rule] = {
     "strength": (lambda x: x is None or 0.0 < x <= 1.0, "lie above 0 and be at most 1", 0.6),
     "resample": whole(1, 5, None, most=1000),
     "jump_length": whole(1, 5),
-    "through": one_of(Through),
+    "through": _or_none(*one_of(Through)),
     "conflicts": one_of(Conflicts),
     "moments": (_rates, "be two numbers from 0 to below 1", "0.9 and 0.999"),
     "guide_every": whole(1, 2),
@@ -96,6 +100,7 @@ class Sampling:
         seed: The noise of image i is a function of (seed, i) alone.
         through: The image that guides look at: the "noisy" one; the predicted "clean" one,
             differentiated through the denoiser; or "detached", the same without that derivative.
+            None for what each guide's experts read, and for "noisy" without experts.
         normalize: Scale each guide's gradient to a root mean square of 1 first.
         conflicts: "keep" or "remove" gradient components that oppose another guide.
         moments: Decay rates in [0, 1) of the `guidance.moments` of gradients, such as (0.9, 0.999).
@@ -114,7 +119,7 @@ class Sampling:
     sampler: SamplerName | Step = "ancestral"
     eta: float | None = None
     seed: int = 0
-    through: Through = "noisy"
+    through: Through | None = None
     normalize: bool = False
     conflicts: Conflicts = "keep"
     moments: tuple[float, float] | None = None

@@ -88,11 +88,13 @@ class TestOfClasses:
             {"scale": scale, "figures": {"hit": {"value": hit}, "fid": {"value": fid}}}
             for scale, (hit, fid) in figures.items()
         ]
-        found |= {"default": 16.0, "guide": {"experts": {"num_experts": 5}}}
+        guide = {"component": "classifier", "aim": "class", "experts": {"num_experts": 5}}
+        found |= {"default": 16.0, "guide": guide}
         title = "A toy"
         result = Results.read(folder)
         rows = [found if row["name"] == "guided" else row for row in result.rows]
-        experiment = {**result.experiment, "title": title}
+        both = ["hit", "depth.correlation"]  # at the second, the guide does not aim
+        experiment = {**result.experiment, "title": title, "fidelity": both}
         said = one_default([attrs.evolve(result, rows=rows, experiment=experiment)])
         assert f"| {title} | A guide | hit rate | × 16 | 0.600 | × 8 | 0.750 | 80.0% |" in said
         assert one_default([attrs.evolve(result, rows=[found | {"default": "raw:16"}])]) == ""

@@ -35,7 +35,7 @@ from ppap_framework.diagnosis import (
 from ppap_framework.diffusion import NoiseSource
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import keep_bundle
-from ppap_framework.guidance import Guide
+from ppap_framework.guidance import Guide, Through
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 from ppap_framework.pixels import to_uint8
 from ppap_plugin_diagnose.diagnose import diagnose
@@ -389,7 +389,13 @@ class TestFiles:
 
 
 class TestExperts:
-    def test_each_level_is_read_by_the_expert_that_owns_it(self) -> None:
+    @pytest.mark.parametrize("through", ["noisy", "detached"])
+    def test_each_level_is_read_by_the_expert_that_owns_it(
+        self, through: Through, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(BACKEND, "encode", lambda *_: None)
+        predicting = staticmethod(lambda x_t, t, _: SimpleNamespace(x0=x_t * 2.0))
+        monkeypatch.setattr(type(BACKEND.stages[0]), "denoise", predicting)
         model, images = TinyGuide(), pictures(6)
         bare = diagnose(
             BACKEND, guide_of(model, Margin()), images, levels=7, classification=True, batch=4
@@ -397,7 +403,7 @@ class TestExperts:
         assert bare.experts is None
         assert bare.starts is None
         experts = experts_of(model, 3)
-        guide = guide_of(model, Margin(), experts=experts)
+        guide = guide_of(model, Margin(), experts=experts, through=through)
         found = diagnose(BACKEND, guide, images, levels=7, classification=True, batch=4)
         assert numbers(found) == numbers(bare)  # the untouched network is not touched
         assert found.proposal == bare.proposal
@@ -409,13 +415,15 @@ class TestExperts:
             with torch.no_grad():
                 teacher = model(x0)
                 experts.activate(0 if t < 33 else 1 if t < 66 else 2)
-                x_t, level = noised(x0, SCHEDULE, t)
-                answer = model(x_t)
+                x, level = noised(x0, SCHEDULE, t)
+                if through == "detached":
+                    x = (x * 2.0).clamp(-1.0, 1.0)
+                answer = model(x)
             apart = (answer - teacher).square().mean().item()
             assert reading.disagreement.value == pytest.approx(apart, rel=1e-4)
             same = (answer.argmax(1) == teacher.argmax(1)).double().mean().item()
             assert reading.agreement.value == same
-            length = guide.gradient(x_t, level).flatten(1).norm(dim=1).mean().item()
+            length = guide.gradient(x, level).flatten(1).norm(dim=1).mean().item()
             assert reading.gradient_norm.value == pytest.approx(length, rel=1e-4)
         levels = found.record()["levels"]
         assert [level["experts"]["expert"] for level in levels] == [0, 0, 1, 1, 2, 2, 2]

@@ -166,7 +166,7 @@ class Measurement:
             if scale == default:
                 examples = images[self.setup.targets.examples(EXAMPLES)]
                 per_image = _per_image(plan)
-        sampling = experiment.sampling_of(row).record()
+        sampling = plan.sampling.record()
         curves = self.setup.curves_of(row, default)
         record |= {
             **_guides(row, guides),
@@ -317,7 +317,7 @@ def _guides(row: Row, guides: Sequence[Guide]) -> dict[str, Any]:
             del experts["path"]  # differs between machines
         found = provenance(guide.origin) | {
             "loss": guide.loss_name,
-            "through": row.through,
+            "through": guide.through,
             "experts": experts,
         }
         if request.target is not None:

@@ -12,8 +12,8 @@ from ppap_plugin_bench.results import Results, guides_of
 _FEWEST = 2  # points of a line
 _TEXT = """\
 Rows with experts, at the multiplier that the tables show and at the best of their line whose FID \
-is no higher than there. *Share*: the fidelity at the default as a part of the best; it has no \
-interval, and a line of few images wavers by some percent.
+is no higher than there, in what their guides aim at. *Share*: the fidelity at the default as a \
+part of the best; it has no interval, and a line of few images wavers by some percent.
 """
 
 
@@ -34,7 +34,7 @@ def _rows(result: Results) -> Iterator[list[str]]:
         if not experts or isinstance(default, str) or len(points) < _FEWEST:
             continue
         chosen = next(point for point in points if point["scale"] == default)
-        for name in result.fidelity:
+        for name in _aims(result, row):
             best = max(
                 (point for point in points if _value(point, "fid") <= _value(chosen, "fid")),
                 key=lambda point: _worth(result, name, point),
@@ -55,6 +55,14 @@ def _rows(result: Results) -> Iterator[list[str]]:
                 f"{share:.1%}",
             ]
             title = ""
+
+
+def _aims(result: Results, row: dict[str, Any]) -> list[str]:
+    """Figures that measure what the guides aim at: of the judge called as the guider, or hits."""
+    kinds = {
+        "hit" if guide.get("aim") == "class" else guide.get("component") for guide in guides_of(row)
+    }
+    return [name for name in result.fidelity if name.partition(".")[0] in kinds] or result.fidelity
 
 
 def _value(point: dict[str, Any], name: str) -> float:

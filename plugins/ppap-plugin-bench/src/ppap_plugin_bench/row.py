@@ -80,7 +80,7 @@ class Row:
         title: Title in the report; the name if empty.
         text: A sentence for the reader of the report.
         guides: Guides to combine, see `row_guide`; none for an unguided row.
-        through: Input of the guides; see `ppap_framework.Sampling`.
+        through: The image that guides look at; see `ppap_framework.Sampling`.
         normalize: Whether each guide's gradient is scaled to a root mean square of 1.
         moments, guide_every: See `ppap_framework.Sampling`.
         interval: Pair [lo, hi] of t / T in which the guides act.
@@ -103,7 +103,7 @@ class Row:
     guides: tuple[GuideRequest, ...] = attrs.field(
         default=(), converter=tuple, validator=deep_iterable(instance_of(GuideRequest))
     )
-    through: Through = "noisy"
+    through: Through | None = None
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
     moments: tuple[float, float] | None = None
     guide_every: int = 1

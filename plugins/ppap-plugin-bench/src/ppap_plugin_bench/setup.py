@@ -103,10 +103,13 @@ class Setup:
         assert self.curves is not None
         # The pictures do not depend on how the row is sampled, so that rows share them.
         seed, stage = self.experiment.seed, self.experiment.stage
-        usual = run.Sampling(steps=25, sampler="ddpm", through=row.through, seed=seed, stage=stage)
+        usual = run.Sampling(steps=25, sampler="ddpm", seed=seed, stage=stage)
         compute = run.Compute(device=self.device, batch=self.experiment.batch)
-        how = usual, compute, self.curves, self.progress
-        return [calibrated(self.backend, guide, *how) for guide in self.guides(row)]
+        how = compute, self.curves, self.progress
+        return [
+            calibrated(self.backend, guide, attrs.evolve(usual, through=guide.through), *how)
+            for guide in self.guides(row)
+        ]
 
     def _backend(self, row: Row) -> run.LoadedBackend:
         """The backend with a row's options."""

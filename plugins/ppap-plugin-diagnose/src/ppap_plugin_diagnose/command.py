@@ -103,7 +103,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     problems.attempt(NoiseRanges.equal, schedule, given["num_experts"] or 1)
     guide = problems.attempt(request.load)
     problems.check()
-    wanted, guide = guide.experts, guide.with_experts(backend)
+    wanted, guide = guide.experts, guide.with_experts(backend, None)
     if guide.chosen is None and wanted == "auto" and not guide.noise_aware:
         note(f"no experts of {guide.name} are here for this backend, so it is measured alone")
     note_of_target(guide)

@@ -14,6 +14,8 @@ with target y, and the same network without experts, f_0, for every image x_0 an
 g_t is the gradient that guidance subtracts, without the scale. If its cosine is 0, it is unrelated
 to the image's content. Experts lower the mean disagreement D(t) of the untouched network.
 
+Experts that learned to read the predicted clean image are shown that of x_t in its place.
+
 If a backend has several stages, x_t and g_0 belong to the first one's image, and f_0 reads the last
 one's.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +45,7 @@ from ppap_framework.diagnosis import (
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.experts import ExpertSet
 from ppap_framework.guidance import Guide
+from ppap_framework.learn.batches import predicted
 from ppap_framework.noise import NoiseLevel, NoiseSchedule
 from ppap_framework.pixels import scaled
 from ppap_framework.runtime import Progress, Watch, find_device, frozen, isolated
@@ -100,12 +103,17 @@ def diagnose(
         propose_boundaries([0], [0.0], length, num_experts)
     clean = images if clean is None else clean
     _check(images, clean, stage.image_shape, guide, batch)
-    chosen = guide.with_experts(backend).chosen
+    guide = guide.with_experts(backend, None)
+    chosen, shown = guide.chosen, None
+    if guide.through == "detached":
+        shown = partial(predicted, backend)
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen([guide.model], place))
         experts = stack.enter_context(chosen.attached(guide.model)) if chosen else None
         attached = attrs.evolve(guide, experts=experts)
-        measure = partial(_measure, seed=seed, batch=batch, device=place, progress=progress)
+        measure = partial(
+            _measure, seed=seed, batch=batch, device=place, shown=shown, progress=progress
+        )
         before, found = measure(attached, schedule, timesteps, images, clean, classification)
         starts = tuple(p.start for p in experts.ranges.timesteps(schedule)[1:]) if experts else None
     curve = level_means(found[0, :, 0], timesteps, guide.loss)
@@ -139,10 +147,12 @@ def _measure(
     seed: int,
     batch: int,
     device: torch.device,
+    shown: Callable[[Tensor, Tensor], Tensor] | None = None,
     progress: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Confidence and gradient norm of clean images, (2, N), and figures of the untouched network
-    and the attached experts, if any, (1 or 2, L, 5, N); float64, not finite if missing.
+    and the attached experts, if any, (1 or 2, L, 5, N); float64, not finite if missing. Experts are
+    shown `shown`(x_t, t), clipped, if not x_t.
     """
     count = len(images)
     experts = guide.experts if isinstance(guide.experts, ExpertSet) else None
@@ -166,6 +176,8 @@ def _measure(
             part = reader.rows(rows.start, rows.stop)
             for k, t in enumerate(timesteps):
                 x_t, level = noised(x0, schedule, t, seed=seed, first=start)
+                if reader.experts and shown:
+                    x_t = shown(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64)).clamp(-1, 1)
                 values[k, :, rows] = _figures(part, x_t, level, teacher, g0, classification)
                 done += len(x0)
                 if progress:

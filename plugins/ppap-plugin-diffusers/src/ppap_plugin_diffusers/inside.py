@@ -326,9 +326,9 @@ def _steering(run: Plan) -> Iterator[Callable[[Prediction, float, float | None],
                 sets[model] = stack.enter_context(guide.chosen.attached(model))
                 sets[model].student.to(run.device)
             aimed.append(attrs.evolve(guide.rows(0, batch), experts=sets.get(model)))
-        how = sampling.through, sampling.normalize, sampling.conflicts
-        more: Any = {"moments": sampling.moments, "every": sampling.guide_every}
-        guidance = EnergyGuidance(aimed, *how, decode=stage.decode, **more)
+        more: Any = {"normalize": sampling.normalize, "conflicts": sampling.conflicts}
+        more |= {"moments": sampling.moments, "every": sampling.guide_every}
+        guidance = EnergyGuidance(aimed, decode=stage.decode, **more)
 
         @isolated()
         def steer(prediction: Prediction, t: float, to: float | None) -> Prediction:
