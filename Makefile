@@ -8,6 +8,8 @@ SYNTHETIC := runs/synthetic/shapes-
 LEARN = $(BIN)/ppap transfer --precision bfloat16 --validate-every 200 --no-keep
 SHORT := --iterations 2400 --learn-batch 32
 LONG := --iterations 12000 --learn-batch 32
+# Experts of the predicted clean image; those of the classifier and the segmentation network ship.
+PREDICTED = $(LEARN) --through detached --iterations 6000 --learn-batch 32
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 LATENT := latent-classifier-experts latent-depth-experts latent-segmentation-experts
@@ -96,9 +98,11 @@ results: $(RESULTS)
 $(RESULTS): %: %.toml $(RENDERS)
 	$(BIN)/ppap evaluate $< --out $@ --images runs/evaluate
 
-docs/results/adm-classifier: classifier-experts
+docs/results/adm-classifier docs/results/adm-classifier-curve: classifier-experts
 docs/results/adm-depth: depth-experts
 docs/results/adm-segmentation: segmentation-experts
+docs/results/adm-default: classifier-experts $(DENSE)
+docs/results/glide-default: $(GLIDE)
 docs/results/latent-classifier: latent-classifier-experts
 docs/results/latent-depth: latent-depth-experts
 docs/results/latent-segmentation: latent-segmentation-experts
@@ -124,8 +128,7 @@ classifier-experts: synthetic-adm runs/renders/labelled.npz
 	for number in 1 2 5 10; do \
 		$(LEARN) --backend adm --guider classifier --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/classifier-$$number || exit 1; \
 	done
-	$(LEARN) --backend adm --guider classifier --through detached --iterations 3000 --learn-batch 32 --data $(SYNTHETIC)adm \
-		--num-experts 5 --out runs/experts/classifier-predicted
+	$(PREDICTED) --backend adm --guider classifier --data $(SYNTHETIC)adm --out runs/experts/classifier-predicted
 	$(LEARN) --backend adm --guider classifier --supervised --data runs/renders/labelled.npz --adapter full --learning-rate 0.001 --num-experts 5 \
 		--out runs/experts/classifier-supervised
 
@@ -133,6 +136,7 @@ $(DENSE): %-experts: synthetic-adm
 	for number in 1 5; do \
 		$(LEARN) $(LONG) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
 	done
+	$(PREDICTED) --backend adm --guider $* --data $(SYNTHETIC)adm --out runs/experts/$*-predicted
 
 style-experts: SMALL := --adapter lora:rank=8 --adapter bias
 $(OTHERS): %-experts: synthetic-adm
@@ -145,11 +149,14 @@ fashion-experts: synthetic-fashion
 	done
 
 # Those for GLIDE begin as those for ADM.
+$(GLIDE): AGAIN = $(LEARN) --learn-batch 32 --learning-rate 0.001 --backend glide
 $(GLIDE): glide-%-experts: synthetic-glide %-experts
 	for number in 1 5; do \
-		$(LEARN) --iterations 3000 --learn-batch 32 --learning-rate 0.001 --backend glide --guider $* --data $(SYNTHETIC)glide \
-			--begin-with runs/experts/$*-$$number/adm-$*-$$number.experts.safetensors --out runs/experts/glide-$*-$$number || exit 1; \
+		$(AGAIN) --guider $* --iterations 3000 --data $(SYNTHETIC)glide --begin-with runs/experts/$*-$$number/adm-$*-$$number.experts.safetensors \
+			--out runs/experts/glide-$*-$$number || exit 1; \
 	done
+	$(AGAIN) --guider $* --iterations 2000 --data $(SYNTHETIC)glide --begin-with runs/experts/$*-predicted/adm-$*-5.experts.safetensors \
+		--out runs/experts/glide-$*-predicted
 
 latent-classifier-experts: SMALL := --adapter lora:rank=8 --adapter bias
 $(LATENT): latent-%-experts: synthetic-latent

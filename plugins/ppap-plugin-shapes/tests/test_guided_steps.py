@@ -59,4 +59,4 @@ def test_guided_pictures_are_about_as_saturated(schedule: str, sampler: str, ste
     shares, pictures = saturated(schedule, sampler, steps)
     assert pictures.isfinite().all()
     # In so few steps that even an unguided picture is hardly one, a guide pulls a little more out.
-    assert shares["guided"] <= shares["unguided"] + (0.05 if steps >= 7 else 0.1)
+    assert shares["guided"] <= shares["unguided"] + (0.05 if steps >= 7 else 0.15)
