@@ -44,6 +44,9 @@ class Processes:
             except ImportError as error:
                 fault = f"this is one of {count} processes, and accelerate is not installed"
                 raise PluginError(fault, hint="pip install ppap-framework[machines]") from error
+            # Imported once there is a group, it would keep it by its defaults, and gloo's threads.
+            import torch.distributed.nn
+
             cpu = str(device) == "cpu" or not torch.cuda.is_available()
             state = PartialState(cpu=cpu, timeout=datetime.timedelta(hours=6))
             atexit.register(state.destroy_process_group)  # threads of gloo would abort some exits

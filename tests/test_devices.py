@@ -75,7 +75,7 @@ def test_devices_do_not_mix_and_schedules_stay_on_the_cpu(
             torch.zeros,
             condition=condition,
             step=step,
-            guidance=EnergyGuidance(looking, through) if looking else None,
+            guidance=EnergyGuidance(looking) if looking else None,
         ):
             assert state.x.is_meta
     assert wide.seen > 100

@@ -51,7 +51,7 @@ from ppap_framework.experts import (
     read_bundle_info,
     save_bundle,
 )
-from ppap_framework.guidance import EnergyGuidance, Guide
+from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, linear_schedule
 from ppap_framework.preprocessing import Preprocessing
 from ppap_framework.run import FunctionLoss, ModuleGuide
@@ -182,7 +182,6 @@ def test_clean_images_through_the_denoiser_are_the_untouched_network_s() -> None
         levels([None] * 2),
     )
     assert torch.equal(guide.gradient(images(2), clean), bare.gradient(images(2), clean))
-    assert EnergyGuidance([guide], "clean").guides[0].experts is guide.experts
     with pytest.raises(UsageError, match="of another model"):
         guide_of(TinyGuide(), experts_of(TinyGuide()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ppap_framework.components import Prediction
 from ppap_framework.errors import PluginError, UsageError
 from ppap_framework.guidance import EnergyGuidance, GuidanceStatistics, Guide
 from ppap_framework.guidance.energy import without_conflicts
+from ppap_framework.guidance.guide import Through
 from ppap_framework.guidance.moments import Moments
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
@@ -51,6 +52,14 @@ class Counted(nn.Module):
 
     def _count(self, gradient: Tensor) -> None:
         self.backwards += 1
+
+
+def guidance_of(
+    guides: Sequence[Guide], through: Through | None = None, **how: Any
+) -> EnergyGuidance:
+    """Of guides that look at one image; None for each guide's own."""
+    aimed = [attrs.evolve(one, through=through or one.through) for one in guides]
+    return EnergyGuidance(aimed, **how)
 
 
 def counts(guidance: EnergyGuidance) -> GuidanceStatistics:
@@ -94,7 +103,7 @@ def driven(guidance: EnergyGuidance, x: Tensor | None = None, denoise: Any = Non
 
 
 def pull(*guides: Guide, x: Tensor | None = None, denoise: Any = None, **how: Any) -> Tensor:
-    return driven(EnergyGuidance(guides, **how), x, denoise)
+    return driven(guidance_of(guides, **how), x, denoise)
 
 
 def rms(gradient: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ class TestGradient:
     @both
     def test_prediction_is_the_denoisers_without_a_graph(self, through) -> None:
         x, denoise = images(), denoiser()
-        prediction, gradient = EnergyGuidance([guide()], through=through)(x, TIME, LEVEL, denoise)
+        prediction, gradient = guidance_of([guide()], through=through)(x, TIME, LEVEL, denoise)
         assert_close(prediction.eps, denoise(x).eps)
         for tensor in (prediction.x_t, prediction.eps, prediction.x0, gradient):
             assert not tensor.requires_grad
@@ -156,9 +165,11 @@ class TestGradient:
 
     @both
     def test_rows_take_their_own_targets(self, through) -> None:
-        x, guidance = images(), EnergyGuidance([guide()], through=through)
+        x, guidance = images(), guidance_of([guide()], through=through)
         whole = driven(guidance, x)
-        some = attrs.evolve(guidance, guides=[guide().rows(1, 3)])  # which counts in the same tally
+        some = attrs.evolve(
+            guidance, guides=[guide(through=through).rows(1, 3)]
+        )  # which counts in the same tally
         _, part = some(x[1:3], TIME, SCHEDULE.level(T[1:3]), denoiser(t=T[1:3]))
         assert_close(part, whole[1:3])
         assert counts(guidance).guides[0].forwards == BATCH + 2
@@ -195,7 +206,7 @@ class TestInterval:
     def test_outside_nothing_is_differentiated(self, through) -> None:
         network = Counted(100)
         guides = [guide(0, interval=(0.5, 1.0)), guide(1, scale=0.0)]
-        guidance = EnergyGuidance(guides, through=through)
+        guidance = guidance_of(guides, through=through)
         _, gradient = guidance(images(), TIME, LEVEL, denoiser(network))
         assert gradient is None
         assert (network.forwards, network.backwards) == (1, 0)
@@ -213,7 +224,7 @@ class TestSafety:
     @pytest.mark.parametrize("value", [NAN, float("inf"), 1e30])
     def test_one_bad_image_is_left_out_alone(self, through, value: float) -> None:
         bad, good = guide(0, poisoned(0, 2, value)), guide(1)
-        guidance = EnergyGuidance([bad, good], through=through)
+        guidance = guidance_of([bad, good], through=through)
         found = driven(guidance)
         both_guides, only_good = pull(guide(0), good, through=through), pull(good, through=through)
         wanted = torch.cat([both_guides[:2], only_good[2:3], both_guides[3:]])
@@ -225,7 +236,7 @@ class TestSafety:
     def test_a_bad_image_stays_alone(self, through) -> None:
         x, rest = images(), [0, 2, 3]
         x[1] = NAN
-        guidance = EnergyGuidance([guide()], through=through)
+        guidance = guidance_of([guide()], through=through)
         found = driven(guidance, x)
         assert bool((found[1] == 0).all())
         assert counts(guidance).guides[0].skipped == 1
@@ -240,7 +251,7 @@ class TestSafety:
             x0 = prediction.x0  # the same, with a derivative that no gradient survives
             return prediction.with_x0(x0.detach() + steep * (x0 - x0.detach()))
 
-        guidance = EnergyGuidance([guide()], through="clean")
+        guidance = guidance_of([guide()], through="clean")
         found = driven(guidance, denoise=denoise)
         assert (found != 0).flatten(1).any(1).tolist() == [True, True, True, False]
         assert counts(guidance).denoiser_skipped == 1
@@ -282,7 +293,7 @@ class TestNormalize:
     @both
     @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-12])
     def test_a_vanishing_gradient_makes_nothing_infinite(self, through, factor: float) -> None:
-        guidance = EnergyGuidance([guide(0, scaled(0, factor))], through, normalize=True)
+        guidance = guidance_of([guide(0, scaled(0, factor))], through, normalize=True)
         found = driven(guidance)
         assert bool((rms(found) <= 1 + 1e-4).all())
         assert counts(guidance).guides[0].skipped == 0
@@ -361,8 +372,8 @@ class TestConflicts:
         looks = network, lambda x, level: network(x) + 0.5 * like(x)
         far = [10.0 * sign[:, None, None, None] for sign in (signs.abs(), signs)]
         guides = [guide(k, looks[k], scale=2.0 + k, target=far[k]) for k in (0, 1)]
-        kept = EnergyGuidance(guides, through)
-        removed = EnergyGuidance(guides, through, conflicts="remove")
+        kept = guidance_of(guides, through)
+        removed = guidance_of(guides, through, conflicts="remove")
         at = denoiser(lambda x: 0.0 * x)  # x0 is then x_t / alpha, and both ways are comparable
         x, level, chain = images(), LEVEL, torch.ones(())
         if through == "clean":
@@ -390,7 +401,7 @@ class TestStatistics:
     @pytest.mark.parametrize(("through", "backwards"), [("noisy", 0), ("clean", 1)])
     def test_cost(self, through, backwards: int) -> None:
         networks, network = [Counted(k) for k in range(3)], Counted(100)
-        guidance = EnergyGuidance([guide(k, one) for k, one in enumerate(networks)], through)
+        guidance = guidance_of([guide(k, one) for k, one in enumerate(networks)], through)
         driven(guidance, denoise=denoiser(network))
         assert (network.forwards, network.backwards) == (1, backwards)
         assert [(one.forwards, one.backwards) for one in networks] == [(1, 1)] * 3
@@ -401,7 +412,7 @@ class TestStatistics:
 
     def test_norms_and_pulls_by_step(self) -> None:
         one = guide(scale=7.0)
-        guidance = EnergyGuidance([one])
+        guidance = guidance_of([one])
         for time in (0.8, 0.4, 0.8):  # two batches, the second of which was cut short
             guidance(images(), time, LEVEL, denoiser())
         (found,) = counts(guidance).guides
@@ -415,7 +426,7 @@ class TestStatistics:
 
     def test_norms_leave_out_what_is_not_finite(self) -> None:
         bad, blind = guide(0, poisoned(0, 0, NAN)), guide(1, lambda x, level: x * NAN)
-        guidance = EnergyGuidance([bad, blind])
+        guidance = guidance_of([bad, blind])
         driven(guidance)
         first, second = counts(guidance).guides
         norms = guide(0).gradient(images(), LEVEL).flatten(1).norm(dim=1)
@@ -424,7 +435,7 @@ class TestStatistics:
         assert second.skipped == BATCH
 
     def test_nothing_done_is_nothing_counted(self) -> None:
-        found = counts(EnergyGuidance([guide()]))
+        found = counts(guidance_of([guide()]))
         (one,) = found.guides
         assert attrs.astuple(one) == ("guide-0", 0, 0, 0, 0, (), (), ())
         assert attrs.astuple(attrs.evolve(found, guides=())) == ((), 0, 0, 0)
@@ -435,7 +446,7 @@ class TestDetached:
         """The denoiser runs once, is not differentiated, and the guide reads a clean image."""
         look, network = Counted(0), Counted(100)
         one = guide(look=look, scale=3.0)
-        guidance = EnergyGuidance([one], "detached")
+        guidance = guidance_of([one], "detached")
         found = driven(guidance, denoise=denoiser(network))
         assert network.forwards == 1
         x0 = denoiser(network)(images()).x0.detach().clamp(-1, 1).requires_grad_()
@@ -479,7 +490,7 @@ class TestMoments:
         guides = [guide(0, scale=2.0), guide(1, scale=5.0)]
 
         def walked(*chosen: Guide, rows: slice = slice(None)) -> Tensor:
-            guidance = EnergyGuidance([g.rows(rows.start or 0, rows.stop or BATCH) for g in chosen],
+            guidance = guidance_of([g.rows(rows.start or 0, rows.stop or BATCH) for g in chosen],
                                       moments=(0.9, 0.99))  # fmt: skip
             level = NoiseLevel(LEVEL.log_snr[rows])
             return [guidance(x[rows], TIME, level, denoiser(t=T[rows]))[1] for x in steps][-1]
@@ -493,7 +504,7 @@ class TestMoments:
     @pytest.mark.parametrize("through", ["noisy", "clean", "detached"])
     def test_are_repeated_between_looks(self, through: Any) -> None:
         one = guide(scale=3.0, interval=(0.0, 0.9))
-        guidance, times = EnergyGuidance([one], through, every=3), [TIME, TIME, 0.95, TIME, TIME]
+        guidance, times = guidance_of([one], through, every=3), [TIME, TIME, 0.95, TIME, TIME]
         g = [guidance(images(k), t, LEVEL, denoiser())[1] for k, t in enumerate(times)]
         first, last = (pull(one, x=images(k), through=through) for k in (0, 4))
         for found, expected in zip(g, [first, first, None, first, last], strict=True):
@@ -504,7 +515,7 @@ class TestMoments:
         bad = iter([NAN, 1.0])
         network = Counted(0)
         look = lambda x, level: network(x) * next(bad)  # noqa: E731
-        guidance = EnergyGuidance([guide(0, look)], moments=(0.9, 0.99))
+        guidance = guidance_of([guide(0, look)], moments=(0.9, 0.99))
         assert bool((driven(guidance) == 0).all())
         after = driven(guidance)
         assert_close(rms(after), rms(pull(guide(0))))

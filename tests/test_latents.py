@@ -82,7 +82,7 @@ class TestGradient:
     x_t = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(3))
 
     def gradient(self, stage: LatentStage, through: Any, **how: Any) -> Tensor:
-        guidance = EnergyGuidance([red(scale=1.5)], through, decode=stage.decode, **how)
+        guidance = EnergyGuidance([red(scale=1.5, through=through)], decode=stage.decode, **how)
         t = torch.tensor([400, 400])
         _, gradient = guidance(self.x_t, 0.4, LEVEL, lambda x: stage.denoise(x, t, None))
         assert gradient is not None

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -212,7 +213,7 @@ class TestGuidance:
         stage, scale, t = GaussianStage(LINEAR), 2.5, 400
         guide = self.guide(lambda x0, level: (x0, self.NOISE**2 + level.sigma.max()), scale)
         x_t, at = 2 * images(2, 3, 4, 4), torch.full((2,), t)
-        prediction, gradient = EnergyGuidance([guide], through="clean")(
+        prediction, gradient = EnergyGuidance([attrs.evolve(guide, through="clean")])(
             x_t, t / 1000, LINEAR.level(at), lambda x: stage.denoise(x, at, None)
         )
         abar = LINEAR.alphas_cumprod[t].item()

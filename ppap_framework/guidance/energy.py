@@ -45,7 +45,6 @@ class EnergyGuidance:
 
     Attributes:
         guides: Any number.
-        through: The image that guides look at; None for each guide's own.
         normalize: Scale each guide's gradient of each image to a root mean square of 1, so that a
             guidance scale is a change of eps in units of sigma. Through "clean", the denoiser then
             rotates the sum of the gradients and keeps its length. A gradient of 0 stays 0.
@@ -59,7 +58,6 @@ class EnergyGuidance:
     """
 
     guides: Sequence[Guide]
-    through: Through | None = None
     normalize: bool = False
     conflicts: Conflicts = "keep"
     evaluations: int = 1
@@ -90,7 +88,7 @@ class EnergyGuidance:
         looking: dict[Through, list[int]] = {}
         for k, guide in enumerate(self.guides):
             if guide.acts(time, level):
-                looking.setdefault(self.through or guide.through, []).append(k)
+                looking.setdefault(guide.through, []).append(k)
         pulls = partial(self._pulls, time=time, level=level)
         clean, count = NoiseLevel.clean(len(x_t)), len(x_t) * self.evaluations
         # What is pulled at x_t itself, by guide, and parts that something differentiated leads to.
