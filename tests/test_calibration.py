@@ -34,6 +34,7 @@ from ppap_framework.experts import (
     has_experts,
     read_bundle_info,
     verify_bundle,
+    write_bundle,
     write_curve,
 )
 from ppap_framework.learn import Recipe, adapt, calibrate, load_teacher, transfer
@@ -261,6 +262,23 @@ class TestBundle:
             toy, seen(), through="noisy" if through == "detached" else "detached", **QUICK
         )
         assert bare.scales != pytest.approx(other.scales, 1e-1)
+
+    def test_of_experts_that_read_different_images(self, toy: Any, tmp_path: Path) -> None:
+        """At each level, the error is that of the image that the level's expert reads."""
+        bundle = learned(toy, tmp_path / "out", learning_rate=1e-12)
+        info, state = verify_bundle(bundle)
+        recipe = {**info.recipe, "through": ["detached", "noisy"]}
+        write_bundle(bundle, state, attrs.evolve(info, recipe=recipe))
+        curve = calibrate(toy, seen(), bundle, **QUICK)
+        noisy, detached = (
+            calibrate(toy, seen(), through=x, **QUICK) for x in ("noisy", "detached")
+        )
+        [boundary] = read_bundle_info(bundle).boundaries
+        first = [x >= boundary for x in curve.log_snr]
+        assert {*first} == {False, True}
+        columns = zip(first, detached.errors, noisy.errors, strict=True)
+        wanted = [clean if own else noise for own, clean, noise in columns]
+        assert curve.errors == pytest.approx(wanted, 1e-2)
 
     def test_equal_seeds_give_equal_bytes(self, toy: Any, bundle: Path) -> None:
         bare = bundle.read_bytes()

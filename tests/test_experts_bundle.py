@@ -315,6 +315,9 @@ class TestDescription:
             ({"format": 2}, "format 2, and this version reads 1"),
             ({"adapters": [{"name": "a", "options": {}}] * 2}, "different names"),
             ({"metrics": [1]}, "metrics must be an object of finite JSON"),
+            ({"recipe": {"through": "glass"}}, "read noisy or detached images, not glass"),
+            ({"recipe": {"through": ["noisy"]}}, r"detached images, not \('noisy',\)"),
+            ({"recipe": {"through": ["noisy", 5, "noisy"]}}, "detached images, not"),
         ],
     )
     def test_contradictions(self, said: dict[str, Any], change: Any, words: str) -> None:

@@ -117,10 +117,11 @@ def by_hand(
     number: int = 3,
     seed: int = 0,
     curve: Callable[[float], float] = lambda log_snr: 1.0,
-    through: str = "noisy",
+    predicted: int = 0,
 ) -> Tensor:
     """The images when the weight of expert floor(t N / T) looks at timestep t, pulling with that
     expert's scale times the curve: PPAP's equation, with nothing of `experts` or `guidance` in it.
+    The first `predicted` experts look at the predicted image.
     """
     stage = toy.stages[0]
     process = Process(stage.schedule, timesteps_for(TIMESTEPS, STEPS), stage.variance)
@@ -136,7 +137,7 @@ def by_hand(
             prediction = stage.denoise(x, torch.tensor([t]), None)
             prediction = prediction.with_x0(prediction.x0.clamp(-1.0, 1.0))
             with torch.enable_grad():
-                seen = (x if through == "noisy" else prediction.x0).detach().requires_grad_()
+                seen = (prediction.x0 if expert < predicted else x).detach().requires_grad_()
                 logits = 10.0 * seen.mean((2, 3)) @ (weight + own[expert]).T
                 energy = nn.functional.cross_entropy(logits, torch.tensor([2]))
                 (gradient,) = torch.autograd.grad(energy, seen)
@@ -160,15 +161,20 @@ class TestGuiding:
             sampled(toy, green(experts=bundle), batch=1).images, at_once, atol=1e-5
         )
 
-    @pytest.mark.parametrize("through", ["detached", None])
+    @pytest.mark.parametrize(
+        ("reads", "through", "predicted"),
+        [("detached", "detached", 3), ("detached", None, 3), (None, None, 2)],
+    )
     def test_experts_of_predicted_images(
-        self, toy: Toy, tmp_path: Path, through: Through | None
+        self, toy: Toy, tmp_path: Path, reads: str | None, through: Through | None, predicted: int
     ) -> None:
-        path = write_experts(tmp_path, through="detached")
+        looks = ["detached"] * predicted + ["noisy"] * (3 - predicted)
+        path = write_experts(tmp_path, through=reads or looks)
         result = sampled(toy, green(experts=path), through=through, compare=True)
-        by_them = by_hand(toy, (SCALE,) * 3, through="detached")
+        by_them = by_hand(toy, (SCALE,) * 3, predicted=predicted)
         assert torch.allclose(result.images, by_them, atol=1e-5)
-        assert result.plan.guides[0].through == "detached"
+        assert result.plan.looks == {*looks}
+        assert list(result.plan.guides[0].each_through) in (looks, looks[:1])
         for look, same in ("noisy", True), ("detached", False):
             bare = sampled(toy, green(experts="none"), through=look).images
             assert torch.allclose(result.compared["naive"].images, bare, atol=1e-5) == same

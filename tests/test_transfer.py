@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -41,6 +42,7 @@ from ppap_framework.experts import (
     has_experts,
     load_bundle,
     verify_bundle,
+    write_bundle,
 )
 from ppap_framework.files import opened
 from ppap_framework.guidance import Guide
@@ -263,6 +265,10 @@ def test_experts_begin_as_others(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match="do not match: guide"):
         run(tmp_path / "third", guide=network(model), **how)
     assert anatomy(model) == unchanged
+    recipe = {**first.info.recipe, "through": ["detached", "noisy"]}
+    write_bundle(first.path, before, attrs.evolve(first.info, recipe=recipe))
+    with pytest.raises(UsageError, match="different images do not learn together"):
+        run(tmp_path / "fourth", **how)
 
 
 class Watching(Means):

@@ -139,9 +139,12 @@ def write_experts(
     scales: Sequence[float] | None = None,
     sharpness: float = 10.0,
     backend: DiffusionBackend | None = None,
-    through: str | None = None,
+    through: str | Sequence[str] | None = None,
+    held_out: Sequence[float] = (),
 ) -> Path:
-    """A bundle of experts that differ much, its path; `scales` as earlier versions wrote them."""
+    """A bundle of experts that differ much, its path; `scales` as earlier versions wrote them.
+    The untouched network's losses are twice the `held_out` ones.
+    """
     options = {"sharpness": sharpness}
     model = ppap_framework.guide("colour", target="green", options=options, experts="none").model
     backend = backend or ppap_framework.backend("toy").inner
@@ -156,6 +159,8 @@ def write_experts(
             parameter.copy_(shift)
     recipe = {} if through is None else {"through": through}
     said: Any = {"adapters": [ADAPTER], "recipe": recipe, "seed": seed}
+    scores = [{"held_out": loss, "untouched": 2.0 * loss} for loss in held_out]
+    said |= {"metrics": {"experts": scores}} if scores else {}
     size = stage.image_shape[1:]
     info = describe(experts, stage.schedule, size, guide=guide, backend=drawn_by, **said)
     folder.mkdir(parents=True, exist_ok=True)

@@ -197,7 +197,8 @@ def _calibrated(plan: Plan, guide: Guide, *, dry: bool) -> Guide:
     if dry and not (curve and same_loss(curve.loss, guide.loss_record)):
         note(f"{guide.name} has no curve: the run finds one first, which the scale multiplies")
         return attrs.evolve(guide, scale=DEFAULT_MULTIPLIER)
-    how: Any = {"through": guide.through, "prompt": prompt, "stage": stage}
+    through = guide.through if isinstance(guide.through, str) else None
+    how: Any = {"through": through, "prompt": prompt, "stage": stage}
     sampling = Sampling(steps=25, sampler="ddpm", **how)
     compute = Compute(device=plan.compute.device, precision=plan.compute.precision, batch=32)
     with progress() as watch:
@@ -230,6 +231,7 @@ def _show(plan: Plan, as_json: bool) -> None:
     for guide, record in zip(plan.guides, config["guides"], strict=True):
         experts, (low, high) = record["experts"], guide.interval
         own = counts["expert_parameters"].get(guide.name, ())
+        looks = " and ".join(dict.fromkeys(guide.each_through))
         bundle = experts and "{num_experts} of {name}, {path} ({sha256:.12})".format(**experts)
         shown = {
             **_origin(record),
@@ -239,7 +241,7 @@ def _show(plan: Plan, as_json: bool) -> None:
             "experts": bundle or "none",
             "each expert": f"{max(own):,} parameters" if own else None,
             "scale": scale_words(guide) + (" of unit gradients" if sampling.normalize else ""),
-            "acts": f"from t/T {low:g} to {high:g}, through the {guide.through} image",
+            "acts": f"from t/T {low:g} to {high:g}, through the {looks} image",
             "looks": None if (k := sampling.guide_every) == 1 else f"at one of {k} steps",
             "conflicts": None if sampling.conflicts == "keep" else "removed",
             "moments": sampling.moments and "{:g} and {:g}".format(*sampling.moments),

@@ -181,8 +181,9 @@ def check_wanted(
         wanted = bundle_by_name(wanted, offline=offline)
     reads = wanted.info.reads if isinstance(wanted, BundleFile) else "noisy"
     if through not in (None, reads):
-        fault = f"{guide_name!r} looks through {through}, and its experts learned through {reads}"
-        raise UsageError(fault, hint=f"leave the experts out, or look through {reads}")
+        told = reads if isinstance(reads, str) else " and ".join(dict.fromkeys(reads))
+        fault = f"{guide_name!r} looks through {through}, and its experts learned through {told}"
+        raise UsageError(fault, hint=f"leave the experts out, or look through {told}")
     return wanted
 
 

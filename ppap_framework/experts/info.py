@@ -110,7 +110,10 @@ class BundleInfo:
             NoiseRanges(self.boundaries)
         except UsageError as error:
             faults.append(error.message)
-        n = len(self)
+        n, reads = len(self), self.reads
+        each = reads if isinstance(reads, tuple) else (reads,) * n
+        if len(each) != n or any(read not in ("noisy", "detached") for read in each):
+            faults.append(f"experts read noisy or detached images, not {reads}")
         if len(self.timesteps) != n + 1 or list(self.timesteps) != sorted(self.timesteps):
             faults.append(f"timesteps must be {n + 1} rising numbers, not {self.timesteps}")
         if (given := len(self.expert_parameters)) != n:
@@ -129,9 +132,12 @@ class BundleInfo:
         return NoiseRanges(self.boundaries)
 
     @property
-    def reads(self) -> str:
-        """`Recipe.through`, the images that experts read: "noisy" or "detached"."""
-        return str(self.recipe.get("through", "noisy"))
+    def reads(self) -> Any:
+        """The images that experts read, as `Guide.through`: "noisy" or "detached", or a tuple of
+        one word for each expert if they differ.
+        """
+        given = self.recipe.get("through", "noisy")
+        return tuple(given) if isinstance(given, list | tuple) else given
 
     @property
     def held_out(self) -> float:

@@ -88,7 +88,7 @@ class EnergyGuidance:
         looking: dict[Through, list[int]] = {}
         for k, guide in enumerate(self.guides):
             if guide.acts(time, level):
-                looking.setdefault(guide.through, []).append(k)
+                looking.setdefault(guide.looks(level), []).append(k)
         pulls = partial(self._pulls, time=time, level=level)
         clean, count = NoiseLevel.clean(len(x_t)), len(x_t) * self.evaluations
         # What is pulled at x_t itself, by guide, and parts that something differentiated leads to.

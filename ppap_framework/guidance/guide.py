@@ -68,7 +68,8 @@ class Guide:
         scale: See `Scale`; 0 switches the guide off. A plan settles it to a number or
             "raw:NUMBER".
         interval: (lo, hi) with 0 <= lo < hi <= 1; the guide acts if lo <= t / T < hi.
-        through: The image that it looks at, see `Sampling.through`. A plan settles it.
+        through: The image that it looks at, see `Sampling.through`; a tuple of one for each expert
+            if they read different ones. A plan settles it.
         curve: s(l) in g = -scale s(l) dE/dx, as `learn.calibrate` finds it; None for 1. A plan
             takes that of the experts if none is set, and none for a scale "raw:NUMBER".
         experts: Experts that read noisy images in the model's place: while images are drawn, None
@@ -89,7 +90,7 @@ class Guide:
     target: Target | None
     scale: Scale = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
-    through: Through = "noisy"
+    through: Through | tuple[Through, ...] = "noisy"
     curve: ScaleCurve | None = None
     experts: WantedExperts = None
     allow_mismatch: tuple[str, ...] = ()
@@ -169,6 +170,18 @@ class Guide:
         """Whether the guide acts at t / T = `time` on images of these noise levels."""
         low, high = self.interval
         return low <= time < high and bool(torch.as_tensor(self.scale_at(level)).any())
+
+    @property
+    def each_through(self) -> tuple[Through, ...]:
+        """The images that it looks at, at one noise level or another."""
+        return (self.through,) if isinstance(self.through, str) else self.through
+
+    def looks(self, level: NoiseLevel) -> Through:
+        """The image that it looks at, at B equal noise levels."""
+        if isinstance(self.through, str):
+            return self.through
+        assert self.chosen is not None  # they read different images
+        return self.through[self.chosen.ranges.owner(level.log_snr[0].item())]
 
     def rows(self, start: int, stop: int) -> Guide:
         """The guide of images `start` to `stop` - 1 of a run."""

@@ -100,14 +100,13 @@ def calibrate(
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")
     asked: Any = {"noise_aware": guide.noise_aware, "through": sampling.through}
     found = check_wanted(bundle, guide.name, **asked)
-    read = found.info.reads if isinstance(found, BundleFile) else "noisy"
-    through = sampling.through or read
+    read: Any = found.info.reads if isinstance(found, BundleFile) else "noisy"
     # Pictures that are in no training set of the same seed.
     seed = int(torch.randint(2**48, (), generator=generator("calibration", sampling.seed)).item())
     sampling = attrs.evolve(sampling, seed=seed)
     loaded = load_backend(backend)
     stage, device = loaded.stages[0], compute.place
-    if bundle is None and through == "noisy":
+    if bundle is None and (sampling.through or read) == "noisy":
         check_readable(stage, "name their experts, or look through detached")
     every = stage.schedule.log_snr
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
@@ -117,7 +116,7 @@ def calibrate(
         if experts is not None:
             stack.enter_context(experts)
         stack.enter_context(frozen([guide.model], device))
-        guide = attrs.evolve(guide, experts=experts)
+        guide = attrs.evolve(guide, experts=experts, through=sampling.through or read)
         # A guide that cannot be aimed is refused before anything is drawn; the probe has
         # colors, since grey may pass for a mask or a map.
         probe = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
@@ -136,7 +135,7 @@ def calibrate(
                 batch = range(start, min(start + compute.fixed_batch, num))
                 x0 = first[batch.start : batch.stop]
                 images, level = noised(x0, stage.schedule, t, first=start)
-                if through != "noisy":
+                if (through := guide.looks(level)) != "noisy":
                     at = images.new_full((len(images),), t, dtype=torch.int64)
                     images = predicted(loaded, images, at, sampling.prompts(batch))
                     images = images.clamp(-1, 1) if through == "detached" else images

@@ -164,6 +164,9 @@ def plan_transfer(
     problems, stage, first = Problems(), loaded.stages[0], None
     if recipe.begin_with is not None:
         first = bundle_by_name(recipe.begin_with)
+        if isinstance(first.info.reads, tuple):
+            fault = "experts that read different images do not learn together"
+            raise UsageError(fault, hint="begin with each of the bundles that were joined")
         recipe = attrs.evolve(recipe, begin_with=first.sha256, through=first.info.reads)
         adapters: tuple[AdapterConfig, ...] = tuple(first.info.adapters)
     else:

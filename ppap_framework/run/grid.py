@@ -97,9 +97,10 @@ def _header(run: Plan) -> list[str]:
         lines.append("each told a prompt of its own")
     for guide in run.guides:
         low, high = guide.interval
-        noisy = guide.through == "noisy"
-        bare = "without experts" if noisy else "through the clean image"
-        read = "" if noisy else " of the predicted image"
+        bare = "without experts" if guide.through == "noisy" else "through the clean image"
+        first = guide.each_through.count("detached")
+        few = "" if len(guide.each_through) == 1 else f", {first} of them"
+        read = f"{few} of the predicted image" if first else ""
         words = [
             f"{guide.name} aims at {guide.target.label if guide.target else ''}",
             f"scale {scale_words(guide)}",

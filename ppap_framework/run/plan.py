@@ -94,7 +94,7 @@ class Plan:
     @property
     def looks(self) -> set[Through]:
         """The images that guides look at."""
-        return {guide.through for guide in self.guides}
+        return {look for guide in self.guides for look in guide.each_through}
 
     @property
     def walks(self) -> tuple[int, ...]:
@@ -233,8 +233,9 @@ def plan(
         if guide.chosen is not None and sampling.share == 1.0:
             warn_of_idle(guide.name, guide.chosen.ranges, process)
     looks = {guide.through for guide in settled} or {sampling.through or "noisy"}
-    if len(looks) == 1:  # as in records from before each guide had its own
-        sampling = attrs.evolve(sampling, through=looks.pop())
+    if len(looks) == 1 and isinstance(look := looks.pop(), str):
+        # As in records from before each guide had its own.
+        sampling = attrs.evolve(sampling, through=look)
     here = (compute.device == "auto" and loaded.inner.device) or compute.place
     how = int(num), compare, sampling, compute
     return Plan(loaded, tuple(settled), *how, process, indices, start, later, here)

@@ -290,7 +290,7 @@ class TestScenes:
 
 def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPAP_CACHE_DIR", str(tmp_path / "cache"))
-    bundle = write_experts(write_experiments(tmp_path) / "kept")
+    bundle = write_experts(write_experiments(tmp_path) / "kept", held_out=(0.125, 0.5, 2.0))
     write_curve(bundle, ScaleCurve((-1.0, 1.0), (0.5, 8.0), (0.1, 0.2)))
     keep_bundle(write_experts(tmp_path, seed=5))  # auto would take it
     found = read_experiment(tmp_path / "experts.toml")
@@ -314,7 +314,10 @@ def test_figures_say_how_a_row_was_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     page = (tmp_path / "page.md").read_text()
     assert "| experts | × 8 |" in page
     assert "| other | raw:7.5 |" in page
-    assert f"experts: guided by 3 experts, mine ({experts['sha256'][:12]})." in page
+    assert (experts["held_out"], experts["untouched"]) == ([0.125, 0.5, 2.0], [0.25, 1.0, 4.0])
+    told = "whose losses on held-out images are 0.125, 0.5, 2 from the least noise to the most"
+    known = f"mine ({experts['sha256'][:12]}), {told}, and 0.25, 1, 4 untouched."
+    assert f"experts: guided by 3 experts, {known}" in page
     assert "other: 4 DDPM steps." in page
     assert "other: adaptive moments 0.5 and 0.9." in page
     assert "other: guides look at one of 2 steps, the others repeat the gradient." in page

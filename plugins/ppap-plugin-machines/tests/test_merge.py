@@ -1,4 +1,4 @@
-"""Experts that are trained in parts, and the bundle that they become."""
+"""Experts that are trained in parts, or of two bundles, and the bundle that they become."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ import torch
 from commands import Run, refused
 from experts_toy import Backend
 from safetensors.torch import load_file
+from toy_distribution import write_experts
 from transfer_toy import Convolutions, Pictures, Square, pictures
 
 from ppap_framework.errors import AssetError, UsageError
 from ppap_framework.experts import (
     AdapterConfig,
+    experts_dir,
+    keep_bundle,
     load_bundle,
     read_bundle_info,
     verify_bundle,
     write_bundle,
 )
 from ppap_framework.learn import Recipe, distillation, load_teacher, transfer
+from ppap_framework.pixels import scaled
 from ppap_framework.registry import registry
+from ppap_plugin_machines.joining import join
 from ppap_plugin_machines.merging import merge
 
+SCHEDULE = Backend().stages[0].schedule
 MODULE = sys.modules["ppap_framework.learn.transfer"]  # the package calls the function so
 DATA = Pictures({"base": pictures()})
 LEARN: dict[str, Any] = {
@@ -210,3 +216,76 @@ class TestCommand:
         refused(run("experts", "merge", *parts[1:], "--out", "four"), 2, "cannot be called")
         missing = run("experts", "merge", *parts[1:], "--out", "four.experts.safetensors")
         refused(missing, 4, "no part holds 2")
+
+
+def changed(bundle: Path, path: Path, **fields: Any) -> Path:
+    """A copy with another description."""
+    info, state = verify_bundle(bundle)
+    write_bundle(path, state, attrs.evolve(info, **fields))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("at", "timesteps", "kept"),
+    [
+        (50, (0, 33, 50, 66, 100), [(0, 0), (0, 1), (1, 1), (1, 2)]),
+        (66, (0, 33, 66, 100), [(0, 0), (0, 1), (1, 2)]),
+        (1, (0, 1, 33, 66, 100), [(0, 0), (1, 0), (1, 1), (1, 2)]),
+        (99, (0, 33, 66, 99, 100), [(0, 0), (0, 1), (0, 2), (1, 2)]),
+    ],
+)
+def test_joined_experts_read_each_noise_level_as_before(
+    trained: Any, tmp_path: Path, every_plugin: None, at: int, timesteps: Any, kept: Any
+) -> None:
+    # Said only: the diffusion model of this test cannot draw.
+    predicted = {"recipe": {"through": "detached"}}
+    files = changed(trained(seed=1), tmp_path / "predicted", **predicted), trained()
+    out = tmp_path / "out"
+    info = join(Backend(), *files, at, out)
+    assert (info.timesteps, info.curve) == (timesteps, None)
+    assert info == read_bundle_info(out)
+    assert info.reads == tuple(("detached", "noisy")[of] for of, _ in kept)
+    known = [read_bundle_info(file) for file in files]
+    assert info.metrics["experts"] == [known[of].metrics["experts"][k] for of, k in kept]
+    x = scaled(pictures()[:2]).float()
+    for t in {*timesteps[:-1], *(t - 1 for t in timesteps[1:]), at}:
+        level = SCHEDULE.level(torch.tensor([t, t]))
+        source = load_bundle(files[t >= at], Convolutions(), Backend())
+        with torch.no_grad():
+            wanted = source.at(level)(x, level)
+            model = Convolutions()
+            assert torch.equal(load_bundle(out, model, Backend()).at(level)(x, level), wanted)
+
+
+def test_what_cannot_be_joined(trained: Any, tmp_path: Path) -> None:
+    one, two, out = trained(), trained(seed=1), tmp_path / "out"
+    other = changed(two, tmp_path / "other", resolution=(16, 16))
+    damaged = Path(shutil.copy(two, tmp_path / "damaged.experts.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    for files, at, fault, kind in (
+        ((one, two), 0, "joined at timestep 0", UsageError),
+        ((one, two), 100, "joined at timestep 100", UsageError),
+        ((one, other), 50, "cannot be joined: resolution was", AssetError),
+        ((one, damaged), 50, "damaged", AssetError),
+        ((one, trained(experts_of=(1, 2))), 50, "cannot be joined: part was", AssetError),
+    ):
+        with pytest.raises(kind, match=fault):
+            join(Backend(), *files, at, out)
+    assert not out.exists()
+
+
+def test_the_command_that_joins(site: Path, run: Run, tmp_path: Path, every_plugin: None) -> None:
+    low = write_experts(tmp_path, "low", through="detached")
+    high = write_experts(tmp_path, "high", number=1, seed=3)
+    out, how = tmp_path / "both.experts.safetensors", ("--at", "60", "--backend", "toy")
+    named = ("experts", "join", low, high, *how, "--out", out)
+    assert run(*named) == (0, f"{out}\n", "")
+    assert read_bundle_info(out).timesteps == (0, 33, 60, 100)
+    refused(run(*named), 2, "is there already", "--overwrite")
+    assert '"experts": 3' in run(*named, "--overwrite", "--json").out
+    refused(run("experts", "join", low, "no-such-bundle", *how), 4, "no-such-bundle")
+    refused(run("experts", "join", low, high, "--at", "60", "--backend", "no"), 3, "'no'")
+    kept = experts_dir() / "low-joined.experts.safetensors"
+    assert run("experts", "join", keep_bundle(low), high, *how) == (0, f"{kept}\n", "")
+    named = ("experts", "join", "low", high, "--at", "0", "--backend", "toy", "--overwrite")
+    refused(run(*named), 2, "at timestep 0")

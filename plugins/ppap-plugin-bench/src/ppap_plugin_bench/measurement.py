@@ -315,6 +315,9 @@ def _guides(row: Row, guides: Sequence[Guide]) -> dict[str, Any]:
         if isinstance(guide.experts, BundleFile):
             experts = guide.experts.record()
             del experts["path"]  # differs between machines
+            scores = [score or {} for score in guide.experts.info.metrics.get("experts", ())]
+            for name in ("held_out", "untouched"):
+                experts[name] = [rounded(score[name]) for score in scores if score.get(name)]
         found = provenance(guide.origin) | {
             "loss": guide.loss_name,
             "through": guide.through,

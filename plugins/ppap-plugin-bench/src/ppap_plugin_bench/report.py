@@ -18,6 +18,7 @@ from ppap_plugin_bench.results import Results, find_results, guides_of
 
 _ENOUGH = 1024  # images in a row
 _ENOUGH_FOR_FID = 2048
+_LOSSES = ("held_out", "untouched")
 _QUALITY = ("fid", "kid", "precision", "recall", "spread")
 _NOTES = """\
 Intervals are 95 % and come from resampling images. *Hit rate*: the judge takes the image for the \
@@ -204,6 +205,13 @@ def _headings(result: Results, names: Iterable[str]) -> list[str]:
     return [markdown.heading(name, result.shown.get(name)) for name in names]
 
 
+def _held_out(experts: dict[str, Any]) -> str:
+    """What a bundle says of its experts' losses, in words."""
+    own, bare = (", ".join(f"{x:.3g}" for x in experts.get(of, ())) for of in _LOSSES)
+    told = f", whose losses on held-out images are {own} from the least noise to the most"
+    return told + (f", and {bare} untouched" if bare else "") if own else ""
+
+
 def _notes(result: Results) -> str:
     lines = [f"- {row['title']}: {row['text']}" for row in result.rows if row["text"]]
     for row in result.rows:
@@ -213,7 +221,7 @@ def _notes(result: Results) -> str:
             notes.append(f"the scale is a factor; {told}")
         notes += [
             f"guided by {experts['num_experts']} experts, {experts['name']} "
-            f"({experts['sha256'][:12]})"
+            f"({experts['sha256'][:12]}){_held_out(experts)}"
             for guide in guides
             if (experts := guide.get("experts"))
         ]

@@ -107,7 +107,7 @@ class Setup:
         compute = run.Compute(device=self.device, batch=self.experiment.batch)
         how = compute, self.curves, self.progress
         return [
-            calibrated(self.backend, guide, attrs.evolve(usual, through=guide.through), *how)
+            calibrated(self.backend, guide, attrs.evolve(usual, through=row.through), *how)
             for guide in self.guides(row)
         ]
 

@@ -104,9 +104,7 @@ def diagnose(
     clean = images if clean is None else clean
     _check(images, clean, stage.image_shape, guide, batch)
     guide = guide.with_experts(backend, None)
-    chosen, shown = guide.chosen, None
-    if guide.through == "detached":
-        shown = partial(predicted, backend)
+    chosen, shown = guide.chosen, partial(predicted, backend)
     with contextlib.ExitStack() as stack:
         stack.enter_context(frozen([guide.model], place))
         experts = stack.enter_context(chosen.attached(guide.model)) if chosen else None
@@ -147,12 +145,12 @@ def _measure(
     seed: int,
     batch: int,
     device: torch.device,
-    shown: Callable[[Tensor, Tensor], Tensor] | None = None,
+    shown: Callable[[Tensor, Tensor], Tensor],
     progress: Watch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Confidence and gradient norm of clean images, (2, N), and figures of the untouched network
-    and the attached experts, if any, (1 or 2, L, 5, N); float64, not finite if missing. Experts are
-    shown `shown`(x_t, t), clipped, if not x_t.
+    and the attached experts, if any, (1 or 2, L, 5, N); float64, not finite if missing. Experts of
+    the predicted image are shown `shown`(x_t, t), clipped.
     """
     count = len(images)
     experts = guide.experts if isinstance(guide.experts, ExpertSet) else None
@@ -176,7 +174,7 @@ def _measure(
             part = reader.rows(rows.start, rows.stop)
             for k, t in enumerate(timesteps):
                 x_t, level = noised(x0, schedule, t, seed=seed, first=start)
-                if reader.experts and shown:
+                if reader.experts and reader.looks(level) == "detached":
                     x_t = shown(x_t, x_t.new_full((len(x_t),), t, dtype=torch.int64)).clamp(-1, 1)
                 values[k, :, rows] = _figures(part, x_t, level, teacher, g0, classification)
                 done += len(x0)
