@@ -10,11 +10,17 @@ SHORT := --iterations 2400 --learn-batch 32
 LONG := --iterations 12000 --learn-batch 32
 # Experts of the predicted clean image; those of the classifier and the segmentation network ship.
 PREDICTED = $(LEARN) --through detached --iterations 6000 --learn-batch 32
+define JOINED
+	mkdir -p runs/experts/$(1)depth-both
+	$(BIN)/ppap experts join runs/experts/$(1)depth-predicted runs/experts/$(1)depth-1 --at 720 --backend $(2) \
+		--out runs/experts/$(1)depth-both/$(2)-depth-5.experts.safetensors --overwrite
+	$(BIN)/ppap experts calibrate runs/experts/$(1)depth-both/$(2)-depth-5.experts.safetensors --backend $(2) --guider depth
+endef
 DENSE := depth-experts segmentation-experts
 GLIDE := glide-classifier-experts glide-depth-experts glide-segmentation-experts
 LATENT := latent-classifier-experts latent-depth-experts latent-segmentation-experts
 OTHERS := clip-text-experts detection-experts likeness-experts style-experts
-EXPERTS := classifier-experts $(DENSE) $(OTHERS) fashion-experts $(GLIDE) $(LATENT)
+EXPERTS := classifier-experts $(DENSE) depth-both-experts glide-depth-both-experts $(OTHERS) fashion-experts $(GLIDE) $(LATENT)
 RESULTS := $(basename $(wildcard docs/results/*.toml))
 EDITABLE := -e ".[demo,eval,dev]" $(foreach plugin,$(PLUGINS),-e $(plugin))
 # A file of weights in a package that wants a torch of 2020, and of which no code is run.
@@ -101,8 +107,8 @@ $(RESULTS): %: %.toml $(RENDERS)
 docs/results/adm-classifier docs/results/adm-classifier-curve: classifier-experts
 docs/results/adm-depth: depth-experts
 docs/results/adm-segmentation: segmentation-experts
-docs/results/adm-default: classifier-experts $(DENSE)
-docs/results/glide-default: $(GLIDE)
+docs/results/adm-default: classifier-experts $(DENSE) depth-both-experts
+docs/results/glide-default: $(GLIDE) glide-depth-both-experts
 docs/results/latent-classifier: latent-classifier-experts
 docs/results/latent-depth: latent-depth-experts
 docs/results/latent-segmentation: latent-segmentation-experts
@@ -137,6 +143,13 @@ $(DENSE): %-experts: synthetic-adm
 		$(LEARN) $(LONG) --backend adm --guider $* --data $(SYNTHETIC)adm --num-experts $$number --out runs/experts/$*-$$number || exit 1; \
 	done
 	$(PREDICTED) --backend adm --guider $* --data $(SYNTHETIC)adm --out runs/experts/$*-predicted
+
+# Those of depth that ship: of the predicted image, and of the noisy one where there is most noise.
+depth-both-experts: depth-experts
+	$(call JOINED,,adm)
+
+glide-depth-both-experts: glide-depth-experts
+	$(call JOINED,glide-,glide)
 
 style-experts: SMALL := --adapter lora:rank=8 --adapter bias
 $(OTHERS): %-experts: synthetic-adm

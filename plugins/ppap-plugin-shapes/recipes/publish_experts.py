@@ -32,12 +32,13 @@ from ppap_framework.plugin import ExpertBundle
     show_default="that of this plugin",
 )
 def main(folder: Path, name: str, summary: str, weights: Path) -> None:
-    """Publish the experts that `ppap transfer` left in FOLDER."""
+    """Publish the experts that `ppap transfer` or `ppap experts join` left in FOLDER."""
     weights = weights.resolve()
     (source,) = folder.glob(f"*{SUFFIX}")
     verify_bundle(source)
     info = read_bundle_info(source)
-    training = json.loads((folder / "transfer.json").read_text())
+    training = folder / "transfer.json"  # which experts that were joined do not have
+    seconds = json.loads(training.read_text())["seconds"] if training.is_file() else None
     target = weights / f"{name}{SUFFIX}"
     partial = target.with_suffix(".partial")
     shutil.copyfile(source, partial)
@@ -55,9 +56,9 @@ def main(folder: Path, name: str, summary: str, weights: Path) -> None:
     record = {
         "experts": attrs.asdict(card),
         "training": {
-            "recipe": training["settings"]["recipe"],
-            "seconds": training["seconds"],
-            "data_sha256": training["settings"]["data"],
+            "recipe": info.recipe,
+            "seconds": seconds,
+            "data_sha256": info.data_sha256,
         },
         "metrics": info.metrics,
     }
