@@ -440,6 +440,10 @@ class TestChoosing:
         assert guide.chosen.info.reads == guide.through
         chosen = planned(toy, green(), through=through).guides[0].chosen
         assert through == (chosen.name if isinstance(chosen, BundleFile) else "clean")
+        mixed = write_experts(tmp_path, "both", through=["detached", "noisy", "noisy"])
+        with pytest.raises(UsageError, match="learned through detached and noisy") as caught:
+            planned(toy, green(experts=mixed), through=through)
+        assert caught.value.hint == "leave the experts out, or do not say what it looks through"
         for name in {"noisy", "detached"} - {through}:
             said = f"looks through {through}, and its experts learned through {name}"
             with pytest.raises(UsageError, match=said):

@@ -181,9 +181,10 @@ def check_wanted(
         wanted = bundle_by_name(wanted, offline=offline)
     reads = wanted.info.reads if isinstance(wanted, BundleFile) else "noisy"
     if through not in (None, reads):
-        told = reads if isinstance(reads, str) else " and ".join(dict.fromkeys(reads))
-        fault = f"{guide_name!r} looks through {through}, and its experts learned through {told}"
-        raise UsageError(fault, hint=f"leave the experts out, or look through {told}")
+        both = " and ".join(dict.fromkeys([reads] if isinstance(reads, str) else reads))
+        fault = f"{guide_name!r} looks through {through}, and its experts learned through {both}"
+        hint = f"look through {reads}" if both == reads else "do not say what it looks through"
+        raise UsageError(fault, hint=f"leave the experts out, or {hint}")
     return wanted
 
 
