@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppap_framework.components import GuidanceModel, Target, TargetInput, TaskLoss
 from ppap_framework.errors import UsageError
 from ppap_framework.noise import NoiseLevel
+from ppap_framework.preprocessing import ImageInput
 
 
 @final
@@ -34,9 +34,6 @@ class ModuleGuide(GuidanceModel):
     UsageError if only one of `mean` and `std` is given, or a value is invalid.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         network: nn.Module,
@@ -53,15 +50,13 @@ class ModuleGuide(GuidanceModel):
             raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
         if size is not None and size < 1:
             raise UsageError(f"images cannot be resized to {size} pixels")
-        self.network, self._size, self._task = network, size, task
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self.network, self._task = network, task
+        size = None if size is None else int(size)  # numpy's numbers are taken, too
+        self._input = ImageInput(size=size, mean=map(float, mean), std=map(float, std))
 
     def forward(self, images: Tensor, level: NoiseLevel | None = None) -> Any:
         """The network's output; the level is ignored."""
-        if self._size is not None:
-            images = F.interpolate(images, self._size, mode="bilinear", antialias=True)
-        images = ((images + 1.0) / 2.0 - self.mean) / self.std
+        images = self._input(images)
         floats = (p.dtype for p in self.network.parameters() if p.is_floating_point())
         with _same_buffers(self.network):
             answer = self.network(images.to(next(floats, images.dtype)))
