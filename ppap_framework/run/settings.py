@@ -32,14 +32,10 @@ def whole(least: float, usual: int, *others: object, most: float = 2**31 - 1) ->
     return lambda x: (type(x) is int and least <= x <= most) or x in others, words, usual
 
 
-def one_of(words: Any) -> Rule:
-    """The values of a `Literal`, the first of which is the usual one."""
+def one_of(words: Any, *others: object) -> Rule:
+    """The values of a `Literal`, the first of which is the usual one, and other values."""
     choices = get_args(words)
-    return choices.__contains__, f"be {' or '.join(choices)}", choices[0]
-
-
-def _or_none(accepts: Callable[[Any], bool], words: str, usual: Any) -> Rule:
-    return lambda value: value is None or accepts(value), words, usual
+    return lambda x: x in choices or x in others, f"be {' or '.join(choices)}", choices[0]
 
 
 def _rates(given: Any) -> bool:
@@ -57,7 +53,7 @@ _RULES: dict[str, Rule] = {
     "strength": (lambda x: x is None or 0.0 < x <= 1.0, "lie above 0 and be at most 1", 0.6),
     "resample": whole(1, 5, None, most=1000),
     "jump_length": whole(1, 5),
-    "through": _or_none(*one_of(Through)),
+    "through": one_of(Through, None),
     "conflicts": one_of(Conflicts),
     "moments": (_rates, "be two numbers from 0 to below 1", "0.9 and 0.999"),
     "guide_every": whole(1, 2),
