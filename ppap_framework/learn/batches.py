@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import attrs
@@ -84,11 +84,6 @@ class Batch(NamedTuple):
     images: Tensor  # (B,), int64, indices
     timesteps: Tensor  # (B,), int64, base timesteps
     noise: Tensor  # (B, 3, H, W), standard normal
-
-    def split(self, size: int) -> Iterator[Batch]:
-        """The same images in batches of at most `size`."""
-        parts = zip(*(torch.split(field, size) for field in self), strict=True)
-        return (Batch(*part) for part in parts)
 
     def part(self, rows: slice) -> Batch:
         """Some of the images."""

@@ -261,7 +261,8 @@ class Distillation:
         total = 0.0
         with evaluating(self._experts.model.network):
             own = validation.part(self._processes.share(len(validation.images)))
-            for part in own.split(self._recipe.batch) if len(own.images) else ():
+            for start in range(0, len(own.images), self._recipe.batch):
+                part = own.part(slice(start, start + self._recipe.batch))
                 total += self._losses(part).double().sum().item()
         total = self._processes.sum(torch.tensor(total, dtype=torch.float64)).item()
         return total / len(validation.images) if math.isfinite(total) else math.inf
