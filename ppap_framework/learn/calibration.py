@@ -112,10 +112,7 @@ def calibrate(
     timesteps = [t for t in evenly_spaced(stage.schedule, levels) if every[t].isfinite()]
     here = Present(guide.model, loaded, guide.compared_options(loaded))
     experts = None if bundle is None else load_bundle(bundle, guide.model, present=here)
-    with contextlib.ExitStack() as stack:
-        if experts is not None:
-            stack.enter_context(experts)
-        stack.enter_context(frozen([guide.model], device))
+    with experts or contextlib.nullcontext(), frozen([guide.model], device):
         guide = attrs.evolve(guide, experts=experts, through=sampling.through or read)
         # A guide that cannot be aimed is refused before anything is drawn; the probe has
         # colors, since grey may pass for a mask or a map.
