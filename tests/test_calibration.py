@@ -285,6 +285,8 @@ class TestBundle:
         once = calibrate(toy, seen(), bundle, seed=3, **QUICK)
         written = bundle.read_bytes()
         bundle.write_bytes(bare)
+        assert calibrate(toy, seen(), bundle, write=False, seed=3, **QUICK) == once
+        assert bundle.read_bytes() == bare
         calibrate(toy, seen(), bundle, seed=3, **QUICK)
         assert bundle.read_bytes() == written
         calibrate(

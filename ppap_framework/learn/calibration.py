@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +67,7 @@ def calibrate(
     guide: Guide,
     bundle: Path | None = None,
     *,
+    write: bool = True,
     num: int = 64,
     levels: int = 13,
     sampling: Sampling | None = None,
@@ -81,7 +80,8 @@ def calibrate(
     Args:
         backend: The diffusion model that is guided.
         guide: The untouched network, and the loss whose energy guides.
-        bundle: File of its experts, which gets the curve; None for a guide without experts.
+        bundle: File of its experts; None for a guide without experts.
+        write: Whether the bundle gets the curve.
         num: M, the number of pictures, from 8.
         levels: Number of noise levels, evenly spaced over the timesteps.
         sampling: What determines the pictures, by default 25 steps, and through which image the
@@ -147,7 +147,7 @@ def calibrate(
         raise _refused(guide, "it does not tell pictures apart at any noise level")
     curve = _curve(every[timesteps].tolist(), scales, errors)
     curve = attrs.evolve(curve, loss=guide.loss_record)
-    if bundle is not None:
+    if bundle is not None and write:
         write_curve(bundle, curve)
     return curve
 
@@ -184,10 +184,9 @@ def kept_curve(
     path = (folder or cache_dir() / "curves") / f"{digest(depends_on)[:16]}.json"
     if lasting and (kept := read_json(path, "delete it")):
         return ScaleCurve(**kept["curve"])
-    how: Any = {"sampling": sampling, "compute": compute, "progress": progress}
-    with tempfile.TemporaryDirectory() as place:
-        copy = None if bundle is None else Path(shutil.copy(bundle.path, place))
-        curve = calibrate(backend, attrs.evolve(guide, experts=None), copy, **how)
+    how: Any = {"sampling": sampling, "compute": compute, "progress": progress, "write": False}
+    file = None if bundle is None else bundle.path
+    curve = calibrate(backend, attrs.evolve(guide, experts=None), file, **how)
     write_json(path, {**depends_on, "curve": attrs.asdict(curve)})
     return curve
 
