@@ -54,7 +54,7 @@ class TestHalving:
                 raise error
             return images
 
-        done = list(in_batches(11, 16, draw, halve=True))
+        done = list(in_batches(range(11), 16, draw, halve=True))
         assert drawn == [11, 5, 2, 2, 2, 2, 2, 1]
         assert [n for images in done for n in images] == list(range(11))
 
@@ -63,10 +63,10 @@ class TestHalving:
             raise error
 
         with pytest.raises(PpapError, match="out of memory with 8 images at once") as caught:
-            list(in_batches(11, 8, draw, halve=False))
+            list(in_batches(range(11), 8, draw, halve=False))
         assert "--batch auto" in caught.value.hint
         with pytest.raises(PpapError, match="out of memory with 1 image at once") as caught:
-            list(in_batches(11, 8, draw, halve=True))
+            list(in_batches(range(11), 8, draw, halve=True))
         assert "--batch" not in caught.value.hint
 
 
@@ -75,7 +75,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        list(in_batches(2, 2, draw, halve=True))
+        list(in_batches(range(2), 2, draw, halve=True))
 
 
 def test_what_failed_is_gone_before_it_is_tried_again() -> None:
@@ -93,7 +93,7 @@ def test_what_failed_is_gone_before_it_is_tried_again() -> None:
         left.append(weakref.ref(large))
         raise MemoryError
 
-    assert list(in_batches(2, 2, draw, halve=True)) == [0, 0]
+    assert list(in_batches(range(2), 2, draw, halve=True)) == [0, 0]
 
 
 class TestAuto:

@@ -95,10 +95,9 @@ def draw(
     try:
         with drawing(run, progress) as drawer:
             told = _warn_of_silence(run, drawer)
-            start = time.perf_counter()
+            start, batch = time.perf_counter(), partial(_batch, drawer, run.compared)
             for share in processes.turns(run.num, size):
-                batch = partial(_batch, drawer, run.compared, share.start)
-                for images, drawn, taken in in_batches(len(share), size, batch, halve=halve):
+                for images, drawn, taken in in_batches(share, size, batch, halve=halve):
                     if keep is None or images.start < keep or processes.count > 1:
                         parts.append((images.start, drawn))
                     count += len(images)
@@ -125,17 +124,16 @@ def draw(
     return Result(run, pictures, stats, interrupted)
 
 
-def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
-    """Draw images 0 to `num` - 1 in batches; a call of `draw` that fails must leave no trace.
+def in_batches(images: range, size: int, draw: Callable[[range], T], *, halve: bool) -> Iterator[T]:
+    """Draw consecutive images in batches; a call of `draw` that fails must leave no trace.
 
     Out of memory, `halve` halves the batch size and retries; else, or for one image, PpapError.
     """
-    start = 0
-    while start < num:
-        images = range(start, min(start + size, num))
-        count = len(images)
+    while images:
+        batch = images[:size]
+        count = len(batch)
         try:
-            done = draw(images)
+            done = draw(batch)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -146,7 +144,7 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
                 reason = f"out of memory with {many} at once: {one_line(error)}"
                 raise PpapError(reason, hint=hint) from error
         else:
-            start = images.stop
+            images = images[count:]
             yield done
             continue
         # The error and its traceback are freed by now, and the memory they held.
@@ -157,10 +155,9 @@ def in_batches(num: int, size: int, draw: Callable[[range], T], *, halve: bool) 
 
 
 def _batch(
-    drawer: Drawing, compared: Sequence[Kind], first: int, images: range
+    drawer: Drawing, compared: Sequence[Kind], images: range
 ) -> tuple[range, dict[Kind, Pictures], float]:
-    """Images from `first` on of every kind, counted if all are finished; seconds of the guided."""
-    images = range(first + images.start, first + images.stop)
+    """Images of every kind, counted if all are finished; seconds of the guided."""
     with drawer.atomic():
         start = time.perf_counter()
         pictures: dict[Kind, Pictures] = {"guided": _pictures(drawer, images, "guided")}
