@@ -29,6 +29,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from ppap_framework import run
 from ppap_framework.components import DiffusionBackend, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
 from ppap_framework.errors import PluginError, UsageError
@@ -41,18 +42,7 @@ from ppap_framework.noise import NoiseLevel
 from ppap_framework.origin import Origin
 from ppap_framework.pixels import to_pil
 from ppap_framework.predictions import widened
-from ppap_framework.run import (
-    Compute,
-    LoadedBackend,
-    Plan,
-    Sampling,
-    changed,
-    check,
-    drawing,
-    guide_origin,
-    plan,
-)
-from ppap_framework.run import backend as load_backend
+from ppap_framework.run import Compute, LoadedBackend, Plan, Sampling, guide_origin
 from ppap_framework.runtime import Progress, Watch, frozen, generator, isolated
 
 _LEAST, _MOST = 1e-3, 1e4  # of s times the spread of the energies
@@ -94,8 +84,8 @@ def calibrate(
     picture or tell pictures apart; AssetError if the bundle is unfit or cannot be written.
     """
     usual = sampling or Sampling(steps=25, sampler="ddpm"), compute or Compute(batch=32)
-    sampling, compute = changed(changes, *usual)
-    check(num, sampling, compute)
+    sampling, compute = run.changed(changes, *usual)
+    run.check(num, sampling, compute)
     if num < 8:
         raise UsageError(f"num must be a whole number from 8, not {num}", hint="use 64, say")
     asked: Any = {"noise_aware": guide.noise_aware, "through": sampling.through}
@@ -104,7 +94,7 @@ def calibrate(
     # Pictures that are in no training set of the same seed.
     seed = int(torch.randint(2**48, (), generator=generator("calibration", sampling.seed)).item())
     sampling = attrs.evolve(sampling, seed=seed)
-    loaded = load_backend(backend)
+    loaded = run.backend(backend)
     stage, device = loaded.stages[0], compute.place
     if bundle is None and (sampling.through or read) == "noisy":
         check_readable(stage, "name their experts, or look through detached")
@@ -119,7 +109,7 @@ def calibrate(
         probe = torch.tensor([-0.5, 0.0, 0.5])[None, :, None, None]
         probe = probe.expand(2, *loaded.stages[-1].image_shape).to(device)
         _energies(guide, probe, NoiseLevel.clean(2), _targets(guide, probe))
-        drawn = _pictures(plan(loaded, (), num, sampling, compute))
+        drawn = _pictures(run.plan(loaded, (), num, sampling, compute))
         first, last = (pictures.to(device) for pictures in drawn)
         with torch.no_grad():
             parts = torch.split(first, compute.fixed_batch)
@@ -253,13 +243,13 @@ def _curve(
     )
 
 
-def _pictures(run: Plan) -> tuple[Tensor, Tensor]:
+def _pictures(plan: Plan) -> tuple[Tensor, Tensor]:
     """What the first and the last stage drew, (M, 3, H, W) each, on the CPU."""
-    batch = run.compute.fixed_batch
+    batch = plan.compute.fixed_batch
     parts: list[tuple[Tensor, Tensor]] = []
-    with drawing(run) as draw:
-        for start in range(0, run.num, batch):
-            drawn = list(draw(range(start, min(start + batch, run.num))).values())
+    with run.drawing(plan) as draw:
+        for start in range(0, plan.num, batch):
+            drawn = list(draw(range(start, min(start + batch, plan.num))).values())
             parts.append((drawn[0].cpu(), drawn[-1].cpu()))
     first, last = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(last)
