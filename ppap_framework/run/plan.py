@@ -278,21 +278,20 @@ def _settled(guide: Guide, loaded: LoadedBackend, sampling: Sampling) -> Guide:
     """The guide with its experts chosen and its scale known."""
     guide = guide.with_experts(loaded, sampling.through)
     experts, scale, curve = guide.chosen, guide.scale, guide.curve
-    if curve is None and experts is not None:
+    if raw_scale(scale) is not None:
+        curve = None
+    elif curve is None and experts is not None:
         curve = experts.calibration
     if curve is not None and not same_loss(curve.loss, guide.loss_record):
-        if raw_scale(scale) is None:
-            both = (curve.loss or {}, guide.loss_record)
-            told = [f"{it.get('name')} {option_words(it.get('options') or {})}" for it in both]
-            _log.warning(_OTHER_LOSS, guide.name, *map(str.rstrip, told))
+        both = (curve.loss or {}, guide.loss_record)
+        told = [f"{it.get('name')} {option_words(it.get('options') or {})}" for it in both]
+        _log.warning(_OTHER_LOSS, guide.name, *map(str.rstrip, told))
         curve = None
     if scale == "auto" and curve is None:
         reason = f"guide {guide.name!r} has no calibrated curve for its loss"
         hint = "give a scale, such as 4; `ppap run` and `ppap experts calibrate` find a curve"
         raise UsageError(reason, hint=hint)
-    if raw_scale(scale) is not None:
-        curve = None
-    elif scale in (None, "auto"):
+    if scale in (None, "auto"):
         scale = DEFAULT_SCALE if curve is None else DEFAULT_MULTIPLIER
     if isinstance(experts, BundleFile) and experts.info.curve is guide.curve is None:
         trained = experts.info.backend.component, experts.info.guide.component
