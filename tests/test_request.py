@@ -218,6 +218,7 @@ class TestModuleGuide:
             {"std": (1, 1, 1)},
             {"mean": (0, 0), "std": (1, 1)},
             {"mean": (0, 0, 0), "std": (1, 0, 1)},
+            {"mean": (0, float("nan"), 0), "std": (1, 1, 1)},
             {"size": 0},
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
@@ -48,6 +49,8 @@ class ModuleGuide(GuidanceModel):
             mean = std = (0.5, 0.5, 0.5)  # to the same range as it comes in
         if mean is None or std is None or (len(mean), len(std)) != (3, 3) or min(std) <= 0:
             raise UsageError(f"mean and std must be three numbers each, not {mean} and {std}")
+        if not all(map(math.isfinite, (*mean, *std))):
+            raise UsageError(f"mean and std must be finite, not {mean} and {std}")
         if size is not None and size < 1:
             raise UsageError(f"images cannot be resized to {size} pixels")
         self.network, self._task = network, task
