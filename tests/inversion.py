@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppap_framework.components import Prediction, Stage
-from ppap_framework.diffusion import Process, State, shifted, trajectory
+from ppap_framework.diffusion import Process, shifted, trajectory
 
 
 def inversion_step(
@@ -23,8 +23,10 @@ def inversion_step(
     return to[0] * prediction.x0 + to[1] * prediction.eps, prediction
 
 
-def inversion(stage: Stage, process: Process, x: Tensor, **how: Any) -> Iterator[State]:
-    """From images at the first kept timestep to noise, one state for each but the last timestep.
+def inversion(
+    stage: Stage, process: Process, x: Tensor, **how: Any
+) -> Iterator[tuple[Tensor, Prediction]]:
+    """From images at the first kept timestep to noise, by a step from each but the last timestep.
     `trajectory` with eta 0 leads back.
     """
     how |= {"step": inversion_step, "indices": range(len(process) - 1)}

@@ -68,7 +68,7 @@ def test_devices_do_not_mix_and_schedules_stay_on_the_cpu(
     condition = run.backend.encode(sampling.prompts(range(2)), 2)
     with Wide() as wide:
         x = torch.zeros(2, *stage.image_shape, device="meta")
-        for state in trajectory(
+        for found, _ in trajectory(
             stage,
             run.process,
             x,
@@ -77,7 +77,7 @@ def test_devices_do_not_mix_and_schedules_stay_on_the_cpu(
             step=step,
             guidance=EnergyGuidance(looking) if looking else None,
         ):
-            assert state.x.is_meta
+            assert found.is_meta
     assert wide.seen > 100
     assert wide.found == []
 

@@ -70,8 +70,8 @@ class TestStrength:
         assert process.timesteps == tuple(range(0, 10 * steps, 10))
         start = noised(PIXELS, noise((3, 3, SIZE, SIZE)), process.alphas_cumprod[-1])
         stage = toy.stages[0]
-        *_, last = trajectory(stage, process, start, noise, step=drawn.plan.sampling.step)
-        assert torch.equal(drawn.images, last.x.clamp(-1.0, 1.0))
+        *_, (last, _) = trajectory(stage, process, start, noise, step=drawn.plan.sampling.step)
+        assert torch.equal(drawn.images, last.clamp(-1.0, 1.0))
         assert counts_of(drawn.plan).denoiser_forwards == 3 * steps
 
 

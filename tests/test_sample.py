@@ -73,8 +73,8 @@ def by_hand(toy: DiffusionBackend, guide: Guide, num: int, steps: int, seed: int
     process = Process(stage.schedule, timesteps_for(TIMESTEPS, steps), stage.variance)
     guidance = EnergyGuidance([guide], normalize=how.pop("normalize", False))
     start = noise((num, 3, SIZE, SIZE))
-    *_, last = trajectory(stage, process, start, noise, guidance=guidance, **how)
-    return last.x
+    *_, (last, _) = trajectory(stage, process, start, noise, guidance=guidance, **how)
+    return last
 
 
 class TestSample:

@@ -23,7 +23,6 @@ from ppap_framework.components import Prediction, Stage, VarianceKind
 from ppap_framework.diffusion import (
     NoiseSource,
     Process,
-    State,
     ddim_step,
     ddpm_step,
     repeated,
@@ -82,8 +81,8 @@ def images(*shape: int, seed: int = 1) -> Tensor:
 
 
 def end_of(*args: Any, **how: Any) -> Tensor:
-    *_, last = trajectory(*args, **how)
-    return last.x
+    *_, (last, _) = trajectory(*args, **how)
+    return last
 
 
 def walk(stage: Stage, process: Process | int, side: int = 2, **how: Any) -> tuple[Tensor, Tensor]:
@@ -93,7 +92,8 @@ def walk(stage: Stage, process: Process | int, side: int = 2, **how: Any) -> tup
     return start, end_of(stage, process, start, source, **how)
 
 
-def states_of(steps: int, batch: int = 1, **how: Any) -> tuple[GaussianStage, list[State]]:
+def states_of(steps: int, batch: int = 1, **how: Any) -> tuple[GaussianStage, list[Any]]:
+    """Each state after a step, with the prediction that it was made from."""
     stage, (start, source) = GaussianStage(LINEAR), noise_of(batch)
     return stage, list(trajectory(stage, process_of(stage, steps), start, source, **how))
 
@@ -140,26 +140,26 @@ def test_ddim_with_eta_1_takes_the_ancestral_step() -> None:
     walks = [
         states_of(10, step=step, clip=False)[1] for step in (ddpm_step, partial(ddim_step, eta=1.0))
     ]
-    for a, b in zip(*walks, strict=True):
-        assert_close(a.x, b.x, rtol=1e-4, atol=1e-4)
+    for (a, _), (b, _) in zip(*walks, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_the_noise_of_a_step_is_at_most_all() -> None:
     """However large eta is, x_{i-1} is noised to its own level, with new noise alone."""
     stage, states = states_of(10, step=partial(ddim_step, eta=1e6), clip=False)
     abars, (start, noise) = process_of(stage, 10).alphas_cumprod_prev.flip(0).tolist(), noise_of()
-    for state, abar in zip(states, abars, strict=True):
-        wanted = abar**0.5 * state.prediction.x0 + (1.0 - abar) ** 0.5 * noise(tuple(start.shape))
-        assert_close(state.x, wanted, rtol=1e-4, atol=1e-4)
+    for (x, prediction), abar in zip(states, abars, strict=True):
+        wanted = abar**0.5 * prediction.x0 + (1.0 - abar) ** 0.5 * noise(tuple(start.shape))
+        assert_close(x, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_inversion_leads_back() -> None:
     stage = GaussianStage(COSINE)
     process = Process(COSINE, timesteps_for(1000, 200)[:-1])
     data = MEAN + DEVIATION * images(2, 3, 8, 8)
-    *_, last = inversion(stage, process, data, clip=False)
-    assert_close(transported(stage, process, last.x), data, rtol=0, atol=0.05)
-    again = end_of(stage, process, last.x, NoiseSource(0), clip=False)
+    *_, (last, _) = inversion(stage, process, data, clip=False)
+    assert_close(transported(stage, process, last), data, rtol=0, atol=0.05)
+    again = end_of(stage, process, last, NoiseSource(0), clip=False)
     assert_close(again, data, rtol=0, atol=0.05)
 
 
@@ -339,16 +339,22 @@ class TestWalk:
         if steps == 1:  # which is the prediction
             assert_close(end, stage.denoise(start, torch.tensor([length - 1]), None).x0)
 
-    def test_states_tell_where_they_are(self) -> None:
+    def test_steps_are_told_where_they_are(self) -> None:
         stage, (start, source) = GaussianStage(LINEAR, 50.0, 1e-6), noise_of()
-        for state in trajectory(stage, process_of(stage, 3), start, source):  # clipped
-            assert (state.prediction.x0 == 1.0).all()
-        stage, states = states_of(4, batch=2)
-        assert [state.index for state in states] == [3, 2, 1, 0]
-        assert [state.timestep for state in states] == [750, 500, 250, 0]
+        for _, prediction in trajectory(stage, process_of(stage, 3), start, source):  # clipped
+            assert (prediction.x0 == 1.0).all()
+        indices: list[int] = []
+
+        def step(process: Process, index: int, *given: Any) -> Any:
+            indices.append(index)
+            return ddim_step(process, index, *given)
+
+        stage, states = states_of(4, batch=2, step=step)
+        assert indices == [3, 2, 1, 0]
         assert [t.tolist() for t in stage.seen] == [[750] * 2, [500] * 2, [250] * 2, [0] * 2]
         assert all(t.dtype == torch.int64 for t in stage.seen)
-        assert_close(states[-1].x, states[-1].prediction.x0)
+        x, prediction = states[-1]
+        assert_close(x, prediction.x0)
 
     def test_guidance_is_told_where_it_is(self) -> None:
         told: list[tuple[float, list[float]]] = []
@@ -364,9 +370,10 @@ class TestWalk:
 
     def test_nothing_keeps_a_graph(self) -> None:
         stage, (start, source) = GaussianStage(LINEAR), noise_of()
-        for state in trajectory(stage, process_of(stage, 3), start.requires_grad_(), source):
-            assert not state.x.requires_grad
-            assert not state.prediction.x0.requires_grad
+        walk = trajectory(stage, process_of(stage, 3), start.requires_grad_(), source)
+        for x, prediction in walk:
+            assert not x.requires_grad
+            assert not prediction.x0.requires_grad
             assert torch.is_grad_enabled()  # the caller's own mode, between the steps
 
     def test_a_bad_eta_is_refused(self) -> None:

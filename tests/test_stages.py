@@ -48,14 +48,14 @@ class TestSample:
         result = ppap.sample(two, **ASKED, sampler="ddpm", prompt="brighter")
         stage = two.stages[1]
         noise = NoiseSource(4, 0, stage=1)
-        *_, last = trajectory(
+        *_, (last, _) = trajectory(
             stage,
             Process(stage.schedule, space_timesteps(50, "4"), stage.variance),
             0.9 * noise((3, 3, 2 * SIZE, 2 * SIZE)),
             noise,
             condition=Told(torch.full((3,), 0.5), result.guided.earlier["base"]),
         )
-        assert torch.equal(result.images, last.x.clamp(-1.0, 1.0))
+        assert torch.equal(result.images, last.clamp(-1.0, 1.0))
 
     def test_its_noise_comes_from_seed_and_image_alone(self, toy: DiffusionBackend) -> None:
         from ppap_plugin_toy.cascade import Doubling, Told, ToyCascade

@@ -6,7 +6,6 @@ from ppap_framework.diffusion.process import times as times
 from ppap_framework.diffusion.process import timesteps_for as timesteps_for
 from ppap_framework.diffusion.walk import Guidance as Guidance
 from ppap_framework.diffusion.walk import NoiseSource as NoiseSource
-from ppap_framework.diffusion.walk import State as State
 from ppap_framework.diffusion.walk import Step as Step
 from ppap_framework.diffusion.walk import cascade as cascade
 from ppap_framework.diffusion.walk import ddim_step as ddim_step

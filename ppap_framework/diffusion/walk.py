@@ -158,18 +158,6 @@ class NoiseSource:
         return torch.stack(rows)
 
 
-@attrs.frozen(eq=False)
-class State:
-    """The new state x, (B, C, H, W), after a step from an index of the process, which is a base
-    timestep; and the prediction that x was made from, whose x0 previews the final images.
-    """
-
-    index: int
-    timestep: float
-    x: Tensor
-    prediction: Prediction
-
-
 @torch.no_grad()
 def trajectory(
     stage: Stage,
@@ -183,8 +171,9 @@ def trajectory(
     clip: bool = True,
     indices: Iterable[int] | None = None,
     known: Known | None = None,
-) -> Iterator[State]:
-    """Walk from noise to images, one state for each of the process's S timesteps.
+) -> Iterator[tuple[Tensor, Prediction]]:
+    """Walk from noise to images; after a step from each of the process's S timesteps, yield the new
+    state, (B, C, H, W), and the prediction that it was made from, whose x0 previews the images.
 
     Args:
         stage: The stage, whose denoiser is called at base timesteps.
@@ -220,7 +209,7 @@ def trajectory(
         if known is not None:
             eps = noise(tuple(x.shape))
             x = known._replace(x0=noised(known.x0, eps, abar_prev[index])).kept(x)
-        yield State(index, timestep, x, prediction)
+        yield x, prediction
 
 
 def noised(x: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
@@ -267,8 +256,8 @@ def cascade(
         x = stage.sampling.temperature * noise((len(images), *stage.shape)).to(images.device)
         given = stage.conditioned(condition, images)
         step = partial(ddim_step, eta=stage.sampling.eta)
-        for state in trajectory(stage, process, x, noise, condition=given, step=step):
-            x = state.x
+        for state, _ in trajectory(stage, process, x, noise, condition=given, step=step):
+            x = state
             if watch:
                 watch(len(images))
         images = stage.decode(x).clamp(-1.0, 1.0)

@@ -127,12 +127,12 @@ class Drawing:
         more["known"] = known if sampling.mask else None
         walk = partial(trajectory, plan.stage, plan.process, x, noise, **more)
         with computing_in(plan.compute.precision, plan.device):
-            for state in walk(step=sampling.step, guidance=guidance):
-                x = state.x
+            for state, _ in walk(step=sampling.step, guidance=guidance):
+                x = state
                 self._count(count)
             if check and (broken := _broken(x)):
                 # If the first step is finite without guides, they are at fault.
-                guided = guidance is not None and not _broken(next(walk()).x)
+                guided = guidance is not None and not _broken(next(walk())[0])
                 raise self._failure(images[broken[0]], guided)
             with torch.no_grad():
                 x = plan.stage.decode(x)

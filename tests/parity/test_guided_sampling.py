@@ -57,7 +57,12 @@ def test_guided_sampling(record: dict[str, Any], tensors: dict[str, Tensor]) -> 
 
     steps = space_timesteps(1000, record["timestep_respacing"])
     process = Process(stage.schedule, steps, stage.variance)
-    noises = iter(tensors["noises"][:, :rows])
+    noises, timesteps = iter(tensors["noises"][:, :rows]), list[float]()
+
+    def step(process: Process, index: int, *given: Any) -> Any:
+        timesteps.append(process.timesteps[index])
+        return ddpm_step(process, index, *given)
+
     states = list(
         trajectory(
             stage,
@@ -65,16 +70,16 @@ def test_guided_sampling(record: dict[str, Any], tensors: dict[str, Tensor]) -> 
             tensors["noise_init"][:rows],
             lambda _: next(noises),
             condition=condition,
-            step=ddpm_step,
+            step=step,
             clip=record["clip_denoised"],
         )
     )
-    assert [state.timestep for state in states] == tensors["model_t"][:, 0].tolist()
-    for index, state in enumerate(states):
-        assert relative_l2(state.x, tensors["samples"][index, :rows]) <= tolerance
-        assert relative_l2(state.prediction.x0, tensors["pred_xstart"][index, :rows]) <= tolerance
+    assert timesteps == tensors["model_t"][:, 0].tolist()
+    for index, (x, prediction) in enumerate(states):
+        assert relative_l2(x, tensors["samples"][index, :rows]) <= tolerance
+        assert relative_l2(prediction.x0, tensors["pred_xstart"][index, :rows]) <= tolerance
     first = stage.denoise(
-        tensors["noise_init"][:rows], torch.full((rows,), states[0].timestep), condition
+        tensors["noise_init"][:rows], torch.full((rows,), timesteps[0]), condition
     )
     assert first.variance is not None
     said = torch.cat([first.eps, first.variance], dim=1)

@@ -15,7 +15,6 @@ from toy_guides import guide_of
 from ppap_framework.components import Prediction, Stage, VarianceKind
 from ppap_framework.diffusion import (
     Process,
-    State,
     Step,
     ddim_step,
     ddpm_step,
@@ -110,8 +109,10 @@ def blend(formula: dict[str, Any] | None) -> Callable[[Tensor], Tensor] | None:
     return fill
 
 
-def replay(record: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[list[State], Clock]:
-    """Our sampler on a case, with the case's noise."""
+def replay(
+    record: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[list[tuple[Tensor, Prediction]], Clock]:
+    """Our sampler on a case, with the case's noise: states, with the predictions they are of."""
     given, sampler = record["process"], record["sampler_args"]
     schedule = noise_schedule(given["schedule"], given["base_steps"])
     timesteps = space_timesteps(given["base_steps"], given["respacing"])
@@ -147,8 +148,8 @@ def test_trajectory(record: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     states, clock = replay(record, tensors)
     assert len(states) == record["n_steps"]
     tolerance = record["tolerance"]["value"]
-    x = torch.stack([state.x for state in states])
-    x0 = torch.stack([state.prediction.x0 for state in states])
+    x = torch.stack([x for x, _ in states])
+    x0 = torch.stack([prediction.x0 for _, prediction in states])
     assert distance(x, tensors["samples"]) <= tolerance
     assert distance(x0, tensors["pred_xstart"]) <= tolerance
     assert distance(x[-1:], tensors["final"][None]) <= tolerance

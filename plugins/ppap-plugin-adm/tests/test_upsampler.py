@@ -113,12 +113,12 @@ def test_it_goes_on_from_the_guided_base(backend: AdmBackend, tmp_path: Path) ->
     assert isinstance(stage, CascadedStage)
     process = Process(stage.schedule, space_timesteps(100, "4"), stage.variance)
     condition = stage.conditioned(torch.tensor([2, 0]), base)
-    *_, last = trajectory(
+    *_, (last, _) = trajectory(
         *(stage, process, noise((2, 3, 16, 16)), noise),
         condition=condition,
         step=lambda *given: ddim_step(*given, eta=1.0),
     )
-    assert torch.equal(drawn.images, last.x.clamp(-1, 1))
+    assert torch.equal(drawn.images, last.clamp(-1, 1))
 
 
 def test_the_published_recipe_is_the_default(tmp_path: Path) -> None:
