@@ -13,7 +13,7 @@ base timesteps t - 1 and t is their mean log-SNR.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import neg
@@ -93,14 +93,10 @@ class NoiseRanges:
         """The expert in [0, N) that owns a noise level; 0 for clean images (inf)."""
         return bisect_left(self.boundaries, -log_snr, key=neg)
 
-    def index(self, level: NoiseLevel) -> Tensor:
-        """The owners of B noise levels: (B,), int64."""
-        return torch.tensor([self.owner(value) for value in level.log_snr.tolist()]).long()
-
     def timesteps(self, schedule: NoiseSchedule) -> tuple[range, ...]:
         """The base timesteps of a schedule that each of the N experts owns."""
-        owners = self.index(NoiseLevel(schedule.log_snr))  # (T,), rising
-        ends = torch.bincount(owners, minlength=len(self)).cumsum(0).tolist()
+        owners = [self.owner(value) for value in schedule.log_snr.tolist()]  # rising
+        ends = [bisect_right(owners, expert) for expert in range(len(self))]
         return tuple(range(start, end) for start, end in pairwise([0, *ends]))
 
 
