@@ -54,10 +54,7 @@ class BundleFile:
     @property
     def calibration(self) -> ScaleCurve | None:
         """The scale curve; None if the experts were not calibrated."""
-        info = self.info
-        loss = (info.curve and info.curve.loss) or info.recipe.get("loss")
-        of: Any = loss if isinstance(loss, Mapping) else None
-        return info.curve and attrs.evolve(info.curve, loss=of)
+        return self.info.curve
 
     def calibrated(self, loss: object) -> bool:
         """Whether the experts were calibrated for a loss."""
