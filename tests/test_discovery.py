@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ppap_framework import plugin as author_api
 from ppap_framework.errors import PluginError
 from ppap_framework.plugin import PPAP_API, BackendSpec, Card
-from ppap_framework.registry import PluginRecord, Registry, check_api, discover, normal
-from ppap_framework.registry.discovery import excluded_by, unknown_names
+from ppap_framework.registry import PluginRecord, Registry, discover, normal
+from ppap_framework.registry.discovery import check_api, excluded_by, unknown_names
 
 MAJOR, MINOR = PPAP_API
 

@@ -31,7 +31,6 @@ from ppap_framework.checkpoints import (
 from ppap_framework.errors import AssetError, PluginError, UsageError
 from ppap_framework.experts import (
     BundleInfo,
-    InputConvention,
     ScaleCurve,
     backend_sha256,
     guide_sha256,
@@ -40,9 +39,9 @@ from ppap_framework.experts import (
     read_bundle_info,
     save_bundle,
     verify_bundle,
-    weights_sha256,
     write_curve,
 )
+from ppap_framework.experts.identity import InputConvention, weights_sha256
 from ppap_framework.noise import NoiseLevel, cosine_schedule
 
 

@@ -38,7 +38,6 @@ from ppap_framework.experts import (
     BundleInfo,
     ExpertSet,
     Identity,
-    InputConvention,
     NoiseRanges,
     backend_sha256,
     choose_experts,
@@ -51,6 +50,7 @@ from ppap_framework.experts import (
     read_bundle_info,
     save_bundle,
 )
+from ppap_framework.experts.identity import InputConvention
 from ppap_framework.guidance import Guide
 from ppap_framework.noise import NoiseLevel, linear_schedule
 from ppap_framework.preprocessing import Preprocessing

@@ -32,12 +32,12 @@ from ppap_framework.registry import (
     Conflict,
     PluginRecord,
     Registry,
-    Status,
     conflicts,
     discover,
     names,
     suppliers,
 )
+from ppap_framework.registry.records import Status
 
 Spec = TypeVar("Spec", bound=ComponentSpec)
 

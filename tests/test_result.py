@@ -21,7 +21,7 @@ from toy_distribution import green, write_experts
 import ppap_framework as ppap
 from ppap_framework.components import DiffusionBackend
 from ppap_framework.errors import PpapError, UsageError
-from ppap_framework.experts import weights_sha256
+from ppap_framework.experts.identity import weights_sha256
 from ppap_framework.files import replacing
 from ppap_framework.pixels import to_uint8
 from ppap_framework.run import RunFolder, plan

@@ -20,10 +20,8 @@ from ppap_framework.experts.choice import same_experts as same_experts
 from ppap_framework.experts.choice import same_loss as same_loss
 from ppap_framework.experts.choice import warn_of_idle as warn_of_idle
 from ppap_framework.experts.identity import Identity as Identity
-from ppap_framework.experts.identity import InputConvention as InputConvention
 from ppap_framework.experts.identity import backend_sha256 as backend_sha256
 from ppap_framework.experts.identity import guide_sha256 as guide_sha256
-from ppap_framework.experts.identity import weights_sha256 as weights_sha256
 from ppap_framework.experts.info import AdapterConfig as AdapterConfig
 from ppap_framework.experts.info import BundleInfo as BundleInfo
 from ppap_framework.experts.info import Present as Present

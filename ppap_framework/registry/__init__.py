@@ -4,7 +4,6 @@
 questions about the result. Only `Registry.make` imports a component's code.
 """
 
-from ppap_framework.registry.discovery import check_api as check_api
 from ppap_framework.registry.discovery import discover as discover
 from ppap_framework.registry.discovery import plugin_file as plugin_file
 from ppap_framework.registry.discovery import registry as registry
@@ -12,7 +11,6 @@ from ppap_framework.registry.lookup import Registry as Registry
 from ppap_framework.registry.names import Conflict as Conflict
 from ppap_framework.registry.names import conflicts as conflicts
 from ppap_framework.registry.records import PluginRecord as PluginRecord
-from ppap_framework.registry.records import Status as Status
 from ppap_framework.registry.records import normal as normal
 from ppap_framework.registry.records import split as split
 from ppap_framework.registry.refusals import suppliers as suppliers

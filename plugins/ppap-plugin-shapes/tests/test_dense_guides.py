@@ -23,7 +23,7 @@ import ppap_framework as ppap
 from ppap_framework import learn
 from ppap_framework.cli import main
 from ppap_framework.components import Target
-from ppap_framework.experts import weights_sha256
+from ppap_framework.experts.identity import weights_sha256
 from ppap_framework.guidance import Guide
 from ppap_framework.learn import Recipe
 from ppap_framework.run.plan import DEFAULT_MULTIPLIER
