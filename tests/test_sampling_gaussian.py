@@ -61,6 +61,11 @@ class GaussianStage(Stage):
         return Prediction.from_x0(x0, x_t, alpha, sigma)
 
 
+class Unclipped(GaussianStage):
+    def clip(self, x0: Tensor) -> Tensor:
+        return x0
+
+
 def likelihood(prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     """-log N(target; mean, variance) of the predicted mean and variance, up to a constant."""
     mean, variance = prediction
@@ -92,9 +97,11 @@ def walk(stage: Stage, process: Process | int, side: int = 2, **how: Any) -> tup
     return start, end_of(stage, process, start, source, **how)
 
 
-def states_of(steps: int, batch: int = 1, **how: Any) -> tuple[GaussianStage, list[Any]]:
+def states_of(
+    steps: int, batch: int = 1, kind: type[GaussianStage] = GaussianStage, **how: Any
+) -> tuple[GaussianStage, list[Any]]:
     """Each state after a step, with the prediction that it was made from."""
-    stage, (start, source) = GaussianStage(LINEAR), noise_of(batch)
+    stage, (start, source) = kind(LINEAR), noise_of(batch)
     return stage, list(trajectory(stage, process_of(stage, steps), start, source, **how))
 
 
@@ -114,11 +121,11 @@ def check_moments(found: Tensor, mean: float, deviation: float, slack: float, re
 
 @pytest.mark.parametrize("schedule", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_ddim_converges_to_the_flow(schedule: NoiseSchedule) -> None:
-    stage = GaussianStage(schedule)
+    stage = Unclipped(schedule)
     errors = []
     for steps in (50, 100, 200):
         process = process_of(stage, steps)
-        start, end = walk(stage, process, side=8, clip=False)
+        start, end = walk(stage, process, side=8)
         errors.append((end - transported(stage, process, start)).abs().max().item())
     assert errors[2] < 0.03
     for coarse, fine in pairwise(errors):
@@ -130,15 +137,16 @@ def test_ddim_converges_to_the_flow(schedule: NoiseSchedule) -> None:
     "step", [ddpm_step, *(partial(ddim_step, eta=eta) for eta in (0.5, 1.0, 1.5))]
 )
 def test_stochastic_samplers_draw_the_data(step, variance: VarianceKind) -> None:
-    stage = GaussianStage(COSINE)
-    _, end = walk(stage, process_of(stage, 250, variance), side=48, step=step, clip=False)
+    stage = Unclipped(COSINE)
+    _, end = walk(stage, process_of(stage, 250, variance), side=48, step=step)
     check_moments(end, MEAN, DEVIATION, slack=0, rel=0.03)
 
 
 def test_ddim_with_eta_1_takes_the_ancestral_step() -> None:
     """Song et al. 2021, section 4.1; the posterior's mean and variance are those of eta 1."""
     walks = [
-        states_of(10, step=step, clip=False)[1] for step in (ddpm_step, partial(ddim_step, eta=1.0))
+        states_of(10, kind=Unclipped, step=step)[1]
+        for step in (ddpm_step, partial(ddim_step, eta=1.0))
     ]
     for (a, _), (b, _) in zip(*walks, strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -146,7 +154,7 @@ def test_ddim_with_eta_1_takes_the_ancestral_step() -> None:
 
 def test_the_noise_of_a_step_is_at_most_all() -> None:
     """However large eta is, x_{i-1} is noised to its own level, with new noise alone."""
-    stage, states = states_of(10, step=partial(ddim_step, eta=1e6), clip=False)
+    stage, states = states_of(10, kind=Unclipped, step=partial(ddim_step, eta=1e6))
     abars, (start, noise) = process_of(stage, 10).alphas_cumprod_prev.flip(0).tolist(), noise_of()
     for (x, prediction), abar in zip(states, abars, strict=True):
         wanted = abar**0.5 * prediction.x0 + (1.0 - abar) ** 0.5 * noise(tuple(start.shape))
@@ -154,12 +162,12 @@ def test_the_noise_of_a_step_is_at_most_all() -> None:
 
 
 def test_inversion_leads_back() -> None:
-    stage = GaussianStage(COSINE)
+    stage = Unclipped(COSINE)
     process = Process(COSINE, timesteps_for(1000, 200)[:-1])
     data = MEAN + DEVIATION * images(2, 3, 8, 8)
-    *_, (last, _) = inversion(stage, process, data, clip=False)
+    *_, (last, _) = inversion(stage, process, data)
     assert_close(transported(stage, process, last), data, rtol=0, atol=0.05)
-    again = end_of(stage, process, last, NoiseSource(0), clip=False)
+    again = end_of(stage, process, last, NoiseSource(0))
     assert_close(again, data, rtol=0, atol=0.05)
 
 
@@ -168,7 +176,7 @@ class TestGuidance:
 
     READING, NOISE = -0.6, 0.7
     PRECISION = 1 / DEVIATION**2 + 1 / NOISE**2
-    TILTED = GaussianStage(
+    TILTED = Unclipped(
         COSINE, (MEAN / DEVIATION**2 + READING / NOISE**2) / PRECISION, PRECISION**-0.5
     )
 
@@ -198,14 +206,14 @@ class TestGuidance:
         assert_close(guided.eps, wanted.eps, rtol=1e-3, atol=1e-3)
 
     def test_guided_ddim_is_ddim_on_the_tilted_data(self) -> None:
-        how = {"process": 50, "side": 8, "clip": False}
-        _, end = walk(GaussianStage(COSINE), guidance=EnergyGuidance([self.guide()]), **how)
+        how = {"process": 50, "side": 8}
+        _, end = walk(Unclipped(COSINE), guidance=EnergyGuidance([self.guide()]), **how)
         assert_close(end, walk(self.TILTED, **how)[1], rtol=1e-3, atol=1e-3)
 
     def test_guided_ancestral_sampling_draws_the_tilted_data(self) -> None:
         guidance = EnergyGuidance([self.guide()])
-        how = {"side": 32, "step": ddpm_step, "guidance": guidance, "clip": False}
-        _, end = walk(GaussianStage(COSINE), 250, **how)
+        how = {"side": 32, "step": ddpm_step, "guidance": guidance}
+        _, end = walk(Unclipped(COSINE), 250, **how)
         check_moments(end, self.TILTED.mean, self.TILTED.deviation, slack=0.01, rel=0.04)
 
     def test_through_the_denoiser(self) -> None:
@@ -268,7 +276,7 @@ class TestKnownPixels:
     def drawn(self, steps: int, resample: int, jump: int) -> Tensor:
         """The right pixels of one image, drawn."""
 
-        class Correlated(GaussianStage):
+        class Correlated(Unclipped):
             image_shape = (3, self.ROWS, 2)
 
             def denoise(_, x_t: Tensor, t: Tensor, condition: Any) -> Prediction:  # noqa: N805
@@ -281,11 +289,7 @@ class TestKnownPixels:
         stage, source = Correlated(COSINE), NoiseSource(seed=5)
         x0 = torch.full((1, 3, self.ROWS, 2), self.KNOWN)
         unknown = torch.tensor([0.0, 1.0]).expand(1, 1, self.ROWS, 2)
-        how: dict[str, Any] = {
-            "step": ddpm_step,
-            "clip": False,
-            "known": Known(x0=x0, unknown=unknown),
-        }
+        how: dict[str, Any] = {"step": ddpm_step, "known": Known(x0=x0, unknown=unknown)}
         process, indices = process_of(stage, steps), repeated(steps, resample, jump)
         end = end_of(stage, process, source(x0.shape), source, indices=indices, **how)
         assert torch.equal(end[..., 0], x0[..., 0])

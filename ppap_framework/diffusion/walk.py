@@ -168,7 +168,6 @@ def trajectory(
     condition: Any = None,
     step: Step = ddim_step,
     guidance: Guidance | None = None,
-    clip: bool = True,
     indices: Iterable[int] | None = None,
     known: Known | None = None,
 ) -> Iterator[tuple[Tensor, Prediction]]:
@@ -182,7 +181,6 @@ def trajectory(
         noise: Draws (B, C, H, W) for a step; a `NoiseSource`, whose first draw was `x`.
         condition: Output of the backend's `encode` for these B images.
         step: `ddim_step`, `partial(ddim_step, eta=...)`, `ddpm_step` or another.
-        clip: Clip each x_0 as the stage does before it is used.
         indices: The indices to step from, in order; by default S - 1 to 0.
         known: Pixels of x_0 to keep. If the next of `indices` is noisier than where a step has led,
             noise is added, x_j = sqrt(abar_j / abar_i) x_i + sqrt(1 - abar_j / abar_i) eps.
@@ -203,8 +201,7 @@ def trajectory(
         else:
             time, level = timestep / process.schedule.num_timesteps, process.level(index, len(x))
             prediction, gradient = guidance(x, time, level, denoise)
-        if clip:
-            prediction = prediction.with_x0(stage.clip(prediction.x0))
+        prediction = prediction.with_x0(stage.clip(prediction.x0))
         x, prediction = step(process, index, prediction, drawn, gradient)
         if known is not None:
             eps = noise(tuple(x.shape))

@@ -119,13 +119,10 @@ def replay(
     process = Process(schedule, timesteps, given["variance"])
     clock = Clock(schedule, given["rescale_timesteps"])
     stage, start = FormulaStage(record, clock), tensors["noise_init"]
-    options = {
-        "guidance": guidance(record["gradient_fn"], clock),
-        "clip": sampler["clip_denoised"] or sampler["denoised_fn"] is not None,
-    }
-    if fill := blend(sampler["denoised_fn"]):
-        most = 1.0 if sampler["clip_denoised"] else torch.inf
-        stage.clip = lambda x0: fill(x0).clamp(-most, most)  # type: ignore[method-assign]
+    options = {"guidance": guidance(record["gradient_fn"], clock)}
+    fill = blend(sampler["denoised_fn"]) or (lambda x0: x0)
+    most = 1.0 if sampler["clip_denoised"] else torch.inf
+    stage.clip = lambda x0: fill(x0).clamp(-most, most)  # type: ignore[method-assign]
     if sampler["name"] == "ddim_reverse":
         return list(inversion(stage, process, start, **options)), clock
     step: Step = ddpm_step
