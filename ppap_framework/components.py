@@ -228,9 +228,6 @@ class Target:
         one = self.value.shape[0] == 1
         return self if one else attrs.evolve(self, value=self.value[start:stop])
 
-    def to(self, device: torch.device | str) -> Target:
-        return attrs.evolve(self, value=self.value.to(device))
-
 
 class GuidanceModel(nn.Module, abc.ABC):
     """An off-the-shelf network that looks at images, with its resizing, normalization and names.

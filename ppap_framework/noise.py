@@ -65,9 +65,6 @@ class NoiseLevel:
         """(B,), float64: the standard deviation of the noise in the variance-preserving form."""
         return torch.sigmoid(-self.log_snr).sqrt()
 
-    def __len__(self) -> int:
-        return len(self.log_snr)
-
 
 @attrs.frozen(eq=False)
 class NoiseSchedule:

@@ -19,7 +19,7 @@ class Origin:
         checkpoint: Name of its checkpoint; None if it has none.
         path: The checkpoint's file, of hash `sha256`.
         weights_sha256: Without such a file (a folder, a name of the hub, the user's network), the
-            hash of the weights' values, as `experts.weights_sha256`; None if experts are attached.
+            hash of the weights' values, as `experts.identity` has it; None if experts are attached.
         options: Options that were given; `resolved` includes defaults.
         compared: Options by which experts are compared; see `Registry.resolved`.
         dtype: Type to which the weights were cast; None for as stored.

@@ -122,7 +122,7 @@ def test_kept_timesteps_keep_their_noise(process: Process) -> None:
     base = process.schedule.alphas_cumprod[list(process.timesteps)]
     torch.testing.assert_close(process.alphas_cumprod, base)
     level = process.level(len(process) - 1, 3)
-    assert len(level) == 3
+    assert len(level.log_snr) == 3
     torch.testing.assert_close(level.alpha.square(), base[-1].expand(3))
     x0, x = torch.randn(2, 1, 3, 2, 2)
     torch.testing.assert_close(process.posterior_mean(x0, x, 0), x0)

@@ -122,10 +122,9 @@ def print_verified(
 
 def size_words(size: int | None) -> str:
     """A number of bytes in the largest unit; empty if it is unknown."""
-    for unit, of, digits in (("GB", 10**9, 2), ("MB", 10**6, 0), ("kB", 10**3, 0)):
-        if size and size >= of:
-            return f"{size / of:.{digits}f} {unit}"
-    return "" if size is None else f"{size} B"
+    from rich.filesize import decimal
+
+    return "" if size is None else decimal(size)
 
 
 @contextlib.contextmanager

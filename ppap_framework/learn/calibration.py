@@ -245,14 +245,11 @@ def _curve(
 
 def _pictures(plan: Plan) -> tuple[Tensor, Tensor]:
     """What the first and the last stage drew, (M, 3, H, W) each, on the CPU."""
-    batch = plan.compute.fixed_batch
-    parts: list[tuple[Tensor, Tensor]] = []
+    numbers, batch = range(plan.num), plan.compute.fixed_batch
     with run.drawing(plan) as draw:
-        for start in range(0, plan.num, batch):
-            drawn = list(draw(range(start, min(start + batch, plan.num))).values())
-            parts.append((drawn[0].cpu(), drawn[-1].cpu()))
-    first, last = zip(*parts, strict=True)
-    return torch.cat(first), torch.cat(last)
+        several = [draw(numbers[start : start + batch]).values() for start in numbers[::batch]]
+    stages = [torch.cat(parts).cpu() for parts in zip(*several, strict=True)]
+    return stages[0], stages[-1]
 
 
 def _targets(guide: Guide, pictures: Tensor) -> Tensor:
