@@ -32,7 +32,7 @@ from torch import Tensor
 from ppap_framework import run
 from ppap_framework.components import DiffusionBackend, TargetInput, check_readable
 from ppap_framework.diagnosis import evenly_spaced, noised, rising_fit
-from ppap_framework.errors import PluginError, UsageError
+from ppap_framework.errors import PluginError, UsageError, one_line
 from ppap_framework.experts import BundleFile, Present, ScaleCurve, check_wanted, same_loss
 from ppap_framework.experts.bundle import load_bundle, write_curve
 from ppap_framework.files import cache_dir, digest, read_json, write_json
@@ -282,7 +282,7 @@ def _energies(guide: Guide, images: Tensor, level: NoiseLevel, targets: Tensor) 
         try:
             column = guide.loss.energy(prediction, target)
         except (RuntimeError, ValueError, TypeError, IndexError, PluginError) as error:
-            said = (str(error) or type(error).__name__).splitlines()[0]
+            said = one_line(error.__cause__ or error)
             raise _refused(guide, f"its loss takes no picture as target: {said}") from error
         if column.shape != (len(images),):
             shape = tuple(column.shape)

@@ -86,8 +86,9 @@ def new(kind: str, name: str, minimal: bool, out: str) -> None:
     path = (write_file if minimal else write_package)(kind, name, out)
     click.echo(path)
     module = f"--plugin-file {path}"
+    aimed = "--target 0.1 --through detached --scale 10000"
     use = {
-        "guider": f"ppap run {module} --backend adm --guider {name} --target 0.3 --scale 20000",
+        "guider": f"ppap run {module} --backend adm --guider {name} {aimed}",
         "backend": f"ppap run {module} --backend {name}",
         "loss": f"ppap run {module} --backend adm --guider classifier --loss {name}",
         "adapter": f"ppap adapt {module} --backend adm --guider classifier --adapter {name}",
