@@ -272,8 +272,12 @@ class TestChoosing:
         assert ppap(capsys, "verify")[0] == 4
 
     def test_auto_prefers_the_calibrated_then_the_better(self, caplog: Caplog) -> None:
+        """The loss counts, not its share of the untouched network's: that differs with what experts
+        read.
+        """
+
         def scored(name: str, age: float, loss: float | None, **more: Any) -> None:
-            scores = [{"held_out": loss, "untouched": 2.0}] * 3
+            scores = [{"held_out": loss, "untouched": 2.0 * (loss or 0.0) ** 2}] * 3
             bundle(name, age, metrics={"experts": scores}, **more)
 
         scored("trial", 0, 1.5)
@@ -364,7 +368,7 @@ class TestCommand:
         code, out, _ = ppap(capsys, "list")
         assert code == 0
         assert all(name in out for name in rows)
-        assert f" {path.stat().st_size / 1000:.0f} kB " in out
+        assert f" {path.stat().st_size / 1000:.1f} kB " in out
 
     def test_doctor_shows_what_cannot_be_attached(self, capsys: Capsys) -> None:
         """It looks in a process of its own, where no plugin supplies the adapter."""

@@ -177,7 +177,7 @@ class TestGuiding:
         assert list(result.plan.guides[0].each_through) in (looks, looks[:1])
         for look, same in ("noisy", True), ("detached", False):
             bare = sampled(toy, green(experts="none"), through=look).images
-            assert torch.allclose(result.compared["naive"].images, bare, atol=1e-5) == same
+            assert torch.allclose(result.pictures["naive"].images, bare, atol=1e-5) == same
             assert (result.images - bare).abs().max() > 0.05
 
     def test_each_guide_looks_at_what_its_experts_read(self, toy: Toy, tmp_path: Path) -> None:
@@ -225,8 +225,8 @@ class TestGuiding:
         alone, naive = sampled(toy, green(scale, experts=path)), sampled(toy, green(experts="none"))
         both = sampled(toy, green(scale, experts=path), compare=True)
         assert torch.equal(both.images, alone.images)
-        assert torch.equal(both.compared["naive"].images, naive.images)
-        assert torch.equal(both.compared["unguided"].images, sampled(toy).images)
+        assert torch.equal(both.pictures["naive"].images, naive.images)
+        assert torch.equal(both.pictures["unguided"].images, sampled(toy).images)
         assert not torch.equal(naive.images, alone.images)
         assert both.stats.guidance == alone.stats.guidance
         counts, once = counts_of(both.plan).guide_forwards, counts_of(alone.plan).guide_forwards
@@ -256,7 +256,7 @@ class TestGuiding:
         result = sampled(toy, green(experts=bundle), compare=True)
         plain = green(experts="none")
         assert plain.target is not None
-        for drawn in (result.guided, result.compared["unguided"]):
+        for drawn in (result.guided, result.pictures["unguided"]):
             energy = plain.loss.energy(plain.model(drawn.images), plain.target.value)
             assert torch.allclose(drawn.seen["colour"].figures["energy"], energy, atol=1e-6)
 

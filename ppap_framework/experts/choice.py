@@ -199,7 +199,7 @@ def choose_experts(
     """The experts of a guide; other arguments, also `how`, and errors as for `check_wanted`.
 
     Of the bundles that match, "auto" takes those calibrated for the `loss`, a `Guide.loss_record`;
-    of these the lowest `BundleInfo.held_out`, and of these the newest. A `BundleFile` was chosen
+    of these the lowest `BundleInfo.mean_loss`, and of these the newest. A `BundleFile` was chosen
     before and is returned unchecked. UsageError if other experts are attached to the model,
     AssetError or PluginError if a named bundle differs from model or backend or cannot be attached.
     """
@@ -280,7 +280,7 @@ def _best(
         for told in other_backends:
             _log.warning(_PASSED_OVER, *told)
         return None
-    ranks = [(not bundle.calibrated(loss), bundle.info.held_out) for bundle in matching]
+    ranks = [(not bundle.calibrated(loss), bundle.info.mean_loss()) for bundle in matching]
     best = ranks.index(min(ranks))  # the newest of equal rank
     if best > 0:
         lower = ranks[best][0] == ranks[0][0]

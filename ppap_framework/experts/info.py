@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from attrs.validators import min_len, optional
@@ -24,7 +24,6 @@ from ppap_framework.noise import NoiseSchedule
 from ppap_framework.preprocessing import Preprocessing
 
 _FORMAT = 1
-_LOSSES = ("held_out", "untouched")
 
 WAIVABLE = ("backend", "options", "resolution")
 """Differences that a user may accept: experts see noisy images of another kind or size, or options
@@ -139,14 +138,13 @@ class BundleInfo:
         given = self.recipe.get("through", "noisy")
         return tuple(given) if isinstance(given, list | tuple) else given
 
-    @property
-    def held_out(self) -> float:
-        """Mean held-out loss as a share of the untouched network's; infinity if unknown."""
+    def mean_loss(self, of: Literal["held_out", "untouched"] = "held_out") -> float:
+        """Mean loss on held-out images over all timesteps, of the experts or of the untouched
+        network; infinity if it is unknown.
+        """
         with contextlib.suppress(ArithmeticError, LookupError, TypeError, ValueError):
             scores = zip(pairwise(self.timesteps), self.metrics["experts"], strict=True)
-            rows = [[(b - a) * float(s[k]) for k in _LOSSES] for (a, b), s in scores]
-            own, untouched = map(sum, zip(*rows, strict=True))
-            return own / untouched if untouched > 0.0 else math.inf
+            return sum((b - a) * float(s[of]) for (a, b), s in scores) / self.timesteps[-1]
         return math.inf
 
     def to_json(self) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ppap_framework.pixels import to_pil, to_uint8
-from ppap_framework.run.plan import Plan, option_words, scale_words
+from ppap_framework.run.plan import Kind, Plan, option_words, scale_words
 from ppap_framework.run.result import Pictures, Result
 
 MAX_IMAGES = 64
@@ -60,9 +60,10 @@ def grid_of(result: Result) -> Image.Image:
         header.append(f"below each image: what {' and '.join(spoken)} {verb} in it")
     if len(spoken) < len(result.seen):
         header.append("energy: how far what a guide sees is from its target; lower is nearer")
-    titles = {"unguided": "unguided", "naive": "guided, without experts"}
-    lines = [line for kind, p in result.compared.items() for line in _lines(titles[kind], p)]
-    lines += _lines(_guided(run), result.guided)
+    titles: dict[Kind, str] = {"unguided": "unguided", "naive": "guided, without experts"}
+    titles["guided"] = _guided(run)
+    there = [kind for kind in titles if kind in result.pictures]
+    lines = [line for kind in there for line in _lines(titles[kind], result.pictures[kind])]
     targets = [
         (to_pil(guide.target.picture[None])[0], f"{guide.name}: {guide.target.label}")
         for guide in run.guides

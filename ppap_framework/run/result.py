@@ -121,11 +121,6 @@ class Result:
         return self.pictures.get("naive")
 
     @property
-    def compared(self) -> dict[str, Pictures]:
-        """The compared images, by kind."""
-        return {kind: p for kind, p in self.pictures.items() if kind != "guided"}
-
-    @property
     def seen(self) -> Mapping[str, Seen]:
         """What each guide sees in the images, by the guide's name."""
         return self.guided.seen

@@ -126,10 +126,11 @@ def _part(name: str, info: BundleInfo, sha256: str, source: str, picture: str | 
         "## Experts",
         _experts(info),
     ]
-    if info.held_out < float("inf"):
+    own, untouched = info.mean_loss(), info.mean_loss("untouched")
+    if own < float("inf") and untouched > 0.0:
         parts.append(
             "The loss is that of the knowledge transfer on held-out images, of the experts and of "
-            f"the untouched network. Over all timesteps, the experts have {info.held_out:.1%} of "
+            f"the untouched network. Over all timesteps, the experts have {own / untouched:.1%} of "
             "the untouched network's loss."
         )
     if (curve := _curve(info)) is not None:
