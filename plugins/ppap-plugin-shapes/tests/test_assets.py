@@ -78,10 +78,8 @@ def test_experts_lead_where_the_untouched_network_does_not() -> None:
     judge = ppap.guide("classifier", checkpoint="shapes-judge", target="red cube", experts="none")
     names = [judge.model.target(TargetInput(text=name)).value for name in CLASS_NAMES]
     hits = {}
-    for name, images in (
-        ("experts", drawn.images),
-        *((n, d.images) for n, d in drawn.compared.items()),
-    ):
+    for kind, pictures in drawn.pictures.items():
+        name, images = "experts" if kind == "guided" else kind, pictures.images
         with torch.no_grad():
             seen = judge.model(images).argmax(1)
         hits[name] = int((seen == torch.cat(names)[aims]).sum())
